@@ -1,0 +1,288 @@
+"""The configuration: every key, its type, default, unit and meaning. Unknown keys are errors.
+
+One model serves the YAML files, the JSON schema (`cliptex config-schema`), the workflow and the command line.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cliptex.errors import CliptexError
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Split(Section):
+    """Number of images of a rendered benchmark."""
+
+    train: Positive
+    val: Positive
+
+
+class Miniature(Section):
+    """The rendered stand-ins for the real data sets."""
+
+    seed: int = 0
+    """Seed of every scene; another seed gives other data sets."""
+    image_size_px: Annotated[int, Field(ge=32)] = 96
+    """Side of the square renders, pixels."""
+    pairs: Positive = 6000
+    """Image-caption pairs, the stand-in for CC3M."""
+    pairs_per_shard: Positive = 500
+    """Pairs in one WebDataset shard."""
+    noisy_captions: Share = 0.2
+    """Share of captions that are uninformative or belong to another picture."""
+    expert_train: Positive = 4000
+    """Labelled renders on which the experts are trained."""
+    expert_val: Positive = 300
+    """Labelled renders on which the experts' held-out quality is measured."""
+    benchmarks: dict[Name, Split] = {}
+    """Number of images per benchmark and split."""
+
+
+class Dataset(Section):
+    """Where the image-caption pairs come from."""
+
+    source: Literal["miniature", "webdataset"] = "miniature"
+    """`miniature`: rendered here. `webdataset`: tars that already exist."""
+    shards: list[str] = []
+    """Paths of existing tars (source `webdataset`), in order."""
+    min_yield: Share = 0.9
+    """Below this share of usable samples the shard index refuses the data set."""
+
+
+class Expert(Section):
+    """An expert: where its weights come from and how it is run."""
+
+    plugin: str | None = None
+    """Module in cliptex/experts/ or "package.module:Class"; the expert's own name when absent."""
+    weights: Literal["trained", "local"] = "trained"
+    """`trained`: by this workflow on labelled renders. `local`: the file `path`."""
+    path: str | None = None
+    """Weight file (safetensors) for `local`."""
+    licence: str = "Apache-2.0"
+    """Licence of the weights, recorded in the label store."""
+    batch_size: Positive = 32
+    """Images a forward pass."""
+    network: dict[str, Any] = {}
+    """Architecture and inference options, read by the expert."""
+    training: dict[str, Any] = {}
+    """Training options (steps, batch_size, learning_rate, ...), read by the expert."""
+
+
+class LabelStore(Section):
+    """A label store: a task's pseudo-labels made by one expert."""
+
+    task: str
+    """Module in cliptex/tasks/ or "package.module:Class"."""
+    expert: Name
+    """Name of an entry in `experts`."""
+
+
+class Labels(Section):
+    """How shards are labelled."""
+
+    shards_per_job: Positive = 10
+    """Shards that one labelling job does."""
+    max_side_px: Positive = 256
+    """Label grids are no larger than this; larger images are labelled at full size and the label is resized."""
+
+
+class Student(Section):
+    """The CLIP that is trained."""
+
+    architecture: str | dict[str, Any] = "ViT-B-16"
+    """Name of an open_clip architecture, or an open_clip `model_cfg`."""
+    pretrained: str | None = None
+    """open_clip pretrained tag, or path of a checkpoint or of an exported folder; null starts from random weights."""
+
+
+class Train(Section):
+    """Training settings that all models share."""
+
+    batch_size: Positive = 128
+    """Image-caption pairs a step."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    """Steps of linear warm-up, before a cosine to zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """AdamW weight decay; norms, biases, embeddings and the logit scale have none."""
+    beta2: Share = 0.98
+    """AdamW second-moment decay."""
+    grad_clip: Rate = 1.0
+    """Largest gradient norm."""
+    crop_scale: tuple[Share, Share] = (0.5, 1.0)
+    """Area of the random crop as a share of the image."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip."""
+    target_size_px: Positive = 32
+    """Side of the grid on which dense losses are computed, pixels."""
+    multi_scale: Literal["ppm", "none"] = "ppm"
+    """Shared module between encoder and task heads: pyramid pooling, or none."""
+    multi_scale_channels: Positive = 128
+    """Output channels of the multi-scale module."""
+    head_rate_factor: Rate = 4.0
+    """Learning rate of module and heads, relative to the encoder's."""
+    checkpoint_every: Positive = 100
+    """Steps between rolling checkpoints."""
+    shuffle_shards: Positive = 16
+    """Shards held in memory at a time and shuffled together."""
+
+
+class Model(Section):
+    """A named training run."""
+
+    init: Name | None = None
+    """Model whose final weights it starts from (same seed); null starts from `student`."""
+    steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps; 0 exports the starting weights."""
+    learning_rate: Rate = 1e-3
+    """Peak learning rate."""
+    tasks: dict[Name, Annotated[float, Field(gt=0)]] = {}
+    """Label stores to learn from, and the weight of each task's loss; empty is contrastive only."""
+    contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the contrastive loss."""
+    shuffle_labels: bool = False
+    """Control: every image gets the pseudo-labels of another one."""
+
+
+class Probes(Section):
+    """How frozen encoders are judged."""
+
+    models: list[Name] = []
+    """Models to probe; all of `models` when empty."""
+    baselines: list[Literal["random", "position"]] = ["random", "position"]
+    """Untrained encoder, and position embedding alone, beside the models."""
+    benchmarks: dict[Name, dict[str, Any]] = {}
+    """Benchmarks to run; per benchmark the options of its heads (steps, learning rates, grids)."""
+    models_per_job: Positive = 5
+    """Models that one probing job does, sharing start-up and decoded images."""
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the training split on which a probe's hyper-parameters are chosen."""
+    save_predictions: Annotated[int, Field(ge=0)] = 4
+    """Evaluation samples whose predictions are kept beside the result."""
+
+
+class Zeroshot(Section):
+    """Zero-shot classification."""
+
+    benchmarks: list[Name] = []
+    """Classification benchmarks to run."""
+    templates: Literal["openai", "simple"] = "simple"
+    """Prompt templates of open_clip: OpenAI's 80, or the 7 of the simple list."""
+
+
+class Report(Section):
+    """The report page."""
+
+    title: str = "Did pseudo-supervision make CLIP better?"
+    """Headline of the page."""
+    gallery: Positive = 6
+    """Pictures a benchmark and of the labelled pairs."""
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    dataset: Dataset = Dataset()
+    miniature: Miniature = Miniature()
+    experts: dict[Name, Expert] = {}
+    """The experts, by name."""
+    label_stores: dict[Name, LabelStore] = {}
+    """The label stores, by name (the task's name by default)."""
+    labels: Labels = Labels()
+    student: Student = Student()
+    train: Train = Train()
+    models: dict[Name, Model] = {}
+    """The models, by name."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    """Seeds of training and probing; each gives one column of runs."""
+    probes: Probes = Probes()
+    zeroshot: Zeroshot = Zeroshot()
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        """Check references between sections. A subset without the section referred to is accepted."""
+        for name, store in self.label_stores.items():
+            if self.experts and store.expert not in self.experts:
+                raise ValueError(f"label_stores.{name}.expert: {store.expert!r} is not one of {sorted(self.experts)}")
+        for name, model in self.models.items():
+            for store in model.tasks:
+                if self.label_stores and store not in self.label_stores:
+                    raise ValueError(f"models.{name}.tasks: {store!r} is not one of {sorted(self.label_stores)}")
+            seen = [name]
+            while (init := self.models[seen[-1]].init) is not None and init in self.models:
+                if init in seen:
+                    raise ValueError(f"models.{name}.init: the chain {' -> '.join([*seen, init])} is a circle")
+                seen.append(init)
+        for name in self.probes.models:
+            if self.models and name not in self.models:
+                raise ValueError(f"probes.models: {name!r} is not one of {sorted(self.models)}")
+        if self.dataset.source == "webdataset" and not self.dataset.shards:
+            raise ValueError("dataset.shards: source 'webdataset' needs the paths of the tars")
+        return self
+
+    @classmethod
+    def load(cls, source: str | Path | Mapping[str, Any]) -> Self:
+        """Read a YAML file, a JSON text (starts with "{") or a mapping.
+
+        Raises CliptexError that names the file, the key and what is wrong with it.
+        """
+        where = "configuration"
+        if not isinstance(source, Mapping):
+            text = str(source)
+            if not text.lstrip().startswith("{"):
+                where = text
+                try:
+                    text = Path(source).read_text()
+                except OSError as error:
+                    raise CliptexError(f"{where}: cannot be read ({error.strerror})") from error
+            try:
+                source = yaml.safe_load(text) or {}
+            except yaml.YAMLError as error:
+                raise CliptexError(f"{where}: not valid YAML ({error})") from error
+        try:
+            return cls.model_validate(dict(source))
+        except ValidationError as error:
+            problems = []
+            for item in error.errors():
+                key = ".".join(str(part) for part in item["loc"])
+                if item["type"] == "extra_forbidden":
+                    problems.append(f"{key}: unknown key")
+                elif item["type"] == "value_error":
+                    problems.append(str(item["ctx"]["error"]))
+                else:
+                    problems.append(f"{key}: {item['msg']}, got {item['input']!r}")
+            raise CliptexError(f"{where}: " + "; ".join(problems)) from error
+
+    def plain(self) -> dict[str, Any]:
+        """The configuration as JSON values, defaults filled in."""
+        return self.model_dump(mode="json")
+
+    def subset(self, *keys: str) -> str:
+        """JSON text with only these dotted keys, e.g. `subset("train", "models.clip")`.
+
+        The workflow hands it to a stage, so that a job is redone exactly when a value it uses has changed.
+        """
+        plain = self.plain()
+        out: dict[str, Any] = {}
+        for key in keys:
+            *parents, last = key.split(".")
+            source, target = plain, out
+            for parent in parents:
+                source, target = source[parent], target.setdefault(parent, {})
+            target[last] = source[last]
+        return json.dumps(out, sort_keys=True, separators=(",", ":"))

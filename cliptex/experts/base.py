@@ -1,0 +1,41 @@
+"""What an expert must do: be built from config, load weights, predict a batch, and where it can, be trained."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+
+class Expert(ABC):
+    """A frozen network (or other source) that labels images for one task.
+
+    settings: the expert's section of the config, as JSON values (`network`, `training`, `batch_size`, ...).
+    """
+
+    task: ClassVar[str]
+    """Name of the task whose labels it makes."""
+    trainable: ClassVar[bool] = True
+    """Whether `fit` exists; one that has no weights at all says False."""
+
+    def __init__(self, settings: dict[str, Any]):
+        self.settings = settings
+
+    @abstractmethod
+    def load(self, weights: Path | None) -> None:
+        """Build the network and load `weights` (safetensors, strict). None: leave it untrained, for `fit`."""
+
+    @abstractmethod
+    def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
+        """Label images (uint8 RGB [H, W, 3], sizes may differ); each label is in its image's own [H, W] frame.
+
+        The labels are those the task's `encode` takes. Deterministic, and independent of the batch mates.
+        """
+
+    def fit(self, renders: Path, seed: int) -> dict[str, Any]:
+        """Train on the labelled renders in the HDF5 file `renders`; return what the training log should keep."""
+        raise TypeError(f"{type(self).__name__} is not trained by the workflow; give weights")
+
+    def state(self) -> dict[str, Any]:
+        """Name -> tensor, what `load` reads back."""
+        raise TypeError(f"{type(self).__name__} has no weights")

@@ -1,0 +1,60 @@
+"""How files are written and identified: atomically, and by SHA-256."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from cliptex.errors import CliptexError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a scratch path beside `path`; it takes the place of `path` on success and is gone on error.
+
+    The parent folder is made. The data is on disk (fsync) before the name is, so that a crash leaves the old
+    file or the new one. The scratch name keeps the suffix, since some writers choose the format by it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not mkstemp: that leaves mode 0600, which is wrong on a shared disk.
+    scratch = path.with_name(f".{path.stem}.{uuid4().hex}{path.suffix}")
+    try:
+        yield scratch
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex SHA-256 of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. NaN is refused, since it is not JSON."""
+    with replacing(path) as scratch:
+        scratch.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or broken one raises CliptexError with its name."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CliptexError(f"{path}: no such file; run the step that makes it first") from error
+    except ValueError as error:
+        raise CliptexError(f"{path}: not valid JSON ({error}); delete it and run the same command again") from error

@@ -1,0 +1,40 @@
+"""Where everything lies, relative to the working directory (see docs/architecture.md)."""
+
+from pathlib import Path
+
+RESOURCES = Path("resources")
+RESULTS = Path("results")
+SHARDS = RESULTS / "shards"
+SHARD_INDEX = SHARDS / "index.json"
+EXPERT_RENDERS = RESOURCES / "expert_renders"
+REPORT = RESULTS / "report"
+
+
+def shard(number: int) -> Path:
+    """`results/shards/00000.tar`."""
+    return SHARDS / f"{number:05d}.tar"
+
+
+def expert(name: str) -> Path:
+    """Folder of an expert's weights in use."""
+    return RESULTS / "experts" / name
+
+
+def labels(store: str) -> Path:
+    """Folder of a label store."""
+    return RESULTS / "labels" / store
+
+
+def model(name: str, seed: int) -> Path:
+    """Folder of an exported model."""
+    return RESULTS / "models" / name / f"seed{seed}"
+
+
+def probe(benchmark: str, name: str, seed: int) -> Path:
+    """Folder of one model's probes on a benchmark."""
+    return RESULTS / "probes" / benchmark / name / f"seed{seed}"
+
+
+def benchmark(name: str) -> Path:
+    """Folder of a benchmark's data in the official layout."""
+    return RESOURCES / name

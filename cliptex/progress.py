@@ -1,0 +1,29 @@
+"""Progress of long work: a bar on a terminal, a line now and then in a log."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+LOG_EVERY_S = 10.0
+
+
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yield `items`, showing how far it is: a bar if stderr is a terminal, else a log line every 10 seconds."""
+    total = total if total is not None else (len(items) if hasattr(items, "__len__") else None)
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=what, total=total, leave=False)
+        return
+    log = logging.getLogger("cliptex")
+    start = last = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now - last >= LOG_EVERY_S:
+            last = now
+            left = f", {(now - start) / done * (total - done):.0f} s left" if total and done else ""
+            log.info("%s: %d%s%s", what, done, f"/{total}" if total else "", left)
+        yield item

@@ -1,0 +1,74 @@
+"""What a task must say: label codec, geometry, head, loss, metric, picture.
+
+Imports NumPy only, so that the workflow and the label store do not pay for torch; the loss imports it when called.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class View:
+    """A crop and flip, drawn once a sample and applied to the image and to every label.
+
+    Edges are shares of the image's height and width in 0..1, so that they hold for grids of any size.
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
+    flip: bool
+
+
+class Task(ABC):
+    """A dense task. Labels are NumPy arrays [H, W] or [H, W, C] in the stored image's frame."""
+
+    name: ClassVar[str]
+    channels: ClassVar[int]
+    """Output channels of the task's head."""
+
+    @abstractmethod
+    def codec(self) -> dict[str, Any]:
+        """What the label store records: codec name and parameters, dtype, invalid value, frame, class names."""
+
+    @abstractmethod
+    def encode(self, label: np.ndarray) -> bytes:
+        """Label to payload. Raises ValueError when the label is of a wrong shape or all invalid."""
+
+    @abstractmethod
+    def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
+        """Payload to label; the label's error against what was encoded is within the codec's stated step."""
+
+    @abstractmethod
+    def scalars(self, label: np.ndarray) -> dict[str, float]:
+        """Numbers kept beside the payload, e.g. `coverage` (share of valid pixels) and `confidence`."""
+
+    @abstractmethod
+    def resize(self, label: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Label on another grid: never invents classes, never bleeds invalid values into valid ones."""
+
+    @abstractmethod
+    def crop(self, label: np.ndarray, view: View, size: int) -> np.ndarray:
+        """The training target [size, size] or [size, size, C] under `view` (a flip turns directions too)."""
+
+    @abstractmethod
+    def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
+        """Scalar loss of the head's raw output against stacked `crop` results; finite for any label, zero gradient
+        where the label is invalid. The prediction is resized (bilinear) to the target's grid by the caller."""
+
+    @abstractmethod
+    def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+        """Metrics of (predicted label, true label) pairs, for an expert's held-out quality."""
+
+    @abstractmethod
+    def picture(self, label: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] for people to look at; invalid pixels are dark grey."""
