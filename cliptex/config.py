@@ -135,6 +135,10 @@ class Train(Section):
     """Output channels of the multi-scale module."""
     head_rate_factor: Rate = 4.0
     """Learning rate of module and heads, relative to the encoder's."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto`: bf16 where the processor or GPU computes it natively, else fp32; recorded in train.json."""
+    log_every: Positive = 10
+    """Steps between lines of metrics.jsonl."""
     checkpoint_every: Positive = 100
     """Steps between rolling checkpoints."""
     shuffle_shards: Positive = 16

@@ -61,6 +61,10 @@ class Task(ABC):
         """The training target [size, size] or [size, size, C] under `view` (a flip turns directions too)."""
 
     @abstractmethod
+    def missing(self, size: int) -> np.ndarray:
+        """The training target of an image whose label failed: every pixel invalid."""
+
+    @abstractmethod
     def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
         """Scalar loss of the head's raw output against stacked `crop` results; finite for any label, zero gradient
         where the label is invalid. The prediction is resized (bilinear) to the target's grid by the caller."""

@@ -1,0 +1,140 @@
+"""The CLIP under training: build it from config, export it as an open_clip folder, load it back."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+from cliptex.config import Student
+from cliptex.errors import CliptexError
+from cliptex.files import replacing, sha256_file, write_json
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+
+
+def model_config(student: Student) -> dict[str, Any]:
+    """The open_clip `model_cfg` of the student. Raises CliptexError for an unknown architecture name."""
+    if isinstance(student.architecture, dict):
+        return student.architecture
+    config = open_clip.get_model_config(student.architecture)
+    if config is None:
+        near = [name for name in open_clip.list_models() if name.startswith(student.architecture[:5])]
+        raise CliptexError(
+            f"student.architecture: open_clip has no {student.architecture!r}; "
+            f"similar ones: {', '.join(near) or 'none'} (see open_clip.list_models())"
+        )
+    return config
+
+
+def build(student: Student, seed: int) -> torch.nn.Module:
+    """An open_clip model with the student's pretrained weights, or with random ones drawn from `seed`.
+
+    Raises CliptexError for a tag that does not exist, a file that is missing, or weights that do not fit.
+    """
+    config = model_config(student)
+    torch.manual_seed(seed)
+    if student.pretrained is None:
+        return open_clip.CLIP(**config) if not _is_custom(config) else open_clip.CustomTextCLIP(**config)
+    path = Path(student.pretrained)
+    if path.is_dir():
+        return load(path)
+    if not path.exists():
+        if not isinstance(student.architecture, str):
+            raise CliptexError(f"student.pretrained: {student.pretrained}: no such file or exported folder")
+        tags = open_clip.list_pretrained_tags_by_model(student.architecture)
+        if student.pretrained not in tags:
+            raise CliptexError(
+                f"student.pretrained: {student.pretrained!r} is neither a file nor a tag of "
+                f"{student.architecture}; its tags are: {', '.join(tags) or 'none'}"
+            )
+    if not isinstance(student.architecture, str):
+        raise CliptexError("student.pretrained: a bare checkpoint needs the name of an open_clip architecture")
+    try:
+        return open_clip.create_model(
+            student.architecture, pretrained=student.pretrained, require_pretrained=True, weights_only=True
+        )
+    except (OSError, RuntimeError, KeyError) as error:
+        raise CliptexError(
+            f"student.pretrained: {student.pretrained} cannot be loaded into {student.architecture} ({error})"
+        ) from error
+
+
+def _is_custom(config: dict[str, Any]) -> bool:
+    return bool(config.get("custom_text") or "hf_model_name" in config.get("text_cfg", {}))
+
+
+def export(model: torch.nn.Module, student: Student, folder: Path) -> str:
+    """Write `open_clip_config.json` and `open_clip_model.safetensors`; return the weights' SHA-256.
+
+    The folder loads with `open_clip.create_model_and_transforms("local-dir:<folder>", require_pretrained=True)`.
+    """
+    mean = getattr(model.visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
+    std = getattr(model.visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
+    preprocess = {"mean": list(mean), "std": list(std), "interpolation": "bicubic", "resize_mode": "shortest"}
+    write_json(folder / CONFIG_FILE, {"model_cfg": model_config(student), "preprocess_cfg": preprocess})
+    with replacing(folder / WEIGHTS_FILE) as scratch:
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, scratch)
+    return sha256_file(folder / WEIGHTS_FILE)
+
+
+def load(folder: Path) -> torch.nn.Module:
+    """The model of an exported folder, in evaluation mode. Raises CliptexError when files are missing or do not fit."""
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (Path(folder) / name).exists():
+            raise CliptexError(f"{Path(folder) / name}: no such file; train that model first")
+    try:
+        return open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
+    except Exception as error:  # safetensors, json and open_clip each have their own kind
+        raise CliptexError(f"{folder}: not a loadable open_clip model ({error}); delete it and train again") from error
+
+
+def tokenizer(student: Student) -> Any:
+    """The open_clip tokenizer that fits the student's text tower; texts -> int64 [N, context_length]."""
+    config = model_config(student)["text_cfg"]
+    if "hf_tokenizer_name" in config:
+        return open_clip.HFTokenizer(config["hf_tokenizer_name"], context_length=config.get("context_length", 77))
+    return open_clip.SimpleTokenizer(context_length=config.get("context_length", 77))
+
+
+def exported_config(folder: Path) -> dict[str, Any]:
+    """`open_clip_config.json` of an exported folder."""
+    return json.loads((Path(folder) / CONFIG_FILE).read_text())
+
+
+def parameters(module: torch.nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@contextmanager
+def mixed_precision(precision: str):
+    """Autocast for "bf16", nothing for "fp32".
+
+    On CPUs PyTorch's fused attention is several times slower in bf16 than plain matrix products at CLIP's short
+    sequences, so the plain form is chosen there.
+    """
+    if precision == "fp32":
+        yield
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.autocast(device, dtype=torch.bfloat16):
+        if device == "cpu":
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        else:
+            yield
+
+
+def native_precision() -> str:
+    """ "bf16" where the processor or GPU computes it natively, else "fp32"."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capable = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "bf16" if capable else "fp32"
