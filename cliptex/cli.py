@@ -1,0 +1,211 @@
+"""The command line: `cliptex <stage> ...`, one command a stage, each importing only what it needs."""
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cliptex import __version__, paths
+from cliptex.config import Config
+from cliptex.errors import CliptexError
+
+app = typer.Typer(
+    help="Turn image-caption pairs and public vision experts into a better CLIP, and prove that it is better.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[str, typer.Option("--config", help="YAML file, or JSON text starting with {.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the run.")]
+DEFAULT = "config/config.yaml"
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    context: typer.Context,
+    log_file: Annotated[Path | None, typer.Option("--log", help="Also write the log to this file.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Compute threads; all cores if absent.")] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Options of every stage; they stand before the stage's name."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+    if threads is not None:
+        # read by OpenMP, MKL and OpenBLAS when they are loaded, which is later
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = str(threads)
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handlers = [logging.FileHandler(log_file, mode="w")]
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
+    logging.getLogger("cliptex").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+@app.command()
+def render_pairs(
+    batch: Annotated[int, typer.Option(help="Which batch of labels.shards_per_job shards.")], config: ConfigOption = DEFAULT
+) -> None:
+    """Render a batch of shards of image-caption pairs (the miniature's stand-in for CC3M)."""
+    from cliptex.miniature import render_pairs
+    from cliptex.shard_batches import shards_of_batch
+
+    settings = Config.load(config)
+    for number in shards_of_batch(settings, batch):
+        render_pairs(settings.miniature, number, paths.shard(number))
+
+
+@app.command()
+def render_experts(
+    part: Annotated[str, typer.Option(help="train or val.")], config: ConfigOption = DEFAULT
+) -> None:
+    """Render the labelled scenes on which the experts are trained."""
+    from cliptex.miniature import render_expert_set
+
+    render_expert_set(Config.load(config).miniature, part, paths.EXPERT_RENDERS / f"{part}.h5")
+
+
+@app.command()
+def render_benchmark(
+    name: Annotated[str, typer.Option(help="voc, ade20k, coco, nyuv2, imagenet or places365.")],
+    config: ConfigOption = DEFAULT,
+) -> None:
+    """Render a benchmark in its official layout."""
+    from cliptex.miniature import render_benchmark
+
+    render_benchmark(Config.load(config).miniature, name, paths.benchmark(name))
+
+
+@app.command()
+def index_shards(config: ConfigOption = DEFAULT) -> None:
+    """Read every sample of every shard once; write results/shards/index.json."""
+    from cliptex.shard_batches import shard_paths
+    from cliptex.shards import index_shards
+
+    settings = Config.load(config)
+    index_shards(shard_paths(settings), paths.SHARD_INDEX, settings.dataset.min_yield)
+
+
+@app.command()
+def train_expert(
+    name: Annotated[str, typer.Option(help="Name of an entry in `experts`.")],
+    config: ConfigOption = DEFAULT,
+    seed: SeedOption = 0,
+) -> None:
+    """Train an expert on labelled renders (or check the weights it is given), and write down its quality."""
+    from cliptex.expert_training import train_expert
+
+    train_expert(Config.load(config), name, paths.EXPERT_RENDERS, paths.expert(name), seed)
+
+
+@app.command()
+def label(
+    store: Annotated[str, typer.Option(help="Name of an entry in `label_stores`.")],
+    batch: Annotated[int, typer.Option(help="Which batch of labels.shards_per_job shards.")],
+    config: ConfigOption = DEFAULT,
+) -> None:
+    """Label a batch of shards with one expert."""
+    from cliptex.labels import label_batch
+
+    settings = Config.load(config)
+    expert = settings.label_stores[store].expert
+    label_batch(settings, store, batch, paths.SHARD_INDEX, paths.expert(expert), paths.labels(store))
+
+
+@app.command()
+def index_labels(
+    store: Annotated[str, typer.Option(help="Name of an entry in `label_stores`.")], config: ConfigOption = DEFAULT
+) -> None:
+    """Check every file of a label store against its shard; write its index.json."""
+    from cliptex.labels import index_labels
+
+    index_labels(Config.load(config), store, paths.SHARD_INDEX, paths.labels(store))
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Option(help="Name of an entry in `models`.")],
+    config: ConfigOption = DEFAULT,
+    seed: SeedOption = 0,
+) -> None:
+    """Train a model, or go on with it, and export it for open_clip."""
+    from cliptex.train import train
+
+    train(Config.load(config), model, seed)
+
+
+@app.command()
+def probe(
+    benchmark: Annotated[str, typer.Option(help="Name of an entry in `probes.benchmarks`.")],
+    models: Annotated[str, typer.Option(help="Models and baselines, separated by commas.")],
+    config: ConfigOption = DEFAULT,
+    seed: SeedOption = 0,
+) -> None:
+    """Train the probes of a benchmark on frozen encoders and judge them."""
+    from cliptex.probe import probe
+
+    root = paths.benchmark(benchmark)
+    out = paths.RESULTS / "probes" / benchmark
+    probe(Config.load(config), benchmark, models.split(","), seed, paths.RESULTS / "models", root, out)
+
+
+@app.command()
+def tabulate_probes(
+    benchmark: Annotated[str, typer.Option(help="Name of an entry in `probes.benchmarks`.")],
+    config: ConfigOption = DEFAULT,
+) -> None:
+    """Gather a benchmark's probes over models, seeds and heads into one table."""
+    from cliptex.probe_tables import probe_files, tabulate
+
+    settings = Config.load(config)
+    tabulate(benchmark, probe_files(settings, benchmark), paths.RESULTS / "probes" / f"{benchmark}.json")
+
+
+@app.command()
+def zeroshot(
+    benchmark: Annotated[str, typer.Option(help="Name of an entry in `zeroshot.benchmarks`.")],
+    config: ConfigOption = DEFAULT,
+) -> None:
+    """Zero-shot classification with the class names of a benchmark."""
+    from cliptex.zeroshot import zeroshot
+
+    settings = Config.load(config)
+    out = paths.RESULTS / "zeroshot" / f"{benchmark}.json"
+    zeroshot(settings, benchmark, paths.RESULTS / "models", paths.benchmark(benchmark), out)
+
+
+@app.command()
+def report(config: ConfigOption = DEFAULT) -> None:
+    """Write the tables, the figures and results/report.html."""
+    from cliptex.report import build_report
+
+    build_report(Config.load(config))
+
+
+@app.command()
+def config_schema() -> None:
+    """Print the JSON schema of the configuration (workflow/schemas/config.schema.json)."""
+    import json
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=1))
+
+
+def main() -> None:
+    """Run a command; an error the user can mend is one line and exit code 1, a bug is a traceback."""
+    try:
+        app()
+    except CliptexError as error:
+        logging.getLogger("cliptex").error("error: %s", error)
+        if not any(isinstance(h, logging.StreamHandler) and h.stream is sys.stderr for h in logging.getLogger().handlers):
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        logging.getLogger("cliptex").error("%s", traceback.format_exc())
+        raise
