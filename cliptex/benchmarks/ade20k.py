@@ -1,0 +1,54 @@
+"""ADE20K scene parsing (150 classes): ADEChallengeData2016 as the official archive unpacks."""
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cliptex.benchmarks.base import Benchmark
+from cliptex.benchmarks.reading import Lazy, files_in, read_indices, read_lines, read_rgb
+from cliptex.errors import CliptexError
+
+NUM_CLASSES = 150
+UNPACK = "unpack ADEChallengeData2016.zip here"
+
+
+class Ade20k(Benchmark):
+    """`training` and `validation`. In the files 0 is "other" and ignored, 1..150 are the classes; here 255 and 0..149."""
+
+    name = "ade20k"
+    tasks = ("semantic_segmentation",)
+    eval_split = "validation"
+
+    def __init__(self, root: Path):
+        super().__init__(root)
+        self.folder = self.root / "ADEChallengeData2016"
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """First synonym of each row of objectInfo150.txt (tab-separated, index first, names last)."""
+        path = self.folder / "objectInfo150.txt"
+        rows = [line.split("\t") for line in read_lines(path, UNPACK)]
+        rows = [row for row in rows if row[0].isdigit()]
+        if [int(row[0]) for row in rows] != list(range(1, NUM_CLASSES + 1)):
+            raise CliptexError(f"{path}: expected rows 1..{NUM_CLASSES} in order; {UNPACK}")
+        return [re.split("[,;]", row[-1])[0].strip() for row in rows]
+
+    def samples(self, part: str) -> Sequence[dict[str, Any]]:
+        split = "training" if part == "train" else "validation"
+        images = files_in(self.folder / "images" / split, (".jpg",), UNPACK)
+        return Lazy(images, lambda path: self._read(path, split))
+
+    def _read(self, image: Path, split: str) -> dict[str, Any]:
+        path = self.folder / "annotations" / split / f"{image.stem}.png"
+        mask = read_indices(path)
+        if mask.max(initial=0) > NUM_CLASSES:
+            raise CliptexError(f"{path}: holds values above {NUM_CLASSES}; this is not the scene-parsing annotation")
+        # uint8 arithmetic wraps 0 - 1 to 255, which is the ignore label
+        return {"id": image.stem, "image": read_rgb(image), "mask": mask - np.uint8(1)}
+
+
+PLUGIN = Ade20k

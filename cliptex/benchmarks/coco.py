@@ -1,0 +1,103 @@
+"""COCO 2017 detection and instance segmentation: {train,val}2017/ and annotations/instances_{train,val}2017.json."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cliptex.benchmarks.base import Benchmark
+from cliptex.benchmarks.reading import Lazy, existing, read_rgb
+from cliptex.errors import CliptexError
+from cliptex.files import read_json
+
+UNPACK = "unpack annotations_trainval2017.zip, train2017.zip and val2017.zip here"
+
+
+class Coco(Benchmark):
+    """`train2017` and `val2017`, all images, also those without objects.
+
+    Category ids are sparse (1..90); a label here is the position among the categories sorted by id (0..79).
+    """
+
+    name = "coco"
+    tasks = ("detection",)
+    eval_split = "val2017"
+
+    def __init__(self, root: Path):
+        super().__init__(root)
+        self._annotations: dict[str, dict[str, Any]] = {}
+
+    def annotation_file(self, part: str) -> Path:
+        """The official JSON of a part."""
+        return self.root / "annotations" / f"instances_{'train' if part == 'train' else 'val'}2017.json"
+
+    def annotations(self, part: str) -> dict[str, Any]:
+        """The official JSON of a part, with keys images, annotations, categories (in file order)."""
+        if part not in self._annotations:
+            path = existing(self.annotation_file(part), UNPACK)
+            data = read_json(path)
+            missing = {"images", "annotations", "categories"} - (data.keys() if isinstance(data, dict) else set())
+            if missing:
+                raise CliptexError(f"{path}: has no {', '.join(sorted(missing))}; {UNPACK}")
+            self._annotations[part] = data
+        return self._annotations[part]
+
+    @cached_property
+    def category_ids(self) -> list[int]:
+        """Sparse category ids in label order."""
+        return sorted(category["id"] for category in self.annotations("eval")["categories"])
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        names = {category["id"]: category["name"] for category in self.annotations("eval")["categories"]}
+        return [names[number] for number in self.category_ids]
+
+    def samples(self, part: str) -> Sequence[dict[str, Any]]:
+        data = self.annotations(part)
+        if sorted(category["id"] for category in data["categories"]) != self.category_ids:
+            raise CliptexError(f"{self.annotation_file(part)}: its categories differ from the other split's; {UNPACK}")
+        objects = defaultdict(list)
+        for annotation in data["annotations"]:
+            objects[annotation["image_id"]].append(annotation)
+        images = sorted(data["images"], key=lambda image: image["id"])
+        return Lazy(images, lambda image: self._read(image, objects[image["id"]], part))
+
+    def _read(self, image: dict[str, Any], objects: list[dict[str, Any]], part: str) -> dict[str, Any]:
+        path = self.root / ("train2017" if part == "train" else "val2017") / image["file_name"]
+        pixels = read_rgb(path)
+        height, width = pixels.shape[:2]
+        if (height, width) != (image["height"], image["width"]):
+            raise CliptexError(
+                f"{path}: is {width} x {height}, the annotations say {image['width']} x {image['height']}; {UNPACK}"
+            )
+        label = {number: index for index, number in enumerate(self.category_ids)}
+        boxes = np.array([item["bbox"] for item in objects], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]  # the files hold x, y, width, height
+        masks = [decode_segmentation(item["segmentation"], height, width) for item in objects]
+        return {
+            "id": str(image["id"]),
+            "image": pixels,
+            "boxes": boxes,
+            "labels": np.array([label[item["category_id"]] for item in objects], np.int64),
+            "masks": np.array(masks, bool).reshape(-1, height, width),
+            "crowd": np.array([bool(item.get("iscrowd", 0)) for item in objects], bool),
+        }
+
+
+def decode_segmentation(segmentation: list | dict[str, Any], height: int, width: int) -> np.ndarray:
+    """A COCO segmentation (polygons, uncompressed or compressed RLE) as bool [H, W]."""
+    from faster_coco_eval import mask as rle
+
+    if isinstance(segmentation, list):
+        encoded = rle.merge(rle.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        encoded = rle.frPyObjects(segmentation, height, width)
+    else:
+        encoded = segmentation
+    return rle.decode(encoded).astype(bool)
+
+
+PLUGIN = Coco

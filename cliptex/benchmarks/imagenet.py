@@ -1,0 +1,102 @@
+"""ImageNet-1k classification: train/<wnid>/, and val flat with the development kit's labels or as val/<wnid>/."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from cliptex.benchmarks.base import Benchmark
+from cliptex.benchmarks.reading import Lazy, existing, files_in, folders_in, read_lines, read_rgb
+from cliptex.errors import CliptexError
+
+SUFFIXES = (".jpeg", ".jpg")
+UNPACK = "unpack ILSVRC2012_img_train.tar and its inner tars, ILSVRC2012_img_val.tar and the devkit here"
+
+
+class Imagenet(Benchmark):
+    """`train` and `val`; a label is the position of the wnid among the sorted wnids of train/."""
+
+    name = "imagenet"
+    tasks = ("classification",)
+    eval_split = "val"
+
+    @cached_property
+    def wnids(self) -> list[str]:
+        """The synset ids in label order."""
+        return folders_in(self.root / "train", UNPACK)
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """open_clip's names for the 1000 official classes; else the first synonym in LOC_synset_mapping.txt."""
+        if self.wnids == official_wnids():
+            from open_clip import IMAGENET_CLASSNAMES
+
+            return list(IMAGENET_CLASSNAMES)
+        path = self.root / "LOC_synset_mapping.txt"
+        lines = read_lines(path, "train/ does not hold the 1000 official wnids, so this file must name its classes")
+        names = {line.split(" ", 1)[0]: line.partition(" ")[2].split(",")[0].strip() for line in lines}
+        missing = [wnid for wnid in self.wnids if not names.get(wnid)]
+        if missing:
+            raise CliptexError(f"{path}: does not name {', '.join(missing[:3])}; add a line 'wnid name, synonym, ...'")
+        return [names[wnid] for wnid in self.wnids]
+
+    def samples(self, part: str) -> Sequence[dict[str, Any]]:
+        if part == "train":
+            items = self._in_folders(self.root / "train")
+        elif any(path.is_dir() for path in existing(self.root / "val", UNPACK).iterdir()):
+            items = self._in_folders(self.root / "val")
+        else:
+            items = list(zip(*self._flat_val(), strict=True))
+        return Lazy(items, lambda item: {"id": item[0].stem, "image": read_rgb(item[0]), "label": item[1]})
+
+    def _in_folders(self, folder: Path) -> list[tuple[Path, int]]:
+        label = {wnid: index for index, wnid in enumerate(self.wnids)}
+        items = []
+        for wnid in folders_in(folder, UNPACK):
+            if wnid not in label:
+                raise CliptexError(f"{folder / wnid}: is not a class of {self.root / 'train'}; {UNPACK}")
+            items += [(path, label[wnid]) for path in files_in(folder / wnid, SUFFIXES, UNPACK)]
+        return items
+
+    def _flat_val(self) -> tuple[list[Path], list[int]]:
+        """Files of val/ in order, with the labels of the devkit.
+
+        The ground truth holds ILSVRC ids, which are NOT positions among sorted wnids: meta.mat translates.
+        """
+        devkit = self.root / "ILSVRC2012_devkit_t12" / "data"
+        images = files_in(self.root / "val", SUFFIXES, UNPACK)
+        truth = devkit / "ILSVRC2012_validation_ground_truth.txt"
+        ids = [int(line) for line in read_lines(truth, UNPACK)]
+        if len(ids) != len(images):
+            raise CliptexError(
+                f"{truth}: {len(ids)} lines for the {len(images)} images of {self.root / 'val'}; {UNPACK}"
+            )
+        wnid_of = read_meta(devkit / "meta.mat")
+        label = {wnid: index for index, wnid in enumerate(self.wnids)}
+        unknown = {number for number in ids if wnid_of.get(number) not in label}
+        if unknown:
+            raise CliptexError(f"{truth}: ILSVRC id {min(unknown)} has no folder in {self.root / 'train'}; {UNPACK}")
+        return images, [label[wnid_of[number]] for number in ids]
+
+
+def read_meta(path: Path) -> dict[int, str]:
+    """ILSVRC id -> wnid of the leaf synsets (those without children) in the development kit's meta.mat."""
+    from scipy.io import loadmat
+
+    existing(path, UNPACK)
+    try:
+        synsets = loadmat(path, squeeze_me=True)["synsets"]
+        rows = [(int(row["ILSVRC2012_ID"]), str(row["WNID"]), int(row["num_children"])) for row in synsets]
+    except (KeyError, ValueError, OSError) as error:
+        raise CliptexError(f"{path}: not the development kit's meta.mat ({error}); {UNPACK}") from error
+    return {number: wnid for number, wnid, children in rows if children == 0}
+
+
+def official_wnids() -> list[str]:
+    """The 1000 wnids in label order, from timm's tables (read without importing timm)."""
+    folder = Path(find_spec("timm").submodule_search_locations[0])
+    return (folder / "data" / "_info" / "imagenet_synsets.txt").read_text().split()
+
+
+PLUGIN = Imagenet
