@@ -1,0 +1,152 @@
+"""Relative inverse depth: float32 [H, W], larger = nearer, known up to scale and shift, NaN = invalid."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cliptex.tasks.base import Task, View
+from cliptex.tasks.grid import INVALID_COLOUR, WHOLE, area_mean, pack, unpack
+
+if TYPE_CHECKING:
+    import torch
+
+LEVELS = 1023
+GRADIENT_WEIGHT = 0.5
+GRADIENT_SCALES = 4
+
+
+class Depth(Task):
+    """Relative inverse depth, learned as the robustly normalised map."""
+
+    name = "depth"
+    channels = 1
+
+    def codec(self) -> dict[str, Any]:
+        """Linear between the label's own least and greatest value, which lead the payload."""
+        return {
+            "name": "linear-uint16-predicted-zstd",
+            "version": 1,
+            "dtype": "float32",
+            "shape": "H W",
+            "levels": LEVELS,
+            "step": f"1/{LEVELS - 1} of the label's range",
+            "header": "least and greatest value, 2 x float32 little-endian",
+            "invalid": "NaN (code 0)",
+            "resize": "mean over the valid area",
+            "frame": "relative inverse depth along the optical axis, larger = nearer, up to scale and shift",
+        }
+
+    def encode(self, label: np.ndarray) -> bytes:
+        if label.ndim != 2 or label.dtype != np.float32 or not label.size:
+            raise ValueError(f"depth is float32 [H, W], got {label.dtype} {list(label.shape)}")
+        valid = np.isfinite(label)
+        if not valid.any():
+            raise ValueError("every pixel is invalid")
+        values = label[valid].astype(np.float64)
+        low, high = values.min(), values.max()
+        codes = np.zeros(label.shape, np.uint16)
+        scale = (LEVELS - 1) / (high - low) if high > low else 0.0
+        codes[valid] = np.rint((values - low) * scale) + 1
+        return struct.pack("<ff", low, high) + pack(codes, predict=True)
+
+    def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
+        low, high = struct.unpack_from("<ff", payload)
+        table = np.empty(LEVELS + 1, np.float32)
+        table[0] = np.nan
+        table[1:] = np.linspace(low, high, LEVELS)
+        return table[unpack(memoryview(payload)[8:], (height, width), np.uint16, predict=True)]
+
+    def scalars(self, label: np.ndarray) -> dict[str, float]:
+        """`coverage`: share of valid pixels; `range`: greatest less least value."""
+        values = label[np.isfinite(label)].astype(np.float64)
+        return {
+            "coverage": values.size / label.size,
+            "range": float(values.max() - values.min()) if values.size else 0.0,
+        }
+
+    def resize(self, label: np.ndarray, height: int, width: int) -> np.ndarray:
+        return area_mean(label[..., None], np.isfinite(label), WHOLE, height, width)[..., 0]
+
+    def crop(self, label: np.ndarray, view: View, size: int) -> np.ndarray:
+        return area_mean(label[..., None], np.isfinite(label), view, size, size)[..., 0]
+
+    def missing(self, size: int) -> np.ndarray:
+        return np.full((size, size), np.nan, np.float32)
+
+    def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
+        """L1 to the normalised target, plus the multi-scale gradient matching term.
+
+        Each target is normalised over its valid pixels to median 0 and mean absolute deviation 1 (Ranftl et al. 2020,
+        "Towards robust monocular depth estimation", eq. 5 and 6), so that the loss is the same for a * d + b, a > 0.
+        The head predicts that map itself: the paper's other formulation, normalising the prediction too, divides by the
+        prediction's spread and so has exploding gradients for an untrained head. The gradient term is eq. 11, at 4
+        scales, with weight 0.5. Averages run over the valid pixels of the batch. A flat target normalises to 0.
+        """
+        import torch
+
+        prediction, target = prediction_BCHW[:, 0].float(), target_B.float()
+        valid = torch.isfinite(target)
+        target = torch.where(valid, _normalised(target, valid), 0.0)
+        error = torch.where(valid, prediction - target, 0.0)
+        loss = error.abs().sum() / valid.sum().clamp(min=1)
+        for scale in range(GRADIENT_SCALES):
+            e, v = error[:, :: 2**scale, :: 2**scale], valid[:, :: 2**scale, :: 2**scale]
+            right, down = v[:, :, 1:] & v[:, :, :-1], v[:, 1:] & v[:, :-1]
+            steps = ((e[:, :, 1:] - e[:, :, :-1]).abs() * right).sum() + ((e[:, 1:] - e[:, :-1]).abs() * down).sum()
+            loss = loss + GRADIENT_WEIGHT * steps / v.sum().clamp(min=1)
+        return loss
+
+    def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+        """`delta1` (percent of pixels with ratio below 1.25) and `absrel`, pooled over the pixels of all pairs.
+
+        Each prediction is aligned to its truth by scale and shift, least squares in inverse depth (Ranftl et al. 2020,
+        section 5), and no farther than the truth's farthest pixel. Both maps are inverse depth; pixels where the truth
+        is invalid or 0 (sky) are left out, as are pixels without a prediction.
+        """
+        close, error, count = 0, 0.0, 0
+        for predicted, truth in pairs:
+            valid = np.isfinite(predicted) & np.isfinite(truth) & (truth > 0)
+            if not valid.any():
+                continue
+            p, t = predicted[valid].astype(np.float64), truth[valid].astype(np.float64)
+            design = np.stack([p, np.ones_like(p)], axis=1)
+            p = np.maximum(design @ np.linalg.lstsq(design, t, rcond=None)[0], t.min())
+            ratio = t / p  # predicted depth over true depth
+            close += int(np.sum(np.maximum(ratio, 1 / ratio) < 1.25))
+            error += float(np.abs(ratio - 1).sum())
+            count += p.size
+        if not count:
+            raise ValueError("no valid pixel to judge")
+        return {"delta1": 100 * close / count, "absrel": error / count}
+
+    def picture(self, label: np.ndarray) -> np.ndarray:
+        """Viridis, near = bright, between the 1st and the 99th percentile of the valid pixels."""
+        from matplotlib import colormaps
+
+        valid = np.isfinite(label)
+        out = np.full((*label.shape, 3), INVALID_COLOUR, np.uint8)
+        if valid.any():
+            values = label[valid].astype(np.float64)
+            low, high = np.percentile(values, [1, 99])
+            shares = np.clip((values - low) / (high - low), 0, 1) if high > low else np.full_like(values, 0.5)
+            out[valid] = colormaps["viridis"](shares, bytes=True)[:, :3]
+        return out
+
+
+def _normalised(target_BHW: torch.Tensor, valid_BHW: torch.Tensor) -> torch.Tensor:
+    """Median 0 and mean absolute deviation 1 over each image's valid pixels; 0 for a flat image."""
+    import torch
+
+    values, valid = target_BHW.flatten(1), valid_BHW.flatten(1)
+    median = torch.where(valid, values, torch.nan).nanmedian(dim=1, keepdim=True).values.nan_to_num()
+    deviation = torch.where(valid, values - median, 0.0)
+    spread = deviation.abs().sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+    # float32 noise around a constant is not relief
+    flat = spread <= 1e-6 * median.abs()
+    return torch.where(flat, 0.0, deviation / torch.where(flat, 1.0, spread)).view_as(target_BHW)
+
+
+PLUGIN = Depth

@@ -1,0 +1,175 @@
+"""Surface normals: float32 [H, W, 4] = unit x, y, z in the camera frame and concentration kappa, NaN = invalid.
+
+Camera axes: x right, y down, z forward. The normal has a non-negative dot product with the viewing ray: a wall that
+faces the camera is (0, 0, 1), a floor (0, 1, 0). kappa > 0 is the concentration of the angular von Mises-Fisher
+distribution (AngMF) of Bae et al. 2021, "Estimating and exploiting the aleatoric uncertainty in surface normal
+estimation": density proportional to exp(-kappa * angle); greater is surer.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cliptex.tasks.base import Task, View
+from cliptex.tasks.grid import INVALID_COLOUR, WHOLE, area_mean, pack, unpack
+
+if TYPE_CHECKING:
+    import torch
+
+KAPPA_MIN, KAPPA_MAX = 0.01, 10_000.0
+KAPPA_CODES = 255
+WITHIN_DEGREES = {"within_11_25": 11.25, "within_22_5": 22.5, "within_30": 30.0}
+
+
+class Normals(Task):
+    """Surface normals, learned by cosine under the expert's own uncertainty."""
+
+    name = "normals"
+    channels = 3
+
+    def codec(self) -> dict[str, Any]:
+        """Octahedral coordinates (Cigolle et al. 2014) of 8 bits each, and kappa in 255 logarithmic steps."""
+        return {
+            "name": "octahedral-2x8-kappa-log8-predicted-zstd",
+            "version": 1,
+            "dtype": "float32",
+            "shape": "H W 4",
+            "step": "1 degree; kappa by a factor of 1.028",
+            "kappa_range": [KAPPA_MIN, KAPPA_MAX],
+            "invalid": "NaN (kappa code 0)",
+            "resize": "mean over the valid area, renormalised",
+            "frame": "x right, y down, z forward; non-negative dot product with the viewing ray",
+        }
+
+    def encode(self, label: np.ndarray) -> bytes:
+        """Values that are not of unit length are normalised; zero vectors and those with NaN are invalid."""
+        if label.ndim != 3 or label.shape[2] != 4 or label.dtype != np.float32 or not label.size:
+            raise ValueError(f"normals are float32 [H, W, 4], got {label.dtype} {list(label.shape)}")
+        valid = _valid(label)
+        if not valid.any():
+            raise ValueError("every pixel is invalid")
+        x, y, z, kappa = label[valid].astype(np.float64).T
+        length = np.abs(x) + np.abs(y) + np.abs(z)
+        x, y = x / length, y / length
+        folded_x, folded_y = (1 - np.abs(y)) * np.copysign(1, x), (1 - np.abs(x)) * np.copysign(1, y)
+        x, y = np.where(z < 0, folded_x, x), np.where(z < 0, folded_y, y)
+        position = np.log(np.clip(kappa, KAPPA_MIN, KAPPA_MAX) / KAPPA_MIN) / np.log(KAPPA_MAX / KAPPA_MIN)
+        codes = np.zeros((3, *valid.shape), np.uint8)
+        codes[0, valid] = np.rint(x * 127) + 128
+        codes[1, valid] = np.rint(y * 127) + 128
+        codes[2, valid] = np.rint(position * (KAPPA_CODES - 1)) + 1
+        return pack(codes, predict=True)
+
+    def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
+        directions, kappas = _tables()
+        codes = unpack(payload, (3, height, width), np.uint8, predict=True)
+        label = np.empty((height, width, 4), np.float32)
+        label[..., :3] = directions[codes[0], codes[1]]
+        label[..., 3] = kappas[codes[2]]
+        label[codes[2] == 0] = np.nan
+        return label
+
+    def scalars(self, label: np.ndarray) -> dict[str, float]:
+        """`coverage`: share of valid pixels; `kappa`: mean concentration over them."""
+        valid = _valid(label)
+        kappa = np.clip(label[..., 3][valid], KAPPA_MIN, KAPPA_MAX)
+        return {"coverage": float(np.mean(valid)), "kappa": float(kappa.mean(dtype=np.float64)) if valid.any() else 0.0}
+
+    def resize(self, label: np.ndarray, height: int, width: int) -> np.ndarray:
+        return _resample(label, WHOLE, height, width)
+
+    def crop(self, label: np.ndarray, view: View, size: int) -> np.ndarray:
+        return _resample(label, view, size, size)
+
+    def missing(self, size: int) -> np.ndarray:
+        return np.full((size, size, 4), np.nan, np.float32)
+
+    def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
+        """Mean over the valid pixels of R(kappa) * (1 - cos(prediction, label)).
+
+        R(kappa) = (kappa^2 + 1) / (kappa^2 + 4) * tanh(pi * kappa / 2) is the mean cosine between the label and a
+        direction drawn from the expert's AngMF (integral of the density of Bae et al. 2021 over the sphere). The
+        gradient is hence that of the expected 1 - cos to the unknown true normal, given how sure the expert is: unsure
+        pixels pull less, and no threshold is needed. The head's three channels are normalised here.
+        """
+        import torch
+        from torch.nn import functional
+
+        normal, kappa = target_B[..., :3].float(), target_B[..., 3].float().clamp(max=KAPPA_MAX)
+        valid = torch.isfinite(target_B).all(dim=-1) & (normal.square().sum(dim=-1) > 0)
+        normal = functional.normalize(torch.where(valid[..., None], normal, 0.0), dim=-1)
+        kappa = torch.where(valid, kappa, 1.0)
+        weight = (kappa**2 + 1) / (kappa**2 + 4) * torch.tanh(kappa * (torch.pi / 2)) * valid
+        predicted = functional.normalize(prediction_BCHW.float().movedim(1, -1), dim=-1, eps=1e-4)
+        return (weight * (1 - (predicted * normal).sum(dim=-1))).sum() / valid.sum().clamp(min=1)
+
+    def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+        """Angular error `mean`, `median` (degrees) and `within_*` (percent) over the pixels of all pairs.
+
+        The truth may be [H, W, 3] or [H, W, 4]. With a kappa in the prediction also the mean error in each quarter of
+        the pixels by kappa, `error_kappa_q1` (least sure) to `error_kappa_q4`.
+        """
+        errors, kappas = [], []
+        for predicted, truth in pairs:
+            valid = _valid(predicted) & _valid(truth)
+            p, t = predicted[valid].astype(np.float64), truth[valid].astype(np.float64)
+            lengths = np.linalg.norm(p[:, :3], axis=1) * np.linalg.norm(t[:, :3], axis=1)
+            cosine = np.sum(p[:, :3] * t[:, :3], axis=1) / lengths
+            errors.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+            kappas.append(p[:, 3:])
+        error = np.concatenate(errors) if errors else np.empty(0)
+        if not error.size:
+            raise ValueError("no valid pixel to judge")
+        metrics = {"mean": float(error.mean()), "median": float(np.median(error))}
+        metrics |= {name: float(100 * np.mean(error < limit)) for name, limit in WITHIN_DEGREES.items()}
+        if all(kappa.shape[1] for kappa in kappas) and error.size >= 4:
+            order = np.argsort(np.concatenate(kappas)[:, 0], kind="stable")
+            quarters = np.array_split(error[order], 4)
+            metrics |= {f"error_kappa_q{i}": float(quarter.mean()) for i, quarter in enumerate(quarters, start=1)}
+        return metrics
+
+    def picture(self, label: np.ndarray) -> np.ndarray:
+        """The usual colours: red, green, blue = the outward normal to the right, up, towards the viewer."""
+        valid = _valid(label)
+        out = np.full((*valid.shape, 3), INVALID_COLOUR, np.uint8)
+        out[valid] = np.rint((np.clip(label[valid][:, :3], -1, 1) * (-1, 1, 1) + 1) * 127.5)
+        return out
+
+
+def _valid(label_HWC: np.ndarray) -> np.ndarray:
+    """bool [H, W]: a normal of non-zero length and, where there is one, a kappa; an infinite kappa is a sure one."""
+    normal = label_HWC[..., :3]
+    valid = np.isfinite(normal).all(axis=-1) & (normal != 0).any(axis=-1)
+    return valid & ~np.isnan(label_HWC[..., 3:]).any(axis=-1)
+
+
+def _resample(label: np.ndarray, view: View, height: int, width: int) -> np.ndarray:
+    """Mean direction and mean kappa over the valid area; NaN where directions cancel out."""
+    out = area_mean(label, _valid(label), view, height, width)
+    length = np.sqrt(np.einsum("hwc,hwc->hw", out[..., :3], out[..., :3]))
+    length[length < 1e-3] = np.nan
+    out[..., :3] /= length[..., None]
+    out[..., 3] = np.where(np.isnan(length), np.float32(np.nan), out[..., 3])
+    if view.flip:
+        out[..., 0] *= -1
+    return out
+
+
+@cache
+def _tables() -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors float32 [256, 256, 3] by octahedral codes, and kappa float32 [256] by its code."""
+    axis = np.clip((np.arange(256) - 128) / 127, -1, 1)
+    x, y = np.meshgrid(axis, axis, indexing="ij")
+    z = 1 - np.abs(x) - np.abs(y)
+    fold = np.maximum(-z, 0)
+    directions = np.stack([x - np.copysign(fold, x), y - np.copysign(fold, y), z], axis=-1)
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    positions = np.concatenate([[0], np.linspace(0, 1, KAPPA_CODES)])
+    kappas = KAPPA_MIN * (KAPPA_MAX / KAPPA_MIN) ** positions
+    return directions.astype(np.float32), kappas.astype(np.float32)
+
+
+PLUGIN = Normals
