@@ -57,7 +57,7 @@ class Depth(Task):
         table = np.empty(LEVELS + 1, np.float32)
         table[0] = np.nan
         table[1:] = np.linspace(low, high, LEVELS)
-        return table[unpack(memoryview(payload)[8:], (height, width), np.uint16, predict=True)]
+        return table.take(unpack(memoryview(payload)[8:], (height, width), np.uint16, predict=True))
 
     def scalars(self, label: np.ndarray) -> dict[str, float]:
         """`coverage`: share of valid pixels; `range`: greatest less least value."""

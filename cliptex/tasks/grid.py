@@ -3,7 +3,7 @@
 Every function takes pixel centres at (i + 0.5) / n, the convention of an image resized after being cropped.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,12 +43,15 @@ def area_mean(values_HWC: np.ndarray, valid_HW: np.ndarray, view: View, height: 
     return np.where(share >= 0.5, mean[..., :-1] / np.maximum(share, 0.5), np.float32(np.nan))
 
 
+@lru_cache(maxsize=8)  # the tasks of one sample share a view
 def _overlaps(pixels: int, start: float, length: float, size: int) -> np.ndarray:
     """float32 [size, pixels]: share of each output pixel's extent that lies in each input pixel; rows sum to 1."""
     edges = (np.arange(size + 1) * (length / size) + start) * pixels
     covered = np.clip(edges[:, None] - np.arange(pixels), 0, 1)
     overlaps = covered[1:] - covered[:-1]
-    return (overlaps / overlaps.sum(axis=1, keepdims=True)).astype(np.float32)
+    overlaps = (overlaps / overlaps.sum(axis=1, keepdims=True)).astype(np.float32)
+    overlaps.flags.writeable = False
+    return overlaps
 
 
 def _mean(rows: np.ndarray, columns: np.ndarray, values_HWC: np.ndarray) -> np.ndarray:
@@ -61,7 +64,7 @@ def _mean(rows: np.ndarray, columns: np.ndarray, values_HWC: np.ndarray) -> np.n
 def _zstd() -> "pyarrow.Codec":
     import pyarrow
 
-    return pyarrow.Codec("zstd", compression_level=12)
+    return pyarrow.Codec("zstd", compression_level=3)
 
 
 def pack(planes: np.ndarray, *, predict: bool) -> bytes:
@@ -73,7 +76,7 @@ def pack(planes: np.ndarray, *, predict: bool) -> bytes:
     if predict:
         planes = np.diff(planes, axis=-1, prepend=planes.dtype.type(0))
         planes = np.diff(planes, axis=-2, prepend=planes.dtype.type(0))
-    octets = np.ascontiguousarray(planes).reshape(-1, 1).view(np.uint8)
+    octets = np.ascontiguousarray(planes).reshape(-1, 1).view(np.uint8)  # little-endian, as every platform of torch is
     return _zstd().compress(np.ascontiguousarray(octets.T), asbytes=True)
 
 
@@ -85,10 +88,10 @@ def unpack(payload: bytes | memoryview, shape: tuple[int, ...], dtype: type, *, 
         octets = _zstd().decompress(payload, decompressed_size=count * dtype.itemsize, asbytes=True)
     except OSError as error:
         raise ValueError(f"payload is damaged ({error})") from error
-    planes = np.frombuffer(octets, np.uint8)
-    if dtype.itemsize > 1:
-        planes = np.ascontiguousarray(planes.reshape(dtype.itemsize, count).T).view(dtype)
-    planes = planes.reshape(shape)
+    low, *higher = np.frombuffer(octets, np.uint8).reshape(dtype.itemsize, *shape)
+    planes = low.astype(dtype, copy=False)
+    for place, octet in enumerate(higher, start=1):
+        planes |= octet.astype(dtype) << (8 * place)
     if predict:
         planes = np.cumsum(np.cumsum(planes, axis=-2, dtype=dtype), axis=-1, dtype=dtype)
     return planes
