@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cliptex import __version__, paths
+from cliptex import __version__, paths, progress
 from cliptex.config import Config
 from cliptex.errors import CliptexError
 
@@ -40,10 +40,14 @@ def common(
         # read by OpenMP, MKL and OpenBLAS when they are loaded, which is later
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(threads)
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    terminal = logging.StreamHandler()
+    handlers: list[logging.Handler] = [terminal]
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        handlers = [logging.FileHandler(log_file, mode="w")]
+        handlers.append(logging.FileHandler(log_file, mode="w"))
+        # several jobs share the terminal: lines instead of bars, and only errors where nobody watches
+        progress.bars = False
+        terminal.setLevel(logging.INFO if sys.stderr.isatty() else logging.ERROR)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
     logging.getLogger("cliptex").setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -51,15 +55,12 @@ def common(
 
 @app.command()
 def render_pairs(
-    batch: Annotated[int, typer.Option(help="Which batch of labels.shards_per_job shards.")], config: ConfigOption = DEFAULT
+    shard: Annotated[int, typer.Option(min=0, help="Number of the shard.")], config: ConfigOption = DEFAULT
 ) -> None:
-    """Render a batch of shards of image-caption pairs (the miniature's stand-in for CC3M)."""
+    """Render a shard of image-caption pairs (the miniature's stand-in for CC3M)."""
     from cliptex.miniature import render_pairs
-    from cliptex.shard_batches import shards_of_batch
 
-    settings = Config.load(config)
-    for number in shards_of_batch(settings, batch):
-        render_pairs(settings.miniature, number, paths.shard(number))
+    render_pairs(Config.load(config).miniature, shard, paths.shard(shard))
 
 
 @app.command()
@@ -203,9 +204,7 @@ def main() -> None:
         app()
     except CliptexError as error:
         logging.getLogger("cliptex").error("error: %s", error)
-        if not any(isinstance(h, logging.StreamHandler) and h.stream is sys.stderr for h in logging.getLogger().handlers):
-            print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except Exception:
         logging.getLogger("cliptex").error("%s", traceback.format_exc())
-        raise
+        sys.exit(2)

@@ -25,6 +25,8 @@ def decode_image(data: bytes) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of bombs from 89 million pixels on; ours are refused below
             image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise BadImage("too large") from error
     except Exception as error:
         raise BadImage("not an image") from error
     width, height = image.size

@@ -10,12 +10,14 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 LOG_EVERY_S = 10.0
+bars = True
+"""Whether a bar may be drawn; the command line clears it for jobs that share a terminal."""
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Yield `items`, showing how far it is: a bar if stderr is a terminal, else a log line every 10 seconds."""
     total = total if total is not None else (len(items) if hasattr(items, "__len__") else None)
-    if sys.stderr.isatty():
+    if bars and sys.stderr.isatty():
         yield from tqdm(items, desc=what, total=total, leave=False)
         return
     log = logging.getLogger("cliptex")

@@ -1,0 +1,25 @@
+# From image-caption pairs and vision experts to a better CLIP, and the proof:
+#   snakemake --cores 8 all
+# config/config.yaml is the miniature; give another with --configfile.
+from snakemake.utils import min_version
+
+min_version("9.8")
+
+
+configfile: f"{workflow.basedir}/config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/experts.smk"
+include: "workflow/rules/labels.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/probes.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    localrule: True
+    input:
+        "results/report.html",

@@ -1,0 +1,5 @@
+"""`python -m cliptex`."""
+
+from cliptex.cli import main
+
+main()

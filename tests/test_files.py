@@ -1,0 +1,55 @@
+import json
+import os
+
+import pytest
+
+from cliptex.errors import CliptexError
+from cliptex.files import read_json, replacing, sha256_file, sha256_json, write_json
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "out.txt"
+    with pytest.raises(RuntimeError), replacing(path) as scratch:
+        scratch.write_text("half")
+        raise RuntimeError
+    assert list(path.parent.iterdir()) == []
+    with replacing(path) as scratch:
+        scratch.write_text("whole")
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_old_file_stays_when_writing_fails(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as scratch:
+        scratch.write_text("new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+
+
+def test_mode_follows_the_umask(tmp_path):
+    old = os.umask(0o022)
+    try:
+        with replacing(tmp_path / "a") as scratch:
+            scratch.write_text("x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_json_refuses_nan_and_broken_files_are_named(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+    (tmp_path / "b.json").write_text('{"x": ')
+    with pytest.raises(CliptexError, match=r"b\.json"):
+        read_json(tmp_path / "b.json")
+    with pytest.raises(CliptexError, match=r"c\.json: no such file"):
+        read_json(tmp_path / "c.json")
+
+
+def test_digests(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_json({"a": 1, "b": 2}) == sha256_json(json.loads('{"b": 2, "a": 1}'))

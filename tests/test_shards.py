@@ -1,0 +1,117 @@
+import io
+import tarfile
+
+import pytest
+from conftest import drawn_pair
+
+from cliptex.errors import CliptexError
+from cliptex.shards import Pair, index_shards, read_index, read_indexed, read_shard, write_shard
+
+
+def test_pairs_survive_a_round_trip_and_the_bytes_are_stable(tmp_path):
+    pairs = [drawn_pair(f"{i:09d}", i) for i in range(3)]
+    write_shard(tmp_path / "a.tar", pairs)
+    write_shard(tmp_path / "b.tar", pairs)
+    assert read_shard(tmp_path / "a.tar") == pairs
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+def test_webdataset_reads_our_shards(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    pairs = [drawn_pair(f"{i:09d}", i) for i in range(3)]
+    write_shard(tmp_path / "a.tar", pairs)
+    samples = list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))
+    assert [(s["__key__"], s["jpg"], s["txt"].decode()) for s in samples] == [
+        (p.key, p.image, p.caption) for p in pairs
+    ]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_shard_is_named(shard_paths, share):
+    data = shard_paths[0].read_bytes()
+    shard_paths[0].write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CliptexError, match=r"00000\.tar.*truncated"):
+        read_shard(shard_paths[0])
+
+
+def test_a_cut_between_two_members_is_seen(shard_paths):
+    data = shard_paths[0].read_bytes()
+    with tarfile.open(shard_paths[0]) as tar:
+        third = tar.getmembers()[3].offset
+    shard_paths[0].write_bytes(data[:third])
+    with pytest.raises(CliptexError, match="truncated"):
+        read_shard(shard_paths[0])
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    with pytest.raises(CliptexError, match=r"nothing\.tar: shard is missing"):
+        read_shard(tmp_path / "nothing.tar")
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def test_samples_whose_members_are_apart_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("1.jpg", "2.jpg", "1.txt"):
+            add(tar, name, b"x")
+    with pytest.raises(CliptexError, match="not adjacent"):
+        read_shard(tmp_path / "a.tar")
+
+
+def test_bad_samples_are_counted_by_reason_and_left_out(tmp_path):
+    good = [drawn_pair(f"{i:09d}", i) for i in range(6)]
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for pair in good:
+            add(tar, f"{pair.key}.jpg", pair.image)
+            add(tar, f"{pair.key}.txt", pair.caption.encode())
+        add(tar, "000000006.jpg", good[0].image[:400])
+        add(tar, "000000006.txt", b"cut off")
+        add(tar, "000000007.jpg", good[0].image)
+        add(tar, "000000008.txt", b"no picture")
+        add(tar, "000000009.jpg", b"<html>")
+        add(tar, "000000009.txt", b"a page")
+    index = index_shards([tmp_path / "00000.tar"], tmp_path / "index.json", min_yield=0.5)
+    assert index["num_samples"] == 6
+    assert index["dropped"] == {"truncated or corrupt": 1, "no caption": 1, "no image": 1, "not an image": 1}
+    assert index["shards"][0]["dropped"]["000000009"] == "not an image"
+    assert [pair.key for pair in read_indexed(index["shards"][0])] == [pair.key for pair in good]
+    with pytest.raises(CliptexError, match=r"only 6 of 10 .*min_yield"):
+        index_shards([tmp_path / "00000.tar"], tmp_path / "index2.json", min_yield=0.9)
+    assert not (tmp_path / "index2.json").exists()
+
+
+def test_a_key_in_two_shards_is_refused(tmp_path, shard_paths):
+    write_shard(tmp_path / "again.tar", [drawn_pair("000000003", 1)])
+    with pytest.raises(CliptexError, match=r"'000000003' is also in"):
+        index_shards([*shard_paths, tmp_path / "again.tar"], tmp_path / "i.json", 0.5)
+
+
+def test_unsorted_keys_are_refused(tmp_path):
+    write_shard(tmp_path / "a.tar", [drawn_pair("2", 1), drawn_pair("1", 1)])
+    with pytest.raises(CliptexError, match="not in order"):
+        index_shards([tmp_path / "a.tar"], tmp_path / "i.json", 0.5)
+
+
+def test_a_shard_that_changed_after_indexing_is_named(shard_index, shard_paths):
+    entry = read_index(shard_index)["shards"][1]
+    write_shard(shard_paths[1], [drawn_pair(f"00001{i:04d}", i) for i in range(7)])
+    with pytest.raises(CliptexError, match=r"00001\.tar: (size|keys) differ"):
+        read_indexed(entry)
+
+
+def test_the_index_is_the_same_each_time(shard_paths, tmp_path):
+    index_shards(shard_paths, tmp_path / "a.json", 0.5)
+    index_shards(shard_paths, tmp_path / "b.json", 0.5)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_pair_without_metadata_is_fine(tmp_path):
+    pair = drawn_pair("1", 1)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "1.jpg", pair.image)
+        add(tar, "1.txt", b" spaced \n")
+    assert read_shard(tmp_path / "a.tar") == [Pair("1", pair.image, "spaced", {})]

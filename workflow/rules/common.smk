@@ -1,0 +1,54 @@
+"""What all rules share: the checked configuration, names of things, and how many jobs run at a time."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import available_cpu_count
+
+from cliptex import versions
+from cliptex.config import Config
+from cliptex.errors import CliptexError
+from cliptex.labels_on_disk import batches_to_redo
+from cliptex.probes import heads
+from cliptex.shard_batches import num_batches, shard_paths
+
+try:
+    CONFIG = Config.load(config)
+except CliptexError as error:
+    raise WorkflowError(str(error)) from None
+
+# `--cores 8` on a machine with two must not start eight jobs there. On a cluster (--jobs) nothing is capped.
+if workflow.nodes is None and workflow._cores is not None:
+    workflow.register_resource("_cores", min(workflow._cores, available_cpu_count()))
+
+# snakemake called by its path, without the virtual environment being active
+if shutil.which("cliptex") is None:
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+MODELS = list(CONFIG.models)
+PROBED = [*CONFIG.probes.baselines, *(CONFIG.probes.models or MODELS)]
+MINIATURE = CONFIG.dataset.source == "miniature"
+
+
+wildcard_constraints:
+    shard=r"\d{5}",
+    part="train|val",
+    benchmark="|".join({*CONFIG.probes.benchmarks, *CONFIG.zeroshot.benchmarks, *CONFIG.miniature.benchmarks}),
+    expert="|".join(CONFIG.experts),
+    store="|".join(CONFIG.label_stores),
+    batch=r"\d{3,}",
+    model="|".join(MODELS),
+    seed=r"\d+",
+
+
+def weights(model, seed):
+    """The exported weights of a model."""
+    return f"results/models/{model}/seed{seed}/open_clip_model.safetensors"
+
+
+def subset(*keys):
+    """JSON of the configuration keys a job uses; wildcards in them are filled in."""
+    return lambda wildcards: CONFIG.subset(*(key.format(**wildcards) for key in keys))

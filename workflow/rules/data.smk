@@ -1,0 +1,74 @@
+# Pairs as shards, labelled renders for the experts, benchmarks in their official layouts.
+
+
+rule render_pairs:
+    output:
+        "results/shards/{shard}.tar",
+    params:
+        config=CONFIG.subset("miniature"),
+        version=versions.RENDER,
+    log:
+        "logs/render_pairs/{shard}.log",
+    benchmark:
+        "results/timings/render_pairs/{shard}.tsv"
+    priority: 90
+    resources:
+        mem="1GB",
+        runtime="30m",
+    shell:
+        "cliptex --log {log} --threads {threads} render-pairs --shard {wildcards.shard} --config {params.config:q}"
+
+
+rule index_shards:
+    input:
+        [str(path) for path in shard_paths(CONFIG)],
+    output:
+        "results/shards/index.json",
+    params:
+        config=CONFIG.subset("dataset", "miniature.pairs", "miniature.pairs_per_shard"),
+    log:
+        "logs/index_shards.log",
+    benchmark:
+        "results/timings/index_shards/all.tsv"
+    priority: 90
+    resources:
+        mem="2GB",
+        runtime="2h",
+    shell:
+        "cliptex --log {log} index-shards --config {params.config:q}"
+
+
+rule render_experts:
+    output:
+        "resources/expert_renders/{part}.h5",
+    params:
+        config=CONFIG.subset("miniature"),
+        version=versions.RENDER,
+    log:
+        "logs/render_experts/{part}.log",
+    benchmark:
+        "results/timings/render_experts/{part}.tsv"
+    priority: 80
+    resources:
+        mem="2GB",
+        runtime="30m",
+    shell:
+        "cliptex --log {log} --threads {threads} render-experts --part {wildcards.part} --config {params.config:q}"
+
+
+rule render_benchmark:
+    output:
+        "resources/{benchmark}/miniature.json",
+    params:
+        config=subset("miniature"),
+        version=versions.RENDER,
+    log:
+        "logs/render_benchmark/{benchmark}.log",
+    benchmark:
+        "results/timings/render_benchmark/{benchmark}.tsv"
+    resources:
+        mem="2GB",
+        runtime="30m",
+    shell:
+        "cliptex --log {log} --threads {threads} render-benchmark --name {wildcards.benchmark}"
+        " --config {params.config:q}"

@@ -1,0 +1,42 @@
+# CLIP, and what continues from it. Rolling checkpoints are not outputs: Snakemake deletes those before a retry.
+
+
+rule train:
+    input:
+        shards="results/shards/index.json",
+        labels=lambda wildcards: [
+            f"results/labels/{store}/index.json" for store in CONFIG.models[wildcards.model].tasks
+        ],
+        init=lambda wildcards: (
+            [weights(CONFIG.models[wildcards.model].init, wildcards.seed)]
+            if CONFIG.models[wildcards.model].init
+            else []
+        ),
+    output:
+        weights="results/models/{model}/seed{seed}/open_clip_model.safetensors",
+        config="results/models/{model}/seed{seed}/open_clip_config.json",
+        heads="results/models/{model}/seed{seed}/heads.safetensors",
+        metrics="results/models/{model}/seed{seed}/metrics.jsonl",
+        record="results/models/{model}/seed{seed}/train.json",
+    params:
+        config=lambda wildcards: CONFIG.subset(
+            "dataset.source",
+            "student",
+            "train",
+            f"models.{wildcards.model}",
+            *(f"label_stores.{store}" for store in CONFIG.models[wildcards.model].tasks),
+        ),
+        version=versions.TRAIN,
+    log:
+        "logs/train/{model}/seed{seed}.log",
+    benchmark:
+        "results/timings/train/{model}-seed{seed}.tsv"
+    # what others wait for goes first
+    priority: 100
+    resources:
+        mem="8GB",
+        runtime="24h",
+        gpu=1,
+    shell:
+        "cliptex --log {log} --threads {threads} train --model {wildcards.model} --seed {wildcards.seed}"
+        " --config {params.config:q}"
