@@ -67,10 +67,10 @@ def read_shard(path: Path) -> list[Pair]:
                 if len(data) != member.size:
                     raise tarfile.ReadError("unexpected end of data")
                 samples.setdefault(key, {})[suffix.lower()] = data
-            # tarfile takes a cut between two members for the end: a whole tar ends with two empty blocks
             end = tar.offset
+        # tarfile takes a cut between two members for the end; a whole tar ends with empty blocks
         with path.open("rb") as file:
-            file.seek(end - 512 if end >= 512 else 0)
+            file.seek(end)
             if file.read(512) != b"\0" * 512:
                 raise tarfile.ReadError("no end-of-archive mark")
     except FileNotFoundError as error:

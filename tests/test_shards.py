@@ -29,7 +29,7 @@ def test_webdataset_reads_our_shards(tmp_path):
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_a_truncated_shard_is_named(shard_paths, share):
     data = shard_paths[0].read_bytes()
-    shard_paths[0].write_bytes(data[: int(len(data) * share)])
+    shard_paths[0].write_bytes(data[: int(len(data.rstrip(b"\0")) * share)])
     with pytest.raises(CliptexError, match=r"00000\.tar.*truncated"):
         read_shard(shard_paths[0])
 
@@ -68,7 +68,7 @@ def test_bad_samples_are_counted_by_reason_and_left_out(tmp_path):
         for pair in good:
             add(tar, f"{pair.key}.jpg", pair.image)
             add(tar, f"{pair.key}.txt", pair.caption.encode())
-        add(tar, "000000006.jpg", good[0].image[:400])
+        add(tar, "000000006.jpg", good[0].image[: len(good[0].image) // 2])
         add(tar, "000000006.txt", b"cut off")
         add(tar, "000000007.jpg", good[0].image)
         add(tar, "000000008.txt", b"no picture")

@@ -17,11 +17,11 @@ UNPACK = "unpack ADEChallengeData2016.zip here"
 
 
 class Ade20k(Benchmark):
-    """`training` and `validation`. In the files 0 is "other" and ignored, 1..150 are the classes; here 255 and 0..149."""
+    """`training` and `validation`. In the files 0 is "other", 1..150 the classes; here 255 (ignored) and 0..149."""
 
     name = "ade20k"
     tasks = ("semantic_segmentation",)
-    eval_split = "validation"
+    eval_split = "val"
 
     def __init__(self, root: Path):
         super().__init__(root)

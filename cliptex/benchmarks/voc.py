@@ -9,9 +9,10 @@ from cliptex.benchmarks.reading import Lazy, read_indices, read_lines, read_rgb
 from cliptex.errors import CliptexError
 
 CLASS_NAMES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-).split()
+    "background",
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
 
 
 class Voc(Benchmark):

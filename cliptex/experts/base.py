@@ -36,6 +36,10 @@ class Expert(ABC):
         """Train on the labelled renders in the HDF5 file `renders`; return what the training log should keep."""
         raise TypeError(f"{type(self).__name__} is not trained by the workflow; give weights")
 
+    def own_quality(self, renders: Path) -> dict[str, float]:
+        """Metrics on the labelled renders beyond those of the task, e.g. average precision of instances."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """Name -> tensor, what `load` reads back."""
         raise TypeError(f"{type(self).__name__} has no weights")
