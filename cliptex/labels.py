@@ -1,0 +1,568 @@
+"""Label stores: label shards with an expert, check the whole store, read it.
+
+Reads   results/shards/index.json and its shards, the expert's folder.
+Writes  results/labels/{store}/{shard}.parquet, then batch-{batch}.json (last); index.json for the checked store.
+Holds   row order = order of the shard's keys; the same shard, expert and batch size on the same machine give the same
+        bytes; a failed image is a row with a null payload and a reason, never a label of zeros.
+"""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cliptex import versions
+from cliptex.config import Config
+from cliptex.errors import CliptexError
+from cliptex.experts.base import Expert
+from cliptex.files import read_json, replacing, sha256_file, sha256_json, write_json
+from cliptex.images import BadImage, decode_image
+from cliptex.plugins import find
+from cliptex.progress import track
+from cliptex.provenance import provenance
+from cliptex.shard_batches import shards_of_batch
+from cliptex.shards import Pair, read_index, read_indexed
+from cliptex.tasks.base import Task
+
+log = logging.getLogger("cliptex")
+SCHEMA_VERSION = 1
+METADATA_KEY = b"cliptex"
+FAILURES_IN_A_ROW = 8
+COLUMNS = ("key", "height", "width", "payload", "error")
+
+
+# ---- writing
+
+
+def label_batch(config: Config, store: str, batch: int, shard_index: Path, expert_folder: Path, out_dir: Path) -> None:
+    """Label the shards of one batch, skipping those whose label file is whole and was made the same way.
+
+    An image on which the expert fails, or whose label is all invalid, becomes a row with a reason. Raises CliptexError
+    when the shard is not what was indexed, when memory runs out, and when 8 images in a row fail, since then it is
+    not the images.
+    """
+    from cliptex.expert_training import load_expert
+
+    settings = config.label_stores[store]
+    expert_config = config.experts[settings.expert]
+    entries = read_index(shard_index)["shards"]
+    entries = [entries[number] for number in shards_of_batch(config, batch) if number < len(entries)]
+    task: Task = find("tasks", settings.task)()
+    expert = load_expert(settings.expert, expert_config, expert_folder)
+    if expert.task != task.name:
+        raise CliptexError(
+            f"label_stores.{store}.expert: {settings.expert!r} makes {expert.task}, but the task is {task.name!r}"
+        )
+    recipe = _recipe(config, store, task, expert.weights_sha256)
+    labeller = _Labeller(settings.expert, expert, task, expert_config.batch_size, config.labels.max_side_px)
+    start, records = time.monotonic(), []
+    for entry in entries:
+        path = out_dir / f"{entry['shard']}.parquet"
+        metadata = {**recipe, "store": store, "shard": entry["shard"], "shard_sha256": entry["sha256"]}
+        if resumed := _is_done(path, entry, metadata):
+            log.info("%s: already labelled", path)
+        else:
+            labeller.label_shard(entry, metadata, path)
+        records.append({**_record(path, entry), "resumed": resumed})
+    seconds = time.monotonic() - start
+    images = sum(record["rows"] for record in records)
+    fresh = sum(record["rows"] for record in records if not record["resumed"])
+    labelled = sum(record["labelled"] for record in records)
+    write_json(
+        out_dir / f"batch-{batch:03d}.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "store": store,
+            "batch": batch,
+            **{name: recipe[name] for name in ("task", "expert", "weights_sha256", "recipe_sha256")},
+            "shards": records,
+            "images": images,
+            "labelled": labelled,
+            "failures": _total(record["failures"] for record in records),
+            "bytes_per_image": round(sum(record["payload_bytes"] for record in records) / max(labelled, 1), 1),
+            "seconds": round(seconds, 3),
+            "images_per_second": round(fresh / seconds, 2) if fresh else None,
+            "provenance": provenance(config.plain()),
+        },
+    )
+
+
+def _recipe(config: Config, store: str, task: Task, weights_sha256: str | None) -> dict[str, Any]:
+    """What every label file says of how it was made. `recipe_sha256` covers all that changes its labels."""
+    name = config.label_stores[store].expert
+    expert = config.experts[name]
+    recipe = {
+        "schema_version": SCHEMA_VERSION,
+        "task": task.name,
+        "expert": name,
+        "plugin": expert.plugin or name,
+        "weights_sha256": weights_sha256,
+        "network": expert.network,
+        "batch_size": expert.batch_size,
+        "max_side_px": config.labels.max_side_px,
+        "codec": task.codec(),
+        "frame": "the stored image's frame; longer side of the label grid at most max_side_px",
+        "versions": {"label": versions.LABEL},
+    }
+    return {**recipe, "recipe_sha256": sha256_json(recipe), "licence": expert.licence}
+
+
+def _is_done(path: Path, entry: dict[str, Any], metadata: dict[str, Any]) -> bool:
+    """Whether a label file is whole (page checksums) and made by the same recipe from the same shard."""
+    if not path.is_file():
+        return False
+    try:
+        file = LabelFile(path)
+        file.load()
+    except CliptexError as error:
+        log.warning("%s; labelling the shard again", str(error).partition(";")[0])
+        return False
+    same = all(file.metadata.get(name) == metadata[name] for name in ("recipe_sha256", "shard_sha256", "shard"))
+    return same and file.keys == entry["keys"]
+
+
+def _record(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    """What a batch file says of one label file."""
+    file = LabelFile(path)
+    errors = file.column("error")
+    return {
+        "shard": entry["shard"],
+        "file": path.name,
+        "sha256": sha256_file(path),
+        "bytes": path.stat().st_size,
+        "shard_sha256": entry["sha256"],
+        "rows": len(file.keys),
+        "labelled": sum(error is None for error in errors),
+        "failures": _total({reason(error): 1} for error in errors if error is not None),
+        "payload_bytes": file.payload_bytes(),
+    }
+
+
+def reason(error: str) -> str:
+    """The countable part of an `error`: "expert failed: ValueError: no box" is "expert failed"."""
+    return error.partition(":")[0]
+
+
+def _total(counts: Any) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))
+
+
+@dataclass
+class _Labeller:
+    """Runs an expert over shards, counting failures in a row across them."""
+
+    name: str
+    expert: Expert
+    task: Task
+    batch_size: int
+    max_side_px: int
+    failed_in_a_row: int = 0
+
+    def label_shard(self, entry: dict[str, Any], metadata: dict[str, Any], path: Path) -> None:
+        """Label one shard and write its file."""
+        if sha256_file(Path(entry["path"])) != entry["sha256"]:
+            folder = Path(entry["path"]).parent
+            raise CliptexError(f"{entry['path']}: differs from the index; delete {folder}/index.json to index again")
+        # which images share a forward pass depends on the shard and batch_size alone
+        pairs = read_indexed(entry)
+        chunks = [pairs[i : i + self.batch_size] for i in range(0, len(pairs), self.batch_size)]
+        rows = []
+        for chunk in track(chunks, f"{metadata['store']} {entry['shard']}"):
+            for row in self._label(chunk):
+                rows.append(row)
+                self.failed_in_a_row = self.failed_in_a_row + 1 if row["error"] else 0
+                if self.failed_in_a_row >= FAILURES_IN_A_ROW:
+                    raise CliptexError(
+                        f"{entry['path']}: {FAILURES_IN_A_ROW} images in a row failed, the last one {row['key']!r}"
+                        f" ({row['error']}); mend the expert {self.name!r} (the log has the traceback)"
+                    )
+                if row["error"]:
+                    log.warning("%s: %s has no label: %s", entry["path"], row["key"], row["error"])
+        _write(path, rows, list(self.task.scalars(self.task.missing(1))), metadata)
+
+    def _label(self, pairs: list[Pair]) -> Iterator[dict[str, Any]]:
+        """One row an image."""
+        images: dict[str, np.ndarray] = {}
+        errors: dict[str, str] = {}
+        for pair in pairs:
+            try:
+                images[pair.key] = decode_image(pair.image)
+            except BadImage as error:
+                errors[pair.key] = f"bad image: {error}"
+        labels = self._predict(images)
+        for pair in pairs:
+            row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"key": pair.key}
+            label = labels.get(pair.key)
+            if isinstance(label, str):
+                row["error"] = label
+            elif label is None:
+                row["error"] = errors[pair.key]
+            else:
+                if label.shape[:2] != images[pair.key].shape[:2]:
+                    raise TypeError(f"{self.name}: {label.shape} label of a {images[pair.key].shape} image {pair.key}")
+                row |= self._encoded(self._limited(label))
+            yield row
+
+    def _encoded(self, label: np.ndarray) -> dict[str, Any]:
+        try:
+            payload = self.task.encode(label)
+        except ValueError as error:
+            return {"error": f"unusable label: {error}"}
+        return {"height": label.shape[0], "width": label.shape[1], "payload": payload, **self.task.scalars(label)}
+
+    def _limited(self, label: np.ndarray) -> np.ndarray:
+        height, width = label.shape[:2]
+        scale = self.max_side_px / max(height, width)
+        if scale >= 1:
+            return label
+        return self.task.resize(label, max(1, round(height * scale)), max(1, round(width * scale)))
+
+    def _predict(self, images: dict[str, np.ndarray]) -> dict[str, np.ndarray | str]:
+        """Key -> label, or the reason why there is none. If a batch fails, its images are tried one by one."""
+        if not images:
+            return {}
+        try:
+            labels = self.expert.predict(list(images.values()), list(images))
+            return dict(zip(images, labels, strict=True))
+        except (CliptexError, MemoryError):
+            raise
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":
+                raise CliptexError(
+                    f"experts.{self.name}.batch_size: {len(images)} images do not fit into memory; lower it"
+                ) from error
+            if len(images) == 1:
+                log.warning("%s failed on %s", self.name, *images, exc_info=True)
+                return dict.fromkeys(images, f"expert failed: {type(error).__name__}: {error}"[:200])
+            singles: dict[str, np.ndarray | str] = {}
+            for key, image in images.items():
+                singles |= self._predict({key: image})
+            return singles
+
+
+def _write(path: Path, rows: list[dict[str, Any]], scalars: list[str], metadata: dict[str, Any]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    types = dict(zip(COLUMNS, (pa.string(), pa.int32(), pa.int32(), pa.binary(), pa.string()), strict=True))
+    types |= dict.fromkeys(scalars, pa.float64())
+    schema = pa.schema(types, metadata={METADATA_KEY: json.dumps(metadata)})
+    table = pa.Table.from_pylist([{name: row.get(name) for name in types} for row in rows], schema=schema)
+    with replacing(path) as scratch:
+        parquet.write_table(
+            table,
+            scratch,
+            row_group_size=1024,
+            compression={name: "none" if name == "payload" else "zstd" for name in types},
+            use_dictionary=False,
+            write_page_checksum=True,
+        )
+
+
+# ---- checking
+
+
+def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -> dict[str, Any]:
+    """Check every label file of a store and write its index.json.
+
+    Each file is compared with its shard (digest, keys and their order) and with the batch file of the job that wrote
+    it (digest), and all with the configuration (expert, recipe). The index holds what was found: `files`, share of
+    images labelled (`coverage`), `failures` by reason, `statistics`, `bytes_per_image`. It depends on the labels
+    alone, so that redoing a lost file gives the same index. Raises CliptexError that names the file and the command
+    to mend it.
+    """
+    settings = config.label_stores[store]
+    task: Task = find("tasks", settings.task)()
+    entries = read_index(shard_index)["shards"]
+    per_job = config.labels.shards_per_job
+    files, weights = [], None
+    scalars: dict[str, list[float]] = {}
+    classes = _ClassCounts(task)
+    for number, entry in enumerate(track(entries, f"index labels {store}")):
+        batch_path = out_dir / f"batch-{number // per_job:03d}.json"
+        record = next((item for item in read_json(batch_path)["shards"] if item["shard"] == entry["shard"]), None)
+        path = out_dir / f"{entry['shard']}.parquet"
+        redo = f"run: rm -f {path} {batch_path}   and then the same command again"
+        if record is None:
+            raise CliptexError(f"{batch_path}: lacks shard {entry['shard']}; {redo}")
+        if not path.is_file():
+            raise CliptexError(f"{path}: label file is missing; {redo}")
+        if path.stat().st_size != record["bytes"] or sha256_file(path) != record["sha256"]:
+            raise CliptexError(f"{path}: differs from what {batch_path.name} says was written; {redo}")
+        file = LabelFile(path, task)
+        _check_keys(file, entry, redo)
+        if file.metadata["shard_sha256"] != entry["sha256"]:
+            raise CliptexError(f"{path}: made from another version of shard {entry['shard']}; {redo}")
+        if file.metadata["expert"] != settings.expert:
+            raise CliptexError(
+                f"{path}: made by the expert {file.metadata['expert']!r}, but label_stores.{store}.expert is"
+                f" {settings.expert!r}; {redo}"
+            )
+        weights = weights or file.metadata["weights_sha256"]
+        if file.metadata["weights_sha256"] != weights:
+            raise CliptexError(f"{path}: made with other weights of {settings.expert!r} than the files before; {redo}")
+        if file.metadata["recipe_sha256"] != _recipe(config, store, task, weights)["recipe_sha256"]:
+            raise CliptexError(f"{path}: made with other settings than the configuration's; {redo}")
+        for name in file.scalars:
+            scalars.setdefault(name, []).extend(value for value in file.column(name) if value is not None)
+        classes.add(file)
+        kept = ("shard", "file", "sha256", "bytes", "shard_sha256", "rows", "labelled", "failures", "payload_bytes")
+        files.append({"batch": batch_path.name, **{name: record[name] for name in kept}})
+    images, labelled = sum(item["rows"] for item in files), sum(item["labelled"] for item in files)
+    failures = _total(item["failures"] for item in files)
+    if not labelled:
+        raise CliptexError(f"{out_dir}: no image has a label ({failures}); mend the expert {settings.expert!r}")
+    if failures:
+        log.warning("%s: %d of %d images have no label: %s", out_dir, images - labelled, images, failures)
+    recipe = _recipe(config, store, task, weights)
+    index = {
+        "schema_version": SCHEMA_VERSION,
+        "store": store,
+        **{name: recipe[name] for name in ("task", "expert", "plugin", "weights_sha256", "licence", "recipe_sha256")},
+        "codec": recipe["codec"],
+        "images": images,
+        "labelled": labelled,
+        "coverage": labelled / images,
+        "failures": failures,
+        "bytes": sum(item["bytes"] for item in files),
+        "bytes_per_image": round(sum(item["payload_bytes"] for item in files) / labelled, 1),
+        "statistics": {
+            "scalars": {
+                name: {"mean": float(np.mean(values)), "least": min(values), "greatest": max(values)}
+                for name, values in scalars.items()
+                if values
+            },
+            **classes.statistics(),
+        },
+        "files": files,
+    }
+    write_json(out_dir / "index.json", index)
+    return index
+
+
+class _ClassCounts:
+    """Pixels and images of each class, for a task whose codec names classes."""
+
+    def __init__(self, task: Task):
+        self.task = task
+        self.names = task.codec().get("class_names", [])
+        self.pixels = np.zeros(len(self.names), np.int64)
+        self.images = np.zeros(len(self.names), np.int64)
+
+    def add(self, file: "LabelFile") -> None:
+        for row in range(len(file.keys) if self.names else 0):
+            if (label := file.label(row)) is not None:
+                counts = np.bincount(label.ravel(), minlength=256)[: len(self.names)]
+                self.pixels += counts
+                self.images += counts > 0
+
+    def statistics(self) -> dict[str, Any]:
+        """`classes`: name -> share of the valid pixels, and images it occurs in; classes that occur."""
+        total = max(int(self.pixels.sum()), 1)
+        found = zip(self.names, self.pixels.tolist(), self.images.tolist(), strict=True)
+        classes = {name: {"share": pixels / total, "images": images} for name, pixels, images in found if images}
+        return {"classes": classes} if self.names else {}
+
+
+def _check_keys(file: "LabelFile", entry: dict[str, Any], redo: str) -> None:
+    if file.keys == entry["keys"]:
+        return
+    found, wanted = set(file.keys), set(entry["keys"])
+    problems = (
+        *(f"key {key!r} has no label row" for key in entry["keys"] if key not in found),
+        *(f"key {key!r} is not in the shard" for key in file.keys if key not in wanted),
+        *(f"key {key!r} is out of order" for key, other in zip(file.keys, entry["keys"], strict=False) if key != other),
+    )
+    raise CliptexError(
+        f"{file.path}: does not fit shard {entry['shard']}: {(*problems, 'a key is there twice')[0]}; {redo}"
+    )
+
+
+def audit_labels(
+    config: Config, store: str, shard_index: Path, expert: Expert, out_dir: Path, samples: int = 8, seed: int = 0
+) -> dict[str, Any]:
+    """Label a few random images again and compare with the store.
+
+    Both sides pass through the codec. A pixel differs when its class does, or when a value is off by more than 2 % of
+    the label's range or valid on one side only. Returns `compared`, `identical` (payloads equal to the byte) and
+    `differing` (largest share of differing pixels of an image); raises CliptexError, naming shard and key, when that
+    share is above 2 %.
+    """
+    task: Task = find("tasks", config.label_stores[store].task)()
+    labeller = _Labeller(config.label_stores[store].expert, expert, task, 1, config.labels.max_side_px)
+    entries = read_index(shard_index)["shards"]
+    places = [(entry, row) for entry in entries for row in range(len(entry["keys"]))]
+    chosen = np.random.default_rng(seed).choice(len(places), min(samples, len(places)), replace=False)
+    identical, worst = 0, 0.0
+    for entry, row in (places[i] for i in sorted(chosen)):
+        stored = open_store(out_dir / "index.json", entry).get(row)
+        (again,) = labeller._label([read_indexed(entry)[row]])
+        identical += (stored and stored[0]) == again["payload"]
+        share = 0.0 if stored is None and again["payload"] is None else 1.0
+        if stored is not None and again["payload"] is not None and stored[1:] == (again["height"], again["width"]):
+            share = _differing(task.decode(*stored), task.decode(again["payload"], *stored[1:]))
+        if share > 0.02:
+            raise CliptexError(
+                f"{out_dir}: labelling {entry['keys'][row]!r} of shard {entry['shard']} again gives another label"
+                f" ({share:.0%} of its pixels); run: rm -r {out_dir}   and then the same command again"
+            )
+        worst = max(worst, share)
+    return {"compared": len(chosen), "identical": identical, "differing": worst}
+
+
+def _differing(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of the pixels that differ."""
+    a, b = (label.reshape(*label.shape[:2], -1) for label in (a, b))
+    if a.dtype.kind != "f":
+        return float(np.mean((a != b).any(axis=-1)))
+    step = 0.02 * (np.nanmax(a, axis=(0, 1)) - np.nanmin(a, axis=(0, 1)))
+    return float(np.mean((~np.isclose(a, b, rtol=1e-4, atol=step, equal_nan=True)).any(axis=-1)))
+
+
+# ---- reading
+
+
+class LabelFile:
+    """One label file: its keys now, its payloads when first asked for.
+
+    task: refuse a file of another task or codec, and allow `label`. Raises CliptexError, naming the file and the
+    remedy, when it is missing, truncated, changed on disk, or not a label file of a known schema.
+    """
+
+    def __init__(self, path: Path, task: Task | None = None):
+        self.path, self.task = Path(path), task
+        self.metadata: dict[str, Any] = {}
+        self._rows: tuple[Any, list[int | None], list[int | None]] | None = None
+        (keys,) = self._read(["key"])
+        self.keys: list[str] = keys.to_pylist()
+        if self.metadata.get("schema_version") != SCHEMA_VERSION:
+            raise CliptexError(
+                f"{path}: label schema {self.metadata.get('schema_version')} is not {SCHEMA_VERSION}, the one this"
+                f" version reads; run: rm {path}   and then the same command again"
+            )
+        if task is not None and (self.metadata["task"], self.metadata["codec"]) != (task.name, task.codec()):
+            raise CliptexError(
+                f"{path}: holds {self.metadata['task']} as {self.metadata['codec'].get('name')!r}, not {task.name} as"
+                f" {task.codec().get('name')!r}; run: rm {path}   and then the same command again"
+            )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def scalars(self) -> list[str]:
+        """Names of the task's scalar columns."""
+        return [name for name in self._names if name not in COLUMNS]
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column."""
+        return self._read([name])[0].to_pylist()
+
+    def payload_bytes(self) -> int:
+        """Bytes of all payloads."""
+        import pyarrow.compute as pc
+
+        return pc.sum(pc.binary_length(self._read(["payload"])[0])).as_py() or 0
+
+    def load(self) -> None:
+        """Read the payloads into memory, checking the page checksums."""
+        if self._rows is None:
+            payload, height, width = self._read(["payload", "height", "width"])
+            self._rows = (payload.combine_chunks(), height.to_pylist(), width.to_pylist())
+
+    def release(self) -> None:
+        """Drop the payloads from memory; they are read again when asked for."""
+        self._rows = None
+
+    def get(self, row: int) -> tuple[bytes, int, int] | None:
+        """(payload, height, width) of a row, the arguments of the task's `decode`; None where the label failed."""
+        self.load()
+        payloads, heights, widths = self._rows
+        payload = payloads[row].as_py()
+        return None if payload is None else (payload, heights[row], widths[row])
+
+    def label(self, row: int) -> np.ndarray | None:
+        """The decoded label of a row; None where it failed."""
+        found = self.get(row)
+        try:
+            return None if found is None else self.task.decode(*found)
+        except ValueError as error:
+            raise CliptexError(
+                f"{self.path}: label of {self.keys[row]!r} cannot be decoded ({error}); run: rm {self.path}   and then"
+                " the same command again"
+            ) from error
+
+    def _read(self, columns: list[str]) -> list[Any]:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        try:
+            with parquet.ParquetFile(self.path, page_checksum_verification=True) as file:
+                self.metadata = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
+                self._names = file.schema_arrow.names
+                return file.read(columns).columns
+        except FileNotFoundError as error:
+            raise CliptexError(f"{self.path}: label file is missing; run the same command again") from error
+        except (pa.ArrowException, OSError, ValueError) as error:
+            what = str(error).splitlines()[0]
+            raise CliptexError(
+                f"{self.path}: label file is damaged ({what}); run: rm {self.path}   and then the same command again"
+            ) from error
+
+
+def read_label_index(config: Config, store: str, path: Path) -> dict[str, Any]:
+    """The index.json of a store. Raises CliptexError when it is not by the expert or for the task in the config."""
+    settings = config.label_stores[store]
+    task: Task = find("tasks", settings.task)()
+    index = read_json(path)
+    for what, found, wanted in (
+        ("expert", index["expert"], settings.expert),
+        ("task", index["task"], task.name),
+        ("codec", index["codec"], task.codec()),
+    ):
+        if found != wanted:
+            found, wanted = (value["name"] if what == "codec" else value for value in (found, wanted))
+            raise CliptexError(
+                f"{path}: the label store's {what} is {found!r}, but label_stores.{store} wants {wanted!r};"
+                f" run: rm -r {Path(path).parent}   and then the same command again"
+            )
+    return index
+
+
+@lru_cache(maxsize=16)
+def _files_of(index: Path, mtime_ns: int) -> dict[str, dict[str, Any]]:
+    return {item["shard"]: item for item in read_json(index)["files"]}
+
+
+def open_store(index: Path, entry: dict[str, Any], task: Task | None = None) -> LabelFile:
+    """The label file of one shard (an entry of the shard index) in an indexed store.
+
+    Raises CliptexError, naming shard and key, when the store does not hold exactly the shard's keys, or when the file
+    is not the one that was indexed.
+    """
+    index = Path(index)
+    files = _files_of(index, index.stat().st_mtime_ns if index.exists() else 0)
+    item = files.get(entry["shard"])
+    redo = f"run: rm -f {index}   and then the same command again"
+    if item is None or item["shard_sha256"] != entry["sha256"]:
+        what = "does not hold" if item is None else "was made from another version of"
+        raise CliptexError(f"{index}: {what} shard {entry['shard']}, first key {entry['keys'][0]!r}; {redo}")
+    path = index.parent / item["file"]
+    if path.is_file() and path.stat().st_size != item["bytes"]:
+        raise CliptexError(
+            f"{path}: labels of shard {entry['shard']} changed since they were indexed; run: rm {path} {index}   and"
+            " then the same command again"
+        )
+    file = LabelFile(path, task)
+    _check_keys(file, entry, redo)
+    return file
