@@ -1,0 +1,119 @@
+"""Relative inverse depth: DPT (Ranftl, Bochkovskiy, Koltun, ICCV 2021), transformers' `DPTForDepthEstimation`.
+
+Trained with the scale- and shift-invariant loss of MiDaS (Ranftl et al., TPAMI 2020, arXiv 1907.01341) on inverse
+depth, where the sky is 0. Shape suffixes: B batch, C channels, H height, W width.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional
+from transformers import DPTConfig, DPTForDepthEstimation
+
+from cliptex.config import Section
+from cliptex.errors import CliptexError
+from cliptex.experts.network import NetworkExpert, normalise, resize
+
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+def scale_shift_invariant_loss(
+    prediction_BHW: torch.Tensor, target_BHW: torch.Tensor, gradient_weight: float = 0.5, scales: int = 4
+) -> torch.Tensor:
+    """Mean over the batch of the absolute error after both maps are brought to median 0 and mean deviation 1, plus
+    `gradient_weight` times the mean absolute gradient of the difference at `scales` resolutions (equations 5 to 11 of
+    MiDaS; without the trimming, which is for noisy labels).
+
+    NaN in the target is left out. A map without valid pixels, or with a constant target, costs nothing.
+    """
+    valid_BHW = target_BHW.isfinite()
+    deviation = _centred(target_BHW, valid_BHW)[1]
+    usable_B = deviation > 1e-6
+    target_BHW, prediction_BHW, valid_BHW = target_BHW[usable_B], prediction_BHW[usable_B], valid_BHW[usable_B]
+    if not len(target_BHW):
+        return prediction_BHW.sum() * 0
+    normalised = []
+    for maps_BHW in (prediction_BHW, target_BHW):
+        centred_BHW, deviation_B = _centred(maps_BHW, valid_BHW)
+        normalised.append(centred_BHW / deviation_B.clamp(min=1e-4)[:, None, None])
+    difference_BHW = torch.where(valid_BHW, normalised[0] - normalised[1], 0.0)
+    count_B = valid_BHW.sum((1, 2))
+    loss_B = difference_BHW.abs().sum((1, 2)) / count_B
+    for scale in range(scales):
+        part, mask = difference_BHW[:, :: 2**scale, :: 2**scale], valid_BHW[:, :: 2**scale, :: 2**scale]
+        across = (part[:, :, 1:] - part[:, :, :-1]).abs() * (mask[:, :, 1:] & mask[:, :, :-1])
+        down = (part[:, 1:] - part[:, :-1]).abs() * (mask[:, 1:] & mask[:, :-1])
+        gradient_B = (across.sum((1, 2)) + down.sum((1, 2))) / mask.sum((1, 2)).clamp(min=1)
+        loss_B = loss_B + gradient_weight * gradient_B
+    return loss_B.mean()
+
+
+def _centred(maps_BHW: torch.Tensor, valid_BHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps less their median over valid pixels (0 elsewhere), and the mean absolute value of that, [B]."""
+    median_B = torch.where(valid_BHW, maps_BHW, torch.nan).flatten(1).nanmedian(1).values.nan_to_num()
+    centred_BHW = torch.where(valid_BHW, maps_BHW - median_B[:, None, None], 0.0)
+    return centred_BHW, centred_BHW.abs().sum((1, 2)) / valid_BHW.sum((1, 2)).clamp(min=1)
+
+
+def inverse_depth(depth: torch.Tensor) -> torch.Tensor:
+    """1 / metres; 0 for the sky (NaN)."""
+    return torch.where(depth.isfinite(), 1 / depth.clamp(min=1e-3), 0.0)
+
+
+class Network(Section):
+    """Options of the expert `dpt`."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of transformers' DPTConfig; `image_size` is the side of the square that the network sees.
+
+    dpt-large: hidden_size 1024, num_hidden_layers 24, num_attention_heads 16, intermediate_size 4096,
+    backbone_out_indices [5, 11, 17, 23], neck_hidden_sizes [256, 512, 1024, 1024].
+    dpt-hybrid-midas: is_hybrid true, neck_hidden_sizes [256, 512, 768, 768].
+    """
+
+
+class DPTExpert(NetworkExpert):
+    """Labels float32 [H, W] >= 0: inverse depth up to scale and shift, larger = nearer.
+
+    The image is squashed to a square, as the published weights' own preprocessing does.
+    """
+
+    task = "depth"
+    Network = Network
+    targets = ("depth",)
+
+    def __init__(self, settings: dict[str, Any]):
+        super().__init__(settings)
+        unknown = sorted(set(self.network.config) - set(DPTConfig.__dataclass_fields__))
+        if unknown:
+            raise CliptexError(f"experts.network.config: DPTConfig has no {', '.join(unknown)}")
+        self.config = DPTConfig(**self.network.config)
+
+    def build(self) -> nn.Module:
+        module = DPTForDepthEstimation(self.config)
+        # The last layer is a ReLU: started above zero, since a pixel below it gives no gradient.
+        nn.init.constant_(module.head.head[-2].bias, 1.0)
+        return module
+
+    def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        prediction_BHW = self._forward(batch["image"])
+        target_BHW = inverse_depth(batch["depth"])
+        if target_BHW.shape[-2:] != prediction_BHW.shape[-2:]:
+            target_BHW = resize(target_BHW[:, None], prediction_BHW.shape[-2:])[:, 0]
+        return scale_shift_invariant_loss(prediction_BHW, target_BHW)
+
+    def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
+        out_BHW, size = self._forward(images_BCHW), images_BCHW.shape[-2:]
+        if out_BHW.shape[-2:] != size:
+            out_BHW = functional.interpolate(out_BHW[:, None], size=size, mode="bicubic", align_corners=False)[:, 0]
+        return list(out_BHW.clamp(min=0).cpu().numpy())
+
+    def _forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        side = self.config.image_size
+        return self.module(normalise(resize(images_BCHW, (side, side)), MEAN, STD)).predicted_depth
+
+
+PLUGIN = DPTExpert

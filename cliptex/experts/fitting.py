@@ -1,0 +1,193 @@
+"""How an expert is trained on labelled renders: batches, augmentation, schedule.
+
+The renders are an HDF5 file with the datasets `image` (N,H,W,3 uint8), `instance` (N,H,W uint8; 0 = none),
+`instance_class` (N,M uint8; class 1..80 of instance i in column i-1), `depth` (N,H,W float32, metres, NaN = sky) and
+`normals` (N,H,W,3 float16, NaN = sky). Shape suffixes: B batch, C channels, H height, W width.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import h5py
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional
+
+from cliptex.config import Positive, Rate, Section, Share
+from cliptex.errors import CliptexError
+from cliptex.progress import track
+
+GREY = (0.299, 0.587, 0.114)
+
+
+class Training(Section):
+    """Options in an expert's `training`."""
+
+    steps: Positive = 300
+    """Optimizer steps."""
+    batch_size: Positive = 16
+    """Renders a step."""
+    learning_rate: Rate = 2e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.02
+    """AdamW weight decay; vectors (norms, biases) have none."""
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the steps in which the rate rises, before a cosine to zero."""
+    grad_clip: Rate = 5.0
+    """Largest gradient norm."""
+    crop_scale: tuple[Share, Share] = (0.5, 1.0)
+    """Area of the random crop as a share of the render."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip."""
+    colour: Annotated[float, Field(ge=0)] = 1.0
+    """Strength of colour jitter, blur and noise; 0 turns them off."""
+
+
+def fit(
+    module: nn.Module,
+    loss: Callable[[dict[str, torch.Tensor], torch.Generator], torch.Tensor],
+    renders: Path,
+    targets: tuple[str, ...],
+    training: Training,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Minimise `loss` on augmented batches with AdamW and a one-cycle rate (warm-up, then a cosine to zero).
+
+    Returns `images_seen` and `losses`, a list of [step, mean loss since the last entry]. Raises CliptexError when
+    the loss is no longer finite, or when the file lacks a dataset.
+    """
+    generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, 0xE7]).integers(2**62)))
+    data = read_renders(renders, ("image", *targets))
+    groups = [
+        {"params": [p for p in module.parameters() if p.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in module.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        training.learning_rate,
+        total_steps=max(training.steps, 2),
+        pct_start=training.warmup,
+        cycle_momentum=False,
+    )
+    module.train()
+    losses, recent = [], []
+    batches = _batches(data, training, generator)
+    for step in track(range(1, training.steps + 1), f"train on {renders}"):
+        batch = {name: tensor.to(device) for name, tensor in next(batches).items()}
+        value = loss(batch, generator)
+        if not torch.isfinite(value):
+            raise CliptexError(f"training on {renders}: the loss is {value.item()} at step {step}; lower learning_rate")
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), training.grad_clip)
+        optimizer.step()
+        if step < training.steps:
+            schedule.step()
+        recent.append(value.item())
+        if step == training.steps or step % max(training.steps // 20, 1) == 0:
+            losses.append([step, float(np.mean(recent))])
+            recent = []
+    return {"images_seen": training.steps * training.batch_size, "losses": losses}
+
+
+def read_renders(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Whole datasets of a file of labelled renders; raises CliptexError when it is missing, broken or lacks one."""
+    try:
+        with h5py.File(path) as file:
+            missing = [name for name in names if name not in file]
+            if missing:
+                raise CliptexError(f"{path}: has no dataset {', '.join(missing)}; delete the file and render again")
+            return {name: file[name][:] for name in names}
+    except OSError as error:
+        raise CliptexError(f"{path}: cannot be read as HDF5 ({error}); delete the file and render again") from error
+
+
+def _batches(
+    data: dict[str, np.ndarray], training: Training, generator: torch.Generator
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Endless augmented batches; every render once before any is seen again."""
+    count = len(data["image"])
+    order = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(order) < training.batch_size:
+            order = torch.cat([order, torch.randperm(count, generator=generator)])
+        indices, order = order[: training.batch_size].numpy(), order[training.batch_size :]
+        yield augment({name: array[indices] for name, array in data.items()}, training, generator)
+
+
+def augment(batch: dict[str, np.ndarray], training: Training, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """A random crop (zoom in) and flip of image and labels together, then colours, blur and noise of the image alone.
+
+    Returns `image` float32 BCHW in 0..1, `instance` int64 BHW, `depth` float32 BHW, `normals` float32 BCHW (the flip
+    negates x); datasets without pixels are handed on. The image is sampled bilinearly, labels by the nearest pixel,
+    so that no value is invented and NaN stays where it was. Zooming in changes neither a normal nor, up to scale,
+    the depth: it is a longer focal length.
+    """
+    image_BCHW = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).float() / 255
+    grid_BHW2, flip_B = _random_view(image_BCHW, training, generator)
+
+    def nearest(tensor_BCHW: torch.Tensor) -> torch.Tensor:
+        return functional.grid_sample(tensor_BCHW, grid_BHW2, "nearest", "border", align_corners=False)
+
+    image_BCHW = functional.grid_sample(image_BCHW, grid_BHW2, "bilinear", "border", align_corners=False)
+    out = {"image": _discolour(image_BCHW, training.colour, generator)}
+    for name, array in batch.items():
+        if name == "image":
+            continue
+        tensor = torch.from_numpy(array)
+        if name == "instance":
+            tensor = nearest(tensor[:, None].float())[:, 0].long()
+        elif name == "depth":
+            tensor = nearest(tensor[:, None])[:, 0]
+        elif name == "normals":
+            tensor = nearest(tensor.float().permute(0, 3, 1, 2).contiguous())
+            tensor[:, 0] *= torch.where(flip_B, -1.0, 1.0)[:, None, None]
+        out[name] = tensor
+    return out
+
+
+def _random_view(
+    image_BCHW: torch.Tensor, training: Training, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sampling grid BHW2 of a crop of the render's own shape, and whether it is flipped."""
+    count = len(image_BCHW)
+    low, high = training.crop_scale
+    side_B = (low + (high - low) * torch.rand(count, generator=generator)).sqrt()
+    flip_B = torch.rand(count, generator=generator) < training.flip
+    theta_B23 = torch.zeros(count, 2, 3)
+    theta_B23[:, 0, 0] = torch.where(flip_B, -side_B, side_B)
+    theta_B23[:, 1, 1] = side_B
+    theta_B23[:, :, 2] = (1 - side_B)[:, None] * (2 * torch.rand(count, 2, generator=generator) - 1)
+    return functional.affine_grid(theta_B23, list(image_BCHW.shape), align_corners=False), flip_B
+
+
+def _discolour(image_BCHW: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """Colour cast, brightness, contrast, saturation (a tenth becomes grey), blur for a third, and noise."""
+    if strength == 0:
+        return image_BCHW
+    count = len(image_BCHW)
+
+    def draw(low: float, high: float, channels: int = 1) -> torch.Tensor:
+        return low + (high - low) * torch.rand(count, channels, 1, 1, generator=generator)
+
+    gain = 1 + strength * (draw(-0.3, 0.3) + draw(-0.15, 0.15, 3))
+    contrast = 1 + strength * draw(-0.3, 0.3)
+    saturation = (1 + strength * draw(-0.5, 0.4)).clamp(min=0) * (draw(0, 1) >= 0.1 * min(strength, 1))
+    blur = (strength * draw(-0.5, 0.25)).clamp(0, 0.25)  # weight of each neighbour in a separable 3-tap kernel
+    deviation = strength * draw(0, 0.05)
+    grey = (image_BCHW * torch.tensor(GREY)[:, None, None]).sum(1, keepdim=True)
+    image_BCHW = grey + (image_BCHW - grey) * saturation
+    mean = image_BCHW.mean((1, 2, 3), keepdim=True)
+    image_BCHW = (mean + (image_BCHW - mean) * contrast) * gain
+    for axis in (2, 3):
+        size = image_BCHW.shape[axis]
+        before = image_BCHW.index_select(axis, torch.arange(-1, size - 1).clamp(min=0))
+        after = image_BCHW.index_select(axis, torch.arange(1, size + 1).clamp(max=size - 1))
+        image_BCHW = image_BCHW * (1 - 2 * blur) + (before + after) * blur
+    noise = torch.randn(image_BCHW.shape, generator=generator)
+    return (image_BCHW + noise * deviation).clamp(0, 1)

@@ -1,0 +1,298 @@
+"""Semantic segmentation from instances: Mask R-CNN (He et al., ICCV 2017), torchvision's `MaskRCNN`.
+
+The network has torchvision's 91 slots, whose numbers are COCO's sparse category ids, so that the published weights
+fit. Shape suffixes: B batch, C channels, H height, W width, N instances.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import timm
+import torch
+from pydantic import Field
+from torch import nn
+from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+
+from cliptex.benchmarks.coco_names import coco_categories
+from cliptex.config import Positive, Section, Share
+from cliptex.experts.fitting import read_renders
+from cliptex.experts.network import NetworkExpert
+
+SLOTS = 91
+SPARSE_ID = np.array([0, *(number for number, _, _ in coco_categories())])
+"""Contiguous class 0..80 to COCO id."""
+CONTIGUOUS = np.zeros(SLOTS, np.uint8)
+CONTIGUOUS[SPARSE_ID] = np.arange(len(SPARSE_ID))
+MIN_VISIBLE_PX = 12
+AP_MIN_SCORE = 0.05
+
+
+def paint(
+    masks_NHW: np.ndarray,
+    classes_N: np.ndarray,
+    scores_N: np.ndarray,
+    threshold: float,
+    ignore_below: float | None = None,
+) -> np.ndarray:
+    """Instances (bool masks, contiguous classes 1..80, scores) to a hard class map uint8 [H, W].
+
+    Instances with a score of `threshold` or more are painted in ascending order of score, so that the surest lies on
+    top; of equal scores the one listed first. What nobody claims is background, 0. With `ignore_below`, pixels that
+    only instances with `ignore_below` <= score < `threshold` claim are 255 (ignore): the expert has seen something
+    there, but is not sure.
+    """
+    label = np.zeros(masks_NHW.shape[1:], np.uint8)
+    for index in np.argsort(-scores_N, kind="stable")[::-1]:
+        if scores_N[index] >= threshold:
+            label[masks_NHW[index]] = classes_N[index]
+        elif ignore_below is not None and scores_N[index] >= ignore_below:
+            label[masks_NHW[index]] = 255
+    return label
+
+
+class SmallNetwork(Section):
+    """Sizes of a small Mask R-CNN, for `architecture: small`."""
+
+    encoder: str = "resnet18"
+    """timm architecture with features at 1/4, 1/8, 1/16 and 1/32."""
+    encoder_options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for timm."""
+    fpn_channels: Positive = 64
+    """Channels of the feature pyramid."""
+    anchors_px: tuple[Positive, Positive, Positive, Positive] = (12, 24, 44, 72)
+    """Side of the anchors on each level, pixels."""
+    box_grid: Positive = 5
+    """Cells of a region's side for the box head."""
+    mask_grid: Positive = 7
+    """Cells of a region's side for the mask head, whose masks have twice as many."""
+    box_features: Positive = 128
+    """Width of the box head."""
+    mask_layers: Positive = 2
+    """Convolutions in the mask head."""
+    canonical_px: Positive = 96
+    """Regions of this side are read from the level 1/16; of half the side from 1/8, and so on."""
+    proposals_train: Positive = 150
+    """Proposals an image kept in training."""
+    proposals: Positive = 60
+    """Proposals an image kept in prediction."""
+    regions: Positive = 32
+    """Regions an image on which the heads are trained."""
+    rpn_regions: Positive = 64
+    """Anchors an image on which the proposals are trained."""
+
+
+class Network(Section):
+    """Options of the expert `mask_rcnn`."""
+
+    architecture: Literal["small", "maskrcnn_resnet50_fpn_v2"] = "maskrcnn_resnet50_fpn_v2"
+    """torchvision's network, or a small one of the same kind."""
+    small: SmallNetwork = SmallNetwork()
+    """Sizes of the small one."""
+    min_side_px: Positive = 800
+    """Images are resized so that the short side has this many pixels ..."""
+    max_side_px: Positive = 1333
+    """... but the long side no more than these."""
+    score_threshold: Share = 0.5
+    """Instances below this score are not painted."""
+    ignore_below: Share | None = None
+    """Pixels of instances from this score up to the threshold are 255; null leaves them background."""
+    mask_threshold: Share = 0.5
+    """A pixel is in the mask from this probability on."""
+    nms_threshold: Share = 0.5
+    """Overlap of two boxes above which the weaker one is dropped."""
+    detections: Positive = 100
+    """Instances an image at most."""
+    background_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    """Share of background among the regions on which the heads are trained."""
+
+
+class _PyramidEncoder(nn.Module):
+    """timm encoder and feature pyramid: levels "0" to "3" at 1/4 to 1/32."""
+
+    def __init__(self, options: SmallNetwork):
+        super().__init__()
+        self.body = timm.create_model(
+            options.encoder, features_only=True, out_indices=(1, 2, 3, 4), **options.encoder_options
+        )
+        self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), options.fpn_channels)
+        self.out_channels = options.fpn_channels
+
+    def forward(self, images_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.fpn({str(level): feature for level, feature in enumerate(self.body(images_BCHW))})
+
+
+def small_mask_rcnn(options: SmallNetwork, **common: Any) -> MaskRCNN:
+    """torchvision's MaskRCNN with a small encoder and small heads; `common` goes to MaskRCNN."""
+    width = options.fpn_channels
+    levels = ["0", "1", "2", "3"]
+    anchors = AnchorGenerator(tuple((side,) for side in options.anchors_px), ((0.5, 1.0, 2.0),) * 4)
+
+    def align(grid: int) -> MultiScaleRoIAlign:
+        return MultiScaleRoIAlign(levels, grid, 2, canonical_scale=options.canonical_px, canonical_level=4)
+
+    return MaskRCNN(
+        _PyramidEncoder(options),
+        rpn_anchor_generator=anchors,
+        rpn_head=RPNHead(width, anchors.num_anchors_per_location()[0]),
+        rpn_pre_nms_top_n_train=2 * options.proposals_train,
+        rpn_pre_nms_top_n_test=2 * options.proposals,
+        rpn_post_nms_top_n_train=options.proposals_train,
+        rpn_post_nms_top_n_test=options.proposals,
+        rpn_batch_size_per_image=options.rpn_regions,
+        box_roi_pool=align(options.box_grid),
+        box_head=TwoMLPHead(width * options.box_grid**2, options.box_features),
+        box_predictor=FastRCNNPredictor(options.box_features, SLOTS),
+        box_batch_size_per_image=options.regions,
+        mask_roi_pool=align(options.mask_grid),
+        mask_head=MaskRCNNHeads(width, (width,) * options.mask_layers, 1),
+        mask_predictor=MaskRCNNPredictor(width, width, SLOTS),
+        **common,
+    )
+
+
+class MaskRCNNExpert(NetworkExpert):
+    """Labels uint8 [H, W]: 0 background, 1..80 COCO's classes, 255 ignore where `ignore_below` is set; see `paint`."""
+
+    task = "segmentation"
+    Network = Network
+    targets = ("instance", "instance_class")
+
+    def build(self) -> nn.Module:
+        options = self.network
+        common = {
+            "min_size": options.min_side_px,
+            "max_size": options.max_side_px,
+            "box_score_thresh": min(options.score_threshold, options.ignore_below or 1.0),
+            "box_nms_thresh": options.nms_threshold,
+            "box_detections_per_img": options.detections,
+            "box_positive_fraction": 1 - options.background_share,
+        }
+        if options.architecture == "small":
+            return small_mask_rcnn(options.small, **common)
+        return maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=SLOTS, **common)
+
+    def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        targets = [
+            _instances(instance, classes)
+            for instance, classes in zip(batch["instance"], batch["instance_class"], strict=True)
+        ]
+        return sum(self.module(list(batch["image"]), targets).values())
+
+    def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
+        options = self.network
+        return [
+            paint(
+                _to_masks(found, options.mask_threshold),
+                CONTIGUOUS[found["labels"].cpu().numpy()],
+                found["scores"].cpu().numpy(),
+                options.score_threshold,
+                options.ignore_below,
+            )
+            for found in self.module(list(images_BCHW))
+        ]
+
+    def own_quality(self, renders: Path) -> dict[str, float]:
+        """Average precision of boxes and masks by COCO's definition, percent: `box_AP`, `box_AP50`, `mask_AP`, ...
+
+        Objects of fewer visible pixels than the network is trained on count as crowd: neither hit nor miss.
+        """
+        data = read_renders(renders, ("image", "instance", "instance_class"))
+        usual, self.module.roi_heads.score_thresh = self.module.roi_heads.score_thresh, AP_MIN_SCORE
+        try:
+            with torch.inference_mode():
+                found = []
+                for start in range(0, len(data["image"]), 32):
+                    pixels = torch.from_numpy(data["image"][start : start + 32]).to(self.device)
+                    found += self.module(list(pixels.permute(0, 3, 1, 2).float() / 255))
+        finally:
+            self.module.roi_heads.score_thresh = usual
+        return _average_precision(data, found, self.network.mask_threshold)
+
+
+def _to_masks(found: dict[str, torch.Tensor], threshold: float) -> np.ndarray:
+    return (found["masks"][:, 0] >= threshold).cpu().numpy()
+
+
+def _instances(instance_HW: torch.Tensor, classes_M: torch.Tensor) -> dict[str, torch.Tensor]:
+    """torchvision's target: boxes at pixel edges, sparse ids, masks; slivers are left out."""
+    numbers_M = torch.arange(1, len(classes_M) + 1, device=instance_HW.device)
+    masks_NHW = instance_HW == numbers_M[:, None, None]
+    kept = (masks_NHW.sum((1, 2)) >= MIN_VISIBLE_PX) & (classes_M > 0)
+    masks_NHW, classes_N = masks_NHW[kept], classes_M[kept]
+    height, width = instance_HW.shape
+    columns, rows = masks_NHW.any(1).to(torch.uint8), masks_NHW.any(2).to(torch.uint8)
+    edges = [columns.argmax(1), rows.argmax(1), width - columns.flip(1).argmax(1), height - rows.flip(1).argmax(1)]
+    return {
+        "boxes": torch.stack(edges, dim=1).float(),
+        "labels": torch.from_numpy(SPARSE_ID).to(classes_N.device)[classes_N.long()],
+        "masks": masks_NHW.to(torch.uint8),
+    }
+
+
+def _average_precision(
+    data: dict[str, np.ndarray], found: list[dict[str, torch.Tensor]], mask_threshold: float
+) -> dict[str, float]:
+    from faster_coco_eval import COCO, COCOeval_faster
+    from faster_coco_eval.core import mask as rle
+
+    truths: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
+    for image, (instance, classes) in enumerate(zip(data["instance"], data["instance_class"], strict=True)):
+        for number in np.flatnonzero(classes) + 1:
+            mask = instance == number
+            area = int(mask.sum())
+            if not area:
+                continue
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            x, y = int(columns[0]), int(rows[0])
+            truths.append(
+                {
+                    "id": len(truths) + 1,
+                    "image_id": image,
+                    "category_id": int(SPARSE_ID[classes[number - 1]]),
+                    "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+                    "area": area,
+                    "segmentation": rle.encode(np.asfortranarray(mask.astype(np.uint8))),
+                    "iscrowd": int(area < MIN_VISIBLE_PX),
+                }
+            )
+        one = found[image]
+        masks = _to_masks(one, mask_threshold)
+        for mask, box, slot, score in zip(masks, one["boxes"], one["labels"], one["scores"], strict=True):
+            x, y, right, bottom = box.tolist()
+            answers.append(
+                {
+                    "image_id": image,
+                    "category_id": int(slot),
+                    "bbox": [x, y, right - x, bottom - y],
+                    "score": float(score),
+                    "segmentation": rle.encode(np.asfortranarray(mask.astype(np.uint8))),
+                }
+            )
+    out = dict.fromkeys(("box_AP", "box_AP50", "mask_AP", "mask_AP50"), 0.0)
+    if not answers:
+        return out
+    height, width = data["instance"].shape[1:]
+    truth = COCO(
+        {
+            "images": [{"id": image, "height": height, "width": width} for image in range(len(found))],
+            "annotations": truths,
+            "categories": [{"id": number, "name": name} for number, name, _ in coco_categories()],
+        }
+    )
+    for kind, prefix in (("bbox", "box"), ("segm", "mask")):
+        judge = COCOeval_faster(truth, truth.loadRes(answers), kind)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+        out[f"{prefix}_AP"], out[f"{prefix}_AP50"] = (100 * float(value) for value in judge.stats[:2])
+    return out
+
+
+PLUGIN = MaskRCNNExpert

@@ -1,0 +1,134 @@
+"""What experts that are neural networks share: safe weights, same-size batches, seeded training.
+
+Shape suffixes: B batch, C channels, H height, W width.
+"""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.nn import functional
+
+from cliptex.config import Section
+from cliptex.errors import CliptexError
+from cliptex.experts.base import Expert
+from cliptex.experts.fitting import Training, fit
+from cliptex.experts.options import parse_options
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a safetensors file into `module`, strictly: the same names and shapes, nothing more or less.
+
+    Raises CliptexError for a file that is missing or not safetensors (nothing is ever unpickled) or does not fit.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError as error:
+        raise CliptexError(f"{path}: no such weight file; train the expert, or mend `path`") from error
+    except (SafetensorError, OSError) as error:
+        raise CliptexError(f"{path}: not a safetensors file ({error}); convert it, pickles are not read") from error
+    wanted = module.state_dict()
+    problems = [f"misses {name}" for name in wanted if name not in tensors]
+    problems += [f"has the unknown {name}" for name in tensors if name not in wanted]
+    problems += [
+        f"{name} is {list(tensors[name].shape)} instead of {list(wanted[name].shape)}"
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CliptexError(
+            f"{path}: the weights do not fit the expert's `network` settings: {', '.join(problems[:3])}{more};"
+            " use the settings they were trained with, or train again"
+        )
+    module.load_state_dict(tensors)
+
+
+def resize(images_BCHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Images to `size` (height, width), bilinear, antialiased when they shrink; untouched where they have it."""
+    if images_BCHW.shape[-2:] == size:
+        return images_BCHW
+    return functional.interpolate(images_BCHW, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def normalise(images_BCHW: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """Images in 0..1 to zero mean and unit deviation under the given channel statistics."""
+    return (images_BCHW - images_BCHW.new_tensor(mean)[:, None, None]) / images_BCHW.new_tensor(std)[:, None, None]
+
+
+class NetworkExpert(Expert):
+    """An expert that is one torch module, built from `settings["network"]`.
+
+    A subclass says how the module is built, how a batch of same-size images is labelled, and what is to be minimised
+    on a batch of labelled renders. Images are grouped by size, so that none is padded to another's.
+    """
+
+    Network: ClassVar[type[Section]]
+    """Options in `settings["network"]`."""
+    targets: ClassVar[tuple[str, ...]]
+    """HDF5 datasets of the renders that `loss` needs, beside `image`."""
+
+    def __init__(self, settings: dict[str, Any]):
+        super().__init__(settings)
+        self.network = parse_options(self.Network, settings.get("network", {}), "network")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.module: nn.Module | None = None
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The untrained module."""
+
+    @abstractmethod
+    def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
+        """Labels of same-size images (float32 RGB in 0..1), each in its image's frame."""
+
+    @abstractmethod
+    def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        """Scalar loss of a batch: `image` (float32 BCHW in 0..1) and `targets`, as in the renders' HDF5 file, with the
+        same crop and flip."""
+
+    def load(self, weights: Path | None) -> None:
+        self.module = self.build().to(self.device, memory_format=torch.channels_last)
+        if weights is not None:
+            load_weights(self.module, weights)
+        self.module.eval()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}
+
+    def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
+        labels: list[np.ndarray | None] = [None] * len(images)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault(image.shape, []).append(index)
+        batch_size = self.settings.get("batch_size", 32)
+        self.module.eval()
+        with torch.inference_mode():
+            for indices in groups.values():
+                for start in range(0, len(indices), batch_size):
+                    part = indices[start : start + batch_size]
+                    pixels_BHWC = torch.from_numpy(np.stack([images[index] for index in part])).to(self.device)
+                    images_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float() / 255  # channels last in memory
+                    for index, label in zip(part, self.label(images_BCHW), strict=True):
+                        labels[index] = label
+        return labels
+
+    def fit(self, renders: Path, seed: int) -> dict[str, Any]:
+        """Build the module anew and train it; the same seed gives the same weights on one machine."""
+        training = parse_options(Training, self.settings.get("training", {}), "training")
+        # forked, since building and torchvision's samplers draw from the global generator
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.load(None)
+            log = fit(self.module, self.loss, Path(renders), self.targets, training, seed, self.device)
+        self.module.eval()
+        return log

@@ -1,0 +1,288 @@
+"""Surface normals with their uncertainty: Bae, Budvytis, Cipolla, ICCV 2021 (arXiv 2109.09881).
+
+An image encoder, a decoder with skip connections, and pixel-wise MLPs that refine the estimate at 1/4, 1/2 and full
+resolution. A pixel's output is the mean direction and the concentration kappa of an angular von Mises-Fisher density
+
+    p(n) = (kappa^2 + 1) exp(-kappa theta) / (2 pi (1 + exp(-kappa pi))),   theta = arccos(mean . n)
+
+Training minimises its negative log-likelihood, at the refined levels only at sampled pixels: the most uncertain ones
+and some at random. With the encoder `tf_efficientnet_b5` and the default widths, parameter names are those of the
+published weights (`scannet.pt`: norm "batch", `nyu.pt`: norm "group"). Normals point away from the surface's visible
+side's viewer, as everywhere here: a wall that faces the camera is (0, 0, +1), a floor (0, +1, 0).
+
+Shape suffixes: B batch, C channels, H height, W width, N sampled pixels.
+"""
+
+import math
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional
+
+from cliptex.config import Positive, Section, Share
+from cliptex.errors import CliptexError
+from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, NetworkExpert, normalise, resize
+
+MIN_KAPPA = 0.01
+
+
+def norm_normalize(raw_B4: torch.Tensor) -> torch.Tensor:
+    """Raw network output (channel axis 1, 4 channels) to a unit normal and kappa = elu + 1 + 0.01 > 0.01."""
+    normal, kappa = raw_B4[:, :3], raw_B4[:, 3:]
+    normal = normal / (normal.norm(dim=1, keepdim=True) + 1e-10)
+    return torch.cat([normal, functional.elu(kappa) + 1 + MIN_KAPPA], dim=1)
+
+
+def angular_mf_loss(prediction: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of `normal` [B, 3, ...] under `prediction` [B, 4, ...], for each pixel [B, ...].
+
+    -log(kappa^2 + 1) + kappa theta + log(1 + exp(-kappa pi)), that is without the constant log(2 pi) (equation 10
+    of the paper). The cosine is kept off +-1, where the derivative of arccos is infinite.
+    """
+    kappa = prediction[:, 3]
+    cosine = functional.cosine_similarity(prediction[:, :3], normal, dim=1).clamp(-1 + 1e-5, 1 - 1e-5)
+    return -torch.log1p(kappa.square()) + kappa * torch.arccos(cosine) + torch.log1p(torch.exp(-kappa * math.pi))
+
+
+def expected_angle(kappa: np.ndarray) -> np.ndarray:
+    """Expected angular error in radians, 2k / (k^2 + 1) + pi exp(-k pi) / (1 + exp(-k pi)) (equation 12)."""
+    decay = np.exp(-kappa * np.pi)
+    return 2 * kappa / (np.square(kappa) + 1) + np.pi * decay / (1 + decay)
+
+
+class Encoder(nn.Module):
+    """Features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image, from a timm network.
+
+    An EfficientNet keeps its own module names, and its last feature is the raw output of `conv_head` (before norm
+    and activation), as in the published network; any other architecture goes through timm's `features_only`.
+    """
+
+    def __init__(self, architecture: str, options: dict[str, Any]):
+        super().__init__()
+        self.walks_blocks = "efficientnet" in architecture
+        if self.walks_blocks:
+            self.original_model = timm.create_model(architecture, num_classes=0, **options)
+            stages = [info["num_chs"] for info in self.original_model.feature_info]
+            self.channels = [*stages[:4], self.original_model.conv_head.out_channels]
+        else:
+            self.original_model = timm.create_model(architecture, features_only=True, **options)
+            self.channels = self.original_model.feature_info.channels()
+            if self.original_model.feature_info.reduction() != [2, 4, 8, 16, 32]:
+                raise CliptexError(f"experts: encoder {architecture!r} lacks features at 1/2, 1/4, 1/8, 1/16 and 1/32")
+
+    def forward(self, images_BCHW: torch.Tensor) -> list[torch.Tensor]:
+        net = self.original_model
+        if not self.walks_blocks:
+            return net(images_BCHW)
+        x = net.bn1(net.conv_stem(images_BCHW))
+        features = []
+        for index, block in enumerate(net.blocks):
+            x = block(x)
+            if index in (0, 1, 2, 4):
+                features.append(x)
+        return [*features, net.conv_head(x)]
+
+
+class StandardisedConv(nn.Conv2d):
+    """Convolution whose filters have zero mean and unit (unbiased) deviation (Qiao et al., arXiv 1903.10520)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        weight = weight / (weight.flatten(1).std(dim=1).view(-1, 1, 1, 1) + 1e-5)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class UpBlock(nn.Module):
+    """Enlarge to the skip connection's size, join, and convolve twice."""
+
+    def __init__(self, channels: int, out: int, norm: str):
+        super().__init__()
+
+        def layers(inside: int) -> list[nn.Module]:
+            if norm == "batch":
+                return [nn.Conv2d(inside, out, 3, padding=1), nn.BatchNorm2d(out), nn.LeakyReLU()]
+            return [StandardisedConv(inside, out, 3, padding=1), nn.GroupNorm(8, out), nn.LeakyReLU()]
+
+        self._net = nn.Sequential(*layers(channels), *layers(out))
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        x = functional.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=True)
+        return self._net(torch.cat([x, skip], dim=1))
+
+
+class Decoder(nn.Module):
+    """Features at 1/8, 1/4, 1/2, a first estimate at 1/8, and a pixel-wise MLP for each finer level."""
+
+    def __init__(self, channels: list[int], widths: list[int], hidden: int, norm: str):
+        super().__init__()
+        skips = channels[:4]
+        self.conv2 = nn.Conv2d(channels[4], widths[0], 1)
+        self.up1 = UpBlock(widths[0] + skips[3], widths[1], norm)
+        self.up2 = UpBlock(widths[1] + skips[2], widths[2], norm)
+        self.up3 = UpBlock(widths[2] + skips[1], widths[3], norm)
+        self.up4 = UpBlock(widths[3] + skips[0], widths[4], norm)
+
+        def mlp(width: int) -> nn.Sequential:
+            sizes = [width + 4, hidden, hidden, hidden]
+            hidden_layers = [layer for a, b in pairwise(sizes) for layer in (nn.Conv1d(a, b, 1), nn.ReLU())]
+            return nn.Sequential(*hidden_layers, nn.Conv1d(hidden, 4, 1))
+
+        self.out_conv_res8 = nn.Conv2d(widths[2], 4, 3, padding=1)
+        self.out_conv_res4 = mlp(widths[2])
+        self.out_conv_res2 = mlp(widths[3])
+        self.out_conv_res1 = mlp(widths[4])
+
+    def forward(self, features: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[nn.Sequential]]:
+        """Features that the levels 1/8 (and 1/4), 1/2, 1/1 are read from, and the MLPs of the last three."""
+        x = self.up1(self.conv2(features[4]), features[3])
+        x8 = self.up2(x, features[2])
+        x4 = self.up3(x8, features[1])
+        x2 = self.up4(x4, features[0])
+        return [x8, x4, x2], [self.out_conv_res4, self.out_conv_res2, self.out_conv_res1]
+
+
+class NLLAngMF(nn.Module):
+    """The network. Input: normalised images [B, 3, H, W], sides a multiple of 32.
+
+    encoder: a timm architecture, `encoder_options` its keyword arguments. widths: channels of the decoder from 1/32
+    to 1/2. hidden: width of the pixel-wise MLPs. norm: "batch", or "group" with weight standardisation.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "tf_efficientnet_b5",
+        encoder_options: dict[str, Any] | None = None,
+        widths: tuple[int, ...] = (2048, 1024, 512, 256, 128),
+        hidden: int = 128,
+        norm: str = "batch",
+    ):
+        super().__init__()
+        self.encoder = Encoder(encoder, encoder_options or {})
+        self.decoder = Decoder(self.encoder.channels, list(widths), hidden, norm)
+
+    def forward(self, images_BCHW: torch.Tensor) -> list[torch.Tensor]:
+        """Unit normals and kappa [B, 4, h, w] at 1/8, 1/4, 1/2 and 1/1 of the image; the last is the answer."""
+        features, mlps = self.decoder(self.encoder(images_BCHW))
+        out = [norm_normalize(self.decoder.out_conv_res8(features[0]))]
+        for feature, mlp in zip(features, mlps, strict=True):
+            joint = functional.interpolate(
+                torch.cat([feature, out[-1]], dim=1), scale_factor=2, mode="bilinear", align_corners=True
+            )
+            out.append(norm_normalize(mlp(joint.flatten(2)).unflatten(2, joint.shape[-2:])))
+        return out
+
+    def loss(
+        self,
+        images_BCHW: torch.Tensor,
+        normals_BCHW: torch.Tensor,
+        generator: torch.Generator,
+        ratio: float = 0.4,
+        uncertain: float = 0.7,
+    ) -> torch.Tensor:
+        """Sum over the four levels of the mean loss at valid pixels (section 4.3 of the paper).
+
+        The level 1/8 is judged at every pixel; a finer one at a share `ratio` of its pixels, of which a share
+        `uncertain` has the lowest kappa so far and the rest is random. normals_BCHW: [B, 3, H, W], NaN = invalid.
+        """
+        valid_BHW = normals_BCHW.isfinite().all(1)
+        normals_BCHW = normals_BCHW.nan_to_num(0.0)
+        features, mlps = self.decoder(self.encoder(images_BCHW))
+        estimate = norm_normalize(self.decoder.out_conv_res8(features[0]))
+        dense = functional.interpolate(estimate, size=valid_BHW.shape[-2:], mode="bilinear", align_corners=True)
+        total = _mean_where(angular_mf_loss(dense, normals_BCHW), valid_BHW)
+        for feature, mlp in zip(features, mlps, strict=True):
+            estimate = functional.interpolate(estimate, scale_factor=2, mode="bilinear", align_corners=True)
+            height, width = estimate.shape[-2:]
+            valid_level = _nearest(valid_BHW[:, None].float(), height, width)[:, 0] > 0.5
+            pixels_BN = _sample_pixels(-estimate[:, 3].detach(), valid_level, ratio, uncertain, generator)
+            columns, rows = pixels_BN % width, pixels_BN.div(width, rounding_mode="floor")
+            points_B1N2 = torch.stack([2 * columns / (width - 1) - 1, 2 * rows / (height - 1) - 1], dim=-1)[:, None]
+            # reading the coarse features at these points is what enlarging them first would give
+            feature_BCN = functional.grid_sample(feature, points_B1N2, "bilinear", align_corners=True)[:, :, 0]
+            old_B4N = estimate.flatten(2).gather(2, pixels_BN[:, None].expand(-1, 4, -1))
+            new_B4N = norm_normalize(mlp(torch.cat([feature_BCN, old_B4N], dim=1)))
+            truth_B3N = _nearest(normals_BCHW, height, width).flatten(2).gather(2, pixels_BN[:, None].expand(-1, 3, -1))
+            valid_BN = valid_level.flatten(1).gather(1, pixels_BN)
+            total = total + _mean_where(angular_mf_loss(new_B4N, truth_B3N), valid_BN)
+            # the next level starts from the refined pixels where there are any
+            estimate = estimate.flatten(2).scatter(2, pixels_BN[:, None].expand(-1, 4, -1), new_B4N)
+            estimate = estimate.unflatten(2, (height, width))
+        return total
+
+
+def _nearest(tensor_BCHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    return functional.interpolate(tensor_BCHW, size=(height, width), mode="nearest")
+
+
+def _mean_where(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    return torch.where(where, values, 0.0).sum() / where.sum().clamp(min=1)
+
+
+def _sample_pixels(
+    uncertainty_BHW: torch.Tensor, valid_BHW: torch.Tensor, ratio: float, uncertain: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Flat indices [B, N] of the pixels to learn from; invalid ones come last among the uncertain."""
+    scores_BP = uncertainty_BHW.masked_fill(~valid_BHW, -1e4).flatten(1)
+    count = int(ratio * scores_BP.shape[1])
+    certain = scores_BP.topk(int(uncertain * count), dim=1).indices
+    others_BP = torch.rand(scores_BP.shape, generator=generator).to(scores_BP.device).scatter(1, certain, -1.0)
+    return torch.cat([certain, others_BP.topk(count - certain.shape[1], dim=1).indices], dim=1)
+
+
+class Network(Section):
+    """Options of the expert `nll_angmf`."""
+
+    encoder: str = "tf_efficientnet_b5"
+    """timm architecture."""
+    encoder_options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for timm."""
+    widths: tuple[Positive, Positive, Positive, Positive, Positive] = (2048, 1024, 512, 256, 128)
+    """Decoder channels at 1/32, 1/16, 1/8, 1/4 and 1/2."""
+    hidden: Positive = 128
+    """Width of the pixel-wise MLPs."""
+    norm: Literal["batch", "group"] = "batch"
+    """Norm of the decoder; "group" has standardised weights."""
+    input_size_px: tuple[Positive, Positive] | None = None
+    """Height and width that the network sees, multiples of 32; null keeps the image's, rounded to multiples of 32."""
+    sampling_ratio: Share = 0.4
+    """Share of the pixels of a level on which it is trained."""
+    sampling_uncertain: Share = 0.7
+    """Share of these that are the most uncertain ones."""
+
+
+class NLLAngMFExpert(NetworkExpert):
+    """Labels float32 [H, W, 4]: unit normal x, y, z in the camera frame, and kappa."""
+
+    task = "normals"
+    Network = Network
+    targets = ("normals",)
+
+    def build(self) -> nn.Module:
+        options = self.network
+        return NLLAngMF(options.encoder, options.encoder_options, options.widths, options.hidden, options.norm)
+
+    def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        images, normals = self._fit_size(batch["image"]), batch["normals"]
+        options = self.network
+        return self.module.loss(images, normals, generator, options.sampling_ratio, options.sampling_uncertain)
+
+    def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
+        size = images_BCHW.shape[-2:]
+        out = self.module(self._fit_size(images_BCHW))[-1]
+        if out.shape[-2:] != size:
+            out = functional.interpolate(out, size=size, mode="bilinear", align_corners=False)
+        normal = out[:, :3] / out[:, :3].norm(dim=1, keepdim=True).clamp(min=1e-6)
+        return list(torch.cat([normal, out[:, 3:]], dim=1).permute(0, 2, 3, 1).cpu().contiguous().numpy())
+
+    def _fit_size(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        height, width = images_BCHW.shape[-2:]
+        size = self.network.input_size_px or (max(round(height / 32), 1) * 32, max(round(width / 32), 1) * 32)
+        return normalise(resize(images_BCHW, tuple(size)), IMAGENET_MEAN, IMAGENET_STD)
+
+
+PLUGIN = NLLAngMFExpert

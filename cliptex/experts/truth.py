@@ -1,0 +1,67 @@
+"""Exact labels, as a control: not a network, but a second rendering of the pair's scene. The upper bound of a study."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cliptex.config import Miniature, Section
+from cliptex.errors import CliptexError
+from cliptex.experts.base import Expert
+from cliptex.experts.options import parse_options
+
+EXACT_KAPPA = 1000.0
+
+
+class Network(Section):
+    """Options of the expert `truth`."""
+
+    task: Literal["segmentation", "depth", "normals"]
+    """Which labels it makes."""
+
+
+def true_label(task: str, truth: dict[str, np.ndarray]) -> np.ndarray:
+    """A render's label in the form that the task's experts give.
+
+    truth: `instance` (uint8 [H, W], 0 = none) and `instance_class` (uint8 [M], class 1..80 of instance i in column
+    i - 1) for segmentation; `depth` (float [H, W], metres, NaN = sky) for depth, whose label is 1 / metres and 0 in the
+    sky; `normals` (float [H, W, 3], NaN = sky) for normals, whose label has kappa = 1000 (expected error 0.1 degrees).
+    """
+    if task == "segmentation":
+        return np.concatenate([[0], truth["instance_class"]]).astype(np.uint8)[truth["instance"]]
+    if task == "depth":
+        return np.nan_to_num(1 / truth["depth"].astype(np.float32), nan=0.0)
+    normals = truth["normals"].astype(np.float32)
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    kappa = np.where(np.isfinite(normals[..., :1]), np.float32(EXACT_KAPPA), np.nan)
+    return np.concatenate([normals, kappa], axis=-1)
+
+
+class TruthExpert(Expert):
+    """Labels of the miniature's pairs, exact. `settings["miniature"]` is the config section the pairs come from."""
+
+    trainable = False
+
+    def __init__(self, settings: dict[str, Any]):
+        super().__init__(settings)
+        self.task = parse_options(Network, settings.get("network", {}), "network").task
+
+    def load(self, weights: Path | None) -> None:
+        if "miniature" not in self.settings:
+            raise CliptexError("experts: `truth` needs the config's `miniature`; it labels no other data set")
+        self._miniature = Miniature.model_validate(self.settings["miniature"])
+
+    def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
+        """Raises CliptexError when an image is not the render that belongs to its key."""
+        from cliptex.miniature import scene_for_key
+
+        labels = []
+        for image, key in zip(images, keys, strict=True):
+            label = true_label(self.task, scene_for_key(self._miniature, key))
+            if label.shape[:2] != image.shape[:2]:
+                raise CliptexError(f"{key}: not an image of the configured miniature; `truth` labels no other data set")
+            labels.append(label)
+        return labels
+
+
+PLUGIN = TruthExpert
