@@ -6,6 +6,7 @@ Shapes: B images, S image side, C feature width, h x w feature map.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,12 @@ class Encoder:
     def dense(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Dense features [B, C, h, w] of normalised images, as training uses them (`cliptex.features`)."""
         return dense_features(self._visual, images_BCHW)
+
+    @cached_property
+    def grid(self) -> int:
+        """Side of the feature map, cells."""
+        blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
+        return self.dense(blank).shape[-1]
 
     @torch.inference_mode()
     def pooled(self, images_BCHW: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,185 @@
+"""Semantic segmentation probes: mmsegmentation's heads on frozen dense features.
+
+Shapes: N images, C feature width, h x w feature map, K classes, G loss points a side.
+"""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cliptex.mmcv_ops import import_heads
+from cliptex.probes.features import Outcome, batches, resample_nearest, schedule, split_holdout
+from cliptex.probes.metrics import IGNORE, confusion_matrix, segmentation_metrics
+from cliptex.probes.options import SegmentationOptions
+
+log = logging.getLogger("cliptex")
+PROTOCOL = (
+    "frozen features of the squashed image, standardised a channel over the training split; AdamW, polynomial rate; "
+    "no augmentation; logits resized (bilinear) to the original resolution; confusion matrix over the whole split"
+)
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """Train: masks as squares [N, R, R] uint8. Eval: masks at the original resolution. 255 is ignored."""
+
+    train_masks: np.ndarray
+    eval_masks: Sequence[np.ndarray]
+    num_classes: int
+
+
+def square_masks(masks: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Masks of any size as uint8 [N, size, size], nearest."""
+    return np.stack([resample_nearest(mask, size) for mask in masks])
+
+
+def build_head(name: str, channels_in: int, num_classes: int, options: SegmentationOptions) -> torch.nn.Module:
+    """An mmsegmentation head by the probe's name; call it as `head([features])` for logits [B, K, h, w]."""
+    heads = import_heads()
+    common = {
+        "in_channels": channels_in,
+        "num_classes": num_classes,
+        "in_index": 0,
+        "norm_cfg": {"type": "BN"},
+        "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True},
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="``build_loss`` would be deprecated soon")
+        if name == "linear":
+            head = heads.FCNHead(
+                **common, channels=channels_in, num_convs=0, concat_input=False, kernel_size=1, dropout_ratio=0
+            )
+        elif name == "deeplabv3":
+            dilations = tuple(options.dilations)
+            head = heads.ASPPHead(
+                **common, channels=options.channels, dilations=dilations, dropout_ratio=options.dropout
+            )
+        elif name == "pspnet":
+            scales = tuple(options.pool_scales)
+            head = heads.PSPHead(**common, channels=options.channels, pool_scales=scales, dropout_ratio=options.dropout)
+        else:
+            raise ValueError(f"{name}: not a segmentation head")
+    # what head.init_weights() does to the classifier (the rest is initialised when built), without its log
+    torch.nn.init.normal_(head.conv_seg.weight, std=0.01)
+    torch.nn.init.zeros_(head.conv_seg.bias)
+    return head
+
+
+def train_head(
+    name: str,
+    features_NChw: torch.Tensor,
+    masks_NRR: np.ndarray,
+    num_classes: int,
+    learning_rate: float,
+    options: SegmentationOptions,
+    seed: int,
+) -> torch.nn.Module:
+    """Train one head; returned in evaluation mode. Same seed: same first weights and same batches for every model."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _, channels, height, width = features_NChw.shape
+    head = build_head(name, channels, num_classes, options).train().to(device)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=options.weight_decay)
+    scheduler = schedule(optimizer, options.steps, options.warmup, power=0.9)
+    size = masks_NRR.shape[1]
+    points = min(options.loss_points, size)
+    stride = size // points
+    rows, columns = (_interpolation(side, size).to(device) for side in (height, width))
+    masks = torch.from_numpy(masks_NRR)
+    for batch in batches(len(masks), options.batch_size, options.steps, generator):
+        top, left = torch.randint(stride, (2,), generator=generator).tolist()
+        at_rows, at_columns = (slice(start, start + points * stride, stride) for start in (top, left))
+        target = masks[batch][:, at_rows, at_columns].long().to(device)
+        logits = head([features_NChw[batch].to(device)])
+        # bilinear resizing to the mask's grid, computed at the points of the loss only
+        logits = torch.einsum("gh,bkhw,fw->bkgf", rows[at_rows], logits, columns[at_columns])
+        # the sum over valid points, so that a batch without any gives zero and not NaN
+        loss = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
+        loss = loss / (target != IGNORE).sum().clamp(min=1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    return head.eval()
+
+
+def _interpolation(cells: int, size: int) -> torch.Tensor:
+    """The matrix [size, cells] of bilinear resizing along one axis (align_corners False)."""
+    return F.interpolate(torch.eye(cells)[None], size=size, mode="linear", align_corners=False)[0].T.contiguous()
+
+
+def resized_argmax(logits_Khw: torch.Tensor, height: int, width: int) -> np.ndarray:
+    """argmax over K of the logits resized (bilinear) to [height, width], as uint8; exact.
+
+    A class that is below one other class in every cell stays below it after resizing, because the weights are not
+    negative and the same for all classes. Such classes are left out before resizing: of 150, most.
+    """
+    flat = logits_Khw.flatten(1)
+    rivals = flat.mean(1).topk(min(8, len(flat))).indices
+    beaten = (flat[None] < flat[rivals][:, None]).all(-1).any(0)
+    kept = (~beaten).nonzero()[:, 0]
+    resized = F.interpolate(logits_Khw[kept][None], size=(height, width), mode="bilinear", align_corners=False)[0]
+    return kept[resized.argmax(0)].to(torch.uint8).cpu().numpy()
+
+
+@torch.inference_mode()
+def predict(head: torch.nn.Module, features_NChw: torch.Tensor, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """Predicted masks uint8 at the given (height, width) of each image."""
+    device = next(head.parameters()).device
+    masks = []
+    for start in range(0, len(shapes), 64):
+        logits = head([features_NChw[start : start + 64].to(device)])
+        masks += [resized_argmax(one, *shape) for one, shape in zip(logits, shapes[start : start + 64], strict=True)]
+    return masks
+
+
+def probe_segmentation(
+    name: str,
+    train_NChw: torch.Tensor,
+    eval_NChw: torch.Tensor,
+    data: SegmentationData,
+    options: SegmentationOptions,
+    holdout: float,
+    seed: int,
+    keep: int,
+) -> Outcome:
+    """Train one head on standardised features and judge it; see `PROTOCOL`."""
+    scores: dict[str, float] = {}
+    learning_rate = options.learning_rates[0]
+    if len(options.learning_rates) > 1:
+        fit, held = split_holdout(len(train_NChw), holdout, seed)
+        for rate in options.learning_rates:
+            head = train_head(name, train_NChw[fit], data.train_masks[fit], data.num_classes, rate, options, seed)
+            confusion = _judge(head, train_NChw[held], list(data.train_masks[held]), data.num_classes)[0]
+            scores[str(rate)] = segmentation_metrics(confusion)["mIoU"]
+        learning_rate = max(options.learning_rates, key=lambda rate: scores[str(rate)])
+    head = train_head(name, train_NChw, data.train_masks, data.num_classes, learning_rate, options, seed)
+    confusion, predictions = _judge(head, eval_NChw, data.eval_masks, data.num_classes)
+    kept = {}
+    for index in range(min(keep, len(predictions))):
+        kept[f"prediction_{index}"] = predictions[index]
+        kept[f"truth_{index}"] = data.eval_masks[index]
+    return Outcome(
+        task="semantic_segmentation",
+        metrics=segmentation_metrics(confusion),
+        num_parameters=sum(parameter.numel() for parameter in head.parameters()),
+        hyperparameters={"learning_rate": learning_rate, "holdout_mIoU": scores, "steps": options.steps},
+        protocol=PROTOCOL,
+        predictions=kept,
+    )
+
+
+def _judge(
+    head: torch.nn.Module, features: torch.Tensor, truths: Sequence[np.ndarray], num_classes: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    predictions = predict(head, features, [truth.shape for truth in truths])
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    for truth, prediction in zip(truths, predictions, strict=True):
+        confusion += confusion_matrix(truth, prediction, num_classes)
+    return confusion, predictions

@@ -1,0 +1,155 @@
+"""Zero-shot classification: class names become text, the nearest text wins.
+
+Reads   results/models/{model}/seed{seed}/ and the evaluation split of resources/{benchmark}/.
+Writes  results/zeroshot/{benchmark}.json
+Holds   nothing is trained or chosen; images go through open_clip's own preprocessing of the exported folder.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+
+from cliptex.benchmarks.reading import source
+from cliptex.config import Config
+from cliptex.encoders import in_order, sha256_weights, untrained
+from cliptex.errors import CliptexError
+from cliptex.files import sha256_file, sha256_json, write_json
+from cliptex.plugins import find
+from cliptex.probes.features import seed_of
+from cliptex.probes.metrics import top_metrics
+from cliptex.progress import track
+from cliptex.provenance import provenance
+from cliptex.student import WEIGHTS_FILE, exported_config, load, parameters
+
+log = logging.getLogger("cliptex")
+TEMPLATES = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model in evaluation mode with its tokenizer and preprocessing."""
+
+    name: str
+    seed: int
+    model: torch.nn.Module
+    tokenizer: Any
+    preprocess: PreprocessCfg
+    sha256: str
+
+
+def contender(name: str, seed: int, folder: Path) -> Contender:
+    """Load an exported model; `random` is an untrained one of the architecture in `folder`."""
+    if name == "random":
+        model = untrained(folder, seed_of("random encoder", seed))
+        sha256 = sha256_weights(model)
+    else:
+        model, sha256 = load(folder), sha256_file(folder / WEIGHTS_FILE)
+    preprocess = PreprocessCfg(size=model.visual.image_size, **exported_config(folder).get("preprocess_cfg", {}))
+    return Contender(name, seed, model, open_clip.get_tokenizer(f"local-dir:{folder}"), preprocess, sha256)
+
+
+def contenders(config: Config, models_dir: Path) -> list[Contender]:
+    """The models of the configuration, every seed, and `random` where it is among the baselines."""
+    names = config.probes.models or list(config.models)
+    if not names:
+        raise CliptexError("models: there are none, so nothing can be judged; name at least one")
+    baselines = [name for name in config.probes.baselines if name == "random"]
+    return [
+        contender(name, seed, Path(models_dir) / (names[0] if name in baselines else name) / f"seed{seed}")
+        for name in [*baselines, *names]
+        for seed in config.seeds
+    ]
+
+
+@torch.inference_mode()
+def rankings(contenders: list[Contender], samples: Any, classifiers: list[torch.Tensor]) -> tuple[list, np.ndarray]:
+    """The five best classes [N, 5] of each contender, best first, and the labels [N]. Images are decoded once.
+
+    classifiers: [D, K] of each contender.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    transforms = {str(one.preprocess): image_transform_v2(one.preprocess, is_train=False) for one in contenders}
+    best: list[list[torch.Tensor]] = [[] for _ in contenders]
+    labels: list[int] = []
+
+    def read(index: int) -> tuple[int, dict[str, torch.Tensor]]:
+        sample = samples[index]
+        image = Image.fromarray(sample["image"])
+        return sample["label"], {name: transform(image) for name, transform in transforms.items()}
+
+    batch: list[dict[str, torch.Tensor]] = []
+    read_ahead = in_order(range(len(samples)), read)
+    for number, (label, views) in enumerate(track(read_ahead, "zero-shot", len(samples)), start=1):
+        labels.append(label)
+        batch.append(views)
+        if len(batch) < BATCH_SIZE and number < len(samples):
+            continue
+        for index, one in enumerate(contenders):
+            images = torch.stack([views[str(one.preprocess)] for views in batch]).to(device)
+            scores = one.model.encode_image(images, normalize=True) @ classifiers[index]
+            best[index].append(scores.topk(min(5, scores.shape[1]), dim=1).indices.cpu())
+        batch = []
+    return [torch.cat(parts).numpy() for parts in best], np.array(labels)
+
+
+def zeroshot(config: Config, benchmark: str, models_dir: Path, root: Path, out: Path) -> None:
+    """Judge every model and seed of the configuration on a classification benchmark's evaluation split."""
+    data = find("benchmarks", benchmark)(root)
+    if data.tasks != ("classification",):
+        raise CliptexError(f"zeroshot.benchmarks: {benchmark!r} is not a classification benchmark; remove it")
+    names, templates = data.class_names, TEMPLATES[config.zeroshot.templates]
+    prompts = [[template(name) for template in templates] for name in names]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    judged = contenders(config, models_dir)
+    start = time.perf_counter()
+    classifiers = []
+    for one in judged:
+        one.model.to(device)
+        classifiers.append(
+            open_clip.build_zero_shot_classifier(one.model, one.tokenizer, names, templates, device=device)
+        )
+    ranked, labels = rankings(judged, data.samples("eval"), classifiers)
+    seconds = (time.perf_counter() - start) / len(judged)
+    rows = []
+    for one, ranking in zip(judged, ranked, strict=True):
+        metrics = top_metrics(ranking, labels)
+        log.info("%s %s seed %d: top1 %.2f top5 %.2f", benchmark, one.name, one.seed, metrics["top1"], metrics["top5"])
+        rows.append(
+            {
+                "task": "zero_shot_classification",
+                "model": one.name,
+                "seed": one.seed,
+                "head": "zero_shot",
+                "metrics": metrics,
+                "num_parameters": parameters(one.model),
+                "seconds": seconds,
+            }
+        )
+    settings = {"benchmark": benchmark, "templates": config.zeroshot.templates, "seeds": config.seeds}
+    shas = {f"{one.name}/seed{one.seed}": one.sha256 for one in judged}
+    result = {
+        "schema_version": 1,
+        "benchmark": benchmark,
+        "source": source(root),
+        "split": data.eval_split,
+        "num_train": 0,
+        "num_eval": len(labels),
+        "class_names": names,
+        "chance": {"top1": 100 / len(names), "top5": 100 * min(5, len(names)) / len(names)},
+        "templates": config.zeroshot.templates,
+        "num_templates": len(templates),
+        "prompts_sha256": sha256_json(prompts),
+        "preprocess": {name: getattr(judged[-1].preprocess, name) for name in ("interpolation", "resize_mode", "size")},
+        "results": rows,
+        "provenance": provenance(settings) | {"model_sha256": shas},
+    }
+    write_json(out, result)
