@@ -52,12 +52,23 @@ class TruthExpert(Expert):
         self._miniature = Miniature.model_validate(self.settings["miniature"])
 
     def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
-        """Raises CliptexError when an image is not the render that belongs to its key."""
+        """Raises CliptexError for a key of no pair, and when an image differs from the pair's in size."""
         from cliptex.miniature import scene_for_key
+        from cliptex.miniature.sets import KIND_COCO
 
         labels = []
         for image, key in zip(images, keys, strict=True):
-            label = true_label(self.task, scene_for_key(self._miniature, key))
+            scene = scene_for_key(self._miniature, key)
+            classes = np.array([KIND_COCO[seen.kind] for seen in scene.objects], np.uint8)
+            label = true_label(
+                self.task,
+                {
+                    "instance": scene.instances,
+                    "instance_class": classes,
+                    "depth": scene.depth,
+                    "normals": scene.normals,
+                },
+            )
             if label.shape[:2] != image.shape[:2]:
                 raise CliptexError(f"{key}: not an image of the configured miniature; `truth` labels no other data set")
             labels.append(label)
