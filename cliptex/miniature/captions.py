@@ -143,7 +143,7 @@ def describe(s: Stylist, category: str, things: list[Seen], scenery: list[str]) 
         parts = [f"{parts[0]} {relation} {parts[1]}"]
     parts += extra[: 1 if len(parts) > 1 else 2]
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    form = s.rng.random()
+    form = s.random()
     if form < 0.5:
         return f"{listed} {where}"
     if form < 0.7:

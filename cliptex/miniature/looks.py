@@ -77,19 +77,26 @@ class Stylist:
     def __init__(self, rng: np.random.Generator, look: Look):
         self.rng = rng
         self.look = look
-        self.saturation = rng.uniform(*look.saturation)
+        self._drawn: list[float] = []
+        self.saturation = self.uniform(*look.saturation)
+
+    def random(self) -> float:
+        """A number in 0..1. Drawn in blocks: one call of the generator a number would be a tenth of a render."""
+        if not self._drawn:
+            self._drawn = self.rng.random(512).tolist()
+        return self._drawn.pop()
 
     def uniform(self, low: float, high: float) -> float:
         """A number between `low` and `high`."""
-        return low + (high - low) * self.rng.random()
+        return low + (high - low) * self.random()
 
     def chance(self, probability: float) -> bool:
         """True with this probability."""
-        return self.rng.random() < probability
+        return self.random() < probability
 
     def pick(self, options):
         """One of `options`, a sequence."""
-        return options[int(self.rng.random() * len(options))]
+        return options[int(self.random() * len(options))]
 
     def shade(self, colour: str | Vector, spread: float = 0.15) -> Vector:
         """A variation of a named colour or RGB."""
@@ -97,16 +104,16 @@ class Stylist:
         gain = 1 + self.uniform(-spread, spread)
         grey = (red + green + blue) / 3
         s = self.saturation * gain
-        a, b, c = self.rng.random(3) * (0.4 * spread) - 0.2 * spread
         base = grey * gain
-        return (base + s * (red - grey) + a, base + s * (green - grey) + b, base + s * (blue - grey) + c)
+        a, b, c = (base + spread * (0.4 * self.random() - 0.2) for _ in range(3))
+        return (a + s * (red - grey), b + s * (green - grey), c + s * (blue - grey))
 
     def colour(self, typical: str) -> str:
         """A colour word, mostly one of the space-separated `typical` ones; the first ones are likelier."""
         if self.chance(self.look.odd_colour):
             return self.pick(tuple(COLOURS))
         words = typical.split()
-        return words[int(len(words) * self.rng.random() ** 1.5)]
+        return words[int(len(words) * self.random() ** 1.5)]
 
     def plain(self, colour: str | Vector, grain: float = 0.04, glow: float = 0.0, spread: float = 0.15) -> Paint:
         """One colour."""

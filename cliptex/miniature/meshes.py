@@ -53,7 +53,12 @@ def lathe(profile: tuple[tuple[float, float], ...], segments: int = 12) -> Primi
             for ring in range(len(rings) - 1)
         ]
     )
-    return vertices.astype(np.float32), _quads_to_triangles(quads)
+    triangles = _quads_to_triangles(quads)
+    # the rings at the ends have no radius, so half of their triangles have no area
+    first, last = triangles[: len(quads)], triangles[len(quads) :]
+    return vertices.astype(np.float32), np.concatenate(
+        [first[quads[:, 0] >= segments], last[quads[:, 2] < (len(rings) - 1) * segments]]
+    )
 
 
 def cylinder(segments: int = 12) -> Primitive:
@@ -67,7 +72,7 @@ def cone(top: float = 0.0, segments: int = 12) -> Primitive:
 
 
 @cache
-def ball(segments: int = 14, rings: int = 8) -> Primitive:
+def ball(segments: int = 12, rings: int = 6) -> Primitive:
     """A sphere."""
     angles = np.linspace(0.02, np.pi - 0.02, rings)
     return lathe(tuple((float(np.sin(a)), float(0.5 - 0.5 * np.cos(a))) for a in angles), segments)
@@ -149,7 +154,7 @@ class Shape:
 
     def post(self, diameter: float, height: float, at: Vector, paint: Paint, rotation: np.ndarray | None = None):
         """Add a cylinder."""
-        self.add(cylinder(), (diameter, diameter, height), at, paint, rotation)
+        self.add(cylinder(6 if diameter < 0.13 else 12), (diameter, diameter, height), at, paint, rotation)
 
     def ball(self, size: Vector, at: Vector, paint: Paint, rotation: np.ndarray | None = None) -> None:
         """Add an ellipsoid."""
@@ -162,7 +167,5 @@ class Shape:
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Smallest and largest x, y, z."""
-        return (
-            np.min([part.vertices.min(axis=0) for part in self.parts], axis=0),
-            np.max([part.vertices.max(axis=0) for part in self.parts], axis=0),
-        )
+        points = np.concatenate([part.vertices for part in self.parts])
+        return points.min(axis=0), points.max(axis=0)

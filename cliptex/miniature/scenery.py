@@ -125,7 +125,7 @@ def column(s: Stylist) -> Shape:
 def stairs(s: Stylist) -> Shape:
     """Steps that rise along y."""
     shape, paint = Shape(), s.wood() if s.chance(0.5) else s.plain("grey")
-    wide, steps = s.uniform(0.9, 1.5), 3 + int(s.rng.random() * 5)
+    wide, steps = s.uniform(0.9, 1.5), 3 + int(s.random() * 5)
     for i in range(steps):
         shape.box((wide, 0.28, 0.18 * (i + 1)), (0, (i - steps / 2) * 0.28, 0), paint)
     return shape
@@ -375,7 +375,7 @@ def peak(s: Stylist, far: bool) -> Shape:
     return shape
 
 
-def ground(heights: Heights, bands: list[tuple[float, str, Paint]], reach: float, cells: int = 22) -> Shape:
+def ground(heights: Heights, bands: list[tuple[float, str, Paint]], reach: float, cells: int = 16) -> Shape:
     """A square of ground of half side `reach`, finer towards its middle, cut along x into bands.
 
     bands: (x where the band ends, kind, paint), x rising; the last one ends beyond `reach`.

@@ -393,7 +393,7 @@ def traffic_light(s: Stylist) -> Thing:
     pole, high = s.plain(s.pick(("grey", "black", "green"))), s.uniform(1.3, 2.2)
     shape.post(0.12, high, (0, 0, 0), pole)
     shape.box((0.44, 0.34, 1.2), (0, 0, high), s.plain(colour, spread=0.3))
-    lit = int(s.rng.random() * 3)
+    lit = int(s.random() * 3)
     for i, lamp in enumerate(((0.1, 0.95, 0.35), (1.0, 0.75, 0.1), (1.0, 0.12, 0.08))):
         gain = 1.0 if i == lit else 0.22
         paint = Paint(tuple(gain * channel for channel in lamp), glow=0.9 if i == lit else 0.1, grain=0.01)

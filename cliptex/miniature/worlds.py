@@ -119,19 +119,19 @@ def build_world(s: Stylist, category: str, subject: str | None, things: tuple[in
     """
     world = _room(s, category) if SCENE_CATEGORIES[category] else _ground(s, category)
     contents = CONTENTS[category]
-    count = things[0] + int(s.rng.random() * (things[1] + 1 - things[0]))
+    count = things[0] + int(s.random() * (things[1] + 1 - things[0]))
     wanted = [subject] if subject else []
     for _ in range(count):
         everything = s.chance(0.08)
         options = tuple(BUILDERS) if everything else contents.things
         if everything and SCENE_CATEGORIES[category]:
             options = tuple(kind for kind in options if kind not in ("car", "bus", "boat"))
-        wanted.append(options[int(len(options) * s.rng.random() ** 1.4)])
+        wanted.append(options[int(len(options) * s.random() ** 1.4)])
     if wanted:
         _put_thing(s, world, wanted[0])
     standing = contents.standing
     for _ in range(int(scenery * s.uniform(1.2, 5.0))):
-        _put_standing(s, world, standing[int(len(standing) * s.rng.random() ** 1.3)])
+        _put_standing(s, world, standing[int(len(standing) * s.random() ** 1.3)])
     for kind in wanted[1:]:
         _put_thing(s, world, kind)
     if world.room:
@@ -329,7 +329,7 @@ def _spot(s: Stylist, world: World, radius: float, wall: bool, band: tuple[float
                 return None
             x, y = s.uniform(-x_max, x_max), s.uniform(-y_max, y_max)
             if wall:
-                side = int(s.rng.random() * 4)
+                side = int(s.random() * 4)
                 yaw = (3.1416, 0.0, 1.5708, -1.5708)[side] + s.uniform(-0.08, 0.08)
                 x, y = ((x, -y_max), (x, y_max), (-x_max, y), (x_max, y))[side]
         else:
@@ -443,7 +443,7 @@ def _hang(s: Stylist, world: World, kind: str) -> None:
     shape = HANGING[kind](s)
     low, high = shape.bounds()
     half = float(high[0] - low[0]) / 2
-    side = int(s.rng.random() * 4)
+    side = int(s.random() * 4)
     x_max, y_max, top = world.room[0] / 2, world.room[1] / 2, world.room[2]
     base = {"windowpane": 0.95, "painting": 1.25, "mirror": 0.9}.get(kind, 0.0) + s.uniform(-0.15, 0.2)
     base = 0.0 if kind in ("door", "radiator") else max(base, 0.05)
