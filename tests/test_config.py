@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cliptex.config import Config
+from cliptex.errors import CliptexError
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "config").rglob("*.yaml"))
+
+
+def merged(base: dict, over: dict) -> dict:
+    """`over` laid over `base`, as Snakemake does with several --configfile."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_shipped_configurations_are_valid(path):
+    base = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    Config.load(merged(base, yaml.safe_load(path.read_text())))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{train: {batchsize: 3}}", "train.batchsize: unknown key"),
+        ("{train: {batch_size: many}}", "train.batch_size: .*valid integer.*'many'"),
+        ("{train: {batch_size: 0}}", "train.batch_size: .*greater than 0"),
+        ("{models: {clip: {init: clip}}}", "models.clip.init: .*circle"),
+        ("{models: {a: {tasks: {dept: 1}}}, label_stores: {depth: {task: depth, expert: dpt}}}", "'dept' is not one of"),
+        ("{experts: {dpt: {}}, label_stores: {depth: {task: depth, expert: dtp}}}", "'dtp' is not one of"),
+        ("{seeds: []}", "seeds: "),
+        ("{dataset: {source: webdataset}}", "dataset.shards"),
+        ("{models: {Big: {}}}", r"models.Big"),
+        ("{seeds: [0", "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_one_readable_error_that_names_the_key(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(CliptexError, match=message) as caught:
+        Config.load(path)
+    assert "mine.yaml" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CliptexError, match=r"nothing\.yaml: cannot be read"):
+        Config.load(tmp_path / "nothing.yaml")
+
+
+def test_a_subset_is_what_it_was_cut_from():
+    config = Config.load(ROOT / "config/config.yaml")
+    text = config.subset("train", "models.clip")
+    again = Config.load(text)
+    assert again.train == config.train
+    assert again.models == {"clip": config.models["clip"]}
+    assert again.subset("train", "models.clip") == text
+    assert set(json.loads(text)) == {"train", "models"}
+
+
+def test_every_key_has_a_sentence():
+    schema = Config.model_json_schema()
+    silent = [
+        f"{name}.{key}"
+        for name, section in schema["$defs"].items()
+        for key, value in section["properties"].items()
+        if not value.get("description") and name != "Split"
+    ]
+    assert silent == []
+
+
+def test_the_kept_schema_is_in_date():
+    kept = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text())
+    assert kept == Config.model_json_schema(), "run: cliptex config-schema > workflow/schemas/config.schema.json"
