@@ -1,0 +1,510 @@
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from conftest import drawn_pair
+from pyarrow import dataset, parquet
+
+from cliptex.config import Config
+from cliptex.errors import CliptexError
+from cliptex.experts.base import Expert
+from cliptex.files import read_json, sha256_file, write_json
+from cliptex.images import decode_image
+from cliptex.labels import (
+    LabelFile,
+    audit_labels,
+    index_labels,
+    label_batch,
+    open_store,
+    read_label_index,
+)
+from cliptex.labels_on_disk import batches_to_redo
+from cliptex.plugins import find
+from cliptex.shards import index_shards, read_index, read_indexed, write_shard
+
+calls: list[list[str]] = []
+killed_at: set[str] = set()
+
+
+class Brightness(Expert):
+    """Depth from brightness. `network` says on which keys it fails, and how."""
+
+    task = "depth"
+    trainable = False
+
+    def load(self, weights):
+        pass
+
+    def predict(self, images, keys):
+        calls.append(keys)
+        options = self.settings["network"]
+        for key in keys:
+            if key in options.get("raises", []):
+                raise ValueError("no box")
+            if key in killed_at:
+                raise KeyboardInterrupt
+            if options.get("broken") or (options.get("memory") and len(keys) > 2):
+                raise (MemoryError if options.get("memory") else RuntimeError)("bug")
+        labels = [image.mean(axis=-1).astype(np.float32) + options.get("bias", 0) for image in images]
+        return [
+            np.full_like(label, np.nan) if key in options.get("blind", []) else label
+            for key, label in zip(keys, labels, strict=True)
+        ]
+
+
+class Threshold(Brightness):
+    """Segmentation from brightness: dark pixels are persons."""
+
+    task = "segmentation"
+
+    def predict(self, images, keys):
+        return [(image.mean(axis=-1) < 128).astype(np.uint8) for image in images]
+
+
+class Workplace:
+    """An expert folder, a label store and the configuration that joins them."""
+
+    def __init__(self, root, index):
+        self.index, self.entries = index, read_index(index)["shards"]
+        self.expert, self.out = root / "results/experts/bright", root / "results/labels/depth"
+        self.weights("first")
+
+    def weights(self, name):
+        write_json(
+            self.expert / "expert.json", {"weights": None, "weights_sha256": name, "miniature": None, "task": "depth"}
+        )
+
+    def config(self, shards_per_job=1, plugin="test_labels:Brightness", max_side_px=256, task="depth", **network):
+        return Config.load(
+            {
+                "dataset": {"source": "webdataset", "shards": [entry["path"] for entry in self.entries]},
+                "experts": {"bright": {"plugin": plugin, "batch_size": 3, "network": network}},
+                "label_stores": {"depth": {"task": task, "expert": "bright"}},
+                "labels": {"shards_per_job": shards_per_job, "max_side_px": max_side_px},
+            }
+        )
+
+    def label(self, batch, **options):
+        label_batch(self.config(**options), "depth", batch, self.index, self.expert, self.out)
+        return read_json(self.out / f"batch-{batch:03d}.json")
+
+    def label_all(self, **options):
+        for batch in range(-(-len(self.entries) // options.get("shards_per_job", 1))):
+            self.label(batch, **options)
+        return self.check(**options)
+
+    def check(self, **options):
+        return index_labels(self.config(**options), "depth", self.index, self.out)
+
+    def file(self, shard):
+        return self.out / f"{shard:05d}.parquet"
+
+    def rows(self, shard):
+        return parquet.read_table(self.file(shard)).to_pylist()
+
+
+@pytest.fixture
+def work(tmp_path, shard_index):
+    calls.clear()
+    killed_at.clear()
+    return Workplace(tmp_path, shard_index)
+
+
+def keys_of(work, shard):
+    return work.entries[shard]["keys"]
+
+
+# ---- labelling
+
+
+def test_labels_keep_keys_and_order_and_are_what_the_expert_said(work):
+    work.label_all()
+    for entry in work.entries:
+        file = open_store(work.out / "index.json", entry, find("tasks", "depth")())
+        assert file.keys == entry["keys"]
+        expert = Brightness({"network": {}})
+        images = [decode_image(pair.image) for pair in read_indexed(entry)]
+        for row, wanted in enumerate(expert.predict(images, file.keys)):
+            label = file.label(row)
+            assert label.shape == wanted.shape == (40, 56)
+            np.testing.assert_allclose(label, wanted, atol=np.ptp(wanted) / 1000)
+
+
+def test_batches_of_images_depend_on_the_shard_and_batch_size_alone(work):
+    work.label(0, shards_per_job=2)
+    together = list(calls)
+    shutil.rmtree(work.out)
+    calls.clear()
+    work.label(0)
+    work.label(1)
+    assert calls == together
+    assert [len(keys) for keys in calls] == [3, 3, 2] * 2
+
+
+def test_the_same_shard_labelled_again_gives_the_same_bytes(work):
+    work.label_all()
+    before = [sha256_file(work.file(shard)) for shard in range(2)]
+    index = (work.out / "index.json").read_bytes()
+    shutil.rmtree(work.out)
+    work.label_all()
+    assert [sha256_file(work.file(shard)) for shard in range(2)] == before
+    assert (work.out / "index.json").read_bytes() == index
+
+
+def test_resume_after_a_kill_keeps_finished_shards_untouched(work):
+    killed_at.add(keys_of(work, 1)[4])
+    with pytest.raises(KeyboardInterrupt):
+        work.label(0, shards_per_job=2)
+    assert [path.name for path in work.out.iterdir()] == ["00000.parquet"]
+    before = work.file(0).stat()
+    killed_at.clear()
+    calls.clear()
+    record = work.label(0, shards_per_job=2)
+    assert (work.file(0).stat().st_mtime_ns, work.file(0).stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert [key for keys in calls for key in keys] == keys_of(work, 1)
+    assert [shard["resumed"] for shard in record["shards"]] == [True, False]
+
+
+def test_a_second_run_labels_nothing(work):
+    work.label(0)
+    calls.clear()
+    record = work.label(0)
+    assert calls == []
+    assert record["shards"][0]["resumed"]
+    assert record["images_per_second"] is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_label_file_is_done_again(work, share):
+    work.label(0)
+    whole = work.file(0).read_bytes()
+    work.file(0).write_bytes(whole[: int(len(whole) * share)])
+    assert not work.label(0)["shards"][0]["resumed"]
+    assert work.file(0).read_bytes() == whole
+
+
+def test_a_label_file_with_a_flipped_byte_is_done_again(work):
+    work.label(0)
+    whole = work.file(0).read_bytes()
+    payload = next(row["payload"] for row in work.rows(0))
+    place = whole.index(payload) + 20
+    work.file(0).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(CliptexError, match=r"00000\.parquet: label file is damaged"):
+        LabelFile(work.file(0)).get(0)
+    assert not work.label(0)["shards"][0]["resumed"]
+    assert work.file(0).read_bytes() == whole
+
+
+@pytest.mark.parametrize("change", ["weights", "network", "shard", "max_side_px"])
+def test_labels_made_otherwise_are_done_again(work, change):
+    work.label(0)
+    if change == "weights":
+        work.weights("second")
+    if change == "shard":
+        write_shard(work.index.parent / "00000.tar", [drawn_pair(f"00000{i:04d}", 90 + i) for i in range(8)])
+        index_shards([work.index.parent / f"{i:05d}.tar" for i in range(2)], work.index, 0.5)
+    options = {"network": {"bias": 5}, "max_side_px": {"max_side_px": 28}}.get(change, {})
+    assert not work.label(0, **options)["shards"][0]["resumed"]
+
+
+def test_how_shards_are_shared_out_does_not_matter(work):
+    work.label_all()
+    calls.clear()
+    work.label(0, shards_per_job=2)
+    assert calls == []
+
+
+def test_large_images_get_smaller_labels(work):
+    work.label(0, max_side_px=28)
+    assert {(row["height"], row["width"]) for row in work.rows(0)} == {(20, 28)}
+
+
+def test_no_half_written_file_is_left(work):
+    work.label_all()
+    assert sorted(path.name for path in work.out.iterdir()) == [
+        *("00000.parquet", "00001.parquet", "batch-000.json", "batch-001.json", "index.json")
+    ]
+
+
+# ---- failures
+
+
+def test_images_on_which_the_expert_fails_are_rows_with_a_reason(work):
+    bad, blind = keys_of(work, 0)[1], keys_of(work, 0)[6]
+    record = work.label(0, raises=[bad], blind=[blind])
+    rows = {row["key"]: row for row in work.rows(0)}
+    assert list(rows) == keys_of(work, 0)
+    assert rows[bad]["error"] == "expert failed: ValueError: no box"
+    assert rows[blind]["error"] == "unusable label: every pixel is invalid"
+    for row in rows.values():
+        assert (row["payload"] is None) == (row["error"] is not None) == (row["key"] in (bad, blind))
+    assert record["failures"] == {"expert failed": 1, "unusable label": 1}
+    assert (record["images"], record["labelled"]) == (8, 6)
+
+
+def test_failures_do_not_change_the_labels_of_batch_mates(work):
+    work.label(0)
+    before = {row["key"]: row["payload"] for row in work.rows(0)}
+    bad = keys_of(work, 0)[1]
+    work.label(0, raises=[bad])
+    assert {row["key"]: row["payload"] for row in work.rows(0)} == before | {bad: None}
+
+
+def test_the_index_counts_failures(work):
+    options = {"raises": [keys_of(work, 0)[0], keys_of(work, 1)[0]], "blind": [keys_of(work, 1)[3]]}
+    index = work.label_all(**options)
+    assert index["failures"] == {"expert failed": 2, "unusable label": 1}
+    assert index["coverage"] == 13 / 16
+    file = open_store(work.out / "index.json", work.entries[1])
+    assert [file.get(row) is None for row in range(8)] == [True, False, False, True, *[False] * 4]
+
+
+def test_a_bug_in_the_expert_stops_the_run(work):
+    with pytest.raises(CliptexError, match=r"8 images in a row failed.*RuntimeError: bug.*'bright'"):
+        work.label(0, broken=True)
+    assert not work.out.exists() or not list(work.out.iterdir())
+
+
+def test_memory_that_runs_out_is_not_blamed_on_an_image(work):
+    with pytest.raises(MemoryError):
+        work.label(0, memory=True)
+
+
+def test_a_label_of_another_size_than_the_image_stops_the_run(work, monkeypatch):
+    monkeypatch.setattr(Brightness, "predict", lambda self, images, keys: [np.ones((9, 9), np.float32) for _ in keys])
+    with pytest.raises(TypeError, match="9, 9"):
+        work.label(0)
+
+
+def test_an_expert_of_another_task_is_refused(work):
+    with pytest.raises(CliptexError, match=r"label_stores\.depth\.expert: 'bright' makes segmentation"):
+        work.label(0, plugin="test_labels:Threshold")
+
+
+def test_a_shard_that_changed_since_it_was_indexed_is_refused(work):
+    path = work.index.parent / "00000.tar"
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1  # within the first image
+    path.write_bytes(data)
+    with pytest.raises(CliptexError, match=r"00000\.tar.*differs from the index"):
+        work.label(0)
+
+
+# ---- the index
+
+
+def test_a_deleted_label_file_is_named_and_redone(work):
+    index = work.label_all(shards_per_job=2)
+    work.file(1).unlink()
+    with pytest.raises(CliptexError, match=r"00001\.parquet: label file is missing; run: rm -f .*batch-000\.json"):
+        work.check(shards_per_job=2)
+    batch = work.out / "batch-000.json"
+    assert batches_to_redo([work.out]) == {batch: [work.file(1)]}
+    calls.clear()
+    record = work.label(0, shards_per_job=2)
+    assert {key for keys in calls for key in keys} == set(keys_of(work, 1))
+    assert [shard["resumed"] for shard in record["shards"]] == [True, False]
+    assert batches_to_redo([work.out]) == {}
+    assert work.check(shards_per_job=2) == index
+
+
+def test_batches_to_redo_sees_cut_files_and_broken_batch_files(work, tmp_path):
+    work.label_all()
+    assert batches_to_redo([work.out, tmp_path / "absent"]) == {}
+    with work.file(0).open("r+b") as file:
+        file.truncate(100)
+    broken = work.out / "batch-001.json"
+    broken.write_text("{")
+    assert batches_to_redo([work.out]) == {work.out / "batch-000.json": [work.file(0)], broken: [broken]}
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "replace"])
+def test_a_changed_label_file_is_refused_with_the_command_to_mend_it(work, damage):
+    work.label_all()
+    data = bytearray(work.file(1).read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    work.file(1).write_bytes(
+        {"flip": bytes(data), "cut": bytes(data[:-9]), "replace": work.file(0).read_bytes()}[damage]
+    )
+    with pytest.raises(CliptexError, match=r"00001\.parquet: differs from what batch-001\.json says") as error:
+        work.check()
+    command = str(error.value).partition("run: rm -f ")[2].split("  ")[0]
+    assert command.split() == [str(work.file(1)), str(work.out / "batch-001.json")]
+
+
+def edit(work, shard, batch, change):
+    """Rewrite a label file and the record of it, as somebody with another program would."""
+    table = parquet.read_table(work.file(shard))
+    parquet.write_table(change(table), work.file(shard))
+    path = work.out / f"batch-{batch:03d}.json"
+    record = read_json(path)
+    for item in record["shards"]:
+        if item["shard"] == f"{shard:05d}":
+            item |= {"sha256": sha256_file(work.file(shard)), "bytes": work.file(shard).stat().st_size}
+    write_json(path, record)
+
+
+def test_missing_keys_are_refused_naming_shard_and_key(work):
+    work.label_all()
+    edit(work, 1, 1, lambda table: table.slice(0, 5))
+    with pytest.raises(CliptexError, match=f"shard 00001: key '{keys_of(work, 1)[5]}' has no label row"):
+        work.check()
+
+
+def test_swapped_rows_are_refused_naming_shard_and_key(work):
+    work.label_all()
+    edit(work, 0, 0, lambda table: table.take([1, 0, *range(2, 8)]))
+    with pytest.raises(CliptexError, match=f"shard 00000: key '{keys_of(work, 0)[1]}' is out of order"):
+        work.check()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("expert", "other", "made by the expert 'other'"),
+        ("weights_sha256", "other", "other weights"),
+        ("recipe_sha256", "other", "other settings"),
+        ("shard_sha256", "other", "another version of shard 00001"),
+        ("schema_version", 99, "label schema 99 is not 1"),
+        ("task", "normals", "holds normals"),
+    ],
+)
+def test_a_file_made_otherwise_is_refused(work, field, value, message):
+    def foreign(table):
+        metadata = json.loads(table.schema.metadata[b"cliptex"]) | {field: value}
+        return table.replace_schema_metadata({b"cliptex": json.dumps(metadata)})
+
+    work.label_all()
+    edit(work, 1, 1, foreign)
+    with pytest.raises(CliptexError, match=rf"00001\.parquet: .*{message}"):
+        work.check()
+
+
+def test_a_store_of_another_expert_than_the_config_says_is_refused(work):
+    work.label_all()
+    config = Config.load(
+        {
+            "experts": {"other": {}, "bright": {}},
+            "label_stores": {"depth": {"task": "depth", "expert": "other"}},
+        }
+    )
+    with pytest.raises(CliptexError, match=r"index\.json: the label store's expert is 'bright'.*'other'.*rm -r"):
+        read_label_index(config, "depth", work.out / "index.json")
+    assert read_label_index(work.config(), "depth", work.out / "index.json")["expert"] == "bright"
+
+
+def test_a_store_without_any_label_is_refused(work):
+    every = [key for entry in work.entries for key in entry["keys"]]
+    # seven failures in a row at most, so that the run is not stopped
+    work.entries = work.entries[:1]
+    short = {**read_index(work.index), "shards": [{**work.entries[0], "keys": every[:4]}]}
+    write_json(work.index, short)
+    work.label(0, blind=every)
+    with pytest.raises(CliptexError, match="no image has a label"):
+        work.check(blind=every)
+
+
+def test_the_index_tells_what_was_made(work):
+    index = work.label_all()
+    assert (index["task"], index["expert"], index["weights_sha256"]) == ("depth", "bright", "first")
+    assert index["coverage"] == 1
+    assert index["codec"] == find("tasks", "depth")().codec()
+    payloads = [len(row["payload"]) for shard in range(2) for row in work.rows(shard)]
+    assert index["bytes_per_image"] == pytest.approx(np.mean(payloads), abs=0.1)
+    ranges = [row["range"] for shard in range(2) for row in work.rows(shard)]
+    assert index["statistics"]["scalars"]["range"] == pytest.approx(
+        {"mean": np.mean(ranges), "least": min(ranges), "greatest": max(ranges)}
+    )
+
+
+def test_the_index_has_a_class_histogram_where_there_are_classes(work):
+    options = {"plugin": "test_labels:Threshold", "task": "segmentation"}
+    index = work.label_all(**options)
+    task = find("tasks", "segmentation")()
+    labels = [LabelFile(work.file(shard), task).label(row) for shard in range(2) for row in range(8)]
+    classes = index["statistics"]["classes"]
+    assert set(classes) == {"background", "person"}
+    assert classes["person"] == pytest.approx(
+        {"share": np.mean(np.stack(labels) == 1), "images": sum((label == 1).any() for label in labels)}
+    )
+
+
+# ---- reading
+
+
+def test_training_refuses_labels_that_are_not_those_indexed(work):
+    work.label_all()
+    index = work.out / "index.json"
+    entry = {**work.entries[1], "keys": [*keys_of(work, 1)[:-1], "another"]}
+    with pytest.raises(CliptexError, match="shard 00001: key 'another' has no label row"):
+        open_store(index, entry)
+    with pytest.raises(CliptexError, match=f"does not hold shard 00007, first key '{keys_of(work, 0)[0]}'"):
+        open_store(index, {**work.entries[0], "shard": "00007"})
+    with pytest.raises(CliptexError, match="another version of shard 00000"):
+        open_store(index, {**work.entries[0], "sha256": "other"})
+    work.file(0).unlink()
+    with pytest.raises(CliptexError, match=r"00000\.parquet: label file is missing"):
+        open_store(index, work.entries[0])
+    with work.file(1).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CliptexError, match="labels of shard 00001 changed since they were indexed"):
+        open_store(index, work.entries[1])
+
+
+def test_payloads_are_read_when_asked_for_and_can_be_released(work):
+    work.label_all()
+    file = open_store(work.out / "index.json", work.entries[0])
+    light = len(pickle.dumps(file))
+    payload, height, width = file.get(7)
+    assert payload == work.rows(0)[7]["payload"]
+    assert (height, width) == (40, 56)
+    assert len(pickle.dumps(file)) > light + 7 * len(payload)
+    file.release()
+    assert len(pickle.dumps(file)) == light
+    assert file.get(7)[0] == payload
+
+
+def test_a_label_file_opens_in_other_tools(work):
+    pandas = pytest.importorskip("pandas")
+    work.label_all(raises=[keys_of(work, 1)[2]])
+    frame = pandas.read_parquet(work.file(1))
+    assert list(frame.columns[:5]) == ["key", "height", "width", "payload", "error"]
+    assert frame.key.tolist() == keys_of(work, 1)
+    assert frame.payload.isna().tolist() == [row == 2 for row in range(8)]
+    table = dataset.dataset(sorted(map(str, work.out.glob("*.parquet")))).to_table(
+        columns=["key"], filter=dataset.field("error").is_valid()
+    )
+    assert table["key"].to_pylist() == [keys_of(work, 1)[2]]
+
+
+def test_the_file_says_how_it_was_made(work):
+    work.label_all()
+    metadata = json.loads(parquet.read_schema(work.file(0)).metadata[b"cliptex"])
+    assert metadata["codec"]["invalid"].startswith("NaN")
+    assert {"task", "expert", "weights_sha256", "codec", "frame", "versions", "shard_sha256", "licence"} <= set(
+        metadata
+    )
+
+
+# ---- audit
+
+
+def test_the_audit_finds_labels_that_cannot_be_made_again(work):
+    work.label_all(raises=[keys_of(work, 0)[2]])
+    config = work.config(raises=[keys_of(work, 0)[2]])
+    same = Brightness(config.experts["bright"].model_dump())
+    found = audit_labels(config, "depth", work.index, same, work.out, samples=16)
+    assert found == {"compared": 16, "identical": 16, "differing": 0.0}
+    healed = Brightness({"network": {}})
+    with pytest.raises(CliptexError, match=f"'{keys_of(work, 0)[2]}' of shard 00000"):
+        audit_labels(config, "depth", work.index, healed, work.out, samples=16)
+
+    class Inverted(Brightness):
+        def predict(self, images, keys):
+            return [-label for label in super().predict(images, keys)]
+
+    with pytest.raises(CliptexError, match="gives another label"):
+        audit_labels(config, "depth", work.index, Inverted({"network": {}}), work.out, samples=1)
