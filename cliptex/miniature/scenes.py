@@ -70,7 +70,8 @@ def render(seed: int, domain: str, stream: int, index: int, height: int, width: 
     if wish.subject:
         fitting = tuple(c for c in categories if wish.subject in CONTENTS[c].things)
         categories = fitting or categories
-    world = build_world(s, s.pick(categories), wish.subject, wish.things, wish.scenery)
+    subject = (wish.subject, wish.name) if wish.subject else None
+    world = build_world(s, s.pick(categories), subject, wish.things, wish.scenery)
     target = None
     if world.things and (wish.subject or s.chance(wish.closeness)):
         target = world.things[0] if wish.subject else s.pick(world.things)

@@ -377,7 +377,7 @@ def sports_ball(s: Stylist) -> Thing:
     size = s.uniform(0.4, 0.6)
     name = s.pick(("soccer ball", "soccer ball", "basketball", "ball"))
     if name == "soccer ball":
-        colour, paint = "white", s.mixed("white", "black", "patches", size * 0.34)
+        colour, paint = "white", s.mixed("white", "black", "dots", size * 0.42)
     elif name == "basketball":
         colour, paint = "orange", s.mixed("orange", "black", "lines", size * 0.5)
     else:

@@ -111,16 +111,18 @@ class World:
         return all((x - a) ** 2 + (y - b) ** 2 > (0.9 * (radius + r)) ** 2 for a, b, r in self.spots)
 
 
-def build_world(s: Stylist, category: str, subject: str | None, things: tuple[int, int], scenery: float) -> World:
+def build_world(
+    s: Stylist, category: str, subject: tuple[str, str | None] | None, things: tuple[int, int], scenery: float
+) -> World:
     """Furnish a scene.
 
-    subject: a kind that is placed first. things: smallest and largest number of further objects. scenery: factor on
-    the amount of furniture that COCO does not name.
+    subject: kind, and specific name or None, of a thing that is placed first. things: smallest and largest number of
+    further objects. scenery: factor on the amount of furniture that COCO does not name.
     """
     world = _room(s, category) if SCENE_CATEGORIES[category] else _ground(s, category)
     contents = CONTENTS[category]
     count = things[0] + int(s.random() * (things[1] + 1 - things[0]))
-    wanted = [subject] if subject else []
+    wanted = [subject[0]] if subject else []
     for _ in range(count):
         everything = s.chance(0.08)
         options = tuple(BUILDERS) if everything else contents.things
@@ -128,7 +130,7 @@ def build_world(s: Stylist, category: str, subject: str | None, things: tuple[in
             options = tuple(kind for kind in options if kind not in ("car", "bus", "boat"))
         wanted.append(options[int(len(options) * s.random() ** 1.4)])
     if wanted:
-        _put_thing(s, world, wanted[0])
+        _put_thing(s, world, wanted[0], subject[1] if subject else None)
     standing = contents.standing
     for _ in range(int(scenery * s.uniform(1.2, 5.0))):
         _put_standing(s, world, standing[int(len(standing) * s.random() ** 1.3)])
@@ -392,7 +394,15 @@ def _record(world: World, kind: str, thing: Thing, at: tuple, yaw: float, on: st
     world.things.append(Placed(kind, thing, instance, centre, float((high - low).max()), yaw, on))
 
 
-def _put_thing(s: Stylist, world: World, kind: str) -> None:
+def _build(s: Stylist, kind: str, name: str | None) -> Thing:
+    """A copy of a kind; of those drawn, the first with the specific name, where one is asked for."""
+    while True:
+        thing = BUILDERS[kind](s)
+        if name is None or thing.name == name:
+            return thing
+
+
+def _put_thing(s: Stylist, world: World, kind: str, name: str | None = None) -> None:
     """Place a thing where it belongs: on the road, in the sea, on a table, by a wall, or anywhere free."""
     supports = [p for p in world.things if p.kind == "dining table"]
     if kind in SMALL and supports and s.chance(0.7):
@@ -400,7 +410,7 @@ def _put_thing(s: Stylist, world: World, kind: str) -> None:
         top = 2 * float(table.centre[2]) - world.height_at(float(table.centre[0]), float(table.centre[1]))
         _put_on(s, world, kind, float(table.centre[0]), float(table.centre[1]), top, "dining table")
         return
-    thing = BUILDERS[kind](s)
+    thing = _build(s, kind, name)
     _stretch(s, thing.shape)
     low, high = thing.shape.bounds()
     half = (high - low)[:2] / 2
@@ -413,7 +423,9 @@ def _put_thing(s: Stylist, world: World, kind: str) -> None:
         band = (5.0, 14.0)
     spot = _spot(s, world, radius, wall, band)
     if spot is None:
-        return
+        if world.things:
+            return
+        spot = (sum(band) / 2 if band else 0.0, 0.0, s.uniform(0, 6.283))  # the subject must be there
     x, y, yaw = spot
     if band and kind != "boat" and s.chance(0.8):
         yaw = 1.5708 * s.pick((-1, 1)) + s.uniform(-0.15, 0.15)

@@ -1,0 +1,94 @@
+"""Rendered benchmarks, each in the official on-disk layout of what it stands in for.
+
+Reads   nothing but the config section `miniature`.
+Writes  the official tree under a root, with `miniature.json` (what it is, digest of the tree) at its top.
+Holds   the same config gives the same bytes; no scene is shared between benchmarks, splits, pairs and expert renders.
+"""
+
+import hashlib
+import importlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cliptex.config import Miniature
+from cliptex.errors import CliptexError
+from cliptex.files import read_json, sha256_file, write_json
+from cliptex.miniature.scenes import Scene, Wish, render
+from cliptex.versions import RENDER
+
+BENCHMARKS = ("voc", "ade20k", "coco", "nyuv2", "imagenet", "places365")
+"""The order is part of the seeds."""
+MARK = "miniature.json"
+SEAL = ".miniature"
+"""Empty file in every rendered tree: it stays when a workflow has deleted the mark, and tells that the tree is ours."""
+
+
+class Draw:
+    """Renders the scenes of one benchmark."""
+
+    def __init__(self, miniature: Miniature, name: str):
+        self.seed = miniature.seed
+        self.size = miniature.image_size_px
+        self.counts = {"train": miniature.benchmarks[name].train, "val": miniature.benchmarks[name].val}
+        self._number = BENCHMARKS.index(name)
+
+    def stream(self, split: str) -> int:
+        """A number of its own for each benchmark and split."""
+        return 2 * self._number + (split == "val")
+
+    def scene(self, split: str, index: int, wish: Wish, width: int | None = None) -> Scene:
+        """Scene `index` of a split, `size` high and as wide, or `width` wide."""
+        return render(self.seed, "benchmark", self.stream(split), index, self.size, width or self.size, wish)
+
+
+Writer = Callable[[Draw, Path], None]
+
+
+def render_benchmark(miniature: Miniature, name: str, root: Path) -> None:
+    """Render benchmark `name` into `root`, unless the same one is there already.
+
+    The tree is made beside `root` and renamed when it is whole. Raises CliptexError for a benchmark that is unknown
+    or not in `miniature.benchmarks`, and when `root` holds something that was not rendered.
+    """
+    root = Path(root)
+    if name not in BENCHMARKS:
+        raise CliptexError(f"miniature.benchmarks: {name!r} is not one of {', '.join(BENCHMARKS)}")
+    if name not in miniature.benchmarks:
+        raise CliptexError(f"miniature.benchmarks.{name}: is missing; say how many images to render (train, val)")
+    draw = Draw(miniature, name)
+    mark = {
+        "schema_version": 1,
+        "source": "miniature",
+        "benchmark": name,
+        "seed": draw.seed,
+        "image_size_px": draw.size,
+        "counts": draw.counts,
+        "render_version": RENDER,
+    }
+    if (root / MARK).exists() and _same(read_json(root / MARK), mark):
+        return
+    if root.exists() and any(root.iterdir()) and not (root / SEAL).exists():
+        raise CliptexError(f"{root}: holds data that was not rendered; move it away, or set another working directory")
+    scratch = root.with_name(f".{root.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    (scratch / SEAL).touch()
+    writer: Writer = importlib.import_module(f"cliptex.miniature.layouts.{name}").write
+    writer(draw, scratch)
+    write_json(scratch / MARK, {**mark, "sha256": tree_digest(scratch)})
+    shutil.rmtree(root, ignore_errors=True)
+    scratch.replace(root)
+
+
+def _same(found: Any, wanted: dict[str, Any]) -> bool:
+    return isinstance(found, dict) and {key: found.get(key) for key in wanted} == wanted
+
+
+def tree_digest(root: Path) -> str:
+    """Hex SHA-256 over the paths and contents of all files of a rendered tree but its mark."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != MARK):
+        digest.update(f"{path.relative_to(root).as_posix()}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
