@@ -1,0 +1,42 @@
+"""The report: tables, charts, pictures, a verdict, and one page that holds them all.
+
+Reads   results/{shards,experts,labels,models,probes,zeroshot,timings}/ as the config names them.
+Writes  results/report/: each table as CSV and Markdown, all_metrics.csv, charts as SVG and PNG; results/report.html,
+        last.
+Holds   every number on the page is in a results file; the page is one file that opens offline.
+"""
+
+import csv
+from pathlib import Path
+
+from cliptex import paths
+from cliptex.config import Config
+from cliptex.files import replacing
+
+
+def build_report(config: Config, root: Path = Path(), out: Path = paths.RESULTS / "report.html") -> None:
+    """Write the tables, the charts and the page.
+
+    root: the working directory of the run, to which `out` is relative too. Raises CliptexError that names the first
+    input that is missing or broken. Experts' quality, timings and saved predictions may be absent; their parts of the
+    page then are too.
+    """
+    from cliptex.report.gather import gather
+    from cliptex.report.page import make_parts, render
+    from cliptex.report.tables import long_rows
+
+    root = Path(root)
+    results = gather(config, root)
+    parts = make_parts(results)
+    page = render(results, parts)
+    folder = root / paths.REPORT
+    for table in (*parts.tables.values(), *parts.metrics):
+        for suffix, text in (("csv", table.csv()), ("md", table.markdown())):
+            with replacing(folder / f"{table.name}.{suffix}") as scratch:
+                scratch.write_text(text)
+    with replacing(folder / "all_metrics.csv") as scratch, scratch.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(long_rows(results))
+    for chart in parts.charts.values():
+        chart.save(folder)
+    with replacing(root / out) as scratch:
+        scratch.write_text(page)

@@ -1,0 +1,316 @@
+"""The report's charts, drawn with matplotlib for light and for dark pages.
+
+Colours are Okabe and Ito's, which stay apart in every common kind of colour blindness; line style or marker tells the
+same again. Text stays text in the SVG, in the reader's own font.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cliptex.files import replacing
+from cliptex.report import names
+from cliptex.report.gather import Results
+from cliptex.report.statistics import direction, relative_gain, signed
+from cliptex.report.tables import MainCell
+
+FONTS = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'Liberation Sans','DejaVu Sans',sans-serif"
+WIDTH_INCHES = 7.6
+SMOOTH_SHARE = 1 / 20
+MAX_GAIN = 200.0
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Ink and colours for one page background."""
+
+    ink: str
+    faint: str
+    grid: str
+    models: dict[str, str]
+    others: tuple[str, ...]
+
+
+LIGHT = Theme(
+    ink="#1d2129",
+    faint="#5c6370",
+    grid="#e3e6eb",
+    models={"clip": "#56B4E9", "clip_ft": "#E69F00", "cliptex": "#0072B2", "random": "#8a8f98", "position": "#8a8f98"},
+    others=("#009E73", "#D55E00", "#CC79A7", "#000000"),
+)
+DARK = Theme(
+    ink="#e8eaee",
+    faint="#a3aab6",
+    grid="#343a45",
+    models={"clip": "#56B4E9", "clip_ft": "#E69F00", "cliptex": "#3da5e8", "random": "#8a8f98", "position": "#8a8f98"},
+    others=("#2fc49a", "#f0783c", "#dd9bc0", "#ffffff"),
+)
+# CLIP's sky blue and CLIPTeX's lightened blue would meet on a dark page
+DARK.models["clip"] = "#c3c8d0"
+STYLES = {"clip": (0, (1, 1.2)), "clip_ft": (0, (5, 2)), "cliptex": "-"}
+
+Draw = Callable[[Figure, Theme], None]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart: file stem, caption, what it shows in words (alt text), height in inches, and how it is drawn."""
+
+    name: str
+    caption: str
+    alt: str
+    height: float
+    draw: Draw
+
+    def svg(self, theme: Theme) -> str:
+        """The chart as an SVG document; the same input gives the same text."""
+        return self._render(theme, "svg").decode()
+
+    def _render(self, theme: Theme, kind: str) -> bytes:
+        with _style(theme):
+            figure = Figure(figsize=(WIDTH_INCHES, self.height), layout="constrained")
+            self.draw(figure, theme)
+            out = io.BytesIO()
+            background = "white" if kind == "png" else "none"
+            figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else None, facecolor=background)
+        data = out.getvalue()
+        if kind == "svg":
+            # every quoting that matplotlib uses; the attribute is delimited by double quotes
+            data = data.replace(b"'DejaVu Sans'", FONTS.encode())
+        return data
+
+    def save(self, folder: Path) -> None:
+        """Write `{name}.svg` and `{name}.png`, on white."""
+        for kind in ("svg", "png"):
+            with replacing(folder / f"{self.name}.{kind}") as scratch:
+                scratch.write_bytes(self._render(LIGHT, kind))
+
+
+def colour(model: str, theme: Theme, further: Sequence[str]) -> str:
+    """A model's colour, the same in every chart."""
+    if model in theme.models:
+        return theme.models[model]
+    return theme.others[further.index(model) % len(theme.others)]
+
+
+def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
+    """Relative gain over CLIP-FT of CLIPTeX, its seeds, CLIP and the better baseline, one line a cell."""
+    shown = [cell for cell in cells if cell.judgement.gain is not None]
+    if not shown:
+        return None
+
+    def gain(cell: MainCell, value: float) -> float | None:
+        return relative_gain(value, fmean(cell.values[names.REFERENCE]), direction(cell.metric))
+
+    def best_baseline(cell: MainCell) -> float | None:
+        found = [gain(cell, fmean(cell.values[name])) for name in results.baselines if name in cell.values]
+        return max((value for value in found if value is not None), default=None)
+
+    limit = min(MAX_GAIN, 1.15 * max(30.0, *(abs(cell.judgement.gain) for cell in shown)))
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        positions, tick, labels, previous = [], 0.0, [], None
+        for cell in shown:
+            tick += 1.0 if previous in (None, cell.benchmark) else 1.5
+            previous = cell.benchmark
+            positions.append(tick)
+            labels.append(f"{names.benchmark(cell.benchmark)}  {names.task(cell.task)}, {names.head(cell.head)}")
+        blue, orange = theme.models["cliptex"], theme.models["clip_ft"]
+        axes.axvline(0, color=orange, linewidth=1.4, zorder=1)
+        for position, cell in zip(positions, shown, strict=True):
+            value = cell.judgement.gain
+            axes.plot(
+                [0, np.clip(value, -limit, limit)], [position] * 2, color=blue, linewidth=2.2, alpha=0.35, zorder=2
+            )
+            if len(cell.values[names.SUBJECT]) > 1:
+                seeds = [gain(cell, seed) for seed in cell.values[names.SUBJECT]]
+                axes.plot(
+                    np.clip(seeds, -limit, limit), [position] * len(seeds), "|", color=blue, markersize=9, zorder=3
+                )
+            _mark(axes, value, position, limit, "o", blue, filled=True)
+            if (baseline := best_baseline(cell)) is not None:
+                _mark(axes, baseline, position, limit, "D", theme.faint)
+            if (values := cell.values.get("clip")) is not None and (start := gain(cell, fmean(values))) is not None:
+                _mark(axes, start, position, limit, "s", theme.models["clip"])
+        axes.set_yticks(positions, labels)
+        axes.set_ylim(positions[-1] + 0.8, positions[0] - 0.8)
+        axes.set_xlim(-1.06 * limit, 1.06 * limit)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{signed(value, 0)} %")
+        axes.set_xlabel("relative gain over CLIP-FT (signed so that right is better)")
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=theme.grid, linewidth=0.8)
+        axes.spines["left"].set_visible(False)
+        handles = [
+            axes.plot([], [], "o", color=blue, label="CLIPTeX, mean")[0],
+            axes.plot([], [], "-", color=orange, label="CLIP-FT")[0],
+            axes.plot([], [], "s", color=theme.models["clip"], markerfacecolor="none", label="CLIP")[0],
+            axes.plot([], [], "D", color=theme.faint, markerfacecolor="none", label="better baseline")[0],
+        ]
+        if len(results.config.seeds) > 1:
+            handles.insert(1, axes.plot([], [], "|", color=blue, markersize=9, label="CLIPTeX, one seed")[0])
+        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
+        _stamp(figure, results, theme)
+
+    return Chart(
+        "gains",
+        "Relative gain over CLIP-FT",
+        "Dot chart: one line for each benchmark, task and head. Each line shows how far CLIPTeX, CLIP and the better "
+        "of the two baselines lie from CLIP-FT, in percent, to the right where they are better. The numbers are in "
+        "the first table.",
+        1.35 + 0.27 * len(shown),
+        draw,
+    )
+
+
+def loss_chart(results: Results) -> Chart | None:
+    """Contrastive loss of every trained model, by step."""
+    trained = _models_with(results, "contrastive")
+    if not trained:
+        return None
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        for name in trained:
+            _curves(axes, results, name, "contrastive", theme)
+        _finish(axes, theme, "contrastive loss")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False)
+        _stamp(figure, results, theme)
+
+    shown = ", ".join(map(names.model, trained))
+    return Chart(
+        "contrastive_loss",
+        "Contrastive loss during training",
+        f"Line chart of the contrastive loss against the training step for {shown}; one thin line a seed, and its "
+        "smoothed course as a thick one.",
+        2.9,
+        draw,
+    )
+
+
+def task_loss_chart(results: Results) -> Chart | None:
+    """Loss of each label store's task for the models that learn from it, one panel a store."""
+    panels = {store: models for store in results.stores if (models := _models_with(results, store))}
+    if not panels:
+        return None
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        every = figure.subplots(1, len(panels), squeeze=False)[0]
+        handles = {}
+        for axes, (store, models) in zip(every, panels.items(), strict=True):
+            for name in models:
+                _curves(axes, results, name, store, theme)
+            axes.set_title(store, loc="left")
+            _finish(axes, theme, "loss" if axes is every[0] else "")
+            handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles, loc="outside upper left", ncols=5, frameon=False)
+        _stamp(figure, results, theme)
+
+    return Chart(
+        "task_losses",
+        "Losses against the pseudo-labels",
+        f"Line charts of the loss on each label store ({', '.join(panels)}) against the training step.",
+        2.6,
+        draw,
+    )
+
+
+def _models_with(results: Results, key: str) -> list[str]:
+    return [name for name, runs in results.runs.items() if any(_series(run.history, key) for run in runs.values())]
+
+
+def _curves(axes: Axes, results: Results, name: str, key: str, theme: Theme) -> None:
+    further = [model for model in results.runs if model not in names.MODELS]
+    shade = colour(name, theme, further)
+    label = names.model(name)
+    for run in results.runs[name].values():
+        series = _series(run.history, key)
+        if not series:
+            continue
+        steps, values = np.array(series).T
+        axes.plot(steps, values, color=shade, linewidth=0.6, alpha=0.3)
+        axes.plot(*_smooth(steps, values), color=shade, linewidth=1.8, linestyle=STYLES.get(name, "-."), label=label)
+        label = "_"  # one entry of the legend for all seeds
+
+
+def _series(history: list[dict[str, float]], key: str) -> list[tuple[float, float]]:
+    return [(line["step"], line[key]) for line in history if line.get(key) is not None]
+
+
+def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Running mean over a twentieth of the logged steps (shorter windows at the ends)."""
+    reach = int(len(values) * SMOOTH_SHARE / 2)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    start = np.maximum(np.arange(len(values)) - reach, 0)
+    stop = np.minimum(np.arange(len(values)) + reach + 1, len(values))
+    return steps, (sums[stop] - sums[start]) / (stop - start)
+
+
+def _finish(axes: Axes, theme: Theme, label: str) -> None:
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    axes.set_xlim(left=0)
+    axes.grid(color=theme.grid, linewidth=0.8)
+
+
+def _mark(
+    axes: Axes, value: float, position: float, limit: float, marker: str, shade: str, filled: bool = False
+) -> None:
+    """A marker, or beyond the axis an arrow with the number."""
+    face = shade if filled else "none"
+    if abs(value) <= limit:
+        axes.plot(value, position, marker, color=shade, markerfacecolor=face, markersize=6.5, zorder=4)
+        return
+    side = np.sign(value)
+    axes.plot(
+        side * limit, position, ">" if side > 0 else "<", color=shade, markerfacecolor=face, markersize=7, zorder=4
+    )
+    if filled:
+        align = "right" if side > 0 else "left"
+        axes.annotate(
+            f"{signed(value, 0)} %",
+            (side * limit, position),
+            (-8 * side, 0),
+            textcoords="offset points",
+            ha=align,
+            va="center",
+        )
+
+
+def _stamp(figure: Figure, results: Results, theme: Theme) -> None:
+    """The word that must stand on every figure of stand-in data, since figures are copied without their caption."""
+    if results.miniature:
+        figure.supxlabel("miniature: rendered stand-in data", x=1.0, ha="right", fontsize=7.5, color=theme.faint)
+
+
+@contextmanager
+def _style(theme: Theme) -> Iterator[None]:
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "cliptex",
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "axes.titlesize": 9.5,
+        "axes.titleweight": "bold",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": theme.faint,
+        "axes.labelcolor": theme.faint,
+        "text.color": theme.ink,
+        "xtick.color": theme.faint,
+        "ytick.color": theme.faint,
+        "xtick.labelcolor": theme.faint,
+        "ytick.labelcolor": theme.ink,
+        "axes.axisbelow": True,
+        "savefig.dpi": 150,
+    }
+    with matplotlib.rc_context(settings):
+        yield

@@ -1,0 +1,222 @@
+"""Everything the report reads, checked: a missing piece is an error that names it."""
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cliptex import paths
+from cliptex.config import Config
+from cliptex.errors import CliptexError
+from cliptex.files import read_json
+from cliptex.labels import read_label_index
+from cliptex.report import names
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result: a model's metrics with one head on one task."""
+
+    task: str
+    model: str
+    seed: int
+    head: str
+    metrics: dict[str, float]
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The results of one benchmark, probes or zero-shot."""
+
+    benchmark: str
+    path: Path
+    source: str
+    split: str
+    num_train: int
+    num_eval: int
+    class_names: list[str]
+    rows: list[Row]
+    provenance: dict[str, Any]
+    chance: dict[str, float]
+    """Metric -> what guessing gives, percent; zero-shot only."""
+
+    def cells(self) -> list[tuple[str, str]]:
+        """(task, head) in order of appearance."""
+        return list(dict.fromkeys((row.task, row.head) for row in self.rows))
+
+    def values(self, task: str, head: str, metric: str) -> dict[str, list[float]]:
+        """Model -> one value a seed, in order of seeds; models without the metric are left out."""
+        out: dict[str, list[float]] = {}
+        for row in sorted(self.rows, key=lambda row: row.seed):
+            if (row.task, row.head) == (task, head) and row.metrics.get(metric) is not None:
+                out.setdefault(row.model, []).append(row.metrics[metric])
+        return out
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: its train.json and the lines of metrics.jsonl."""
+
+    record: dict[str, Any]
+    history: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall and CPU seconds of all jobs of one rule; cpu is None where the system did not tell."""
+
+    rule: str
+    jobs: int
+    wall: float
+    cpu: float | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """All inputs of the report. models: those judged, in the order of the columns; baselines likewise."""
+
+    config: Config
+    root: Path
+    models: list[str]
+    baselines: list[str]
+    probes: dict[str, Scores]
+    zeroshot: dict[str, Scores]
+    runs: dict[str, dict[int, Run]]
+    shards: dict[str, Any]
+    stores: dict[str, dict[str, Any]]
+    experts: dict[str, dict[str, Any] | None]
+    timings: list[Timing]
+
+    @property
+    def miniature(self) -> bool:
+        """Whether any number rests on rendered stand-in data."""
+        sources = [scores.source for scores in (*self.probes.values(), *self.zeroshot.values())]
+        return "miniature" in (self.config.dataset.source, *sources)
+
+
+def gather(config: Config, root: Path) -> Results:
+    """Read all results that `config` calls for. Raises CliptexError naming the first that is missing or broken."""
+    if not config.probes.benchmarks:
+        raise CliptexError("probes.benchmarks: there are none, so there is nothing to report; name at least one")
+    models = _in_order(config.probes.models or config.models)
+    baselines = [name for name in names.BASELINES if name in config.probes.baselines]
+    probes = {
+        name: _scores(root / paths.RESULTS / "probes" / f"{name}.json", models, config.seeds, baselines)
+        for name in config.probes.benchmarks
+    }
+    zeroshot = {
+        name: _scores(root / paths.RESULTS / "zeroshot" / f"{name}.json", models, config.seeds)
+        for name in config.zeroshot.benchmarks
+    }
+    runs = {
+        name: {seed: _run(root / paths.model(name, seed)) for seed in config.seeds} for name in _in_order(config.models)
+    }
+    stores = {
+        name: read_label_index(config, name, root / paths.labels(name) / "index.json") for name in config.label_stores
+    }
+    experts = {name: _expert(root / paths.expert(name)) for name in config.experts}
+    return Results(
+        config=config,
+        root=root,
+        models=models,
+        baselines=baselines,
+        probes=probes,
+        zeroshot=zeroshot,
+        runs=runs,
+        shards=read_json(root / paths.SHARD_INDEX),
+        stores=stores,
+        experts=experts,
+        timings=_timings(root / paths.RESULTS / "timings"),
+    )
+
+
+def _in_order(models: Iterable[str]) -> list[str]:
+    """CLIP, CLIP-FT, CLIPTeX first, then the others as in the config."""
+    first = [name for name in names.MODELS if name in models]
+    return first + [name for name in models if name not in first]
+
+
+def _scores(path: Path, models: list[str], seeds: list[int], baselines: Iterable[str] = ()) -> Scores:
+    data = read_json(path)
+    try:
+        scores = Scores(
+            benchmark=data["benchmark"],
+            path=path,
+            source=data["source"],
+            split=data["split"],
+            num_train=data["num_train"],
+            num_eval=data["num_eval"],
+            class_names=data["class_names"],
+            rows=[
+                Row(
+                    row["task"],
+                    row["model"],
+                    row["seed"],
+                    row["head"],
+                    row["metrics"],
+                    row.get("protocol", ""),
+                )
+                for row in data["results"]
+            ],
+            provenance=data["provenance"],
+            chance=data.get("chance", {}),
+        )
+    except (KeyError, TypeError) as error:
+        raise CliptexError(f"{path}: lacks {error}; delete it and run the same command again") from error
+    there = {(row.model, row.seed) for row in scores.rows}
+    for model in models:
+        for seed in seeds:
+            if (model, seed) not in there:
+                raise CliptexError(f"{path}: no result of model {model!r} with seed {seed}; run the workflow again")
+    for name in baselines:
+        if not any(model == name for model, _ in there):
+            raise CliptexError(f"{path}: no result of the baseline {name!r}; run the workflow again")
+    return scores
+
+
+def _expert(folder: Path) -> dict[str, Any] | None:
+    """expert.json, and under `judged` quality.json, which exists only where the workflow trained the expert."""
+    if not (folder / "expert.json").exists():
+        return None
+    quality = folder / "quality.json"
+    return read_json(folder / "expert.json") | {"judged": read_json(quality) if quality.exists() else None}
+
+
+def _run(folder: Path) -> Run:
+    record = read_json(folder / "train.json")
+    path = folder / "metrics.jsonl"
+    try:
+        history = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except FileNotFoundError as error:
+        raise CliptexError(f"{path}: no such file; run the step that makes it first") from error
+    except ValueError as error:
+        raise CliptexError(f"{path}: not lines of JSON ({error}); delete it and run the same command again") from error
+    return Run(record, history)
+
+
+def _timings(folder: Path) -> list[Timing]:
+    """Sum Snakemake's benchmark files `{rule}/**/*.tsv` by rule; none where the workflow did not keep them."""
+    out = []
+    for rule in sorted(path for path in folder.glob("*") if path.is_dir()):
+        wall, cpu, jobs = 0.0, 0.0, 0
+        for path in sorted(rule.rglob("*.tsv")):
+            with path.open(newline="") as file:
+                for line in csv.DictReader(file, delimiter="\t"):
+                    jobs += 1
+                    wall += _seconds(line.get("s")) or 0.0
+                    seconds = _seconds(line.get("cpu_time"))
+                    cpu = None if cpu is None or seconds is None else cpu + seconds
+        if jobs:
+            out.append(Timing(rule.name, jobs, wall, cpu))
+    return out
+
+
+def _seconds(text: str | None) -> float | None:
+    """Snakemake writes NA or - for what it could not measure (very short jobs)."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,294 @@
+"""What the numbers say: direction of each metric, spread over seeds, relative gain, verdict. Pure functions.
+
+A cell is one (benchmark, task, head), judged by the task's main metric. Values are one number a seed.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from statistics import fmean, median, stdev
+
+MAIN_METRIC = {
+    "semantic_segmentation": "mIoU",
+    "detection": "AP",
+    "instance_segmentation": "AP",
+    "depth": "rmse",
+    "normals": "mean",
+    "classification": "top1",
+}
+DENSE_TASKS = ("semantic_segmentation", "detection", "instance_segmentation", "depth", "normals")
+LOWER_IS_BETTER = frozenset({"rmse", "absrel", "log10", "silog", "mean", "median"})
+HIGHER_IS_BETTER = frozenset(
+    {"mIoU", "mAcc", "aAcc", "AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5"}
+    | {"delta1", "delta2", "delta3", "within_11_25", "within_22_5", "within_30"}
+)
+
+
+def direction(metric: str) -> int:
+    """+1 where a higher value is better, -1 where a lower one is, 0 for a metric that is not known."""
+    if metric in HIGHER_IS_BETTER or "R@" in metric:
+        return 1
+    return -1 if metric in LOWER_IS_BETTER else 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean over seeds, sample standard deviation (ddof = 1; None with fewer than two seeds), number of seeds."""
+
+    mean: float
+    std: float | None
+    count: int
+
+
+def summary(values: Sequence[float]) -> Summary | None:
+    """Summary of one number a seed; None without any."""
+    if not values:
+        return None
+    return Summary(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+def pooled_std(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Pooled sample standard deviation of two groups: sqrt(sum of squared deviations / (n_a + n_b - 2)).
+
+    None when neither group has two values. A group of one adds nothing to either sum.
+    """
+    freedom = max(len(a) - 1, 0) + max(len(b) - 1, 0)
+    if not freedom:
+        return None
+    squares = sum((value - fmean(group)) ** 2 for group in (a, b) if group for value in group)
+    return math.sqrt(squares / freedom)
+
+
+def relative_gain(new: float | None, old: float | None, better: int) -> float | None:
+    """Gain of `new` over `old` in percent of `old`, positive where `new` is better; None where it is not defined."""
+    if new is None or old is None or not better or old == 0:
+        return None
+    return 100 * better * (new - old) / abs(old)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Subject minus other, in the metric's unit, signed so that positive is better; and the pooled spread."""
+
+    value: float
+    spread: float | None
+
+    @property
+    def beyond_spread(self) -> bool | None:
+        """Whether it is larger than the spread, either way; None when there is no spread (one seed)."""
+        return None if self.spread is None else abs(self.value) > self.spread
+
+
+def difference(subject: Sequence[float], other: Sequence[float], better: int) -> Difference | None:
+    """Compare two models' values; None where either has none or the metric's direction is not known."""
+    if not subject or not other or not better:
+        return None
+    value = better * (fmean(subject) - fmean(other))
+    if abs(value) < 1e-12 * max(abs(fmean(subject)), abs(fmean(other))):  # rounding of equal means
+        value = 0.0
+    return Difference(value, pooled_std(subject, other))
+
+
+class Outcome(StrEnum):
+    """What may be said of a cell."""
+
+    REAL = "real"
+    """Better than the reference and than every baseline, each by more than the spread."""
+    ONE_SEED = "one seed"
+    """Better than the reference and than every baseline, but one seed cannot show spread."""
+    WITHIN_SPREAD = "within spread"
+    """Better than the reference, by no more than the spread."""
+    BASELINE = "baseline as good"
+    """Better than the reference, but not clearly better than a baseline: the gain may not be knowledge."""
+    UNCHECKED = "baseline missing"
+    """Better than the reference, but a baseline was not run here."""
+    TIE = "tie"
+    WORSE_WITHIN_SPREAD = "worse, within spread"
+    WORSE = "worse"
+    MISSING = "missing"
+    """One side has no value."""
+
+
+BETTER = (Outcome.REAL, Outcome.ONE_SEED, Outcome.WITHIN_SPREAD, Outcome.BASELINE, Outcome.UNCHECKED)
+"""Outcomes in which the subject's mean is better than the reference's."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A cell's outcome, its relative gain in percent, and the baselines that stand in the way."""
+
+    outcome: Outcome
+    gain: float | None = None
+    difference: Difference | None = None
+    baselines: tuple[str, ...] = ()
+
+
+def judge(
+    values: Mapping[str, Sequence[float]],
+    better: int,
+    *,
+    subject: str,
+    reference: str,
+    baselines: Sequence[str] = ("random", "position"),
+) -> Judgement:
+    """Judge one cell.
+
+    values: model -> one number a seed. "Better" means a better mean; with two or more seeds a gain counts only where
+    it exceeds the pooled standard deviation of the two models compared, against the reference and each baseline alike.
+    """
+    against = difference(values.get(subject, ()), values.get(reference, ()), better)
+    if against is None:
+        return Judgement(Outcome.MISSING)
+    gain = relative_gain(fmean(values[subject]), fmean(values[reference]), better)
+
+    def outcome(what: Outcome, names: Sequence[str] = ()) -> Judgement:
+        return Judgement(what, gain, against, tuple(names))
+
+    if against.value == 0:
+        return outcome(Outcome.TIE)
+    if against.value < 0:
+        return outcome(Outcome.WORSE_WITHIN_SPREAD if against.beyond_spread is False else Outcome.WORSE)
+    if against.beyond_spread is False:
+        return outcome(Outcome.WITHIN_SPREAD)
+    margins = {name: difference(values[subject], values.get(name, ()), better) for name in baselines}
+    as_good = [n for n, m in margins.items() if m is not None and (m.value <= 0 or m.beyond_spread is False)]
+    if as_good:
+        return outcome(Outcome.BASELINE, as_good)
+    if missing := [name for name in ("random", "position") if margins.get(name) is None]:
+        return outcome(Outcome.UNCHECKED, missing)
+    return outcome(Outcome.ONE_SEED if against.beyond_spread is None else Outcome.REAL)
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Zero-shot top-1 of one benchmark: subject and reference, one number a seed, and chance, all in percent."""
+
+    benchmark: str
+    subject: Sequence[float]
+    reference: Sequence[float]
+    chance: float
+
+    @property
+    def state(self) -> str:
+        """`kept`, `lost`, `lower, undecided`, `at chance` (neither model is above it) or `missing`.
+
+        Kept: not below the reference by more than the spread. Lower with one seed: nothing can be said.
+        """
+        against = difference(self.subject, self.reference, 1)
+        if against is None:
+            return "missing"
+        if fmean(self.subject) <= self.chance and fmean(self.reference) <= self.chance:
+            return "at chance"
+        if against.value >= 0 or against.beyond_spread is False:
+            return "kept"
+        return "lost" if against.beyond_spread else "lower, undecided"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The paragraph at the head of the page, and the counts behind it."""
+
+    headline: str
+    sentences: list[str]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def verdict(
+    cells: Mapping[str, Judgement],
+    zeroshot: Sequence[ZeroShot],
+    *,
+    subject: str,
+    reference: str,
+    seeds: int,
+    show: Mapping[str, str] | None = None,
+) -> Verdict:
+    """Put the dense cells and zero-shot into words.
+
+    cells: readable name of each dense cell -> its judgement. subject, reference: names as shown. show: baselines'
+    names as shown. No sentence says more than the counts do.
+    """
+    show = show or {}
+    judged = {name: cell for name, cell in cells.items() if cell.outcome is not Outcome.MISSING}
+    groups = {outcome: [n for n, cell in judged.items() if cell.outcome is outcome] for outcome in Outcome}
+    groups[Outcome.MISSING] = [name for name in cells if name not in judged]
+    counts = {outcome.value: len(names) for outcome, names in groups.items()}
+    ahead = [name for name, cell in judged.items() if cell.outcome in BETTER]
+    behind = groups[Outcome.WORSE] + groups[Outcome.WORSE_WITHIN_SPREAD]
+    counts |= {"cells": len(judged), "better": len(ahead)}
+    if not judged:
+        return Verdict(
+            f"{subject} was not compared with {reference}",
+            [f"No dense cell holds a value of both {subject} and {reference}, so nothing can be said."],
+            counts,
+        )
+
+    total = f"{len(judged)} dense {'cell' if len(judged) == 1 else 'cells'}"
+    gains = [cell.gain for cell in judged.values() if cell.gain is not None]
+    middle = f"; the median relative gain is {signed(median(gains))} %" if gains else ""
+    sentences = [f"{subject} has the better mean than {reference} in {len(ahead)} of {total}{middle}."]
+    if seeds > 1:
+        real = len(groups[Outcome.REAL])
+        headline = f"A real gain in {real} of {total}"
+        sentences.append(
+            f"{_number(real)} of these {'gains is' if real == 1 else 'gains are'} real: beyond the spread over {seeds} "
+            f"seeds, against {reference} and against both baselines (an untrained encoder, and the position of a patch "
+            "alone)."
+        )
+    else:
+        clear = len(groups[Outcome.ONE_SEED])
+        headline = f"Ahead in {len(ahead)} of {total}, from one seed"
+        sentences.append(
+            f"In {clear} of them it also beats both baselines (an untrained encoder, and the position of a patch "
+            "alone). One seed cannot show the spread between runs, so no gain is called real here."
+        )
+    if names := groups[Outcome.WITHIN_SPREAD]:
+        sentences.append(f"Ahead, but within the spread over seeds: {_listing(names)}.")
+    if names := groups[Outcome.BASELINE]:
+        blocked = [f"{n} ({' and '.join(show.get(b, b) for b in judged[n].baselines)})" for n in names]
+        sentences.append(f"Ahead, but a baseline is as good, so the gain may not be knowledge: {_listing(blocked)}.")
+    if names := groups[Outcome.UNCHECKED]:
+        sentences.append(f"Ahead, but not checked against both baselines: {_listing(names)}.")
+    if behind:
+        inside = groups[Outcome.WORSE_WITHIN_SPREAD]
+        close = f" ({len(inside)} of them within the spread)" if inside else ""
+        sentences.append(f"{reference} is better{close} in {len(behind)}: {_listing(behind)}.")
+    elif not groups[Outcome.TIE]:
+        sentences.append(f"{reference} is better in none.")
+    if names := groups[Outcome.TIE]:
+        sentences.append(f"Equal: {_listing(names)}.")
+    if names := groups[Outcome.MISSING]:
+        sentences.append(f"Not compared, since a value is missing: {_listing(names)}.")
+    sentences += [_zeroshot_sentence(item, subject, reference) for item in zeroshot]
+    return Verdict(headline, sentences, counts)
+
+
+def _zeroshot_sentence(item: ZeroShot, subject: str, reference: str) -> str:
+    if item.state == "missing":
+        return f"Zero-shot {item.benchmark} was not measured for both models."
+    numbers = (
+        f"{fmean(item.subject):.1f} % top-1 against {reference}'s {fmean(item.reference):.1f} % "
+        f"(chance {item.chance:.1f} %)"
+    )
+    say = {
+        "kept": "is kept",
+        "lost": "is lost in part, by more than the spread",
+        "lower, undecided": "is lower, and one seed cannot say whether that is chance",
+        "at chance": "says nothing, since neither model is above chance",
+    }[item.state]
+    return f"Zero-shot on {item.benchmark} {say}: {numbers}."
+
+
+def _listing(names: Sequence[str], most: int = 6) -> str:
+    rest = len(names) - most
+    return "; ".join(names[:most]) + (f"; and {rest} more (see the table)" if rest > 0 else "")
+
+
+def _number(count: int) -> str:
+    return "None" if count == 0 else str(count)
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign and a true minus; zero after rounding has no sign."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")

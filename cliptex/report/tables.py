@@ -1,0 +1,588 @@
+"""The report's tables, built from the gathered results."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from cliptex.report import names
+from cliptex.report.gather import Results, Scores
+from cliptex.report.statistics import (
+    DENSE_TASKS,
+    MAIN_METRIC,
+    Judgement,
+    Outcome,
+    ZeroShot,
+    direction,
+    judge,
+    signed,
+    summary,
+)
+from cliptex.report.table import MISSING, Cell, Group, Table, best_of, text_row
+
+ARROWS = {1: "↑", -1: "↓", 0: ""}
+OUTCOME_MARKS = {
+    Outcome.REAL: ("▲ real", "good"),
+    Outcome.ONE_SEED: ("△ one seed", ""),
+    Outcome.WITHIN_SPREAD: ("△ within spread", ""),
+    Outcome.UNCHECKED: ("△ baseline missing", ""),
+    Outcome.TIE: ("= tie", ""),
+    Outcome.WORSE_WITHIN_SPREAD: ("▽ worse, within spread", "bad"),
+    Outcome.WORSE: ("▼ worse", "bad"),
+    Outcome.MISSING: ("", ""),
+}
+STAGES = ("Data", "Experts", "Labels", "Training", "Probes", "Zero-shot", "Report")
+
+
+@dataclass(frozen=True)
+class MainCell:
+    """One cell of the main table: a benchmark's task and head by its main metric, model -> one value a seed."""
+
+    benchmark: str
+    task: str
+    head: str
+    metric: str
+    values: dict[str, list[float]]
+    judgement: Judgement
+
+    @property
+    def label(self) -> str:
+        """`NYUv2 depth, linear`."""
+        return f"{names.benchmark(self.benchmark)} {names.task(self.task).lower()}, {names.head(self.head)}"
+
+
+def main_cells(results: Results) -> list[MainCell]:
+    """Every cell of every probed benchmark, in the config's order of benchmarks."""
+    out = []
+    for name, scores in results.probes.items():
+        for task, head in scores.cells():
+            metric = _main_metric(scores, task, head)
+            values = scores.values(task, head, metric)
+            judgement = judge(
+                values,
+                direction(metric),
+                subject=names.SUBJECT,
+                reference=names.REFERENCE,
+                baselines=results.baselines,
+            )
+            out.append(MainCell(name, task, head, metric, values, judgement))
+    return out
+
+
+def zeroshot_cells(results: Results) -> list[ZeroShot]:
+    """Top-1 of subject and reference on every zero-shot benchmark with a classification."""
+    out = []
+    for name, scores in results.zeroshot.items():
+        for task, head in scores.cells():
+            if "top1" in scores.chance:
+                values = scores.values(task, head, "top1")
+                subject, reference = values.get(names.SUBJECT, []), values.get(names.REFERENCE, [])
+                out.append(ZeroShot(names.benchmark(name), subject, reference, scores.chance["top1"]))
+    return out
+
+
+def main_table(results: Results, cells: Sequence[MainCell]) -> Table:
+    """Benchmark, task, head and main metric against baselines and models; gain of CLIPTeX over CLIP-FT."""
+    core = [model for model in results.models if model in names.MODELS]
+    further = [model for model in results.models if model not in names.MODELS]
+    shown = [*results.baselines, *core]
+    columns = ["Task, head, metric", *map(names.model, shown), "CLIPTeX over CLIP-FT", *map(names.model, further)]
+    groups = []
+    for name, scores in results.probes.items():
+        rows = []
+        for cell in cells:
+            if cell.benchmark != name:
+                continue
+            best = best_of(
+                [fmean(cell.values[m]) for m in (*shown, *further) if m in cell.values], direction(cell.metric)
+            )
+
+            def value(model: str, cell: MainCell = cell, best: float | None = best) -> Cell:
+                return _value_cell(cell.values.get(model, []), cell.task, cell.metric, best)
+
+            head = f"{names.task(cell.task)}, {names.head(cell.head)}"
+            row = [Cell(head, note=_metric_label(cell.task, cell.metric)), *map(value, shown), _gain_cell(cell)]
+            rows.append(row + [value(model) for model in further])
+        groups.append(Group(rows, names.benchmark(name), _sizes(scores)))
+    several = len(results.config.seeds) > 1
+    notes = [
+        "↑ higher is better, ↓ lower is better. The best mean of a row is bold. "
+        + (f"Mean ± sample standard deviation over {len(results.config.seeds)} seeds." if several else "One seed.")
+    ]
+    if several:
+        notes.append(
+            "Real: CLIPTeX's mean is better than that of CLIP-FT, of Random and of Position, each by more than the "
+            "pooled standard deviation of the two compared, √(Σ squared deviations from each model's own mean / "
+            "(n₁ + n₂ − 2)). Within spread: by less than that."
+        )
+    else:
+        notes.append(
+            "One seed cannot show the spread between runs: no gain is called real. “One seed” marks a gain over "
+            "CLIP-FT and over both baselines that has yet to be repeated."
+        )
+    notes.append(
+        "Random: an encoder that was never trained. Position: only where a patch lies, the same for every image. A "
+        "gain that a baseline matches may not be knowledge of the picture."
+    )
+    return Table(
+        "main",
+        "Dense and classification probes on frozen encoders",
+        columns,
+        groups,
+        frozenset(range(1, len(columns))),
+        notes,
+        "benchmark",
+        shown.index(names.SUBJECT) + 1 if names.SUBJECT in shown else None,
+    )
+
+
+def further_table(results: Results, cells: Sequence[MainCell]) -> Table | None:
+    """Gain of every further model (controls of a study) over CLIP-FT, beside CLIPTeX's; None without any."""
+    further = [model for model in results.models if model not in names.MODELS]
+    shown = [names.SUBJECT] * (names.SUBJECT in results.models) + further
+    if not further or names.REFERENCE not in results.models:
+        return None
+    groups = []
+    for name in results.probes:
+        rows = []
+        for cell in cells:
+            if cell.benchmark != name:
+                continue
+            gains = []
+            for model in shown:
+                judgement = judge(
+                    cell.values,
+                    direction(cell.metric),
+                    subject=model,
+                    reference=names.REFERENCE,
+                    baselines=results.baselines,
+                )
+                gains.append(_judgement_cell(judgement))
+            head = f"{names.task(cell.task)}, {names.head(cell.head)}"
+            rows.append([Cell(head, note=_metric_label(cell.task, cell.metric)), *gains])
+        groups.append(Group(rows, names.benchmark(name)))
+    columns = ["Task, head, metric", *map(names.model, shown)]
+    return Table(
+        "further_models",
+        "Gain over CLIP-FT of CLIPTeX and of the further models",
+        columns,
+        groups,
+        frozenset(range(1, len(columns))),
+        ["Relative gain in percent, signed so that + is better; marks as in the first table."],
+        "benchmark",
+    )
+
+
+def zeroshot_table(results: Results) -> Table | None:
+    """Zero-shot metrics beside chance; None where none was run."""
+    if not results.zeroshot:
+        return None
+    there = {row.model for scores in results.zeroshot.values() for row in scores.rows}
+    models = [*(name for name in results.baselines if name in there), *results.models]
+    groups = []
+    for name, scores in results.zeroshot.items():
+        rows = []
+        for task, head in scores.cells():
+            for metric in _metrics(scores, task, head):
+                values = scores.values(task, head, metric)
+                shown = [values.get(model, []) for model in models]
+                best = best_of([fmean(v) for v in shown if v], direction(metric))
+                chance = scores.chance.get(metric)
+                first = Cell(names.task(task), note=_metric_label(task, metric))
+                guess = Cell(MISSING) if chance is None else Cell(f"{chance:.1f}", chance)
+                rows.append([first, guess, *(_value_cell(v, task, metric, best) for v in shown)])
+        about = ["rendered stand-in"] if scores.source == "miniature" else []
+        about += [f"{scores.split} split", f"{_count(scores.num_eval)} images"]
+        if scores.class_names:
+            about.append(f"{len(scores.class_names)} classes")
+        groups.append(Group(rows, names.benchmark(name), ", ".join(about)))
+    columns = ["Task, metric", "Chance", *map(names.model, models)]
+    return Table(
+        "zeroshot",
+        "Zero-shot",
+        columns,
+        groups,
+        frozenset(range(1, len(columns))),
+        group_column="benchmark",
+        key=models.index(names.SUBJECT) + 2 if names.SUBJECT in models else None,
+    )
+
+
+Record = dict[str, Any]
+
+
+def cost_table(results: Results) -> Table:
+    """What each model saw and what it cost; one column a model."""
+    train, samples = results.config.train, results.shards["num_samples"]
+    columns = ["Quantity", *map(names.model, results.runs)]
+
+    def across(
+        title: str, note: str, value: Callable[[Record], Any], show: Callable[[Any], str] = str, trained: bool = True
+    ) -> list[Cell]:
+        """A row: mean over seeds, and their spread where they differ. trained: nothing for a model of no steps."""
+        row = [Cell(title, note=note)]
+        for runs in results.runs.values():
+            records = [run.record for run in runs.values()]
+            if trained and not records[0]["steps"]:
+                row.append(Cell(MISSING))
+                continue
+            values = [value(record) for record in records]
+            if isinstance(values[0], str):
+                row.append(Cell(values[0]))
+                continue
+            spread = summary(values)
+            text = show(spread.mean)
+            if spread.std and show(spread.std) != show(0.0):
+                text += f" ± {show(spread.std)}"
+            row.append(Cell(text, spread.mean))
+        return row
+
+    def seen(record: Record) -> int:
+        return record["steps"] * record["batch_size"]
+
+    data = [
+        across("Starts from", "", lambda record: _start(record["init"]), trained=False),
+        across("Steps", "", lambda record: record["steps"], _count, trained=False),
+        across("Batch size", "pairs a step", lambda record: record["batch_size"], _count),
+        across("Pairs seen", "", seen, _count),
+        across("Unique pairs", "", lambda record: samples, _count),
+        across("Epochs", "", lambda record: seen(record) / samples, "{:.1f}".format),
+        across("Peak learning rate", "", lambda record: record["learning_rate"], "{:g}".format),
+        across("Weight decay", "", lambda record: train.weight_decay, "{:g}".format),
+        across("Labels learned", "store × weight of its loss", lambda record: _weights(record["tasks"])),
+    ]
+    cost = [
+        across("Time", "seconds", lambda record: record["seconds"], "{:.0f}".format),
+        across("Time a step", "milliseconds", lambda record: 1000 * record["seconds"] / record["steps"], _count),
+        across("Throughput", "images a second", lambda record: record["images_per_s"], "{:.0f}".format),
+        across("Peak memory", "MB", lambda record: record["peak_memory_mb"], _count, trained=False),
+        *(
+            across(title, note, lambda record, part=part: record["parameters"][part], _count, trained=False)
+            for title, note, part in (
+                ("Image encoder", "parameters", "encoder"),
+                ("Text encoder", "parameters", "text"),
+                ("Heads", "parameters; thrown away after training", "heads"),
+            )
+        ),
+    ]
+    groups = [Group(data, "What it was trained on"), Group(cost, "What it cost")]
+    notes = ["Mean over seeds, ± sample standard deviation where they differ. Times are of this machine."]
+    if (overhead := step_overhead(results)) is not None:
+        notes.append(
+            f"The time of a CLIPTeX step, against a CLIP-FT step: {signed(overhead, 0)} %, for loading labels and for "
+            "the heads. The heads are not exported: both encoders have the same size and speed."
+        )
+    key = list(results.runs).index(names.SUBJECT) + 1 if names.SUBJECT in results.runs else None
+    return Table("cost", "Training: data and cost", columns, groups, frozenset(range(1, len(columns))), notes, key=key)
+
+
+def step_overhead(results: Results) -> float | None:
+    """How much longer a step of CLIPTeX takes than one of CLIP-FT, percent; None where either was not trained."""
+    seconds = []
+    for name in (names.SUBJECT, names.REFERENCE):
+        records = [run.record for run in results.runs.get(name, {}).values()]
+        steps = [record["seconds"] / record["steps"] for record in records if record["steps"]]
+        if not steps or not min(steps):
+            return None
+        seconds.append(fmean(steps))
+    return 100 * (seconds[0] / seconds[1] - 1)
+
+
+def labels_table(results: Results) -> Table | None:
+    """What the label stores hold; None without any."""
+    rows = []
+    for name, index in results.stores.items():
+        failed = index["images"] - index["labelled"]
+        valid = index["statistics"]["scalars"].get("coverage", {}).get("mean")
+        expert = results.experts.get(index["expert"]) or {}
+        size = f"{_count(expert['num_parameters'])} parameters, " if expert.get("num_parameters") else ""
+        rows.append(
+            [
+                Cell(name, note=f"as {index['codec']['name']}"),
+                Cell(names.head(index["expert"]), note=f"{size}licence {index['licence']}"),
+                Cell(_count(index["images"]), index["images"]),
+                Cell(f"{100 * index['coverage']:.2f} %", 100 * index["coverage"]),
+                Cell(_count(failed), failed),
+                Cell(f"{100 * valid:.1f} %", 100 * valid) if valid is not None else Cell(MISSING),
+                Cell(_count(index["bytes_per_image"]), index["bytes_per_image"]),
+            ]
+        )
+    columns = ["Label store", "Expert", "Images", "Labelled", "Failed", "Valid pixels", "Bytes an image"]
+    notes = ["Valid pixels: mean share of a label that is neither ignored nor invalid. Bytes: of the label alone."]
+    return Table("labels", "Label stores", columns, [Group(rows)], frozenset(range(2, 7)), notes) if rows else None
+
+
+def experts_table(results: Results) -> Table | None:
+    """Held-out quality of every expert that was judged; None without any."""
+    groups = []
+    for name, expert in results.experts.items():
+        judged = expert and expert["judged"]
+        if not judged:
+            continue
+        rows = []
+        for metric, value in judged["quality"].items():
+            known = direction(metric) != 0
+            text = names.number(value, judged["task"], metric) if known else f"{value:.3g}"
+            label = _metric_label(judged["task"], metric) if known else metric.replace("_", " ")
+            rows.append([Cell(label), Cell(text, value)])
+        source = "rendered stand-in" if judged["source"] == "miniature" else judged["source"]
+        about = [names.task(judged["task"]).lower(), source, f"{judged['split']} split"]
+        if "images_per_cpu_second" in judged:
+            about.append(f"{judged['images_per_cpu_second']:.0f} images a CPU second")
+        groups.append(Group(rows, names.head(name), ", ".join(about)))
+    if not groups:
+        return None
+    return Table(
+        "experts",
+        "Experts: quality on held-out images",
+        ["Metric", "Value"],
+        groups,
+        frozenset({1}),
+        group_column="expert",
+    )
+
+
+def metrics_table(scores: Scores, models: Sequence[str], kind: str) -> Table:
+    """Every metric of one benchmark; one row a task, head and metric."""
+    rows = []
+    for task, head in scores.cells():
+        for metric in _metrics(scores, task, head):
+            values = scores.values(task, head, metric)
+            shown = [values.get(model, []) for model in models]
+            best = best_of([fmean(v) for v in shown if v], direction(metric))
+            label = Cell(f"{names.task(task)}, {names.head(head)}", note=_metric_label(task, metric))
+            rows.append([label, *(_value_cell(v, task, metric, best) for v in shown)])
+    columns = ["Task, head, metric", *map(names.model, models)]
+    return Table(
+        f"{kind}_{scores.benchmark}",
+        f"{names.benchmark(scores.benchmark)}, all metrics: {_sizes(scores)}",
+        columns,
+        [Group(rows)],
+        frozenset(range(1, len(columns))),
+        [f"{names.task(task)}, {names.head(head)}: {text}." for (task, head), text in _protocols(scores).items()],
+    )
+
+
+def long_rows(results: Results) -> list[list[Any]]:
+    """Every number of every seed, tidy: one row each, heading first; for the CSV only."""
+    columns = ["kind", "benchmark", "source", "split", "num_train", "num_eval"]
+    out: list[list[Any]] = [[*columns, "task", "head", "model", "seed", "metric", "value"]]
+    for kind, benchmarks in (("probe", results.probes), ("zeroshot", results.zeroshot)):
+        for name, scores in benchmarks.items():
+            about = [kind, name, scores.source, scores.split, scores.num_train, scores.num_eval]
+            for row in scores.rows:
+                for metric, value in row.metrics.items():
+                    out.append(
+                        [*about, row.task, row.head, row.model, row.seed, metric, "" if value is None else value]
+                    )
+    return out
+
+
+def timing_table(results: Results) -> Table | None:
+    """Where the time went: wall and CPU seconds by stage; None where the workflow kept no timings."""
+    if not results.timings:
+        return None
+    stages: dict[str, list] = {}
+    for timing in results.timings:
+        stages.setdefault(stage_of(timing.rule), []).append(timing)
+    order = [*(stage for stage in STAGES if stage in stages), *(stage for stage in stages if stage not in STAGES)]
+    total = sum(timing.wall for timing in results.timings)
+    rows = []
+    for stage in order:
+        wall, jobs = sum(t.wall for t in stages[stage]), sum(t.jobs for t in stages[stage])
+        rows.append(
+            [
+                Cell(stage, note=", ".join(t.rule for t in stages[stage])),
+                Cell(_count(jobs), jobs),
+                Cell(f"{wall:.0f}", wall),
+                Cell(f"{100 * wall / total:.0f} %" if total else MISSING, 100 * wall / total if total else None),
+                _cpu_cell([t.cpu for t in stages[stage]]),
+            ]
+        )
+    jobs = sum(timing.jobs for timing in results.timings)
+    everything = [Cell("All"), Cell(_count(jobs), jobs), Cell(f"{total:.0f}", total), Cell("100 %", 100.0)]
+    rows.append([*everything, _cpu_cell([timing.cpu for timing in results.timings])])
+    return Table(
+        "timings",
+        "Where the time went",
+        ["Stage", "Jobs", "Job seconds", "Share", "CPU seconds"],
+        [Group(rows)],
+        frozenset(range(1, 5)),
+        ["Seconds are summed over jobs; jobs run side by side, so the run itself took less than their sum."],
+    )
+
+
+def stage_of(rule: str) -> str:
+    """The stage to which a rule's time is counted, by the words in its name."""
+    words = (
+        ("zeroshot", "Zero-shot"),
+        ("probe", "Probes"),
+        ("label", "Labels"),
+        *((word, "Data") for word in ("render", "fetch", "download", "retrieve", "unpack", "shard")),
+        ("expert", "Experts"),
+        ("train", "Training"),
+        ("report", "Report"),
+    )
+    return next((stage for word, stage in words if word in rule), rule)
+
+
+def dropped_table(results: Results) -> Table:
+    """Pairs left out of training and labels that are missing, with the reasons."""
+    rows = []
+    total = results.shards["num_samples"] + sum(results.shards["dropped"].values())
+    for reason, count in sorted(results.shards["dropped"].items(), key=lambda item: -item[1]):
+        rows.append([Cell("Image-caption pairs"), Cell(reason), Cell(_count(count), count), _share_cell(count, total)])
+    if not rows:
+        rows.append([Cell("Image-caption pairs"), Cell("none dropped"), Cell("0", 0), _share_cell(0, total)])
+    for name, index in results.stores.items():
+        failures = index["failures"]
+        for reason, count in sorted(failures.items(), key=lambda item: -item[1]):
+            share = _share_cell(count, index["images"])
+            rows.append([Cell(f"Labels, {name}"), Cell(reason), Cell(_count(count), count), share])
+        if not failures:
+            rows.append([Cell(f"Labels, {name}"), Cell("no failure"), Cell("0", 0), _share_cell(0, index["images"])])
+    return Table("dropped", "Data left out", ["What", "Reason", "Count", "Share"], [Group(rows)], frozenset({2, 3}))
+
+
+def provenance_table(results: Results) -> Table:
+    """Which code and configuration made each result."""
+    rows = []
+    for kind, benchmarks in (("Probes", results.probes), ("Zero-shot", results.zeroshot)):
+        for name, scores in benchmarks.items():
+            rows.append(_provenance_row(f"{kind}, {names.benchmark(name)}", scores.provenance))
+    for name, runs in results.runs.items():
+        for seed, run in runs.items():
+            rows.append(
+                _provenance_row(f"Training, {names.model(name)}, seed {seed}", run.record.get("provenance", {}))
+            )
+    return Table(
+        "provenance",
+        "Code and configuration behind each result",
+        ["Result", "cliptex", "Git", "Configuration (SHA-256)", "Python", "Machine"],
+        [Group(rows)],
+        notes=["The configuration's hash covers the keys that the stage was given."],
+    )
+
+
+def packages_table(results: Results) -> Table:
+    """Versions of the packages that made the numbers; several where results differ."""
+    versions: dict[str, set[str]] = {}
+    for source in _provenances(results):
+        for package, version in source.get("packages", {}).items():
+            versions.setdefault(package, set()).add(version)
+    rows = [text_row(package, ", ".join(sorted(found))) for package, found in sorted(versions.items())]
+    return Table("packages", "Package versions", ["Package", "Version"], [Group(rows)])
+
+
+def weights_table(results: Results) -> Table | None:
+    """SHA-256 of every model's exported weights, as the trainings and the probes recorded them; None without any."""
+    rows = []
+    for name, runs in results.runs.items():
+        for seed, run in runs.items():
+            digest = run.record.get("model_sha256")
+            if isinstance(digest, str):
+                rows.append(text_row(f"{names.model(name)}, seed {seed}", digest))
+    if not rows:
+        found: dict[str, str] = {}
+        for source in _provenances(results):
+            found |= {str(name): str(digest) for name, digest in source.get("model_sha256", {}).items()}
+        rows = [text_row(name, digest) for name, digest in sorted(found.items())]
+    return Table("weights", "Exported weights", ["Model", "SHA-256"], [Group(rows)]) if rows else None
+
+
+def _provenances(results: Results) -> list[dict[str, Any]]:
+    found = [scores.provenance for scores in (*results.probes.values(), *results.zeroshot.values())]
+    return found + [run.record.get("provenance", {}) for runs in results.runs.values() for run in runs.values()]
+
+
+def _provenance_row(what: str, source: dict[str, Any]) -> list[Cell]:
+    keys = ("cliptex", "git", "config_sha256", "python", "machine")
+    texts = [str(source[key]) if source.get(key) else MISSING for key in keys]
+    texts[2] = texts[2][:12]
+    cells = text_row(what, *texts)
+    if source.get("config_sha256"):
+        cells[3] = Cell(texts[2], source["config_sha256"])
+    return cells
+
+
+def _protocols(scores: Scores) -> dict[tuple[str, str], str]:
+    return {(row.task, row.head): row.protocol for row in scores.rows if row.protocol}
+
+
+def _main_metric(scores: Scores, task: str, head: str) -> str:
+    metrics = _metrics(scores, task, head)
+    main = MAIN_METRIC.get(task)
+    return main if main in metrics else metrics[0]
+
+
+def _metrics(scores: Scores, task: str, head: str) -> list[str]:
+    """Names of all metrics of a cell, in order of appearance."""
+    found = (metric for row in scores.rows if (row.task, row.head) == (task, head) for metric in row.metrics)
+    return list(dict.fromkeys(found))
+
+
+def _metric_label(task: str, metric: str) -> str:
+    unit = names.unit(task, metric)
+    return f"{names.metric(metric)}{f' ({unit})' if unit else ''} {ARROWS[direction(metric)]}".strip()
+
+
+def _value_cell(values: Sequence[float], task: str, metric: str, best: float | None) -> Cell:
+    spread = summary(values)
+    if spread is None:
+        return Cell(MISSING)
+    text = names.number(spread.mean, task, metric)
+    note = "" if spread.std is None else f"± {names.number(spread.std, task, metric)}"
+    return Cell(text, spread.mean, note, best=spread.mean == best)
+
+
+def _gain_cell(cell: MainCell) -> Cell:
+    return _judgement_cell(cell.judgement)
+
+
+def _judgement_cell(judgement: Judgement) -> Cell:
+    if judgement.outcome is Outcome.MISSING:
+        return Cell(MISSING)
+    if judgement.outcome is Outcome.BASELINE:
+        mark, tone = f"△ {' and '.join(map(names.model, judgement.baselines))} as good", ""
+    else:
+        mark, tone = OUTCOME_MARKS[judgement.outcome]
+    if judgement.gain is None:
+        return Cell(MISSING, None, mark, tone=tone)
+    return Cell(f"{signed(judgement.gain)} %", judgement.gain, mark, tone=tone)
+
+
+def _sizes(scores: Scores) -> str:
+    stand_in = "rendered stand-in, " if scores.source == "miniature" else ""
+    return (
+        f"{stand_in}heads trained on {_count(scores.num_train)} of its images, judged on {_count(scores.num_eval)} "
+        f"({scores.split})"
+    )
+
+
+def _start(init: str) -> str:
+    """The model it started from, as written elsewhere; a path keeps its last part."""
+    return names.model(init.rstrip("/").rpartition("/")[2])
+
+
+def _weights(tasks: dict[str, float]) -> str:
+    return ", ".join(f"{store} × {weight:g}" for store, weight in tasks.items()) or "none"
+
+
+def _cpu_cell(seconds: Sequence[float | None]) -> Cell:
+    if any(value is None for value in seconds):
+        return Cell(MISSING)
+    return Cell(f"{sum(seconds):.0f}", sum(seconds))
+
+
+def _share_cell(count: int, total: int) -> Cell:
+    return Cell(f"{100 * count / total:.2f} %", 100 * count / total) if total else Cell(MISSING)
+
+
+def _count(value: float) -> str:
+    """Thousands apart by a thin space."""
+    return f"{value:,.0f}".replace(",", "\u2009")
+
+
+def dense(cells: Sequence[MainCell]) -> list[MainCell]:
+    """The cells of dense tasks."""
+    return [cell for cell in cells if cell.task in DENSE_TASKS]

@@ -1,0 +1,699 @@
+"""The report, on a results tree with the schemas of the real stages; labels and shards are made by those stages."""
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+import pytest
+
+from cliptex import paths
+from cliptex.config import Config
+from cliptex.errors import CliptexError
+from cliptex.expert_training import train_expert
+from cliptex.experts.base import Expert
+from cliptex.files import write_json
+from cliptex.images import encode_jpeg
+from cliptex.labels import index_labels, label_batch
+from cliptex.provenance import provenance
+from cliptex.report import build_report
+from cliptex.report.statistics import (
+    Outcome,
+    ZeroShot,
+    difference,
+    direction,
+    judge,
+    pooled_std,
+    relative_gain,
+    signed,
+    summary,
+    verdict,
+)
+from cliptex.report.table import Cell, Group, Table
+from cliptex.report.tables import stage_of
+from cliptex.shards import Pair, index_shards, write_shard
+
+CAPTIONS = ["a <script>alert('x')</script> chair & a “sofa”", 'quotes " and | pipes </figcaption>', "a plain caption"]
+MODELS = ("random", "position", "clip", "clip_ft", "cliptex")
+MAIN = {  # benchmark, task, head, metric -> one mean a model, in the order of MODELS
+    ("voc", "semantic_segmentation", "linear", "mIoU"): (8.4, 5.1, 9.2, 10.1, 11.9),
+    ("voc", "semantic_segmentation", "pspnet", "mIoU"): (10.2, 6.0, 9.6, 10.2, 15.2),
+    ("coco", "detection", "mask_rcnn", "AP"): (3.1, 0.4, 3.8, 4.2, 6.0),
+    ("coco", "instance_segmentation", "mask_rcnn", "AP"): (2.5, 0.3, 3.0, 3.3, 3.31),
+    ("nyuv2", "depth", "linear", "rmse"): (0.83, 1.1, 0.98, 0.97, 0.86),
+    ("nyuv2", "normals", "linear", "mean"): (35.6, 41.0, 33.0, 32.7, 33.4),
+    ("imagenet", "classification", "linear", "top1"): (29.4, 7.1, 37.4, 40.9, 47.3),
+}
+ZEROSHOT = {"imagenet": {"random": 6.3, "clip": 26.7, "clip_ft": 30.1, "cliptex": 31.5}}
+CLASSES = ["background", "chair", "table & <lamp>", "dog"]
+
+
+class Drawn(Expert):
+    """Labels that follow from the picture alone."""
+
+    trainable = False
+
+    def load(self, weights):
+        pass
+
+    def predict(self, images, keys):
+        return [self.label(image.astype(np.float32)) for image in images]
+
+
+class DrawnDepth(Drawn):
+    task = "depth"
+
+    @staticmethod
+    def label(image):
+        return image.mean(axis=-1)
+
+
+class DrawnNormals(Drawn):
+    task = "normals"
+
+    @staticmethod
+    def label(image):
+        normals = image - 127.5
+        normals[..., 2] = np.abs(normals[..., 2]) + 1
+        length = np.linalg.norm(normals, axis=-1, keepdims=True)
+        return np.concatenate([normals / length, np.full_like(length, 5)], axis=-1)
+
+
+class DrawnSegmentation(Drawn):
+    task = "segmentation"
+
+    def label(self, image):
+        if image[0, 0, 0] > 250:
+            raise ValueError("too <bright>")
+        return (image[..., 0] // 64).astype(np.uint8)
+
+
+def make_config(root: Path, seeds: list[int], **more) -> Config:
+    return Config.load(
+        {
+            "dataset": {"source": "miniature"},
+            "miniature": {"pairs": 12, "pairs_per_shard": 4},
+            "experts": {
+                name: {"plugin": f"{__name__}:Drawn{name.capitalize()}"}
+                for name in ("segmentation", "depth", "normals")
+            },
+            "label_stores": {name: {"task": name, "expert": name} for name in ("segmentation", "depth", "normals")},
+            "models": {
+                "clip": {"steps": 60},
+                "clip_ft": {"init": "clip", "steps": 60},
+                "cliptex": {"init": "clip", "steps": 60, "tasks": {"segmentation": 1, "depth": 1, "normals": 1}},
+            },
+            "seeds": seeds,
+            "probes": {"benchmarks": {name: {} for name in dict.fromkeys(key[0] for key in MAIN)}},
+            "zeroshot": {"benchmarks": ["imagenet"]},
+            "report": {"title": "Did it <b>work</b>?"},
+            **more,
+        }
+    )
+
+
+def make_data(config: Config, root: Path) -> None:
+    """Shards, experts and label stores, by the real stages; the second picture of each has no segmentation."""
+    rng = np.random.default_rng(0)
+    shards = []
+    for shard in range(3):
+        pairs = []
+        for i in range(4):
+            coarse = rng.integers(0, 250, (5, 7, 3))
+            if i == 1:
+                coarse[0, 0] = 255
+            pixels = np.kron(coarse, np.ones((8, 8, 1))).astype(np.uint8)
+            pairs.append(Pair(f"{shard:05d}{i:04d}", encode_jpeg(pixels, 98), CAPTIONS[i % 3] + f" {shard}{i}"))
+        path = root / paths.shard(shard)
+        write_shard(path, [*pairs, Pair(f"{shard:05d}0009", b"not an image", "lost")])
+        shards.append(path)
+    index_shards(shards, root / paths.SHARD_INDEX, 0.5)
+    for store, settings in config.label_stores.items():
+        expert, folder = root / paths.expert(settings.expert), root / paths.labels(store)
+        train_expert(config, settings.expert, root / paths.EXPERT_RENDERS, expert, 0)
+        label_batch(config, store, 0, root / paths.SHARD_INDEX, expert, folder)
+        index_labels(config, store, root / paths.SHARD_INDEX, folder)
+    write_json(
+        root / paths.expert("depth") / "quality.json",
+        {
+            "schema_version": 1,
+            "expert": "depth",
+            "task": "depth",
+            "source": "miniature",
+            "split": "val",
+            "quality": {"delta1": 79.25, "absrel": 0.1234, "error_kappa_q1": 12.345},
+            "images_per_cpu_second": 109.0,
+        },
+    )
+
+
+def make_runs(config: Config, root: Path) -> None:
+    """train.json and metrics.jsonl as `cliptex.train` writes them."""
+    for name, model in config.models.items():
+        for seed in config.seeds:
+            seconds = (80.0 if model.tasks else 64.0) + seed
+            write_json(
+                root / paths.model(name, seed) / "train.json",
+                {
+                    "schema_version": 1,
+                    "model": name,
+                    "seed": seed,
+                    "source": "miniature",
+                    "init": model.init or "random weights",
+                    "steps": model.steps,
+                    "batch_size": 128,
+                    "learning_rate": model.learning_rate,
+                    "tasks": dict(model.tasks),
+                    "shuffle_labels": False,
+                    "precision": "fp32",
+                    "threads": 1,
+                    "seconds": seconds,
+                    "images_per_s": model.steps * 128 / seconds if model.steps else None,
+                    "peak_memory_mb": 900.5,
+                    "parameters": {"encoder": 1_234_567, "text": 7_000_000, "heads": 90_000 if model.tasks else 0},
+                    "model_sha256": f"{seed:064x}",
+                    "provenance": provenance(config.plain()),
+                },
+            )
+            lines = []
+            for step in [1, *range(10, model.steps + 1, 10)]:
+                losses = {"loss": 5.0, "contrastive": 4.8 * 0.99**step + 0.01 * seed, "logit_scale": 14.0}
+                lines.append(
+                    {"step": step, "learning_rate": 1e-3, **losses} | dict.fromkeys(model.tasks, 2 / (1 + step / 9))
+                )
+            (root / paths.model(name, seed) / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+
+
+def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> None:
+    """Probe tables as `cliptex.probe_tables` writes them, zero-shot, and predictions as `cliptex.probe` keeps them."""
+    noise = {seed: (index - (len(config.seeds) - 1) / 2) * 0.01 for index, seed in enumerate(config.seeds)}
+    head = {"schema_version": 1, "source": source, "split": "val", "num_eval": 300}
+    for benchmark in config.probes.benchmarks:
+        rows = []
+        for (where, task, name, metric), means in main.items():
+            for model, mean in zip(MODELS, means, strict=True):
+                for seed in config.seeds if where == benchmark and mean is not None else ():
+                    metrics = {metric: mean * (1 + noise[seed]), "other <metric>": None}
+                    row = {"task": task, "model": model, "seed": seed, "head": name, "metrics": metrics}
+                    rows.append({**row, "num_parameters": 9, "seconds": 1.5, "protocol": f"how {task} was done"})
+        write_json(
+            root / f"results/probes/{benchmark}.json",
+            {
+                **head,
+                "benchmark": benchmark,
+                "num_train": 600,
+                "class_names": CLASSES if benchmark in ("voc", "coco") else [],
+                "results": rows,
+                "provenance": provenance({}) | {"model_sha256": {"clip/seed0": "ab" * 32}},
+            },
+        )
+    for benchmark in config.zeroshot.benchmarks:
+        row = {"task": "zero_shot_classification", "head": "zero_shot", "num_parameters": 9, "seconds": 1.0}
+        rows = [
+            {**row, "model": model, "seed": seed, "metrics": {"top1": mean * (1 + noise[seed]), "top5": 2 * mean}}
+            for model, mean in ZEROSHOT[benchmark].items()
+            for seed in config.seeds
+        ]
+        chance = {"top1": 100 / 14, "top5": 500 / 14}
+        names = [f"class {i}" for i in range(14)]
+        about = {"benchmark": benchmark, "num_train": 0, "class_names": names, "chance": chance}
+        write_json(
+            root / f"results/zeroshot/{benchmark}.json",
+            {**head, **about, "results": rows, "provenance": provenance({})},
+        )
+
+
+def make_predictions(config: Config, root: Path) -> None:
+    """The .npz files of the first seed, two samples each."""
+    rng = np.random.default_rng(1)
+    for model in ("clip", "clip_ft", "cliptex"):
+        base = {"ids": np.array(["one & only", "two"])}
+        base |= {f"image_{i}": rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for i in range(2)}
+        masks = {}
+        for i in range(2):
+            for kind in ("truth", "prediction"):
+                masks[f"{kind}_{i}"] = rng.integers(0, 4, (48, 64), dtype=np.uint8)
+        masks["truth_0"][:5] = 255
+        geometry, boxes = {}, {}
+        for i in range(2):
+            for kind in ("truth", "prediction"):
+                geometry[f"depth_{kind}_{i}"] = rng.uniform(1, 5, (48, 64)).astype(np.float32)
+                normals = rng.normal(size=(48, 64, 3)).astype(np.float32)
+                geometry[f"normals_{kind}_{i}"] = normals / np.linalg.norm(normals, axis=-1, keepdims=True)
+                boxes[f"{kind}_boxes_{i}"] = np.array([[4, 4, 30, 30], [10, 20, 60, 40]], np.float32)
+                boxes[f"{kind}_labels_{i}"] = np.array([1, 2])
+            geometry[f"depth_truth_{i}"][0] = np.nan
+            boxes[f"prediction_scores_{i}"] = np.array([0.9, 0.1])
+        for benchmark, head, arrays in (
+            ("voc", "linear", masks),
+            ("voc", "pspnet", masks),
+            ("nyuv2", "linear", geometry),
+            ("coco", "mask_rcnn", boxes),
+        ):
+            path = root / paths.probe(benchmark, model, config.seeds[0]) / f"{head}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(path, **base, **arrays)
+
+
+def make_timings(root: Path) -> None:
+    """Snakemake's benchmark files, one with values it could not measure."""
+    rows = {"render_pairs/00000": ("10.5", "9.5"), "train_expert/depth": ("20", "19"), "label/depth-000": ("4", "NA")}
+    rows |= {"train/clip-seed0": ("60", "59"), "probe/voc-0-seed0": ("30", "30"), "zeroshot/imagenet": ("5", "5")}
+    for name, (wall, cpu) in rows.items():
+        path = root / "results/timings" / f"{name}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"s\th:m:s\tmax_rss\tcpu_time\n{wall}\t0:00:01\t-\t{cpu}\n")
+
+
+def make_all(root: Path, seeds: list[int], **more) -> Config:
+    config = make_config(root, seeds, **more)
+    make_data(config, root)
+    make_runs(config, root)
+    make_probes(config, root)
+    make_predictions(config, root)
+    make_timings(root)
+    return config
+
+
+class Page(HTMLParser):
+    """The parts of a page that the tests look at; raises where tags do not match."""
+
+    VOID = frozenset({"meta", "img", "source", "br", "link", "input"})
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.tables: list[dict] = []
+        self.texts: dict[str, str] = {}
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append({"id": attributes.get("id"), "caption": "", "rows": []})
+        if tag == "tr":
+            self.tables[-1]["rows"].append([])
+        if tag in ("td", "th"):
+            self.tables[-1]["rows"][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.words.append(data)
+        if "caption" in self.open:
+            self.tables[-1]["caption"] += data
+        if "td" in self.open or "th" in self.open:
+            self.tables[-1]["rows"][-1][-1] += " " + data.strip()
+
+    def table(self, name: str) -> list[list[str]]:
+        (found,) = [table for table in self.tables if table["id"] == f"table-{name}"]
+        return [[" ".join(cell.split()) for cell in row] for row in found["rows"]]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def three_seeds(tmp_path_factory):
+    root = tmp_path_factory.mktemp("three")
+    config = make_all(root, [0, 1, 2])
+    build_report(config, root)
+    return config, root, (root / "results/report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def parsed(three_seeds):
+    return Page(three_seeds[2])
+
+
+def test_page_is_whole_small_and_self_contained(three_seeds, parsed):
+    _, _, text = three_seeds
+    assert text.startswith("<!DOCTYPE html>")
+    assert len(text.encode()) < 8_000_000
+    for tag, attributes in parsed.tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name in ("src", "srcset"):
+            assert attributes.get(name, "data:").startswith("data:")
+        assert attributes.get("href", "#").startswith("#")
+    style = re.search(r"<style>(.*?)</style>", text, re.S).group(1)
+    assert "url(" not in style
+    assert "@import" not in style
+    policy = [a["content"] for tag, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_page_can_be_read_without_eyes(parsed):
+    pictures = [attributes for tag, attributes in parsed.tags if tag == "img"]
+    assert len(pictures) > 20
+    assert all("alt" in attributes for attributes in pictures)
+    assert all(attributes["alt"] for attributes in pictures if "width" in attributes)
+    headers = [attributes for tag, attributes in parsed.tags if tag == "th"]
+    assert headers
+    assert {attributes["scope"] for attributes in headers} == {"col", "row", "rowgroup"}
+    ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {attributes["href"][1:] for tag, attributes in parsed.tags if tag == "a"}
+    assert len(targets) == 7
+    assert targets <= set(ids)
+
+
+def test_every_table_and_figure_says_miniature(three_seeds, parsed):
+    _, root, _ = three_seeds
+    assert "MINIATURE : rendered stand-in data" in parsed.text
+    assert len(parsed.tables) >= 15
+    assert all(table["caption"].endswith("(miniature)") for table in parsed.tables)
+    for path in (root / "results/report").glob("*.md"):
+        assert "miniature" in path.read_text().splitlines()[0], path
+    for path in (root / "results/report").glob("*.svg"):
+        assert "miniature: rendered stand-in data" in path.read_text(), path
+
+
+def test_official_data_are_not_called_miniature(three_seeds, tmp_path):
+    config, root, _ = three_seeds
+    copy = copied(root, tmp_path)
+    make_probes(config, copy, source="official")
+    path = copy / "results/zeroshot/imagenet.json"
+    write_json(path, json.loads(path.read_text()) | {"source": "official"})
+    official = config.model_copy(update={"dataset": config.dataset.model_copy(update={"source": "webdataset"})})
+    build_report(official, copy)
+    page = (copy / "results/report.html").read_text()
+    assert "(miniature)" not in page
+    assert "MINIATURE" not in page
+
+
+def test_main_table_holds_the_numbers_of_the_results_files(three_seeds, parsed):
+    config, root, _ = three_seeds
+    rows = parsed.table("main")
+    assert rows[0][:6] == ["Task, head, metric", "Random", "Position", "CLIP", "CLIP-FT", "CLIPTeX"]
+    files = {name: json.loads((root / f"results/probes/{name}.json").read_text()) for name in config.probes.benchmarks}
+    cells = iter(row for row in rows[1:] if len(row) > 1)
+    for (benchmark, task, head, metric), means in MAIN.items():
+        row = next(cells)
+        for cell, model, mean in zip(row[1:6], MODELS, means, strict=True):
+            values = [
+                r["metrics"][metric]
+                for r in files[benchmark]["results"]
+                if (r["task"], r["head"], r["model"]) == (task, head, model)
+            ]
+            assert len(values) == 3
+            digits = 3 if metric == "rmse" else 1
+            assert cell == f"{fmean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+            assert fmean(values) == pytest.approx(mean)
+    assert next(cells, None) is None
+    groups = [row[0] for row in rows[1:] if len(row) == 1]
+    assert groups[0].startswith("Pascal VOC rendered stand-in, heads trained on 600 of its images, judged on 300 (val)")
+
+
+def test_best_value_is_bold_and_losses_are_marked_in_words(three_seeds, parsed):
+    _, _, text = three_seeds
+    main = re.search(r'<table id="table-main">(.*?)</table>', text, re.S).group(1)
+    rows = [row for row in re.findall(r"<tr>(.*?)</tr>", main, re.S) if "<td" in row]
+    depth = next(row for row in rows if "Depth" in row)
+    assert re.findall(r"<strong>(.*?)</strong>", depth) == ["0.830"]
+    gains = {row[0]: row[6] for row in parsed.table("main") if len(row) > 1}
+    assert gains["Semantic segmentation, PSPNet mIoU (%) ↑"] == "+49.0 % ▲ real"
+    assert gains["Depth, linear RMSE (m) ↓"] == "+11.3 % △ Random as good"
+    assert gains["Instance segmentation, Mask R-CNN AP (%) ↑"] == "+0.3 % △ within spread"
+    assert gains["Surface normals, linear Mean angle (°) ↓"] == "−2.1 % ▼ worse"
+
+
+def test_csv_has_full_precision_and_every_seed(three_seeds):
+    _, root, _ = three_seeds
+    with (root / "results/report/main.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    depth = next(row for row in rows if row["Task, head, metric"] == "Depth, linear")
+    assert float(depth["CLIPTeX"]) == pytest.approx(0.86, abs=1e-12)
+    with (root / "results/report/all_metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    wanted = {"benchmark": "voc", "head": "pspnet", "model": "cliptex", "seed": "2", "metric": "mIoU"}
+    (row,) = [row for row in rows if wanted.items() <= row.items()]
+    assert float(row["value"]) == pytest.approx(15.2 * 1.01)
+    assert row["source"] == "miniature"
+
+
+def test_verdict_counts_real_gains_only(parsed):
+    assert "A real gain in 3 of 6 dense cells" in parsed.text
+    assert "CLIPTeX has the better mean than CLIP-FT in 5 of 6 dense cells" in parsed.text
+    assert "a baseline is as good, so the gain may not be knowledge: NYUv2 depth, linear (Random)" in parsed.text
+    assert "within the spread over seeds: COCO instance segmentation, Mask R-CNN." in parsed.text
+    assert "CLIP-FT is better in 1: NYUv2 surface normals, linear." in parsed.text
+    assert "Zero-shot on ImageNet is kept: 31.5 % top-1 against CLIP-FT's 30.1 % (chance 7.1 %)." in parsed.text
+
+
+def test_verdict_flips_when_the_numbers_do(three_seeds, tmp_path):
+    config, root, _ = three_seeds
+    copy = copied(root, tmp_path)
+    flipped = {key: (*means[:3], means[4], means[3]) for key, means in MAIN.items()}
+    make_probes(config, copy, flipped)
+    build_report(config, copy)
+    page = Page((copy / "results/report.html").read_text())
+    assert "A real gain in 1 of 6 dense cells" in page.text
+    assert "CLIPTeX has the better mean than CLIP-FT in 1 of 6 dense cells" in page.text
+    assert "CLIP-FT is better (1 of them within the spread) in 5:" in page.text
+
+
+def test_one_seed_claims_nothing_real(three_seeds, tmp_path):
+    config, root, _ = three_seeds
+    copy = copied(root, tmp_path)
+    single = config.model_copy(update={"seeds": [0]})
+    make_probes(single, copy)
+    build_report(single, copy)
+    page = Page((copy / "results/report.html").read_text())
+    assert "Ahead in 5 of 6 dense cells, from one seed" in page.text
+    assert "One seed cannot show the spread" in page.text
+    assert "▲ real" not in page.text
+    assert "±" not in " ".join(" ".join(row) for row in page.table("main"))
+
+
+def test_a_cell_without_a_value_is_shown_as_missing(three_seeds, tmp_path):
+    config, root, _ = three_seeds
+    copy = copied(root, tmp_path)
+    key = ("voc", "semantic_segmentation", "linear", "mIoU")
+    make_probes(config, copy, MAIN | {key: (*MAIN[key][:4], None)})
+    build_report(config, copy)
+    page = Page((copy / "results/report.html").read_text())
+    row = next(row for row in page.table("main") if row[0].startswith("Semantic segmentation, linear"))
+    assert row[5:] == ["–", "–"]
+    assert "Not compared, since a value is missing: Pascal VOC semantic segmentation, linear." in page.text
+
+
+def test_text_from_data_cannot_become_markup(three_seeds, parsed):
+    _, root, text = three_seeds
+    assert "<script>" not in text
+    assert "a <script>alert('x')</script> chair & a “sofa” 00" in parsed.text
+    assert "Did it <b>work</b>?" in parsed.text
+    assert "table & <lamp>" in parsed.text
+    assert "no label: expert failed: ValueError: too <bright>" in parsed.text
+    assert "\\<metric\\>" in (root / "results/report/probes_voc.md").read_text()
+
+
+def test_further_models_get_columns_and_a_table_of_gains(three_seeds, tmp_path):
+    config, root, _ = three_seeds
+    copy = copied(root, tmp_path)
+    extra = config.models["cliptex"].model_copy(update={"shuffle_labels": True})
+    models = {"cliptex_shuffled": extra, **config.models}
+    study = config.model_copy(update={"models": models})
+    make_runs(study, copy)
+    for folder in ("probes", "zeroshot"):
+        for path in (copy / "results" / folder).glob("*.json"):
+            data = json.loads(path.read_text())
+            same = [row | {"model": "cliptex_shuffled"} for row in data["results"] if row["model"] == "clip_ft"]
+            write_json(path, data | {"results": data["results"] + same})
+    build_report(study, copy)
+    page = Page((copy / "results/report.html").read_text())
+    assert page.table("main")[0][5:] == ["CLIPTeX", "CLIPTeX over CLIP-FT", "cliptex_shuffled"]
+    rows = page.table("further_models")
+    assert rows[0] == ["Task, head, metric", "CLIPTeX", "cliptex_shuffled"]
+    assert {row[2] for row in rows[1:] if len(row) > 1} == {"0.0 % = tie"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "results/probes/voc.json",
+        "results/zeroshot/imagenet.json",
+        "results/models/clip_ft/seed1/train.json",
+        "results/models/cliptex/seed2/metrics.jsonl",
+        "results/shards/index.json",
+        "results/labels/depth/index.json",
+        "results/labels/normals/00001.parquet",
+        "results/shards/00001.tar",
+    ],
+)
+def test_missing_input_is_named(three_seeds, tmp_path, name):
+    config, root, _ = three_seeds
+    copy = copied(root, tmp_path)
+    (copy / name).unlink()
+    with pytest.raises(CliptexError, match=re.escape(name)):
+        build_report(config, copy)
+    assert not (copy / "results/report.html").exists()
+
+
+def test_missing_model_of_a_results_file_is_named(three_seeds, tmp_path):
+    config, root, _ = three_seeds
+    copy = copied(root, tmp_path)
+    path = copy / "results/probes/coco.json"
+    data = json.loads(path.read_text())
+    gone = [row for row in data["results"] if (row["model"], row["seed"]) != ("cliptex", 1)]
+    write_json(path, data | {"results": gone})
+    with pytest.raises(CliptexError, match=r"coco\.json: no result of model 'cliptex' with seed 1"):
+        build_report(config, copy)
+
+
+def test_optional_inputs_may_be_absent(three_seeds, tmp_path):
+    config, root, _ = three_seeds
+    copy = copied(root, tmp_path)
+    for path in [*copy.rglob("*.npz"), *copy.rglob("*.tsv"), *copy.rglob("quality.json")]:
+        path.unlink()
+    build_report(config, copy)
+    names = {table["id"] for table in Page((copy / "results/report.html").read_text()).tables}
+    assert "table-main" in names
+    assert not names & {"table-timings", "table-experts", None}
+
+
+def test_times_are_summed_by_stage(parsed):
+    rows = {row[0].partition(" ")[0]: row[1:] for row in parsed.table("timings")[1:]}
+    assert rows["Data"] == ["1", "10", "8 %", "10"] or rows["Data"] == ["1", "11", "8 %", "10"]
+    assert rows["Labels"] == ["1", "4", "3 %", "–"]
+    assert rows["All"] == ["6", "130", "100 %", "–"]
+    stages = {rule: stage_of(rule) for rule in ("index_shards", "render_experts", "index_labels", "tabulate_probes")}
+    assert list(stages.values()) == ["Data", "Data", "Labels", "Probes"]
+
+
+def test_dropped_pairs_and_failed_labels_are_counted(parsed):
+    rows = parsed.table("dropped")
+    assert ["Image-caption pairs", "not an image", "3", "20.00 %"] in rows
+    assert ["Labels, segmentation", "expert failed", "3", "25.00 %"] in rows
+    assert ["Labels, depth", "no failure", "0", "0.00 %"] in rows
+
+
+def test_same_input_gives_the_same_page(three_seeds, tmp_path):
+    config, root, text = three_seeds
+    build_report(config, root, tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == text
+
+
+def copied(root: Path, to: Path) -> Path:
+    """The tree without its report, with hard links; files are replaced and never written in place."""
+    for path in root.rglob("*"):
+        target = to / path.relative_to(root)
+        if path.is_dir() or "report" in path.relative_to(root).parts[1]:
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.hardlink_to(path)
+    index = to / paths.SHARD_INDEX
+    data = json.loads(index.read_text())
+    for entry in data["shards"]:
+        entry["path"] = str(to / paths.SHARDS / Path(entry["path"]).name)
+    write_json(index, data)
+    return to
+
+
+# ---- statistics
+
+
+def test_gain_is_positive_where_the_new_value_is_better():
+    assert relative_gain(12, 10, direction("mIoU")) == pytest.approx(20)
+    assert relative_gain(0.8, 1.0, direction("rmse")) == pytest.approx(20)
+    assert relative_gain(36, 30, direction("mean")) == pytest.approx(-20)
+    assert relative_gain(None, 10, 1) is None
+    assert relative_gain(1, 0, 1) is None
+    assert relative_gain(1, 2, direction("a metric of one's own")) is None
+
+
+def test_summary_uses_the_sample_standard_deviation():
+    assert summary([1.0, 2.0, 3.0]).std == pytest.approx(1.0)
+    assert summary([1.0]).std is None
+    assert summary([]) is None
+
+
+def test_pooled_spread_weighs_groups_by_their_freedom():
+    a, b = [1.0, 2.0, 3.0], [10.0, 14.0]
+    assert pooled_std(a, b) == pytest.approx(((2 * 1.0 + 1 * 8.0) / 3) ** 0.5)
+    assert pooled_std(a, [5.0]) == pytest.approx(1.0)
+    assert pooled_std([1.0], [5.0]) is None
+
+
+def test_difference_of_equal_means_is_zero_and_of_nothing_is_none():
+    assert difference([0.1, 0.2], [0.2, 0.1], 1).value == 0
+    assert difference([], [1.0], 1) is None
+    assert difference([1.0], [2.0], 0) is None
+
+
+LOW = {"random": [1.0, 1.1, 0.9], "position": [2.0, 2.1, 1.9]}
+
+
+@pytest.mark.parametrize(
+    ("subject", "reference", "baselines", "better", "outcome"),
+    [
+        ([12, 12.1, 11.9], [10, 10.1, 9.9], LOW, 1, Outcome.REAL),
+        ([10.05, 10.15, 9.95], [10, 10.1, 9.9], LOW, 1, Outcome.WITHIN_SPREAD),
+        ([8, 8.1, 7.9], [10, 10.1, 9.9], LOW, 1, Outcome.WORSE),
+        ([9.95, 10.05, 9.85], [10, 10.1, 9.9], LOW, 1, Outcome.WORSE_WITHIN_SPREAD),
+        ([10, 9.9, 10.1], [10, 10.1, 9.9], LOW, 1, Outcome.TIE),
+        ([12, 12.1, 11.9], [10, 10.1, 9.9], LOW | {"random": [13.0, 13.0, 13.0]}, 1, Outcome.BASELINE),
+        ([12, 12.1, 11.9], [10, 10.1, 9.9], LOW | {"position": [11.95, 12.05, 11.85]}, 1, Outcome.BASELINE),
+        ([12, 12.1, 11.9], [10, 10.1, 9.9], {"random": [1.0]}, 1, Outcome.UNCHECKED),
+        ([0.8, 0.81, 0.79], [1.0, 1.01, 0.99], {"random": [1.2], "position": [1.3]}, -1, Outcome.REAL),
+        ([0.8], [1.0], {"random": [1.2], "position": [1.3]}, -1, Outcome.ONE_SEED),
+        ([1.2], [1.0], {"random": [1.2], "position": [1.3]}, -1, Outcome.WORSE),
+        ([], [1.0], LOW, 1, Outcome.MISSING),
+        ([1.0], [], LOW, 1, Outcome.MISSING),
+    ],
+)
+def test_judgement(subject, reference, baselines, better, outcome):
+    values = {"cliptex": subject, "clip_ft": reference, **baselines}
+    found = judge(values, better, subject="cliptex", reference="clip_ft", baselines=tuple(baselines))
+    assert found.outcome is outcome
+
+
+def test_judgement_names_the_baseline_in_the_way():
+    values = {"cliptex": [2.0], "clip_ft": [1.0], "random": [3.0], "position": [0.5]}
+    assert judge(values, 1, subject="cliptex", reference="clip_ft").baselines == ("random",)
+
+
+@pytest.mark.parametrize(
+    ("subject", "reference", "state"),
+    [
+        ([30, 31], [28, 29], "kept"),
+        ([28.5, 29.5], [28, 30.2], "kept"),
+        ([20, 21], [28, 29], "lost"),
+        ([27.0], [28.0], "lower, undecided"),
+        ([6.0], [7.0], "at chance"),
+        ([], [7.0], "missing"),
+    ],
+)
+def test_zero_shot_state(subject, reference, state):
+    assert ZeroShot("ImageNet", subject, reference, 7.2).state == state
+
+
+def test_verdict_without_any_comparison_says_so():
+    nothing = judge({}, 1, subject="a", reference="b")
+    says = verdict({"cell": nothing}, [], subject="A", reference="B", seeds=3)
+    assert says.headline == "A was not compared with B"
+    assert says.counts["cells"] == 0
+
+
+def test_signed_numbers_have_a_true_minus_and_no_signed_zero():
+    assert [signed(2.04), signed(-2.06), signed(-0.01)] == ["+2.0", "−2.1", "0.0"]
+
+
+def test_markdown_cells_cannot_end_early():
+    table = Table("t", "a | b", ["x", "y"], [Group([[Cell("a|b"), Cell("1.0", 1.0, best=True)]])], frozenset({1}))
+    assert "| a\\|b | **1.0** |" in table.markdown()
+    assert table.csv() == "x,y\na|b,1.0\n"
