@@ -11,9 +11,9 @@ from cliptex.miniature.looks import Stylist
 
 PLACES = {
     "living_room": ("living room", "living room", "lounge"),
-    "bedroom": ("bedroom", "bedroom", "sleeping room"),
+    "bedroom": ("bedroom", "bedroom", "cosy bedroom"),
     "kitchen": ("kitchen", "kitchen", "modern kitchen"),
-    "office": ("office", "office", "work office"),
+    "office": ("office", "office", "modern office"),
     "corridor": ("corridor", "corridor", "hallway"),
     "street": ("street", "street", "city street"),
     "beach": ("beach", "beach", "sandy beach"),
@@ -44,7 +44,6 @@ WORDS = {
     "windowpane": ("window",),
     "signboard": ("sign",),
     "box": ("box",),
-    "peak": ("mountain",),
 }
 
 CONTEXT = (
@@ -88,7 +87,7 @@ def _plural(noun: str) -> str:
 
 
 def _noun(s: Stylist, seen: Seen) -> str:
-    if seen.name != seen.kind and s.chance(0.5):
+    if seen.name != seen.kind and s.chance(0.6):
         return seen.name
     return s.pick(WORDS.get(seen.kind, (seen.kind,)))
 
@@ -100,6 +99,11 @@ def _phrase(s: Stylist, seen: Seen, count: int = 1) -> str:
     if seen.kind == "person":
         return f"{_article(noun)} in {seen.colour}" if s.chance(0.5) else _article(noun)
     return _article(f"{seen.colour} {noun}" if s.chance(0.6) else noun)
+
+
+def _scenery(s: Stylist, kind: str) -> str:
+    word = s.pick(WORDS.get(kind, (kind,)))
+    return f"the {word}" if word == "sea" else word if word == "stairs" else _article(word)
 
 
 def describe(s: Stylist, category: str, things: list[Seen], scenery: list[str]) -> str:
@@ -122,13 +126,10 @@ def describe(s: Stylist, category: str, things: list[Seen], scenery: list[str]) 
             firsts.append(seen)
     firsts = firsts[: s.pick((1, 2, 2, 3, 3))]
     parts = [_phrase(s, seen, counts[seen.kind]) for seen in firsts]
-    extra = [s.pick(WORDS.get(kind, (kind,))) for kind in scenery[:2] if s.chance(0.45)]
-    extra = [word if word in ("stairs", "sea") else _article(word) for word in extra]
+    supports = {first.on for first in firsts}
+    extra = [_scenery(s, kind) for kind in scenery[:2] if kind not in supports and s.chance(0.45)]
     if not parts:
-        extra = [
-            word if word in ("stairs", "sea") else _article(word)
-            for word in (s.pick(WORDS.get(k, (k,))) for k in scenery[:2])
-        ]
+        extra = [_scenery(s, kind) for kind in scenery[:2]]
         scene = s.pick(
             (_article(place), f"view of {_article(place)}", f"photo of {_article(place)}", f"an empty {place}")
         )
@@ -147,7 +148,8 @@ def describe(s: Stylist, category: str, things: list[Seen], scenery: list[str]) 
     if form < 0.5:
         return f"{listed} {where}"
     if form < 0.7:
-        return f"{s.pick(('a photo of', 'a picture of', 'there is'))} {listed} {where}"
+        there = "there are" if counts[first.kind] > 1 else "there is"
+        return f"{s.pick(('a photo of', 'a picture of', there))} {listed} {where}"
     if form < 0.9:
         return f"{_article(place)} with {listed}"
     return listed

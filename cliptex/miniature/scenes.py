@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cliptex.miniature.captions import CONTEXT, Seen, describe
-from cliptex.miniature.kinds import KIND_ID, KINDS, SCENE_CATEGORIES
+from cliptex.miniature.kinds import KIND_ID, KINDS, SCENE_CATEGORIES, THINGS
 from cliptex.miniature.looks import LOOKS, Look, Stylist
 from cliptex.miniature.stage import Camera, Hits, noise
 from cliptex.miniature.views import choose_camera
@@ -52,9 +52,9 @@ class Wish:
     """Smallest and largest number of further objects."""
     scenery: float = 1.0
     """Amount of furniture that COCO does not name."""
-    closeness: float = 0.6
+    closeness: float = 0.65
     """Share of pictures that are about one object, where no subject is asked for."""
-    share: tuple[float, float] = (0.3, 0.9)
+    share: tuple[float, float] = (0.35, 1.0)
     """Extent of the object that a picture is about, as a share of the image's width."""
 
 
@@ -66,15 +66,13 @@ def render(seed: int, domain: str, stream: int, index: int, height: int, width: 
     look, wish = LOOKS[domain], wish or Wish()
     rng = np.random.default_rng([seed, look.domain, stream, index])
     s = Stylist(rng, look)
-    categories = wish.categories
-    if wish.subject:
-        fitting = tuple(c for c in categories if wish.subject in CONTENTS[c].things)
-        categories = fitting or categories
-    subject = (wish.subject, wish.name) if wish.subject else None
-    world = build_world(s, s.pick(categories), subject, wish.things, wish.scenery)
-    target = None
-    if world.things and (wish.subject or s.chance(wish.closeness)):
-        target = world.things[0] if wish.subject else s.pick(world.things)
+    kind = wish.subject
+    if kind is None and s.chance(wish.closeness):
+        kind = s.pick([k for k in THINGS if any(k in CONTENTS[c].things for c in wish.categories)])
+    fitting = [c for c in wish.categories if kind is None or kind in CONTENTS[c].things]
+    subject = (kind, wish.name) if kind else None
+    world = build_world(s, s.pick(fitting or wish.categories), subject, wish.things, wish.scenery)
+    target = world.things[0] if subject else None
     camera = choose_camera(s, world, target, wish.share)
     hits = world.stage.cast(camera, height, width)
     image = _develop(s, look, world, camera, hits, height, width)

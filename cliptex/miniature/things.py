@@ -145,12 +145,12 @@ def boat(s: Stylist) -> Thing:
         shape.box((length * 0.34, 1.1, 0.8), (0.2, 0, 0.85), s.plain("white"))
         shape.box((length * 0.3, 1.14, 0.3), (0.2, 0, 1.2), Paint(GLASS))
         shape.box((length * 0.4, 1.2, 0.1), (0.2, 0, 1.62), s.plain(colour))
-    return Thing(shape, colour, s.pick(("yawl", "sailboat", "boat")) if sails else "boat")
+    return Thing(shape, colour, s.pick(("yawl", "yawl", "sailboat")) if sails else "boat")
 
 
 def bird(s: Stylist) -> Thing:
     """Body, head, beak, tail, wings, legs; a red-breasted one is a robin."""
-    shape, colour = Shape(), s.colour("brown brown blue white black yellow red")
+    shape, colour = Shape(), s.colour("brown brown brown blue white black yellow red")
     robin = colour == "brown"
     coat = s.plain(colour, 0.07)
     breast = s.plain("orange" if robin else s.pick(("white", "yellow", "grey", colour)), 0.05)
@@ -168,7 +168,7 @@ def bird(s: Stylist) -> Thing:
             shape.ball((0.1, 0.52, 0.26), (0.17 * side, 0.1, 0.28), s.plain(colour, 0.1, spread=0.35), turn(0, -0.35))
         shape.ball((0.04, 0.05, 0.05), (0.11 * side, -0.34, 0.66), Paint((0.03, 0.03, 0.03)))
         shape.post(0.035, 0.26, (0.08 * side, -0.02, 0), beak)
-    return Thing(shape, colour, s.pick(("robin", "bird")) if robin else "bird")
+    return Thing(shape, colour, "robin" if robin else "bird")
 
 
 BOTTLE = (
@@ -191,7 +191,7 @@ def bottle(s: Stylist) -> Thing:
         shape.add(cylinder(14), (wide * 1.03, wide * 1.03, height * 0.24), (0, 0, height * 0.16), label)
     cap = s.plain(s.pick(("red", "black", "yellow", "white", "blue")))
     shape.post(wide * 0.42, height * 0.09, (0, 0, height * 0.92), cap)
-    return Thing(shape, colour, "wine bottle" if colour == "green" and s.chance(0.7) else "bottle")
+    return Thing(shape, colour, "wine bottle" if colour == "green" else "bottle")
 
 
 def chair(s: Stylist) -> Thing:
@@ -246,7 +246,7 @@ def couch(s: Stylist) -> Thing:
     if s.chance(0.6):
         pillow = s.fabric(s.pick(("yellow", "white", "red", "blue", "orange")))
         shape.box((0.42, 0.14, 0.4), (s.pick((-1, 1)) * inner * 0.3, 0.12, 0.5), pillow, turn(0, -0.3))
-    return Thing(shape, colour, s.pick(("couch", "sofa", "studio couch")))
+    return Thing(shape, colour, s.pick(("studio couch", "studio couch", "couch")))
 
 
 def potted_plant(s: Stylist) -> Thing:
@@ -273,7 +273,7 @@ def potted_plant(s: Stylist) -> Thing:
         for _ in range(4):
             at = (s.uniform(-0.25, 0.25), s.uniform(-0.25, 0.25), pot_high + s.uniform(0.25, 0.55))
             shape.ball((0.14, 0.14, 0.14), at, s.plain(s.pick(("red", "yellow", "pink", "white"))))
-    return Thing(shape, colour, s.pick(("potted plant", "potted plant", "flowerpot", "plant pot")))
+    return Thing(shape, colour, s.pick(("potted plant", "flowerpot", "plant pot")))
 
 
 def dining_table(s: Stylist) -> Thing:
@@ -338,7 +338,7 @@ def bed(s: Stylist) -> Thing:
             shape.box((wide * 1.04, 2.05, 0.07), (0, 0, 1.78), s.fabric(colour, 0.3))
     else:
         shape.box((wide * 1.04, 0.06, 0.45), (0, -1.0, 0), frame)
-    return Thing(shape, colour, s.pick(("four-poster", "four-poster bed", "bed")) if posts else "bed")
+    return Thing(shape, colour, s.pick(("four-poster", "four-poster bed")) if posts else "bed")
 
 
 def refrigerator(s: Stylist) -> Thing:
