@@ -20,6 +20,9 @@ from cliptex.images import encode_jpeg
 from cliptex.labels import index_labels, label_batch
 from cliptex.provenance import provenance
 from cliptex.report import build_report
+from cliptex.report.figures import FURTHER
+from cliptex.report.gather import gather
+from cliptex.report.page import make_parts
 from cliptex.report.statistics import (
     Outcome,
     ZeroShot,
@@ -412,7 +415,10 @@ def test_main_table_holds_the_numbers_of_the_results_files(three_seeds, parsed):
             ]
             assert len(values) == 3
             digits = 3 if metric == "rmse" else 1
-            assert cell == f"{fmean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+            shown, spread = cell.split(" ± ")
+            assert shown == f"{fmean(values):.{digits}f}"
+            assert float(spread) == pytest.approx(stdev(values), abs=0.5 * 10**-digits)
+            assert float(spread) > 0
             assert fmean(values) == pytest.approx(mean)
     assert next(cells, None) is None
     groups = [row[0] for row in rows[1:] if len(row) == 1]
@@ -460,11 +466,11 @@ def test_verdict_flips_when_the_numbers_do(three_seeds, tmp_path):
     copy = copied(root, tmp_path)
     flipped = {key: (*means[:3], means[4], means[3]) for key, means in MAIN.items()}
     make_probes(config, copy, flipped)
-    build_report(config, copy)
-    page = Page((copy / "results/report.html").read_text())
-    assert "A real gain in 1 of 6 dense cells" in page.text
-    assert "CLIPTeX has the better mean than CLIP-FT in 1 of 6 dense cells" in page.text
-    assert "CLIP-FT is better (1 of them within the spread) in 5:" in page.text
+    says = make_parts(gather(config, copy)).verdict
+    assert says.headline == "A real gain in 1 of 6 dense cells"
+    text = " ".join(says.sentences)
+    assert "CLIPTeX has the better mean than CLIP-FT in 1 of 6 dense cells" in text
+    assert "CLIP-FT is better (1 of them within the spread) in 5:" in text
 
 
 def test_one_seed_claims_nothing_real(three_seeds, tmp_path):
@@ -485,11 +491,12 @@ def test_a_cell_without_a_value_is_shown_as_missing(three_seeds, tmp_path):
     copy = copied(root, tmp_path)
     key = ("voc", "semantic_segmentation", "linear", "mIoU")
     make_probes(config, copy, MAIN | {key: (*MAIN[key][:4], None)})
-    build_report(config, copy)
-    page = Page((copy / "results/report.html").read_text())
-    row = next(row for row in page.table("main") if row[0].startswith("Semantic segmentation, linear"))
-    assert row[5:] == ["–", "–"]
-    assert "Not compared, since a value is missing: Pascal VOC semantic segmentation, linear." in page.text
+    parts = make_parts(gather(config, copy))
+    row = parts.tables["main"].groups[0].rows[0]
+    assert [cell.text for cell in row[5:]] == ["–", "–"]
+    assert [cell.raw for cell in row[5:]] == ["", ""]
+    missing = "Not compared, since a value is missing: Pascal VOC semantic segmentation, linear."
+    assert missing in parts.verdict.sentences
 
 
 def test_text_from_data_cannot_become_markup(three_seeds, parsed):
@@ -514,12 +521,14 @@ def test_further_models_get_columns_and_a_table_of_gains(three_seeds, tmp_path):
             data = json.loads(path.read_text())
             same = [row | {"model": "cliptex_shuffled"} for row in data["results"] if row["model"] == "clip_ft"]
             write_json(path, data | {"results": data["results"] + same})
-    build_report(study, copy)
-    page = Page((copy / "results/report.html").read_text())
-    assert page.table("main")[0][5:] == ["CLIPTeX", "CLIPTeX over CLIP-FT", "cliptex_shuffled"]
-    rows = page.table("further_models")
-    assert rows[0] == ["Task, head, metric", "CLIPTeX", "cliptex_shuffled"]
-    assert {row[2] for row in rows[1:] if len(row) > 1} == {"0.0 % = tie"}
+    parts = make_parts(gather(study, copy))
+    assert parts.tables["main"].columns[5:] == ["CLIPTeX", "CLIPTeX over CLIP-FT", "cliptex_shuffled"]
+    gains = parts.tables["further"]
+    assert gains.columns == ["Task, head, metric", "CLIPTeX", "cliptex_shuffled"]
+    assert {(row[2].text, row[2].note) for group in gains.groups for row in group.rows} == {("0.0 %", "= tie")}
+    svg = parts.charts["contrastive_loss"].svg
+    assert "cliptex_shuffled" in svg
+    assert FURTHER[0] in svg
 
 
 @pytest.mark.parametrize(

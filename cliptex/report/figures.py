@@ -5,9 +5,10 @@ same again. Text stays text in the SVG, in the reader's own font.
 """
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
@@ -28,36 +29,22 @@ SMOOTH_SHARE = 1 / 20
 MAX_GAIN = 200.0
 
 
-@dataclass(frozen=True)
-class Theme:
-    """Ink and colours for one page background."""
-
-    ink: str
-    faint: str
-    grid: str
-    models: dict[str, str]
-    others: tuple[str, ...]
-
-
-LIGHT = Theme(
-    ink="#1d2129",
-    faint="#5c6370",
-    grid="#e3e6eb",
-    models={"clip": "#56B4E9", "clip_ft": "#E69F00", "cliptex": "#0072B2", "random": "#8a8f98", "position": "#8a8f98"},
-    others=("#009E73", "#D55E00", "#CC79A7", "#000000"),
-)
-DARK = Theme(
-    ink="#e8eaee",
-    faint="#a3aab6",
-    grid="#343a45",
-    models={"clip": "#56B4E9", "clip_ft": "#E69F00", "cliptex": "#3da5e8", "random": "#8a8f98", "position": "#8a8f98"},
-    others=("#2fc49a", "#f0783c", "#dd9bc0", "#ffffff"),
-)
-# CLIP's sky blue and CLIPTeX's lightened blue would meet on a dark page
-DARK.models["clip"] = "#c3c8d0"
+INK, FAINT, GRID = "#1d2129", "#5c6370", "#e3e6eb"
+MODELS = {"clip": "#56b4e9", "clip_ft": "#e69f00", "cliptex": "#0072b2"}
+FURTHER = ("#009e73", "#d55e00", "#cc79a7", "#000000")
 STYLES = {"clip": (0, (1, 1.2)), "clip_ft": (0, (5, 2)), "cliptex": "-"}
-
-Draw = Callable[[Figure, Theme], None]
+ON_DARK = {
+    INK: "#e8eaee",
+    FAINT: "#a3aab6",
+    GRID: "#343a45",
+    MODELS["clip"]: "#c3c8d0",  # CLIPTeX's lightened blue would meet CLIP's
+    MODELS["cliptex"]: "#3da5e8",
+    FURTHER[0]: "#2fc49a",
+    FURTHER[1]: "#f0783c",
+    FURTHER[2]: "#dd9bc0",
+    FURTHER[3]: "#ffffff",
+}
+"""Colours that change on a dark page."""
 
 
 @dataclass(frozen=True)
@@ -68,37 +55,39 @@ class Chart:
     caption: str
     alt: str
     height: float
-    draw: Draw
+    draw: Callable[[Figure], None]
 
-    def svg(self, theme: Theme) -> str:
-        """The chart as an SVG document; the same input gives the same text."""
-        return self._render(theme, "svg").decode()
+    @cached_property
+    def svg(self) -> str:
+        """The chart as an SVG document for a light page; the same input gives the same text."""
+        # the attribute that holds the font is delimited by double quotes
+        return self._render("svg").decode().replace("'DejaVu Sans'", FONTS)
 
-    def _render(self, theme: Theme, kind: str) -> bytes:
-        with _style(theme):
+    @property
+    def dark_svg(self) -> str:
+        """The chart for a dark page."""
+        return re.sub("#[0-9a-f]{6}", lambda found: ON_DARK.get(found[0], found[0]), self.svg)
+
+    def save(self, folder: Path) -> None:
+        """Write `{name}.svg` and, on white, `{name}.png`."""
+        with replacing(folder / f"{self.name}.svg") as scratch:
+            scratch.write_text(self.svg)
+        with replacing(folder / f"{self.name}.png") as scratch:
+            scratch.write_bytes(self._render("png"))
+
+    def _render(self, kind: str) -> bytes:
+        with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(WIDTH_INCHES, self.height), layout="constrained")
-            self.draw(figure, theme)
+            self.draw(figure)
             out = io.BytesIO()
             background = "white" if kind == "png" else "none"
             figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else None, facecolor=background)
-        data = out.getvalue()
-        if kind == "svg":
-            # every quoting that matplotlib uses; the attribute is delimited by double quotes
-            data = data.replace(b"'DejaVu Sans'", FONTS.encode())
-        return data
-
-    def save(self, folder: Path) -> None:
-        """Write `{name}.svg` and `{name}.png`, on white."""
-        for kind in ("svg", "png"):
-            with replacing(folder / f"{self.name}.{kind}") as scratch:
-                scratch.write_bytes(self._render(LIGHT, kind))
+        return out.getvalue()
 
 
-def colour(model: str, theme: Theme, further: Sequence[str]) -> str:
+def colour(model: str, further: Sequence[str]) -> str:
     """A model's colour, the same in every chart."""
-    if model in theme.models:
-        return theme.models[model]
-    return theme.others[further.index(model) % len(theme.others)]
+    return MODELS[model] if model in MODELS else FURTHER[further.index(model) % len(FURTHER)]
 
 
 def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
@@ -116,7 +105,7 @@ def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
 
     limit = min(MAX_GAIN, 1.15 * max(30.0, *(abs(cell.judgement.gain) for cell in shown)))
 
-    def draw(figure: Figure, theme: Theme) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         positions, tick, labels, previous = [], 0.0, [], None
         for cell in shown:
@@ -124,7 +113,7 @@ def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
             previous = cell.benchmark
             positions.append(tick)
             labels.append(f"{names.benchmark(cell.benchmark)}  {names.task(cell.task)}, {names.head(cell.head)}")
-        blue, orange = theme.models["cliptex"], theme.models["clip_ft"]
+        blue, orange = MODELS["cliptex"], MODELS["clip_ft"]
         axes.axvline(0, color=orange, linewidth=1.4, zorder=1)
         for position, cell in zip(positions, shown, strict=True):
             value = cell.judgement.gain
@@ -138,27 +127,27 @@ def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
                 )
             _mark(axes, value, position, limit, "o", blue, filled=True)
             if (baseline := best_baseline(cell)) is not None:
-                _mark(axes, baseline, position, limit, "D", theme.faint)
+                _mark(axes, baseline, position, limit, "D", FAINT)
             if (values := cell.values.get("clip")) is not None and (start := gain(cell, fmean(values))) is not None:
-                _mark(axes, start, position, limit, "s", theme.models["clip"])
+                _mark(axes, start, position, limit, "s", MODELS["clip"])
         axes.set_yticks(positions, labels)
         axes.set_ylim(positions[-1] + 0.8, positions[0] - 0.8)
         axes.set_xlim(-1.06 * limit, 1.06 * limit)
         axes.xaxis.set_major_formatter(lambda value, _: f"{signed(value, 0)} %")
         axes.set_xlabel("relative gain over CLIP-FT (signed so that right is better)")
         axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color=theme.grid, linewidth=0.8)
+        axes.grid(axis="x", color=GRID, linewidth=0.8)
         axes.spines["left"].set_visible(False)
         handles = [
             axes.plot([], [], "o", color=blue, label="CLIPTeX, mean")[0],
             axes.plot([], [], "-", color=orange, label="CLIP-FT")[0],
-            axes.plot([], [], "s", color=theme.models["clip"], markerfacecolor="none", label="CLIP")[0],
-            axes.plot([], [], "D", color=theme.faint, markerfacecolor="none", label="better baseline")[0],
+            axes.plot([], [], "s", color=MODELS["clip"], markerfacecolor="none", label="CLIP")[0],
+            axes.plot([], [], "D", color=FAINT, markerfacecolor="none", label="better baseline")[0],
         ]
         if len(results.config.seeds) > 1:
             handles.insert(1, axes.plot([], [], "|", color=blue, markersize=9, label="CLIPTeX, one seed")[0])
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
-        _stamp(figure, results, theme)
+        _stamp(figure, results)
 
     return Chart(
         "gains",
@@ -177,13 +166,13 @@ def loss_chart(results: Results) -> Chart | None:
     if not trained:
         return None
 
-    def draw(figure: Figure, theme: Theme) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for name in trained:
-            _curves(axes, results, name, "contrastive", theme)
-        _finish(axes, theme, "contrastive loss")
+            _curves(axes, results, name, "contrastive")
+        _finish(axes, "contrastive loss")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False)
-        _stamp(figure, results, theme)
+        _stamp(figure, results)
 
     shown = ", ".join(map(names.model, trained))
     return Chart(
@@ -202,17 +191,17 @@ def task_loss_chart(results: Results) -> Chart | None:
     if not panels:
         return None
 
-    def draw(figure: Figure, theme: Theme) -> None:
+    def draw(figure: Figure) -> None:
         every = figure.subplots(1, len(panels), squeeze=False)[0]
         handles = {}
         for axes, (store, models) in zip(every, panels.items(), strict=True):
             for name in models:
-                _curves(axes, results, name, store, theme)
+                _curves(axes, results, name, store)
             axes.set_title(store, loc="left")
-            _finish(axes, theme, "loss" if axes is every[0] else "")
+            _finish(axes, "loss" if axes is every[0] else "")
             handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=5, frameon=False)
-        _stamp(figure, results, theme)
+        _stamp(figure, results)
 
     return Chart(
         "task_losses",
@@ -227,9 +216,9 @@ def _models_with(results: Results, key: str) -> list[str]:
     return [name for name, runs in results.runs.items() if any(_series(run.history, key) for run in runs.values())]
 
 
-def _curves(axes: Axes, results: Results, name: str, key: str, theme: Theme) -> None:
+def _curves(axes: Axes, results: Results, name: str, key: str) -> None:
     further = [model for model in results.runs if model not in names.MODELS]
-    shade = colour(name, theme, further)
+    shade = colour(name, further)
     label = names.model(name)
     for run in results.runs[name].values():
         series = _series(run.history, key)
@@ -254,11 +243,11 @@ def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return steps, (sums[stop] - sums[start]) / (stop - start)
 
 
-def _finish(axes: Axes, theme: Theme, label: str) -> None:
+def _finish(axes: Axes, label: str) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.set_xlim(left=0)
-    axes.grid(color=theme.grid, linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
 
 
 def _mark(
@@ -285,32 +274,29 @@ def _mark(
         )
 
 
-def _stamp(figure: Figure, results: Results, theme: Theme) -> None:
+def _stamp(figure: Figure, results: Results) -> None:
     """The word that must stand on every figure of stand-in data, since figures are copied without their caption."""
     if results.miniature:
-        figure.supxlabel("miniature: rendered stand-in data", x=1.0, ha="right", fontsize=7.5, color=theme.faint)
+        figure.supxlabel("miniature: rendered stand-in data", x=1.0, ha="right", fontsize=7.5, color=FAINT)
 
 
-@contextmanager
-def _style(theme: Theme) -> Iterator[None]:
-    settings = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "cliptex",
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "axes.titlesize": 9.5,
-        "axes.titleweight": "bold",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": theme.faint,
-        "axes.labelcolor": theme.faint,
-        "text.color": theme.ink,
-        "xtick.color": theme.faint,
-        "ytick.color": theme.faint,
-        "xtick.labelcolor": theme.faint,
-        "ytick.labelcolor": theme.ink,
-        "axes.axisbelow": True,
-        "savefig.dpi": 150,
-    }
-    with matplotlib.rc_context(settings):
-        yield
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cliptex",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": FAINT,
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": FAINT,
+    "ytick.labelcolor": INK,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "savefig.dpi": 150,
+}

@@ -55,8 +55,7 @@ def make_parts(results: Results) -> Parts:
         "packages": tables.packages_table(results),
         "weights": tables.weights_table(results),
     }
-    metrics = [tables.metrics_table(scores, shown, "probes") for scores in results.probes.values()]
-    metrics += [tables.metrics_table(scores, shown, "zeroshot") for scores in results.zeroshot.values()]
+    metrics = [tables.metrics_table(scores, shown) for scores in results.probes.values()]
     charts = {
         "gains": figures.gains_chart(results, cells),
         "contrastive_loss": figures.loss_chart(results),
@@ -88,9 +87,7 @@ def render(results: Results, parts: Parts) -> str:
         "labels": "labels" in parts.tables,
         "pictures": bool(pairs or strips),
     }
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False, lstrip_blocks=False
-    )
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_unbroken)
     source = files("cliptex.report")
     template = environment.from_string(source.joinpath("page.html").read_text())
     optional = ("further", "zeroshot", "labels", "experts", "timings", "weights")
@@ -118,13 +115,18 @@ def render(results: Results, parts: Parts) -> str:
     )
 
 
+def _unbroken(value: Any) -> Any:
+    """A number stays on one line with its sign."""
+    return value.replace(" %", "\u00a0%").replace("± ", "±\u00a0") if isinstance(value, str) else value
+
+
 def _embedded(chart: figures.Chart) -> dict[str, str]:
     return {
         "name": chart.name,
         "caption": chart.caption,
         "alt": chart.alt,
-        "light": _svg_uri(chart.svg(figures.LIGHT)),
-        "dark": _svg_uri(chart.svg(figures.DARK)),
+        "light": _svg_uri(chart.svg),
+        "dark": _svg_uri(chart.dark_svg),
     }
 
 

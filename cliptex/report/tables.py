@@ -342,8 +342,8 @@ def experts_table(results: Results) -> Table | None:
     )
 
 
-def metrics_table(scores: Scores, models: Sequence[str], kind: str) -> Table:
-    """Every metric of one benchmark; one row a task, head and metric."""
+def metrics_table(scores: Scores, models: Sequence[str]) -> Table:
+    """Every metric of one probed benchmark; one row a task, head and metric."""
     rows = []
     for task, head in scores.cells():
         for metric in _metrics(scores, task, head):
@@ -354,12 +354,15 @@ def metrics_table(scores: Scores, models: Sequence[str], kind: str) -> Table:
             rows.append([label, *(_value_cell(v, task, metric, best) for v in shown)])
     columns = ["Task, head, metric", *map(names.model, models)]
     return Table(
-        f"{kind}_{scores.benchmark}",
-        f"{names.benchmark(scores.benchmark)}, all metrics: {_sizes(scores)}",
+        f"probes_{scores.benchmark}",
+        f"{names.benchmark(scores.benchmark)}, all metrics",
         columns,
         [Group(rows)],
         frozenset(range(1, len(columns))),
-        [f"{names.task(task)}, {names.head(head)}: {text}." for (task, head), text in _protocols(scores).items()],
+        [
+            f"{_sizes(scores).capitalize()}.",
+            *(f"{names.task(task)}, {names.head(head)}: {text}." for (task, head), text in _protocols(scores).items()),
+        ],
     )
 
 
@@ -531,8 +534,14 @@ def _value_cell(values: Sequence[float], task: str, metric: str, best: float | N
     if spread is None:
         return Cell(MISSING)
     text = names.number(spread.mean, task, metric)
-    note = "" if spread.std is None else f"± {names.number(spread.std, task, metric)}"
+    note = "" if spread.std is None else f"± {_spread(spread.std, task, metric)}"
     return Cell(text, spread.mean, note, best=spread.mean == best)
+
+
+def _spread(std: float, task: str, metric: str) -> str:
+    """A standard deviation with the digits of its metric, and one more where it would read as zero."""
+    text = names.number(std, task, metric)
+    return text if float(text) or not std else f"{std:.1g}" if std >= 1e-4 else text
 
 
 def _gain_cell(cell: MainCell) -> Cell:
