@@ -235,9 +235,9 @@ class _Run:
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
         return {
-            "loss": float(total),
-            **{name: float(value) for name, value in losses.items()},
-            "logit_scale": float(self.model.logit_scale.exp()),
+            "loss": total.item(),
+            **{name: value.item() for name, value in losses.items()},
+            "logit_scale": self.model.logit_scale.exp().item(),
             "learning_rate": rate,
         }
 

@@ -7,7 +7,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
+from cliptex import paths
+from cliptex.config import Config
+from cliptex.expert_training import train_expert
+from cliptex.experts.base import Expert
 from cliptex.images import encode_jpeg
+from cliptex.labels import index_labels, label_batch
 from cliptex.shards import Pair, index_shards, write_shard
 
 
@@ -36,3 +41,71 @@ def shard_index(shard_paths):
     path = shard_paths[0].parent / "index.json"
     index_shards(shard_paths, path, min_yield=0.5)
     return path
+
+
+class Brightness(Expert):
+    """Labels of any task from an image's brightness; no weights. `network: {task: ..., fail: [keys]}`."""
+
+    trainable = False
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.task = settings["network"]["task"]
+
+    def load(self, weights):
+        pass
+
+    def predict(self, images, keys):
+        return [self.label(image, key) for image, key in zip(images, keys, strict=True)]
+
+    def label(self, image, key):
+        if key in self.settings["network"].get("fail", []):
+            raise ValueError("fails on purpose")
+        bright = image.mean(axis=-1).astype(np.float32)
+        if self.task == "segmentation":
+            return (bright > 128).astype(np.uint8)
+        if self.task == "depth":
+            return bright
+        slope = (bright / 255 - 0.5)[..., None]
+        normal = np.concatenate([slope, 0 * slope, np.sqrt(1 - slope**2), 1 + 0 * slope], axis=-1)
+        return normal.astype(np.float32)
+
+
+STUDENT = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture
+def tiny(tmp_path, shard_paths, monkeypatch):
+    """A working directory with two shards, three label stores and a configuration of small models."""
+    monkeypatch.chdir(tmp_path)
+    index = paths.SHARD_INDEX
+    index_shards([path.relative_to(tmp_path) for path in shard_paths], index, 0.5)
+    tasks = ("segmentation", "depth", "normals")
+    config = Config.load(
+        {
+            "dataset": {"source": "webdataset", "shards": [str(path) for path in shard_paths]},
+            "experts": {
+                f"bright_{task}": {"plugin": "conftest:Brightness", "network": {"task": task, "fail": ["000010003"]}}
+                for task in tasks
+            },
+            "label_stores": {task: {"task": task, "expert": f"bright_{task}"} for task in tasks},
+            "student": {"architecture": STUDENT},
+            "train": {"batch_size": 4, "warmup_steps": 2, "target_size_px": 8, "checkpoint_every": 2, "log_every": 1},
+            "models": {
+                "clip": {"steps": 3},
+                "clip_ft": {"init": "clip", "steps": 6},
+                "cliptex": {"init": "clip", "steps": 6, "tasks": dict.fromkeys(tasks, 1.0)},
+                "shuffled": {"init": "clip", "steps": 6, "tasks": {"depth": 1.0}, "shuffle_labels": True},
+            },
+        }
+    )
+    for task in tasks:
+        folder = paths.expert(f"bright_{task}")
+        train_expert(config, f"bright_{task}", paths.EXPERT_RENDERS, folder, 0)
+        label_batch(config, task, 0, index, folder, paths.labels(task))
+        index_labels(config, task, index, paths.labels(task))
+    return config

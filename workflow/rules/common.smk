@@ -26,7 +26,9 @@ if workflow.nodes is None and workflow._cores is not None:
 
 # snakemake called by its path, without the virtual environment being active
 if shutil.which("cliptex") is None:
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    os.environ.update(
+        PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
+    )
 
 MODELS = list(CONFIG.models)
 PROBED = [*CONFIG.probes.baselines, *(CONFIG.probes.models or MODELS)]
@@ -34,12 +36,18 @@ MINIATURE = CONFIG.dataset.source == "miniature"
 
 
 wildcard_constraints:
-    shard=r"\d{5}",
+    shard=r"\d+",
     part="train|val",
-    benchmark="|".join({*CONFIG.probes.benchmarks, *CONFIG.zeroshot.benchmarks, *CONFIG.miniature.benchmarks}),
+    benchmark="|".join(
+        {
+            *CONFIG.probes.benchmarks,
+            *CONFIG.zeroshot.benchmarks,
+            *CONFIG.miniature.benchmarks,
+        }
+    ),
     expert="|".join(CONFIG.experts),
     store="|".join(CONFIG.label_stores),
-    batch=r"\d{3,}",
+    batch=r"\d\d\d+",
     model="|".join(MODELS),
     seed=r"\d+",
 
@@ -52,3 +60,10 @@ def weights(model, seed):
 def subset(*keys):
     """JSON of the configuration keys a job uses; wildcards in them are filled in."""
     return lambda wildcards: CONFIG.subset(*(key.format(**wildcards) for key in keys))
+
+
+def encoders(models, seed):
+    """Weights that the probes of some models and baselines need; an untrained one has the first model's shape."""
+    return sorted(
+        {weights(model if model in MODELS else MODELS[0], seed) for model in models}
+    )

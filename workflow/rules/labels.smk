@@ -1,9 +1,16 @@
 # Every shard labelled by every expert. Label files are not declared outputs, since Snakemake would delete them before
 # a retry; a batch's done file is. Batches that lost a file since are named and redone.
 
-for done, files in batches_to_redo([f"results/labels/{store}" for store in CONFIG.label_stores]).items():
-    logger.warning(f"missing: {', '.join(map(str, files))}; redoing {done}")
-    workflow.dag_settings.forcerun = frozenset({*workflow.dag_settings.forcerun, str(done)})
+if workflow.is_main_process:
+    for done, files in batches_to_redo(
+        [f"results/labels/{store}" for store in CONFIG.label_stores]
+    ).items():
+        logger.warning(
+            f"{', '.join(map(str, files))}: missing or changed; {done} is made again"
+        )
+        workflow.dag_settings.forcerun = frozenset(
+            {*workflow.dag_settings.forcerun, str(done)}
+        )
 
 
 rule label:
@@ -12,23 +19,26 @@ rule label:
         expert=lambda wildcards: f"results/experts/{CONFIG.label_stores[wildcards.store].expert}/expert.json",
     output:
         "results/labels/{store}/batch-{batch}.json",
-    params:
-        config=lambda wildcards: CONFIG.subset(
-            f"label_stores.{wildcards.store}",
-            f"experts.{CONFIG.label_stores[wildcards.store].expert}",
-            "labels",
-            "miniature",
-        ),
-        version=versions.LABEL,
     log:
         "logs/label/{store}/{batch}.log",
     benchmark:
         "results/timings/label/{store}-{batch}.tsv"
     priority: 60
+    conda:
+        "../../envs/cliptex.yaml"
     resources:
         mem="6GB",
         runtime="8h",
         gpu=1,
+    params:
+        config=lambda wildcards: CONFIG.subset(
+            f"label_stores.{wildcards.store}",
+            f"experts.{CONFIG.label_stores[wildcards.store].expert}",
+            "labels",
+            "dataset",
+            "miniature",
+        ),
+        version=versions.LABEL,
     shell:
         "cliptex --log {log} --threads {threads} label --store {wildcards.store} --batch {wildcards.batch}"
         " --config {params.config:q}"
@@ -37,21 +47,28 @@ rule label:
 rule index_labels:
     input:
         shards="results/shards/index.json",
-        batches=[f"results/labels/{{store}}/batch-{batch:03d}.json" for batch in range(num_batches(CONFIG))],
+        batches=[
+            f"results/labels/{{store}}/batch-{batch:03d}.json"
+            for batch in range(num_batches(CONFIG))
+        ],
     output:
         "results/labels/{store}/index.json",
-    params:
-        config=lambda wildcards: CONFIG.subset(
-            f"label_stores.{wildcards.store}", f"experts.{CONFIG.label_stores[wildcards.store].expert}", "labels"
-        ),
-        version=versions.LABEL,
     log:
         "logs/index_labels/{store}.log",
     benchmark:
         "results/timings/index_labels/{store}.tsv"
     priority: 60
+    conda:
+        "../../envs/cliptex.yaml"
     resources:
         mem="4GB",
         runtime="1h",
+    params:
+        config=lambda wildcards: CONFIG.subset(
+            f"label_stores.{wildcards.store}",
+            f"experts.{CONFIG.label_stores[wildcards.store].expert}",
+            "labels",
+        ),
+        version=versions.LABEL,
     shell:
         "cliptex --log {log} index-labels --store {wildcards.store} --config {params.config:q}"

@@ -2,14 +2,6 @@
 
 SIZE = CONFIG.probes.models_per_job
 GROUPS = [PROBED[start : start + SIZE] for start in range(0, len(PROBED), SIZE)]
-# the untrained encoder has the architecture of the first model
-FIRST = MODELS[0] if MODELS else None
-
-
-def encoders(models, seed):
-    """Weights that the probes of some models and baselines need."""
-    return sorted({weights(model if model in MODELS else FIRST, seed) for model in models})
-
 
 for benchmark in CONFIG.probes.benchmarks:
     for number, group in enumerate(GROUPS):
@@ -27,22 +19,27 @@ for benchmark in CONFIG.probes.benchmarks:
                     model=group,
                     head=heads(benchmark),
                 ),
-            params:
-                config=CONFIG.subset(
-                    f"probes.benchmarks.{benchmark}", "probes.holdout", "probes.save_predictions", "dataset.source"
-                ),
-                benchmark=benchmark,
-                models=",".join(group),
-                version=versions.PROBE,
             log:
                 f"logs/probe/{benchmark}/{number}-seed{{seed}}.log",
             benchmark:
                 f"results/timings/probe/{benchmark}-{number}-seed{{seed}}.tsv"
             priority: 10
+            conda:
+                "../../envs/cliptex.yaml"
             resources:
                 mem="8GB",
                 runtime="12h",
                 gpu=1,
+            params:
+                config=CONFIG.subset(
+                    f"probes.benchmarks.{benchmark}",
+                    "probes.holdout",
+                    "probes.save_predictions",
+                    "dataset.source",
+                ),
+                benchmark=benchmark,
+                models=",".join(group),
+                version=versions.PROBE,
             shell:
                 "cliptex --log {log} --threads {threads} probe --benchmark {params.benchmark} --models {params.models}"
                 " --seed {wildcards.seed} --config {params.config:q}"
@@ -59,11 +56,13 @@ rule tabulate_probes:
         ),
     output:
         "results/probes/{benchmark}.json",
-    params:
-        config=CONFIG.subset("probes.models", "probes.baselines", "seeds", "models"),
     log:
         "logs/tabulate_probes/{benchmark}.log",
     localrule: True
+    conda:
+        "../../envs/cliptex.yaml"
+    params:
+        config=CONFIG.subset("probes.models", "probes.baselines", "seeds", "models"),
     shell:
         "cliptex --log {log} tabulate-probes --benchmark {wildcards.benchmark} --config {params.config:q}"
 
@@ -74,17 +73,25 @@ rule zeroshot:
         encoders=[weights(model, seed) for model in MODELS for seed in CONFIG.seeds],
     output:
         "results/zeroshot/{benchmark}.json",
-    params:
-        config=CONFIG.subset("zeroshot.templates", "probes.models", "probes.baselines", "seeds", "models"),
-        version=versions.ZEROSHOT,
     log:
         "logs/zeroshot/{benchmark}.log",
     benchmark:
         "results/timings/zeroshot/{benchmark}.tsv"
     priority: 10
+    conda:
+        "../../envs/cliptex.yaml"
     resources:
         mem="8GB",
         runtime="4h",
         gpu=1,
+    params:
+        config=CONFIG.subset(
+            "zeroshot.templates",
+            "probes.models",
+            "probes.baselines",
+            "seeds",
+            "models",
+        ),
+        version=versions.ZEROSHOT,
     shell:
         "cliptex --log {log} --threads {threads} zeroshot --benchmark {wildcards.benchmark} --config {params.config:q}"

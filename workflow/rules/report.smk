@@ -3,22 +3,34 @@
 
 rule report:
     input:
-        probes=[f"results/probes/{benchmark}.json" for benchmark in CONFIG.probes.benchmarks],
-        zeroshot=[f"results/zeroshot/{benchmark}.json" for benchmark in CONFIG.zeroshot.benchmarks],
-        models=[f"results/models/{model}/seed{seed}/train.json" for model in MODELS for seed in CONFIG.seeds],
+        probes=[
+            f"results/probes/{benchmark}.json"
+            for benchmark in CONFIG.probes.benchmarks
+        ],
+        zeroshot=[
+            f"results/zeroshot/{benchmark}.json"
+            for benchmark in CONFIG.zeroshot.benchmarks
+        ],
+        models=[
+            f"results/models/{model}/seed{seed}/train.json"
+            for model in MODELS
+            for seed in CONFIG.seeds
+        ],
         labels=[f"results/labels/{store}/index.json" for store in CONFIG.label_stores],
     output:
         page="results/report.html",
         tables=directory("results/report"),
-    params:
-        config=CONFIG.subset(*type(CONFIG).model_fields),
-        version=versions.REPORT,
     log:
         "logs/report.log",
     benchmark:
         "results/timings/report/all.tsv"
+    conda:
+        "../../envs/cliptex.yaml"
     resources:
         mem="4GB",
         runtime="30m",
+    params:
+        config=CONFIG.subset(*type(CONFIG).model_fields),
+        version=versions.REPORT,
     shell:
         "cliptex --log {log} report --config {params.config:q}"

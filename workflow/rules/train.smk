@@ -5,7 +5,8 @@ rule train:
     input:
         shards="results/shards/index.json",
         labels=lambda wildcards: [
-            f"results/labels/{store}/index.json" for store in CONFIG.models[wildcards.model].tasks
+            f"results/labels/{store}/index.json"
+            for store in CONFIG.models[wildcards.model].tasks
         ],
         init=lambda wildcards: (
             [weights(CONFIG.models[wildcards.model].init, wildcards.seed)]
@@ -18,25 +19,30 @@ rule train:
         heads="results/models/{model}/seed{seed}/heads.safetensors",
         metrics="results/models/{model}/seed{seed}/metrics.jsonl",
         record="results/models/{model}/seed{seed}/train.json",
-    params:
-        config=lambda wildcards: CONFIG.subset(
-            "dataset.source",
-            "student",
-            "train",
-            f"models.{wildcards.model}",
-            *(f"label_stores.{store}" for store in CONFIG.models[wildcards.model].tasks),
-        ),
-        version=versions.TRAIN,
     log:
         "logs/train/{model}/seed{seed}.log",
     benchmark:
         "results/timings/train/{model}-seed{seed}.tsv"
     # what others wait for goes first
     priority: 100
+    conda:
+        "../../envs/cliptex.yaml"
     resources:
         mem="8GB",
         runtime="24h",
         gpu=1,
+    params:
+        config=lambda wildcards: CONFIG.subset(
+            "dataset.source",
+            "student",
+            "train",
+            f"models.{wildcards.model}",
+            *(
+                f"label_stores.{store}"
+                for store in CONFIG.models[wildcards.model].tasks
+            ),
+        ),
+        version=versions.TRAIN,
     shell:
         "cliptex --log {log} --threads {threads} train --model {wildcards.model} --seed {wildcards.seed}"
         " --config {params.config:q}"
