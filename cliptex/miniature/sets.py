@@ -53,18 +53,22 @@ def _pair_numbers(miniature: Miniature, shard_number: int) -> range:
 
 
 def _pairs(miniature: Miniature, numbers: range) -> Iterator[Pair]:
-    scenes = [(n, _pair_scene(miniature, n)) for n in track(numbers, "render pairs")]
-    for position, (number, scene) in enumerate(scenes):
+    images, captions = [], []
+    for number in track(numbers, "render pairs"):
+        scene = _pair_scene(miniature, number)
+        images.append(encode_jpeg(scene.image, scene.jpeg_quality))
+        captions.append(scene.caption)
+    size = miniature.image_size_px
+    for position, number in enumerate(numbers):
         rng = np.random.default_rng([miniature.seed, CAPTION_NOISE, number])
         what = caption_noise(rng, miniature.noisy_captions)
-        caption = scene.caption
+        caption = captions[position]
         if what == "generic":
             caption = GENERIC[int(rng.integers(len(GENERIC)))]
         elif what == "swapped":
-            caption = scenes[(position + 1) % len(scenes)][1].caption
-        height, width = scene.image.shape[:2]
-        metadata = {"width": width, "height": height, "source": "miniature", "url": None}
-        yield Pair(f"{number:09d}", encode_jpeg(scene.image, scene.jpeg_quality), caption, metadata)
+            caption = captions[(position + 1) % len(captions)]
+        metadata = {"width": size, "height": size, "source": "miniature", "url": None}
+        yield Pair(f"{number:09d}", images[position], caption, metadata)
 
 
 def scene_for_key(miniature: Miniature, key: str) -> Scene:

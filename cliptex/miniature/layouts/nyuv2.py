@@ -85,7 +85,7 @@ def write(draw: Draw, root: Path) -> None:
         file.create_dataset("accelData", data=np.zeros((4, count), np.float32))
     with path.open("r+b") as raw:  # the header by which MATLAB knows its files; 0x0200 "IM" is version and byte order
         raw.write(b"MATLAB 7.3 MAT-file, written by cliptex".ljust(116) + bytes(8) + b"\x00\x02IM")
-    columns = {split: np.array(sorted(which), np.float64)[:, None] for split, which in numbers.items()}
+    columns = {split: np.array(sorted(which), np.uint16)[:, None] for split, which in numbers.items()}
     save_mat(root / "splits.mat", {"trainNdxs": columns["train"], "testNdxs": columns["val"]})
 
 
