@@ -1,0 +1,149 @@
+"""The whole pipeline on config/test.yaml, as a user runs it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+def snakemake(directory, *arguments, cores=2):
+    command = [BIN / "snakemake", "--cores", str(cores), "--directory", directory, "--snakefile", ROOT / "Snakefile"]
+    command += ["--configfile", ROOT / "config/test.yaml", *arguments]
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, cwd=ROOT)
+
+
+def jobs(result) -> dict[str, int]:
+    """Rule -> number of jobs, from the job table that Snakemake prints."""
+    table = re.search(r"Job stats:\njob +count\n[- ]+\n(.*?)\ntotal", result.stderr + result.stdout, re.S)
+    return {line.split()[0]: int(line.split()[1]) for line in table[1].splitlines()} if table else {}
+
+
+def nothing_to_do(result) -> bool:
+    return "Nothing to be done" in result.stderr + result.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run")
+    result = snakemake(directory, "all", cores=8)
+    assert result.returncode == 0, result.stderr[-6000:]
+    return directory
+
+
+def test_everything_promised_is_there(finished):
+    page = (finished / "results/report.html").read_text()
+    assert "miniature" in page.lower()
+    for benchmark in ("voc", "ade20k", "coco", "nyuv2", "imagenet", "places365"):
+        table = json.loads((finished / f"results/probes/{benchmark}.json").read_text())
+        assert table["source"] == "miniature"
+        assert {row["model"] for row in table["results"]} == {"random", "position", "clip", "clip_ft", "cliptex"}
+    assert {row["head"] for row in json.loads((finished / "results/probes/voc.json").read_text())["results"]} == {
+        "linear",
+        "deeplabv3",
+        "pspnet",
+    }
+    for benchmark in ("imagenet", "places365"):
+        assert json.loads((finished / f"results/zeroshot/{benchmark}.json").read_text())["results"]
+    for store in ("segmentation", "depth", "normals"):
+        assert json.loads((finished / f"results/labels/{store}/index.json").read_text())["coverage"]
+    assert (finished / "results/models/cliptex/seed0/open_clip_model.safetensors").exists()
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    result = snakemake(finished, "all")
+    assert nothing_to_do(result), result.stdout + result.stderr
+
+
+def test_more_cores_than_the_machine_has_do_not_oversubscribe(finished):
+    result = snakemake(finished, "all", "--forcerun", "report", cores=512)
+    provided = int(re.search(r"Provided cores: (\d+)", result.stderr + result.stdout)[1])
+    assert provided == len(os.sched_getaffinity(0))
+
+
+def test_a_lost_label_file_is_named_and_made_again_and_nothing_else(finished):
+    lost = finished / "results/labels/depth/00001.parquet"
+    kept = finished / "results/labels/depth/00000.parquet"
+    before, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    result = snakemake(finished, "all")
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "results/labels/depth/00001.parquet: missing" in result.stderr + result.stdout
+    assert lost.read_bytes() == before
+    assert kept.stat().st_mtime_ns == stamp
+    assert nothing_to_do(snakemake(finished, "all"))
+
+
+def test_a_lost_shard_is_made_again(finished):
+    lost = finished / "results/shards/00002.tar"
+    before = lost.read_bytes()
+    lost.unlink()
+    result = snakemake(finished, "all")
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert lost.read_bytes() == before
+    assert nothing_to_do(snakemake(finished, "all"))
+
+
+def test_a_truncated_shard_stops_the_index_with_its_name(finished, tmp_path):
+    shutil.copytree(finished / "results/shards", tmp_path / "results/shards")
+    shard = tmp_path / "results/shards/00001.tar"
+    shard.write_bytes(shard.read_bytes()[:30000])
+    (tmp_path / "results/shards/index.json").unlink()
+    result = snakemake(tmp_path, "results/shards/index.json", "--rerun-triggers", "mtime")
+    assert result.returncode != 0
+    assert "error: results/shards/00001.tar: shard is truncated" in result.stderr
+
+
+def test_one_table_needs_only_its_own_benchmark(tmp_path):
+    wanted = jobs(snakemake(tmp_path, "--dry-run", "results/probes/ade20k.json"))
+    assert wanted["render_benchmark"] == 1
+    assert wanted["probe_ade20k_0"] == 1
+    assert wanted["train"] == 3
+    assert not any(name.startswith("probe_") and name != "probe_ade20k_0" for name in wanted)
+    assert "report" not in wanted
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train={batchsize: 3}", "train.batchsize: unknown key"),
+        ("seeds=[zero]", "seeds.0: Input should be a valid integer"),
+        ("modells={}", "modells: unknown key"),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_one_error_that_names_the_key(tmp_path, override, message):
+    result = snakemake(tmp_path, "--dry-run", "--config", override)
+    assert result.returncode != 0
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_a_change_reaches_the_jobs_that_use_it_and_no_others(finished):
+    over = ["--dry-run", "all", "--config"]
+    assert nothing_to_do(snakemake(finished, *over, "train={checkpoint_every: 2}"))
+    changed = jobs(snakemake(finished, *over, "probes={benchmarks: {voc: {steps: 5}}}"))
+    assert set(changed) == {"probe_voc_0", "tabulate_probes", "report", "all"}
+    changed = jobs(snakemake(finished, *over, "experts={dpt: {batch_size: 3}}"))
+    assert {"train_expert": 1, "label": 2}.items() <= changed.items()
+    assert changed["train"] == 1
+
+
+@pytest.mark.parametrize("study", sorted(path.stem for path in (ROOT / "config/studies").glob("*.yaml")))
+def test_every_study_can_be_planned(tmp_path, study):
+    command = [BIN / "snakemake", "--cores", "2", "--dry-run", "--directory", tmp_path, "--configfile"]
+    command += [ROOT / f"config/studies/{study}.yaml", "--snakefile", ROOT / "Snakefile", "--", "all"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert jobs(result)["train"] > 3
+
+
+def test_formatting_and_lint():
+    assert subprocess.run([BIN / "snakemake", "--lint"], cwd=ROOT, capture_output=True).returncode == 0
