@@ -31,21 +31,24 @@ from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, NetworkExpert, 
 MIN_KAPPA = 0.01
 
 
-def norm_normalize(raw_B4: torch.Tensor) -> torch.Tensor:
-    """Raw network output (channel axis 1, 4 channels) to a unit normal and kappa = elu + 1 + 0.01 > 0.01."""
-    normal, kappa = raw_B4[:, :3], raw_B4[:, 3:]
-    normal = normal / (normal.norm(dim=1, keepdim=True) + 1e-10)
-    return torch.cat([normal, functional.elu(kappa) + 1 + MIN_KAPPA], dim=1)
+def norm_normalize(raw: torch.Tensor, axis: int = 1) -> torch.Tensor:
+    """Raw network output (4 channels along `axis`) to a unit normal and kappa = elu + 1 + 0.01 > 0.01."""
+    normal, kappa = raw.split((3, 1), dim=axis)
+    length = normal.square().sum(axis, keepdim=True).clamp(min=1e-20).sqrt()
+    return torch.cat([normal / length, functional.elu(kappa) + 1 + MIN_KAPPA], dim=axis)
 
 
-def angular_mf_loss(prediction: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of `normal` [B, 3, ...] under `prediction` [B, 4, ...], for each pixel [B, ...].
+def angular_mf_loss(prediction: torch.Tensor, normal: torch.Tensor, axis: int = 1) -> torch.Tensor:
+    """Negative log-likelihood of the unit vectors `normal` (3 channels along `axis`) under `prediction` (4 channels).
 
-    -log(kappa^2 + 1) + kappa theta + log(1 + exp(-kappa pi)), that is without the constant log(2 pi) (equation 10
-    of the paper). The cosine is kept off +-1, where the derivative of arccos is infinite.
+    -log(kappa^2 + 1) + kappa theta + log(1 + exp(-kappa pi)) for each pixel, that is without the constant log(2 pi)
+    (equation 10 of the paper). The cosine is kept off +-1, where the derivative of arccos is infinite.
     """
-    kappa = prediction[:, 3]
-    cosine = functional.cosine_similarity(prediction[:, :3], normal, dim=1).clamp(-1 + 1e-5, 1 - 1e-5)
+    mean, kappa = prediction.split((3, 1), dim=axis)
+    kappa = kappa.squeeze(axis)
+    # a mean that was resampled between pixels is no longer of unit length
+    length = mean.square().sum(axis).clamp(min=1e-12).sqrt()
+    cosine = ((mean * normal).sum(axis) / length).clamp(-1 + 1e-5, 1 - 1e-5)
     return -torch.log1p(kappa.square()) + kappa * torch.arccos(cosine) + torch.log1p(torch.exp(-kappa * math.pi))
 
 
@@ -173,7 +176,7 @@ class NLLAngMF(nn.Module):
             joint = functional.interpolate(
                 torch.cat([feature, out[-1]], dim=1), scale_factor=2, mode="bilinear", align_corners=True
             )
-            out.append(norm_normalize(mlp(joint.flatten(2)).unflatten(2, joint.shape[-2:])))
+            out.append(norm_normalize(_pixelwise(mlp, joint.permute(0, 2, 3, 1)), -1).permute(0, 3, 1, 2))
         return out
 
     def loss(
@@ -205,14 +208,23 @@ class NLLAngMF(nn.Module):
             # reading the coarse features at these points is what enlarging them first would give
             feature_BCN = functional.grid_sample(feature, points_B1N2, "bilinear", align_corners=True)[:, :, 0]
             old_B4N = estimate.flatten(2).gather(2, pixels_BN[:, None].expand(-1, 4, -1))
-            new_B4N = norm_normalize(mlp(torch.cat([feature_BCN, old_B4N], dim=1)))
-            truth_B3N = _nearest(normals_BCHW, height, width).flatten(2).gather(2, pixels_BN[:, None].expand(-1, 3, -1))
+            joint_BNC = torch.cat([feature_BCN, old_B4N], dim=1).transpose(1, 2)
+            new_BN4 = norm_normalize(_pixelwise(mlp, joint_BNC), -1)
+            truth_B3N = _nearest(normals_BCHW, height, width).flatten(2)
+            truth_B3N = truth_B3N.gather(2, pixels_BN[:, None].expand(-1, 3, -1))
             valid_BN = valid_level.flatten(1).gather(1, pixels_BN)
-            total = total + _mean_where(angular_mf_loss(new_B4N, truth_B3N), valid_BN)
+            total = total + _mean_where(angular_mf_loss(new_BN4, truth_B3N.transpose(1, 2), -1), valid_BN)
             # the next level starts from the refined pixels where there are any
-            estimate = estimate.flatten(2).scatter(2, pixels_BN[:, None].expand(-1, 4, -1), new_B4N)
+            estimate = estimate.flatten(2).scatter(2, pixels_BN[:, None].expand(-1, 4, -1), new_BN4.transpose(1, 2))
             estimate = estimate.unflatten(2, (height, width))
         return total
+
+
+def _pixelwise(mlp: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    """The MLP of one-tap convolutions on the last axis, as matrix products: the same sums, thrice as fast."""
+    for layer in mlp:
+        x = functional.linear(x, layer.weight[:, :, 0], layer.bias) if isinstance(layer, nn.Conv1d) else layer(x)
+    return x
 
 
 def _nearest(tensor_BCHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -267,8 +279,8 @@ class NLLAngMFExpert(NetworkExpert):
         return NLLAngMF(options.encoder, options.encoder_options, options.widths, options.hidden, options.norm)
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        images, normals = self._fit_size(batch["image"]), batch["normals"]
-        options = self.network
+        options, images = self.network, self._fit_size(batch["image"])
+        normals = _nearest(batch["normals"], *images.shape[-2:])
         return self.module.loss(images, normals, generator, options.sampling_ratio, options.sampling_uncertain)
 
     def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
