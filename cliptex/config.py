@@ -154,6 +154,8 @@ class Model(Section):
     """Optimizer steps; 0 exports the starting weights."""
     learning_rate: Rate = 1e-3
     """Peak learning rate."""
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of patches left out of each training image (FLIP, Li et al. 2023); contrastive models only."""
     tasks: dict[Name, Annotated[float, Field(gt=0)]] = {}
     """Label stores to learn from, and the weight of each task's loss; empty is contrastive only."""
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -227,6 +229,8 @@ class Config(Section):
             for store in model.tasks:
                 if self.label_stores and store not in self.label_stores:
                     raise ValueError(f"models.{name}.tasks: {store!r} is not one of {sorted(self.label_stores)}")
+            if model.tasks and model.patch_dropout:
+                raise ValueError(f"models.{name}.patch_dropout: tasks need every patch; set it to 0")
             seen = [name]
             while (init := self.models[seen[-1]].init) is not None and init in self.models:
                 if init in seen:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip import ClipLoss
+from open_clip.transformer import PatchDropout
 from safetensors.torch import save_file
 
 from cliptex import paths, student
@@ -172,6 +173,8 @@ class _Run:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.heads = model.to(self.device).train(), heads.to(self.device).train()
         self.tasks, self.settings, self.options, self.precision = tasks, settings, options, precision
+        if settings.patch_dropout:
+            model.visual.patch_dropout = PatchDropout(settings.patch_dropout).train()
         self.tokenizer = student.tokenizer(student_config)
         self.clip_loss = ClipLoss()
         mean = getattr(model.visual, "image_mean", None) or student.open_clip.OPENAI_DATASET_MEAN
@@ -215,7 +218,10 @@ class _Run:
         tokens = self.tokenizer(batch.captions).to(self.device)
         losses = {}
         with student.mixed_precision(self.precision):
-            dense, image = features_and_embedding(self.model.visual, images_BCHW)
+            if self.tasks:
+                dense, image = features_and_embedding(self.model.visual, images_BCHW)
+            else:
+                image = self.model.encode_image(images_BCHW)
             text = self.model.encode_text(tokens)
             image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
             losses["contrastive"] = self.clip_loss(image, text, self.model.logit_scale.exp())
