@@ -160,6 +160,10 @@ class Shape:
         """Add an ellipsoid."""
         self.add(ball(), size, at, paint, rotation)
 
+    def leaf(self, size: Vector, at: Vector, paint: Paint, rotation: np.ndarray | None = None) -> None:
+        """Add a coarse ellipsoid, for what is small or thin."""
+        self.add(ball(6, 4), size, at, paint, rotation)
+
     def scale(self, factors: Vector) -> None:
         """Stretch the whole shape."""
         factors = np.array(factors, np.float32)

@@ -166,7 +166,7 @@ def door(s: Stylist) -> Shape:
     shape.box((0.86, 0.08, 2.0), (0, -0.05, 0), leaf)
     for low in (0.15, 1.1):
         shape.box((0.6, 0.04, 0.75), (0, -0.1, low), leaf)
-    shape.ball((0.08, 0.1, 0.08), (0.35, -0.13, 0.98), s.plain("yellow"))
+    shape.leaf((0.08, 0.1, 0.08), (0.35, -0.13, 0.98), s.plain("yellow"))
     return shape
 
 
@@ -269,7 +269,7 @@ def palm(s: Stylist) -> Shape:
     shape.add(cone(0.7), (0.36, 0.36, high), (0, 0, 0), s.mixed((0.50, 0.38, 0.25), (0.33, 0.25, 0.16), "bands", 0.4))
     leaf = s.mixed((0.24, 0.48, 0.16), (0.16, 0.32, 0.1), "noise", 0.4)
     for i in range(8):
-        shape.ball((0.45, 0.08, 1.9), (0, 0, high - 0.05), leaf, turn(2, i * 0.785) @ turn(0, s.uniform(1.3, 2.1)))
+        shape.leaf((0.45, 0.08, 1.9), (0, 0, high - 0.05), leaf, turn(2, i * 0.785) @ turn(0, s.uniform(1.3, 2.1)))
     return shape
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from cliptex.miniature.captions import CONTEXT, Seen, describe
 from cliptex.miniature.kinds import KIND_ID, KINDS, SCENE_CATEGORIES, THINGS
-from cliptex.miniature.looks import LOOKS, Look, Stylist
+from cliptex.miniature.looks import LOOKS, Stylist
 from cliptex.miniature.stage import Camera, Hits, noise
 from cliptex.miniature.views import choose_camera
 from cliptex.miniature.worlds import CONTENTS, World, build_world
@@ -58,14 +58,10 @@ class Wish:
     """Extent of the object that a picture is about, as a share of the image's width."""
 
 
-def render(seed: int, domain: str, stream: int, index: int, height: int, width: int, wish: Wish | None = None) -> Scene:
-    """Render scene `index` of a data set.
-
-    domain: a key of LOOKS. stream: tells apart the data sets and splits of one domain.
-    """
-    look, wish = LOOKS[domain], wish or Wish()
-    rng = np.random.default_rng([seed, look.domain, stream, index])
-    s = Stylist(rng, look)
+def compose(seed: int, domain: str, stream: int, index: int, wish: Wish) -> tuple[Stylist, World, Camera]:
+    """Furnish scene `index` of a data set and choose its camera; see `render`."""
+    look = LOOKS[domain]
+    s = Stylist(np.random.default_rng([seed, look.domain, stream, index]), look)
     kind = wish.subject
     if kind is None and s.chance(wish.closeness):
         kind = s.pick([k for k in THINGS if any(k in CONTENTS[c].things for c in wish.categories)])
@@ -73,9 +69,17 @@ def render(seed: int, domain: str, stream: int, index: int, height: int, width: 
     subject = (kind, wish.name) if kind else None
     world = build_world(s, s.pick(fitting or wish.categories), subject, wish.things, wish.scenery)
     target = world.things[0] if subject else None
-    camera = choose_camera(s, world, target, wish.share)
+    return s, world, choose_camera(s, world, target, wish.share)
+
+
+def render(seed: int, domain: str, stream: int, index: int, height: int, width: int, wish: Wish | None = None) -> Scene:
+    """Render scene `index` of a data set.
+
+    domain: a key of LOOKS. stream: tells apart the data sets and splits of one domain.
+    """
+    s, world, camera = compose(seed, domain, stream, index, wish or Wish())
     hits = world.stage.cast(camera, height, width)
-    image = _develop(s, look, world, camera, hits, height, width)
+    image = _develop(s, world, camera, hits, height, width)
     kinds = np.append(world.stage.kinds, KIND_ID["sky"]).astype(np.uint8)[hits.part].reshape(height, width)
     depth = hits.depth.reshape(height, width)
     instances, objects = _instances(world, hits, depth)
@@ -85,7 +89,7 @@ def render(seed: int, domain: str, stream: int, index: int, height: int, width: 
     visible = sorted((kind for kind in CONTEXT if count[KIND_ID[kind]] > 0.03), key=lambda k: -count[KIND_ID[k]])
     mentioned = [seen for seen in objects if seen.pixels > 0.012 * kinds.size]
     caption = describe(s, world.category, mentioned, visible)
-    quality = int(s.uniform(*look.jpeg))
+    quality = int(s.uniform(*s.look.jpeg))
     return Scene(image, kinds, instances, depth, normals, objects, world.category, caption, quality)
 
 
@@ -105,7 +109,7 @@ def _instances(world: World, hits: Hits, depth: np.ndarray) -> tuple[np.ndarray,
     return number[raw].reshape(depth.shape), objects
 
 
-def _develop(s: Stylist, look: Look, world: World, camera: Camera, hits: Hits, height: int, width: int) -> np.ndarray:
+def _develop(s: Stylist, world: World, camera: Camera, hits: Hits, height: int, width: int) -> np.ndarray:
     """From hits to the picture: shading, sky, haze, exposure, colour cast, blur, noise."""
     colour = world.stage.shade(hits, world.light, 1 / (camera.focal * width))
     sky = hits.part < 0
@@ -121,12 +125,12 @@ def _develop(s: Stylist, look: Look, world: World, camera: Camera, hits: Hits, h
         colour += (horizon - colour) * haze[:, None]
     picture = colour.reshape(height, width, 3)
     exposure = (s.uniform(0.36, 0.56) / max(float(picture.mean()), 0.02)) ** 0.8
-    gains = np.clip(1 + s.rng.normal(0, look.cast, 3), 0.6, 1.4) * exposure
+    gains = np.clip(1 + s.rng.normal(0, s.look.cast, 3), 0.6, 1.4) * exposure
     picture = picture * gains.astype(np.float32)
     # roll off the highlights instead of clipping them
     picture = np.where(picture > 0.8, 1 - 0.2 * np.exp(-(picture - 0.8) / 0.2), picture)
-    picture = _blur(picture, s.uniform(*look.blur) * width / 96)
-    sigma = s.uniform(*look.noise)
+    picture = _blur(picture, s.uniform(*s.look.blur) * width / 96)
+    sigma = s.uniform(*s.look.noise)
     picture = picture + s.rng.standard_normal(picture.shape, np.float32) * np.float32(sigma)
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
 
@@ -141,9 +145,6 @@ def _blur(picture: np.ndarray, sigma: float) -> np.ndarray:
         pad[axis] = (radius, radius)
         padded = np.pad(picture, pad, mode="edge")
         length = picture.shape[axis]
-        slices = (
-            np.take(padded, range(k, k + length), axis=axis) if axis else padded[k : k + length]
-            for k in range(2 * radius + 1)
-        )
+        slices = (padded[:, k : k + length] if axis else padded[k : k + length] for k in range(2 * radius + 1))
         picture = sum(w * part for w, part in zip(weights, slices, strict=True))
     return picture

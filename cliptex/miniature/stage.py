@@ -143,10 +143,14 @@ class Stage:
         self._kinds.append(KIND_ID[kind])
         self._instances.append(instance)
 
+    def mesh(self) -> tuple[np.ndarray, np.ndarray]:
+        """All triangles: vertices float32 [V, 3] in the world, corners int32 [F, 3]."""
+        return np.concatenate(self._vertices), np.concatenate(self._triangles)
+
     def build(self) -> None:
         """Call once after the last shape and before the first ray."""
         self._scene = EmbreeScene()
-        TriangleMesh(self._scene, np.concatenate(self._vertices), np.concatenate(self._triangles))
+        TriangleMesh(self._scene, *self.mesh())
         self._part_of = np.append(np.repeat(np.arange(len(self._counts), dtype=np.int32), self._counts), -1)
         self.kinds = np.array(self._kinds, np.uint8)
         self.instances = np.array(self._instances, np.int32)
@@ -179,8 +183,10 @@ class Stage:
         out = np.zeros((len(hits.part), 3), np.float32)
         if not len(seen):
             return out
-        part, position, normal = hits.part[seen], hits.position[seen], hits.normal[seen]
-        albedo = self._albedo(part, position, normal, hits.depth[seen] * pixel)
+        part, position, normal, depth = hits.part, hits.position, hits.normal, hits.depth
+        if len(seen) < len(part):
+            part, position, normal, depth = part[seen], position[seen], normal[seen], depth[seen]
+        albedo = self._albedo(part, position, normal, depth * pixel)
         if light.position is None:
             towards = np.broadcast_to(light.direction, position.shape)
             lambert = np.maximum(normal @ light.direction, 0)

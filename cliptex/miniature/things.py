@@ -49,7 +49,7 @@ def person(s: Stylist) -> Thing:
     shape.post(0.11, 0.12, (0, 0, 1.44), skin)
     shape.ball((0.23, 0.25, 0.29), (0, 0, 1.52), skin)
     shape.ball((0.26, 0.26, 0.22), (0, 0.03, 1.64), hair)
-    shape.ball((0.05, 0.05, 0.05), (0, -0.13, 1.63), skin)
+    shape.leaf((0.05, 0.05, 0.05), (0, -0.13, 1.63), skin)
     return Thing(shape, colour, s.pick(("person", "person", "man", "woman")))
 
 
@@ -166,7 +166,7 @@ def bird(s: Stylist) -> Thing:
             shape.ball((0.75, 0.34, 0.06), (0.42 * side, 0.05, 0.48), coat, turn(1, -0.35 * side))
         else:
             shape.ball((0.1, 0.52, 0.26), (0.17 * side, 0.1, 0.28), s.plain(colour, 0.1, spread=0.35), turn(0, -0.35))
-        shape.ball((0.04, 0.05, 0.05), (0.11 * side, -0.34, 0.66), Paint((0.03, 0.03, 0.03)))
+        shape.leaf((0.04, 0.05, 0.05), (0.11 * side, -0.34, 0.66), Paint((0.03, 0.03, 0.03)))
         shape.post(0.035, 0.26, (0.08 * side, -0.02, 0), beak)
     return Thing(shape, colour, "robin" if robin else "bird")
 
@@ -268,11 +268,11 @@ def potted_plant(s: Stylist) -> Thing:
             rotation = turn(2, angle) @ turn(0, bend)
             long = s.uniform(0.5, 0.9)
             size = (0.12, 0.05, long) if style == "blades" else (0.24, 0.05, long * 0.9)
-            shape.ball(size, (0, 0, pot_high - 0.04), leaf, rotation)
+            shape.leaf(size, (0, 0, pot_high - 0.04), leaf, rotation)
     if s.chance(0.25):
         for _ in range(4):
             at = (s.uniform(-0.25, 0.25), s.uniform(-0.25, 0.25), pot_high + s.uniform(0.25, 0.55))
-            shape.ball((0.14, 0.14, 0.14), at, s.plain(s.pick(("red", "yellow", "pink", "white"))))
+            shape.leaf((0.14, 0.14, 0.14), at, s.plain(s.pick(("red", "yellow", "pink", "white"))))
     return Thing(shape, colour, s.pick(("potted plant", "flowerpot", "plant pot")))
 
 
