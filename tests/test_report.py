@@ -1,6 +1,7 @@
 """The report, on a results tree with the schemas of the real stages; labels and shards are made by those stages."""
 
 import csv
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -9,6 +10,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 import pytest
+import yaml
 
 from cliptex import paths
 from cliptex.config import Config
@@ -522,7 +524,7 @@ def test_further_models_get_columns_and_a_table_of_gains(three_seeds, tmp_path):
             same = [row | {"model": "cliptex_shuffled"} for row in data["results"] if row["model"] == "clip_ft"]
             write_json(path, data | {"results": data["results"] + same})
     parts = make_parts(gather(study, copy))
-    assert parts.tables["main"].columns[5:] == ["CLIPTeX", "CLIPTeX over CLIP-FT", "cliptex_shuffled"]
+    assert parts.tables["main"].columns[5:] == ["CLIPTeX", "cliptex_shuffled", "CLIPTeX over CLIP-FT"]
     gains = parts.tables["further"]
     assert gains.columns == ["Task, head, metric", "CLIPTeX", "cliptex_shuffled"]
     assert {(row[2].text, row[2].note) for group in gains.groups for row in group.rows} == {("0.0 %", "= tie")}
@@ -589,6 +591,12 @@ def test_dropped_pairs_and_failed_labels_are_counted(parsed):
     assert ["Image-caption pairs", "not an image", "3", "20.00 %"] in rows
     assert ["Labels, segmentation", "expert failed", "3", "25.00 %"] in rows
     assert ["Labels, depth", "no failure", "0", "0.00 %"] in rows
+
+
+def test_configuration_on_the_page_is_the_configuration(three_seeds, parsed):
+    config, _, text = three_seeds
+    (shown,) = [block for block in re.findall(r"<pre>(.*?)</pre>", text, re.S) if "snakemake" not in block]
+    assert Config.load(yaml.safe_load(html.unescape(shown))) == config
 
 
 def test_same_input_gives_the_same_page(three_seeds, tmp_path):

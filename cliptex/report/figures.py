@@ -169,8 +169,9 @@ def loss_chart(results: Results) -> Chart | None:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for name in trained:
-            _curves(axes, results, name, "contrastive")
+            _curves(axes, results, name, "contrastive", _steps_before(results, name))
         _finish(axes, "contrastive loss")
+        axes.set_xlabel("step, counted from the first model of the chain")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False)
         _stamp(figure, results)
 
@@ -216,7 +217,15 @@ def _models_with(results: Results, key: str) -> list[str]:
     return [name for name, runs in results.runs.items() if any(_series(run.history, key) for run in runs.values())]
 
 
-def _curves(axes: Axes, results: Results, name: str, key: str) -> None:
+def _steps_before(results: Results, name: str) -> int:
+    """Steps of the models that this one continues."""
+    models, steps = results.config.models, 0
+    while (name := models[name].init) in models:
+        steps += models[name].steps
+    return steps
+
+
+def _curves(axes: Axes, results: Results, name: str, key: str, start: int = 0) -> None:
     further = [model for model in results.runs if model not in names.MODELS]
     shade = colour(name, further)
     label = names.model(name)
@@ -225,6 +234,7 @@ def _curves(axes: Axes, results: Results, name: str, key: str) -> None:
         if not series:
             continue
         steps, values = np.array(series).T
+        steps = steps + start
         axes.plot(steps, values, color=shade, linewidth=0.6, alpha=0.3)
         axes.plot(*_smooth(steps, values), color=shade, linewidth=1.8, linestyle=STYLES.get(name, "-."), label=label)
         label = "_"  # one entry of the legend for all seeds

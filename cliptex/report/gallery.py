@@ -338,7 +338,7 @@ def _with_boxes(image: np.ndarray, boxes: np.ndarray, colours: np.ndarray) -> np
     for box, colour in zip(boxes, colours, strict=True):
         left, top, right, bottom = (float(edge) * scale for edge in box)
         if right > left and bottom > top:
-            pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=width + 1)
+            pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=width + 2)
             pen.rectangle((left, top, right, bottom), outline=tuple(int(c) for c in colour), width=width)
     return np.asarray(drawn)
 

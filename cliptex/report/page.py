@@ -1,12 +1,14 @@
 """One self-contained page from the report's parts: no request leaves it, it needs no script."""
 
 import base64
+import re
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 import jinja2
 import yaml
+from markupsafe import Markup, escape
 
 from cliptex import __version__
 from cliptex.report import figures, gallery, names, tables
@@ -96,7 +98,7 @@ def render(results: Results, parts: Parts) -> str:
         | parts.tables
         | {
             "title": results.config.report.title,
-            "css": jinja2.utils.markupsafe.Markup(source.joinpath("page.css").read_text()),
+            "css": Markup(source.joinpath("page.css").read_text()),
             "miniature": results.miniature,
             "suffix": SUFFIX if results.miniature else "",
             "verdict": parts.verdict,
@@ -109,15 +111,16 @@ def render(results: Results, parts: Parts) -> str:
             "pairs_legend": pairs_legend,
             "strips": strips,
             "metrics": parts.metrics,
-            "config": yaml.safe_dump(results.config.plain(), sort_keys=False, allow_unicode=True),
+            # escaped already, so that its spaces stay as they are and it can be copied
+            "config": escape(yaml.safe_dump(results.config.plain(), sort_keys=False, allow_unicode=True)),
             "version": __version__,
         }
     )
 
 
 def _unbroken(value: Any) -> Any:
-    """A number stays on one line with its sign."""
-    return value.replace(" %", "\u00a0%").replace("± ", "±\u00a0") if isinstance(value, str) else value
+    """A number, an arrow and a mark stay on one line with what they belong to."""
+    return re.sub(r"(?<=[±▲△▼▽=]) | (?=[%↑↓])", "\u00a0", value) if type(value) is str else value
 
 
 def _embedded(chart: figures.Chart) -> dict[str, str]:

@@ -86,7 +86,7 @@ def main_table(results: Results, cells: Sequence[MainCell]) -> Table:
     core = [model for model in results.models if model in names.MODELS]
     further = [model for model in results.models if model not in names.MODELS]
     shown = [*results.baselines, *core]
-    columns = ["Task, head, metric", *map(names.model, shown), "CLIPTeX over CLIP-FT", *map(names.model, further)]
+    columns = ["Task, head, metric", *map(names.model, (*shown, *further)), "CLIPTeX over CLIP-FT"]
     groups = []
     for name, scores in results.probes.items():
         rows = []
@@ -101,8 +101,8 @@ def main_table(results: Results, cells: Sequence[MainCell]) -> Table:
                 return _value_cell(cell.values.get(model, []), cell.task, cell.metric, best)
 
             head = f"{names.task(cell.task)}, {names.head(cell.head)}"
-            row = [Cell(head, note=_metric_label(cell.task, cell.metric)), *map(value, shown), _gain_cell(cell)]
-            rows.append(row + [value(model) for model in further])
+            first = Cell(head, note=_metric_label(cell.task, cell.metric))
+            rows.append([first, *map(value, (*shown, *further)), _gain_cell(cell.judgement)])
         groups.append(Group(rows, names.benchmark(name), _sizes(scores)))
     several = len(results.config.seeds) > 1
     notes = [
@@ -157,7 +157,7 @@ def further_table(results: Results, cells: Sequence[MainCell]) -> Table | None:
                     reference=names.REFERENCE,
                     baselines=results.baselines,
                 )
-                gains.append(_judgement_cell(judgement))
+                gains.append(_gain_cell(judgement))
             head = f"{names.task(cell.task)}, {names.head(cell.head)}"
             rows.append([Cell(head, note=_metric_label(cell.task, cell.metric)), *gains])
         groups.append(Group(rows, names.benchmark(name)))
@@ -266,7 +266,9 @@ def cost_table(results: Results) -> Table:
         ),
     ]
     groups = [Group(data, "What it was trained on"), Group(cost, "What it cost")]
-    notes = ["Mean over seeds, ± sample standard deviation where they differ. Times are of this machine."]
+    notes = [
+        "Mean over seeds, ± sample standard deviation where they differ. Times are of the machine that trained them."
+    ]
     if (overhead := step_overhead(results)) is not None:
         notes.append(
             f"The time of a CLIPTeX step, against a CLIP-FT step: {signed(overhead, 0)} %, for loading labels and for "
@@ -544,11 +546,7 @@ def _spread(std: float, task: str, metric: str) -> str:
     return text if float(text) or not std else f"{std:.1g}" if std >= 1e-4 else text
 
 
-def _gain_cell(cell: MainCell) -> Cell:
-    return _judgement_cell(cell.judgement)
-
-
-def _judgement_cell(judgement: Judgement) -> Cell:
+def _gain_cell(judgement: Judgement) -> Cell:
     if judgement.outcome is Outcome.MISSING:
         return Cell(MISSING)
     if judgement.outcome is Outcome.BASELINE:
