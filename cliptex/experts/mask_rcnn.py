@@ -12,6 +12,7 @@ import timm
 import torch
 from pydantic import Field
 from torch import nn
+from torch.nn import functional
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -108,6 +109,8 @@ class Network(Section):
     """Overlap of two boxes above which the weaker one is dropped."""
     detections: Positive = 100
     """Instances an image at most."""
+    dense_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight, in training, of a semantic segmentation loss on the pyramid's finest level."""
     background_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of background among the regions on which the heads are trained."""
 
@@ -177,12 +180,37 @@ class MaskRCNNExpert(NetworkExpert):
             return small_mask_rcnn(options.small, **common)
         return maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=SLOTS, **common)
 
+    def trainee(self) -> nn.Module:
+        """With `dense_weight`, the pyramid's finest level also learns the class of each of its cells.
+
+        Few regions of an image hold an object, so that from random weights the features come slowly from them alone.
+        """
+        self._dense = nn.Conv2d(self.module.backbone.out_channels, len(SPARSE_ID), 1).to(self.device)
+        self._hook = self.module.backbone.register_forward_hook(self._keep_features)
+        return nn.ModuleList([self.module, self._dense])
+
+    def fit(self, renders: Path, seed: int) -> dict[str, Any]:
+        log = super().fit(renders, seed)
+        self._hook.remove()
+        return log
+
+    def _keep_features(self, backbone: nn.Module, images: Any, features: dict[str, torch.Tensor]) -> None:
+        self._features = features["0"]
+
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         targets = [
             _instances(instance, classes)
             for instance, classes in zip(batch["instance"], batch["instance_class"], strict=True)
         ]
-        return sum(self.module(list(batch["image"]), targets).values())
+        total = sum(self.module(list(batch["image"]), targets).values())
+        if self.network.dense_weight:
+            scores_BCHW = self._dense(self._features)
+            classes_BM = functional.pad(batch["instance_class"], (1, 0)).long()  # column 0 is the background
+            truth_BHW = classes_BM.gather(1, batch["instance"].flatten(1)).view(batch["instance"].shape)
+            size = scores_BCHW.shape[-2:]
+            truth_BHW = functional.interpolate(truth_BHW[:, None].float(), size=size, mode="nearest")[:, 0].long()
+            total = total + self.network.dense_weight * functional.cross_entropy(scores_BCHW, truth_BHW)
+        return total
 
     def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
         options = self.network

@@ -96,6 +96,10 @@ class NetworkExpert(Expert):
         """Scalar loss of a batch: `image` (float32 BCHW in 0..1) and `targets`, as in the renders' HDF5 file, with the
         same crop and flip."""
 
+    def trainee(self) -> nn.Module:
+        """What `fit` optimises: the module, and any helper of its loss that is thrown away afterwards."""
+        return self.module
+
     def load(self, weights: Path | None) -> None:
         self.module = self.build().to(self.device, memory_format=torch.channels_last)
         if weights is not None:
@@ -129,6 +133,6 @@ class NetworkExpert(Expert):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.load(None)
-            log = fit(self.module, self.loss, Path(renders), self.targets, training, seed, self.device)
+            log = fit(self.trainee(), self.loss, Path(renders), self.targets, training, seed, self.device)
         self.module.eval()
         return log
