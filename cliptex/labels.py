@@ -324,6 +324,9 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
         raise CliptexError(f"{out_dir}: no image has a label ({failures}); mend the expert {settings.expert!r}")
     if failures:
         log.warning("%s: %d of %d images have no label: %s", out_dir, images - labelled, images, failures)
+    statistics = classes.statistics()
+    if len(statistics.get("classes", "many")) == 1:
+        log.warning("%s: every pixel is %s; look at the expert's quality", out_dir, *statistics["classes"])
     recipe = _recipe(config, store, task, weights)
     index = {
         "schema_version": SCHEMA_VERSION,
@@ -342,7 +345,7 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
                 for name, values in scalars.items()
                 if values
             },
-            **classes.statistics(),
+            **statistics,
         },
         "files": files,
     }

@@ -432,6 +432,13 @@ def test_the_index_has_a_class_histogram_where_there_are_classes(work):
     )
 
 
+def test_a_store_with_one_class_only_is_pointed_out(work, caplog, monkeypatch):
+    options = {"plugin": "test_labels:Threshold", "task": "segmentation"}
+    monkeypatch.setattr(Threshold, "predict", lambda self, images, keys: [np.zeros_like(i[..., 0]) for i in images])
+    work.label_all(**options)
+    assert "every pixel is background" in caplog.text
+
+
 # ---- reading
 
 

@@ -27,7 +27,7 @@ class Depth(Task):
     def codec(self) -> dict[str, Any]:
         """Linear between the label's own least and greatest value, which lead the payload."""
         return {
-            "name": "linear-uint16-predicted-zstd",
+            "name": "linear-uint16-predicted-zigzag-zstd",
             "version": 1,
             "dtype": "float32",
             "shape": "H W",

@@ -71,11 +71,15 @@ def pack(planes: np.ndarray, *, predict: bool) -> bytes:
     """Unsigned integers [..., H, W] to bytes, without loss.
 
     predict: store the difference of each value from left + up - upper left (modulo), which makes smooth planes small.
-    The bytes of wider integers are stored as separate planes.
+    Integers wider than a byte are stored as planes of bytes, differences as 0, -1, 1, -2, ..., so that the high bytes
+    of small ones are 0.
     """
     if predict:
         planes = np.diff(planes, axis=-1, prepend=planes.dtype.type(0))
         planes = np.diff(planes, axis=-2, prepend=planes.dtype.type(0))
+        if planes.itemsize > 1:
+            signed = planes.view(np.dtype(f"i{planes.itemsize}"))
+            planes = ((signed << 1) ^ (signed >> (8 * planes.itemsize - 1))).view(planes.dtype)
     octets = np.ascontiguousarray(planes).reshape(-1, 1).view(np.uint8)  # little-endian, as every platform of torch is
     return _zstd().compress(np.ascontiguousarray(octets.T), asbytes=True)
 
@@ -93,5 +97,7 @@ def unpack(payload: bytes | memoryview, shape: tuple[int, ...], dtype: type, *, 
     for place, octet in enumerate(higher, start=1):
         planes |= octet.astype(dtype) << (8 * place)
     if predict:
+        if dtype.itemsize > 1:
+            planes = (planes >> 1) ^ -(planes & 1)
         planes = np.cumsum(np.cumsum(planes, axis=-2, dtype=dtype), axis=-1, dtype=dtype)
     return planes
