@@ -1,8 +1,6 @@
 import json
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -52,9 +50,7 @@ def test_the_workflow_is_parsed_without_heavy_imports():
     code = "import cliptex.config, cliptex.labels_on_disk, cliptex.probes, cliptex.shard_batches, sys\n"
     code += "[cliptex.probes.heads(b) for b in ('voc', 'ade20k', 'coco', 'nyuv2', 'imagenet', 'places365')]\n"
     code += "print([m for m in ('torch', 'numpy.random', 'pyarrow', 'scipy', 'h5py', 'trimesh') if m in sys.modules])"
-    start = time.monotonic()
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "torch" not in result.stdout
     assert "scipy" not in result.stdout
-    assert time.monotonic() - start < 30

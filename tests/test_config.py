@@ -32,7 +32,10 @@ def test_shipped_configurations_are_valid(path):
         ("{train: {batch_size: many}}", "train.batch_size: .*valid integer.*'many'"),
         ("{train: {batch_size: 0}}", "train.batch_size: .*greater than 0"),
         ("{models: {clip: {init: clip}}}", "models.clip.init: .*circle"),
-        ("{models: {a: {tasks: {dept: 1}}}, label_stores: {depth: {task: depth, expert: dpt}}}", "'dept' is not one of"),
+        (
+            "{models: {a: {tasks: {dept: 1}}}, label_stores: {depth: {task: depth, expert: dpt}}}",
+            "'dept' is not one of",
+        ),
         ("{experts: {dpt: {}}, label_stores: {depth: {task: depth, expert: dtp}}}", "'dtp' is not one of"),
         ("{seeds: []}", "seeds: "),
         ("{dataset: {source: webdataset}}", "dataset.shards"),

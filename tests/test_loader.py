@@ -100,7 +100,11 @@ def test_views_lie_inside_the_image_and_depend_on_seed_epoch_and_key_alone(seed,
 
 
 def test_shuffled_labels_belong_to_another_image(tiny):
-    own = {k: d.tobytes() for b in take(loader(tiny).batches(0), 4) for k, d in zip(b.keys, b.targets["depth"], strict=True)}
+    own = {
+        k: d.tobytes()
+        for b in take(loader(tiny).batches(0), 4)
+        for k, d in zip(b.keys, b.targets["depth"], strict=True)
+    }
     other = {
         k: d.tobytes()
         for b in take(loader(tiny, shuffle_labels=True).batches(0), 4)

@@ -202,8 +202,8 @@ class Stage:
         free = self._scene.run(origin, np.ascontiguousarray(towards[lit]), dists=reach[lit], query="OCCLUDED") != 0
         direct = np.zeros(len(seen), np.float32)
         direct[lit] = lambert[lit] * free
-        # a brighter sky above than below keeps surfaces in shadow apart
-        sky = 0.75 + 0.25 * normal[:, 2] + 0.08 * normal[:, 0]
+        # a brighter sky above than below keeps surfaces in shadow apart, and shows which way they face
+        sky = 0.68 + 0.32 * normal[:, 2] + 0.10 * normal[:, 0]
         glow = self.numbers[part, 2][:, None]
         shading = direct[:, None] * light.colour + sky[:, None] * light.ambient
         out[seen] = albedo * (shading * (1 - glow) + glow)

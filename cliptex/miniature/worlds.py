@@ -163,34 +163,33 @@ def _room(s: Stylist, category: str) -> World:
         "office": ("white", "grey", "blue", "white"),
         "corridor": ("grey", "white", "yellow", "beige"),
     }[category]
-    tone = s.shade(s.pick(colours))
-    tone = tuple(0.55 * channel + 0.33 for channel in tone)
-    pattern = s.pick(("solid", "solid", "noise", "stripes", "brick", "dots", "checker"))
+    # As in real homes, floors are dark and often wooden, walls are pale and plain, ceilings are whitish: what a surface
+    # looks like says which way it faces, also where the camera is tilted.
+    pale = [tuple(0.4 * channel + 0.52 for channel in s.shade(colour)) for colour in colours]
+    tone = s.pick(pale)
+    pattern = s.pick(("solid", "solid", "solid", "noise", "stripes", "brick"))
     if category == "kitchen" and s.chance(0.6):
         pattern = "tiles"
     size = {"stripes": s.uniform(0.2, 0.6), "brick": 0.25, "tiles": s.uniform(0.2, 0.4)}.get(
         pattern, s.uniform(0.3, 0.8)
     )
-    shift = s.uniform(0.75, 0.95) if s.chance(0.7) else s.uniform(0.5, 1.2)
+    shift = s.uniform(0.85, 0.95)
     walls = []
     for _ in range(4):
-        accent = s.shade(s.pick(colours)) if s.chance(0.2) else tone
+        accent = s.pick(pale) if s.chance(0.2) else tone
         walls.append(Paint(accent, tuple(shift * channel for channel in accent), pattern, size, 0.03))
-    covering = s.pick(("wood", "planks", "checker", "tiles", "noise", "solid", "stripes"))
+    covering = s.pick(("wood", "planks", "planks", "checker", "tiles", "noise"))
     if covering in ("wood", "planks"):
-        base = s.shade(s.pick(("brown", "beige", "orange")), 0.3)
+        base = s.shade(s.pick(("brown", "brown", "orange")), 0.3)
         floor = Paint(base, tuple(0.65 * channel for channel in base), covering, s.uniform(0.12, 0.3), 0.04)
     elif covering in ("checker", "tiles"):
         floor = s.mixed(
-            s.pick(("white", "beige", "grey", "red")),
-            s.pick(("black", "grey", "brown", "blue")),
-            covering,
-            s.uniform(0.3, 1.0),
+            s.pick(("grey", "brown", "red")), s.pick(("black", "black", "brown")), covering, s.uniform(0.3, 1.0)
         )
     else:
-        base = s.shade(s.pick(("red", "blue", "green", "grey", "beige", "brown")))
+        base = tuple(0.7 * channel for channel in s.shade(s.pick(("red", "blue", "green", "grey", "brown"))))
         floor = Paint(base, tuple(0.75 * channel for channel in base), covering, s.uniform(0.2, 0.6), 0.09)
-    ceiling = s.mixed("white", "grey", s.pick(("solid", "solid", "tiles", "planks")), s.uniform(0.3, 0.7))
+    ceiling = s.mixed("white", "grey", s.pick(("solid", "tiles")), s.uniform(0.3, 0.7))
     stage = Stage()
     stage.place(shell((x, y, z), slope, (floor, walls, ceiling)), (0, 0, 0), 0, "wall")
     low = z - abs(slope) / 2

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -109,23 +110,27 @@ def train_head(
     return head.eval()
 
 
+@cache
 def _interpolation(cells: int, size: int) -> torch.Tensor:
     """The matrix [size, cells] of bilinear resizing along one axis (align_corners False)."""
     return F.interpolate(torch.eye(cells)[None], size=size, mode="linear", align_corners=False)[0].T.contiguous()
 
 
 def resized_argmax(logits_Khw: torch.Tensor, height: int, width: int) -> np.ndarray:
-    """argmax over K of the logits resized (bilinear) to [height, width], as uint8; exact.
+    """argmax over K of the logits resized (bilinear) to [height, width], as uint8.
 
-    A class that is below one other class in every cell stays below it after resizing, because the weights are not
-    negative and the same for all classes. Such classes are left out before resizing: of 150, most.
+    Written with products, a maximum and masks because resizing and argmax over 150 classes take five times as long.
     """
-    flat = logits_Khw.flatten(1)
-    rivals = flat.mean(1).topk(min(8, len(flat))).indices
-    beaten = (flat[None] < flat[rivals][:, None]).all(-1).any(0)
-    kept = (~beaten).nonzero()[:, 0]
-    resized = F.interpolate(logits_Khw[kept][None], size=(height, width), mode="bilinear", align_corners=False)[0]
-    return kept[resized.argmax(0)].to(torch.uint8).cpu().numpy()
+    _, rows, columns = logits_Khw.shape
+    down, across = _interpolation(rows, height).to(logits_Khw), _interpolation(columns, width).to(logits_Khw)
+    resized = (down @ (logits_Khw @ across.T)).flatten(1)
+    best = resized.amax(0)
+    winners = ((resized - best).amax(1) == 0).nonzero()[:, 0].tolist()
+    out = torch.zeros(len(best), dtype=torch.uint8, device=best.device)
+    # the first of equal classes wins, as in argmax
+    for winner in reversed(winners):
+        out.masked_fill_(resized[winner] == best, winner)
+    return out.view(height, width).cpu().numpy()
 
 
 @torch.inference_mode()
