@@ -29,7 +29,7 @@ DEFAULT = "config/config.yaml"
 def common(
     context: typer.Context,
     log_file: Annotated[Path | None, typer.Option("--log", help="Also write the log to this file.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Compute threads; all cores if absent.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Compute threads; all by default.")] = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Options of every stage; they stand before the stage's name."""
@@ -64,9 +64,7 @@ def render_pairs(
 
 
 @app.command()
-def render_experts(
-    part: Annotated[str, typer.Option(help="train or val.")], config: ConfigOption = DEFAULT
-) -> None:
+def render_experts(part: Annotated[str, typer.Option(help="train or val.")], config: ConfigOption = DEFAULT) -> None:
     """Render the labelled scenes on which the experts are trained."""
     from cliptex.miniature import render_expert_set
 
@@ -196,6 +194,14 @@ def config_schema() -> None:
     import json
 
     typer.echo(json.dumps(Config.model_json_schema(), indent=1))
+
+
+@app.command()
+def config_reference() -> None:
+    """Print the table of all configuration keys (config/README.md)."""
+    from cliptex.config_reference import reference
+
+    typer.echo(reference(), nl=False)
 
 
 def main() -> None:

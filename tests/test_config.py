@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from cliptex.config import Config
+from cliptex.config_reference import reference
 from cliptex.errors import CliptexError
 
 ROOT = Path(__file__).parent.parent
@@ -80,3 +81,8 @@ def test_every_key_has_a_sentence():
 def test_the_kept_schema_is_in_date():
     kept = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text())
     assert kept == Config.model_json_schema(), "run: cliptex config-schema > workflow/schemas/config.schema.json"
+
+
+def test_the_kept_reference_is_in_date():
+    kept = (ROOT / "config/README.md").read_text()
+    assert kept == reference(), "run: cliptex config-reference > config/README.md"
