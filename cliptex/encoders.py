@@ -57,7 +57,7 @@ class Encoder:
         mean = torch.tensor(self.mean, device=self.device).view(3, 1, 1)
         return (pixels - mean) / torch.tensor(self.std, device=self.device).view(3, 1, 1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def dense(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Dense features [B, C, h, w] of normalised images, as training uses them (`cliptex.features`)."""
         return dense_features(self._visual, images_BCHW)
@@ -68,7 +68,7 @@ class Encoder:
         blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
         return self.dense(blank).shape[-1]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def pooled(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """The feature [B, C] from which the encoder makes its embedding, before the projection."""
         return self._visual(images_BCHW)

@@ -26,19 +26,24 @@ class Common(Section):
 class SegmentationOptions(Common):
     """Heads on frozen dense features, trained with AdamW and a polynomial rate (power 0.9)."""
 
-    steps: Positive = 100
-    """Optimizer steps a head."""
-    batch_size: Annotated[int, Field(ge=2)] = 32
+    steps: Positive = 120
+    """Optimizer steps of the deeplabv3 and pspnet heads."""
+    linear_steps: Positive = 300
+    """Optimizer steps of the linear head, which needs more to converge and costs less."""
+    batch_size: Annotated[int, Field(ge=2)] = 16
     """Images a step."""
-    learning_rates: Grid = (4e-3,)
-    """Peak rates; of several the one best on the holdout is taken, then the head is trained on all training images."""
+    learning_rates: Grid = (1e-2,)
+    """Peak rates of the deeplabv3 and pspnet heads; of several the one best on the holdout is taken, then the head is
+    trained on all training images."""
+    linear_learning_rates: Grid = (3e-2,)
+    """Peak rates of the linear head; several as above."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """AdamW weight decay."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the rate rises to its peak."""
     mask_size_px: Positive = 96
     """Training masks are kept as squares of this side (nearest); evaluation uses the original resolution."""
-    loss_points: Positive = 12
+    loss_points: Positive = 8
     """Points a side at which the loss is taken each step: a regular sub-grid of the mask at a random offset."""
     channels: Positive = 32
     """Channels of the deeplabv3 and pspnet heads."""

@@ -77,6 +77,7 @@ def train_head(
     masks_NRR: np.ndarray,
     num_classes: int,
     learning_rate: float,
+    steps: int,
     options: SegmentationOptions,
     seed: int,
 ) -> torch.nn.Module:
@@ -87,13 +88,13 @@ def train_head(
     _, channels, height, width = features_NChw.shape
     head = build_head(name, channels, num_classes, options).train().to(device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=options.weight_decay)
-    scheduler = schedule(optimizer, options.steps, options.warmup, power=0.9)
+    scheduler = schedule(optimizer, steps, options.warmup, power=0.9)
     size = masks_NRR.shape[1]
     points = min(options.loss_points, size)
     stride = size // points
     rows, columns = (_interpolation(side, size).to(device) for side in (height, width))
     masks = torch.from_numpy(masks_NRR)
-    for batch in batches(len(masks), options.batch_size, options.steps, generator):
+    for batch in batches(len(masks), options.batch_size, steps, generator):
         top, left = torch.randint(stride, (2,), generator=generator).tolist()
         at_rows, at_columns = (slice(start, start + points * stride, stride) for start in (top, left))
         target = masks[batch][:, at_rows, at_columns].long().to(device)
@@ -155,16 +156,21 @@ def probe_segmentation(
     keep: int,
 ) -> Outcome:
     """Train one head on standardised features and judge it; see `PROTOCOL`."""
+    linear = name == "linear"
+    rates = options.linear_learning_rates if linear else options.learning_rates
+    steps = options.linear_steps if linear else options.steps
+    masks, classes = data.train_masks, data.num_classes
     scores: dict[str, float] = {}
-    learning_rate = options.learning_rates[0]
-    if len(options.learning_rates) > 1:
+    rate = rates[0]
+    if len(rates) > 1:
         fit, held = split_holdout(len(train_NChw), holdout, seed)
-        for rate in options.learning_rates:
-            head = train_head(name, train_NChw[fit], data.train_masks[fit], data.num_classes, rate, options, seed)
-            confusion = _judge(head, train_NChw[held], list(data.train_masks[held]), data.num_classes)[0]
-            scores[str(rate)] = segmentation_metrics(confusion)["mIoU"]
-        learning_rate = max(options.learning_rates, key=lambda rate: scores[str(rate)])
-    head = train_head(name, train_NChw, data.train_masks, data.num_classes, learning_rate, options, seed)
+        for one in rates:
+            head = train_head(name, train_NChw[fit], masks[fit], classes, one, steps, options, seed)
+            scores[str(one)] = segmentation_metrics(_judge(head, train_NChw[held], list(masks[held]), classes)[0])[
+                "mIoU"
+            ]
+        rate = max(rates, key=lambda one: scores[str(one)])
+    head = train_head(name, train_NChw, masks, classes, rate, steps, options, seed)
     confusion, predictions = _judge(head, eval_NChw, data.eval_masks, data.num_classes)
     kept = {}
     for index in range(min(keep, len(predictions))):
@@ -174,7 +180,7 @@ def probe_segmentation(
         task="semantic_segmentation",
         metrics=segmentation_metrics(confusion),
         num_parameters=sum(parameter.numel() for parameter in head.parameters()),
-        hyperparameters={"learning_rate": learning_rate, "holdout_mIoU": scores, "steps": options.steps},
+        hyperparameters={"learning_rate": rate, "holdout_mIoU": scores, "steps": steps},
         protocol=PROTOCOL,
         predictions=kept,
     )

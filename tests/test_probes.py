@@ -1,0 +1,617 @@
+"""Probes: metrics against independent computations, solvers against scikit-learn, and that nothing leaks."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from official_layouts import write_ade20k, write_coco, write_imagenet, write_nyuv2, write_voc
+from PIL import Image
+
+from cliptex import student
+from cliptex.config import Config, Student
+from cliptex.encoders import centre_crop, dense_of, load_encoder, squash
+from cliptex.errors import CliptexError
+from cliptex.probe import probe
+from cliptex.probe_tables import probe_files, tabulate
+from cliptex.probes import geometry, metrics
+from cliptex.probes.classification import fit_logistic, probe_classification
+from cliptex.probes.detection import average_precision, detect, train_detector, training_objects
+from cliptex.probes.features import batches, split_holdout, standardise
+from cliptex.probes.options import (
+    ClassificationOptions,
+    DetectionOptions,
+    GeometryOptions,
+    SegmentationOptions,
+    probe_options,
+)
+from cliptex.probes.segmentation import SegmentationData, probe_segmentation, resized_argmax
+
+TINY = Student(
+    architecture={
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 48, "patch_size": 12, "width": 32, "layers": 1, "head_width": 16},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+)
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory):
+    """Two exported models of a tiny architecture."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, model in enumerate(("clip", "cliptex")):
+        student.export(student.build(TINY, seed), TINY, folder / model / "seed0")
+    return folder
+
+
+# Metrics
+
+
+def test_segmentation_metrics_equal_those_of_mmsegmentation():
+    from cliptex.mmcv_ops import import_heads
+
+    rng = np.random.default_rng(0)
+    truths = [rng.choice([0, 1, 2, 4, 255], (17, 23)).astype(np.uint8) for _ in range(5)]
+    # class 3 is predicted only, class 5 occurs nowhere
+    predictions = [np.where(rng.random((17, 23)) < 0.6, truth % 5, 3).astype(np.uint8) for truth in truths]
+    official = import_heads().IoUMetric(iou_metrics=["mIoU"])
+    official.dataset_meta = {"classes": list("abcdef")}
+    confusion = np.zeros((6, 6), np.int64)
+    for truth, prediction in zip(truths, predictions, strict=True):
+        as_tensor = {
+            f"{name}_sem_seg": {"data": torch.from_numpy(mask.astype(np.int64))[None]}
+            for name, mask in (("gt", truth), ("pred", prediction))
+        }
+        official.process(None, [as_tensor])
+        confusion += metrics.confusion_matrix(truth, prediction, 6)
+    ours = metrics.segmentation_metrics(confusion)
+    theirs = official.evaluate(len(truths))
+    for name in ("mIoU", "mAcc", "aAcc"):
+        assert ours[name] == pytest.approx(theirs[name], abs=0.0051)  # theirs is rounded to two digits
+
+
+def test_depth_metrics_equal_a_computation_by_hand():
+    # ratios 1, 1.2, 1.5, 2.4 in the first image; the second has one valid pixel and an exact prediction
+    truth = [np.array([[1.0, 2.0], [4.0, 5.0]]), np.array([[np.nan, 3.0], [11.0, 0.0]])]
+    prediction = [np.array([[1.0, 2.4], [6.0, 12.0]]), np.array([[7.0, 3.0], [1.0, 1.0]])]
+    # the prediction of 12 m is clipped to 10 m: ratio 2
+    first = {
+        "delta1": 50.0,
+        "delta2": 75.0,
+        "delta3": 75.0,
+        "rmse": np.sqrt((0.4**2 + 2**2 + 5**2) / 4),
+        "absrel": (0.2 + 0.5 + 1) / 4,
+        "log10": (np.log10(1.2) + np.log10(1.5) + np.log10(2)) / 4,
+    }
+    second = {"delta1": 100.0, "delta2": 100.0, "delta3": 100.0, "rmse": 0.0, "absrel": 0.0, "log10": 0.0}
+    ours = metrics.depth_metrics(zip(truth, prediction, strict=True), 1e-3, 10)
+    assert ours == pytest.approx({name: (first[name] + second[name]) / 2 for name in first})
+
+
+def test_normals_metrics_pool_the_valid_pixels_of_all_images():
+    def tilted(degrees):
+        return np.array([np.sin(np.radians(degrees)), 0, np.cos(np.radians(degrees))])
+
+    wall = np.array([0.0, 0, 1])
+    truth = [np.array([[wall, wall, wall * np.nan]]), np.array([[wall, wall]])]
+    prediction = [np.array([[tilted(5), tilted(20), tilted(90)]]), np.array([[tilted(25), tilted(40)]])]
+    ours = metrics.normals_metrics(zip(truth, prediction, strict=True))
+    expected = {
+        "mean": 22.5,
+        "median": 22.5,
+        "rmse": np.sqrt((25 + 400 + 625 + 1600) / 4),
+        "within_11_25": 25.0,
+        "within_22_5": 50.0,
+        "within_30": 75.0,
+    }
+    assert ours == pytest.approx(expected, rel=1e-5)
+
+
+def test_identical_normals_are_at_zero_degrees_and_not_nan():
+    normals = np.array([[[0.6, 0, 0.8]]], np.float32) * np.float32(1.0000001)
+    assert metrics.normals_metrics([(normals, normals)])["mean"] == pytest.approx(0, abs=0.05)
+
+
+def test_top_metrics_count_the_label_among_the_first_five():
+    ranking = np.array([[3, 1, 2, 0, 4], [1, 3, 2, 0, 4], [9, 8, 7, 6, 5], [5, 6, 7, 8, 3]])
+    assert metrics.top_metrics(ranking, np.array([3, 3, 3, 3])) == {"top1": 25.0, "top5": 75.0}
+
+
+def test_average_precision_equals_that_of_pycocotools():
+    from pycocotools import mask as rle
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    rng = np.random.default_rng(0)
+    side, annotations, found, ids = 120, [], [], [3, 5, 8, 9]
+    for image in ids:
+        boxes, labels, masks, scores = [], [], [], []
+        for number in range(4):
+            x, y, w, h = (*rng.integers(0, 15, 2) + 20 * (number % 2), *rng.integers(6, 100, 2) // (1 + number % 3))
+            mask = np.zeros((side, side), np.uint8, order="F")
+            mask[y : y + h, x : x + w] = 1
+            encoded = rle.encode(mask)
+            encoded["counts"] = encoded["counts"].decode()
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": [7, 90][number % 2],
+                    "bbox": [int(x), int(y), int(w), int(h)],
+                    "area": int(w * h),
+                    "iscrowd": int(number == 3 and image == 5),
+                    "segmentation": encoded,
+                }
+            )
+            x, y, w, h = (int(value) for value in (x + rng.integers(0, 4), y + rng.integers(0, 4), w, h))
+            guess = np.zeros((side, side), bool)
+            guess[y : y + h, x : x + w] = True
+            boxes.append([x, y, x + w, y + h])
+            labels.append(number % 2 if rng.random() < 0.8 else 2)
+            masks.append(guess)
+            scores.append(rng.random())
+        found.append(
+            {
+                "boxes": np.array(boxes, np.float32),
+                "labels": np.array(labels),
+                "masks": np.array(masks),
+                "scores": np.array(scores, np.float32),
+            }
+        )
+    images = [{"id": image, "height": side, "width": side, "file_name": f"{image}.jpg"} for image in ids]
+    categories = [{"id": number, "name": str(number)} for number in (90, 7, 91)]
+    data = {"images": images, "annotations": annotations, "categories": categories}
+    for kind in ("bbox", "segm"):
+        rows = []
+        for image, one in zip(ids, found, strict=True):
+            for box, label, mask, score in zip(*(one[k] for k in ("boxes", "labels", "masks", "scores")), strict=True):
+                row = {"image_id": image, "category_id": [7, 90, 91][label], "score": float(score)}
+                if kind == "bbox":
+                    row["bbox"] = [float(v) for v in (box[0], box[1], box[2] - box[0], box[3] - box[1])]
+                else:
+                    row["segmentation"] = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+                rows.append(row)
+        truth = COCO()
+        truth.dataset = json.loads(json.dumps(data))
+        truth.createIndex()
+        official = COCOeval(truth, truth.loadRes(rows), kind)
+        official.evaluate()
+        official.accumulate()
+        official.summarize()
+        ours = average_precision(data, ids, found, kind)
+        expected = [100 * value if value >= 0 else None for value in official.stats[:6]]
+        assert list(ours.values()) == pytest.approx(expected)
+        assert 0 < ours["AP"] < 100
+
+
+def test_average_precision_of_no_detections_is_zero():
+    images = [{"id": 1, "height": 8, "width": 8, "file_name": "1.jpg"}]
+    none = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "scores": np.zeros(0), "masks": np.zeros((0, 8, 8))}
+    data = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    assert average_precision(data, [1], [none], "bbox")["AP"] == 0
+
+
+# Solvers
+
+
+def test_ridge_equals_scikit_learn_and_moments_add_up():
+    from sklearn.linear_model import Ridge
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(2, 3, (200, 5)).astype(np.float32)
+    y = (x @ rng.normal(size=(5, 2)) + rng.normal(size=(200, 2)) + 4).astype(np.float32)
+    parts = [(torch.from_numpy(x[rows]), torch.from_numpy(y[rows])) for rows in (slice(0, 70), slice(70, None))]
+    sums = geometry.moments(iter(parts[:1])) + geometry.moments(iter(parts[1:]))
+    for penalty, (weights, bias) in zip((1e-3, 1.0, 50.0), geometry.ridge(sums, (1e-3, 1.0, 50.0)), strict=True):
+        official = Ridge(alpha=penalty * 200).fit(x, y)
+        np.testing.assert_allclose(weights.numpy().T, official.coef_, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(bias.numpy(), official.intercept_, rtol=1e-3, atol=1e-3)
+
+
+def test_logistic_regression_equals_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 6)).astype(np.float32)
+    y = (x @ rng.normal(size=(6, 4)) + rng.gumbel(size=(300, 4))).argmax(1)
+    for penalty in (1e-1, 1e-3):
+        weights = fit_logistic(torch.from_numpy(x), torch.from_numpy(y), 4, penalty, 200).numpy()
+        official = LogisticRegression(C=1 / (penalty * 300), max_iter=2000, tol=1e-8).fit(x, y)
+        np.testing.assert_allclose(weights[:-1].T, official.coef_, atol=2e-3)
+
+
+def test_regression_and_resizing_commute():
+    features = torch.randn(2, 5, 4, 4)
+    weights, bias = torch.randn(5, 3), torch.randn(3)
+    small = geometry._maps(features, (weights, bias))
+    resized = F.interpolate(features, size=(11, 9), mode="bilinear", align_corners=False)
+    expected = torch.einsum("nchw,ct->nhwt", resized, weights) + bias
+    np.testing.assert_allclose(geometry._resized(small[1], (11, 9)), expected[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(("classes", "height", "width"), [(3, 50, 33), (150, 20, 41), (21, 5, 6)])
+def test_argmax_after_resizing_equals_the_plain_computation(classes, height, width):
+    logits = torch.randn(classes, 7, 9, generator=torch.Generator().manual_seed(classes))
+    plain = F.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0].argmax(0)
+    np.testing.assert_array_equal(resized_argmax(logits, height, width), plain)
+
+
+def test_argmax_of_equal_logits_is_the_first_class():
+    assert (resized_argmax(torch.zeros(4, 2, 2), 5, 5) == 0).all()
+
+
+def test_standardised_features_have_zero_mean_and_unit_variance_over_the_training_split():
+    train, other = torch.randn(50, 4, 3, 3) * 7 + 2, torch.randn(20, 4, 3, 3)
+    train[:, 2] = 5.0  # a channel that does not vary
+    scaled, scaled_other = standardise(train, other)
+    kept = [0, 1, 3]
+    torch.testing.assert_close(scaled[:, kept].mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scaled[:, kept].var((0, 2, 3), correction=0), torch.ones(3))
+    assert (scaled[:, 2] == 0).all() and (scaled_other[:, 2] == 0).all()
+    expected = (other[:, 0] - train[:, 0].mean()) / train[:, 0].std(correction=0)
+    torch.testing.assert_close(scaled_other[:, 0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_batches_go_through_the_training_set_again_and_again():
+    drawn = torch.cat(batches(10, 4, 10, torch.Generator().manual_seed(0)))
+    assert len(drawn) == 40 and torch.bincount(drawn).tolist() == [4] * 10
+
+
+# Choices and leaks
+
+
+def test_holdout_and_fitting_part_are_disjoint_and_repeatable():
+    fit, held = split_holdout(100, 0.2, seed=3)
+    assert len(held) == 20 and sorted([*fit, *held]) == list(range(100))
+    np.testing.assert_array_equal(split_holdout(100, 0.2, seed=3)[1], held)
+    assert split_holdout(2, 0.01, 0)[1].size == 1 and split_holdout(2, 0.99, 0)[0].size == 1
+
+
+def test_the_evaluation_split_has_no_say_in_hyper_parameters():
+    torch.manual_seed(0)
+    train = torch.randn(60, 8)
+    labels = (train[:, 0] > 0).long().tolist()
+    a = probe_classification(train, torch.randn(30, 8), labels, [0] * 30, 2, ClassificationOptions(), 0.25, 0, 0)
+    b = probe_classification(train, torch.randn(30, 8), labels, [1] * 30, 2, ClassificationOptions(), 0.25, 0, 0)
+    assert a.hyperparameters == b.hyperparameters
+    maps, depths = torch.randn(20, 8, 4, 4), list(np.random.default_rng(0).uniform(1, 8, (20, 24, 24)))
+    c, d = (
+        geometry.probe_depth(maps, maps, depths, other, GeometryOptions(), 0.25, 0, 0)
+        for other in (depths, [depth * 0 + 9 for depth in depths])
+    )
+    assert c.hyperparameters == d.hyperparameters and c.metrics != d.metrics
+
+
+def test_penalty_is_the_one_with_the_smallest_loss_on_the_holdout_and_all_images_are_refitted_with_it():
+    torch.manual_seed(1)
+    train, judged = torch.randn(60, 40), torch.randn(100, 40)
+    rule = torch.randn(40)
+    train_labels, eval_labels = ((x @ rule + 4 * torch.randn(len(x)) > 0).long().tolist() for x in (train, judged))
+
+    def judge(*grid):
+        options = ClassificationOptions(penalties=grid)
+        return probe_classification(train, judged, train_labels, eval_labels, 2, options, 0.3, 0, keep=100)
+
+    several = judge(1e-6, 1e-1, 1.0)
+    losses, best = several.hyperparameters["holdout_log_loss"], several.hyperparameters["penalty"]
+    assert losses[str(best)] == min(losses.values()) < losses["1e-06"]
+    alone = judge(best)
+    np.testing.assert_array_equal(several.predictions["prediction"], alone.predictions["prediction"])
+    assert several.metrics["top1"] == alone.metrics["top1"] > 60
+
+
+def planted_masks(seed, count, classes, side=4, size=48):
+    """Random masks of `side` x `side` blocks, and features that tell the class of each block."""
+    blocks = torch.from_numpy(np.random.default_rng(seed).integers(0, classes, (count, side, side)))
+    masks = blocks.repeat_interleave(size // side, 1).repeat_interleave(size // side, 2).numpy().astype(np.uint8)
+    return F.one_hot(blocks, classes).permute(0, 3, 1, 2).float(), masks
+
+
+@pytest.mark.parametrize("head", ["linear", "deeplabv3", "pspnet"])
+def test_an_encoder_that_tells_the_classes_gets_nearly_everything(head):
+    (train, train_masks), (judged, eval_masks) = planted_masks(0, 80, 4), planted_masks(1, 40, 4)
+    # away from block borders, where bilinear resizing of any logits must guess
+    truth = eval_masks.copy()
+    inner = np.zeros((12, 12), bool)
+    inner[3:9, 3:9] = True
+    truth[:, ~np.tile(inner, (4, 4))] = 255
+    data = SegmentationData(train_masks, list(truth), 4)
+    options = SegmentationOptions(steps=120, batch_size=16, mask_size_px=48, channels=16)
+    told = probe_segmentation(head, *standardise(train, judged), data, options, 0.2, 0, keep=2)
+    assert told.metrics["mIoU"] > 97
+    assert set(told.predictions) == {"prediction_0", "truth_0", "prediction_1", "truth_1"}
+    blind = probe_segmentation(
+        head,
+        torch.zeros_like(train),
+        torch.zeros_like(judged),
+        data,
+        options.model_copy(update={"steps": 10}),
+        0.2,
+        0,
+        0,
+    )
+    assert blind.metrics["mIoU"] < 30
+
+
+def test_learning_rate_is_chosen_on_the_holdout():
+    (train, masks), (judged, eval_masks) = planted_masks(0, 60, 3), planted_masks(1, 20, 3)
+    options = SegmentationOptions(linear_steps=40, linear_learning_rates=(1e-7, 3e-2), mask_size_px=48)
+    outcome = probe_segmentation(
+        "linear", train, judged, SegmentationData(masks, list(eval_masks), 3), options, 0.3, 0, 0
+    )
+    assert outcome.hyperparameters["learning_rate"] == 3e-2
+    assert outcome.hyperparameters["holdout_mIoU"]["0.03"] > outcome.hyperparameters["holdout_mIoU"]["1e-07"]
+
+
+def test_an_encoder_that_tells_depth_and_normals_gets_nearly_everything():
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.uniform(1, 8, (40, 1, 4, 4)).astype(np.float32))
+    turned = torch.from_numpy(rng.normal(size=(40, 3, 4, 4)).astype(np.float32))
+    depths = list(F.interpolate(coarse, size=(30, 42), mode="bilinear", align_corners=False)[:, 0].numpy())
+    normals = F.interpolate(turned, size=(30, 42), mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+    normals = list(F.normalize(normals, dim=-1).numpy())
+    depths[0][:5], normals[0][:5] = np.nan, np.nan
+    features = torch.cat([coarse, turned, torch.randn(40, 4, 4, 4)], 1)
+    train, judged = standardise(features[:30], features[30:])
+    options = GeometryOptions(grid=24, penalties=(1e-8, 1e-2))
+    depth = geometry.probe_depth(train, judged, depths[:30], depths[30:], options, 0.2, 0, keep=1)
+    assert depth.hyperparameters["target"] == "metric" and depth.hyperparameters["penalty"] == 1e-8
+    assert depth.metrics["delta1"] > 99 and depth.metrics["rmse"] < 0.1
+    assert depth.predictions["depth_prediction_0"].shape == (30, 42)
+    # normalising is not linear, so a regression of unit vectors is near, not exact
+    told = geometry.probe_normals(train, judged, normals[:30], normals[30:], options, 0.2, 0, keep=1)
+    assert told.metrics["mean"] < 15
+    blind = geometry.probe_normals(train * 0, judged * 0, normals[:30], normals[30:], options, 0.2, 0, keep=0)
+    assert blind.metrics["mean"] > 60
+
+
+def test_depth_outside_the_range_is_neither_learned_nor_judged():
+    features = torch.randn(20, 3, 4, 4)
+    depths = [np.full((24, 24), 2.0, np.float32) for _ in range(20)]
+    for depth in depths:
+        depth[:, :12] = 50.0
+    told = geometry.probe_depth(features, features, depths, depths, GeometryOptions(penalties=(1.0,)), 0.2, 0, 0)
+    assert told.metrics["rmse"] == pytest.approx(0, abs=1e-3)
+
+
+def test_eigen_crop_needs_its_image_size():
+    features, depths = torch.randn(4, 3, 4, 4), [np.full((24, 24), 2.0, np.float32)] * 4
+    with pytest.raises(CliptexError, match=r"eigen_crop.*480 x 640"):
+        geometry.probe_depth(features, features, depths, depths, GeometryOptions(eigen_crop=True), 0.25, 0, 0)
+
+
+def planted_objects(seed, count, side=8, size=64):
+    """One square of one of two classes on whole cells, and features that tell where it is and which class."""
+    rng = np.random.default_rng(seed)
+    features, samples = torch.zeros(count, 6, side, side), []
+    ramp = torch.linspace(-1, 1, side)
+    features[:, 4], features[:, 5] = ramp, ramp[:, None]
+    for index in range(count):
+        x, y, label = *rng.integers(0, side - 4, 2), rng.integers(2)
+        features[index, label, y : y + 4, x : x + 4] = 1
+        features[index, 2, y : y + 4, x : x + 4] = 1
+        cell = size // side
+        mask = np.zeros((1, size, 2 * size), bool)
+        mask[:, y * cell : (y + 4) * cell, 2 * x * cell : 2 * (x + 4) * cell] = True
+        samples.append(
+            {
+                "image": np.zeros((size, 2 * size, 3), np.uint8),
+                "boxes": np.array([[2 * x, y, 2 * x + 8, y + 4]], np.float32) * cell,
+                "labels": np.array([label]),
+                "masks": mask,
+                "crowd": np.array([False]),
+            }
+        )
+    return features, samples
+
+
+def test_an_encoder_that_tells_the_objects_is_near_in_boxes_and_masks():
+    (train, train_samples), (judged, eval_samples) = planted_objects(0, 64), planted_objects(1, 24)
+    options = DetectionOptions(steps=80, batch_size=8, learning_rate=5e-3, channels=32, proposals=20, rois=16)
+    detector = train_detector(train, [training_objects(one, 128) for one in train_samples], 2, options, seed=0)
+    found = detect(detector, judged, [(64, 128)] * 24)
+    annotations = []
+    for index, one in enumerate(eval_samples):
+        x0, y0, x1, y1 = one["boxes"][0].tolist()
+        annotations.append(
+            {
+                "id": index + 1,
+                "image_id": index,
+                "category_id": int(one["labels"][0]) * 5 + 3,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
+                "iscrowd": 0,
+                "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
+            }
+        )
+    images = [{"id": index, "height": 64, "width": 128, "file_name": str(index)} for index in range(24)]
+    truth = {"images": images, "annotations": annotations, "categories": [{"id": n, "name": str(n)} for n in (8, 3)]}
+    assert average_precision(truth, range(24), found, "bbox")["AP50"] > 80
+    assert average_precision(truth, range(24), found, "segm")["AP50"] > 80
+
+
+def test_training_objects_leave_out_crowds_and_live_in_the_virtual_frame():
+    sample = {
+        "image": np.zeros((32, 64, 3), np.uint8),
+        "boxes": np.array([[0, 0, 32, 16], [8, 8, 16, 16], [5, 5, 5, 9]], np.float32),
+        "labels": np.array([4, 0, 1]),
+        "masks": np.zeros((3, 32, 64), bool),
+        "crowd": np.array([False, True, False]),
+    }
+    sample["masks"][0, :16, :32] = True
+    target = training_objects(sample, 128).target(128)
+    assert target["boxes"].tolist() == [[0, 0, 64, 64]] and target["labels"].tolist() == [5]
+    assert target["masks"].shape == (1, 128, 128) and target["masks"][0, :64, :64].all()
+    assert target["masks"].sum() == 64 * 64
+
+
+# Encoders
+
+
+def test_position_baseline_is_the_same_for_every_image_and_differs_over_positions(models_dir):
+    encoder = load_encoder("position", reference=models_dir / "clip" / "seed0")
+    images = np.random.default_rng(0).integers(0, 255, (3, 48, 48, 3), dtype=np.uint8)
+    dense = dense_of(encoder, images)
+    assert dense.shape == (3, 32, 4, 4) and encoder.grid == 4
+    assert (dense[0] == dense[1]).all() and (dense[0] == dense[2]).all()
+    assert len(torch.unique(dense[0].flatten(1), dim=1).T) == 16
+    pooled = encoder.pooled(encoder.normalised(images))
+    assert (pooled[0] == pooled[1]).all()
+
+
+def test_random_baseline_has_the_models_shape_and_follows_its_seed(models_dir):
+    reference = models_dir / "clip" / "seed0"
+    one, same, other = (load_encoder("random", reference=reference, seed=seed) for seed in (1, 1, 2))
+    trained = load_encoder(reference)
+    assert one.sha256 == same.sha256 and len({one.sha256, other.sha256, trained.sha256}) == 3
+    images = np.random.default_rng(0).integers(0, 255, (2, 48, 48, 3), dtype=np.uint8)
+    assert torch.equal(dense_of(one, images), dense_of(same, images))
+    assert dense_of(one, images).shape == dense_of(trained, images).shape
+
+
+def test_pooled_feature_times_the_projection_is_the_embedding(models_dir):
+    import open_clip
+
+    folder = models_dir / "clip" / "seed0"
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    encoder = load_encoder(folder)
+    image = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    ours = encoder.normalised(centre_crop(image, 48, "bicubic")[None].copy())
+    theirs = preprocess(Image.fromarray(image))[None]
+    torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        embedding = encoder.pooled(ours) @ model.visual.proj
+        torch.testing.assert_close(embedding, model.eval().encode_image(theirs), atol=1e-5, rtol=1e-4)
+
+
+def test_resizing_keeps_images_that_fit_already():
+    image = np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8)
+    assert squash(image, 48, "bicubic") is image and centre_crop(image, 48, "bicubic") is image
+    assert squash(image[:30], 48, "bicubic").shape == centre_crop(image[:30], 48, "bicubic").shape == (48, 48, 3)
+
+
+def test_missing_model_is_refused_by_name(tmp_path):
+    with pytest.raises(CliptexError, match=r"open_clip_config\.json"):
+        load_encoder("random", reference=tmp_path)
+    with pytest.raises(CliptexError, match=str(tmp_path)):
+        load_encoder(tmp_path)
+
+
+# The stage
+
+WRITERS = {
+    "voc": (write_voc, {"steps": 8, "linear_steps": 8, "batch_size": 8, "mask_size_px": 48}),
+    "ade20k": (write_ade20k, {"steps": 4, "linear_steps": 4, "batch_size": 8, "mask_size_px": 48, "max_train": 10}),
+    "coco": (write_coco, {"steps": 4, "batch_size": 4, "channels": 16}),
+    "nyuv2": (write_nyuv2, {"grid": 12}),
+    "imagenet": (write_imagenet, {}),
+}
+HEADS = {"voc": ["linear", "deeplabv3", "pspnet"], "coco": ["mask_rcnn"], "nyuv2": ["linear"], "imagenet": ["linear"]}
+HEADS["ade20k"] = HEADS["voc"]
+TASKS = {"coco": ["detection", "instance_segmentation"], "nyuv2": ["depth", "normals"], "imagenet": ["classification"]}
+
+
+def run(name, models_dir, tmp_path, models, keep=2):
+    writer, options = WRITERS[name]
+    root = tmp_path / "resources" / name
+    if not root.exists():
+        root.mkdir(parents=True)
+        writer(root, 16, 8)
+    config = Config.load({"probes": {"benchmarks": {name: options}, "save_predictions": keep}})
+    out = tmp_path / "results" / "probes" / name
+    probe(config, name, models, 0, models_dir, root, out)
+    return out
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_a_job_writes_one_file_a_model_and_head(name, models_dir, tmp_path):
+    models = ["random", "position", "clip"]
+    out = run(name, models_dir, tmp_path, models)
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.json"))
+    assert files == sorted(f"{model}/seed0/{head}.json" for model in models for head in HEADS[name])
+    shas = set()
+    for file in files:
+        result = json.loads((out / file).read_text())
+        assert [row["task"] for row in result["results"]] == TASKS.get(name, ["semantic_segmentation"])
+        for row in result["results"]:
+            assert {"model", "seed", "head", "metrics", "num_parameters", "seconds", "protocol"} <= row.keys()
+            assert all(value is None or np.isfinite(value) for value in row["metrics"].values())
+        assert (result["source"], result["num_eval"]) == ("official", 8)
+        assert result["num_train"] == (10 if name == "ade20k" else 16)
+        shas |= set(result["provenance"]["model_sha256"].values())
+        with np.load((out / file).with_suffix(".npz")) as kept:
+            assert len(kept["ids"]) == 2 and kept["image_1"].dtype == np.uint8
+    assert len(shas) == 3
+
+
+def test_kept_predictions_give_the_reported_metric_again(models_dir, tmp_path):
+    out = run("voc", models_dir, tmp_path, ["clip"], keep=8)
+    for head in HEADS["voc"]:
+        with np.load(out / "clip" / "seed0" / f"{head}.npz") as kept:
+            pairs = [(kept[f"truth_{index}"].ravel(), kept[f"prediction_{index}"].ravel()) for index in range(8)]
+        truth, prediction = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        prediction, truth = prediction[truth != 255], truth[truth != 255]
+        ious = []
+        for label in range(21):
+            union = ((truth == label) | (prediction == label)).sum()
+            if union:
+                ious.append(((truth == label) & (prediction == label)).sum() / union)
+        row = json.loads((out / "clip" / "seed0" / f"{head}.json").read_text())["results"][0]
+        assert row["metrics"]["mIoU"] == pytest.approx(100 * np.mean(ious))
+
+
+def test_position_baseline_classifies_like_the_most_frequent_class(models_dir, tmp_path):
+    out = run("imagenet", models_dir, tmp_path, ["position"], keep=8)
+    with np.load(out / "position" / "seed0" / "linear.npz") as kept:
+        assert (kept["prediction"] == kept["prediction"][0]).all()
+
+
+def test_the_same_seed_gives_the_same_result_whatever_models_share_the_job(models_dir, tmp_path):
+    together = run("voc", models_dir, tmp_path, ["random", "clip", "cliptex"])
+    first = {path.relative_to(together): json.loads(path.read_text()) for path in together.rglob("*.json")}
+    alone = run("voc", models_dir, tmp_path, ["cliptex"])
+    for head in HEADS["voc"]:
+        again = json.loads((alone / "cliptex" / "seed0" / f"{head}.json").read_text())
+        before = next(value for path, value in first.items() if path.as_posix() == f"cliptex/seed0/{head}.json")
+        assert again["results"][0]["metrics"] == before["results"][0]["metrics"]
+
+
+def test_unknown_option_is_refused_by_key():
+    with pytest.raises(CliptexError, match=r"probes\.benchmarks\.voc\.stepz: unknown key"):
+        probe_options("voc", {"stepz": 3})
+    with pytest.raises(CliptexError, match=r"probes\.benchmarks\.nyuv2\.grid.*-1"):
+        probe_options("nyuv2", {"grid": -1})
+    assert probe_options("coco", {"steps": 7}).steps == 7
+
+
+def test_heads_are_known_without_importing_torch():
+    command = (
+        "import sys; from cliptex.probes import heads; import cliptex.probe_tables;"
+        "print([heads(n) for n in ('voc', 'coco', 'nyuv2', 'imagenet')], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    expected = [HEADS[name] for name in ("voc", "coco", "nyuv2", "imagenet")]
+    assert done.stdout.strip() == f"{expected} False"
+
+
+def test_table_gathers_every_row_and_every_models_digest(models_dir, tmp_path, monkeypatch):
+    run("imagenet", models_dir, tmp_path, ["random", "position", "clip", "cliptex"])
+    monkeypatch.chdir(tmp_path)
+    config = Config.load({"models": {"clip": {}, "cliptex": {}}})
+    files = probe_files(config, "imagenet")
+    tabulate("imagenet", files, tmp_path / "table.json")
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert [row["model"] for row in table["results"]] == ["random", "position", "clip", "cliptex"]
+    assert list(table["provenance"]["model_sha256"]) == [f"{row['model']}/seed0" for row in table["results"]]
+    assert (table["schema_version"], table["split"], table["class_names"]) == (1, "val", ["dog", "cat", "car"])
+    other = json.loads(files[2].read_text())
+    files[2].write_text(json.dumps(other | {"num_train": 5}))
+    with pytest.raises(CliptexError, match=r"clip/seed0/linear\.json.*num_train"):
+        tabulate("imagenet", files, tmp_path / "table.json")
+    files[3].unlink()
+    with pytest.raises(CliptexError, match=r"cliptex/seed0/linear\.json"):
+        tabulate("imagenet", files[3:], tmp_path / "table.json")

@@ -1,0 +1,87 @@
+"""Zero-shot classification equals open_clip's own, step by step."""
+
+import json
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from official_layouts import write_imagenet, write_voc
+from PIL import Image
+
+from cliptex import student
+from cliptex.config import Config, Student
+from cliptex.errors import CliptexError
+from cliptex.plugins import find
+from cliptex.zeroshot import zeroshot
+
+TINY = Student(
+    architecture={
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 48, "patch_size": 12, "width": 32, "layers": 1, "head_width": 16},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+)
+
+
+@pytest.fixture
+def models_dir(tmp_path):
+    for seed in (0, 1):
+        student.export(student.build(TINY, seed), TINY, tmp_path / "models" / "clip" / f"seed{seed}")
+    return tmp_path / "models"
+
+
+def test_results_equal_those_of_open_clip_by_hand(models_dir, tmp_path):
+    root = tmp_path / "imagenet"
+    write_imagenet(root, 9, 20, classes=7, height=40, width=64)
+    config = Config.load({"models": {"clip": {}}, "seeds": [0, 1], "probes": {"baselines": ["random", "position"]}})
+    zeroshot(config, "imagenet", models_dir, root, tmp_path / "out.json")
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert [(row["model"], row["seed"]) for row in result["results"]] == [
+        ("random", 0),
+        ("random", 1),
+        ("clip", 0),
+        ("clip", 1),
+    ]
+    assert result["chance"] == {"top1": pytest.approx(100 / 7), "top5": pytest.approx(500 / 7)}
+    assert (result["num_eval"], result["num_templates"], len(result["class_names"])) == (20, 7, 7)
+    assert len(set(result["provenance"]["model_sha256"].values())) == 4
+
+    samples = find("benchmarks", "imagenet")(root).samples("eval")
+    for row in result["results"][2:]:
+        folder = models_dir / "clip" / f"seed{row['seed']}"
+        model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+        with torch.no_grad():
+            text = []
+            for name in result["class_names"]:
+                prompts = [template(name) for template in open_clip.SIMPLE_IMAGENET_TEMPLATES]
+                mean = model.eval().encode_text(tokenizer(prompts), normalize=True).mean(0)
+                text.append(mean / mean.norm())
+            images = torch.stack([preprocess(Image.fromarray(samples[i]["image"])) for i in range(20)])
+            scores = (model.encode_image(images, normalize=True) @ torch.stack(text).T).numpy()
+        labels = np.array([samples[index]["label"] for index in range(20)])
+        rank = (scores > scores[np.arange(20), labels][:, None]).sum(1)
+        assert row["metrics"] == {
+            "top1": pytest.approx(100 * (rank == 0).mean()),
+            "top5": pytest.approx(100 * (rank < 5).mean()),
+        }
+
+
+def test_prompts_digest_follows_the_templates(models_dir, tmp_path):
+    write_imagenet(tmp_path / "imagenet", 3, 3)
+    digests = set()
+    for templates in ("simple", "openai"):
+        config = Config.load(
+            {"models": {"clip": {}}, "probes": {"baselines": []}, "zeroshot": {"templates": templates}}
+        )
+        zeroshot(config, "imagenet", models_dir, tmp_path / "imagenet", tmp_path / "out.json")
+        result = json.loads((tmp_path / "out.json").read_text())
+        digests.add((result["prompts_sha256"], result["num_templates"]))
+    assert {count for _, count in digests} == {7, 80} and len(digests) == 2
+
+
+def test_benchmark_without_one_class_an_image_is_refused(models_dir, tmp_path):
+    write_voc(tmp_path / "voc", 1, 1)
+    with pytest.raises(CliptexError, match="'voc' is not a classification benchmark"):
+        zeroshot(Config.load({"models": {"clip": {}}}), "voc", models_dir, tmp_path / "voc", tmp_path / "out.json")
