@@ -55,17 +55,52 @@ class Look:
     """Standard deviation of the colour channels' gains."""
     jpeg: tuple[int, int]
     """JPEG quality."""
+    flash: float
+    """Share of rooms photographed with a flash."""
 
 
 LOOKS = {
     "experts": Look(
-        1, (-0.2, 0.4), (0.35, 0.55), (0.9, 1.1), 0.15, 0.04, (0.85, 1.1), (0.005, 0.015), (0.3, 0.5), 0.03, (88, 95)
+        1,
+        (-0.2, 0.4),
+        (0.35, 0.55),
+        (0.9, 1.1),
+        0.15,
+        0.04,
+        (0.85, 1.1),
+        (0.005, 0.015),
+        (0.3, 0.5),
+        0.03,
+        (88, 95),
+        0.9,
     ),
     "pairs": Look(
-        2, (-0.4, 0.6), (0.3, 0.55), (0.85, 1.15), 0.2, 0.05, (0.75, 1.15), (0.01, 0.03), (0.35, 0.7), 0.06, (75, 95)
+        2,
+        (-0.4, 0.6),
+        (0.3, 0.55),
+        (0.85, 1.15),
+        0.2,
+        0.05,
+        (0.75, 1.15),
+        (0.01, 0.03),
+        (0.35, 0.7),
+        0.06,
+        (75, 95),
+        0.85,
     ),
     "benchmark": Look(
-        3, (-0.6, 0.1), (0.3, 0.6), (0.95, 1.25), 0.3, 0.08, (0.75, 1.05), (0.008, 0.02), (0.3, 0.6), 0.04, (80, 95)
+        3,
+        (-0.6, 0.1),
+        (0.3, 0.6),
+        (0.95, 1.25),
+        0.3,
+        0.08,
+        (0.75, 1.05),
+        (0.008, 0.02),
+        (0.3, 0.6),
+        0.04,
+        (80, 95),
+        0.9,
     ),
 }
 """Domain -> look. The benchmarks share one look and differ by their seed."""
@@ -113,7 +148,7 @@ class Stylist:
         if self.chance(self.look.odd_colour):
             return self.pick(tuple(COLOURS))
         words = typical.split()
-        return words[int(len(words) * self.random() ** 1.5)]
+        return words[int(len(words) * self.random() ** 3)]
 
     def plain(self, colour: str | Vector, grain: float = 0.04, glow: float = 0.0, spread: float = 0.15) -> Paint:
         """One colour."""

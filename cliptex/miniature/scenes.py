@@ -7,7 +7,7 @@ import numpy as np
 from cliptex.miniature.captions import CONTEXT, Seen, describe
 from cliptex.miniature.kinds import KIND_ID, KINDS, SCENE_CATEGORIES, THINGS
 from cliptex.miniature.looks import LOOKS, Stylist
-from cliptex.miniature.stage import Camera, Hits, noise
+from cliptex.miniature.stage import Camera, Hits, Light, noise
 from cliptex.miniature.views import choose_camera
 from cliptex.miniature.worlds import CONTENTS, World, build_world
 
@@ -48,13 +48,13 @@ class Wish:
     """Kind of the object that the picture is about."""
     name: str | None = None
     """The subject's specific name, e.g. "school bus"."""
-    things: tuple[int, int] = (1, 5)
+    things: tuple[int, int] = (0, 3)
     """Smallest and largest number of further objects."""
-    scenery: float = 1.0
+    scenery: float = 0.6
     """Amount of furniture that COCO does not name."""
-    closeness: float = 0.65
+    closeness: float = 0.8
     """Share of pictures that are about one object, where no subject is asked for."""
-    share: tuple[float, float] = (0.35, 1.0)
+    share: tuple[float, float] = (0.5, 1.0)
     """Extent of the object that a picture is about, as a share of the image's width."""
 
 
@@ -78,6 +78,8 @@ def render(seed: int, domain: str, stream: int, index: int, height: int, width: 
     domain: a key of LOOKS. stream: tells apart the data sets and splits of one domain.
     """
     s, world, camera = compose(seed, domain, stream, index, wish or Wish())
+    if world.room:
+        world.light = _flash(s, world.light, camera)
     hits = world.stage.cast(camera, height, width)
     image = _develop(s, world, camera, hits, height, width)
     kinds = np.append(world.stage.kinds, KIND_ID["sky"]).astype(np.uint8)[hits.part].reshape(height, width)
@@ -91,6 +93,14 @@ def render(seed: int, domain: str, stream: int, index: int, height: int, width: 
     caption = describe(s, world.category, mentioned, visible)
     quality = int(s.uniform(*s.look.jpeg))
     return Scene(image, kinds, instances, depth, normals, objects, world.category, caption, quality)
+
+
+def _flash(s: Stylist, light: Light, camera: Camera) -> Light:
+    """Photographs of rooms are mostly taken with a flash: brightness then tells how far and how oblique a surface is."""
+    if not s.chance(s.look.flash):
+        return light
+    above = camera.position - np.float32(s.uniform(0.1, 0.4)) * camera.rotation[1]
+    return Light(light.direction, above, 1.6 * light.colour, 0.45 * light.ambient, falloff=s.uniform(0.08, 0.16))
 
 
 def _instances(world: World, hits: Hits, depth: np.ndarray) -> tuple[np.ndarray, list[Seen]]:

@@ -64,6 +64,8 @@ class Light:
     """float32 [3]."""
     ambient: np.ndarray
     """float32 [3], light without a direction."""
+    falloff: float = 0.05
+    """How fast a lamp's light falls with the squared distance in metres."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ class Stage:
             towards = light.position - position
             distance = np.sqrt(np.einsum("ij,ij->i", towards, towards))
             lambert = np.maximum(np.einsum("ij,ij->i", normal, towards) / distance, 0)
-            lambert *= np.float32(1.35) / (1 + 0.05 * distance * distance)
+            lambert *= np.float32(1.35) / (1 + np.float32(light.falloff) * distance * distance)
             reach = np.ones(len(seen), np.float32)
         lit = np.flatnonzero(lambert > 0)
         origin = position[lit] + normal[lit] * np.float32(2e-3)

@@ -289,7 +289,7 @@ def _ground(s: Stylist, category: str) -> World:
     grey = s.uniform(0, 1) ** 2
     overhead = np.array([0.22, 0.42, 0.80]) * (1 - grey) + 0.72 * grey
     horizon = np.array([0.78, 0.86, 0.95]) * colour
-    fog = s.uniform(70, 400)
+    fog = s.uniform(25, 90)
 
     def height_at(x: float, y: float) -> float:
         return float(heights(np.float64(x), np.float64(y)))

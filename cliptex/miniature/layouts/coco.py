@@ -107,7 +107,7 @@ def write(draw: Draw, root: Path) -> None:
         ids = 2 * np.cumsum(gaps) + (split == "train")
         images, annotations = [], []
         for index in track(range(draw.counts[split]), f"render coco {split}"):
-            scene = draw.scene(split, index, Wish(subject=THINGS[index % len(THINGS)], things=(1, 5)))
+            scene = draw.scene(split, index, Wish(subject=THINGS[index % len(THINGS)], things=(0, 3)))
             number = int(ids[index])
             name = f"{number:012d}.jpg"
             save_jpeg(root / f"{split}2017" / name, scene)

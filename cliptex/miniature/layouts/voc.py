@@ -47,7 +47,7 @@ def write(draw: Draw, root: Path) -> None:
     for position, which in enumerate(track(order.tolist(), "render voc")):
         split, index = splits[which]
         name = f"2012_{position + 1:06d}"
-        scene = draw.scene(split, index, Wish(subject=SUBJECTS[index % len(SUBJECTS)], things=(1, 4)))
+        scene = draw.scene(split, index, Wish(subject=SUBJECTS[index % len(SUBJECTS)], things=(0, 2)))
         _write_one(folder, name, scene)
         listed[split].append(name)
     for split, names in listed.items():
