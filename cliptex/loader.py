@@ -70,7 +70,7 @@ class JointLoader:
         self.entries = shards.read_index(index)["shards"]
         self.tasks = {store: task for store, (task, _) in stores.items()}
         self.labels = {
-            entry["shard"]: {store: open_store(path, entry) for store, (_, path) in stores.items()}
+            entry["shard"]: {store: open_store(path, entry, task) for store, (task, path) in stores.items()}
             for entry in self.entries
         }
         self.train, self.image_size, self.seed, self.shuffle_labels = train, image_size, seed, shuffle_labels
@@ -114,6 +114,9 @@ class JointLoader:
         """(pair, store -> (label file, row)) of some shards; the last window is kept, as small sets have only one."""
         names = [entry["shard"] for entry in entries]
         if self._window[0] != names:
+            for name in set(self._window[0]) - set(names):
+                for file in self.labels[name].values():
+                    file.release()
             samples = []
             for entry in entries:
                 files = self.labels[entry["shard"]]

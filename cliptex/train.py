@@ -28,6 +28,7 @@ from cliptex.config import Config, Model, Train
 from cliptex.errors import CliptexError
 from cliptex.features import features_and_embedding
 from cliptex.files import read_json, replacing, sha256_json, write_json
+from cliptex.labels import read_label_index
 from cliptex.loader import Batch, JointLoader
 from cliptex.multi_scale import DenseHeads
 from cliptex.plugins import find
@@ -59,7 +60,9 @@ def train(config: Config, name: str, seed: int, root: Path = Path()) -> None:
             "model": settings.model_dump(mode="json"),
             "train": options.model_dump(mode="json"),
             "student": config.student.model_dump(mode="json"),
-            "stores": {store: read_json(root / paths.labels(store) / "index.json") for store in tasks},
+            "stores": {
+                store: read_label_index(config, store, root / paths.labels(store) / "index.json") for store in tasks
+            },
             "shards": [entry["sha256"] for entry in read_json(root / paths.SHARD_INDEX)["shards"]],
         }
     )

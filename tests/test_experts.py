@@ -341,7 +341,7 @@ def test_average_precision_of_the_truth_is_100_and_of_nothing_0():
 def test_a_flip_mirrors_labels_and_negates_x_of_the_normals():
     scenes = ball_scenes(2, 48, 64, 4)
     plain, flipped = (
-        augment(scenes, Training(flip=flip, crop_scale=(1, 1), colour=0), torch.Generator().manual_seed(0))
+        augment(scenes, (48, 64), Training(flip=flip, crop_scale=(1, 1), colour=0), torch.Generator().manual_seed(0))
         for flip in (0, 1)
     )
     assert_allclose(plain["image"], np.moveaxis(scenes["image"], 3, 1) / 255, atol=1e-4)
@@ -356,7 +356,7 @@ def test_image_and_labels_stay_aligned_under_crops():
     scenes = ball_scenes(8, 48, 64, 5)
     # a picture that shows its own labels
     scenes["image"] = np.repeat((scenes["instance"] * 100)[..., None], 3, axis=3)
-    out = augment(scenes, Training(crop_scale=(0.3, 0.6), colour=0), torch.Generator().manual_seed(1))
+    out = augment(scenes, (40, 56), Training(crop_scale=(0.3, 0.6), colour=0), torch.Generator().manual_seed(1))
     agree = (out["image"][:, 0] * 255 / 100).round() == out["instance"]
     assert agree.float().mean() > 0.95
     assert set(out["instance"].unique().tolist()) <= {0, 1, 2}
@@ -366,7 +366,7 @@ def test_image_and_labels_stay_aligned_under_crops():
 def test_colours_stay_in_range_and_differ_between_images():
     scenes = ball_scenes(1, 48, 64, 6)
     batch = {"image": np.repeat(scenes["image"], 6, axis=0)}
-    out = augment(batch, Training(flip=0, crop_scale=(1, 1)), torch.Generator().manual_seed(0))["image"]
+    out = augment(batch, (48, 64), Training(flip=0, crop_scale=(1, 1)), torch.Generator().manual_seed(0))["image"]
     assert out.min() >= 0
     assert out.max() <= 1
     assert out.mean((1, 2, 3)).std() > 0.01

@@ -42,4 +42,4 @@ def test_heads_give_logits_of_the_feature_maps_size(name, parameters):
     if parameters:
         # the linear head is a 1x1 convolution and nothing else
         assert sum(parameter.numel() for parameter in head.parameters()) == parameters
-    assert head.conv_seg.weight.std() == pytest.approx(0.01, rel=0.1)
+    assert head.conv_seg.weight.std().item() == pytest.approx(0.01, rel=0.1)

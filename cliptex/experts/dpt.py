@@ -98,12 +98,12 @@ class DPTExpert(NetworkExpert):
         nn.init.constant_(module.head.head[-2].bias, 1.0)
         return module
 
+    def train_size(self) -> tuple[int, int]:
+        return self.config.image_size, self.config.image_size
+
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         prediction_BHW = self._forward(batch["image"])
-        target_BHW = inverse_depth(batch["depth"])
-        if target_BHW.shape[-2:] != prediction_BHW.shape[-2:]:
-            target_BHW = resize(target_BHW[:, None], prediction_BHW.shape[-2:])[:, 0]
-        return scale_shift_invariant_loss(prediction_BHW, target_BHW)
+        return scale_shift_invariant_loss(prediction_BHW, inverse_depth(batch["depth"]))
 
     def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
         out_BHW, size = self._forward(images_BCHW), images_BCHW.shape[-2:]

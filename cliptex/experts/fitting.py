@@ -51,13 +51,15 @@ def fit(
     loss: Callable[[dict[str, torch.Tensor], torch.Generator], torch.Tensor],
     renders: Path,
     targets: tuple[str, ...],
+    size: tuple[int, int] | None,
     training: Training,
     seed: int,
     device: torch.device,
 ) -> dict[str, Any]:
     """Minimise `loss` on augmented batches with AdamW and a one-cycle rate (warm-up, then a cosine to zero).
 
-    Returns `images_seen` and `losses`, a list of [step, mean loss since the last entry]. Raises CliptexError when
+    loss: takes a batch as `augment` makes it, and a generator. size: that of the batch, height and width; the renders'
+    own where None. Returns `images_seen` and `losses`, a list of [step, mean loss since the last entry]. Raises CliptexError when
     the loss is no longer finite, or when the file lacks a dataset.
     """
     generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, 0xE7]).integers(2**62)))
@@ -76,7 +78,7 @@ def fit(
     )
     module.train()
     losses, recent = [], []
-    batches = _batches(data, training, generator)
+    batches = _batches(data, size or data["image"].shape[1:3], training, generator)
     for step in track(range(1, training.steps + 1), f"train on {renders}"):
         batch = {name: tensor.to(device) for name, tensor in next(batches).items()}
         value = loss(batch, generator)
@@ -108,7 +110,7 @@ def read_renders(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _batches(
-    data: dict[str, np.ndarray], training: Training, generator: torch.Generator
+    data: dict[str, np.ndarray], size: tuple[int, int], training: Training, generator: torch.Generator
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Endless augmented batches; every render once before any is seen again."""
     count = len(data["image"])
@@ -117,19 +119,21 @@ def _batches(
         while len(order) < training.batch_size:
             order = torch.cat([order, torch.randperm(count, generator=generator)])
         indices, order = order[: training.batch_size].numpy(), order[training.batch_size :]
-        yield augment({name: array[indices] for name, array in data.items()}, training, generator)
+        yield augment({name: array[indices] for name, array in data.items()}, size, training, generator)
 
 
-def augment(batch: dict[str, np.ndarray], training: Training, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def augment(
+    batch: dict[str, np.ndarray], size: tuple[int, int], training: Training, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
     """A random crop (zoom in) and flip of image and labels together, then colours, blur and noise of the image alone.
 
-    Returns `image` float32 BCHW in 0..1, `instance` int64 BHW, `depth` float32 BHW, `normals` float32 BCHW (the flip
+    size: height and width of what is returned. Returns `image` float32 BCHW in 0..1, `instance` int64 BHW, `depth` float32 BHW, `normals` float32 BCHW (the flip
     negates x); datasets without pixels are handed on. The image is sampled bilinearly, labels by the nearest pixel,
     so that no value is invented and NaN stays where it was. Zooming in changes neither a normal nor, up to scale,
     the depth: it is a longer focal length.
     """
     image_BCHW = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).float() / 255
-    grid_BHW2, flip_B = _random_view(image_BCHW, training, generator)
+    grid_BHW2, flip_B = _random_view(len(image_BCHW), size, training, generator)
 
     def nearest(tensor_BCHW: torch.Tensor) -> torch.Tensor:
         return functional.grid_sample(tensor_BCHW, grid_BHW2, "nearest", "border", align_corners=False)
@@ -152,10 +156,9 @@ def augment(batch: dict[str, np.ndarray], training: Training, generator: torch.G
 
 
 def _random_view(
-    image_BCHW: torch.Tensor, training: Training, generator: torch.Generator
+    count: int, size: tuple[int, int], training: Training, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sampling grid BHW2 of a crop of the render's own shape, and whether it is flipped."""
-    count = len(image_BCHW)
+    """Sampling grids BHW2 of crops of the render's own shape, and whether each is flipped."""
     low, high = training.crop_scale
     side_B = (low + (high - low) * torch.rand(count, generator=generator)).sqrt()
     flip_B = torch.rand(count, generator=generator) < training.flip
@@ -163,7 +166,7 @@ def _random_view(
     theta_B23[:, 0, 0] = torch.where(flip_B, -side_B, side_B)
     theta_B23[:, 1, 1] = side_B
     theta_B23[:, :, 2] = (1 - side_B)[:, None] * (2 * torch.rand(count, 2, generator=generator) - 1)
-    return functional.affine_grid(theta_B23, list(image_BCHW.shape), align_corners=False), flip_B
+    return functional.affine_grid(theta_B23, [count, 1, *size], align_corners=False), flip_B
 
 
 def _discolour(image_BCHW: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:

@@ -23,7 +23,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.config import Positive, Section, Share
 from cliptex.experts.fitting import read_renders
-from cliptex.experts.network import NetworkExpert
+from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, NetworkExpert, normalise
 
 SLOTS = 91
 SPARSE_ID = np.array([0, *(number for number, _, _ in coco_categories())])
@@ -111,6 +111,8 @@ class Network(Section):
     """Instances an image at most."""
     dense_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight, in training, of a semantic segmentation loss on the pyramid's finest level."""
+    dense_steps: Annotated[int, Field(ge=0)] = 0
+    """The first so many steps of the training minimise that loss alone."""
     background_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of background among the regions on which the heads are trained."""
 
@@ -180,13 +182,19 @@ class MaskRCNNExpert(NetworkExpert):
             return small_mask_rcnn(options.small, **common)
         return maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=SLOTS, **common)
 
+    def train_size(self) -> tuple[int, int] | None:
+        # the small network is trained on squares of the size it sees, whatever the renders' size
+        return (self.network.min_side_px,) * 2 if self.network.architecture == "small" else None
+
     def trainee(self) -> nn.Module:
         """With `dense_weight`, the pyramid's finest level also learns the class of each of its cells.
 
-        Few regions of an image hold an object, so that from random weights the features come slowly from them alone.
+        Few regions of an image hold an object, so that from random weights features come slowly from them alone; and a
+        step on the dense loss alone costs a third of a whole one.
         """
         self._dense = nn.Conv2d(self.module.backbone.out_channels, len(SPARSE_ID), 1).to(self.device)
         self._hook = self.module.backbone.register_forward_hook(self._keep_features)
+        self._step = 0
         return nn.ModuleList([self.module, self._dense])
 
     def fit(self, renders: Path, seed: int) -> dict[str, Any]:
@@ -198,19 +206,24 @@ class MaskRCNNExpert(NetworkExpert):
         self._features = features["0"]
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        options = self.network
+        self._step += 1
+        if self._step <= options.dense_steps:
+            self.module.backbone(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
+            return self._dense_loss(batch)
         targets = [
             _instances(instance, classes)
             for instance, classes in zip(batch["instance"], batch["instance_class"], strict=True)
         ]
         total = sum(self.module(list(batch["image"]), targets).values())
-        if self.network.dense_weight:
-            scores_BCHW = self._dense(self._features)
-            classes_BM = functional.pad(batch["instance_class"], (1, 0)).long()  # column 0 is the background
-            truth_BHW = classes_BM.gather(1, batch["instance"].flatten(1)).view(batch["instance"].shape)
-            size = scores_BCHW.shape[-2:]
-            truth_BHW = functional.interpolate(truth_BHW[:, None].float(), size=size, mode="nearest")[:, 0].long()
-            total = total + self.network.dense_weight * functional.cross_entropy(scores_BCHW, truth_BHW)
-        return total
+        return total + options.dense_weight * self._dense_loss(batch) if options.dense_weight else total
+
+    def _dense_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        scores_BCHW = self._dense(self._features)
+        classes_BM = functional.pad(batch["instance_class"], (1, 0)).long()  # column 0 is the background
+        truth_BHW = classes_BM.gather(1, batch["instance"].flatten(1)).view(batch["instance"].shape)
+        truth_BHW = functional.interpolate(truth_BHW[:, None].float(), size=scores_BCHW.shape[-2:], mode="nearest")
+        return functional.cross_entropy(scores_BCHW, truth_BHW[:, 0].long())
 
     def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
         options = self.network

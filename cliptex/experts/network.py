@@ -96,6 +96,10 @@ class NetworkExpert(Expert):
         """Scalar loss of a batch: `image` (float32 BCHW in 0..1) and `targets`, as in the renders' HDF5 file, with the
         same crop and flip."""
 
+    def train_size(self) -> tuple[int, int] | None:
+        """Height and width of the batches that `loss` gets; None for the renders' own."""
+        return None
+
     def trainee(self) -> nn.Module:
         """What `fit` optimises: the module, and any helper of its loss that is thrown away afterwards."""
         return self.module
@@ -133,6 +137,15 @@ class NetworkExpert(Expert):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.load(None)
-            log = fit(self.trainee(), self.loss, Path(renders), self.targets, training, seed, self.device)
+            log = fit(
+                self.trainee(),
+                self.loss,
+                Path(renders),
+                self.targets,
+                self.train_size(),
+                training,
+                seed,
+                self.device,
+            )
         self.module.eval()
         return log

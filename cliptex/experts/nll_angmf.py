@@ -278,6 +278,9 @@ class NLLAngMFExpert(NetworkExpert):
         options = self.network
         return NLLAngMF(options.encoder, options.encoder_options, options.widths, options.hidden, options.norm)
 
+    def train_size(self) -> tuple[int, int] | None:
+        return self.network.input_size_px
+
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         options, images = self.network, self._fit_size(batch["image"])
         normals = _nearest(batch["normals"], *images.shape[-2:])
