@@ -28,14 +28,14 @@ class SegmentationOptions(Common):
 
     steps: Positive = 120
     """Optimizer steps of the deeplabv3 and pspnet heads."""
-    linear_steps: Positive = 300
+    linear_steps: Positive = 200
     """Optimizer steps of the linear head, which needs more to converge and costs less."""
-    batch_size: Annotated[int, Field(ge=2)] = 16
+    batch_size: Annotated[int, Field(ge=2)] = 32
     """Images a step."""
-    learning_rates: Grid = (1e-2,)
+    learning_rates: Grid = (2e-2,)
     """Peak rates of the deeplabv3 and pspnet heads; of several the one best on the holdout is taken, then the head is
     trained on all training images."""
-    linear_learning_rates: Grid = (3e-2,)
+    linear_learning_rates: Grid = (5e-2,)
     """Peak rates of the linear head; several as above."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """AdamW weight decay."""
@@ -45,7 +45,9 @@ class SegmentationOptions(Common):
     """Training masks are kept as squares of this side (nearest); evaluation uses the original resolution."""
     loss_points: Positive = 8
     """Points a side at which the loss is taken each step: a regular sub-grid of the mask at a random offset."""
-    channels: Positive = 32
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Classes are weighted in the loss by their share of the pixels to the power of minus this; 0 is plain."""
+    channels: Positive = 16
     """Channels of the deeplabv3 and pspnet heads."""
     dilations: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 3)
     """Dilations of the deeplabv3 head."""

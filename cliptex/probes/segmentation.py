@@ -87,28 +87,41 @@ def train_head(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _, channels, height, width = features_NChw.shape
     head = build_head(name, channels, num_classes, options).train().to(device)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=options.weight_decay)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=options.weight_decay, fused=True)
     scheduler = schedule(optimizer, steps, options.warmup, power=0.9)
     size = masks_NRR.shape[1]
     points = min(options.loss_points, size)
     stride = size // points
     rows, columns = (_interpolation(side, size).to(device) for side in (height, width))
     masks = torch.from_numpy(masks_NRR)
+    weights = class_weights(masks_NRR, num_classes, options.balance).to(device)
     for batch in batches(len(masks), options.batch_size, steps, generator):
         top, left = torch.randint(stride, (2,), generator=generator).tolist()
         at_rows, at_columns = (slice(start, start + points * stride, stride) for start in (top, left))
         target = masks[batch][:, at_rows, at_columns].long().to(device)
         logits = head([features_NChw[batch].to(device)])
         # bilinear resizing to the mask's grid, computed at the points of the loss only
-        logits = torch.einsum("gh,bkhw,fw->bkgf", rows[at_rows], logits, columns[at_columns])
-        # the sum over valid points, so that a batch without any gives zero and not NaN
-        loss = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
-        loss = loss / (target != IGNORE).sum().clamp(min=1)
+        logits = (logits.flatten(2) @ torch.kron(rows[at_rows], columns[at_columns]).T).unflatten(2, target.shape[1:])
+        # not the function's own mean, which is NaN for a batch without any valid point
+        loss = F.cross_entropy(logits, target, weights, ignore_index=IGNORE, reduction="sum")
+        known = target[target != IGNORE]
+        loss = loss / weights[known].sum().clamp(min=1e-6)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
     return head.eval()
+
+
+def class_weights(masks: np.ndarray, num_classes: int, balance: float) -> torch.Tensor:
+    """Weight of each class in the loss: its share of the valid pixels to the power of -`balance`, float32 [K].
+
+    The most frequent class has weight 1, and so have classes that do not occur.
+    """
+    counts = np.bincount(masks[masks != IGNORE].astype(np.int64), minlength=num_classes).astype(np.float64)
+    weights = np.ones(num_classes)
+    weights[counts > 0] = (counts[counts > 0] / counts.max()) ** -balance
+    return torch.from_numpy(weights).float()
 
 
 @cache
@@ -120,18 +133,21 @@ def _interpolation(cells: int, size: int) -> torch.Tensor:
 def resized_argmax(logits_Khw: torch.Tensor, height: int, width: int) -> np.ndarray:
     """argmax over K of the logits resized (bilinear) to [height, width], as uint8.
 
-    Written with products, a maximum and masks because resizing and argmax over 150 classes take five times as long.
+    Written with products, a maximum and masks, some rows at a time to stay in the processor's cache: resizing and
+    argmax over 150 classes take several times as long.
     """
     _, rows, columns = logits_Khw.shape
     down, across = _interpolation(rows, height).to(logits_Khw), _interpolation(columns, width).to(logits_Khw)
-    resized = (down @ (logits_Khw @ across.T)).flatten(1)
-    best = resized.amax(0)
-    winners = ((resized - best).amax(1) == 0).nonzero()[:, 0].tolist()
-    out = torch.zeros(len(best), dtype=torch.uint8, device=best.device)
-    # the first of equal classes wins, as in argmax
-    for winner in reversed(winners):
-        out.masked_fill_(resized[winner] == best, winner)
-    return out.view(height, width).cpu().numpy()
+    tall_KHw = down @ logits_Khw
+    out = torch.zeros(height, width, dtype=torch.uint8, device=logits_Khw.device)
+    for top in range(0, height, 16):
+        resized_KRW = tall_KHw[:, top : top + 16] @ across.T
+        best = resized_KRW.amax(0)
+        winners = ((resized_KRW - best).flatten(1).amax(1) == 0).nonzero()[:, 0].tolist()
+        # the first of equal classes wins, as in argmax
+        for winner in reversed(winners):
+            out[top : top + 16].masked_fill_(resized_KRW[winner] == best, winner)
+    return out.cpu().numpy()
 
 
 @torch.inference_mode()
