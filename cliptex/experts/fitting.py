@@ -59,8 +59,8 @@ def fit(
     """Minimise `loss` on augmented batches with AdamW and a one-cycle rate (warm-up, then a cosine to zero).
 
     loss: takes a batch as `augment` makes it, and a generator. size: that of the batch, height and width; the renders'
-    own where None. Returns `images_seen` and `losses`, a list of [step, mean loss since the last entry]. Raises CliptexError when
-    the loss is no longer finite, or when the file lacks a dataset.
+    own where None. Returns `images_seen` and `losses`, a list of [step, mean loss since the last entry]. Raises
+    CliptexError when the loss is no longer finite, or when the file lacks a dataset.
     """
     generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, 0xE7]).integers(2**62)))
     data = read_renders(renders, ("image", *targets))
@@ -127,7 +127,8 @@ def augment(
 ) -> dict[str, torch.Tensor]:
     """A random crop (zoom in) and flip of image and labels together, then colours, blur and noise of the image alone.
 
-    size: height and width of what is returned. Returns `image` float32 BCHW in 0..1, `instance` int64 BHW, `depth` float32 BHW, `normals` float32 BCHW (the flip
+    size: height and width of what is returned. Returns `image` float32 BCHW in 0..1, `instance` int64 BHW, `depth`
+    float32 BHW, `normals` float32 BCHW (the flip
     negates x); datasets without pixels are handed on. The image is sampled bilinearly, labels by the nearest pixel,
     so that no value is invented and NaN stays where it was. Zooming in changes neither a normal nor, up to scale,
     the depth: it is a longer focal length.

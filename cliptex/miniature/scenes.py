@@ -96,7 +96,7 @@ def render(seed: int, domain: str, stream: int, index: int, height: int, width: 
 
 
 def _flash(s: Stylist, light: Light, camera: Camera) -> Light:
-    """Photographs of rooms are mostly taken with a flash: brightness then tells how far and how oblique a surface is."""
+    """A flash, as most photographs of rooms have: brightness then tells how far and how oblique a surface is."""
     if not s.chance(s.look.flash):
         return light
     above = camera.position - np.float32(s.uniform(0.1, 0.4)) * camera.rotation[1]
