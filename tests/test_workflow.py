@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,27 @@ def test_a_lost_shard_is_made_again(finished):
     assert result.returncode == 0, result.stderr[-4000:]
     assert lost.read_bytes() == before
     assert nothing_to_do(snakemake(finished, "all"))
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
+    """SIGKILL of Snakemake and all its jobs, in rendering, expert training and labelling."""
+    target = "results/labels/depth/index.json"
+    command = [BIN / "snakemake", "--cores", "2", "--directory", tmp_path, "--snakefile", ROOT / "Snakefile"]
+    command = [*map(str, command), "--configfile", str(ROOT / "config/test.yaml"), "--", target]
+    moments = ["results/shards/00001.tar", "resources/expert_renders/train.h5", "results/labels/depth/00000.parquet"]
+    for moment in moments:
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+        while not (tmp_path / moment).exists() and process.poll() is None:
+            time.sleep(0.02)
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert snakemake(tmp_path, "--unlock").returncode == 0
+    ended = snakemake(tmp_path, target)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    for path in sorted((finished / "results/labels/depth").glob("*.parquet")):
+        assert (tmp_path / "results/labels/depth" / path.name).read_bytes() == path.read_bytes()
+    assert (tmp_path / target).read_bytes() == (finished / target).read_bytes()
 
 
 def test_a_truncated_shard_stops_the_index_with_its_name(finished, tmp_path):
