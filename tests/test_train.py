@@ -151,7 +151,7 @@ def test_decay_spares_norms_biases_embeddings_and_the_logit_scale(tiny):
 
 def test_sigkill_loses_at_most_one_interval(clip, tmp_path):
     """A real process, really killed."""
-    steps = clip.models["clip_ft"].model_copy(update={"steps": 400})
+    steps = clip.models["clip_ft"].model_copy(update={"steps": 80})
     config = clip.model_copy(update={"models": {**clip.models, "clip_ft": steps}})
     command = [sys.executable, "-m", "cliptex", "--threads", "1", "train", "--model", "clip_ft"]
     command += ["--config", config.subset("dataset", "student", "train", "models", "label_stores")]

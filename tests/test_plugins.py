@@ -1,0 +1,50 @@
+import logging
+
+import pytest
+
+from cliptex import progress
+from cliptex.errors import CliptexError
+from cliptex.plugins import find
+from cliptex.progress import track
+from cliptex.provenance import provenance
+
+
+@pytest.mark.parametrize("name", ["segmentation", "depth", "normals"])
+def test_our_own_are_found_by_name(name):
+    assert find("tasks", name).name == name
+
+
+def test_a_users_own_is_found_by_import_path():
+    assert find("tasks", "cliptex.tasks.depth:Depth") is find("tasks", "depth")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dept", "'dept' is neither a module of cliptex/tasks/ nor an importable"),
+        ("nobody.here:Task", "'nobody.here:Task' is neither"),
+        ("cliptex.tasks.depth:Nothing", "module 'cliptex.tasks.depth' has no 'Nothing'"),
+    ],
+)
+def test_what_does_not_exist_is_named(name, message):
+    with pytest.raises(CliptexError, match=message):
+        find("tasks", name)
+
+
+def test_long_work_says_how_far_it_is_in_a_log(monkeypatch, caplog):
+    monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
+    with caplog.at_level(logging.INFO, "cliptex"):
+        assert list(track(range(3), "count")) == [0, 1, 2]
+    assert "count: 2/3" in caplog.text
+
+
+def test_short_work_is_quiet(caplog):
+    with caplog.at_level(logging.INFO, "cliptex"):
+        assert list(track(iter("ab"), "count")) == ["a", "b"]
+    assert caplog.text == ""
+
+
+def test_provenance_tells_configurations_apart():
+    one, other = provenance({"a": 1}), provenance({"a": 2})
+    assert one["config_sha256"] != other["config_sha256"]
+    assert one["packages"]["torch"] == other["packages"]["torch"]
