@@ -17,8 +17,8 @@ BIN = Path(sys.executable).parent
 
 
 def snakemake(directory, *arguments, cores=2):
-    command = [BIN / "snakemake", "--cores", str(cores), "--directory", directory, "--snakefile", ROOT / "Snakefile"]
-    command += ["--configfile", ROOT / "config/test.yaml", *arguments]
+    command = [BIN / "snakemake", "--configfile", ROOT / "config/test.yaml", "--cores", str(cores)]
+    command += ["--directory", directory, "--snakefile", ROOT / "Snakefile", *arguments]
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, cwd=ROOT)
 
