@@ -15,10 +15,11 @@ import torch
 from open_clip.pos_embed import get_2d_sincos_pos_embed
 from PIL import Image
 
+from cliptex.config import Student
 from cliptex.errors import CliptexError
 from cliptex.features import dense_features
 from cliptex.files import sha256_file
-from cliptex.student import CONFIG_FILE, WEIGHTS_FILE, exported_config, load
+from cliptex.student import CONFIG_FILE, WEIGHTS_FILE, build, exported_config, load
 
 BASELINES = ("random", "position")
 POOLED = "pooled feature before the projection"
@@ -27,7 +28,7 @@ INTERPOLATION = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-BATCH_SIZE = 64
+BATCH_SIZE = 32
 
 
 class Encoder:
@@ -118,8 +119,7 @@ def untrained(reference: Path, seed: int) -> torch.nn.Module:
     if not (Path(reference) / CONFIG_FILE).exists():
         raise CliptexError(f"{Path(reference) / CONFIG_FILE}: no such file; train that model first")
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return open_clip.create_model(f"local-dir:{reference}", load_weights=False).eval()
+        return build(Student(architecture=exported_config(reference)["model_cfg"]), seed).eval()
 
 
 def sha256_weights(module: torch.nn.Module) -> str:

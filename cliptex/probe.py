@@ -28,7 +28,17 @@ import torch
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import source
 from cliptex.config import Config
-from cliptex.encoders import BASELINES, POOLED, Encoder, centre_crop, dense_of, in_order, load_encoder, squash
+from cliptex.encoders import (
+    BASELINES,
+    BATCH_SIZE,
+    POOLED,
+    Encoder,
+    centre_crop,
+    dense_of,
+    in_order,
+    load_encoder,
+    squash,
+)
 from cliptex.errors import CliptexError
 from cliptex.features import DENSE
 from cliptex.files import replacing, write_json
@@ -143,6 +153,12 @@ def probe(
                 "num_eval": len(judged.ids),
                 "class_names": data.class_names,
                 "feature": POOLED if pooled else DENSE,
+                "input": {
+                    "image_size_px": encoder.image_size,
+                    "resize": "shorter side, centre crop" if pooled else "squashed",
+                    "interpolation": encoder.interpolation,
+                    "grid": encoder.grid,
+                },
                 "seconds_features": seconds_features,
                 "results": rows,
                 "provenance": provenance(settings) | {"model_sha256": {f"{model}/seed{seed}": encoder.sha256}},
@@ -248,7 +264,7 @@ def _read_pooled(
         ids.append(name)
         labels.append({"label": label})
         batch.append(image)
-        if len(batch) == 64 or number == len(indices):
+        if len(batch) == BATCH_SIZE or number == len(indices):
             stacked = np.stack(batch)
             for model, encoder in encoders.items():
                 features[model].append(encoder.pooled(encoder.normalised(stacked)).cpu())

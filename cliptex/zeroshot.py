@@ -44,6 +44,7 @@ class Contender:
     tokenizer: Any
     preprocess: PreprocessCfg
     sha256: str
+    quick_gelu: bool
 
 
 def contender(name: str, seed: int, folder: Path) -> Contender:
@@ -53,8 +54,11 @@ def contender(name: str, seed: int, folder: Path) -> Contender:
         sha256 = sha256_weights(model)
     else:
         model, sha256 = load(folder), sha256_file(folder / WEIGHTS_FILE)
-    preprocess = PreprocessCfg(size=model.visual.image_size, **exported_config(folder).get("preprocess_cfg", {}))
-    return Contender(name, seed, model, open_clip.get_tokenizer(f"local-dir:{folder}"), preprocess, sha256)
+    described = exported_config(folder)
+    preprocess = PreprocessCfg(size=model.visual.image_size, **described.get("preprocess_cfg", {}))
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    quick_gelu = bool(described["model_cfg"].get("quick_gelu"))
+    return Contender(name, seed, model, tokenizer, preprocess, sha256, quick_gelu)
 
 
 def contenders(config: Config, models_dir: Path) -> list[Contender]:
@@ -149,6 +153,7 @@ def zeroshot(config: Config, benchmark: str, models_dir: Path, root: Path, out: 
         "num_templates": len(templates),
         "prompts_sha256": sha256_json(prompts),
         "preprocess": {name: getattr(judged[-1].preprocess, name) for name in ("interpolation", "resize_mode", "size")},
+        "activation": "quick_gelu" if judged[-1].quick_gelu else "gelu",
         "results": rows,
         "provenance": provenance(settings) | {"model_sha256": shas},
     }

@@ -81,6 +81,32 @@ class Pyramid(nn.Module):
         return OrderedDict(zip(LEVELS, (conv(one) for conv, one in zip(self.smooth, maps, strict=True)), strict=True))
 
 
+class BoxPredictor(nn.Module):
+    """Scores of all classes, and one box for all of them: few images an epoch have any one class."""
+
+    def __init__(self, units: int, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+        self.scores = nn.Linear(units, num_classes)
+        self.box = nn.Linear(units, 4)
+
+    def forward(self, regions_RC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.scores(regions_RC), self.box(regions_RC).repeat(1, self.num_classes)
+
+
+class MaskPredictor(nn.Module):
+    """One mask for all classes, at twice the side of the regions."""
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+        self.up = nn.ConvTranspose2d(channels, channels, 2, 2)
+        self.mask = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, regions_RChw: torch.Tensor) -> torch.Tensor:
+        return self.mask(torch.relu(self.up(regions_RChw))).expand(-1, self.num_classes, -1, -1)
+
+
 class Detector(nn.Module):
     """Mask R-CNN that takes feature maps in place of images. `side` is that of the virtual frame."""
 
@@ -91,9 +117,16 @@ class Detector(nn.Module):
         anchors = AnchorGenerator(tuple((options.anchor_scale * stride,) for stride in strides), ((0.5, 1.0, 2.0),) * 3)
         # objects of 64 pixels and more are pooled from the encoder's own stride
         pools = [
-            MultiScaleRoIAlign(list(LEVELS), size, sampling_ratio=2, canonical_scale=64, canonical_level=4)
+            MultiScaleRoIAlign(list(LEVELS), size, sampling_ratio=1, canonical_scale=64, canonical_level=4)
             for size in (5, 7)
         ]
+        classes = num_classes + 1
+        if options.class_agnostic:
+            box_predictor = BoxPredictor(options.box_units, classes)
+            mask_predictor = MaskPredictor(channels, classes)
+        else:
+            box_predictor = FastRCNNPredictor(options.box_units, classes)
+            mask_predictor = MaskRCNNPredictor(channels, channels, classes)
         self.side = side
         self.network = MaskRCNN(
             Pyramid(channels_in, channels),
@@ -105,13 +138,13 @@ class Detector(nn.Module):
             rpn_batch_size_per_image=64,
             box_roi_pool=pools[0],
             box_head=TwoMLPHead(channels * 5 * 5, options.box_units),
-            box_predictor=FastRCNNPredictor(options.box_units, num_classes + 1),
+            box_predictor=box_predictor,
             box_batch_size_per_image=options.rois,
             box_detections_per_img=options.detections,
             box_score_thresh=options.score_threshold,
             mask_roi_pool=pools[1],
             mask_head=MaskRCNNHeads(channels, (channels,) * options.mask_layers, 1),
-            mask_predictor=MaskRCNNPredictor(channels, channels, num_classes + 1),
+            mask_predictor=mask_predictor,
         )
 
     def forward(self, features_BChw: torch.Tensor, targets: list[dict[str, torch.Tensor]] | None = None) -> Any:

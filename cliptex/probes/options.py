@@ -76,6 +76,8 @@ class DetectionOptions(Common):
     """Units of the two layers of the box head."""
     mask_layers: Positive = 1
     """3x3 convolutions of the mask head."""
+    class_agnostic: bool = True
+    """One box and one mask a region, whatever its class, as small training sets need; false is one a class."""
     anchor_scale: Rate = 2.5
     """Anchor side in strides of its level."""
     proposals: Positive = 50
