@@ -74,10 +74,13 @@ def read_shard(path: Path) -> list[Pair]:
             if file.read(512) != b"\0" * 512:
                 raise tarfile.ReadError("no end-of-archive mark")
     except FileNotFoundError as error:
-        raise CliptexError(f"{path}: shard is missing; run the same command again to make it") from error
+        raise CliptexError(
+            f"{path}: shard is missing; run: rm -f {path.parent}/index.json   and then the same command again"
+        ) from error
     except (tarfile.TarError, OSError, EOFError) as error:
         raise CliptexError(
-            f"{path}: shard is truncated or not a tar ({error}); delete it and run the same command again"
+            f"{path}: shard is truncated or not a tar ({error}); run: rm -f {path} {path.parent}/index.json   and then"
+            " the same command again"
         ) from error
     pairs = []
     for key, members in samples.items():

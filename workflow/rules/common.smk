@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from os.path import exists
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError

@@ -1,6 +1,8 @@
 # Every shard labelled by every expert. Label files are not declared outputs, since Snakemake would delete them before
-# a retry; a batch's done file is. Batches that lost a file since are named and redone.
+# a retry; a batch's done file is. One that lists a label file which is lost since says what is not so: it is removed,
+# and the batch is made again, where the other label files are kept.
 
+REDONE = []
 if workflow.is_main_process:
     for done, files in batches_to_redo(
         [f"results/labels/{store}" for store in CONFIG.label_stores]
@@ -8,9 +10,8 @@ if workflow.is_main_process:
         logger.warning(
             f"{', '.join(map(str, files))}: missing or changed; {done} is made again"
         )
-        workflow.dag_settings.forcerun = frozenset(
-            {*workflow.dag_settings.forcerun, str(done)}
-        )
+        done.unlink()
+        REDONE += [str(done), str(done.with_name("index.json"))]
 
 
 rule label:
