@@ -5,7 +5,8 @@
 `features`  training the linear segmentation head on features computed once, against running the frozen encoder at
             every step; same head, batches and steps. Ratio of processor seconds, features included.
 `solver`    RMSE of the depth probe solved in closed form, against the same 1x1 regression trained by AdamW for ten
-            epochs (the length of probe3d's protocol). Ratio of RMSE in metres on held-out images.
+            epochs (the length of probe3d's protocol), at the best of three rates on the very images it is judged on,
+            which favours it. Ratio of RMSE in metres; `by_rate` has the ratio to each of the rates.
 
 Repeats use other seeds of the encoder; a ratio's spread is the least and the greatest over them. The last line is a
 JSON list.
@@ -37,6 +38,7 @@ from cliptex.probes.segmentation import square_masks, train_head
 REPEATS = 3
 STEPS = 100
 EPOCHS = 10
+RATES = (5e-4, 5e-3, 5e-2)
 ARCHITECTURE = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": 96, "patch_size": 12, "width": 128, "layers": 4, "head_width": 32},
@@ -67,12 +69,14 @@ def seconds_of_training(encoder: Encoder, images: np.ndarray, masks: np.ndarray,
     return once, time.process_time() - start + head_only
 
 
-def depth_by_gradient(train: torch.Tensor, judged: torch.Tensor, depths: list, truths: list, seed: int) -> float:
-    """RMSE of the 1x1 regression of metric depth trained by AdamW, probe3d's rate and warm-up, linear decay."""
+def depth_by_gradient(
+    train: torch.Tensor, judged: torch.Tensor, depths: list, truths: list, seed: int, rate: float
+) -> float:
+    """RMSE of the 1x1 regression of metric depth trained by AdamW with warm-up and linear decay."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     head = torch.nn.Conv2d(train.shape[1], 1, 1)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=5e-4)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=rate)
     steps = EPOCHS * -(-len(train) // 8)
     scheduler = schedule(optimizer, steps, 0.15, power=1.0)
     targets = np.stack([resample_nearest(depth, 24) for depth in depths])[..., None]
@@ -122,20 +126,22 @@ def main() -> None:
         masks = square_masks(masks, 96)
         train_images, depths = read("nyuv2", folder / "nyuv2", "train", "depth")
         eval_images, truths = read("nyuv2", folder / "nyuv2", "eval", "depth")
-        speed, error = [], []
+        speed, error, by_rate = [], [], []
         for seed, encoder in enumerate(encoders(folder / "model")):
             once, each = seconds_of_training(encoder, images, masks, seed)
             speed.append(once / each)
             features = standardise(dense_of(encoder, train_images), dense_of(encoder, eval_images))
             solved = probe_depth(*features, depths, truths, GeometryOptions(depth_targets=("metric",)), 0.2, seed, 0)
-            error.append(solved.metrics["rmse"] / depth_by_gradient(*features, depths, truths, seed))
+            trained = [depth_by_gradient(*features, depths, truths, seed, rate) for rate in RATES]
+            error.append(solved.metrics["rmse"] / min(trained))
+            by_rate.append([solved.metrics["rmse"] / rmse for rmse in trained])
     what = [
         "processor seconds, features computed once / at every step",
         "RMSE in metres, closed form / AdamW for ten epochs",
     ]
     results = [
         report("probe/features", speed, 0.5, what[0], images=count, steps=STEPS),
-        report("probe/solver", error, 1.0, what[1], images=count, epochs=EPOCHS),
+        report("probe/solver", error, 1.02, what[1], images=count, epochs=EPOCHS, rates=RATES, by_rate=by_rate),
     ]
     print(json.dumps(results))
 
