@@ -43,8 +43,9 @@ MAX_LOGIT_SCALE = math.log(100)
 def train(config: Config, name: str, seed: int, root: Path = Path()) -> None:
     """Train model `name` with `seed` and export it.
 
-    Raises CliptexError when an input is missing or does not fit, when a checkpoint belongs to another
-    configuration, or when the loss is no longer finite.
+    Goes on from the newest checkpoint; those that cannot be read, or that belong to another configuration or other
+    data, are named in the log and left out. Raises CliptexError when an input is missing or does not fit, or when the
+    loss is no longer finite.
     """
     if name not in config.models:
         raise CliptexError(f"models: no model {name!r}; there are {', '.join(config.models)}")

@@ -515,3 +515,14 @@ def test_the_audit_finds_labels_that_cannot_be_made_again(work):
 
     with pytest.raises(CliptexError, match="gives another label"):
         audit_labels(config, "depth", work.index, Inverted({"network": {}}), work.out, samples=1)
+
+
+def test_a_loss_is_remembered_by_the_index_when_the_batch_file_is_gone(tmp_path):
+    item = {"batch": "batch-000.json", "file": "00000.parquet", "bytes": 3}
+    write_json(tmp_path / "index.json", {"files": [item]})
+    (tmp_path / "00000.parquet").write_bytes(b"abc")
+    assert batches_to_redo([tmp_path]) == {}  # the batch file alone is no loss of labels
+    (tmp_path / "00000.parquet").unlink()
+    assert batches_to_redo([tmp_path]) == {tmp_path / "batch-000.json": [tmp_path / "00000.parquet"]}
+    (tmp_path / "index.json").write_text("{")
+    assert batches_to_redo([tmp_path]) == {}

@@ -76,6 +76,8 @@ def test_a_lost_label_file_is_named_and_made_again_and_nothing_else(finished):
     kept = finished / "results/labels/depth/00000.parquet"
     before, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
+    # looking at the plan first must not make the loss forgotten
+    assert jobs(snakemake(finished, "--dry-run", "all")) == {"label": 1, "index_labels": 1, "all": 1}
     result = snakemake(finished, "all")
     assert result.returncode == 0, result.stderr[-4000:]
     assert "results/labels/depth/00001.parquet: missing" in result.stderr + result.stdout

@@ -10,7 +10,7 @@ if workflow.is_main_process:
         logger.warning(
             f"{', '.join(map(str, files))}: missing or changed; {done} is made again"
         )
-        done.unlink()
+        done.unlink(missing_ok=True)
         REDONE += [str(done), str(done.with_name("index.json"))]
 
 
