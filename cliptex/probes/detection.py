@@ -7,6 +7,7 @@ powers of two, so that a patch size of 12 or 14 would misplace every region.
 Shapes: N images, C feature width, h x w feature map.
 """
 
+import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -235,7 +236,8 @@ def average_precision(
     if not rows:
         # without any detection the evaluator gives -1 or 0 by version
         return dict.fromkeys(METRICS, 0.0)
-    truth = COCO(annotations)
+    # a copy: the evaluator writes its own run-length codes into what it is given
+    truth = COCO(copy.deepcopy(annotations))
     evaluation = COCOeval_faster(truth, truth.loadRes(rows), kind)
     evaluation.params.imgIds = list(ids)
     evaluation.evaluate()

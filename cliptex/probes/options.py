@@ -60,19 +60,19 @@ class SegmentationOptions(Common):
 class DetectionOptions(Common):
     """Mask R-CNN with a simple feature pyramid on frozen dense features, trained with AdamW and a polynomial rate."""
 
-    steps: Positive = 150
+    steps: Positive = 600
     """Optimizer steps."""
-    batch_size: Positive = 16
+    batch_size: Positive = 4
     """Images a step."""
-    learning_rate: Rate = 3e-3
+    learning_rate: Rate = 4e-3
     """Peak rate."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW weight decay."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the rate rises to its peak."""
-    channels: Positive = 64
+    channels: Positive = 32
     """Channels of the pyramid and of the mask head."""
-    box_units: Positive = 128
+    box_units: Positive = 256
     """Units of the two layers of the box head."""
     mask_layers: Positive = 1
     """3x3 convolutions of the mask head."""
@@ -80,9 +80,9 @@ class DetectionOptions(Common):
     """One box and one mask a region, whatever its class, as small training sets need; false is one a class."""
     anchor_scale: Rate = 2.5
     """Anchor side in strides of its level."""
-    proposals: Positive = 50
+    proposals: Positive = 30
     """Proposals an image after suppression; four times as many before."""
-    rois: Positive = 24
+    rois: Positive = 16
     """Regions an image on which box and mask heads are trained."""
     detections: Positive = 30
     """Detections an image that are kept; COCO counts up to 100."""
