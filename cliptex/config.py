@@ -69,18 +69,37 @@ class Expert(Section):
 
     plugin: str | None = None
     """Module in cliptex/experts/ or "package.module:Class"; the expert's own name when absent."""
-    weights: Literal["trained", "local"] = "trained"
-    """`trained`: by this workflow on labelled renders. `local`: the file `path`."""
+    weights: Literal["trained", "url", "hub", "local", "random"] = "trained"
+    """`trained`: by this workflow on labelled renders. `url`: downloaded from `url`. `hub`: from the Hugging Face
+    repository `repo`. `local`: the file or folder `path`. `random`: untrained, for tests and benchmarks only."""
+    url: str | None = None
+    """Address (http or https) of the weight file for `url`."""
+    repo: str | None = None
+    """Repository for `hub`, e.g. "Intel/dpt-large"."""
+    revision: str | None = None
+    """Commit, tag or branch of `repo`; the default branch when absent. The commit found is recorded."""
+    file: str | None = None
+    """File in `repo` to use; when absent config.json, preprocessor_config.json and the model's weights."""
     path: str | None = None
-    """Weight file (safetensors) for `local`."""
-    licence: str = "Apache-2.0"
-    """Licence of the weights, recorded in the label store."""
+    """Weight file (safetensors, or PyTorch's, of tensors alone), or folder of a saved model, for `local`."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
+    """SHA-256 of the weight file, or at least its first 8 digits; other weights are refused."""
+    licence: str | None = None
+    """Licence of the weights, recorded in the label store; "Apache-2.0" when absent for weights made here, else
+    "unknown"."""
     batch_size: Positive = 32
     """Images a forward pass."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of the network, in training and in labelling; `auto`: bf16 where the hardware computes it."""
     network: dict[str, Any] = {}
     """Architecture and inference options, read by the expert."""
     training: dict[str, Any] = {}
     """Training options (steps, batch_size, learning_rate, ...), read by the expert."""
+
+    @property
+    def licence_name(self) -> str:
+        """`licence`, or what stands for it."""
+        return self.licence or ("Apache-2.0" if self.weights in ("trained", "random") else "unknown")
 
 
 class LabelStore(Section):
@@ -222,6 +241,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         """Check references between sections. A subset without the section referred to is accepted."""
+        for name, expert in self.experts.items():
+            key = {"url": "url", "hub": "repo", "local": "path"}.get(expert.weights)
+            if key and getattr(expert, key) is None:
+                raise ValueError(f"experts.{name}.{key}: weights {expert.weights!r} need it; see docs/experts.md")
         for name, store in self.label_stores.items():
             if self.experts and store.expert not in self.experts:
                 raise ValueError(f"label_stores.{name}.expert: {store.expert!r} is not one of {sorted(self.experts)}")

@@ -1,7 +1,6 @@
 """The CLIP under training: build it from config, export it as an open_clip folder, load it back."""
 
 import json
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,32 +108,3 @@ def exported_config(folder: Path) -> dict[str, Any]:
 def parameters(module: torch.nn.Module) -> int:
     """Number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-@contextmanager
-def mixed_precision(precision: str):
-    """Autocast for "bf16", nothing for "fp32".
-
-    On CPUs PyTorch's fused attention is several times slower in bf16 than plain matrix products at CLIP's short
-    sequences, so the plain form is chosen there.
-    """
-    if precision == "fp32":
-        yield
-        return
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.autocast(device, dtype=torch.bfloat16):
-        if device == "cpu":
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        else:
-            yield
-
-
-def native_precision() -> str:
-    """ "bf16" where the processor or GPU computes it natively, else "fp32"."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capable = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return "bf16" if capable else "fp32"

@@ -32,6 +32,7 @@ from cliptex.labels import read_label_index
 from cliptex.loader import Batch, JointLoader
 from cliptex.multi_scale import DenseHeads
 from cliptex.plugins import find
+from cliptex.precision import mixed_precision, native_precision
 from cliptex.progress import track
 from cliptex.provenance import provenance
 from cliptex.versions import TRAIN
@@ -52,7 +53,7 @@ def train(config: Config, name: str, seed: int, root: Path = Path()) -> None:
     settings, options = config.models[name], config.train
     folder = root / paths.model(name, seed)
     tasks = {store: find("tasks", config.label_stores[store].task)() for store in settings.tasks}
-    precision = student.native_precision() if options.precision == "auto" else options.precision
+    precision = native_precision() if options.precision == "auto" else options.precision
     identity = sha256_json(
         {
             "version": TRAIN,
@@ -221,7 +222,7 @@ class _Run:
         images_BCHW = (images_BHWC.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
         tokens = self.tokenizer(batch.captions).to(self.device)
         losses = {}
-        with student.mixed_precision(self.precision):
+        with mixed_precision(self.precision):
             if self.tasks:
                 dense, image = features_and_embedding(self.model.visual, images_BCHW)
             else:

@@ -113,7 +113,7 @@ class DPTExpert(NetworkExpert):
 
     def _forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         side = self.config.image_size
-        return self.module(normalise(resize(images_BCHW, (side, side)), MEAN, STD)).predicted_depth
+        return self.module(normalise(resize(images_BCHW, (side, side)), MEAN, STD)).predicted_depth.float()
 
 
 PLUGIN = DPTExpert

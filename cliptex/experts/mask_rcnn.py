@@ -231,7 +231,7 @@ class MaskRCNNExpert(NetworkExpert):
             paint(
                 _to_masks(found, options.mask_threshold),
                 CONTIGUOUS[found["labels"].cpu().numpy()],
-                found["scores"].cpu().numpy(),
+                found["scores"].float().cpu().numpy(),
                 options.score_threshold,
                 options.ignore_below,
             )

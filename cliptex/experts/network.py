@@ -18,6 +18,7 @@ from cliptex.errors import CliptexError
 from cliptex.experts.base import Expert
 from cliptex.experts.fitting import Training, fit
 from cliptex.experts.options import parse_options
+from cliptex.precision import mixed_precision, native_precision
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -81,6 +82,8 @@ class NetworkExpert(Expert):
         super().__init__(settings)
         self.network = parse_options(self.Network, settings.get("network", {}), "network")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        precision = settings.get("precision", "auto")
+        self.precision = native_precision() if precision == "auto" else precision
         self.module: nn.Module | None = None
 
     @abstractmethod
@@ -120,7 +123,7 @@ class NetworkExpert(Expert):
             groups.setdefault(image.shape, []).append(index)
         batch_size = self.settings.get("batch_size", 32)
         self.module.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), mixed_precision(self.precision):
             for indices in groups.values():
                 for start in range(0, len(indices), batch_size):
                     part = indices[start : start + batch_size]
@@ -139,7 +142,7 @@ class NetworkExpert(Expert):
             self.load(None)
             log = fit(
                 self.trainee(),
-                self.loss,
+                self._mixed_loss,
                 Path(renders),
                 self.targets,
                 self.train_size(),
@@ -149,3 +152,7 @@ class NetworkExpert(Expert):
             )
         self.module.eval()
         return log
+
+    def _mixed_loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        with mixed_precision(self.precision):  # for each step anew: autocast keeps its copies of the weights until it ends
+            return self.loss(batch, generator)

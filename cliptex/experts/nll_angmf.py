@@ -33,7 +33,7 @@ MIN_KAPPA = 0.01
 
 def norm_normalize(raw: torch.Tensor, axis: int = 1) -> torch.Tensor:
     """Raw network output (4 channels along `axis`) to a unit normal and kappa = elu + 1 + 0.01 > 0.01."""
-    normal, kappa = raw.split((3, 1), dim=axis)
+    normal, kappa = raw.float().split((3, 1), dim=axis)
     length = normal.square().sum(axis, keepdim=True).clamp(min=1e-20).sqrt()
     return torch.cat([normal / length, functional.elu(kappa) + 1 + MIN_KAPPA], dim=axis)
 
