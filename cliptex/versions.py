@@ -6,7 +6,7 @@ edits in a module that a rule only calls. Imports nothing, because the Snakefile
 
 RENDER = 1
 EXPERT = 1
-LABEL = 1
+LABEL = 2
 TRAIN = 1
 PROBE = 2
 ZEROSHOT = 1

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cliptex.tasks.base import Task, View
-from cliptex.tasks.grid import INVALID_COLOUR, WHOLE, area_mean, pack, unpack
+from cliptex.tasks.grid import INVALID_COLOUR, WHOLE, area_mean, pack_picture, unpack_picture
 
 if TYPE_CHECKING:
     import torch
 
-LEVELS = 1023
+LEVELS = 255
 GRADIENT_WEIGHT = 0.5
 GRADIENT_SCALES = 4
 
@@ -27,13 +27,13 @@ class Depth(Task):
     def codec(self) -> dict[str, Any]:
         """Linear between the label's own least and greatest value, which lead the payload."""
         return {
-            "name": "linear-uint16-predicted-zigzag-zstd",
-            "version": 1,
+            "name": "linear-uint8-webp",
+            "version": 2,
             "dtype": "float32",
             "shape": "H W",
             "levels": LEVELS,
             "step": f"1/{LEVELS - 1} of the label's range",
-            "header": "least and greatest value, 2 x float32 little-endian",
+            "header": "least and greatest value, 2 x float32 little-endian; then a lossless WebP file",
             "invalid": "NaN (code 0)",
             "resize": "mean over the valid area",
             "frame": "relative inverse depth along the optical axis, larger = nearer, up to scale and shift",
@@ -47,17 +47,17 @@ class Depth(Task):
             raise ValueError("every pixel is invalid")
         values = label[valid].astype(np.float64)
         low, high = values.min(), values.max()
-        codes = np.zeros(label.shape, np.uint16)
+        codes = np.zeros(label.shape, np.uint8)
         scale = (LEVELS - 1) / (high - low) if high > low else 0.0
         codes[valid] = np.rint((values - low) * scale) + 1
-        return struct.pack("<ff", low, high) + pack(codes, predict=True)
+        return struct.pack("<ff", low, high) + pack_picture(codes)
 
     def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
         low, high = struct.unpack_from("<ff", payload)
         table = np.empty(LEVELS + 1, np.float32)
         table[0] = np.nan
         table[1:] = np.linspace(low, high, LEVELS)
-        return table.take(unpack(memoryview(payload)[8:], (height, width), np.uint16, predict=True))
+        return table.take(unpack_picture(memoryview(payload)[8:], height, width)[..., 0])
 
     def scalars(self, label: np.ndarray) -> dict[str, float]:
         """`coverage`: share of valid pixels; `range`: greatest less least value."""

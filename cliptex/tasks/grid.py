@@ -1,12 +1,14 @@
-"""What the tasks share: views and resizing of label grids, and lossless packing of integer planes.
+"""What the tasks share: views and resizing of label grids, and lossless packing of planes of bytes.
 
 Every function takes pixel centres at (i + 0.5) / n, the convention of an image resized after being cropped.
 """
 
+import io
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from cliptex.tasks.base import View
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 WHOLE = View(top=0.0, left=0.0, height=1.0, width=1.0, flip=False)
 INVALID_COLOUR = (64, 64, 64)
+WEBP_MAX_SIDE = 16383
+WEBP_METHOD, WEBP_EFFORT = 2, 50
 
 
 def take_nearest(label: np.ndarray, view: View, height: int, width: int) -> np.ndarray:
@@ -67,37 +71,40 @@ def _zstd() -> "pyarrow.Codec":
     return pyarrow.Codec("zstd", compression_level=3)
 
 
-def pack(planes: np.ndarray, *, predict: bool) -> bytes:
-    """Unsigned integers [..., H, W] to bytes, without loss.
-
-    predict: store the difference of each value from left + up - upper left (modulo), which makes smooth planes small.
-    Integers wider than a byte are stored as planes of bytes, differences as 0, -1, 1, -2, ..., so that the high bytes
-    of small ones are 0.
-    """
-    if predict:
-        planes = np.diff(planes, axis=-1, prepend=planes.dtype.type(0))
-        planes = np.diff(planes, axis=-2, prepend=planes.dtype.type(0))
-        if planes.itemsize > 1:
-            signed = planes.view(np.dtype(f"i{planes.itemsize}"))
-            planes = ((signed << 1) ^ (signed >> (8 * planes.itemsize - 1))).view(planes.dtype)
-    octets = np.ascontiguousarray(planes).reshape(-1, 1).view(np.uint8)  # little-endian, as every platform of torch is
-    return _zstd().compress(np.ascontiguousarray(octets.T), asbytes=True)
+def pack(plane_HW: np.ndarray) -> bytes:
+    """uint8 [H, W] to bytes by zstd, without loss. The choice for planes of few values, such as classes."""
+    return _zstd().compress(np.ascontiguousarray(plane_HW), asbytes=True)
 
 
-def unpack(payload: bytes | memoryview, shape: tuple[int, ...], dtype: type, *, predict: bool) -> np.ndarray:
-    """The array of `shape` and `dtype` that was packed. Raises ValueError when the payload is damaged."""
-    dtype = np.dtype(dtype)
-    count = int(np.prod(shape))
+def unpack(payload: bytes, height: int, width: int) -> np.ndarray:
+    """The array that was packed. Raises ValueError when the payload is damaged."""
     try:
-        octets = _zstd().decompress(payload, decompressed_size=count * dtype.itemsize, asbytes=True)
+        octets = _zstd().decompress(payload, decompressed_size=height * width, asbytes=True)
     except OSError as error:
         raise ValueError(f"payload is damaged ({error})") from error
-    low, *higher = np.frombuffer(octets, np.uint8).reshape(dtype.itemsize, *shape)
-    planes = low.astype(dtype, copy=False)
-    for place, octet in enumerate(higher, start=1):
-        planes |= octet.astype(dtype) << (8 * place)
-    if predict:
-        if dtype.itemsize > 1:
-            planes = (planes >> 1) ^ -(planes & 1)
-        planes = np.cumsum(np.cumsum(planes, axis=-2, dtype=dtype), axis=-1, dtype=dtype)
-    return planes
+    return np.frombuffer(octets, np.uint8).reshape(height, width)
+
+
+def pack_picture(planes: np.ndarray) -> bytes:
+    """uint8 [H, W] or [H, W, 3] to a lossless WebP file. The choice for smooth planes.
+
+    WebP chooses among 14 predictors in each block, hence it is smaller than PNG and than zstd of differences. More
+    effort would cost much time for few bytes (benchmarks/store.py has the figures).
+    Raises ValueError beyond WebP's largest side of 16383.
+    """
+    if max(planes.shape[:2]) > WEBP_MAX_SIDE:
+        raise ValueError(f"label is larger than {WEBP_MAX_SIDE} pixels")
+    out = io.BytesIO()
+    Image.fromarray(planes).save(out, "WEBP", lossless=True, exact=True, method=WEBP_METHOD, quality=WEBP_EFFORT)
+    return out.getvalue()
+
+
+def unpack_picture(payload: bytes | memoryview, height: int, width: int) -> np.ndarray:
+    """uint8 [height, width, 3]; equal channels where one was packed. Raises ValueError when the payload is damaged."""
+    try:
+        with Image.open(io.BytesIO(payload), formats=("WEBP",)) as image:
+            if image.size != (width, height):
+                raise ValueError(f"payload is damaged (a picture of {image.size}, not {(width, height)})")
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"payload is damaged ({error})") from error

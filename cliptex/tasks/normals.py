@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cliptex.tasks.base import Task, View
-from cliptex.tasks.grid import INVALID_COLOUR, WHOLE, area_mean, pack, unpack
+from cliptex.tasks.grid import INVALID_COLOUR, WHOLE, area_mean, pack_picture, unpack_picture
 
 if TYPE_CHECKING:
     import torch
 
 KAPPA_MIN, KAPPA_MAX = 0.01, 10_000.0
-KAPPA_CODES = 255
+AXIS_CODES = 63
+KAPPA_CODES = 48
 WITHIN_DEGREES = {"within_11_25": 11.25, "within_22_5": 22.5, "within_30": 30.0}
 
 
@@ -31,13 +32,14 @@ class Normals(Task):
     channels = 3
 
     def codec(self) -> dict[str, Any]:
-        """Octahedral coordinates (Cigolle et al. 2014) of 8 bits each, and kappa in 255 logarithmic steps."""
+        """Octahedral coordinates (Cigolle et al. 2014) of 7 bits each, and kappa in 48 logarithmic levels."""
         return {
-            "name": "octahedral-2x8-kappa-log8-predicted-zstd",
-            "version": 1,
+            "name": "octahedral-2x7-kappa-log48-webp",
+            "version": 2,
             "dtype": "float32",
             "shape": "H W 4",
-            "step": "1 degree; kappa by a factor of 1.028",
+            "step": "2 degrees; kappa by a factor of 1.34",
+            "layout": "lossless WebP file; red, green: octahedral x, y as 64 + 63 v; blue: kappa code",
             "kappa_range": [KAPPA_MIN, KAPPA_MAX],
             "invalid": "NaN (kappa code 0)",
             "resize": "mean over the valid area, renormalised",
@@ -57,18 +59,18 @@ class Normals(Task):
         folded_x, folded_y = (1 - np.abs(y)) * np.copysign(1, x), (1 - np.abs(x)) * np.copysign(1, y)
         x, y = np.where(z < 0, folded_x, x), np.where(z < 0, folded_y, y)
         position = np.log(np.clip(kappa, KAPPA_MIN, KAPPA_MAX) / KAPPA_MIN) / np.log(KAPPA_MAX / KAPPA_MIN)
-        codes = np.zeros((3, *valid.shape), np.uint8)
-        codes[0, valid] = np.rint(x * 127) + 128
-        codes[1, valid] = np.rint(y * 127) + 128
-        codes[2, valid] = np.rint(position * (KAPPA_CODES - 1)) + 1
-        return pack(codes, predict=True)
+        codes = np.zeros((*valid.shape, 3), np.uint8)
+        codes[valid, 0] = np.rint(x * AXIS_CODES) + AXIS_CODES + 1
+        codes[valid, 1] = np.rint(y * AXIS_CODES) + AXIS_CODES + 1
+        codes[valid, 2] = np.rint(position * (KAPPA_CODES - 1)) + 1
+        return pack_picture(codes)
 
     def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
         directions, kappas = _tables()
-        codes = unpack(payload, (3, height, width), np.uint8, predict=True)
-        label = directions.take((codes[0].astype(np.uint16) << 8) | codes[1], axis=0)
-        label[..., 3] = kappas.take(codes[2])
-        invalid = codes[2] == 0
+        codes = unpack_picture(payload, height, width)
+        label = directions.take((codes[..., 0].astype(np.uint16) << 7) | codes[..., 1], axis=0, mode="clip")
+        label[..., 3] = kappas.take(codes[..., 2], mode="clip")
+        invalid = codes[..., 2] == 0
         if invalid.any():
             label[invalid] = np.nan
         return label
@@ -161,8 +163,8 @@ def _resample(label: np.ndarray, view: View, height: int, width: int) -> np.ndar
 
 @cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors float32 [65536, 4] by both octahedral codes (4 columns copy faster than 3); kappa float32 [256]."""
-    axis = np.clip((np.arange(256) - 128) / 127, -1, 1)
+    """Unit vectors float32 [128 * 128, 4] by both octahedral codes (4 columns copy faster than 3); kappa by code."""
+    axis = np.clip((np.arange(2 * AXIS_CODES + 2) - AXIS_CODES - 1) / AXIS_CODES, -1, 1)
     x, y = np.meshgrid(axis, axis, indexing="ij")
     z = 1 - np.abs(x) - np.abs(y)
     fold = np.maximum(-z, 0)

@@ -48,10 +48,10 @@ class Segmentation(Task):
             raise ValueError("every pixel is invalid")
         if valid.max() >= self.channels:
             raise ValueError(f"class {valid.max()} is not one of 0..{self.channels - 1}")
-        return pack(label, predict=False)
+        return pack(label)
 
     def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
-        return unpack(payload, (height, width), np.uint8, predict=False)
+        return unpack(payload, height, width)
 
     def scalars(self, label: np.ndarray) -> dict[str, float]:
         """`coverage`: share of valid pixels; `foreground`: share of pixels of a class other than background."""
