@@ -28,7 +28,8 @@ def train_expert(config: Config, name: str, renders: Path, out: Path, seed: int)
 
     renders: folder of `train.h5` and `val.h5`; read only where the expert is trained here. `expert.json` holds
     `schema_version expert plugin task source ("miniature", "local" or "none") licence weights weights_sha256
-    num_parameters network quality miniature provenance`; `quality.json` the held-out metrics and how it was trained.
+    num_parameters network quality miniature provenance`; `quality.json` the held-out metrics (`quality`), those of a
+    label that needs no image (`prior`), and how it was trained.
     Raises CliptexError for an unknown expert, and for given weights that are missing or do not fit.
     """
     if name not in config.experts:
@@ -78,7 +79,7 @@ def _train(expert: Expert, name: str, settings: ExpertConfig, renders: Path, out
     with replacing(weights) as scratch:
         save_file(expert.state(), scratch)
     expert.load(weights)  # what is judged is what will be used
-    quality, speed = _judge(expert, renders / "val.h5")
+    quality, prior, speed = _judge(expert, renders)
     shown = ", ".join(f"{metric} {value:.3g}" for metric, value in quality.items())
     log.info("%s: %s; %.0f s, %.0f cpu-s", name, shown, seconds, cpu_seconds)
     record = {
@@ -88,6 +89,7 @@ def _train(expert: Expert, name: str, settings: ExpertConfig, renders: Path, out
         "source": "miniature",
         "split": "val",
         "quality": quality,
+        "prior": prior,
         "images_per_cpu_second": speed,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
@@ -104,12 +106,15 @@ def _train(expert: Expert, name: str, settings: ExpertConfig, renders: Path, out
     return record
 
 
-def _judge(expert: Expert, renders: Path) -> tuple[dict[str, float], float]:
-    """The task's metrics and the expert's own on held-out renders; labelled images a second of processor time."""
+def _judge(expert: Expert, renders: Path) -> tuple[dict[str, float], dict[str, float], float]:
+    """On the held-out renders: the task's metrics and the expert's own; the task's for the best label that needs no
+    image, learned from the training renders; labelled images a second of processor time."""
     from cliptex.experts.fitting import read_renders
+    from cliptex.experts.prior import prior_label
     from cliptex.experts.truth import true_label
 
-    data = read_renders(renders, ("image", "instance", "instance_class", "depth", "normals"))
+    held_out = renders / "val.h5"
+    data = read_renders(held_out, ("image", "instance", "instance_class", "depth", "normals"))
     images = list(data.pop("image"))
     expert.predict(images[:BATCH], [""] * len(images[:BATCH]))  # the first batch pays for start-up
     start = time.process_time()
@@ -121,8 +126,10 @@ def _judge(expert: Expert, renders: Path) -> tuple[dict[str, float], float]:
     truths = [
         true_label(expert.task, {name: array[index] for name, array in data.items()}) for index in range(len(images))
     ]
-    quality = find("tasks", expert.task)().quality(list(zip(labels, truths, strict=True)))
-    return quality | expert.own_quality(renders), speed
+    task = find("tasks", expert.task)()
+    quality = task.quality(list(zip(labels, truths, strict=True))) | expert.own_quality(held_out)
+    prior = prior_label(expert.task, renders / "train.h5")
+    return quality, {} if prior is None else task.quality([(prior, truth) for truth in truths]), speed
 
 
 def load_expert(name: str, settings: ExpertConfig, folder: Path) -> Expert:

@@ -495,6 +495,7 @@ def test_the_stage_writes_weights_quality_and_record(renders, tmp_path):
     assert record["source"] == "miniature"
     assert record["quality"] == quality["quality"]
     assert set(quality["quality"]) >= {"mIoU", "box_AP50", "mask_AP50"}
+    assert set(quality["prior"]) == {"mIoU", "aAcc"}
     one = load_expert("shapes", settings.experts["shapes"], tmp_path)
     assert one.weights_sha256 == record["weights_sha256"] == quality["weights_sha256"]
     assert one.predict([np.zeros((32, 32, 3), np.uint8)], ["k"])[0].shape == (32, 32)
