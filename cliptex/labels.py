@@ -66,6 +66,7 @@ def label_batch(config: Config, store: str, batch: int, shard_index: Path, exper
     for entry in entries:
         path = out_dir / f"{entry['shard']}.parquet"
         metadata = {**recipe, "store": store, "shard": entry["shard"], "shard_sha256": entry["sha256"]}
+        metadata["extra_columns"] = list(expert.extra_columns())
         if resumed := _is_done(path, entry, metadata):
             log.info("%s: already labelled", path)
         else:
@@ -111,7 +112,7 @@ def _recipe(config: Config, store: str, task: Task, weights_sha256: str | None) 
         "frame": "the stored image's frame; longer side of the label grid at most max_side_px",
         "versions": {"label": versions.LABEL},
     }
-    return {**recipe, "recipe_sha256": sha256_json(recipe), "licence": expert.licence}
+    return {**recipe, "recipe_sha256": sha256_json(recipe), "licence": expert.licence_name, "weights": expert.weights}
 
 
 def _is_done(path: Path, entry: dict[str, Any], metadata: dict[str, Any]) -> bool:
@@ -188,7 +189,7 @@ class _Labeller:
                     )
                 if row["error"]:
                     log.warning("%s: %s has no label: %s", entry["path"], row["key"], row["error"])
-        _write(path, rows, list(self.task.scalars(self.task.missing(1))), metadata)
+        _write(path, rows, list(self.task.scalars(self.task.missing(1))), self.expert.extra_columns(), metadata)
 
     def _label(self, pairs: list[Pair]) -> Iterator[dict[str, Any]]:
         """One row an image."""
@@ -202,15 +203,17 @@ class _Labeller:
         labels = self._predict(images)
         for pair in pairs:
             row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"key": pair.key}
-            label = labels.get(pair.key)
-            if isinstance(label, str):
-                row["error"] = label
-            elif label is None:
+            found = labels.get(pair.key)
+            if isinstance(found, str):
+                row["error"] = found
+            elif found is None:
                 row["error"] = errors[pair.key]
             else:
+                label, extras = found
                 if label.shape[:2] != images[pair.key].shape[:2]:
                     raise TypeError(f"{self.name}: {label.shape} label of a {images[pair.key].shape} image {pair.key}")
-                row |= self._encoded(self._limited(label))
+                encoded = self._encoded(self._limited(label))
+                row |= encoded if "error" in encoded else extras | encoded
             yield row
 
     def _encoded(self, label: np.ndarray) -> dict[str, Any]:
@@ -227,13 +230,16 @@ class _Labeller:
             return label
         return self.task.resize(label, max(1, round(height * scale)), max(1, round(width * scale)))
 
-    def _predict(self, images: dict[str, np.ndarray]) -> dict[str, np.ndarray | str]:
-        """Key -> label, or the reason why there is none. If a batch fails, its images are tried one by one."""
+    def _predict(self, images: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, dict[str, Any]] | str]:
+        """Key -> label and extra columns, or the reason why there are none.
+
+        If a batch fails, its images are tried one by one.
+        """
         if not images:
             return {}
         try:
-            labels = self.expert.predict(list(images.values()), list(images))
-            return dict(zip(images, labels, strict=True))
+            rows = self.expert.predict_rows(list(images.values()), list(images))
+            return dict(zip(images, rows, strict=True))
         except (CliptexError, MemoryError):
             raise
         except Exception as error:
@@ -244,18 +250,20 @@ class _Labeller:
             if len(images) == 1:
                 log.warning("%s failed on %s", self.name, *images, exc_info=True)
                 return dict.fromkeys(images, f"expert failed: {type(error).__name__}: {error}"[:200])
-            singles: dict[str, np.ndarray | str] = {}
+            singles: dict[str, tuple[np.ndarray, dict[str, Any]] | str] = {}
             for key, image in images.items():
                 singles |= self._predict({key: image})
             return singles
 
 
-def _write(path: Path, rows: list[dict[str, Any]], scalars: list[str], metadata: dict[str, Any]) -> None:
+def _write(
+    path: Path, rows: list[dict[str, Any]], scalars: list[str], extras: dict[str, Any], metadata: dict[str, Any]
+) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
     types = dict(zip(COLUMNS, (pa.string(), pa.int32(), pa.int32(), pa.binary(), pa.string()), strict=True))
-    types |= dict.fromkeys(scalars, pa.float64())
+    types |= dict.fromkeys(scalars, pa.float64()) | extras
     schema = pa.schema(types, metadata={METADATA_KEY: json.dumps(metadata)})
     table = pa.Table.from_pylist([{name: row.get(name) for name in types} for row in rows], schema=schema)
     with replacing(path) as scratch:
@@ -324,6 +332,8 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
         raise CliptexError(f"{out_dir}: no image has a label ({failures}); mend the expert {settings.expert!r}")
     if failures:
         log.warning("%s: %d of %d images have no label: %s", out_dir, images - labelled, images, failures)
+    if config.experts[settings.expert].weights == "random":
+        log.warning("%s: labels of a network with RANDOM weights, for tests and benchmarks only", out_dir)
     statistics = classes.statistics()
     if len(statistics.get("classes", "many")) == 1:
         log.warning("%s: every pixel is %s; look at the expert's quality", out_dir, *statistics["classes"])
@@ -331,7 +341,8 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
     index = {
         "schema_version": SCHEMA_VERSION,
         "store": store,
-        **{name: recipe[name] for name in ("task", "expert", "plugin", "weights_sha256", "licence", "recipe_sha256")},
+        **{name: recipe[name] for name in ("task", "expert", "plugin", "weights", "weights_sha256", "licence")},
+        "recipe_sha256": recipe["recipe_sha256"],
         "codec": recipe["codec"],
         "images": images,
         "labelled": labelled,
@@ -465,7 +476,7 @@ class LabelFile:
     @property
     def scalars(self) -> list[str]:
         """Names of the task's scalar columns."""
-        return [name for name in self._names if name not in COLUMNS]
+        return [name for name in self._names if name not in (*COLUMNS, *self.metadata.get("extra_columns", ()))]
 
     def column(self, name: str) -> list[Any]:
         """The values of a column."""

@@ -7,7 +7,9 @@ RESULTS = Path("results")
 SHARDS = RESULTS / "shards"
 SHARD_INDEX = SHARDS / "index.json"
 EXPERT_RENDERS = RESOURCES / "expert_renders"
+BACKBONE = RESULTS / "backbone"
 REPORT = RESULTS / "report"
+WEIGHTS = RESOURCES / "weights"
 
 
 def shard(number: int) -> Path:

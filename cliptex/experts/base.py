@@ -32,6 +32,14 @@ class Expert(ABC):
         The labels are those the task's `encode` takes. Deterministic, and independent of the batch mates.
         """
 
+    def extra_columns(self) -> dict[str, Any]:
+        """Name -> pyarrow type of the columns kept beside each label; none by default."""
+        return {}
+
+    def predict_rows(self, images: list[np.ndarray], keys: list[str]) -> list[tuple[np.ndarray, dict[str, Any]]]:
+        """What `predict` gives, each label with its `extra_columns`. The label store is written from this."""
+        return [(label, {}) for label in self.predict(images, keys)]
+
     def fit(self, renders: Path, seed: int) -> dict[str, Any]:
         """Train on the labelled renders in the HDF5 file `renders`; return what the training log should keep."""
         raise TypeError(f"{type(self).__name__} is not trained by the workflow; give weights")
