@@ -10,11 +10,12 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.experts.base import Expert
 from cliptex.files import read_json, replacing, sha256_file, sha256_json, write_json
-from cliptex.images import BadImage, decode_image
+from cliptex.label_pipeline import Pipeline, Predicted
 from cliptex.plugins import find
 from cliptex.progress import track
 from cliptex.provenance import provenance
@@ -35,15 +36,25 @@ log = logging.getLogger("cliptex")
 SCHEMA_VERSION = 1
 METADATA_KEY = b"cliptex"
 FAILURES_IN_A_ROW = 8
+ROWS_A_GROUP = 1024
 COLUMNS = ("key", "height", "width", "payload", "error")
 
 
 # ---- writing
 
 
-def label_batch(config: Config, store: str, batch: int, shard_index: Path, expert_folder: Path, out_dir: Path) -> None:
+def label_batch(
+    config: Config,
+    store: str,
+    batch: int,
+    shard_index: Path,
+    expert_folder: Path,
+    out_dir: Path,
+    workers: int | None = None,
+) -> None:
     """Label the shards of one batch, skipping those whose label file is whole and was made the same way.
 
+    workers: processes that decode and encode, see `Labeller`; they change nothing in what is written.
     An image on which the expert fails, or whose label is all invalid, becomes a row with a reason. Raises CliptexError
     when the shard is not what was indexed, when memory runs out, and when 8 images in a row fail, since then it is
     not the images.
@@ -61,17 +72,21 @@ def label_batch(config: Config, store: str, batch: int, shard_index: Path, exper
             f"label_stores.{store}.expert: {settings.expert!r} makes {expert.task}, but the task is {task.name!r}"
         )
     recipe = _recipe(config, store, task, expert.weights_sha256)
-    labeller = _Labeller(settings.expert, expert, task, expert_config.batch_size, config.labels.max_side_px)
     start, records = time.monotonic(), []
-    for entry in entries:
-        path = out_dir / f"{entry['shard']}.parquet"
-        metadata = {**recipe, "store": store, "shard": entry["shard"], "shard_sha256": entry["sha256"]}
-        metadata["extra_columns"] = list(expert.extra_columns())
-        if resumed := _is_done(path, entry, metadata):
-            log.info("%s: already labelled", path)
-        else:
-            labeller.label_shard(entry, metadata, path)
-        records.append({**_record(path, entry), "resumed": resumed})
+    with Labeller(
+        settings.expert, expert, task, expert_config.batch_size, config.labels.max_side_px, workers
+    ) as labeller:
+        for entry in entries:
+            path = out_dir / f"{entry['shard']}.parquet"
+            metadata = {**recipe, "store": store, "shard": entry["shard"], "shard_sha256": entry["sha256"]}
+            metadata["extra_columns"] = list(expert.extra_columns())
+            for half_made in out_dir.glob(f".{entry['shard']}.*.parquet"):  # by a job that was killed
+                half_made.unlink()
+            if resumed := _is_done(path, entry, metadata):
+                log.info("%s: already labelled", path)
+            else:
+                labeller.label_shard(entry, metadata, path)
+            records.append({**_record(path, entry), "resumed": resumed})
     seconds = time.monotonic() - start
     images = sum(record["rows"] for record in records)
     fresh = sum(record["rows"] for record in records if not record["resumed"])
@@ -159,15 +174,27 @@ def _total(counts: Any) -> dict[str, int]:
 
 
 @dataclass
-class _Labeller:
-    """Runs an expert over shards, counting failures in a row across them."""
+class Labeller:
+    """Runs an expert over shards, counting failures in a row across them. A context: its workers end with it.
+
+    workers: see `Pipeline`; None is as many as the compute threads where the expert is on a GPU, and none elsewhere.
+    """
 
     name: str
     expert: Expert
     task: Task
     batch_size: int
     max_side_px: int
+    workers: int | None = None
     failed_in_a_row: int = 0
+
+    def __enter__(self) -> Self:
+        workers = _workers(self.expert) if self.workers is None else self.workers
+        self._pipeline = Pipeline(self.task, self.max_side_px, workers)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._pipeline.__exit__(*error)
 
     def label_shard(self, entry: dict[str, Any], metadata: dict[str, Any], path: Path) -> None:
         """Label one shard and write its file."""
@@ -176,67 +203,37 @@ class _Labeller:
             raise CliptexError(f"{entry['path']}: differs from the index; delete {folder}/index.json to index again")
         # which images share a forward pass depends on the shard and batch_size alone
         pairs = read_indexed(entry)
-        chunks = [pairs[i : i + self.batch_size] for i in range(0, len(pairs), self.batch_size)]
-        rows = []
-        for chunk in track(chunks, f"{metadata['store']} {entry['shard']}"):
-            for row in self._label(chunk):
-                rows.append(row)
-                self.failed_in_a_row = self.failed_in_a_row + 1 if row["error"] else 0
-                if self.failed_in_a_row >= FAILURES_IN_A_ROW:
-                    raise CliptexError(
-                        f"{entry['path']}: {FAILURES_IN_A_ROW} images in a row failed, the last one {row['key']!r}"
-                        f" ({row['error']}); mend the expert {self.name!r} (the log has the traceback)"
-                    )
-                if row["error"]:
-                    log.warning("%s: %s has no label: %s", entry["path"], row["key"], row["error"])
-        _write(path, rows, list(self.task.scalars(self.task.missing(1))), self.expert.extra_columns(), metadata)
+        batches = [pairs[i : i + self.batch_size] for i in range(0, len(pairs), self.batch_size)]
+        scalars = list(self.task.scalars(self.task.missing(1)))
+        with _writing(path, scalars, self.expert.extra_columns(), metadata) as write:
+            found = self._pipeline.rows(batches, self._predict)
+            for rows in track(found, f"{metadata['store']} {entry['shard']}", len(batches)):
+                for row in rows:
+                    self._count_failure(row, entry)
+                write(rows)
 
-    def _label(self, pairs: list[Pair]) -> Iterator[dict[str, Any]]:
-        """One row an image."""
-        images: dict[str, np.ndarray] = {}
-        errors: dict[str, str] = {}
-        for pair in pairs:
-            try:
-                images[pair.key] = decode_image(pair.image)
-            except BadImage as error:
-                errors[pair.key] = f"bad image: {error}"
-        labels = self._predict(images)
-        for pair in pairs:
-            row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"key": pair.key}
-            found = labels.get(pair.key)
-            if isinstance(found, str):
-                row["error"] = found
-            elif found is None:
-                row["error"] = errors[pair.key]
-            else:
-                label, extras = found
-                if label.shape[:2] != images[pair.key].shape[:2]:
-                    raise TypeError(f"{self.name}: {label.shape} label of a {images[pair.key].shape} image {pair.key}")
-                encoded = self._encoded(self._limited(label))
-                row |= encoded if "error" in encoded else extras | encoded
-            yield row
+    def label_pairs(self, pairs: list[Pair]) -> list[dict[str, Any]]:
+        """The rows of some pairs, labelled in one batch: `key`, and `error` or what a label file has."""
+        (rows,) = self._pipeline.rows([pairs], self._predict)
+        return rows
 
-    def _encoded(self, label: np.ndarray) -> dict[str, Any]:
-        try:
-            payload = self.task.encode(label)
-        except ValueError as error:
-            return {"error": f"unusable label: {error}"}
-        return {"height": label.shape[0], "width": label.shape[1], "payload": payload, **self.task.scalars(label)}
+    def _count_failure(self, row: dict[str, Any], entry: dict[str, Any]) -> None:
+        if "error" not in row:
+            self.failed_in_a_row = 0
+            return
+        self.failed_in_a_row += 1
+        if self.failed_in_a_row >= FAILURES_IN_A_ROW:
+            raise CliptexError(
+                f"{entry['path']}: {FAILURES_IN_A_ROW} images in a row failed, the last one {row['key']!r}"
+                f" ({row['error']}); mend the expert {self.name!r} (the log has the traceback)"
+            )
+        log.warning("%s: %s has no label: %s", entry["path"], row["key"], row["error"])
 
-    def _limited(self, label: np.ndarray) -> np.ndarray:
-        height, width = label.shape[:2]
-        scale = self.max_side_px / max(height, width)
-        if scale >= 1:
-            return label
-        return self.task.resize(label, max(1, round(height * scale)), max(1, round(width * scale)))
-
-    def _predict(self, images: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, dict[str, Any]] | str]:
+    def _predict(self, images: dict[str, np.ndarray]) -> dict[str, Predicted]:
         """Key -> label and extra columns, or the reason why there are none.
 
         If a batch fails, its images are tried one by one.
         """
-        if not images:
-            return {}
         try:
             rows = self.expert.predict_rows(list(images.values()), list(images))
             return dict(zip(images, rows, strict=True))
@@ -250,31 +247,58 @@ class _Labeller:
             if len(images) == 1:
                 log.warning("%s failed on %s", self.name, *images, exc_info=True)
                 return dict.fromkeys(images, f"expert failed: {type(error).__name__}: {error}"[:200])
-            singles: dict[str, tuple[np.ndarray, dict[str, Any]] | str] = {}
+            singles: dict[str, Predicted] = {}
             for key, image in images.items():
                 singles |= self._predict({key: image})
             return singles
 
 
-def _write(
-    path: Path, rows: list[dict[str, Any]], scalars: list[str], extras: dict[str, Any], metadata: dict[str, Any]
-) -> None:
+def _workers(expert: Expert) -> int:
+    """As many as the compute threads beside a GPU, else 0."""
+    if getattr(getattr(expert, "device", None), "type", "cpu") == "cpu":
+        return 0
+    import torch
+
+    return torch.get_num_threads()
+
+
+@contextmanager
+def _writing(
+    path: Path, scalars: list[str], extras: dict[str, Any], metadata: dict[str, Any]
+) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """Yield a function that adds rows to a label file, which is there when the context ends without an error."""
     import pyarrow as pa
     from pyarrow import parquet
 
     types = dict(zip(COLUMNS, (pa.string(), pa.int32(), pa.int32(), pa.binary(), pa.string()), strict=True))
     types |= dict.fromkeys(scalars, pa.float64()) | extras
     schema = pa.schema(types, metadata={METADATA_KEY: json.dumps(metadata)})
-    table = pa.Table.from_pylist([{name: row.get(name) for name in types} for row in rows], schema=schema)
-    with replacing(path) as scratch:
-        parquet.write_table(
-            table,
+    rows: list[dict[str, Any]] = []
+    with (
+        replacing(path) as scratch,
+        parquet.ParquetWriter(
             scratch,
-            row_group_size=1024,
+            schema,
             compression={name: "none" if name == "payload" else "zstd" for name in types},
             use_dictionary=False,
             write_page_checksum=True,
-        )
+        ) as file,
+    ):
+
+        def flush(count: int) -> None:
+            table = pa.Table.from_pylist([{name: row.get(name) for name in types} for row in rows[:count]], schema)
+            file.write_table(table, row_group_size=count)
+            del rows[:count]
+
+        def write(more: list[dict[str, Any]]) -> None:
+            rows.extend(more)
+            # whole groups only, so that the file does not depend on how rows arrive, and payloads do not pile up
+            while len(rows) >= ROWS_A_GROUP:
+                flush(ROWS_A_GROUP)
+
+        yield write
+        if rows:
+            flush(len(rows))
 
 
 # ---- checking
@@ -400,47 +424,6 @@ def _check_keys(file: "LabelFile", entry: dict[str, Any], redo: str) -> None:
     raise CliptexError(
         f"{file.path}: does not fit shard {entry['shard']}: {(*problems, 'a key is there twice')[0]}; {redo}"
     )
-
-
-def audit_labels(
-    config: Config, store: str, shard_index: Path, expert: Expert, out_dir: Path, samples: int = 8, seed: int = 0
-) -> dict[str, Any]:
-    """Label a few random images again and compare with the store.
-
-    Both sides pass through the codec. A pixel differs when its class does, or when a value is off by more than 2 % of
-    the label's range or valid on one side only. Returns `compared`, `identical` (payloads equal to the byte) and
-    `differing` (largest share of differing pixels of an image); raises CliptexError, naming shard and key, when that
-    share is above 2 %.
-    """
-    task: Task = find("tasks", config.label_stores[store].task)()
-    labeller = _Labeller(config.label_stores[store].expert, expert, task, 1, config.labels.max_side_px)
-    entries = read_index(shard_index)["shards"]
-    places = [(entry, row) for entry in entries for row in range(len(entry["keys"]))]
-    chosen = np.random.default_rng(seed).choice(len(places), min(samples, len(places)), replace=False)
-    identical, worst = 0, 0.0
-    for entry, row in (places[i] for i in sorted(chosen)):
-        stored = open_store(out_dir / "index.json", entry).get(row)
-        (again,) = labeller._label([read_indexed(entry)[row]])
-        identical += (stored and stored[0]) == again["payload"]
-        share = 0.0 if stored is None and again["payload"] is None else 1.0
-        if stored is not None and again["payload"] is not None and stored[1:] == (again["height"], again["width"]):
-            share = _differing(task.decode(*stored), task.decode(again["payload"], *stored[1:]))
-        if share > 0.02:
-            raise CliptexError(
-                f"{out_dir}: labelling {entry['keys'][row]!r} of shard {entry['shard']} again gives another label"
-                f" ({share:.0%} of its pixels); run: rm -r {out_dir}   and then the same command again"
-            )
-        worst = max(worst, share)
-    return {"compared": len(chosen), "identical": identical, "differing": worst}
-
-
-def _differing(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of the pixels that differ."""
-    a, b = (label.reshape(*label.shape[:2], -1) for label in (a, b))
-    if a.dtype.kind != "f":
-        return float(np.mean((a != b).any(axis=-1)))
-    step = 0.02 * (np.nanmax(a, axis=(0, 1)) - np.nanmin(a, axis=(0, 1)))
-    return float(np.mean((~np.isclose(a, b, rtol=1e-4, atol=step, equal_nan=True)).any(axis=-1)))
 
 
 # ---- reading

@@ -7,14 +7,15 @@ import pytest
 from conftest import drawn_pair
 from pyarrow import dataset, parquet
 
+from cliptex import labels
 from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.experts.base import Expert
 from cliptex.files import read_json, sha256_file, write_json
 from cliptex.images import decode_image
+from cliptex.label_audit import audit_labels, report
 from cliptex.labels import (
     LabelFile,
-    audit_labels,
     index_labels,
     label_batch,
     open_store,
@@ -500,21 +501,44 @@ def test_the_file_says_how_it_was_made(work):
 
 
 def test_the_audit_finds_labels_that_cannot_be_made_again(work):
-    work.label_all(raises=[keys_of(work, 0)[2]])
-    config = work.config(raises=[keys_of(work, 0)[2]])
+    bad = keys_of(work, 0)[2]
+    work.label_all(raises=[bad])
+    config = work.config(raises=[bad])
     same = Brightness(config.experts["bright"].model_dump())
     found = audit_labels(config, "depth", work.index, same, work.out, samples=16)
-    assert found == {"compared": 16, "identical": 16, "differing": 0.0}
-    healed = Brightness({"network": {}})
-    with pytest.raises(CliptexError, match=f"'{keys_of(work, 0)[2]}' of shard 00000"):
-        audit_labels(config, "depth", work.index, healed, work.out, samples=16)
+    assert [(one.shard, one.key) for one in found] == [
+        (f"{shard:05d}", key) for shard in range(2) for key in keys_of(work, shard)
+    ]
+    assert all(one.identical for one in found)
+    assert report(found, "depth") == "depth: 16 of 16 images agree, 16 of them to the byte"
+
+    healed = audit_labels(config, "depth", work.index, Brightness({"network": {}}), work.out, samples=16)
+    assert [one.key for one in healed if not one.agrees] == [bad]
+    assert f"DIFFER shard 00000 key {bad}: has a label now, none in the store" in report(healed, "depth")
 
     class Inverted(Brightness):
         def predict(self, images, keys):
             return [-label for label in super().predict(images, keys)]
 
-    with pytest.raises(CliptexError, match="gives another label"):
-        audit_labels(config, "depth", work.index, Inverted({"network": {}}), work.out, samples=1)
+    inverted = audit_labels(config, "depth", work.index, Inverted({"network": {}}), work.out, samples=3)
+    assert len(inverted) == 3
+    assert not any(one.agrees for one in inverted if one.key != bad)
+
+
+def test_the_audit_tells_how_much_of_a_label_differs(work):
+    options = {"plugin": "test_labels:Threshold", "task": "segmentation"}
+    work.label_all(**options)
+
+    class Shifted(Threshold):
+        def predict(self, images, keys):
+            labels = super().predict(images, keys)
+            for label in labels:
+                label[:4] = 7  # 4 of 40 lines
+            return labels
+
+    found = audit_labels(work.config(**options), "depth", work.index, Shifted({"network": {}}), work.out, samples=4)
+    assert [one.differing for one in found] == [0.1] * 4
+    assert "10.00% of the pixels differ" in report(found, "depth")
 
 
 def test_a_loss_is_remembered_by_the_index_when_the_batch_file_is_gone(tmp_path):
@@ -526,3 +550,31 @@ def test_a_loss_is_remembered_by_the_index_when_the_batch_file_is_gone(tmp_path)
     assert batches_to_redo([tmp_path]) == {tmp_path / "batch-000.json": [tmp_path / "00000.parquet"]}
     (tmp_path / "index.json").write_text("{")
     assert batches_to_redo([tmp_path]) == {}
+
+
+# ---- workers
+
+
+def test_worker_processes_change_nothing_in_what_is_written(work):
+    bad = keys_of(work, 0)[1]
+    work.label(0, raises=[bad])
+    before = work.file(0).read_bytes()
+    work.file(0).unlink()
+    label_batch(work.config(raises=[bad]), "depth", 0, work.index, work.expert, work.out, workers=2)
+    assert work.file(0).read_bytes() == before
+
+
+def test_what_a_killed_job_left_half_made_is_swept_away(work):
+    work.out.mkdir(parents=True)
+    left = work.out / ".00000.0123456789abcdef.parquet"
+    left.write_bytes(b"half")
+    work.label(0)
+    assert sorted(path.name for path in work.out.iterdir()) == ["00000.parquet", "batch-000.json"]
+
+
+def test_rows_go_to_disk_a_group_at_a_time(work, monkeypatch):
+    monkeypatch.setattr(labels, "ROWS_A_GROUP", 5)
+    work.label(0)
+    groups = parquet.ParquetFile(work.file(0))
+    assert [groups.metadata.row_group(number).num_rows for number in range(groups.num_row_groups)] == [5, 3]
+    assert LabelFile(work.file(0)).keys == keys_of(work, 0)
