@@ -1,0 +1,168 @@
+"""The whole label stage of a shard against the bare forward passes of its expert.
+
+    python benchmarks/label.py [--experts mask_rcnn dpt nll_angmf] [--images 16] [--batch-size 4] [--repeats 3]
+        [--threads 1]
+
+The stage reads the shard, decodes its images, runs the expert, resizes its labels and writes the label file. The bare
+side is nothing but the calls of the expert's network on the very tensors that it gets in the stage, recorded before.
+Same network, batch size, threads, number format and images. The networks are those of the published weights at full
+size, with random weights; Mask R-CNN has no score threshold, so that it always has its 100 instances to paint, which is
+the most work beside its forward passes. Loading the network is left out: it happens once a job.
+
+Repeats alternate between the sides. `ratio` is the stage's images a second over the bare ones, by the clock (median;
+the spread is the least and the greatest); `processor_ratio` is the same by processor seconds of this process, where
+nothing can be hidden by overlap. The last line is a JSON list.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cliptex.config import Miniature
+
+GOAL = 0.90
+EXPERTS = {
+    "mask_rcnn": ("torchvision maskrcnn_resnet50_fpn_v2, short side 800", {"score_threshold": 0.0}),
+    "dpt": (
+        "dpt-large, 384 x 384",
+        {
+            "config": {
+                "image_size": 384,
+                "hidden_size": 1024,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "intermediate_size": 4096,
+                "backbone_out_indices": [5, 11, 17, 23],
+                "neck_hidden_sizes": [256, 512, 1024, 1024],
+            }
+        },
+    ),
+    "nll_angmf": ("NLL-AngMF with tf_efficientnet_b5, the image's own size", {}),
+}
+HEIGHT, WIDTH = 256, 384
+
+
+def write_images(path: Path, count: int) -> None:
+    """A shard of rendered scenes in the size and form of web images."""
+    import numpy as np
+    from PIL import Image
+
+    from cliptex.images import encode_jpeg
+    from cliptex.miniature import scene_for_key
+    from cliptex.shards import Pair, write_shard
+
+    miniature = Miniature(image_size_px=WIDTH)
+    pairs = []
+    for number in range(count):
+        pixels = scene_for_key(miniature, f"{number:09d}").image
+        pixels = np.asarray(Image.fromarray(pixels).resize((WIDTH, HEIGHT)))
+        pairs.append(Pair(f"{number:09d}", encode_jpeg(pixels), "a rendered scene"))
+    write_shard(path, pairs)
+
+
+def seconds(work: Callable[[], None]) -> tuple[float, float]:
+    """By the clock, and of this process's threads."""
+    start, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start, time.process_time() - processor
+
+
+def measure(name: str, folder: Path, entry: dict, batch_size: int, repeats: int) -> dict:
+    """The result of one expert."""
+    import torch
+
+    from cliptex.labels import Labeller
+    from cliptex.plugins import find
+    from cliptex.precision import mixed_precision
+
+    network, options = EXPERTS[name]
+    torch.manual_seed(0)
+    expert = find("experts", name)({"batch_size": batch_size, "network": options})
+    expert.load(None)
+    task = find("tasks", expert.task)()
+    calls: list[tuple[tuple, dict]] = []
+    with Labeller(name, expert, task, batch_size, 256) as labeller:
+
+        def stage() -> None:
+            labeller.label_shard(entry, {"store": name}, folder / f"{name}.parquet")
+
+        def bare() -> None:
+            with torch.inference_mode(), mixed_precision(expert.precision):
+                for arguments, keywords in calls:
+                    expert.module(*arguments, **keywords)
+
+        hook = expert.module.register_forward_pre_hook(
+            lambda module, arguments, keywords: calls.append((arguments, keywords)), with_kwargs=True
+        )
+        stage()  # pays for start-up, too
+        hook.remove()
+        bare()
+        times = [(seconds(stage), seconds(bare)) for _ in range(repeats)]
+    ratios = [bare[0] / stage[0] for stage, bare in times]
+    images = len(entry["keys"])
+    return {
+        "benchmark": "label",
+        "expert": name,
+        "ratio": round(statistics.median(ratios), 3),
+        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
+        "goal": f">= {GOAL}",
+        "holds": statistics.median(ratios) >= GOAL,
+        "what": "images a second of the whole label stage over bare forward passes",
+        "processor_ratio": round(statistics.median(bare[1] / stage[1] for stage, bare in times), 3),
+        "seconds_an_image": round(statistics.median(stage[0] for stage, _ in times) / images, 3),
+        "bare_seconds_an_image": round(statistics.median(bare[0] for _, bare in times) / images, 3),
+        "network": network,
+        "parameters": sum(one.numel() for one in expert.module.parameters()),
+        "precision": expert.precision,
+        "images": images,
+        "image_size": [HEIGHT, WIDTH],
+        "batch_size": batch_size,
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        "bytes_an_image": round((folder / f"{name}.parquet").stat().st_size / images),
+        "machine": {
+            "processor": platform.machine(),
+            "device": str(expert.device),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--experts", nargs="+", choices=EXPERTS, default=list(EXPERTS))
+    parser.add_argument("--images", type=int, default=16, help="images in the shard")
+    parser.add_argument("--batch-size", type=int, default=4, help="images a forward pass")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="compute threads of the expert")
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch is loaded
+
+    from cliptex.shards import index_shards
+
+    results = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_images(folder / "00000.tar", options.images)
+        index = index_shards([folder / "00000.tar"], folder / "index.json", 1.0)
+        for expert in options.experts:
+            result = measure(expert, folder, index["shards"][0], options.batch_size, options.repeats)
+            print(
+                f"{expert:10} stage {result['seconds_an_image']:.2f} s an image, bare"
+                f" {result['bare_seconds_an_image']:.2f}, ratio {result['ratio']:.3f} {result['spread']}, by processor"
+                f" {result['processor_ratio']:.3f}",
+                flush=True,
+            )
+            results.append(result)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
