@@ -149,7 +149,8 @@ def make_data(config: Config, root: Path) -> None:
             "task": "depth",
             "source": "miniature",
             "split": "val",
-            "quality": {"delta1": 79.25, "absrel": 0.1234, "error_kappa_q1": 12.345},
+            "quality": {"delta1": 79.25, "absrel": 0.1234, "error_kappa_q1": 12.345, "a metric of its own": 3.21},
+            "prior": {"delta1": 54.15, "absrel": 0.0987},
             "images_per_cpu_second": 109.0,
         },
     )
@@ -251,7 +252,8 @@ def make_predictions(config: Config, root: Path) -> None:
                 boxes[f"{kind}_boxes_{i}"] = np.array([[4, 4, 30, 30], [10, 20, 60, 40]], np.float32)
                 boxes[f"{kind}_labels_{i}"] = np.array([1, 2])
             geometry[f"depth_truth_{i}"][0] = np.nan
-            boxes[f"prediction_scores_{i}"] = np.array([0.9, 0.1])
+            boxes[f"prediction_scores_{i}"] = np.array([0.02, 0.1])
+            boxes[f"truth_crowd_{i}"] = np.array([False, i == 0])
         for benchmark, head, arrays in (
             ("voc", "linear", masks),
             ("voc", "pspnet", masks),
@@ -455,12 +457,12 @@ def test_csv_has_full_precision_and_every_seed(three_seeds):
 
 
 def test_verdict_counts_real_gains_only(parsed):
-    assert "A real gain in 3 of 6 dense cells" in parsed.text
-    assert "CLIPTeX has the better mean than CLIP-FT in 5 of 6 dense cells" in parsed.text
+    assert "A real gain in 3 of 6 dense probes" in parsed.text
+    assert "CLIPTeX has a better mean than CLIP-FT in 5 of 6 dense probes" in parsed.text
     assert "a baseline is as good, so the gain may not be knowledge: NYUv2 depth, linear (Random)" in parsed.text
     assert "within the spread over seeds: COCO instance segmentation, Mask R-CNN." in parsed.text
     assert "CLIP-FT is better in 1: NYUv2 surface normals, linear." in parsed.text
-    assert "Zero-shot on ImageNet is kept: 31.5 % top-1 against CLIP-FT's 30.1 % (chance 7.1 %)." in parsed.text
+    assert "Zero-shot on ImageNet is kept: 31.5 % top-1 against CLIP-FT’s 30.1 % (chance 7.1 %)." in parsed.text
 
 
 def test_verdict_flips_when_the_numbers_do(three_seeds, tmp_path):
@@ -469,9 +471,9 @@ def test_verdict_flips_when_the_numbers_do(three_seeds, tmp_path):
     flipped = {key: (*means[:3], means[4], means[3]) for key, means in MAIN.items()}
     make_probes(config, copy, flipped)
     says = make_parts(gather(config, copy)).verdict
-    assert says.headline == "A real gain in 1 of 6 dense cells"
+    assert says.headline == "A real gain in 1 of 6 dense probes"
     text = " ".join(says.sentences)
-    assert "CLIPTeX has the better mean than CLIP-FT in 1 of 6 dense cells" in text
+    assert "CLIPTeX has a better mean than CLIP-FT in 1 of 6 dense probes" in text
     assert "CLIP-FT is better (1 of them within the spread) in 5:" in text
 
 
@@ -482,7 +484,7 @@ def test_one_seed_claims_nothing_real(three_seeds, tmp_path):
     make_probes(single, copy)
     build_report(single, copy)
     page = Page((copy / "results/report.html").read_text())
-    assert "Ahead in 5 of 6 dense cells, from one seed" in page.text
+    assert "Ahead in 5 of 6 dense probes, from one seed" in page.text
     assert "One seed cannot show the spread" in page.text
     assert "▲ real" not in page.text
     assert "±" not in " ".join(" ".join(row) for row in page.table("main"))
@@ -575,6 +577,42 @@ def test_optional_inputs_may_be_absent(three_seeds, tmp_path):
     names = {table["id"] for table in Page((copy / "results/report.html").read_text()).tables}
     assert "table-main" in names
     assert not names & {"table-timings", "table-experts", None}
+
+
+def test_experts_stand_beside_the_label_that_needs_no_image(three_seeds, parsed):
+    _, _, text = three_seeds
+    rows = parsed.table("experts")
+    assert rows[0] == ["Metric", "Expert", "Prior"]
+    assert rows[2:] == [
+        ["δ < 1.25 (%) ↑", "79.2", "54.1"],
+        ["AbsRel ↓", "0.123", "0.099"],
+        ["Mean angle, the quarter of the pixels it is least sure of (°)", "12.3", "–"],
+        ["a metric of its own", "3.21", "–"],
+    ]
+    experts = re.search(r'<table id="table-experts">(.*?)</table>', text, re.S).group(1)
+    assert re.findall(r"<strong>(.*?)</strong>", experts) == ["79.2", "0.099"]
+    assert "Prior: a label that needs no image" in parsed.text
+
+
+def test_as_many_boxes_are_drawn_as_the_truth_has_objects(parsed):
+    drawn = [a["alt"] for tag, a in parsed.tags if tag == "img" and "boxes in" in a["alt"]]
+    assert [alt for alt in drawn if "one & only" in alt] == [
+        "truth: boxes in one & only: chair, table & <lamp>",
+        *(f"{model}: boxes in one & only: table & <lamp>" for model in ("CLIP", "CLIP-FT", "CLIPTeX")),
+    ]
+    assert "CLIP: boxes in two: table & <lamp>, chair" in drawn
+    assert parsed.text.count("score 0.10, 0.02") == 3
+
+
+def test_heads_of_one_protocol_share_a_note(parsed):
+    assert parsed.text.count("how semantic_segmentation was done") == 1
+    assert "Semantic segmentation, linear, PSPNet: how semantic_segmentation was done." in parsed.text
+
+
+def test_command_to_reproduce_names_the_target_before_the_configuration(three_seeds):
+    # --configfile takes every word that follows it
+    (command,) = re.findall(r"<pre>(snakemake.*?)</pre>", three_seeds[2])
+    assert command.split().index("all") < command.split().index("--configfile")
 
 
 def test_times_are_summed_by_stage(parsed):

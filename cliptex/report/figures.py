@@ -151,7 +151,7 @@ def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
 
     return Chart(
         "gains",
-        "Relative gain over CLIP-FT",
+        "Relative gain over CLIP-FT. Better baseline: Random or Position, whichever is better there",
         "Dot chart: one line for each benchmark, task and head. Each line shows how far CLIPTeX, CLIP and the better "
         "of the two baselines lie from CLIP-FT, in percent, to the right where they are better. The numbers are in "
         "the first table.",
@@ -171,14 +171,14 @@ def loss_chart(results: Results) -> Chart | None:
         for name in trained:
             _curves(axes, results, name, "contrastive", _steps_before(results, name))
         _finish(axes, "contrastive loss")
-        axes.set_xlabel("step, counted from the first model of the chain")
+        axes.set_xlabel("step (a model that continues another starts where that one ended)")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False)
         _stamp(figure, results)
 
     shown = ", ".join(map(names.model, trained))
     return Chart(
         "contrastive_loss",
-        "Contrastive loss during training",
+        "Contrastive loss during training; faint: as logged, bold: smoothed",
         f"Line chart of the contrastive loss against the training step for {shown}; one thin line a seed, and its "
         "smoothed course as a thick one.",
         2.9,
@@ -206,7 +206,7 @@ def task_loss_chart(results: Results) -> Chart | None:
 
     return Chart(
         "task_losses",
-        "Losses against the pseudo-labels",
+        "Losses against the pseudo-labels; faint: as logged, bold: smoothed",
         f"Line charts of the loss on each label store ({', '.join(panels)}) against the training step.",
         2.6,
         draw,

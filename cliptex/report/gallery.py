@@ -26,7 +26,6 @@ from cliptex.tasks.segmentation import BACKGROUND_COLOUR, palette
 MAX_SIDE_PX = 256
 MAX_LEGEND = 24
 IGNORE = 255
-SCORE_THRESHOLD = 0.3
 PREFERRED_HEADS = ("pspnet", "deeplabv3", "linear")
 
 
@@ -307,25 +306,33 @@ def _normals_strip(scores: Scores, saved: Saved, count: int, models: Sequence[st
 
 
 def _detection_strip(scores: Scores, saved: Saved, count: int, models: Sequence[str]) -> Rows:
-    found: list[list[tuple[np.ndarray, np.ndarray]]] = []
+    """Of each model as many boxes as the truth has objects: weak detectors have scores below any threshold."""
+    found: list[list[tuple[np.ndarray, np.ndarray, str]]] = []
     for i in range(count):
-        row = [(saved[0][f"truth_boxes_{i}"], saved[0][f"truth_labels_{i}"])]
+        truth = saved[0][f"truth_boxes_{i}"], saved[0][f"truth_labels_{i}"]
+        wanted = max(1, int((~saved[0][f"truth_crowd_{i}"]).sum()))
+        row = [(*truth, "")]
         for arrays in saved:
-            sure = arrays[f"prediction_scores_{i}"] >= SCORE_THRESHOLD
-            row.append((arrays[f"prediction_boxes_{i}"][sure], arrays[f"prediction_labels_{i}"][sure]))
+            sure = np.argsort(-arrays[f"prediction_scores_{i}"], kind="stable")[:wanted]
+            shown = ", ".join(f"{score:.2f}" for score in arrays[f"prediction_scores_{i}"][sure])
+            boxes, labels = arrays[f"prediction_boxes_{i}"][sure], arrays[f"prediction_labels_{i}"][sure]
+            row.append((boxes, labels, f"score {shown}" if shown else "no box"))
         found.append(row)
-    labels = np.concatenate([labels for row in found for _, labels in row]).astype(int)
+    labels = np.concatenate([labels for row in found for _, labels, _ in row]).astype(int)
     colours, legend = _class_colours(scores.class_names, np.bincount(labels, minlength=256))
     rows = []
     for i, row in enumerate(found):
         name, first = _image(saved[0], i)
         pictures = [first]
-        for who, (boxes, classes) in zip(["truth", *models], row, strict=True):
+        for who, (boxes, classes, title) in zip(["truth", *models], row, strict=True):
             drawn = _with_boxes(saved[0][f"image_{i}"], boxes, colours[classes.astype(int)])
             seen = ", ".join(scores.class_names[c] for c in classes.astype(int)) or "nothing"
-            pictures.append(picture(drawn, "photo", f"{who}: boxes in {name}: {seen}"))
+            pictures.append(picture(drawn, "photo", f"{who}: boxes in {name}: {seen}", title))
         rows.append(pictures)
-    return rows, legend, f"Boxes with a score of at least {SCORE_THRESHOLD}; those of the truth all."
+    note = (
+        "Of each model the boxes with the highest scores, as many as the truth has objects in the image (at least one)."
+    )
+    return rows, legend, note
 
 
 def _with_boxes(image: np.ndarray, boxes: np.ndarray, colours: np.ndarray) -> np.ndarray:

@@ -50,6 +50,14 @@ _METRICS = {
     "within_11_25": "within 11.25°",
     "within_22_5": "within 22.5°",
     "within_30": "within 30°",
+    "box_AP": "box AP",
+    "box_AP50": "box AP50",
+    "mask_AP": "mask AP",
+    "mask_AP50": "mask AP50",
+    "error_kappa_q1": "Mean angle, the quarter of the pixels it is least sure of",
+    "error_kappa_q2": "Mean angle, the second quarter",
+    "error_kappa_q3": "Mean angle, the third quarter",
+    "error_kappa_q4": "Mean angle, the quarter it is surest of",
 }
 _METRES = {"rmse", "log10", "absrel"}
 
@@ -79,9 +87,14 @@ def metric(name: str) -> str:
     return _METRICS.get(name, name)
 
 
+def known(name: str) -> bool:
+    """Whether a metric has a name of its own here, and with it a unit."""
+    return name in _METRICS
+
+
 def unit(task_name: str, metric_name: str) -> str:
     """`m`, `°`, `%`, or nothing for a ratio."""
-    if metric_name in ("rmse", "mean", "median") and task_name == "normals":
+    if metric_name.startswith("error_kappa") or (task_name == "normals" and metric_name in ("rmse", "mean", "median")):
         return "°"
     if metric_name in _METRES:
         return "m" if metric_name == "rmse" else ""

@@ -140,7 +140,7 @@ def _svg_uri(svg: str) -> str:
 def _tiles(results: Results, parts: Parts) -> list[dict[str, Any]]:
     """The few numbers at the head of the page."""
     counts = parts.verdict.counts
-    text = "dense cells in which CLIPTeX is ahead of CLIP-FT"
+    text = "dense probes in which CLIPTeX is ahead of CLIP-FT"
     tiles = [{"value": f"{counts['better']} of {counts['cells']}", "text": text}]
     if len(results.config.seeds) > 1:
         text = f"real gains: beyond the spread over {len(results.config.seeds)} seeds, and above both baselines"
@@ -153,7 +153,7 @@ def _tiles(results: Results, parts: Parts) -> list[dict[str, Any]]:
             text = f"zero-shot top-1 on {item.benchmark}, CLIP-FT to CLIPTeX (chance {item.chance:.1f} %)"
             tiles.append({"value": f"{_mean(item.reference):.1f} → {_mean(item.subject):.1f} %", "text": text})
     if (overhead := tables.step_overhead(results)) is not None:
-        tiles.append({"value": f"{signed(overhead, 0)} %", "text": "time a training step, against CLIP-FT"})
+        tiles.append({"value": f"{signed(overhead, 0)} %", "text": "time of a training step, compared with CLIP-FT"})
     return tiles
 
 

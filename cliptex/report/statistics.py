@@ -22,6 +22,7 @@ LOWER_IS_BETTER = frozenset({"rmse", "absrel", "log10", "silog", "mean", "median
 HIGHER_IS_BETTER = frozenset(
     {"mIoU", "mAcc", "aAcc", "AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5"}
     | {"delta1", "delta2", "delta3", "within_11_25", "within_22_5", "within_30"}
+    | {"box_AP", "box_AP50", "mask_AP", "mask_AP50"}
 )
 
 
@@ -219,14 +220,18 @@ def verdict(
     if not judged:
         return Verdict(
             f"{subject} was not compared with {reference}",
-            [f"No dense cell holds a value of both {subject} and {reference}, so nothing can be said."],
+            [f"No dense probe has a value of both {subject} and {reference}, so nothing can be said."],
             counts,
         )
 
-    total = f"{len(judged)} dense {'cell' if len(judged) == 1 else 'cells'}"
+    total = f"{len(judged)} dense {'probe' if len(judged) == 1 else 'probes'}"
     gains = [cell.gain for cell in judged.values() if cell.gain is not None]
     middle = f"; the median relative gain is {signed(median(gains))} %" if gains else ""
-    sentences = [f"{subject} has the better mean than {reference} in {len(ahead)} of {total}{middle}."]
+    better = "has a better mean" if seeds > 1 else "is better"
+    sentences = [
+        f"{subject} {better} than {reference} in {len(ahead)} of {total} (a probe is a benchmark's task with one head)"
+        f"{middle}."
+    ]
     if seeds > 1:
         real = len(groups[Outcome.REAL])
         headline = f"A real gain in {real} of {total}"
@@ -239,8 +244,9 @@ def verdict(
         clear = len(groups[Outcome.ONE_SEED])
         headline = f"Ahead in {len(ahead)} of {total}, from one seed"
         sentences.append(
-            f"In {clear} of them it also beats both baselines (an untrained encoder, and the position of a patch "
-            "alone). One seed cannot show the spread between runs, so no gain is called real here."
+            f"In {'all' if clear == len(ahead) and clear > 1 else clear} of them it also beats both baselines (an "
+            "untrained encoder, and the position of a patch alone). One seed cannot show the spread between runs, so "
+            "no gain is called real here."
         )
     if names := groups[Outcome.WITHIN_SPREAD]:
         sentences.append(f"Ahead, but within the spread over seeds: {_listing(names)}.")
@@ -267,7 +273,7 @@ def _zeroshot_sentence(item: ZeroShot, subject: str, reference: str) -> str:
     if item.state == "missing":
         return f"Zero-shot {item.benchmark} was not measured for both models."
     numbers = (
-        f"{fmean(item.subject):.1f} % top-1 against {reference}'s {fmean(item.reference):.1f} % "
+        f"{fmean(item.subject):.1f} % top-1 against {reference}’s {fmean(item.reference):.1f} % "
         f"(chance {item.chance:.1f} %)"
     )
     say = {

@@ -106,8 +106,10 @@ def main_table(results: Results, cells: Sequence[MainCell]) -> Table:
         groups.append(Group(rows, names.benchmark(name), _sizes(scores)))
     several = len(results.config.seeds) > 1
     notes = [
-        "↑ higher is better, ↓ lower is better. The best mean of a row is bold. "
-        + (f"Mean ± sample standard deviation over {len(results.config.seeds)} seeds." if several else "One seed.")
+        f"↑ higher is better, ↓ lower is better. Mean ± sample standard deviation over {len(results.config.seeds)} "
+        "seeds; the best mean of a row is bold."
+        if several
+        else "↑ higher is better, ↓ lower is better. The best value of a row is bold."
     ]
     if several:
         notes.append(
@@ -117,12 +119,12 @@ def main_table(results: Results, cells: Sequence[MainCell]) -> Table:
         )
     else:
         notes.append(
-            "One seed cannot show the spread between runs: no gain is called real. “One seed” marks a gain over "
-            "CLIP-FT and over both baselines that has yet to be repeated."
+            "“One seed” marks a gain over CLIP-FT and over both baselines. It has yet to be repeated with other seeds: "
+            "one cannot show the spread between runs, so no gain is called real."
         )
     notes.append(
-        "Random: an encoder that was never trained. Position: only where a patch lies, the same for every image. A "
-        "gain that a baseline matches may not be knowledge of the picture."
+        "Random: an encoder that was never trained. Position: a code of where in the image a patch lies, the same for "
+        "every image. A score that a baseline reaches too needs no knowledge of the picture."
     )
     return Table(
         "main",
@@ -266,13 +268,13 @@ def cost_table(results: Results) -> Table:
         ),
     ]
     groups = [Group(data, "What it was trained on"), Group(cost, "What it cost")]
-    notes = [
-        "Mean over seeds, ± sample standard deviation where they differ. Times are of the machine that trained them."
-    ]
+    notes = ["Times are of the machine that trained the models, with whatever else it was doing."]
+    if len(results.config.seeds) > 1:
+        notes.insert(0, "Mean over seeds, ± sample standard deviation where they differ.")
     if (overhead := step_overhead(results)) is not None:
         notes.append(
-            f"The time of a CLIPTeX step, against a CLIP-FT step: {signed(overhead, 0)} %, for loading labels and for "
-            "the heads. The heads are not exported: both encoders have the same size and speed."
+            f"Time of a CLIPTeX step, compared with one of CLIP-FT: {signed(overhead, 0)} %. It loads labels and has "
+            "heads beside the encoder. The heads are not exported: both encoders have the same size and speed."
         )
     key = list(results.runs).index(names.SUBJECT) + 1 if names.SUBJECT in results.runs else None
     return Table("cost", "Training: data and cost", columns, groups, frozenset(range(1, len(columns))), notes, key=key)
@@ -300,7 +302,7 @@ def labels_table(results: Results) -> Table | None:
         size = f"{_count(expert['num_parameters'])} parameters, " if expert.get("num_parameters") else ""
         rows.append(
             [
-                Cell(name, note=f"as {index['codec']['name']}"),
+                Cell(name, note=f"stored as {index['codec']['name']}"),
                 Cell(names.head(index["expert"]), note=f"{size}licence {index['licence']}"),
                 Cell(_count(index["images"]), index["images"]),
                 Cell(f"{100 * index['coverage']:.2f} %", 100 * index["coverage"]),
@@ -310,23 +312,26 @@ def labels_table(results: Results) -> Table | None:
             ]
         )
     columns = ["Label store", "Expert", "Images", "Labelled", "Failed", "Valid pixels", "Bytes an image"]
-    notes = ["Valid pixels: mean share of a label that is neither ignored nor invalid. Bytes: of the label alone."]
+    notes = ["Valid pixels: share of a label's pixels that hold a value, mean over images. Bytes: of the label alone."]
     return Table("labels", "Label stores", columns, [Group(rows)], frozenset(range(2, 7)), notes) if rows else None
 
 
 def experts_table(results: Results) -> Table | None:
-    """Held-out quality of every expert that was judged; None without any."""
+    """Held-out quality of every expert that was judged, beside that of a label without image; None without any."""
     groups = []
     for name, expert in results.experts.items():
         judged = expert and expert["judged"]
         if not judged:
             continue
-        rows = []
+        rows, prior = [], judged.get("prior", {})
         for metric, value in judged["quality"].items():
-            known = direction(metric) != 0
-            text = names.number(value, judged["task"], metric) if known else f"{value:.3g}"
+            known = direction(metric) != 0 or names.known(metric)
             label = _metric_label(judged["task"], metric) if known else metric.replace("_", " ")
-            rows.append([Cell(label), Cell(text, value)])
+            values = [value, prior[metric]] if metric in prior else [value]
+            best = best_of(values, direction(metric)) if len(values) > 1 else None
+            texts = [names.number(one, judged["task"], metric) if known else f"{one:.3g}" for one in values]
+            cells = [Cell(text, one, best=one == best) for text, one in zip(texts, values, strict=True)]
+            rows.append([Cell(label), *cells, *[Cell(MISSING)] * (2 - len(cells))])
         source = "rendered stand-in" if judged["source"] == "miniature" else judged["source"]
         about = [names.task(judged["task"]).lower(), source, f"{judged['split']} split"]
         if "images_per_cpu_second" in judged:
@@ -337,9 +342,14 @@ def experts_table(results: Results) -> Table | None:
     return Table(
         "experts",
         "Experts: quality on held-out images",
-        ["Metric", "Value"],
+        ["Metric", "Expert", "Prior"],
         groups,
-        frozenset({1}),
+        frozenset({1, 2}),
+        [
+            "Prior: a label that needs no image, the same for every picture: at each pixel the mean depth or the mean "
+            "normal of the training renders, or background everywhere. An expert that is no better than this does not "
+            "see what is in the picture. The better of the two is bold."
+        ],
         group_column="expert",
     )
 
@@ -363,7 +373,7 @@ def metrics_table(scores: Scores, models: Sequence[str]) -> Table:
         frozenset(range(1, len(columns))),
         [
             f"{_sizes(scores).capitalize()}.",
-            *(f"{names.task(task)}, {names.head(head)}: {text}." for (task, head), text in _protocols(scores).items()),
+            *(f"{what}: {text}." for text, what in _protocols(scores).items()),
         ],
     )
 
@@ -510,8 +520,18 @@ def _provenance_row(what: str, source: dict[str, Any]) -> list[Cell]:
     return cells
 
 
-def _protocols(scores: Scores) -> dict[tuple[str, str], str]:
-    return {(row.task, row.head): row.protocol for row in scores.rows if row.protocol}
+def _protocols(scores: Scores) -> dict[str, str]:
+    """Protocol -> the tasks and heads that follow it, in words."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in scores.rows:
+        if row.protocol:
+            heads = found.setdefault(row.protocol, {}).setdefault(row.task, [])
+            if (head := names.head(row.head)) not in heads:
+                heads.append(head)
+    return {
+        protocol: "; ".join(f"{names.task(task)}, {', '.join(heads)}" for task, heads in tasks.items())
+        for protocol, tasks in found.items()
+    }
 
 
 def _main_metric(scores: Scores, task: str, head: str) -> str:
