@@ -83,13 +83,42 @@ def render_benchmark(
 
 
 @app.command()
+def download_pairs(
+    batch: Annotated[int, typer.Option(min=0, help="Which batch of download.shards_per_job shards.")],
+    config: ConfigOption = DEFAULT,
+    processes: Annotated[int, typer.Option(min=1, help="Processes of img2dataset.")] = 1,
+) -> None:
+    """Download a batch of web images with img2dataset, in the environment named in download.python."""
+    from cliptex.download import run_img2dataset
+
+    run_img2dataset(Config.load(config), batch, processes)
+
+
+@app.command()
+def build_shards(
+    batch: Annotated[int, typer.Option(min=0, help="Which batch of download.shards_per_job shards.")],
+    config: ConfigOption = DEFAULT,
+    workers: Annotated[int, typer.Option(min=1, help="Images converted at a time.")] = 1,
+) -> None:
+    """Build a batch of shards from its download, or fetch and check existing tars."""
+    from cliptex.download import build_shards
+
+    build_shards(Config.load(config), batch, workers)
+
+
+@app.command()
 def index_shards(config: ConfigOption = DEFAULT) -> None:
-    """Read every sample of every shard once; write results/shards/index.json."""
-    from cliptex.shard_batches import shard_paths
-    from cliptex.shards import index_shards
+    """Check that keys are unique and enough samples usable; write results/shards/index.json."""
+    from cliptex.download import built_shards
+    from cliptex.shard_batches import num_downloads, shard_paths
+    from cliptex.shards import index_shards, write_index
 
     settings = Config.load(config)
-    index_shards(shard_paths(settings), paths.SHARD_INDEX, settings.dataset.min_yield)
+    dataset = settings.dataset
+    if dataset.source == "miniature":
+        index_shards(shard_paths(settings), paths.SHARD_INDEX, dataset.min_yield, dataset.max_repeats)
+    else:
+        write_index(built_shards(num_downloads(settings)), paths.SHARD_INDEX, dataset.min_yield, dataset.max_repeats)
 
 
 @app.command()
@@ -109,13 +138,17 @@ def label(
     store: Annotated[str, typer.Option(help="Name of an entry in `label_stores`.")],
     batch: Annotated[int, typer.Option(help="Which batch of labels.shards_per_job shards.")],
     config: ConfigOption = DEFAULT,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that decode and encode; default: --threads beside a GPU, else none."),
+    ] = None,
 ) -> None:
     """Label a batch of shards with one expert."""
     from cliptex.labels import label_batch
 
     settings = Config.load(config)
     expert = settings.label_stores[store].expert
-    label_batch(settings, store, batch, paths.SHARD_INDEX, paths.expert(expert), paths.labels(store))
+    label_batch(settings, store, batch, paths.SHARD_INDEX, paths.expert(expert), paths.labels(store), workers)
 
 
 @app.command()
@@ -126,6 +159,99 @@ def index_labels(
     from cliptex.labels import index_labels
 
     index_labels(Config.load(config), store, paths.SHARD_INDEX, paths.labels(store))
+
+
+@app.command()
+def plan(
+    config: ConfigOption = DEFAULT,
+    measure: Annotated[
+        bool, typer.Option(help="Run untrained experts on a few images where no rate is known yet.")
+    ] = True,
+) -> None:
+    """Before any job: shards, jobs, bytes of images and labels, and the experts' time."""
+    from cliptex.plan import make_plan, shown
+
+    typer.echo(shown(make_plan(Config.load(config), measure)))
+
+
+labels_app = typer.Typer(help="Look at finished label stores, check them, and hand them on.", no_args_is_help=True)
+app.add_typer(labels_app, name="labels")
+StoresOption = Annotated[
+    str, typer.Option("--stores", help="Names in `label_stores`, separated by commas; all if empty.")
+]
+
+
+def _stores(config: Config, names: str) -> list[str]:
+    stores = [name for name in names.split(",") if name] or list(config.label_stores)
+    if unknown := [name for name in stores if name not in config.label_stores]:
+        raise CliptexError(f"--stores: {unknown[0]!r} is not one of {sorted(config.label_stores)}")
+    return stores
+
+
+@labels_app.command("export")
+def export_labels(
+    out: Annotated[Path, typer.Option(help="Folder for the tars.")],
+    stores: StoresOption = "",
+    form: Annotated[str, typer.Option("--format", help="png (small) or npy (exact).")] = "png",
+    images: Annotated[bool, typer.Option(help="Whether images and captions go in.")] = True,
+    shards: Annotated[str, typer.Option(help="First and last shard, as 0-9; all if empty.")] = "",
+    config: ConfigOption = DEFAULT,
+) -> None:
+    """Write WebDataset tars of images, captions and labels, and labels.json, which says what is in them."""
+    from cliptex.label_export import Export, export_labels
+
+    if form not in ("png", "npy"):
+        raise CliptexError(f"--format: {form!r} is neither png nor npy")
+    settings = Config.load(config)
+    chosen = None
+    if shards:
+        first, _, last = shards.partition("-")
+        if not first.isdigit() or not (last or first).isdigit():
+            raise CliptexError(f"--shards: {shards!r} is not a range such as 0-9")
+        chosen = range(int(first), int(last or first) + 1)
+    export = Export(_stores(settings, stores), form, images, chosen)
+    record = export_labels(settings, export, paths.SHARD_INDEX, paths.LABELS, out)
+    typer.echo(f"{out}: {len(record['files'])} tars, {sum(file['samples'] for file in record['files'])} samples")
+
+
+@labels_app.command("inspect")
+def inspect_labels(
+    out: Annotated[Path, typer.Option(help="Where the contact sheet goes.")] = paths.RESULTS / "labels.png",
+    stores: StoresOption = "",
+    images: Annotated[int, typer.Option(min=1, help="Rows of the sheet.")] = 8,
+    config: ConfigOption = DEFAULT,
+) -> None:
+    """Draw images beside their labels, and print the statistics of each store."""
+    from cliptex.label_inspect import contact_sheet, statistics
+
+    settings = Config.load(config)
+    names = _stores(settings, stores)
+    contact_sheet(settings, names, paths.SHARD_INDEX, paths.LABELS, out, images)
+    typer.echo("\n".join([*(statistics(settings, name, paths.LABELS) for name in names), f"contact sheet: {out}"]))
+
+
+@labels_app.command("audit")
+def audit_labels(
+    stores: StoresOption = "",
+    samples: Annotated[int, typer.Option(min=1, help="Images labelled again in each store.")] = 8,
+    config: ConfigOption = DEFAULT,
+    seed: SeedOption = 0,
+) -> None:
+    """Label random images again with the experts and compare; exit code 1 where a label cannot be made again."""
+    from cliptex.expert_training import load_expert
+    from cliptex.label_audit import audit_labels, report
+
+    settings = Config.load(config)
+    differing = []
+    for name in _stores(settings, stores):
+        expert = settings.label_stores[name].expert
+        loaded = load_expert(expert, settings.experts[expert], paths.expert(expert))
+        found = audit_labels(settings, name, paths.SHARD_INDEX, loaded, paths.labels(name), samples, seed)
+        typer.echo(report(found, name))
+        differing += [paths.labels(name)] * (not all(one.agrees for one in found))
+    if differing:
+        folders = " ".join(map(str, differing))
+        raise CliptexError(f"{folders}: labels cannot be made again; run: rm -r {folders}   and then the workflow")
 
 
 @app.command()

@@ -53,15 +53,76 @@ class Miniature(Section):
     """Number of images per benchmark and split."""
 
 
+class Urls(Section):
+    """A list of image urls and captions, and what is made of it (source `urls`). A change here downloads anew."""
+
+    files: Annotated[list[str], Field(min_length=1)]
+    """Files with a row an image: .tsv, .csv (also .gz) or .parquet."""
+    rows: Positive
+    """Rows to use, from the first; 3318333 for all of CC3M. A list that has fewer is an error that says how many."""
+    columns: list[str] = []
+    """Names of the columns of a list without a header; [caption, url] for the official CC3M files."""
+    url_column: str = "url"
+    """Column with the url."""
+    caption_column: str = "caption"
+    """Column with the caption."""
+    sha256_column: str | None = None
+    """Column with the SHA-256 that the downloaded bytes must have; none by default."""
+    rows_per_shard: Annotated[int, Field(gt=0, le=10_000)] = 10_000
+    """Rows of the list in one shard, before any is dropped."""
+    size_px: Positive = 256
+    """Shorter side of a stored image: bigger ones are shrunk with their aspect kept, smaller ones stay as they are."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """JPEG quality of images that had to be encoded anew."""
+    min_side_px: Positive = 64
+    """Images with a shorter side below this are dropped."""
+    max_aspect_ratio: Annotated[float, Field(ge=1)] = 10.0
+    """Images whose longer side is more than this times the shorter are dropped."""
+    max_bytes: Positive = 20_000_000
+    """Bodies above this many bytes are refused."""
+    allow_private: list[str] = []
+    """Hosts whose address need not be public, for instance a mirror in the own network. All others must be public."""
+    user_agent: str = "cliptex"
+    """Name in the user agent, to which a site's X-Robots-Tag may refer."""
+    refused_directives: list[str] = ["noai", "noimageai", "noindex", "noimageindex", "noml"]
+    """X-Robots-Tag directives by which an image is left alone."""
+
+
 class Dataset(Section):
     """Where the image-caption pairs come from."""
 
-    source: Literal["miniature", "webdataset"] = "miniature"
-    """`miniature`: rendered here. `webdataset`: tars that already exist."""
+    source: Literal["miniature", "webdataset", "urls"] = "miniature"
+    """`miniature`: rendered here. `webdataset`: tars that already exist. `urls`: downloaded with img2dataset."""
     shards: list[str] = []
-    """Paths of existing tars (source `webdataset`), in order."""
+    """The tars of source `webdataset`, in order: paths, http(s) urls or hf://datasets/owner/name/file.tar, with
+    brace patterns such as {00000..00331}."""
+    sha256: dict[str, str] = {}
+    """SHA-256 of tars that are downloaded, by url; others are checked for completeness only."""
+    urls: Urls | None = None
+    """The list of source `urls`."""
+    max_repeats: Positive = 10
+    """Images that occur, byte for byte, more often than this are taken for a placeholder and dropped."""
     min_yield: Share = 0.9
-    """Below this share of usable samples the shard index refuses the data set."""
+    """Below this share of usable samples the shard index refuses the data set. Old lists of urls give 0.4 to 0.7."""
+
+
+class Download(Section):
+    """How pairs are downloaded; no change here downloads anything anew."""
+
+    python: str = "python"
+    """Python of the environment that has img2dataset, by name or path."""
+    shards_per_job: Positive = 10
+    """Shards downloaded, or checked, in one job."""
+    threads: Positive = 64
+    """Simultaneous downloads of one process; the number of processes is the job's threads."""
+    timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """Longest silence of a server, seconds."""
+    max_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Longest time for one image's body, seconds."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    """Immediate tries again of a failed url."""
+    second_try: bool = True
+    """Try once more, at the end of the job, what may have failed for a while (no answer, busy, no name)."""
 
 
 class Expert(Section):
@@ -100,6 +161,23 @@ class Expert(Section):
     def licence_name(self) -> str:
         """`licence`, or what stands for it."""
         return self.licence or ("Apache-2.0" if self.weights in ("trained", "random") else "unknown")
+
+
+class Backbone(Section):
+    """An encoder that is pre-trained on labelled renders of all tasks; the experts trained here start from it."""
+
+    encoder: str = "cliptex_resnet"
+    """timm architecture with features at 1/4, 1/8, 1/16 and 1/32."""
+    encoder_options: dict[str, Any] = {}
+    """Keyword arguments for timm."""
+    channels: Positive = 64
+    """Channels of the feature pyramid that is thrown away afterwards."""
+    input_size_px: Positive = 64
+    """Side of the square that the encoder sees."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format; `auto`: bf16 where the hardware computes it."""
+    training: dict[str, Any] = {}
+    """Optimizer steps and rates, as an expert's."""
 
 
 class LabelStore(Section):
@@ -222,7 +300,10 @@ class Config(Section):
     """The whole configuration."""
 
     dataset: Dataset = Dataset()
+    download: Download = Download()
     miniature: Miniature = Miniature()
+    backbone: Backbone | None = None
+    """What the experts trained here start from; null: random weights."""
     experts: dict[Name, Expert] = {}
     """The experts, by name."""
     label_stores: dict[Name, LabelStore] = {}
@@ -264,6 +345,8 @@ class Config(Section):
                 raise ValueError(f"probes.models: {name!r} is not one of {sorted(self.models)}")
         if self.dataset.source == "webdataset" and not self.dataset.shards:
             raise ValueError("dataset.shards: source 'webdataset' needs the paths of the tars")
+        if self.dataset.source == "urls" and not self.dataset.urls:
+            raise ValueError("dataset.urls: source 'urls' needs a list of urls and its number of rows")
         return self
 
     @classmethod

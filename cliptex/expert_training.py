@@ -1,7 +1,8 @@
 """Train an expert on labelled renders, or take given weights, and judge it.
 
-Reads   resources/expert_renders/{train,val}.h5, or the weight file that the config names.
-Writes  results/experts/{expert}/: `weights.safetensors` and `quality.json` where trained; `expert.json` last, always.
+Reads   resources/expert_renders/{train,val}.h5, or the weights that the config names (docs/experts.md).
+Writes  results/experts/{expert}/: `weights.safetensors` where made here, `quality.json` where trained; `expert.json`
+        last, always.
 Holds   `expert.json` names the weights in use by path and SHA-256; a folder without it is not an expert yet.
 """
 
@@ -10,11 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cliptex import versions
+from cliptex import paths, versions
 from cliptex.config import Config
 from cliptex.config import Expert as ExpertConfig
 from cliptex.errors import CliptexError
 from cliptex.experts.base import Expert
+from cliptex.experts.weights import digests, resolve
 from cliptex.files import read_json, replacing, sha256_file, sha256_json, write_json
 from cliptex.plugins import find
 from cliptex.provenance import provenance
@@ -27,10 +29,12 @@ def train_expert(config: Config, name: str, renders: Path, out: Path, seed: int)
     """Make the folder `out` of the expert `name`.
 
     renders: folder of `train.h5` and `val.h5`; read only where the expert is trained here. `expert.json` holds
-    `schema_version expert plugin task source ("miniature", "local" or "none") licence weights weights_sha256
-    num_parameters network quality miniature provenance`; `quality.json` the held-out metrics (`quality`), those of a
-    label that needs no image (`prior`), and how it was trained.
-    Raises CliptexError for an unknown expert, and for given weights that are missing or do not fit.
+    `schema_version expert plugin task source ("miniature", "url", "hub", "local", "random" or "none") origin files
+    licence weights weights_sha256 num_parameters network quality miniature provenance`: `origin` says from where the
+    weights came, `files` has the SHA-256 of each file that is read. `quality.json` holds the held-out metrics
+    (`quality`), those of a label that needs no image (`prior`), and how it was trained.
+    Raises CliptexError for an unknown expert, and for given weights that are missing, are not those of `sha256`, hold
+    anything but tensors, or do not fit.
     """
     if name not in config.experts:
         raise CliptexError(f"experts: {name!r} is not one of {sorted(config.experts)}")
@@ -43,7 +47,9 @@ def train_expert(config: Config, name: str, renders: Path, out: Path, seed: int)
         "expert": name,
         "plugin": plugin,
         "task": expert.task,
-        "licence": settings.licence,
+        "licence": settings.licence_name,
+        "origin": {},
+        "files": {},
         "weights": None,
         "weights_sha256": None,
         "num_parameters": 0,
@@ -56,12 +62,21 @@ def train_expert(config: Config, name: str, renders: Path, out: Path, seed: int)
         miniature = config.miniature.model_dump(mode="json")
         # what stands in for weights: the scenes are a function of this section
         record |= {"source": "none", "miniature": miniature, "weights_sha256": sha256_json(miniature)}
-    elif settings.weights == "local":
-        path = _local_weights(name, settings)
-        expert.load(path)
-        record |= {"source": "local", "weights": str(path.resolve()), "weights_sha256": sha256_file(path)}
+    elif settings.weights in ("url", "hub", "local"):
+        weights = resolve(name, settings)
+        expert.load(weights.path)
+        record |= {"source": settings.weights, "origin": weights.origin, "files": weights.files}
+        record |= {"weights": str(weights.path), "weights_sha256": weights.sha256}
         record["num_parameters"] = _num_parameters(expert)
+    elif settings.weights == "random":
+        expert.randomise(seed)
+        _save(expert, out / "weights.safetensors")
+        log.warning("%s: RANDOM weights, for tests and benchmarks only", name)
+        record |= {"source": "random", "weights": "weights.safetensors", "num_parameters": _num_parameters(expert)}
+        record["weights_sha256"] = sha256_file(out / "weights.safetensors")
     else:
+        if config.backbone is not None:
+            expert.settings["backbone"] = str(paths.BACKBONE)
         quality = _train(expert, name, settings, renders, out, seed)
         keys = ("weights_sha256", "num_parameters")
         record |= {"source": "miniature", "weights": "weights.safetensors", "quality": quality["quality"]}
@@ -70,14 +85,11 @@ def train_expert(config: Config, name: str, renders: Path, out: Path, seed: int)
 
 
 def _train(expert: Expert, name: str, settings: ExpertConfig, renders: Path, out: Path, seed: int) -> dict[str, Any]:
-    from safetensors.torch import save_file
-
     start, cpu_start = time.monotonic(), time.process_time()
     fitted = expert.fit(renders / "train.h5", seed)
     seconds, cpu_seconds = time.monotonic() - start, time.process_time() - cpu_start
     weights = out / "weights.safetensors"
-    with replacing(weights) as scratch:
-        save_file(expert.state(), scratch)
+    _save(expert, weights)
     expert.load(weights)  # what is judged is what will be used
     quality, prior, speed = _judge(expert, renders)
     shown = ", ".join(f"{metric} {value:.3g}" for metric, value in quality.items())
@@ -96,7 +108,7 @@ def _train(expert: Expert, name: str, settings: ExpertConfig, renders: Path, out
         "seed": seed,
         "num_parameters": _num_parameters(expert),
         "weights_sha256": sha256_file(weights),
-        "licence": settings.licence,
+        "licence": settings.licence_name,
         "network": settings.network,
         "training": settings.training | fitted,
         "renders_sha256": {part: sha256_file(renders / f"{part}.h5") for part in ("train", "val")},
@@ -132,6 +144,13 @@ def _judge(expert: Expert, renders: Path) -> tuple[dict[str, float], dict[str, f
     return quality, {} if prior is None else task.quality([(prior, truth) for truth in truths]), speed
 
 
+def _save(expert: Expert, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with replacing(path) as scratch:
+        save_file(expert.state(), scratch)
+
+
 def load_expert(name: str, settings: ExpertConfig, folder: Path) -> Expert:
     """The expert in `folder`, with its weights, ready to predict.
 
@@ -142,9 +161,10 @@ def load_expert(name: str, settings: ExpertConfig, folder: Path) -> Expert:
     expert = _build(settings.plugin or name, settings, record.get("miniature"))
     path = folder / record["weights"] if record["weights"] else None  # a given file's path is absolute
     if path is not None:
-        if not path.is_file():
+        if not path.exists():
             raise CliptexError(f"{path}: the weights of {name!r} are gone; delete {folder}/expert.json and run again")
-        if sha256_file(path) != record["weights_sha256"]:
+        files = digests(path)
+        if (sha256_json(files) if path.is_dir() else files[path.name]) != record["weights_sha256"]:
             raise CliptexError(
                 f"{path}: not the weights that {folder}/expert.json records; delete that file and run again"
             )
@@ -158,17 +178,6 @@ def _build(plugin: str, settings: ExpertConfig, miniature: dict[str, Any] | None
     if miniature is not None:
         plain["miniature"] = miniature
     return find("experts", plugin)(plain)
-
-
-def _local_weights(name: str, settings: ExpertConfig) -> Path:
-    if settings.path is None:
-        raise CliptexError(f"experts.{name}.path: weights 'local' needs the path of a safetensors file")
-    path = Path(settings.path)
-    if not path.is_file():
-        raise CliptexError(f"experts.{name}.path: {path} does not exist")
-    if path.suffix != ".safetensors":
-        raise CliptexError(f"experts.{name}.path: {path} is not a .safetensors file; convert it, pickles are not read")
-    return path
 
 
 def _num_parameters(expert: Expert) -> int:

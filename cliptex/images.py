@@ -4,29 +4,49 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
+
+from cliptex.errors import CliptexError
 
 MAX_PIXELS = 50_000_000
 MIN_SIDE_PX = 8
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+CODECS = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP"}
 
 
 class BadImage(ValueError):
     """The bytes are not a usable image; the message is the reason, fit for counting."""
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """Decode to uint8 RGB [H, W, 3]; palette, grey, CMYK and alpha are converted, EXIF rotation is applied.
+def require_codecs() -> None:
+    """Raise CliptexError where Pillow was built without a codec, which would make good images look corrupt."""
+    missing = [kind for feature, kind in CODECS.items() if not features.check(feature)]
+    if missing:
+        raise CliptexError(f"Pillow cannot decode {', '.join(missing)}; install it anew: pip install -U pillow")
 
-    Raises BadImage with one of the reasons: "not an image", "truncated or corrupt", "too large", "too small".
-    Size is checked from the header, before any pixel is decoded.
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decode to uint8 RGB [H, W, 3]: palette, grey, CMYK and 16 bits are converted, transparency becomes white, a
+    photograph is turned as its EXIF data says, and an animation gives its first picture.
+
+    Raises BadImage with one of the reasons: "no bytes", "not an image", "truncated or corrupt", "too large",
+    "too small". Size is checked from the header, before any pixel is decoded.
     """
+    return np.asarray(open_image(data))
+
+
+def open_image(data: bytes) -> Image.Image:
+    """`decode_image` as a Pillow image of mode RGB."""
+    if not data:
+        raise BadImage("no bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of bombs from 89 million pixels on; ours are refused below
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadImage("too large") from error
+    except MemoryError:
+        raise
     except Exception as error:
         raise BadImage("not an image") from error
     width, height = image.size
@@ -36,14 +56,38 @@ def decode_image(data: bytes) -> np.ndarray:
         raise BadImage("too small")
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return np.asarray(image.convert("RGB"))
+        return _to_rgb(_upright(image))
+    except MemoryError:  # ours, not the image's
+        raise
     except Exception as error:
         raise BadImage("truncated or corrupt") from error
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF data ask for a rotation or a flip. Broken EXIF data ask for nothing."""
+    try:
+        return image.getexif().get(0x0112, 1) in range(2, 9)
+    except Exception:
+        return False
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if not is_turned(image):
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # other parts of the EXIF data may be broken, the pixels are not
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit grey; Pillow's own conversion cuts everything above 255 to white
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def encode_jpeg(pixels_HWC: np.ndarray, quality: int = 92) -> bytes:

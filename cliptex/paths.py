@@ -7,7 +7,8 @@ RESULTS = Path("results")
 SHARDS = RESULTS / "shards"
 SHARD_INDEX = SHARDS / "index.json"
 EXPERT_RENDERS = RESOURCES / "expert_renders"
-BACKBONE = RESULTS / "backbone"
+BACKBONE = RESULTS / "backbone" / "backbone.safetensors"
+LABELS = RESULTS / "labels"
 REPORT = RESULTS / "report"
 WEIGHTS = RESOURCES / "weights"
 

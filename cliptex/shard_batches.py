@@ -2,24 +2,55 @@
 
 from pathlib import Path
 
+from braceexpand import UnbalancedBracesError, braceexpand
+
 from cliptex import paths
 from cliptex.config import Config
+from cliptex.errors import CliptexError
+
+
+def shard_sources(config: Config) -> list[str]:
+    """Where the tars of source `webdataset` are, in order: paths and urls, with brace patterns written out."""
+    try:
+        return [source for pattern in config.dataset.shards for source in braceexpand(pattern)]
+    except UnbalancedBracesError as error:
+        raise CliptexError(f"dataset.shards: braces do not match ({error}); write {{00000..00331}}.tar") from error
+
+
+def is_remote(source: str) -> bool:
+    """Whether a tar has to be downloaded."""
+    return source.startswith(("http://", "https://", "hf://"))
 
 
 def shard_paths(config: Config) -> list[Path]:
-    """All shards, in order: rendered ones, or the user's own tars."""
+    """All shards, in order; the user's own tars stay where they are."""
     if config.dataset.source == "webdataset":
-        return [Path(path) for path in config.dataset.shards]
-    count = -(-config.miniature.pairs // config.miniature.pairs_per_shard)
+        sources = enumerate(shard_sources(config))
+        return [paths.shard(number) if is_remote(source) else Path(source) for number, source in sources]
+    if config.dataset.source == "urls":
+        count = -(-config.dataset.urls.rows // config.dataset.urls.rows_per_shard)
+    else:
+        count = -(-config.miniature.pairs // config.miniature.pairs_per_shard)
     return [paths.shard(number) for number in range(count)]
 
 
 def num_batches(config: Config) -> int:
-    """Jobs that it takes to do every shard."""
+    """Labelling jobs that it takes to do every shard."""
     return -(-len(shard_paths(config)) // config.labels.shards_per_job)
 
 
 def shards_of_batch(config: Config, batch: int) -> range:
-    """Shard numbers of a batch."""
+    """Shard numbers of a labelling job."""
     size = config.labels.shards_per_job
+    return range(batch * size, min((batch + 1) * size, len(shard_paths(config))))
+
+
+def num_downloads(config: Config) -> int:
+    """Jobs that it takes to download, or check, every shard."""
+    return -(-len(shard_paths(config)) // config.download.shards_per_job)
+
+
+def shards_of_download(config: Config, batch: int) -> range:
+    """Shard numbers of a job that downloads or checks shards."""
+    size = config.download.shards_per_job
     return range(batch * size, min((batch + 1) * size, len(shard_paths(config))))

@@ -1,27 +1,48 @@
 """Shards: WebDataset tars of image-caption pairs, and their index.
 
 Reads   results/shards/{shard}.tar (or existing tars, source `webdataset`).
-Writes  results/shards/index.json, last: every shard's digest, keys and dropped samples by reason.
+Writes  results/shards/{shard}.parquet: a row a sample, kept or dropped and why (sources `urls` and `webdataset`);
+        results/shards/index.json, last: every shard's digest, keys and dropped samples by reason.
 Holds   keys are unique over all shards and in order; a sample in the index has an image that decodes and a caption.
 """
 
+import hashlib
 import io
 import json
 import logging
 import tarfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cliptex import paths
 from cliptex.errors import CliptexError
 from cliptex.files import read_json, replacing, sha256_file, write_json
-from cliptex.images import BadImage, decode_image
+from cliptex.images import BadImage, open_image, require_codecs
 from cliptex.progress import track
 
 log = logging.getLogger("cliptex")
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+MAX_REPEATS = 10
+OK = "ok"
+ROWS = pa.schema(
+    {
+        "key": pa.string(),
+        "status": pa.string(),  # "ok" or the reason for which it is dropped
+        "detail": pa.string(),  # the message behind the reason, where there is one
+        "url": pa.string(),
+        "sha256": pa.string(),  # of the stored image's bytes
+        "width": pa.int32(),
+        "height": pa.int32(),
+    }
+)
+"""A shard's table: one row a sample, or a row of the list of urls."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +66,35 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
                 tar.addfile(info, io.BytesIO(data))
 
 
-def read_shard(path: Path) -> list[Pair]:
-    """Every sample of a shard, in order, images still encoded.
+def iterate_shard(path: Path) -> Iterator[Pair]:
+    """Every sample of a shard as it stands in the tar, images still encoded; one sample in memory at a time.
 
     Raises CliptexError, naming the file and the remedy, when it is missing, truncated, not a tar, or when the
     members of a sample are not adjacent.
     """
     path = Path(path)
-    samples: dict[str, dict[str, bytes]] = {}
-    last = None
+    seen: set[str] = set()
+    key, members = None, {}
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # tarfile remembers every header it has read
                 if not member.isfile():
                     continue
-                key, _, suffix = member.name.rpartition("/")[2].partition(".")
-                if key != last and key in samples:
-                    raise CliptexError(f"{path}: the members of sample {key!r} are not adjacent; write the shard again")
-                last = key
+                name, _, suffix = member.name.rpartition("/")[2].partition(".")
+                if name != key:
+                    if name in seen:
+                        raise CliptexError(
+                            f"{path}: the members of sample {name!r} are not adjacent; write the shard again"
+                        )
+                    seen.add(name)
+                    if members:
+                        yield _pair(key, members)
+                    key, members = name, {}
                 data = tar.extractfile(member).read()
                 if len(data) != member.size:
                     raise tarfile.ReadError("unexpected end of data")
-                samples.setdefault(key, {})[suffix.lower()] = data
+                members[suffix.lower()] = data
             end = tar.offset
         # tarfile takes a cut between two members for the end; a whole tar ends with empty blocks
         with path.open("rb") as file:
@@ -74,92 +102,184 @@ def read_shard(path: Path) -> list[Pair]:
             if file.read(512) != b"\0" * 512:
                 raise tarfile.ReadError("no end-of-archive mark")
     except FileNotFoundError as error:
-        raise CliptexError(
-            f"{path}: shard is missing; run: rm -f {path.parent}/index.json   and then the same command again"
-        ) from error
+        raise CliptexError(f"{path}: shard is missing; {_remedy(path)}") from error
     except (tarfile.TarError, OSError, EOFError) as error:
+        raise CliptexError(f"{path}: shard is truncated or not a tar ({error}); {_remedy(path)}") from error
+    if members:
+        yield _pair(key, members)
+
+
+def _remedy(path: Path) -> str:
+    if path.parent.resolve() != paths.SHARDS.resolve():
+        return "put a whole one in its place"
+    index = f"{path.parent}/index.json {path.parent}/batch-*.json"
+    return f"run: rm -f {path} {index}   and then the same command again"
+
+
+def _pair(key: str, members: dict[str, bytes]) -> Pair:
+    try:
+        metadata = json.loads(members["json"]) if "json" in members else {}
+    except ValueError:
+        metadata = {}
+    metadata = metadata if isinstance(metadata, dict) else {}
+    image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
+    caption = members["txt"].decode("utf-8", "replace") if "txt" in members else str(metadata.get("caption") or "")
+    return Pair(key, image, caption.strip() or None, metadata)
+
+
+def read_shard(path: Path) -> list[Pair]:
+    """Every sample of a shard in the order of keys (img2dataset writes them as they arrive). As `iterate_shard`."""
+    return sorted(iterate_shard(path), key=lambda pair: pair.key)
+
+
+def verify_shard(path: Path) -> pa.Table:
+    """Read every sample of a shard once and decode its image; the rows (`ROWS`), in the order of keys."""
+    rows = []
+    for pair in iterate_shard(path):
+        status, size = _judge(pair)
+        if status != OK:
+            log.warning("%s: %s dropped: %s", path, pair.key, status)
+        digest = hashlib.sha256(pair.image).hexdigest() if pair.image else None
+        url = pair.metadata.get("url")
+        rows.append((pair.key, status, None, str(url) if url else None, digest, *size))
+    rows.sort(key=lambda row: row[0])
+    columns = list(zip(*rows, strict=True)) or [()] * len(ROWS)
+    return pa.table([pa.array(column, kind.type) for column, kind in zip(columns, ROWS, strict=True)], schema=ROWS)
+
+
+def _judge(pair: Pair) -> tuple[str, tuple[int | None, int | None]]:
+    """Status of a sample, and width and height of its image."""
+    if pair.image is None:
+        return "no image", (None, None)
+    try:
+        size = open_image(pair.image).size
+    except BadImage as error:
+        return str(error), (None, None)
+    return (OK if pair.caption else "no caption"), size
+
+
+def describe_shard(number: int, path: Path) -> dict[str, Any]:
+    """Identity of a shard: `shard` (5 digits), `path`, `sha256`, `bytes`."""
+    return {
+        "shard": f"{number:05d}",
+        "path": str(path),
+        "sha256": sha256_file(path),
+        "bytes": Path(path).stat().st_size,
+    }
+
+
+def write_rows(path: Path, rows: pa.Table, shard: dict[str, Any]) -> None:
+    """Write a shard's table; `shard` goes into its metadata under `cliptex`."""
+    with replacing(path) as scratch:
+        pq.write_table(rows.replace_schema_metadata({"cliptex": json.dumps(shard)}), scratch, compression="zstd")
+
+
+def read_rows(path: Path) -> tuple[dict[str, Any], pa.Table]:
+    """What `write_rows` wrote: the shard's description and its rows."""
+    try:
+        table = pq.read_table(path)
+        return json.loads(table.schema.metadata[b"cliptex"]), table
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        folder = Path(path).parent
         raise CliptexError(
-            f"{path}: shard is truncated or not a tar ({error}); run: rm -f {path} {path.parent}/index.json   and then"
+            f"{path}: cannot be read ({error}); run: rm -f {path} {folder}/index.json {folder}/batch-*.json   and then"
             " the same command again"
         ) from error
-    pairs = []
-    for key, members in samples.items():
-        image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
-        caption = members["txt"].decode("utf-8", "replace").strip() if "txt" in members else None
-        try:
-            metadata = json.loads(members["json"]) if "json" in members else {}
-        except ValueError:
-            metadata = {}
-        pairs.append(Pair(key, image, caption or None, metadata))
-    return pairs
 
 
-def index_shards(shards: list[Path], index: Path, min_yield: float) -> dict[str, Any]:
-    """Read every sample of every shard once and write the index.
+def index_shards(shards: list[Path], index: Path, min_yield: float, max_repeats: int = MAX_REPEATS) -> dict[str, Any]:
+    """Read every sample of every shard once and write the index; see `write_index`.
 
-    The index holds `shards` (a list of {shard, path, sha256, bytes, keys, dropped: {key: reason}}), `num_samples`,
-    `dropped` (reason -> count). Raises CliptexError for an unreadable shard, a key seen twice, or a share of usable
-    samples below `min_yield`, with the most common reasons.
+    Raises CliptexError for an unreadable shard, and as `write_index` does.
     """
-    entries, reasons, seen = [], Counter(), {}
-    for number, path in enumerate(track(shards, "index shards")):
-        keys, dropped = [], {}
-        for pair in read_shard(path):
-            if pair.key in seen:
-                raise CliptexError(f"{path}: key {pair.key!r} is also in {seen[pair.key]}; keys must be unique")
-            seen[pair.key] = path
-            reason = _reason_to_drop(pair)
-            if reason:
-                dropped[pair.key] = reason
-                reasons[reason] += 1
-                log.warning("%s: %s dropped: %s", path, pair.key, reason)
-            else:
-                keys.append(pair.key)
-        if keys != sorted(keys):
-            raise CliptexError(f"{path}: keys are not in order; write the shard again with its samples sorted by key")
-        entries.append(
-            {
-                "shard": f"{number:05d}",
-                "path": str(path),
-                "sha256": sha256_file(path),
-                "bytes": path.stat().st_size,
-                "keys": keys,
-                "dropped": dropped,
-            }
-        )
+    require_codecs()
+    verified = (
+        (describe_shard(number, path), verify_shard(path)) for number, path in enumerate(track(shards, "index shards"))
+    )
+    return write_index(verified, index, min_yield, max_repeats)
+
+
+def write_index(
+    shards: Iterable[tuple[dict[str, Any], pa.Table]], index: Path, min_yield: float, max_repeats: int = MAX_REPEATS
+) -> dict[str, Any]:
+    """Write the index of shards given by their descriptions and rows, in order.
+
+    The index holds `shards` (a list of {shard, path, sha256, bytes, keys, dropped: {key: reason}}), `num_samples`
+    (usable), `dropped` (reason -> count) and `repeated` (SHA-256 -> count of images seen more than `max_repeats`
+    times, all of which are dropped as "repeated image": servers answer with one picture for everything that is gone).
+    Raises CliptexError for a key seen twice, or a share of usable samples below `min_yield`, with the most common
+    reasons.
+    """
+    entries, digests, seen = [], [], {}
+    for description, rows in shards:
+        keys, statuses = rows["key"].to_pylist(), rows["status"].to_pylist()
+        for key in keys:
+            if key in seen:
+                raise CliptexError(
+                    f"{description['path']}: key {key!r} is also in {seen[key]}; keys must be unique over all shards"
+                )
+            seen[key] = description["path"]
+        good = [number for number, status in enumerate(statuses) if status == OK]
+        dropped = {key: status for key, status in zip(keys, statuses, strict=True) if status != OK}
+        found = rows["sha256"].take(pa.array(good, pa.int64()))
+        # 64 bits suffice to find what may be repeated, and millions of them fit into memory
+        digests.append(np.array([int(digest[:16], 16) for digest in found.to_pylist()], dtype=np.uint64))
+        description = {name: description[name] for name in ("shard", "path", "sha256", "bytes")}
+        entries.append({**description, "keys": [keys[number] for number in good], "dropped": dropped, "found": found})
+    values, counts = np.unique(np.concatenate(digests), return_counts=True) if digests else ((), np.zeros(0))
+    suspects = set(np.asarray(values)[counts > max_repeats].tolist())
+    repeated: Counter[str] = Counter()
+    for entry, short in zip(entries, digests, strict=True):
+        found = entry.pop("found")
+        if suspects:
+            repeated.update(found[number].as_py() for number, value in enumerate(short.tolist()) if value in suspects)
+            bad = {key for key, value in zip(entry["keys"], short.tolist(), strict=True) if value in suspects}
+            entry["keys"] = [key for key in entry["keys"] if key not in bad]
+            entry["dropped"] |= dict.fromkeys(sorted(bad), "repeated image")
+    reasons = Counter(reason for entry in entries for reason in entry["dropped"].values())
     usable = sum(len(entry["keys"]) for entry in entries)
-    if not seen or usable / len(seen) < min_yield:
-        common = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3)) or "no samples at all"
-        raise CliptexError(f"only {usable} of {len(seen)} samples are usable, below dataset.min_yield ({common})")
-    out = {"schema_version": 1, "num_samples": usable, "dropped": dict(reasons), "shards": entries}
+    require_yield(usable, reasons, min_yield)
+    out = {
+        "schema_version": 1,
+        "num_samples": usable,
+        "dropped": dict(reasons.most_common()),
+        "repeated": dict(repeated.most_common()),
+        "shards": entries,
+    }
     write_json(index, out)
     return out
 
 
-def _reason_to_drop(pair: Pair) -> str | None:
-    if pair.image is None:
-        return "no image"
-    if pair.caption is None:
-        return "no caption"
-    try:
-        decode_image(pair.image)
-    except BadImage as error:
-        return str(error)
-    return None
+def require_yield(usable: int, reasons: Counter[str], min_yield: float, what: str = "") -> None:
+    """Raise CliptexError, with the three most common reasons, where too small a share is usable."""
+    total = usable + sum(reasons.values())
+    if not total or usable / total < min_yield:
+        common = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3)) or "no samples at all"
+        raise CliptexError(
+            f"{what}only {usable} of {total} samples are usable, below dataset.min_yield = {min_yield} ({common});"
+            " mend the cause, or set dataset.min_yield lower"
+        )
 
 
 def read_index(index: Path) -> dict[str, Any]:
-    """The shard index; see `index_shards`."""
+    """The shard index; see `write_index`."""
     return read_json(index)
 
 
 def read_indexed(entry: dict[str, Any]) -> list[Pair]:
-    """The usable samples of one shard of the index. Raises CliptexError when the shard is not what was indexed."""
+    """The usable samples of one shard of the index, in the order of keys.
+
+    Raises CliptexError when the shard is not what was indexed.
+    """
     path = Path(entry["path"])
     if path.exists() and path.stat().st_size != entry["bytes"]:
-        raise CliptexError(f"{path}: size differs from the index; delete {path.parent}/index.json to index again")
+        raise CliptexError(f"{path}: size differs from the index; {_index_again()}")
     wanted = set(entry["keys"])
     pairs = [pair for pair in read_shard(path) if pair.key in wanted]
     if [pair.key for pair in pairs] != entry["keys"]:
-        raise CliptexError(f"{path}: keys differ from the index; delete {path.parent}/index.json to index again")
+        raise CliptexError(f"{path}: keys differ from the index; {_index_again()}")
     return pairs
+
+
+def _index_again() -> str:
+    return f"run: rm -f {paths.SHARD_INDEX} {paths.SHARDS}/batch-*.json   and then the same command again"

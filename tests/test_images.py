@@ -1,13 +1,26 @@
+"""One file of each kind that the web holds: decoded to the right pixels, or refused for the right reason."""
+
 import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from cliptex import images
-from cliptex.images import BadImage, decode_image, encode_jpeg, encode_png
+from cliptex.errors import CliptexError
+from cliptex.images import BadImage, decode_image, encode_jpeg, encode_png, open_image, require_codecs
+
+RED, GREEN, BLUE, WHITE = (220, 20, 30), (10, 200, 40), (20, 30, 210), (255, 255, 255)
+
+
+def quarters(width: int = 48, height: int = 32) -> Image.Image:
+    """Red, green, blue and white quarters, none like another, so that a turn or a flip shows."""
+    pixels = np.empty((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2], pixels[: height // 2, width // 2 :] = RED, GREEN
+    pixels[height // 2 :, : width // 2], pixels[height // 2 :, width // 2 :] = BLUE, WHITE
+    return Image.fromarray(pixels)
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -16,62 +29,190 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK", "1", "LA"])
-def test_every_mode_becomes_rgb(mode):
-    image = Image.new("RGB", (20, 12), (200, 30, 30)).convert(mode)
-    kind = "JPEG" if mode == "CMYK" else "PNG"
-    pixels = decode_image(encoded(image, kind))
-    assert pixels.shape == (12, 20, 3)
-    assert pixels.dtype == np.uint8
-
-
-def test_transparent_pixels_become_white():
-    assert decode_image(encoded(Image.new("RGBA", (10, 10), (0, 0, 0, 0)), "PNG")).min() == 255
-
-
-def test_exif_rotation_is_applied():
-    image = Image.new("RGB", (20, 12))
-    exif = image.getexif()
-    exif[0x0112] = 6
-    assert decode_image(encoded(image, "JPEG", exif=exif)).shape == (20, 12, 3)
-
-
-def bomb() -> bytes:
-    """A PNG whose header promises 20,000 x 20,000 pixels."""
+def png(width: int, height: int, bits: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG by hand: Pillow writes neither 16-bit colour nor headers that lie."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
-GOOD = encode_jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+def assert_quarters(pixels: np.ndarray, tolerance: int, width: int = 48, height: int = 32) -> None:
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (height, width, 3)
+    # JPEG mixes colours at the edges
+    for row, column, colour in ((0, 0, RED), (0, 1, GREEN), (1, 0, BLUE), (1, 1, WHITE)):
+        part = pixels[row * height // 2 :, column * width // 2 :][4 : height // 2 - 4, 4 : width // 2 - 4]
+        assert np.abs(part.astype(int) - colour).max() <= tolerance, (row, column)
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"),
+    ("kind", "options", "tolerance"),
     [
-        (b"", "not an image"),
-        (b"<html>404</html>", "not an image"),
-        (GOOD[: len(GOOD) // 2], "truncated or corrupt"),
-        (bomb(), "too large"),
-        (encoded(Image.new("RGB", (1, 1)), "GIF"), "too small"),
+        ("PNG", {}, 0),
+        ("BMP", {}, 0),
+        ("GIF", {}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("JPEG", {"quality": 95}, 6),
+        ("JPEG", {"quality": 95, "progressive": True}, 6),
     ],
-    ids=["empty", "page", "cut", "bomb", "pixel"],
 )
-def test_bad_images_have_a_reason(data, reason):
-    with pytest.raises(BadImage, match=reason):
+def test_plain_files(kind, options, tolerance):
+    assert_quarters(decode_image(encoded(quarters(), kind, **options)), tolerance)
+
+
+def test_the_name_of_a_file_does_not_matter():
+    """A shard calls every image .jpg; only the bytes are looked at."""
+    assert_quarters(decode_image(encoded(quarters(), "PNG")), 0)
+
+
+def test_cmyk_jpeg():
+    data = encoded(quarters().convert("CMYK"), "JPEG", quality=95)
+    assert Image.open(io.BytesIO(data)).mode == "CMYK"
+    assert_quarters(decode_image(data), 8)
+
+
+def test_palette_png_with_transparency_becomes_white_there():
+    image = quarters().quantize(4)
+    green = image.getpixel((40, 4))
+    data = encoded(image, "PNG", transparency=green)
+    assert Image.open(io.BytesIO(data)).mode == "P"
+    pixels = decode_image(data)
+    assert (pixels[:16, 24:] == 255).all()
+    assert (pixels[:16, :24] == RED).all()
+
+
+def test_half_transparent_pixels_are_laid_on_white():
+    data = encoded(Image.new("RGBA", (10, 10), (0, 100, 200, 51)), "PNG")
+    assert np.abs(decode_image(data).astype(int) - (204, 224, 244)).max() <= 1
+    assert decode_image(encoded(Image.new("LA", (10, 10), (0, 0)), "PNG")).min() == 255
+
+
+def test_a_transparent_colour_of_an_rgb_png_becomes_white():
+    pixels = decode_image(encoded(quarters(), "PNG", transparency=RED))
+    assert (pixels[:16, :24] == 255).all()
+    assert (pixels[:16, 24:] == GREEN).all()
+
+
+def test_16_bit_grey_png_keeps_its_shades():
+    values = np.linspace(0, 65535, 40 * 30).astype(np.uint16).reshape(30, 40)
+    pixels = decode_image(encode_png(values))
+    assert np.array_equal(pixels, np.repeat((values >> 8)[..., None], 3, axis=2))
+    assert len(np.unique(pixels)) == 256
+
+
+def test_16_bit_colour_png():
+    values = np.random.default_rng(0).integers(0, 65536, (20, 30, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    assert np.abs(decode_image(png(30, 20, 16, 2, rows)).astype(int) - (values >> 8)).max() <= 1
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("JPEG", 3), ("PNG", 0), ("WEBP", 4)])
+def test_grey(kind, tolerance):
+    values = np.repeat(np.arange(0, 240, 5, dtype=np.uint8)[None], 24, axis=0)
+    pixels = decode_image(encoded(Image.fromarray(values), kind, quality=95))
+    assert np.abs(pixels.astype(int) - values[..., None]).max() <= tolerance
+
+
+def test_one_bit():
+    pixels = decode_image(encoded(Image.new("1", (9, 9), 1), "PNG"))
+    assert (pixels == 255).all()
+
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", [1, *TURNS])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_turned_photograph_is_upright(kind, orientation):
+    """A camera stores what the sensor saw and notes how it was held."""
+    image = quarters()
+    stored = image.transpose(TURNS[orientation]) if orientation != 1 else image
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    data = encoded(stored, kind, exif=exif, quality=95, subsampling=0)
+    assert_quarters(decode_image(data), 6)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0MM\0*"])
+def test_broken_exif_data_spoil_no_picture(exif):
+    assert_quarters(decode_image(encoded(quarters(), "JPEG", quality=95, exif=exif)), 6)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("GIF", {}), ("WEBP", {"lossless": True})])
+def test_an_animation_gives_its_first_picture(kind, options):
+    others = [Image.new("RGB", (48, 32), "black") for _ in range(3)]
+    data = encoded(quarters(), kind, save_all=True, append_images=others, duration=50, **options)
+    assert Image.open(io.BytesIO(data)).n_frames > 1
+    assert_quarters(decode_image(data), 0)
+
+
+def test_a_long_strip_is_decoded():
+    pixels = decode_image(encoded(quarters(12000, 100), "PNG"))
+    assert pixels.shape == (100, 12000, 3)
+    assert tuple(pixels[99, 0]) == BLUE
+
+
+GOOD = encode_jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+BOMB = png(20000, 20000, 8, 2, b"")
+BAD = {
+    "zero bytes": (b"", "no bytes"),
+    "page": (b"<!DOCTYPE html><html><body>404</body></html>", "not an image"),
+    "text": (b"not found", "not an image"),
+    "vector": (b'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="40"/>', "not an image"),
+    "header only": (GOOD[:20], "not an image"),
+    "truncated JPEG": (GOOD[: len(GOOD) // 2], "truncated or corrupt"),
+    "almost whole JPEG": (GOOD[:-60], "truncated or corrupt"),
+    "truncated PNG": (encode_png(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))[:3000], "truncated"),
+    "truncated GIF": (encoded(quarters(200, 200).rotate(33), "GIF")[:900], "truncated or corrupt"),
+    "truncated WebP": (encoded(quarters(200, 200).rotate(33), "WEBP")[:300], "not an image|truncated or corrupt"),
+    "bomb": (BOMB, "too large"),
+    "1x1": (encoded(Image.new("RGB", (1, 1)), "GIF"), "too small"),
+    "line": (encoded(Image.new("RGB", (500, 2)), "PNG"), "too small"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_images_have_a_reason(name):
+    data, reason = BAD[name]
+    with pytest.raises(BadImage, match=f"^({reason})"):
         decode_image(data)
 
 
 def test_the_size_is_judged_before_any_pixel_is_decoded(monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(BadImage, match="too large"):
-        decode_image(bomb())
+        decode_image(BOMB)
 
 
 def test_png_is_lossless():
     pixels = np.random.default_rng(0).integers(0, 255, (9, 17, 3), dtype=np.uint8)
     assert np.array_equal(decode_image(encode_png(pixels)), pixels)
     assert images.MIN_SIDE_PX <= 9
+
+
+def test_a_missing_codec_is_no_bad_image(monkeypatch):
+    require_codecs()
+    monkeypatch.setattr(features, "check", lambda name: name != "webp")
+    with pytest.raises(CliptexError, match="Pillow cannot decode WebP"):
+        require_codecs()
+
+
+def test_too_little_memory_is_no_bad_image(monkeypatch):
+    def load(self):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    with pytest.raises(MemoryError):
+        open_image(encoded(quarters(), "BMP"))

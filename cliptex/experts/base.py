@@ -23,7 +23,8 @@ class Expert(ABC):
 
     @abstractmethod
     def load(self, weights: Path | None) -> None:
-        """Build the network and load `weights` (safetensors, strict). None: leave it untrained, for `fit`."""
+        """Build the network and load `weights`, strictly: a file, or the folder of a saved model where the expert
+        takes one (`cliptex.experts.weights` reads both without running them). None: leave it untrained, for `fit`."""
 
     @abstractmethod
     def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
@@ -43,6 +44,10 @@ class Expert(ABC):
     def fit(self, renders: Path, seed: int) -> dict[str, Any]:
         """Train on the labelled renders in the HDF5 file `renders`; return what the training log should keep."""
         raise TypeError(f"{type(self).__name__} is not trained by the workflow; give weights")
+
+    def randomise(self, seed: int) -> None:
+        """Build the network with random weights, a function of `seed`; for tests and benchmarks."""
+        raise TypeError(f"{type(self).__name__} has no weights to draw at random")
 
     def own_quality(self, renders: Path) -> dict[str, float]:
         """Metrics on the labelled renders beyond those of the task, e.g. average precision of instances."""

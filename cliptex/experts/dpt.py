@@ -4,6 +4,9 @@ Trained with the scale- and shift-invariant loss of MiDaS (Ranftl et al., TPAMI 
 depth, where the sky is 0. Shape suffixes: B batch, C channels, H height, W width.
 """
 
+import logging
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -11,13 +14,17 @@ import torch
 from pydantic import Field
 from torch import nn
 from torch.nn import functional
-from transformers import DPTConfig, DPTForDepthEstimation
+from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
 from cliptex.config import Section
 from cliptex.errors import CliptexError
 from cliptex.experts.network import NetworkExpert, normalise, resize
+from cliptex.experts.weights import refused
 
+log = logging.getLogger("cliptex")
 MEAN = STD = (0.5, 0.5, 0.5)
+UNUSED = "neck.fusion_stage.layers.0.residual_layer1."
+"""The first fusion has no second input, so that its layers are never called; the published files leave them out."""
 
 
 def scale_shift_invariant_loss(
@@ -67,7 +74,8 @@ class Network(Section):
     """Options of the expert `dpt`."""
 
     config: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of transformers' DPTConfig; `image_size` is the side of the square that the network sees.
+    """Arguments of transformers' DPTConfig; `image_size` is the side of the square that the network sees. Left out
+    where the weights are a folder or a hub repository, which have a config.json.
 
     dpt-large: hidden_size 1024, num_hidden_layers 24, num_attention_heads 16, intermediate_size 4096,
     backbone_out_indices [5, 11, 17, 23], neck_hidden_sizes [256, 512, 1024, 1024].
@@ -78,11 +86,13 @@ class Network(Section):
 class DPTExpert(NetworkExpert):
     """Labels float32 [H, W] >= 0: inverse depth up to scale and shift, larger = nearer.
 
-    The image is squashed to a square, as the published weights' own preprocessing does.
+    The image is squashed to a square, as the published weights' own preprocessing does. The folder of a saved model
+    brings its own (preprocessor_config.json).
     """
 
     task = "depth"
     Network = Network
+    size_options = ("config",)
     targets = ("depth",)
 
     def __init__(self, settings: dict[str, Any]):
@@ -90,13 +100,32 @@ class DPTExpert(NetworkExpert):
         unknown = sorted(set(self.network.config) - set(DPTConfig.__dataclass_fields__))
         if unknown:
             raise CliptexError(f"experts.network.config: DPTConfig has no {', '.join(unknown)}")
-        self.config = DPTConfig(**self.network.config)
+        self.config = DPTConfig(**self.network.config) if self.network.config else None
+        self.processor: DPTImageProcessor | None = None
 
     def build(self) -> nn.Module:
+        if self.config is None:  # DPTConfig's defaults are none of the published networks
+            raise CliptexError(
+                "experts.*.network.config: a DPT without it has no size; give it, or as `path` the folder of a saved"
+                " model, which has a config.json"
+            )
         module = DPTForDepthEstimation(self.config)
         # The last layer is a ReLU: started above zero, since a pixel below it gives no gradient.
         nn.init.constant_(module.head.head[-2].bias, 1.0)
         return module
+
+    def shared(self) -> dict[str, nn.Module]:
+        return {"body": self.module.dpt.embeddings.backbone._backbone}
+
+    def load(self, weights: Path | None) -> None:
+        if weights is None or not Path(weights).is_dir():
+            super().load(weights)
+            return
+        if self.network.config:
+            raise CliptexError(f"experts.*.network.config: {weights} has a config.json of its own; leave the key out")
+        self.module, self.processor = _load_folder(Path(weights))
+        self.module = self.module.to(self.device).eval()
+        self.config = self.module.config
 
     def train_size(self) -> tuple[int, int]:
         return self.config.image_size, self.config.image_size
@@ -112,8 +141,49 @@ class DPTExpert(NetworkExpert):
         return list(out_BHW.clamp(min=0).cpu().numpy())
 
     def _forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        side = self.config.image_size
-        return self.module(normalise(resize(images_BCHW, (side, side)), MEAN, STD)).predicted_depth.float()
+        if self.processor is None:
+            pixels_BCHW = normalise(resize(images_BCHW, (self.config.image_size,) * 2), MEAN, STD)
+        else:
+            # it rounds to integers after resizing, as it does to the pictures that it is usually given
+            octets = list((images_BCHW * 255).round().to(torch.uint8))
+            found = self.processor(images=octets, input_data_format="channels_first", return_tensors="pt")
+            pixels_BCHW = found["pixel_values"].to(self.device)
+        return self.module(pixels_BCHW).predicted_depth.float()
+
+
+def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor]:
+    """Network and preprocessing that transformers saved. Raises CliptexError when weights are missing, do not fit, or
+    are in a file that holds anything but tensors; none of it is run."""
+    if not (folder / "preprocessor_config.json").is_file():
+        raise CliptexError(f"{folder}: lacks preprocessor_config.json, which says what the network sees; copy it too")
+    local = {"local_files_only": True}
+    try:
+        processor = DPTImageProcessor.from_pretrained(folder, **local)
+        module, found = DPTForDepthEstimation.from_pretrained(
+            folder, weights_only=True, output_loading_info=True, **local
+        )
+    except UnpicklingError as error:
+        raise CliptexError(f"{folder}/pytorch_model.bin: {refused(error)}") from error
+    except Exception as error:  # transformers has a kind of error for every way in which a folder can be wrong
+        what = str(error).strip().splitlines() or [type(error).__name__]
+        raise CliptexError(f"{folder}: not a DPT saved by transformers ({what[0]}); copy the folder again") from error
+    missing = [name for name in found["missing_keys"] if not name.startswith(UNUSED)]
+    if missing or found["mismatched_keys"]:
+        wrong = [*missing, *(str(item[0]) for item in found["mismatched_keys"])]
+        raise CliptexError(
+            f"{folder}: its weights do not fit its config.json: {', '.join(sorted(wrong)[:3])}, {len(wrong)} in all"
+        )
+    if found["unexpected_keys"]:
+        log.warning("%s: weights without a place in the network: %s", folder, ", ".join(found["unexpected_keys"]))
+    size, side = processor.size, module.config.image_size
+    if processor.keep_aspect_ratio or size["height"] != size["width"]:
+        raise CliptexError(
+            f"{folder}/preprocessor_config.json: transformers' DPT takes squares; set keep_aspect_ratio to false and"
+            " height and width of `size` to the same"
+        )
+    if module.config.is_hybrid and size["height"] != side:
+        raise CliptexError(f"{folder}/preprocessor_config.json: a hybrid DPT takes its image_size, {side}, in `size`")
+    return module.float(), processor
 
 
 PLUGIN = DPTExpert

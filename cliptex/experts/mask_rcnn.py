@@ -12,7 +12,6 @@ import timm
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn import functional
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -23,7 +22,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.config import Positive, Section, Share
 from cliptex.experts.fitting import read_renders
-from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, NetworkExpert, normalise
+from cliptex.experts.network import NetworkExpert
 
 SLOTS = 91
 SPARSE_ID = np.array([0, *(number for number, _, _ in coco_categories())])
@@ -55,6 +54,31 @@ def paint(
         elif ignore_below is not None and scores_N[index] >= ignore_below:
             label[masks_NHW[index]] = 255
     return label
+
+
+def coco_results(
+    boxes_N4: np.ndarray, slots_N: np.ndarray, scores_N: np.ndarray, masks_NHW: np.ndarray
+) -> list[dict[str, Any]]:
+    """Instances in the form of COCO's results, surest first, in pixels of the image.
+
+    boxes_N4: left, top, right, bottom. slots_N: COCO's category ids. Each dictionary has `category_id`, `score`, `bbox`
+    [left, top, width, height] and `segmentation` (`size` [height, width], `counts`: COCO's compressed run lengths).
+    """
+    from faster_coco_eval.core import mask as rle
+
+    results = []
+    for index in np.argsort(-scores_N, kind="stable"):
+        left, top, right, bottom = boxes_N4[index].tolist()
+        run_lengths = rle.encode(np.asfortranarray(masks_NHW[index].astype(np.uint8)))
+        results.append(
+            {
+                "category_id": int(slots_N[index]),
+                "score": float(scores_N[index]),
+                "bbox": [left, top, right - left, bottom - top],
+                "segmentation": {"size": list(run_lengths["size"]), "counts": run_lengths["counts"].decode("ascii")},
+            }
+        )
+    return results
 
 
 class SmallNetwork(Section):
@@ -109,10 +133,8 @@ class Network(Section):
     """Overlap of two boxes above which the weaker one is dropped."""
     detections: Positive = 100
     """Instances an image at most."""
-    dense_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight, in training, of a semantic segmentation loss on the pyramid's finest level."""
-    dense_steps: Annotated[int, Field(ge=0)] = 0
-    """The first so many steps of the training minimise that loss alone."""
+    keep_instances: bool = False
+    """Keep the instances beside the painted map, in the label store's column `instances`."""
     background_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of background among the regions on which the heads are trained."""
 
@@ -166,6 +188,7 @@ class MaskRCNNExpert(NetworkExpert):
 
     task = "segmentation"
     Network = Network
+    size_options = ("architecture",)
     targets = ("instance", "instance_class")
 
     def build(self) -> nn.Module:
@@ -186,57 +209,44 @@ class MaskRCNNExpert(NetworkExpert):
         # the small network is trained on squares of the size it sees, whatever the renders' size
         return (self.network.min_side_px,) * 2 if self.network.architecture == "small" else None
 
-    def trainee(self) -> nn.Module:
-        """With `dense_weight`, the pyramid's finest level also learns the class of each of its cells.
-
-        Few regions of an image hold an object, so that from random weights features come slowly from them alone; and a
-        step on the dense loss alone costs a third of a whole one.
-        """
-        self._dense = nn.Conv2d(self.module.backbone.out_channels, len(SPARSE_ID), 1).to(self.device)
-        self._hook = self.module.backbone.register_forward_hook(self._keep_features)
-        self._step = 0
-        return nn.ModuleList([self.module, self._dense])
-
-    def fit(self, renders: Path, seed: int) -> dict[str, Any]:
-        log = super().fit(renders, seed)
-        self._hook.remove()
-        return log
-
-    def _keep_features(self, backbone: nn.Module, images: Any, features: dict[str, torch.Tensor]) -> None:
-        self._features = features["0"]
+    def shared(self) -> dict[str, nn.Module]:
+        return {"body": self.module.backbone.body, "fpn": self.module.backbone.fpn}
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        options = self.network
-        self._step += 1
-        if self._step <= options.dense_steps:
-            self.module.backbone(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
-            return self._dense_loss(batch)
         targets = [
             _instances(instance, classes)
             for instance, classes in zip(batch["instance"], batch["instance_class"], strict=True)
         ]
-        total = sum(self.module(list(batch["image"]), targets).values())
-        return total + options.dense_weight * self._dense_loss(batch) if options.dense_weight else total
-
-    def _dense_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        scores_BCHW = self._dense(self._features)
-        classes_BM = functional.pad(batch["instance_class"], (1, 0)).long()  # column 0 is the background
-        truth_BHW = classes_BM.gather(1, batch["instance"].flatten(1)).view(batch["instance"].shape)
-        truth_BHW = functional.interpolate(truth_BHW[:, None].float(), size=scores_BCHW.shape[-2:], mode="nearest")
-        return functional.cross_entropy(scores_BCHW, truth_BHW[:, 0].long())
+        return sum(self.module(list(batch["image"]), targets).values())
 
     def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
-        options = self.network
-        return [
-            paint(
-                _to_masks(found, options.mask_threshold),
-                CONTIGUOUS[found["labels"].cpu().numpy()],
-                found["scores"].float().cpu().numpy(),
-                options.score_threshold,
-                options.ignore_below,
-            )
-            for found in self.module(list(images_BCHW))
-        ]
+        return [label for label, _ in self._label_rows(images_BCHW)]
+
+    def extra_columns(self) -> dict[str, Any]:
+        """With `keep_instances`: `instances`, a list of COCO results (category_id, score, bbox, segmentation)."""
+        import pyarrow as pa
+
+        if not self.network.keep_instances:
+            return {}
+        segmentation = pa.struct({"size": pa.list_(pa.int32()), "counts": pa.string()})
+        instance = {"category_id": pa.int32(), "score": pa.float32(), "bbox": pa.list_(pa.float32())}
+        return {"instances": pa.list_(pa.struct(instance | {"segmentation": segmentation}))}
+
+    def predict_rows(self, images: list[np.ndarray], keys: list[str]) -> list[tuple[np.ndarray, dict[str, Any]]]:
+        return self._by_size(images, self._label_rows)
+
+    def _label_rows(self, images_BCHW: torch.Tensor) -> list[tuple[np.ndarray, dict[str, Any]]]:
+        options, rows = self.network, []
+        for found in self.module(list(images_BCHW)):
+            masks_NHW = _to_masks(found, options.mask_threshold)
+            slots_N = found["labels"].cpu().numpy()
+            scores_N = found["scores"].float().cpu().numpy()
+            label = paint(masks_NHW, CONTIGUOUS[slots_N], scores_N, options.score_threshold, options.ignore_below)
+            extras = {}
+            if options.keep_instances:
+                extras["instances"] = coco_results(found["boxes"].float().cpu().numpy(), slots_N, scores_N, masks_NHW)
+            rows.append((label, extras))
+        return rows
 
     def own_quality(self, renders: Path) -> dict[str, float]:
         """Average precision of boxes and masks by COCO's definition, percent: `box_AP`, `box_AP50`, `mask_AP`, ...

@@ -4,20 +4,23 @@ Shape suffixes: B batch, C channels, H height, W width.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
 from cliptex.config import Section
 from cliptex.errors import CliptexError
+from cliptex.experts import small_resnet  # noqa: F401 (registers it with timm)
 from cliptex.experts.base import Expert
 from cliptex.experts.fitting import Training, fit
 from cliptex.experts.options import parse_options
+from cliptex.experts.weights import read_tensors
 from cliptex.precision import mixed_precision, native_precision
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -25,18 +28,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a safetensors file into `module`, strictly: the same names and shapes, nothing more or less.
+    """Load a weight file into `module`, strictly: the same names and shapes, nothing more or less.
 
-    Raises CliptexError for a file that is missing or not safetensors (nothing is ever unpickled) or does not fit.
+    Raises CliptexError for a file that is missing, holds anything but tensors (nothing is ever run) or does not fit.
     """
     path = Path(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError as error:
-        raise CliptexError(f"{path}: no such weight file; train the expert, or mend `path`") from error
-    except (SafetensorError, OSError) as error:
-        raise CliptexError(f"{path}: not a safetensors file ({error}); convert it, pickles are not read") from error
+    tensors = read_tensors(path)
     wanted = module.state_dict()
     problems = [f"misses {name}" for name in wanted if name not in tensors]
     problems += [f"has the unknown {name}" for name in tensors if name not in wanted]
@@ -52,6 +49,24 @@ def load_weights(module: nn.Module, path: Path) -> None:
             " use the settings they were trained with, or train again"
         )
     module.load_state_dict(tensors)
+
+
+def start_from(parts: dict[str, nn.Module], weights: Path) -> None:
+    """Load what an expert shares with the backbone: name of the part there ("body", "fpn") -> the expert's own.
+
+    The expert's part may lack the last stages. Raises CliptexError when a tensor is missing or of another shape.
+    """
+    tensors = load_file(weights)
+    for part, module in parts.items():
+        wanted = {name: f"{part}.{name}" for name in module.state_dict()}
+        shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+        wrong = [name for name, there in wanted.items() if there not in tensors or tensors[there].shape != shapes[name]]
+        if wrong:
+            raise CliptexError(
+                f"{weights}: does not fit the expert's network ({part}.{wrong[0]} and {len(wrong) - 1} more);"
+                " give the expert the encoder of `backbone`, or leave `backbone` out"
+            )
+        module.load_state_dict({name: tensors[there] for name, there in wanted.items()})
 
 
 def resize(images_BCHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -75,6 +90,9 @@ class NetworkExpert(Expert):
 
     Network: ClassVar[type[Section]]
     """Options in `settings["network"]`."""
+    size_options: ClassVar[tuple[str, ...]] = ()
+    """Options of `Network` that must be given where the network is made here: their defaults are the published sizes,
+    for which a small machine has neither the memory nor the time."""
     targets: ClassVar[tuple[str, ...]]
     """HDF5 datasets of the renders that `loss` needs, beside `image`."""
 
@@ -103,9 +121,9 @@ class NetworkExpert(Expert):
         """Height and width of the batches that `loss` gets; None for the renders' own."""
         return None
 
-    def trainee(self) -> nn.Module:
-        """What `fit` optimises: the module, and any helper of its loss that is thrown away afterwards."""
-        return self.module
+    @abstractmethod
+    def shared(self) -> dict[str, nn.Module]:
+        """What may start from the backbone: `body`, a timm network in `features_only` form, and maybe `fpn`."""
 
     def load(self, weights: Path | None) -> None:
         self.module = self.build().to(self.device, memory_format=torch.channels_last)
@@ -113,11 +131,29 @@ class NetworkExpert(Expert):
             load_weights(self.module, weights)
         self.module.eval()
 
+    def randomise(self, seed: int) -> None:
+        self._check_sizes()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.load(None)
+
+    def _check_sizes(self) -> None:
+        for name in self.size_options:
+            if name not in self.network.model_fields_set:
+                raise CliptexError(
+                    f"experts.*.network.{name}: name the size of a network that is trained here (config/config.yaml has"
+                    " a small one of each), or take published weights with `weights: url`, `hub` or `local`"
+                )
+
     def state(self) -> dict[str, torch.Tensor]:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}
 
     def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
-        labels: list[np.ndarray | None] = [None] * len(images)
+        return self._by_size(images, self.label)
+
+    def _by_size(self, images: list[np.ndarray], label: Callable[[torch.Tensor], list[Any]]) -> list[Any]:
+        """What `label` makes of each image; it gets batches of one size."""
+        labels: list[Any] = [None] * len(images)
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
             groups.setdefault(image.shape, []).append(index)
@@ -129,19 +165,22 @@ class NetworkExpert(Expert):
                     part = indices[start : start + batch_size]
                     pixels_BHWC = torch.from_numpy(np.stack([images[index] for index in part])).to(self.device)
                     images_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float() / 255  # channels last in memory
-                    for index, label in zip(part, self.label(images_BCHW), strict=True):
-                        labels[index] = label
+                    for index, one in zip(part, label(images_BCHW), strict=True):
+                        labels[index] = one
         return labels
 
     def fit(self, renders: Path, seed: int) -> dict[str, Any]:
         """Build the module anew and train it; the same seed gives the same weights on one machine."""
         training = parse_options(Training, self.settings.get("training", {}), "training")
+        self._check_sizes()
         # forked, since building and torchvision's samplers draw from the global generator
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.load(None)
+            if "backbone" in self.settings:
+                start_from(self.shared(), Path(self.settings["backbone"]))
             log = fit(
-                self.trainee(),
+                self.module,
                 self._mixed_loss,
                 Path(renders),
                 self.targets,
@@ -154,5 +193,6 @@ class NetworkExpert(Expert):
         return log
 
     def _mixed_loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        with mixed_precision(self.precision):  # for each step anew: autocast keeps its copies of the weights until it ends
+        # entered for each step anew, since autocast keeps its copies of the weights until it ends
+        with mixed_precision(self.precision):
             return self.loss(batch, generator)

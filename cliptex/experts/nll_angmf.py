@@ -7,15 +7,20 @@ resolution. A pixel's output is the mean direction and the concentration kappa o
 
 Training minimises its negative log-likelihood, at the refined levels only at sampled pixels: the most uncertain ones
 and some at random. With the encoder `tf_efficientnet_b5` and the default widths, parameter names are those of the
-published weights (`scannet.pt`: norm "batch", `nyu.pt`: norm "group"). Normals point away from the surface's visible
-side's viewer, as everywhere here: a wall that faces the camera is (0, 0, +1), a floor (0, +1, 0).
+published weights (`scannet.pt`: architecture "BN", `nyu.pt`: "GN").
+
+The published networks draw their normals with red to the left, green up and blue towards the viewer, which are the
+directions in which the surface faces. The channels are hence those of this package: x right, y down, z forward, of the
+normal that has a non-negative dot product with the viewing ray. A wall that faces the camera is (0, 0, +1), a floor
+(0, +1, 0). Weights with other axes are turned by the option `signs`.
 
 Shape suffixes: B batch, C channels, H height, W width, N sampled pixels.
 """
 
 import math
 from itertools import pairwise
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import timm
@@ -26,7 +31,15 @@ from torch.nn import functional
 
 from cliptex.config import Positive, Section, Share
 from cliptex.errors import CliptexError
-from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, NetworkExpert, normalise, resize
+from cliptex.experts.network import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NetworkExpert,
+    load_weights,
+    normalise,
+    resize,
+)
+from cliptex.experts.weights import read_tensors
 
 MIN_KAPPA = 0.01
 
@@ -103,11 +116,11 @@ class StandardisedConv(nn.Conv2d):
 class UpBlock(nn.Module):
     """Enlarge to the skip connection's size, join, and convolve twice."""
 
-    def __init__(self, channels: int, out: int, norm: str):
+    def __init__(self, channels: int, out: int, architecture: str):
         super().__init__()
 
         def layers(inside: int) -> list[nn.Module]:
-            if norm == "batch":
+            if architecture == "BN":
                 return [nn.Conv2d(inside, out, 3, padding=1), nn.BatchNorm2d(out), nn.LeakyReLU()]
             return [StandardisedConv(inside, out, 3, padding=1), nn.GroupNorm(8, out), nn.LeakyReLU()]
 
@@ -121,14 +134,14 @@ class UpBlock(nn.Module):
 class Decoder(nn.Module):
     """Features at 1/8, 1/4, 1/2, a first estimate at 1/8, and a pixel-wise MLP for each finer level."""
 
-    def __init__(self, channels: list[int], widths: list[int], hidden: int, norm: str):
+    def __init__(self, channels: list[int], widths: list[int], hidden: int, architecture: str):
         super().__init__()
         skips = channels[:4]
         self.conv2 = nn.Conv2d(channels[4], widths[0], 1)
-        self.up1 = UpBlock(widths[0] + skips[3], widths[1], norm)
-        self.up2 = UpBlock(widths[1] + skips[2], widths[2], norm)
-        self.up3 = UpBlock(widths[2] + skips[1], widths[3], norm)
-        self.up4 = UpBlock(widths[3] + skips[0], widths[4], norm)
+        self.up1 = UpBlock(widths[0] + skips[3], widths[1], architecture)
+        self.up2 = UpBlock(widths[1] + skips[2], widths[2], architecture)
+        self.up3 = UpBlock(widths[2] + skips[1], widths[3], architecture)
+        self.up4 = UpBlock(widths[3] + skips[0], widths[4], architecture)
 
         def mlp(width: int) -> nn.Sequential:
             sizes = [width + 4, hidden, hidden, hidden]
@@ -150,26 +163,46 @@ class Decoder(nn.Module):
 
 
 class NLLAngMF(nn.Module):
-    """The network. Input: normalised images [B, 3, H, W], sides a multiple of 32.
+    """The network, by default the published one: EfficientNet-B5 and 72.42 M parameters.
 
+    architecture: norm of the decoder, "BN" (as `scannet.pt`) or "GN" (as `nyu.pt`; with weight standardisation).
     encoder: a timm architecture, `encoder_options` its keyword arguments. widths: channels of the decoder from 1/32
-    to 1/2. hidden: width of the pixel-wise MLPs. norm: "batch", or "group" with weight standardisation.
+    to 1/2. hidden: width of the pixel-wise MLPs.
     """
 
     def __init__(
         self,
+        architecture: Literal["BN", "GN"] = "BN",
+        *,
         encoder: str = "tf_efficientnet_b5",
         encoder_options: dict[str, Any] | None = None,
         widths: tuple[int, ...] = (2048, 1024, 512, 256, 128),
         hidden: int = 128,
-        norm: str = "batch",
     ):
+        if architecture not in ("BN", "GN"):
+            raise ValueError(f"architecture is 'BN' or 'GN', got {architecture!r}")
         super().__init__()
         self.encoder = Encoder(encoder, encoder_options or {})
-        self.decoder = Decoder(self.encoder.channels, list(widths), hidden, norm)
+        self.decoder = Decoder(self.encoder.channels, list(widths), hidden, architecture)
 
-    def forward(self, images_BCHW: torch.Tensor) -> list[torch.Tensor]:
-        """Unit normals and kappa [B, 4, h, w] at 1/8, 1/4, 1/2 and 1/1 of the image; the last is the answer."""
+    def load_published(self, path: Path) -> Self:
+        """Load a published weight file (`scannet.pt`, `nyu.pt`) or one with the same names, strictly.
+
+        The state dict may lie under `model`, its names may begin with `module.`. Nothing in the file is run. Raises
+        CliptexError when it is missing, holds anything but tensors, or is of the other architecture.
+        """
+        load_weights(self, path)
+        return self
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Images normalised by ImageNet's mean and deviation, float32 [B, 3, H, W], to unit normal and kappa > 0.01,
+        float32 [B, 4, H, W]. H and W are multiples of 32; raises ValueError when they are not."""
+        return self.levels(images_BCHW)[-1]
+
+    def levels(self, images_BCHW: torch.Tensor) -> list[torch.Tensor]:
+        """Unit normals and kappa [B, 4, h, w] at 1/8, 1/4, 1/2 and 1/1 of the image."""
+        if any(side % 32 or not side for side in images_BCHW.shape[-2:]):
+            raise ValueError(f"sides of images are multiples of 32, got {list(images_BCHW.shape[-2:])}; resize them")
         features, mlps = self.decoder(self.encoder(images_BCHW))
         out = [norm_normalize(self.decoder.out_conv_res8(features[0]))]
         for feature, mlp in zip(features, mlps, strict=True):
@@ -220,6 +253,15 @@ class NLLAngMF(nn.Module):
         return total
 
 
+def load_published(path: Path) -> NLLAngMF:
+    """The network of a published weight file, in evaluation mode; the architecture is told by its names.
+
+    Raises CliptexError as `NLLAngMF.load_published`.
+    """
+    has_batch_norm = "decoder.up1._net.1.running_mean" in read_tensors(path)
+    return NLLAngMF("BN" if has_batch_norm else "GN").load_published(path).eval()
+
+
 def _pixelwise(mlp: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     """The MLP of one-tap convolutions on the last axis, as matrix products: the same sums, thrice as fast."""
     for layer in mlp:
@@ -246,6 +288,10 @@ def _sample_pixels(
     return torch.cat([certain, others_BP.topk(count - certain.shape[1], dim=1).indices], dim=1)
 
 
+Sign = Literal[-1, 1]
+Side = Annotated[int, Field(gt=0, multiple_of=32)]
+
+
 class Network(Section):
     """Options of the expert `nll_angmf`."""
 
@@ -257,9 +303,11 @@ class Network(Section):
     """Decoder channels at 1/32, 1/16, 1/8, 1/4 and 1/2."""
     hidden: Positive = 128
     """Width of the pixel-wise MLPs."""
-    norm: Literal["batch", "group"] = "batch"
-    """Norm of the decoder; "group" has standardised weights."""
-    input_size_px: tuple[Positive, Positive] | None = None
+    architecture: Literal["BN", "GN"] = "BN"
+    """Norm of the decoder: "BN" as in `scannet.pt`; "GN", with standardised weights, as in `nyu.pt`."""
+    signs: tuple[Sign, Sign, Sign] = (1, 1, 1)
+    """What the network's x, y and z are multiplied by to be right, down and forward. Those of the published are so."""
+    input_size_px: tuple[Side, Side] | None = None
     """Height and width that the network sees, multiples of 32; null keeps the image's, rounded to multiples of 32."""
     sampling_ratio: Share = 0.4
     """Share of the pixels of a level on which it is trained."""
@@ -272,27 +320,40 @@ class NLLAngMFExpert(NetworkExpert):
 
     task = "normals"
     Network = Network
+    size_options = ("encoder",)
     targets = ("normals",)
 
     def build(self) -> nn.Module:
         options = self.network
-        return NLLAngMF(options.encoder, options.encoder_options, options.widths, options.hidden, options.norm)
+        return NLLAngMF(
+            options.architecture,
+            encoder=options.encoder,
+            encoder_options=options.encoder_options,
+            widths=options.widths,
+            hidden=options.hidden,
+        )
+
+    def shared(self) -> dict[str, nn.Module]:
+        return {"body": self.module.encoder.original_model}
 
     def train_size(self) -> tuple[int, int] | None:
         return self.network.input_size_px
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         options, images = self.network, self._fit_size(batch["image"])
-        normals = _nearest(batch["normals"], *images.shape[-2:])
+        normals = _nearest(batch["normals"] * self._signs(batch["normals"]), *images.shape[-2:])
         return self.module.loss(images, normals, generator, options.sampling_ratio, options.sampling_uncertain)
 
     def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
         size = images_BCHW.shape[-2:]
-        out = self.module(self._fit_size(images_BCHW))[-1]
+        out = self.module(self._fit_size(images_BCHW))
         if out.shape[-2:] != size:
             out = functional.interpolate(out, size=size, mode="bilinear", align_corners=False)
-        normal = out[:, :3] / out[:, :3].norm(dim=1, keepdim=True).clamp(min=1e-6)
+        normal = self._signs(out) * out[:, :3] / out[:, :3].norm(dim=1, keepdim=True).clamp(min=1e-6)
         return list(torch.cat([normal, out[:, 3:]], dim=1).permute(0, 2, 3, 1).cpu().contiguous().numpy())
+
+    def _signs(self, like: torch.Tensor) -> torch.Tensor:
+        return like.new_tensor(self.network.signs)[:, None, None]
 
     def _fit_size(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         height, width = images_BCHW.shape[-2:]

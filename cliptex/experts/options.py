@@ -10,14 +10,14 @@ from cliptex.errors import CliptexError
 Options = TypeVar("Options", bound=Section)
 
 
-def parse_options(model: type[Options], values: dict[str, Any], where: str) -> Options:
-    """`values` as `model`; raises CliptexError naming the wrong key. where: "network" or "training"."""
+def parse_options(model: type[Options], values: dict[str, Any], where: str, section: str = "experts.*") -> Options:
+    """`values` as `model`; raises CliptexError naming the wrong key. where: "network" or "training" of `section`."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
         problems = []
         for item in error.errors():
-            key = ".".join(str(part) for part in ("experts.*", where, *item["loc"]))
+            key = ".".join(str(part) for part in (section, where, *item["loc"]))
             if item["type"] == "extra_forbidden":
                 problems.append(f"{key}: unknown key; known are {', '.join(model.model_fields)}")
             else:

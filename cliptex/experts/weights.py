@@ -268,17 +268,22 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
     except SafetensorError as error:
         raise CliptexError(f"{path}: damaged safetensors file ({error}); copy it again") from error
     except Exception as error:  # torch.load has a kind of error for every way in which a file can be wrong
-        what = str(error).strip().splitlines() or [type(error).__name__]
-        raise CliptexError(
-            f"{path}: not a file of tensors alone, safetensors or PyTorch's ({what[0]}); save it as safetensors where"
-            " you trust it, it is not run here"
-        ) from error
+        raise CliptexError(f"{path}: {refused(error)}") from error
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise CliptexError(f"{path}: not a state dict (names and tensors); save the network's `state_dict()`")
     return {_plain(name): tensor for name, tensor in state.items()}
+
+
+def refused(error: Exception) -> str:
+    """What to say of a file that PyTorch would not read with `weights_only=True`: not what PyTorch says, which is how
+    to run it."""
+    return (
+        f"not a whole file of tensors alone, safetensors or PyTorch's ({type(error).__name__}); copy it again, or where"
+        " you trust it save its tensors as safetensors: nothing in it is run here"
+    )
 
 
 def _plain(name: Any) -> str:

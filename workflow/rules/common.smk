@@ -14,7 +14,14 @@ from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.labels_on_disk import batches_to_redo
 from cliptex.probes import heads
-from cliptex.shard_batches import num_batches, shard_paths
+from cliptex.shard_batches import (
+    is_remote,
+    num_batches,
+    num_downloads,
+    shard_paths,
+    shard_sources,
+    shards_of_download,
+)
 
 try:
     CONFIG = Config.load(config)
@@ -61,6 +68,16 @@ def weights(model, seed):
 def subset(*keys):
     """JSON of the configuration keys a job uses; wildcards in them are filled in."""
     return lambda wildcards: CONFIG.subset(*(key.format(**wildcards) for key in keys))
+
+
+def own_tars(batch):
+    """The user's own tars among those that a job checks; the others are downloaded."""
+    sources = shard_sources(CONFIG)
+    return [
+        sources[number]
+        for number in shards_of_download(CONFIG, batch)
+        if not is_remote(sources[number])
+    ]
 
 
 def encoders(models, seed):

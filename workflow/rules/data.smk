@@ -21,9 +21,67 @@ rule render_pairs:
         "cliptex --log {log} --threads {threads} render-pairs --shard {wildcards.shard} --config {params.config:q}"
 
 
+rule download_pairs:
+    input:
+        CONFIG.dataset.urls.files if CONFIG.dataset.urls else [],
+    output:
+        temp("resources/pairs/batch-{batch}.json"),
+    log:
+        "logs/download_pairs/{batch}.log",
+    benchmark:
+        "results/timings/download_pairs/{batch}.tsv"
+    priority: 95
+    conda:
+        "../../envs/download.yaml"
+    threads: 8
+    resources:
+        mem="16GB",
+        runtime="24h",
+    params:
+        # once a batch is built this job is not needed again, so that no change of `download` downloads anew
+        config=CONFIG.subset("dataset.urls", "download"),
+        python=CONFIG.download.python,
+        job=f"{workflow.basedir}/cliptex/img2dataset_job.py",
+    shell:
+        "{params.python} -P {params.job} --log {log} --batch {wildcards.batch} --processes {threads}"
+        " --config {params.config:q}"
+
+
+rule build_shards:
+    input:
+        lambda wildcards: (
+            f"resources/pairs/batch-{wildcards.batch}.json"
+            if CONFIG.dataset.source == "urls"
+            else own_tars(int(wildcards.batch))
+        ),
+    output:
+        "results/shards/batch-{batch}.json",
+    log:
+        "logs/build_shards/{batch}.log",
+    benchmark:
+        "results/timings/build_shards/{batch}.tsv"
+    priority: 90
+    conda:
+        "../../envs/cliptex.yaml"
+    threads: 1 if CONFIG.dataset.source == "webdataset" else 4
+    resources:
+        mem="8GB",
+        runtime="12h",
+    params:
+        config=CONFIG.subset("dataset", "download.shards_per_job"),
+    shell:
+        "cliptex --log {log} --threads 1 build-shards --batch {wildcards.batch} --workers {threads}"
+        " --config {params.config:q}"
+
+
 rule index_shards:
     input:
-        [str(path) for path in shard_paths(CONFIG)],
+        [str(path) for path in shard_paths(CONFIG)]
+        if MINIATURE
+        else [
+            f"results/shards/batch-{batch:03d}.json"
+            for batch in range(num_downloads(CONFIG))
+        ],
     output:
         "results/shards/index.json",
     log:
@@ -34,10 +92,15 @@ rule index_shards:
     conda:
         "../../envs/cliptex.yaml"
     resources:
-        mem="2GB",
+        mem="2GB" if MINIATURE else "8GB",
         runtime="2h",
     params:
-        config=CONFIG.subset("dataset", "miniature.pairs", "miniature.pairs_per_shard"),
+        config=CONFIG.subset(
+            "dataset",
+            "download.shards_per_job",
+            "miniature.pairs",
+            "miniature.pairs_per_shard",
+        ),
     shell:
         "cliptex --log {log} index-shards --config {params.config:q}"
 

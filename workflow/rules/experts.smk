@@ -1,9 +1,37 @@
 # The experts' weights in use, and how good they are.
 
 
+rule train_backbone:
+    input:
+        "resources/expert_renders/train.h5",
+    output:
+        "results/backbone/backbone.json",
+    log:
+        "logs/train_backbone/all.log",
+    benchmark:
+        "results/timings/train_backbone/all.tsv"
+    priority: 80
+    conda:
+        "../../envs/cliptex.yaml"
+    resources:
+        mem="4GB",
+        runtime="4h",
+        gpu=1,
+    params:
+        config=subset("backbone"),
+        version=versions.EXPERT,
+    shell:
+        "cliptex --log {log} --threads {threads} train-backbone --config {params.config:q}"
+
+
 rule train_expert:
     input:
         expand("resources/expert_renders/{part}.h5", part=["train", "val"]),
+        lambda wildcards: (
+            ["results/backbone/backbone.json"]
+            if CONFIG.backbone and CONFIG.experts[wildcards.expert].weights == "trained"
+            else []
+        ),
     output:
         "results/experts/{expert}/expert.json",
     log:
@@ -18,7 +46,7 @@ rule train_expert:
         runtime="4h",
         gpu=1,
     params:
-        config=subset("experts.{expert}", "miniature"),
+        config=subset("experts.{expert}", "backbone", "miniature"),
         version=versions.EXPERT,
     shell:
         "cliptex --log {log} --threads {threads} train-expert --name {wildcards.expert} --config {params.config:q}"

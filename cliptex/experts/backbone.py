@@ -1,0 +1,110 @@
+"""The encoder that all experts trained here start from: pre-trained on dense labels of every task at once.
+
+What ImageNet weights are to the published experts. One encoder that learns classes, depth and normals together is
+better at each than three that learn one alone, for a third of the time.
+
+Reads   resources/expert_renders/train.h5.
+Writes  results/backbone/: backbone.safetensors (`body.*`, under timm's names, and `fpn.*`) and, last, backbone.json.
+Holds   same seed, same weights on one machine.
+
+Shape suffixes: B batch, C channels, H height, W width.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+from torchvision.ops import FeaturePyramidNetwork
+
+from cliptex import versions
+from cliptex.benchmarks.coco_names import coco_categories
+from cliptex.config import Config
+from cliptex.experts.dpt import inverse_depth, scale_shift_invariant_loss
+from cliptex.experts.fitting import Training, fit
+from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, normalise
+from cliptex.experts.nll_angmf import angular_mf_loss, norm_normalize
+from cliptex.experts.options import parse_options
+from cliptex.files import replacing, sha256_file, write_json
+from cliptex.precision import mixed_precision, native_precision
+from cliptex.provenance import provenance
+
+NUM_CLASSES = 1 + len(coco_categories())
+TARGETS = ("instance", "instance_class", "depth", "normals")
+
+
+class DenseNetwork(nn.Module):
+    """timm encoder, feature pyramid and one convolution to class scores, raw normals with kappa, and inverse depth."""
+
+    def __init__(self, encoder: str, options: dict[str, Any], channels: int):
+        super().__init__()
+        self.body = timm.create_model(encoder, features_only=True, out_indices=(1, 2, 3, 4), **options)
+        self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), channels)
+        self.head = nn.Conv2d(channels, NUM_CLASSES + 4 + 1, 1)
+
+    def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores [B, 81, h, w], raw normals [B, 4, h, w] and inverse depth [B, h, w] at 1/4 of the image, float32."""
+        features = {str(level): feature for level, feature in enumerate(self.body(images_BCHW))}
+        scores, normals, depth = self.head(self.fpn(features)["0"]).float().split((NUM_CLASSES, 4, 1), dim=1)
+        return scores, normals, depth[:, 0]
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Sum of the tasks' losses, each the one its expert is trained with (classes: cross-entropy a cell)."""
+        scores, normals, depth = self(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
+
+        def nearest(maps_BCHW: torch.Tensor) -> torch.Tensor:
+            return functional.interpolate(maps_BCHW, size=depth.shape[-2:], mode="nearest")
+
+        classes_BM = functional.pad(batch["instance_class"], (1, 0)).long()  # column 0 is the background
+        classes_BHW = classes_BM.gather(1, batch["instance"].flatten(1)).view(batch["instance"].shape)
+        total = functional.cross_entropy(scores, nearest(classes_BHW[:, None].float())[:, 0].long())
+        truth_B3HW = nearest(batch["normals"])
+        valid_BHW = truth_B3HW.isfinite().all(1)
+        likelihood = angular_mf_loss(norm_normalize(normals), truth_B3HW.nan_to_num(0.0))
+        total = total + torch.where(valid_BHW, likelihood, 0.0).sum() / valid_BHW.sum().clamp(min=1)
+        return total + scale_shift_invariant_loss(depth, nearest(inverse_depth(batch["depth"])[:, None])[:, 0])
+
+
+def train_backbone(config: Config, renders: Path, out: Path, seed: int) -> None:
+    """Pre-train `config.backbone` on the file `renders`; write its weights to `out`, and a record beside them."""
+    settings = config.backbone
+    training = parse_options(Training, settings.training, "training", "backbone")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = native_precision() if settings.precision == "auto" else settings.precision
+    torch.manual_seed(seed)
+    network = DenseNetwork(settings.encoder, settings.encoder_options, settings.channels)
+    network = network.to(device, memory_format=torch.channels_last)
+
+    def loss(batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        with mixed_precision(precision):
+            return network.loss(batch)
+
+    start, cpu_start = time.monotonic(), time.process_time()
+    fitted = fit(network, loss, renders, TARGETS, (settings.input_size_px,) * 2, training, seed, device)
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+        if not name.startswith("head.")
+    }
+    with replacing(out) as scratch:
+        save_file(tensors, scratch)
+    write_json(
+        out.with_suffix(".json"),
+        {
+            "schema_version": 1,
+            "version": versions.EXPERT,
+            "encoder": settings.encoder,
+            "training": settings.training | fitted,
+            "precision": precision,
+            "seed": seed,
+            "seconds": time.monotonic() - start,
+            "cpu_seconds": time.process_time() - cpu_start,
+            "num_parameters": sum(tensor.numel() for tensor in network.body.parameters()),
+            "weights_sha256": sha256_file(out),
+            "provenance": provenance(config.plain()),
+        },
+    )

@@ -1,0 +1,179 @@
+"""What labelling a data set will take, before any job of it has run.
+
+Reads   the configuration, and what of results/ is there already.
+Writes  nothing.
+Holds   every figure says where it comes from; what cannot be known is None, never a guess.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from cliptex import paths
+from cliptex.config import Config
+from cliptex.files import read_json
+from cliptex.plugins import find
+from cliptex.shard_batches import num_batches, shard_paths
+
+BYTES_A_PIXEL = {"segmentation": 528 / 224**2, "depth": 9849 / 224**2, "normals": 21846 / 224**2}
+"""Of label grid; `smooth` labels in benchmarks/store.py."""
+MEASURED_IMAGES = 4
+TYPICAL_SIZE_PX = (288, 384)
+"""Height and width taken for an image of the web where no shard is there to look at."""
+
+
+def make_plan(config: Config, measure: bool = True) -> dict[str, Any]:
+    """`images` (shards, number, bytes) and `stores` (by name: jobs, label bytes, images a second, seconds).
+
+    Each figure stands beside its origin, `*_from`. measure: run an expert whose rate is not known from finished jobs,
+    untrained, on a few images.
+    """
+    images = _images(config)
+    stores = {name: _store(config, name, images, measure) for name in config.label_stores}
+    return {"images": images, "stores": stores}
+
+
+def _images(config: Config) -> dict[str, Any]:
+    shards = shard_paths(config)
+    out: dict[str, Any] = {"shards": len(shards), "number": None, "bytes": None, "bytes_from": "not known yet"}
+    out["number_from"] = "not known before results/shards/index.json"
+    if paths.SHARD_INDEX.exists():
+        index = read_json(paths.SHARD_INDEX)
+        out |= {"number": index["num_samples"], "number_from": str(paths.SHARD_INDEX)}
+        out |= {"bytes": sum(entry["bytes"] for entry in index["shards"]), "bytes_from": str(paths.SHARD_INDEX)}
+        return out
+    if config.dataset.source == "miniature":
+        out |= {"number": config.miniature.pairs, "number_from": "miniature.pairs"}
+    elif getattr(config.dataset, "urls", None) is not None:
+        out |= {"number": config.dataset.urls.rows, "number_from": "dataset.urls.rows, an upper bound: urls die"}
+    sizes = [path.stat().st_size for path in shards if path.is_file()]
+    if sizes:
+        total = sum(sizes) * len(shards) // len(sizes)
+        out |= {"bytes": total, "bytes_from": f"{len(sizes)} of {len(shards)} shards that are there"}
+    return out
+
+
+def _store(config: Config, name: str, images: dict[str, Any], measure: bool) -> dict[str, Any]:
+    number = images["number"]
+    size, size_from = _bytes_an_image(config, name)
+    rate, rate_from = _rate(config, name, measure)
+    return {
+        "task": config.label_stores[name].task,
+        "expert": config.label_stores[name].expert,
+        "jobs": num_batches(config),
+        "bytes_an_image": size,
+        "bytes": None if size is None or number is None else round(size * number),
+        "bytes_from": size_from,
+        "images_a_second": rate,
+        "seconds": None if rate is None or number is None else number / rate,
+        "seconds_from": rate_from,
+    }
+
+
+def _image_size(config: Config) -> tuple[int, int]:
+    """Height and width of an image: the miniature's own, else of the first image of the first shard, else typical."""
+    if config.dataset.source == "miniature":
+        return (config.miniature.image_size_px,) * 2
+    first = shard_paths(config)[0]
+    if not first.is_file():
+        return TYPICAL_SIZE_PX
+    from cliptex.images import decode_image
+    from cliptex.shards import iterate_shard
+
+    return decode_image(next(pair.image for pair in iterate_shard(first) if pair.image)).shape[:2]
+
+
+def _finished(config: Config, name: str) -> list[dict[str, Any]]:
+    """Batch files of the store that are there, by the configured expert."""
+    records = [read_json(path) for path in sorted(paths.labels(name).glob("batch-*.json"))]
+    return [record for record in records if record["expert"] == config.label_stores[name].expert]
+
+
+def _bytes_an_image(config: Config, name: str) -> tuple[float | None, str]:
+    finished = [record for record in _finished(config, name) if record["labelled"]]
+    if finished:
+        total = sum(record["bytes_per_image"] * record["labelled"] for record in finished)
+        return total / sum(record["labelled"] for record in finished), f"{len(finished)} finished jobs"
+    task = config.label_stores[name].task
+    if task not in BYTES_A_PIXEL:
+        return None, "not known before the first job: a task of your own"
+    height, width = _image_size(config)
+    scale = min(1.0, config.labels.max_side_px / max(height, width))
+    pixels = round(height * scale) * round(width * scale)
+    return BYTES_A_PIXEL[task] * pixels, f"benchmarks/store.py, for labels of {round(pixels**0.5)}² pixels"
+
+
+def _rate(config: Config, name: str, measure: bool) -> tuple[float | None, str]:
+    fresh = [record for record in _finished(config, name) if record["images_per_second"]]
+    if fresh:
+        seconds = sum(record["images"] / record["images_per_second"] for record in fresh)
+        return sum(record["images"] for record in fresh) / seconds, f"{len(fresh)} finished jobs"
+    if not measure:
+        return None, "not measured"
+    return _measured(config, name)
+
+
+def _measured(config: Config, name: str) -> tuple[float | None, str]:
+    """The rate of the expert's network, untrained, after a first batch that pays for start-up."""
+    settings = config.experts[config.label_stores[name].expert]
+    plain = settings.model_dump(mode="json") | {"miniature": config.miniature.model_dump(mode="json")}
+    expert = find("experts", settings.plugin or config.label_stores[name].expert)(plain)
+    try:
+        expert.load(None)
+        height, width = _image_size(config)
+        count = min(settings.batch_size, MEASURED_IMAGES)
+        pixels = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
+        keys = [f"{number:09d}" for number in range(count)]
+        expert.predict(list(pixels), keys)
+        start = time.perf_counter()
+        expert.predict(list(pixels), keys)
+        seconds = time.perf_counter() - start
+    except Exception as error:  # a plan is worth having without this figure
+        return None, f"cannot be measured without weights ({type(error).__name__}: {error})"[:200]
+    device = getattr(expert, "device", "cpu")
+    return count / seconds, f"untrained network, {count} images of {height} x {width} on this machine's {device}, now"
+
+
+def shown(plan: dict[str, Any]) -> str:
+    """The plan as text."""
+    images = plan["images"]
+    number = "?" if images["number"] is None else f"{images['number']:,}"
+    lines = [
+        f"images  {images['shards']:,} shards; {number} images ({images['number_from']});"
+        f" {_bytes(images['bytes'])} ({images['bytes_from']})"
+    ]
+    for name, store in plan["stores"].items():
+        rate = (
+            "? images a second"
+            if store["images_a_second"] is None
+            else f"{store['images_a_second']:.3g} images a second"
+        )
+        lines += [
+            f"{name}  {store['task']} by {store['expert']}: {store['jobs']:,} jobs",
+            f"    labels  {_bytes(store['bytes'])}, {_bytes(store['bytes_an_image'])} an image ({store['bytes_from']})",
+            f"    expert  {_hours(store['seconds'])} one job at a time, {rate} images a second ({store['seconds_from']})",
+        ]
+    stores = plan["stores"].values()
+    totals = {key: [store[key] for store in stores] for key in ("bytes", "seconds")}
+    sums = {key: None if None in values else sum(values) for key, values in totals.items()}
+    lines.append(
+        f"in all  {sum(store['jobs'] for store in stores):,} labelling jobs, labels {_bytes(sums['bytes'])},"
+        f" experts {_hours(sums['seconds'])}"
+    )
+    return "\n".join(lines)
+
+
+def _bytes(count: float | None) -> str:
+    if count is None:
+        return "? bytes"
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def _hours(seconds: float | None) -> str:
+    if seconds is None:
+        return "? hours"
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds:,.0f} s"

@@ -1,0 +1,714 @@
+"""Pairs from the web: img2dataset, the guard around it, shards from tars elsewhere; all against a local server."""
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import drawn_pair
+from PIL import Image
+from web_server import PLACEHOLDER, WebServer, picture
+
+from cliptex import download, img2dataset_job, paths, shards
+from cliptex.config import Config
+from cliptex.download import build_shards, built_shards, fetch_tar
+from cliptex.errors import CliptexError
+from cliptex.images import decode_image
+from cliptex.img2dataset_job import Refused, guarded_opener, public_addresses, reason_of
+from cliptex.shard_batches import num_downloads, shard_paths, shard_sources
+from cliptex.shards import Pair, read_index, read_indexed, read_shard, write_index, write_shard
+
+needs_img2dataset = pytest.mark.skipif(
+    importlib.util.find_spec("img2dataset") is None, reason="img2dataset cannot be imported"
+)
+JOB = Path(img2dataset_job.__file__)
+
+
+@pytest.fixture
+def server():
+    with WebServer() as running:
+        yield running
+
+
+# The guard, without img2dataset
+
+
+def get(url: str, timeout: float = 5, **limits) -> bytes:
+    options = {"max_bytes": 1_000_000, "max_seconds": 5.0, "allow_private": ["127.0.0.1"]} | limits
+    request = urllib.request.Request(url, headers={"User-Agent": "test"})
+    with guarded_opener(**options).open(request, timeout=timeout) as response:
+        return response.read()
+
+
+def test_an_image_comes_through_the_guard(server):
+    assert get(f"{server.url}/ok/3.jpg") == picture(3)
+    assert get(f"{server.url}/moved.jpg") == picture(77)
+
+
+def test_a_private_address_is_refused(server):
+    with pytest.raises(urllib.error.URLError, match="private address"):
+        get(f"{server.url}/ok/1.jpg", allow_private=[])
+    assert not server.requests
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "localhost", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254", "0x7f.2"])
+def test_a_redirect_to_a_private_address_is_refused(server, host):
+    server.private = f"http://{host}:{server.port}/ok/1.jpg"
+    with pytest.raises(urllib.error.URLError, match="private address|not known|No address|resolution"):
+        get(f"{server.url}/inside.jpg")
+    assert server.requests == {"/inside.jpg": 1}
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "192.168.3.4", "172.16.0.1", "100.64.0.1", "0.0.0.0", "fe80::1", "224.0.0.1"])
+def test_addresses_that_are_not_public(monkeypatch, address):
+    """Whatever name they hide behind."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("1.1.1.1", 80)), (0, 0, 0, "", (address, 80))])
+    with pytest.raises(Refused):
+        public_addresses("harmless.example", 80)
+
+
+def test_public_addresses_pass(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("1.1.1.1", 80))])
+    assert public_addresses("one.example", 80) == ["1.1.1.1"]
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/a.jpg", "data:image/png;base64,AAAA"])
+def test_other_schemes_are_refused(url):
+    with pytest.raises(urllib.error.URLError) as caught:
+        get(url)
+    assert reason_of(str(caught.value)) == "not http(s)"
+
+
+def test_a_redirect_to_a_file_is_refused(server):
+    server.private = "file:///etc/hostname"
+    with pytest.raises(urllib.error.HTTPError, match="not allowed"):
+        get(f"{server.url}/inside.jpg")
+
+
+@pytest.mark.parametrize("name", ["endless", "huge"])
+def test_a_body_without_an_end_is_refused(server, name):
+    with pytest.raises(Refused) as caught:
+        get(f"{server.url}/{name}.jpg")
+    assert reason_of(str(caught.value)) == "too many bytes"
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "reason"),
+    [
+        ("stall", {"timeout": 0.5}, "timed out"),
+        ("drip", {"max_seconds": 1.0}, "timed out"),
+        ("cut", {}, "body cut off"),
+        ("404", {}, "HTTP 404"),
+    ],
+)
+def test_slow_and_broken_answers_end_with_a_reason(server, name, limits, reason):
+    start = time.monotonic()
+    with pytest.raises(Exception) as caught:  # noqa: PT011, B017  img2dataset catches all of them by their text
+        get(f"{server.url}/{name}.jpg", **limits)
+    assert reason_of(str(caught.value)) == reason
+    assert time.monotonic() - start < 4
+
+
+def test_reasons_of_messages():
+    messages = {
+        "<urlopen error [Errno -2] Name or service not known>": "name not resolved",
+        "<urlopen error [Errno -3] Temporary failure in name resolution>": "name not resolved",
+        "<urlopen error [Errno 111] Connection refused>": "connection failed",
+        "Remote end closed connection without response": "connection failed",
+        "<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed>": "TLS failed",
+        "Use of image disallowed by X-Robots-Tag directive": "refused by X-Robots-Tag",
+        "hash mismatch": "sha256 differs",
+        "HTTP Error 503: Service Unavailable": "HTTP 503",
+        "unknown url type: 'nonsense'": "not http(s)",
+        "URL can't contain control characters. '/a b' (found at least ' ')": "bad URL",
+        "'ascii' codec can't encode character '\\xe9' in position 5": "bad URL",
+        "something new": "download failed",
+    }
+    assert {message: reason_of(message) for message in messages} == messages
+    assert reason_of(None) is None
+
+
+# The list
+
+
+def rows_of(tmp_path, name, text, first=0, count=2, **settings):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    urls = Config.load({"dataset": {"urls": {"files": [str(tmp_path / name)], "rows": count, **settings}}}).dataset.urls
+    return img2dataset_job.read_rows(urls.model_dump(), first, count).to_pylist()
+
+
+def test_the_official_list_has_no_header_and_quotes_nothing(tmp_path):
+    text = '"quoted at first\thttp://a/1.jpg\nan "inner" quote\thttp://a/2.jpg\nnull\thttp://a/3.jpg\n'
+    rows = rows_of(tmp_path, "cc3m.tsv", text, first=0, count=3, columns=["caption", "url"])
+    assert [row["caption"] for row in rows] == ['"quoted at first', 'an "inner" quote', "null"]
+    assert [row["url"] for row in rows] == [f"http://a/{number}.jpg" for number in (1, 2, 3)]
+
+
+def test_other_lists(tmp_path):
+    text = 'n,link,"text",sha\n1,http://a/1.jpg,"two, and ""three""\nlines",aa\n2,http://a/2.jpg,,bb\n'
+    columns = {"url_column": "link", "caption_column": "text", "sha256_column": "sha"}
+    rows = rows_of(tmp_path, "list.csv", text, **columns)
+    assert rows[0] == {"row": 0, "url": "http://a/1.jpg", "caption": 'two, and "three"\nlines', "sha256": "aa"}
+    assert rows[1]["caption"] == ""
+    table = pa.table({"url": ["http://a/1.jpg", None, "http://a/3.jpg"], "caption": ["a", "b", None]})
+    pq.write_table(table, tmp_path / "list.parquet", row_group_size=1)
+    urls = Config.load({"dataset": {"urls": {"files": [str(tmp_path / "list.parquet")] * 2, "rows": 6}}}).dataset.urls
+    rows = img2dataset_job.read_rows(urls.model_dump(), 2, 2).to_pylist()
+    assert rows == [
+        {"row": 2, "url": "http://a/3.jpg", "caption": ""},
+        {"row": 3, "url": "http://a/1.jpg", "caption": "a"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("list.tsv", {"count": 5}, "has only 2 rows"),
+        ("list.tsv", {"url_column": "link"}, "no column 'link'"),
+        ("list.txt", {}, "not a list of urls"),
+    ],
+)
+def test_a_wrong_list_is_an_error_that_says_so(tmp_path, name, settings, message):
+    with pytest.raises(SystemExit, match=message):
+        rows_of(tmp_path, name, "caption\turl\na\thttp://a/1.jpg\nb\thttp://a/2.jpg\n", **settings)
+
+
+# img2dataset
+
+
+def settings_for(server, tmp_path, listed, **changes) -> Config:
+    """A configuration for a list of (caption, url or path on the server)."""
+    lines = [f"{caption}\t{url if '://' in url else server.url + url}" for caption, url in listed]
+    (tmp_path / "list.tsv").write_text("\n".join(lines) + "\n")
+    urls = {
+        "files": [str(tmp_path / "list.tsv")],
+        "columns": ["caption", "url"],
+        "rows": len(listed),
+        "rows_per_shard": 10,
+        "allow_private": ["127.0.0.1"],
+        "max_bytes": 3_000_000,
+        "size_px": 100,
+        **changes.pop("urls", {}),
+    }
+    dataset = {"source": "urls", "urls": urls, "min_yield": 0.3, "max_repeats": 2} | changes.pop("dataset", {})
+    how = {"python": sys.executable, "threads": 4, "timeout_s": 1, "max_seconds": 2} | changes
+    return Config.load({"dataset": dataset, "download": how})
+
+
+def job(config: Config, batch: int = 0, **options) -> subprocess.Popen:
+    command = [sys.executable, "-P", JOB, "--config", config.subset("dataset", "download"), "--batch", batch]
+    return subprocess.Popen(
+        list(map(str, [*command, "--processes", 1, "--log", f"logs/{batch}.log"])),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "no_proxy": "*"},
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    """Wait for a job; what it said on stderr."""
+    _, said = process.communicate(timeout=180)
+    assert process.returncode == 0, said
+    return said
+
+
+def index_of(config: Config) -> dict:
+    for batch in range(num_downloads(config)):
+        build_shards(config, batch, threads=2)
+    dataset = config.dataset
+    return write_index(built_shards(num_downloads(config)), paths.SHARD_INDEX, dataset.min_yield, dataset.max_repeats)
+
+
+WEB = [
+    ("a wide picture", "/wide.png"),
+    ("a portrait", "/turned.jpg"),
+    ("not there", "/404.jpg"),
+    ("busy at first", "/busy/12.jpg"),
+    ("down for longer", "/down/13.jpg"),
+    ("stalls", "/stall.jpg"),
+    ("a byte now and then", "/drip.jpg"),
+    ("cut", "/cut.jpg"),
+    ("endless", "/endless.jpg"),
+    ("huge", "/huge.jpg"),
+    *((f"gone {number}", f"/gone/{number}.jpg") for number in range(3)),
+    ("a page", "/page.jpg"),
+    ("a bomb", "/bomb.png"),
+    ("inside", "/inside.jpg"),
+    ("moved", "/moved.jpg"),
+    ("left alone", "/robots.jpg"),
+    ("one pixel", "/tiny.gif"),
+    ("a strip", "/strip.jpg"),
+    ("nothing", "/empty.jpg"),
+    ("", "/ok/50.jpg"),
+    ("another scheme", "ftp://127.0.0.1/a.jpg"),
+    ("no such name", "http://name.invalid/a.jpg"),
+    *((f"good {number}", f"/ok/{number}.jpg") for number in range(8)),
+]
+REASONS = {
+    "ok": 13,
+    "HTTP 404": 1,
+    "timed out": 2,
+    "body cut off": 1,
+    "too many bytes": 2,
+    "repeated image": 3,
+    "not an image": 1,
+    "too large": 1,
+    "private address": 1,
+    "refused by X-Robots-Tag": 1,
+    "too small": 1,
+    "too elongated": 1,
+    "no bytes": 1,
+    "no caption": 1,
+    "not http(s)": 1,
+    "name not resolved": 1,
+}
+
+
+@needs_img2dataset
+def test_every_row_of_a_hostile_web_is_a_pair_or_has_a_reason(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with WebServer() as server:
+        server.private = f"http://127.0.0.2:{server.port}/ok/1.jpg"
+        config = settings_for(server, tmp_path, WEB)
+        assert finish(job(config)) == ""
+        assert not [name for name in server.requests if name.startswith("127.0.0.2")]
+        assert server.requests["/404.jpg"] == 2  # one immediate try again
+        assert server.requests["/down/13.jpg"] == 4  # and the later one, which finds it
+    index = index_of(config)
+
+    assert Counter({**index["dropped"], "ok": index["num_samples"]}) == Counter(REASONS)
+    assert sum(REASONS.values()) == len(WEB)
+    rows = [row for number in range(4) for row in pq.read_table(f"results/shards/{number:05d}.parquet").to_pylist()]
+    assert [row["key"] for row in rows] == [f"{n // 10:05d}{n % 10:04d}" for n in range(len(WEB))]
+    assert [row["url"].rpartition("/")[2] for row in rows] == [url.rpartition("/")[2] for _, url in WEB]
+    repeated = {key for entry in index["shards"] for key, why in entry["dropped"].items() if why == "repeated image"}
+    assert repeated == {f"0000{n // 10}{n % 10:04d}" for n in range(10, 13)}
+    # the wide image keeps its aspect, the portrait is upright, a small JPEG is byte for byte what was sent
+    pairs = {pair.caption: pair for entry in index["shards"] for pair in read_indexed(entry)}
+    wide = decode_image(pairs["a wide picture"].image)
+    assert wide.shape == (100, 200, 3)
+    assert max(wide[0].max(), wide[-1].max(), wide[:, 0].max(), wide[:, -1].max()) < 240  # no white border
+    truth = Image.open(io.BytesIO(picture(1, 400, 200, "PNG"))).resize((200, 100), Image.Resampling.BOX)
+    assert np.abs(wide.astype(int) - np.asarray(truth)).mean() < 3
+    portrait = decode_image(pairs["a portrait"].image)
+    assert portrait.shape == (300, 90, 3)
+    assert portrait[20, 45, 0] > 150 > portrait[20, 45, 2]
+    assert portrait[280, 45, 2] > 150 > portrait[280, 45, 0]
+    assert pairs["good 3"].image == picture(3)
+    assert pairs["good 3"].metadata["source_sha256"] == hashlib.sha256(picture(3)).hexdigest()
+    for entry in index["shards"]:
+        assert hashlib.sha256(Path(entry["path"]).read_bytes()).hexdigest() == entry["sha256"]
+    # what img2dataset wrote is gone once the shards are built
+    assert not [path for path in Path("resources").rglob("0*") if path.parent.name not in ("lists", "again")]
+
+
+@needs_img2dataset
+def test_a_killed_download_goes_on_and_gives_the_same_shards(tmp_path, monkeypatch):
+    listed = [(f"picture {number}", f"/ok/{number}.jpg") for number in range(40)]
+    made = {}
+    for name in ("undisturbed", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        with WebServer(delay=0.05) as server:
+            config = settings_for(server, folder, listed, threads=2)
+            process = job(config)
+            if name == "killed":
+                while process.poll() is None and not list(Path("resources").rglob("00001_stats.json")):
+                    time.sleep(0.02)
+                process.kill()
+                process.wait()
+                assert process.returncode == -signal.SIGKILL
+                time.sleep(0.6)  # its workers must be gone by then
+                before = server.requests.copy()
+                time.sleep(0.5)
+                assert server.requests == before
+                assert not Path("resources/pairs/batch-000.json").exists()
+                process = job(config)
+            finish(process)
+            if name == "killed":
+                again = server.requests - before
+                assert not [url for _, url in listed[:20] if again[url]], "finished shards were downloaded again"
+                assert all(server.requests[url] for _, url in listed)
+            port = str(server.port)
+        index_of(config)
+        # the two servers differ by their port, in the metadata alone
+        made[name] = [
+            [(pair.key, pair.image, pair.caption, json.dumps(pair.metadata).replace(port, "")) for pair in read_shard(p)]
+            for p in shard_paths(config)
+        ]
+        sizes = [path.stat().st_size for path in shard_paths(config)]
+        assert len(sizes) == 4
+    assert made["killed"] == made["undisturbed"]
+    assert sum(map(len, made["killed"])) == 40
+
+
+@needs_img2dataset
+def test_a_lost_shard_is_downloaded_alone_and_a_change_of_speed_downloads_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with WebServer() as server:
+        config = settings_for(server, tmp_path, [(f"p {number}", f"/ok/{number}.jpg") for number in range(30)])
+        finish(job(config))
+        before = index_of(config)
+        server.requests.clear()
+        paths.shard(1).unlink()
+        with pytest.raises(CliptexError, match=r"00001\.tar: missing or changed since"):
+            index_of_again(config)
+        with pytest.raises(CliptexError, match=r"its download is gone; run: rm -f resources/pairs/batch-\*"):
+            build_shards(config, 0)
+        finish(job(config))
+        assert set(server.requests) == {f"/ok/{number}.jpg" for number in range(10, 20)}
+        assert index_of(config) == before
+        server.requests.clear()
+        config = Config.load({**config.plain(), "download": {**config.plain()["download"], "threads": 9, "retries": 0}})
+        finish(job(config))
+        assert not server.requests
+        assert index_of(config) == before
+        changed = config.plain()
+        changed["dataset"]["urls"]["size_px"] = 50
+        config = Config.load(changed)
+        finish(job(config))
+        assert len(server.requests) == 30
+        assert index_of(config)["shards"][1]["sha256"] != before["shards"][1]["sha256"]
+
+
+def index_of_again(config: Config) -> dict:
+    return write_index(built_shards(num_downloads(config)), paths.SHARD_INDEX, 0.1)
+
+
+@needs_img2dataset
+def test_the_digest_of_the_list_is_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with WebServer() as server:
+        config = settings_for(server, tmp_path, [("x", "/ok/1.jpg")], urls={"sha256_column": "sha", "columns": []})
+        digests = [hashlib.sha256(picture(number)).hexdigest() for number in (0, 99, 2)]
+        lines = [f"p {n}\t{server.url}/ok/{n}.jpg\t{digest}" for n, digest in enumerate(digests)]
+        (tmp_path / "list.tsv").write_text("caption\turl\tsha\n" + "\n".join(lines) + "\n")
+        config = Config.load({**config.plain(), "dataset": {**config.plain()["dataset"]}})
+        plain = config.plain()
+        plain["dataset"]["urls"]["rows"] = 3
+        config = Config.load(plain)
+        finish(job(config))
+    index = index_of(config)
+    assert index["dropped"] == {"sha256 differs": 1}
+    assert index["shards"][0]["keys"] == ["000000000", "000000002"]
+
+
+@needs_img2dataset
+def test_a_full_disk_is_no_fault_of_the_web(tmp_path, monkeypatch):
+    """img2dataset itself ends with success, having lost the rows that it could not write."""
+    monkeypatch.chdir(tmp_path)
+
+    def little_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    with WebServer() as server:
+        listed = [(f"p {number}", f"/ok/{number}.jpg") for number in range(40)]
+        config = settings_for(server, tmp_path, listed, urls={"rows_per_shard": 40})
+        process = job(config, preexec_fn=little_room)
+        _, said = process.communicate(timeout=180)
+    assert process.returncode == 1
+    assert "img2dataset did not finish 1 of 1 shards, and not because of the web" in said
+    assert not Path("resources/pairs/batch-000.json").exists()
+    assert not list(Path("resources").rglob("*_stats.json"))
+
+
+def test_without_img2dataset_the_job_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "img2dataset.py").write_text("raise ImportError('No module named imghdr')")
+    with WebServer() as server:
+        config = settings_for(server, tmp_path, WEB)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, JOB, "--config", config.subset("dataset", "download"), "--batch", "0"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    assert result.returncode == 1
+    assert "cannot import img2dataset (No module named imghdr)" in result.stderr
+    assert "download.python" in result.stderr
+    assert "Traceback" not in result.stderr
+    missing = Config.load({**config.plain(), "download": {"python": "no-such-python"}})
+    with pytest.raises(CliptexError, match=r"download\.python: 'no-such-python' is not a program"):
+        download.run_img2dataset(missing, 0, 1)
+
+
+# Building, without img2dataset: raw shards in its layout
+
+
+def raw_shard(config: Config, bodies: list[bytes | str], broken: bool = False) -> None:
+    """One shard as img2dataset leaves it, samples in the order in which they arrived; a text is a failure."""
+    folder = Path("resources/pairs/batch-000/raw")
+    folder.mkdir(parents=True)
+    rows = []
+    order = np.random.default_rng(0).permutation(len(bodies)).tolist()
+    with tarfile.open(folder / "00000.tar", "w") as tar:
+        for number in order:
+            body, key = bodies[number], f"{number:09d}"
+            failed = isinstance(body, str)
+            row = {"row": number, "caption": f"caption {number}", "url": f"http://a/{number}.jpg", "key": key}
+            row |= {"status": "failed_to_download" if failed else "success", "error_message": body if failed else None}
+            rows.append(row | {"sha256": None if failed else hashlib.sha256(body).hexdigest()})
+            if not failed:
+                for suffix, data in (("jpg", body), ("txt", b"x"), ("json", b"{}")):
+                    info = tarfile.TarInfo(f"{key}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    pq.write_table(pa.Table.from_pylist(rows), folder / "00000.parquet")
+    item = {"shard": "00000", "rows": len(bodies), "fingerprint": "f", "part": 0}
+    Path("resources/pairs/batch-000.json").write_text(json.dumps({"folder": str(folder), "shards": [item]}))
+
+
+def built(tmp_path, monkeypatch, bodies, **changes) -> tuple[Config, dict]:
+    monkeypatch.chdir(tmp_path)
+    with WebServer() as server:
+        config = settings_for(server, tmp_path, [("x", "/ok/1.jpg")] * len(bodies), **changes)
+    raw_shard(config, bodies)
+    return config, build_shards(config, 0)
+
+
+def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    bodies = [picture(number, 300, 200) for number in range(12)]
+    (tmp_path / "a").mkdir()
+    built(tmp_path / "a", monkeypatch, bodies, urls={"rows_per_shard": 100})
+    want = paths.shard(0).read_bytes(), Path("results/shards/00000.parquet").read_bytes()
+    (tmp_path / "b").mkdir()
+    calls = iter(range(100))
+    convert = download._converted
+
+    def dies(*arguments):
+        if next(calls) == 7:
+            raise KeyboardInterrupt
+        return convert(*arguments)
+
+    monkeypatch.setattr(download, "_converted", dies)
+    with pytest.raises(KeyboardInterrupt):
+        built(tmp_path / "b", monkeypatch, bodies, urls={"rows_per_shard": 100})
+    assert not list(Path("results").rglob("*.tar"))
+    monkeypatch.setattr(download, "_converted", convert)
+    with WebServer() as server:
+        config = settings_for(server, tmp_path / "b", [("x", "/ok/1.jpg")] * 12, urls={"rows_per_shard": 100})
+    build_shards(config, 0, threads=3)
+    assert (paths.shard(0).read_bytes(), Path("results/shards/00000.parquet").read_bytes()) == want
+    # a second time there is nothing left but to check
+    stamp = paths.shard(0).stat().st_mtime_ns
+    build_shards(config, 0)
+    assert paths.shard(0).stat().st_mtime_ns == stamp
+
+
+def test_a_yield_that_is_too_low_stops_the_job_early_and_says_why(tmp_path, monkeypatch):
+    small = picture(1, 70, 70)
+    bodies = ["HTTP Error 404: Not Found"] * 700 + ["<urlopen error timed out>"] * 250 + [small] * 50
+    with pytest.raises(CliptexError) as caught:
+        built(tmp_path, monkeypatch, bodies, urls={"rows_per_shard": 1000})
+    assert "shards 0 to 0: only 50 of 1000 samples are usable, below dataset.min_yield = 0.3" in str(caught.value)
+    assert "HTTP 404: 700, timed out: 250" in str(caught.value)
+    assert not Path("results/shards/batch-000.json").exists()
+    # what was built is kept: with a lower limit nothing is done twice
+    with WebServer() as server:
+        config = settings_for(
+            server, tmp_path, [("x", "/")] * 1000, urls={"rows_per_shard": 1000}, dataset={"min_yield": 0.01}
+        )
+    assert build_shards(config, 0)["shards"][0]["shard"] == "00000"
+
+
+def test_no_space_left_is_no_bug_and_no_fault_of_the_web(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "results/shards/00000.tar")
+
+    monkeypatch.setattr(download, "write_shard", full)
+    with pytest.raises(CliptexError, match=r"00000\.tar: No space left on device; make room"):
+        built(tmp_path, monkeypatch, [picture(1)])
+    assert list(Path("resources").rglob("00000.tar"))
+
+
+def test_an_empty_shard_is_a_shard(tmp_path, monkeypatch):
+    config, _ = built(tmp_path, monkeypatch, ["hash mismatch"] * 3, dataset={"min_yield": 0.0})
+    index = write_index(built_shards(1), paths.SHARD_INDEX, 0.0)
+    assert index["dropped"] == {"sha256 differs": 3}
+    assert read_indexed(index["shards"][0]) == []
+    with pytest.raises(CliptexError, match="only 0 of 3"):
+        write_index(built_shards(1), paths.SHARD_INDEX, 0.1)
+    assert config.dataset.source == "urls"
+
+
+def test_only_what_must_change_is_encoded_anew(tmp_path, monkeypatch):
+    grey = io.BytesIO()
+    Image.open(io.BytesIO(picture(4))).convert("L").save(grey, "JPEG")
+    same = [picture(1), picture(2, 100, 3000 // 10), grey.getvalue()]
+    anew = [picture(3, 101, 140), picture(5, kind="PNG"), picture(6, kind="WEBP")]
+    config, _ = built(tmp_path, monkeypatch, [*same, *anew])
+    images = [pair.image for pair in read_shard(shard_paths(config)[0])]
+    assert images[:3] == same
+    assert [decode_image(image).shape for image in images[3:]] == [(139, 100, 3), (90, 120, 3), (90, 120, 3)]
+    assert all(image.startswith(b"\xff\xd8\xff") for image in images)
+    assert np.abs(decode_image(images[4]).astype(int) - decode_image(anew[1])).mean() < 2
+
+
+# Source `webdataset`
+
+
+def tars_config(sources, **dataset) -> Config:
+    return Config.load({"dataset": {"source": "webdataset", "shards": sources, "min_yield": 0.5, **dataset}})
+
+
+def tar_bytes(tmp_path, shard: int, count: int = 6) -> bytes:
+    path = tmp_path / f"made-{shard}.tar"
+    write_shard(path, [drawn_pair(f"{shard:05d}{number:04d}", 10 * shard + number) for number in range(count)])
+    return path.read_bytes()
+
+
+def test_brace_patterns_are_written_out():
+    config = tars_config(["a/{00000..00002}.tar", "http://b/{x,y}.tar", "hf://datasets/pixparse/cc3m-wds/z.tar"])
+    assert shard_sources(config)[:4] == ["a/00000.tar", "a/00001.tar", "a/00002.tar", "http://b/x.tar"]
+    assert [str(path) for path in shard_paths(config)] == [
+        *(f"a/0000{number}.tar" for number in range(3)),
+        *(f"results/shards/0000{number}.tar" for number in range(3, 6)),
+    ]
+    mirror = tars_config(["hf://datasets/pixparse/cc3m-wds/cc3m-train-{0000..0575}.tar"])
+    assert len(shard_paths(mirror)) == 576
+    with pytest.raises(CliptexError, match="braces do not match"):
+        shard_paths(tars_config(["a/{00000..00002.tar"]))
+
+
+def test_own_tars_stay_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for shard in range(3):
+        tar_bytes(tmp_path, shard)
+    config = tars_config(["made-{0..2}.tar"])
+    config = Config.load({**config.plain(), "download": {"shards_per_job": 2}})
+    index = index_of(config)
+    assert [entry["path"] for entry in index["shards"]] == ["made-0.tar", "made-1.tar", "made-2.tar"]
+    assert index["num_samples"] == 18
+    assert not list(Path("results").rglob("*.tar"))
+    # a tar that was replaced is read again
+    write_shard(tmp_path / "made-1.tar", [drawn_pair("000010000", 1)])
+    with pytest.raises(CliptexError, match=r"made-1\.tar: missing or changed"):
+        index_of_again(config)
+    assert index_of(config)["num_samples"] == 13
+
+
+def test_tars_come_from_the_web_and_go_on_after_a_cut(tmp_path, monkeypatch, server):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    data = [tar_bytes(tmp_path, shard) for shard in range(2)]
+    server.files = {f"/cc/{shard:05d}.tar": data[shard] for shard in range(2)}
+    server.cut_after = len(data[0]) // 3
+    pattern = server.url + "/cc/{00000..00001}.tar"
+    config = tars_config([pattern], sha256={f"{server.url}/cc/00000.tar": hashlib.sha256(data[0]).hexdigest()})
+    index = index_of(config)
+    assert [paths.shard(number).read_bytes() for number in range(2)] == data
+    assert index["num_samples"] == 12
+    assert server.requests["/cc/00000.tar"] == 4  # three pieces and a rest, none of them twice
+    before = server.requests.copy()
+    assert index_of(config) == index
+    assert server.requests == before
+    assert sorted(path.name for path in Path("results/shards").iterdir()) == [
+        *("00000.parquet", "00000.tar", "00001.parquet", "00001.tar", "batch-000.json", "index.json")
+    ]
+
+
+def test_a_tar_that_changed_on_the_server_is_begun_anew(tmp_path, monkeypatch, server):
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    monkeypatch.setattr(download, "TRIES", 1)
+    server.files["/a.tar"], server.cut_after = tar_bytes(tmp_path, 0), 5000
+    with pytest.raises(CliptexError, match="ended early"):
+        fetch_tar(f"{server.url}/a.tar", tmp_path / "a.tar")
+    assert not (tmp_path / "a.tar").exists()
+    server.files["/a.tar"], server.cut_after = tar_bytes(tmp_path, 1), None
+    fetch_tar(f"{server.url}/a.tar", tmp_path / "a.tar")
+    assert (tmp_path / "a.tar").read_bytes() == server.files["/a.tar"]
+
+
+def test_a_tar_that_is_not_what_it_should_be_is_an_error(tmp_path, monkeypatch, server):
+    monkeypatch.chdir(tmp_path)
+    server.files["/a.tar"] = tar_bytes(tmp_path, 0)
+    with pytest.raises(CliptexError, match=r"a\.tar: SHA-256 is [0-9a-f]+, not 1234"):
+        fetch_tar(f"{server.url}/a.tar", paths.shard(0), "1234")
+    assert not paths.shard(0).exists()
+    with pytest.raises(CliptexError, match=r"b\.tar: HTTP 404"):
+        fetch_tar(f"{server.url}/b.tar", paths.shard(0))
+    server.files["/a.tar"] = server.files["/a.tar"][:4000]
+    with pytest.raises(CliptexError, match=r"results/shards/00000\.tar: shard is truncated.*rm -f"):
+        build_shards(tars_config([f"{server.url}/a.tar"]), 0)
+
+
+def test_tars_come_from_the_hub(tmp_path, server):
+    """HF_ENDPOINT leads to a mirror; the library does the rest."""
+    data = tar_bytes(tmp_path, 0)
+    name = "/datasets/pixparse/cc3m-wds/resolve/main/cc3m-train-0000.tar"
+    server.files = {name: data, name.replace("0000", "0001"): tar_bytes(tmp_path, 1)}
+    config = tars_config(["hf://datasets/pixparse/cc3m-wds/cc3m-train-{0000..0001}.tar"])
+    code = "import sys; from cliptex.config import Config; from cliptex.download import build_shards\n"
+    code += "build_shards(Config.load(sys.argv[1]), 0)"
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "no_proxy": "*"}
+    environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", code, config.subset("dataset", "download")]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "results/shards/00000.tar").read_bytes() == data
+    assert len(json.loads((tmp_path / "results/shards/batch-000.json").read_text())["shards"]) == 2
+    missing = tars_config(["hf://datasets/pixparse/cc3m-wds/nothing.tar"])
+    command[-1] = missing.subset("dataset", "download")
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+    assert "not given by the hub" in result.stderr
+
+
+@needs_img2dataset
+def test_shards_made_by_img2dataset_itself_are_taken_as_they_are(tmp_path, monkeypatch, server):
+    """As its users make them: resized, keys of its own, failed samples absent, some captions empty."""
+    monkeypatch.chdir(tmp_path)
+    captions = ["" if number % 5 == 0 else f"picture {number}" for number in range(20)]
+    urls = [f"{server.url}/{'404' if number == 7 else f'ok/{number}'}.jpg" for number in range(20)]
+    pq.write_table(pa.table({"URL": urls, "TEXT": captions}), "list.parquet")
+    code = (
+        "from img2dataset import download\n"
+        "if __name__ == '__main__':\n"
+        "    download(url_list='list.parquet', input_format='parquet', url_col='URL', caption_col='TEXT',"
+        " output_format='webdataset', output_folder='theirs', image_size=64, resize_mode='keep_ratio',"
+        " number_sample_per_shard=10, thread_count=8, processes_count=1)\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    result = subprocess.run([sys.executable, "run.py"], capture_output=True, text=True, timeout=180)
+    assert sorted(path.name for path in Path("theirs").glob("*.tar")) == ["00000.tar", "00001.tar"], result.stderr
+    before = [path.read_bytes() for path in sorted(Path("theirs").glob("*.tar"))]
+    index = index_of(tars_config(["theirs/{00000..00001}.tar"]))
+    assert index["num_samples"] == 15
+    assert index["dropped"] == {"no caption": 4}
+    assert index["shards"][0]["keys"] == ["000001", "000002", "000003", "000004", "000006", "000008", "000009"]
+    pairs = [pair for entry in index["shards"] for pair in read_indexed(entry)]
+    assert pairs[0].caption == "picture 1"
+    assert pairs[0].metadata["url"] == urls[1]
+    assert decode_image(pairs[0].image).shape == (64, 85, 3)
+    assert [path.read_bytes() for path in sorted(Path("theirs").glob("*.tar"))] == before
+
+
+def test_all_sources_end_in_the_same_index(tmp_path, monkeypatch):
+    """The same pairs as rendered shards and as tars from elsewhere: the same entries."""
+    monkeypatch.chdir(tmp_path)
+    bad = Pair("000000009", b"<html>", "a page", {})
+    write_shard(paths.shard(0), [*(drawn_pair(f"00000000{number}", number) for number in range(8)), bad])
+    rendered = shards.index_shards([paths.shard(0)], paths.SHARD_INDEX, 0.5)
+    assert index_of(tars_config(["results/shards/00000.tar"])) == rendered
+    assert read_index(paths.SHARD_INDEX) == rendered
+
+
+def test_the_placeholder_is_an_image_like_any_other():
+    assert decode_image(PLACEHOLDER).shape == (200, 200, 3)
+    assert threading.active_count() < 50

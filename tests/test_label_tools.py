@@ -1,0 +1,302 @@
+"""Export, contact sheet, statistics, plan and the commands; label stores in other people's programs."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import Brightness
+from PIL import Image
+from typer.testing import CliRunner
+
+from cliptex import paths
+from cliptex.cli import app
+from cliptex.config import Config
+from cliptex.errors import CliptexError
+from cliptex.files import read_json, sha256_file, write_json
+from cliptex.label_export import Export, export_labels
+from cliptex.label_inspect import _spread, contact_sheet, statistics
+from cliptex.labels import LabelFile
+from cliptex.plan import make_plan, shown
+from cliptex.plugins import find
+from cliptex.shards import read_index, read_indexed
+
+TASKS = ("segmentation", "depth", "normals")
+FAILED = "000010003"  # conftest's experts fail on it
+
+
+def decoded(store):
+    """Key -> label, or None, of all shards."""
+    labels = {}
+    for path in sorted(paths.labels(store).glob("[0-9]*.parquet")):
+        file = LabelFile(path, find("tasks", store)())
+        labels |= {key: file.label(row) for row, key in enumerate(file.keys)}
+    return labels
+
+
+def export(config, out, **options):
+    return export_labels(config, Export(options.pop("stores", []), **options), paths.SHARD_INDEX, paths.LABELS, out)
+
+
+def samples(out, *decoders):
+    """What plain webdataset makes of the tars."""
+    webdataset = pytest.importorskip("webdataset")
+    urls = sorted(map(str, out.glob("*.tar")))
+    return list(webdataset.WebDataset(urls, shardshuffle=False).decode(*decoders))
+
+
+# ---- export
+
+
+def test_plain_webdataset_reads_the_export_back_in_order_with_images_and_captions(tiny, tmp_path):
+    record = export(tiny, tmp_path / "out")
+    pairs = [pair for entry in read_index(paths.SHARD_INDEX)["shards"] for pair in read_indexed(entry)]
+    found = samples(tmp_path / "out", "pil")
+    assert [one["__key__"] for one in found] == [pair.key for pair in pairs]
+    for one, pair in zip(found, pairs, strict=True):
+        assert one["txt"] == pair.caption
+        np.testing.assert_array_equal(np.asarray(one["jpg"]), np.asarray(Image.open(io.BytesIO(pair.image))))
+    assert [file["sha256"] for file in record["files"]] == [
+        sha256_file(tmp_path / "out" / file["file"]) for file in record["files"]
+    ]
+
+
+def test_png_members_hold_what_labels_json_says(tiny, tmp_path):
+    record = export(tiny, tmp_path / "out")
+    labels = {store: decoded(store) for store in TASKS}
+    assert "depth = low + (value - 1) / 65534 * (high - low)" in record["stores"]["depth"]["format"]
+    for one in samples(tmp_path / "out", "pil"):
+        about = one["json"]["labels"]
+        if one["__key__"] == FAILED:
+            assert not [name for name in one if name.endswith(".png")]
+            assert about["depth"] == {"error": "expert failed: ValueError: fails on purpose"}
+            continue
+        truth = {store: labels[store][one["__key__"]] for store in TASKS}
+        np.testing.assert_array_equal(np.asarray(one["segmentation.png"]), truth["segmentation"])
+        low, high = about["depth"]["low"], about["depth"]["high"]
+        depth = low + (np.asarray(one["depth.png"]).astype(float) - 1) / 65534 * (high - low)
+        np.testing.assert_allclose(depth, truth["depth"], atol=(high - low) / 65534)
+        codes = np.asarray(one["normals.png"]).astype(float)
+        np.testing.assert_allclose(codes[..., :3] / 127.5 - 1, truth["normals"][..., :3], atol=1 / 255 + 1e-6)
+        kappa = 0.01 * 1e6 ** ((codes[..., 3] - 1) / 254)
+        np.testing.assert_allclose(kappa, truth["normals"][..., 3], rtol=0.03)
+
+
+def test_invalid_pixels_are_zero_in_the_pngs(tiny):
+    from cliptex.label_export import depth_png, normals_png
+
+    depth = np.array([[np.nan, 1, 3]], np.float32)
+    data, about = depth_png(depth)
+    assert about == {"low": 1.0, "high": 3.0}
+    assert np.asarray(Image.open(io.BytesIO(data))).tolist() == [[0, 1, 65535]]
+    flat, _ = depth_png(np.full((1, 2), 7, np.float32))
+    assert np.asarray(Image.open(io.BytesIO(flat))).tolist() == [[1, 1]]
+    normals = np.array([[[np.nan] * 4, [0, 0, 1, 10]]], np.float32)
+    assert np.asarray(Image.open(io.BytesIO(normals_png(normals)[0])))[0, 0].tolist() == [0, 0, 0, 0]
+
+
+def test_npy_members_are_exactly_what_the_store_decodes(tiny, tmp_path):
+    export(tiny, tmp_path / "out", form="npy", stores=["depth", "normals"])
+    labels = {store: decoded(store) for store in ("depth", "normals")}
+    for one in samples(tmp_path / "out"):
+        assert "segmentation.npy" not in one
+        if one["__key__"] != FAILED:
+            for store, truth in labels.items():
+                np.testing.assert_array_equal(one[f"{store}.npy"], truth[one["__key__"]])
+
+
+def test_an_export_without_images_has_neither_images_nor_captions(tiny, tmp_path):
+    record = export(tiny, tmp_path / "out", images=False, shards=range(1, 2))
+    assert [file["file"] for file in record["files"]] == ["00001.tar"]
+    assert record["stores"]["depth"]["licence"] == "Apache-2.0"
+    for one in samples(tmp_path / "out"):
+        assert not {"jpg", "txt"} & set(one)
+        assert set(one["json"]) == {"labels"}
+
+
+def test_the_same_stores_export_to_the_same_bytes(tiny, tmp_path):
+    assert export(tiny, tmp_path / "a") == export(tiny, tmp_path / "b")
+
+
+def test_an_export_of_what_is_not_there_is_refused_by_name(tiny, tmp_path):
+    with pytest.raises(CliptexError, match="label_stores: 'edges' is not one of"):
+        export(tiny, tmp_path / "out", stores=["edges"])
+    with pytest.raises(CliptexError, match="none of the shards"):
+        export(tiny, tmp_path / "out", shards=range(7, 9))
+
+
+# ---- contact sheet
+
+
+def test_the_contact_sheet_shows_each_label_in_its_tasks_colours(tiny, tmp_path):
+    contact_sheet(tiny, list(TASKS), paths.SHARD_INDEX, paths.LABELS, tmp_path / "sheet.png", images=3)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    picture = find("tasks", "depth")().picture(next(iter(decoded("depth").values())))
+    colours = {tuple(colour) for colour in picture.reshape(-1, 3)}
+    assert colours <= {tuple(colour) for colour in sheet.reshape(-1, 3)}
+
+
+def test_the_pictures_of_a_sheet_are_spread_evenly_over_shards():
+    assert _spread([10, 10, 10], 4) == {0: [0], 1: [0, 9], 2: [9]}
+    assert _spread([2, 1], 9) == {0: [0, 1], 1: [0]}
+
+
+def test_statistics_name_origin_coverage_failures_and_classes(tiny):
+    text = statistics(tiny, "segmentation", paths.LABELS)
+    index = read_json(paths.labels("segmentation") / "index.json")
+    assert "15 of 16 images labelled (93.8%)" in text
+    assert "no label: expert failed: 1" in text
+    share = index["statistics"]["classes"]["person"]["share"]
+    assert f"person: {share:.2%} of the pixels" in text
+
+
+# ---- commands
+
+
+def run(tiny, *arguments):
+    write_json("config.json", tiny.plain())
+    return CliRunner().invoke(app, [*arguments, "--config", "config.json"], catch_exceptions=True)
+
+
+def test_the_commands_work_on_a_finished_run(tiny):
+    found = run(tiny, "labels", "inspect", "--images", "2", "--out", "sheet.png")
+    assert "contact sheet: sheet.png" in found.output
+    assert Image.open("sheet.png").width > 900
+    assert "2 tars, 16 samples" in run(tiny, "labels", "export", "--out", "exported").output
+    found = run(tiny, "labels", "audit", "--samples", "16", "--stores", "depth")
+    assert found.exit_code == 0
+    assert "depth: 16 of 16 images agree, 16 of them to the byte" in found.output
+    assert isinstance(run(tiny, "labels", "audit", "--stores", "edges").exception, CliptexError)
+
+
+def test_the_audit_command_fails_where_labels_cannot_be_made_again(tiny, monkeypatch):
+    usual = Brightness.label
+    monkeypatch.setattr(Brightness, "label", lambda self, image, key: usual(self, 255 - image, key))
+    found = run(tiny, "labels", "audit", "--samples", "4", "--stores", "depth,normals")
+    assert found.exit_code == 1
+    assert "DIFFER shard" in found.output
+    assert "run: rm -r results/labels/depth results/labels/normals" in str(found.exception)
+
+
+# ---- plan
+
+
+def planned(tmp_path, monkeypatch, **sections):
+    monkeypatch.chdir(tmp_path)
+    config = {
+        "dataset": {"source": "webdataset", "shards": [f"data/{number:05d}.tar" for number in range(25)]},
+        "experts": {"bright": {"plugin": "conftest:Brightness", "network": {"task": "depth"}}},
+        "label_stores": {"depth": {"task": "depth", "expert": "bright"}},
+    }
+    return make_plan(Config.load(config | sections), measure=sections.pop("measure", True))
+
+
+def test_a_plan_before_anything_is_there_says_what_cannot_be_known(tmp_path, monkeypatch):
+    plan = planned(tmp_path, monkeypatch)
+    assert (plan["images"]["shards"], plan["images"]["number"], plan["images"]["bytes"]) == (25, None, None)
+    depth = plan["stores"]["depth"]
+    assert depth["jobs"] == 3
+    assert depth["images_a_second"] > 0
+    assert "now" in depth["seconds_from"]
+    assert depth["seconds"] is None
+    assert "? hours" in shown(plan)
+
+
+def test_a_plan_extrapolates_from_the_shards_that_are_there(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/00007.tar").write_bytes(b"x" * 1000)
+    images = planned(tmp_path, monkeypatch)["images"]
+    assert (images["bytes"], images["bytes_from"]) == (25_000, "1 of 25 shards that are there")
+
+
+def test_a_plan_of_rendered_pairs_multiplies_out(tmp_path, monkeypatch):
+    sections = {"dataset": {"source": "miniature"}, "miniature": {"pairs": 3000, "image_size_px": 112}}
+    plan = planned(tmp_path, monkeypatch, **sections)
+    depth = plan["stores"]["depth"]
+    assert plan["images"]["number"] == 3000
+    assert depth["seconds"] == pytest.approx(3000 / depth["images_a_second"])
+    assert depth["bytes"] == pytest.approx(3000 * 9849 / 4, rel=0.01)
+
+
+def test_a_plan_prefers_what_finished_jobs_took(tiny):
+    depth = make_plan(tiny, measure=False)["stores"]["depth"]
+    record = read_json(paths.labels("depth") / "batch-000.json")
+    assert depth["images_a_second"] == pytest.approx(record["images_per_second"])
+    assert depth["bytes"] == pytest.approx(record["bytes_per_image"] * 16, rel=0.01)
+    assert depth["seconds_from"] == depth["bytes_from"] == "1 finished jobs"
+
+
+def test_an_expert_that_cannot_be_run_untrained_has_no_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(Brightness, "load", lambda self, weights: 1 / 0)
+    depth = planned(tmp_path, monkeypatch)["stores"]["depth"]
+    assert depth["images_a_second"] is None
+    assert depth["seconds_from"].startswith("cannot be measured without weights (ZeroDivisionError")
+
+
+# ---- other people's programs
+
+
+def test_duckdb_reads_a_store_and_its_payloads_decode(tiny):
+    duckdb = pytest.importorskip("duckdb")
+    files = f"{paths.labels('depth')}/[0-9]*.parquet"
+    rows = duckdb.sql(f"SELECT key, height, width, payload, error FROM '{files}' ORDER BY key").fetchall()
+    labels = decoded("depth")
+    assert [row[0] for row in rows] == list(labels)
+    for key, height, width, payload, error in rows:
+        if key == FAILED:
+            assert (payload, error) == (None, "expert failed: ValueError: fails on purpose")
+        else:
+            np.testing.assert_array_equal(find("tasks", "depth")().decode(payload, height, width), labels[key])
+    metadata = duckdb.sql(
+        f"SELECT DISTINCT decode(value) FROM parquet_kv_metadata('{files}') WHERE decode(key) = 'cliptex'"
+    ).fetchall()
+    assert {json.loads(value)["task"] for (value,) in metadata} == {"depth"}
+
+
+def test_polars_reads_a_store_and_its_payloads_decode(tiny):
+    polars = pytest.importorskip("polars")
+    frame = polars.scan_parquet(f"{paths.labels('normals')}/[0-9]*.parquet").collect()
+    labels = decoded("normals")
+    assert frame["key"].to_list() == list(labels)
+    good = frame.filter(polars.col("error").is_null())
+    assert good.height == 15
+    row = good.row(3, named=True)
+    decode = find("tasks", "normals")().decode
+    np.testing.assert_array_equal(decode(row["payload"], row["height"], row["width"]), labels[row["key"]])
+
+
+def test_pandas_reads_a_store_and_its_payloads_decode(tiny):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_parquet(paths.labels("segmentation") / "00001.parquet").set_index("key")
+    row = frame.loc["000010001"]
+    label = find("tasks", "segmentation")().decode(row.payload, int(row.height), int(row.width))
+    np.testing.assert_array_equal(label, decoded("segmentation")["000010001"])
+
+
+def test_datasets_reads_a_store_and_its_payloads_decode(tiny, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    files = sorted(map(str, paths.labels("depth").glob("[0-9]*.parquet")))
+    rows = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    labels = decoded("depth")
+    assert rows["key"][:] == list(labels)
+    row = rows[5]
+    label = find("tasks", "depth")().decode(row["payload"], row["height"], row["width"])
+    np.testing.assert_array_equal(label, labels[row["key"]])
+
+
+def test_the_recipes_in_the_documentation_run(tiny):
+    """Each Python block of docs/labels.md that reads a store, as it stands there."""
+    from pathlib import Path
+
+    text = (Path(__file__).parent.parent / "docs/labels.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) >= 4
+    for block in blocks:
+        for library in ("duckdb", "polars", "pandas", "datasets", "webdataset"):
+            if f"import {library}" in block:
+                pytest.importorskip(library)
+        if "exported/" in block:
+            run(tiny, "labels", "export", "--out", "exported")
+        exec(compile(block, "docs/labels.md", "exec"), {})

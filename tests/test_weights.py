@@ -1,0 +1,510 @@
+"""Weights: fetched whole and once, checked, never executed, and recorded; a local server stands in for the web."""
+
+import json
+import os
+import subprocess
+import sys
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from safetensors.torch import save_file
+from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+from cliptex.config import Config
+from cliptex.errors import CliptexError
+from cliptex.expert_training import load_expert, train_expert
+from cliptex.experts import dpt, mask_rcnn, nll_angmf, weights
+from cliptex.files import read_json
+
+NORMALS = {
+    "encoder": "resnet18",
+    "encoder_options": {
+        "layers": [1, 1, 1, 1],
+        "channels": [16, 16, 16, 16],
+        "stem_type": "deep",
+        "stem_width": 8,
+    },
+    "widths": [32, 32, 16, 16, 8],
+    "hidden": 16,
+}
+SHAPES = {
+    "architecture": "small",
+    "min_side_px": 48,
+    "max_side_px": 96,
+    "small": {"encoder_options": NORMALS["encoder_options"], "fpn_channels": 16, "box_features": 16},
+}
+LARGE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "backbone_out_indices": [0, 1, 2, 3],
+    "neck_hidden_sizes": [8, 16, 16, 16],
+    "fusion_hidden_size": 16,
+    "image_size": 64,
+}
+HYBRID = LARGE | {
+    "is_hybrid": True,
+    "neck_hidden_sizes": [16, 32, 16, 16],
+    "backbone_featmap_shape": [1, 64, 4, 4],
+    "backbone_config": {
+        "model_type": "bit",
+        "global_padding": "same",
+        "layer_type": "bottleneck",
+        "embedding_size": 8,
+        "hidden_sizes": [16, 32, 64],
+        "depths": [1, 1, 1],
+        "num_groups": 4,
+        "out_features": ["stage1", "stage2", "stage3"],
+        "embedding_dynamic_padding": True,
+    },
+}
+# as published with both: squashed, bilinear, halves
+PREPROCESSING = {
+    "image_processor_type": "DPTImageProcessor",
+    "do_resize": True,
+    "size": {"height": 64, "width": 64},
+    "keep_aspect_ratio": False,
+    "ensure_multiple_of": 1,
+    "resample": 2,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+
+
+class Planted:
+    """What a hostile weight file would hold: unpickling it makes a file."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def save_dpt(folder: Path, config: dict, form: str = "safetensors", seed: int = 0) -> DPTForDepthEstimation:
+    """A folder as on the hub; the unused weights of the first fusion are left out, as in the published files."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = DPTForDepthEstimation(DPTConfig(**config)).eval()
+        torch.nn.init.constant_(module.head.head[-2].bias, 1.0)
+    folder.mkdir(parents=True, exist_ok=True)
+    module.config.save_pretrained(folder)
+    state = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(dpt.UNUSED)}
+    if form == "safetensors":
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    elif form == "bin":
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        names = sorted(state)
+        parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+        for file, kept in parts.items():
+            save_file({name: state[name] for name in kept}, folder / file, metadata={"format": "pt"})
+        index = {"metadata": {}, "weight_map": {name: file for file, kept in parts.items() for name in kept}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
+    return module
+
+
+def config(**experts) -> Config:
+    return Config.load({"experts": experts})
+
+
+def pictures(count: int = 3) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [
+        np.kron(rng.integers(0, 256, (6, 8, 3)), np.ones((8, 10 + index, 1))).astype(np.uint8) for index in range(count)
+    ]
+
+
+# a server
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files` (path -> bytes); what the next answers do besides is in `plan`, what was asked in `asked`."""
+
+    def __init__(self):
+        self.files, self.plan, self.asked, self.etag = {}, [], [], '"one"'
+        super().__init__(("127.0.0.1", 0), Handler)
+        Thread(target=self.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        server = self.server
+        server.asked.append((self.path, self.headers.get("Range")))
+        todo = server.plan.pop(0) if server.plan else "whole"
+        body = server.files.get(self.path.partition("?")[0])
+        if body is None or isinstance(todo, int):
+            self.send_response(404 if body is None else todo)
+            if body is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start, wanted = 0, self.headers.get("Range")
+        if wanted and self.headers.get("If-Range", server.etag) == server.etag:
+            start = int(wanted.removeprefix("bytes=").partition("-")[0])
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.send_header("Content-Type", "text/html" if todo == "page" else "application/octet-stream")
+        self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("ETag", server.etag)
+        self.send_header("X-Repo-Commit", "c0ffee" + "0" * 34)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[start : start + len(body) // 3] if todo == "cut" else body[start:])
+            if todo == "cut":
+                self.wfile.flush()
+                self.connection.close()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(weights, "PAUSES_S", (0, 0))
+    one = Server()
+    yield one
+    one.shutdown()
+    one.server_close()
+
+
+BODY = np.random.default_rng(0).bytes(300_000)
+DIGEST = sha256(BODY).hexdigest()
+
+
+def test_a_download_is_checked_and_happens_once(server, tmp_path):
+    server.files["/net.pth"] = BODY
+    for _ in range(2):
+        weights.download(f"{server.url}/net.pth", tmp_path / "net.pth", DIGEST[:8])
+    assert (tmp_path / "net.pth").read_bytes() == BODY
+    assert server.asked == [("/net.pth", None)]
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == ["net.pth"]
+
+
+def test_an_interrupted_download_goes_on_where_it_was(server, tmp_path):
+    server.files["/net.pth"], server.plan = BODY, ["cut", 503, "cut"]
+    with pytest.raises(CliptexError, match="goes on after 200000 bytes"):
+        weights.download(f"{server.url}/net.pth", tmp_path / "net.pth", DIGEST)
+    assert not (tmp_path / "net.pth").exists()
+    weights.download(f"{server.url}/net.pth", tmp_path / "net.pth", DIGEST)
+    assert (tmp_path / "net.pth").read_bytes() == BODY
+    assert [asked for _, asked in server.asked] == [None, "bytes=100000-", "bytes=100000-", "bytes=200000-"]
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
+    server.files["/net.pth"], server.plan = BODY[::-1], ["cut", 503, 503]
+    with pytest.raises(CliptexError, match="503"):
+        weights.download(f"{server.url}/net.pth", tmp_path / "net.pth")
+    server.files["/net.pth"], server.etag = BODY, '"two"'
+    weights.download(f"{server.url}/net.pth", tmp_path / "net.pth")
+    assert (tmp_path / "net.pth").read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    ("plan", "url", "message"),
+    [
+        ([404], "/net.pth", r"experts\.a\.url: .* answers 404"),
+        ([], "/gone.pth", "answers 404"),
+        ([503, 503, 503], "/net.pth", "cannot be fetched"),
+        (["page"], "/net.pth", "is a web page"),
+        ([], "/net-00000000.pth", f"its SHA-256 is {DIGEST}, not 00000000"),
+    ],
+)
+def test_what_cannot_be_had_is_an_error_and_leaves_no_file(plan, url, message, server, tmp_path):
+    server.files |= {"/net.pth": BODY, "/net-00000000.pth": BODY}
+    server.plan = plan
+    settings = config(a={"weights": "url", "url": server.url + url}).experts["a"]
+    with pytest.raises(CliptexError, match=message):
+        weights.resolve("a", settings, tmp_path)
+    assert not list(tmp_path.glob("[!.]*"))
+
+
+def test_only_web_addresses_are_fetched(tmp_path):
+    settings = config(a={"weights": "url", "url": "file:///etc/passwd"}).experts["a"]
+    with pytest.raises(CliptexError, match="not an http or https address"):
+        weights.resolve("a", settings, tmp_path)
+
+
+# from each source to labels
+
+
+def test_mask_rcnn_by_url_is_recorded_and_labels(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expert = mask_rcnn.PLUGIN({"network": SHAPES})
+    expert.randomise(3)
+    torch.save(expert.state(), tmp_path / "made.pth")
+    data = (tmp_path / "made.pth").read_bytes()
+    digest = sha256(data).hexdigest()
+    server.files[f"/models/shapes-{digest[:8]}.pth"] = data
+    given = {"weights": "url", "url": f"{server.url}/models/shapes-{digest[:8]}.pth", "licence": "BSD-3-Clause"}
+    settings = config(mask_rcnn=given | {"network": SHAPES})
+    train_expert(settings, "mask_rcnn", tmp_path / "no renders", tmp_path / "out", seed=0)
+    record = read_json(tmp_path / "out" / "expert.json")
+    assert (record["source"], record["licence"], record["weights_sha256"]) == ("url", "BSD-3-Clause", digest)
+    assert record["origin"] == {"url": given["url"]}
+    assert Path(record["weights"]).parent == tmp_path / "resources" / "weights"
+    loaded = load_expert("mask_rcnn", settings.experts["mask_rcnn"], tmp_path / "out")
+    for a, b in zip(loaded.predict(pictures(), list("abc")), expert.predict(pictures(), list("abc")), strict=True):
+        assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin", "parts"])
+@pytest.mark.parametrize("kind", [LARGE, HYBRID], ids=["large", "hybrid"])
+def test_a_dpt_folder_labels_as_transformers_does(kind, form, tmp_path):
+    module = save_dpt(tmp_path / "dpt", kind, form)
+    given = {"weights": "local", "path": str(tmp_path / "dpt"), "licence": "MIT", "precision": "fp32"}
+    settings = config(dpt=given)
+    train_expert(settings, "dpt", tmp_path / "no renders", tmp_path / "out", seed=0)
+    record = read_json(tmp_path / "out" / "expert.json")
+    assert len(record["files"]) == {"safetensors": 3, "bin": 3, "parts": 5}[form]
+    assert record["num_parameters"] == sum(parameter.numel() for parameter in module.parameters())
+    expert = load_expert("dpt", settings.experts["dpt"], tmp_path / "out")
+    assert expert.weights_sha256 == record["weights_sha256"]
+    processor = DPTImageProcessor.from_pretrained(tmp_path / "dpt")
+    for image, label in zip(pictures(), expert.predict(pictures(), list("abc")), strict=True):
+        with torch.inference_mode():
+            outputs = module(**processor(images=image, return_tensors="pt"))
+        (expected,) = processor.post_process_depth_estimation(outputs, target_sizes=[image.shape[:2]])
+        assert label.shape == image.shape[:2]
+        assert label.std() > 1e-3
+        assert_allclose(label, expected["predicted_depth"].clamp(min=0), atol=1e-5)
+
+
+def test_another_preprocessing_gives_other_labels(tmp_path):
+    save_dpt(tmp_path / "dpt", LARGE)
+    one, other = dpt.PLUGIN({"precision": "fp32"}), dpt.PLUGIN({"precision": "fp32"})
+    one.load(tmp_path / "dpt")
+    changed = PREPROCESSING | {"image_mean": [0.4, 0.5, 0.6], "size": {"height": 96, "width": 96}}
+    (tmp_path / "dpt" / "preprocessor_config.json").write_text(json.dumps(changed))
+    other.load(tmp_path / "dpt")
+    (a,), (b,) = one.predict(pictures(1), ["a"]), other.predict(pictures(1), ["a"])
+    assert np.abs(a - b).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        (LARGE, {"keep_aspect_ratio": True}, "takes squares"),
+        (LARGE, {"size": {"height": 64, "width": 96}}, "takes squares"),
+        (HYBRID, {"size": {"height": 96, "width": 96}}, "takes its image_size, 64"),
+    ],
+)
+def test_a_preprocessing_that_transformers_cannot_do_is_refused(kind, change, message, tmp_path):
+    save_dpt(tmp_path / "dpt", kind)
+    (tmp_path / "dpt" / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING | change))
+    with pytest.raises(CliptexError, match=message):
+        dpt.PLUGIN({}).load(tmp_path / "dpt")
+
+
+@pytest.mark.parametrize("what", ["a weight", "config.json", "preprocessor_config.json", "model.safetensors", "shape"])
+def test_a_dpt_folder_that_is_not_whole_is_refused_by_name(what, tmp_path):
+    folder = tmp_path / "dpt"
+    save_dpt(folder, LARGE)
+    if what == "a weight":
+        state = weights.read_tensors(folder / "model.safetensors")
+        del state["head.head.0.weight"]
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    elif what == "shape":
+        written = read_json(folder / "config.json")
+        (folder / "config.json").write_text(json.dumps(written | {"fusion_hidden_size": 24}))
+    else:
+        (folder / what).unlink()
+    settings = config(dpt={"weights": "local", "path": str(folder)})
+    with pytest.raises(
+        CliptexError, match={"a weight": r"head\.head\.0\.weight", "shape": "do not fit"}.get(what, what)
+    ):
+        train_expert(settings, "dpt", tmp_path, tmp_path / "out", seed=0)
+    assert not (tmp_path / "out" / "expert.json").exists()
+
+
+def test_a_config_beside_that_of_the_folder_is_refused(tmp_path):
+    save_dpt(tmp_path / "dpt", LARGE)
+    with pytest.raises(CliptexError, match="has a config.json of its own"):
+        dpt.PLUGIN({"network": {"config": LARGE}}).load(tmp_path / "dpt")
+
+
+def test_a_folder_that_changed_since_is_refused(tmp_path):
+    save_dpt(tmp_path / "dpt", LARGE)
+    settings = config(dpt={"weights": "local", "path": str(tmp_path / "dpt")})
+    train_expert(settings, "dpt", tmp_path, tmp_path / "out", seed=0)
+    save_dpt(tmp_path / "dpt", LARGE, seed=1)
+    with pytest.raises(CliptexError, match="records"):
+        load_expert("dpt", settings.experts["dpt"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_a_hub_repository_is_fetched_at_one_commit(form, server, tmp_path):
+    """In a process of its own, since huggingface_hub reads HF_ENDPOINT when it is imported."""
+    module = save_dpt(tmp_path / "made", LARGE, form)
+    commit = "c0ffee" + "0" * 34
+    for file in (tmp_path / "made").iterdir():
+        for revision in ("v1", commit):
+            server.files[f"/Intel/dpt-large/resolve/{revision}/{file.name}"] = file.read_bytes()
+    given = {"weights": "hub", "repo": "Intel/dpt-large", "revision": "v1", "licence": "Apache-2.0"}
+    names = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
+    given["sha256"] = sha256((tmp_path / "made" / names[form]).read_bytes()).hexdigest()
+    environment = os.environ | {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    settings = json.dumps({"experts": {"dpt": given}})
+    command = [sys.executable, "-m", "cliptex", "train-expert", "--name", "dpt", "--config", settings]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record = read_json(tmp_path / "results" / "experts" / "dpt" / "expert.json")
+    assert record["origin"] == {"repo": "Intel/dpt-large", "revision": commit}
+    assert record["source"] == "hub"
+    assert set(record["files"]) == {"config.json", "preprocessor_config.json", names[form]}
+    assert record["num_parameters"] == sum(parameter.numel() for parameter in module.parameters())
+    assert Path(record["weights"]).is_relative_to(tmp_path / "home")
+    given["repo"] = "Intel/nothing"
+    command[-1] = json.dumps({"experts": {"dpt": given}})
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "experts.dpt.repo: Intel/nothing cannot be had from the hub" in done.stderr
+
+
+def test_a_wrong_digest_names_the_key(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    settings = config(a={"weights": "local", "path": str(tmp_path / "a.safetensors"), "sha256": "0" * 8}).experts["a"]
+    with pytest.raises(CliptexError, match=r"experts\.a\.sha256: .* not 00000000"):
+        weights.resolve("a", settings)
+
+
+@pytest.mark.parametrize(("source", "key"), [("url", "url"), ("hub", "repo"), ("local", "path")])
+def test_a_source_without_its_key_is_a_configuration_error(source, key):
+    with pytest.raises(CliptexError, match=rf"experts\.a\.{key}: weights '{source}' need it"):
+        config(a={"weights": source})
+
+
+@pytest.mark.parametrize(
+    ("given", "licence"),
+    [
+        ({}, "Apache-2.0"),
+        ({"weights": "random"}, "Apache-2.0"),
+        ({"weights": "local", "path": "x"}, "unknown"),
+        ({"weights": "local", "path": "x", "licence": "MIT"}, "MIT"),
+    ],
+)
+def test_a_licence_is_never_guessed_for_given_weights(given, licence):
+    assert config(a=given).experts["a"].licence_name == licence
+
+
+# random weights
+
+
+def test_random_weights_mark_all_they_touch(tiny, caplog, monkeypatch):
+    from cliptex import paths
+    from cliptex.labels import LabelFile, index_labels, label_batch
+
+    network = NORMALS | {"input_size_px": [32, 32]}
+    settings = Config.load(
+        tiny.plain()
+        | {
+            "experts": {"nll_angmf": {"weights": "random", "network": network, "batch_size": 4}},
+            "label_stores": {"guess": {"task": "normals", "expert": "nll_angmf"}},
+            "models": {},
+        }
+    )
+    folder, out = paths.expert("nll_angmf"), paths.labels("guess")
+    train_expert(settings, "nll_angmf", paths.EXPERT_RENDERS, folder, seed=0)
+    first = (folder / "weights.safetensors").read_bytes()
+    train_expert(settings, "nll_angmf", paths.EXPERT_RENDERS, folder, seed=0)
+    assert (folder / "weights.safetensors").read_bytes() == first
+    assert read_json(folder / "expert.json")["source"] == "random"
+    label_batch(settings, "guess", 0, paths.SHARD_INDEX, folder, out)
+    with caplog.at_level("WARNING", "cliptex"):
+        index_labels(settings, "guess", paths.SHARD_INDEX, out)
+    assert "RANDOM weights" in caplog.text
+    assert read_json(out / "index.json")["weights"] == "random"
+    assert LabelFile(out / "00000.parquet").metadata["weights"] == "random"
+    assert read_json(paths.labels("depth") / "index.json")["weights"] == "trained"
+
+
+@pytest.mark.parametrize("source", ["trained", "random"])
+@pytest.mark.parametrize("name", ["mask_rcnn", "dpt", "nll_angmf"])
+def test_a_network_made_here_needs_a_size(name, source, tmp_path):
+    settings = config(**{name: {"weights": source}})
+    with pytest.raises(CliptexError, match=r"experts\.\*\.network\.\w+: name the size"):
+        train_expert(settings, name, tmp_path, tmp_path / "out", seed=0)
+
+
+# reading
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+@pytest.mark.parametrize("where", ["file", "folder"])
+def test_a_planted_pickle_does_not_run(where, form, tmp_path):
+    import pickle
+
+    marker = tmp_path / "marker"
+    folder = tmp_path / "dpt"
+    if where == "folder":
+        save_dpt(folder, LARGE, "bin")
+        path, given = folder / "pytorch_model.bin", {"path": str(folder)}
+    else:
+        path = tmp_path / "weights.pth"
+        given = {"path": str(path), "network": {"config": LARGE}}
+    bomb = {"head.head.0.weight": Planted(marker)}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(bomb))
+    else:
+        torch.save(bomb, path, _use_new_zipfile_serialization=form == "zip")
+    settings = config(dpt={"weights": "local"} | given)
+    with pytest.raises(CliptexError, match="nothing in it is run"):
+        train_expert(settings, "dpt", tmp_path, tmp_path / "out", seed=0)
+    assert not marker.exists()
+    assert not (tmp_path / "out" / "expert.json").exists()
+    if form == "pickle":
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert marker.exists()  # it is a bomb indeed
+
+
+@pytest.mark.parametrize("content", [b"", b"pickle", b"<html>", b"PK\x03\x04broken", b"\x08\0\0\0\0\0\0\0{broken}"])
+def test_what_is_not_a_weight_file_is_refused(content, tmp_path):
+    (tmp_path / "weights.pth").write_bytes(content)
+    with pytest.raises(CliptexError, match=r"weights\.pth: (not a whole file|damaged)"):
+        weights.read_tensors(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 3}, {"model": {"a": "b"}}, torch.zeros(2)])
+def test_what_is_not_a_state_dict_is_refused(content, tmp_path):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(CliptexError, match="not a state dict"):
+        weights.read_tensors(tmp_path / "weights.pth")
+
+
+def test_nested_and_prefixed_names_are_read(tmp_path):
+    torch.save({"state_dict": {"module.a.b": torch.ones(2)}, "epoch": 3}, tmp_path / "weights.pth")
+    assert list(weights.read_tensors(tmp_path / "weights.pth")) == ["a.b"]
+
+
+def test_published_normals_by_local_file_label(tmp_path):
+    expert = nll_angmf.PLUGIN({"network": NORMALS})
+    expert.randomise(1)
+    torch.save({"model": {f"module.{name}": tensor for name, tensor in expert.state().items()}}, tmp_path / "nyu.pt")
+    settings = config(nll_angmf={"weights": "local", "path": str(tmp_path / "nyu.pt"), "network": NORMALS})
+    train_expert(settings, "nll_angmf", tmp_path, tmp_path / "out", seed=0)
+    loaded = load_expert("nll_angmf", settings.experts["nll_angmf"], tmp_path / "out")
+    assert_array_equal(loaded.predict(pictures(1), ["a"])[0], expert.predict(pictures(1), ["a"])[0])

@@ -1,0 +1,178 @@
+"""A web server with the habits of the web, for tests: good, gone, busy, slow, lying and hostile."""
+
+import hashlib
+import io
+import struct
+import threading
+import time
+import zlib
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+from PIL import Image
+
+
+def picture(seed: int, width: int = 120, height: int = 90, kind: str = "JPEG", **options) -> bytes:
+    """A smooth random picture without white."""
+    coarse = np.random.default_rng(seed).integers(0, 200, (3, 4, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(out, kind, **options)
+    return out.getvalue()
+
+
+def turned_photograph() -> bytes:
+    """A portrait, 90 x 300, red above and blue below, stored lying on its side with a note in its EXIF data."""
+    pixels = np.zeros((300, 90, 3), np.uint8)
+    pixels[:150, :, 0], pixels[150:, :, 2] = 200, 200
+    image, out = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90), io.BytesIO()
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(out, "JPEG", quality=95, exif=exif)
+    return out.getvalue()
+
+
+def bomb() -> bytes:
+    """A whole PNG of 20,000 x 20,000 pixels in about a megabyte."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
+    squeezer = zlib.compressobj(1)
+    data = b"".join(squeezer.compress(b"\0" * 60001) for _ in range(20000)) + squeezer.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+PAGE = b"<!DOCTYPE html><html><body><h1>404</h1>The page you look for is not here.</body></html>"
+PLACEHOLDER = picture(999, 200, 200)
+
+
+class WebServer:
+    """Serves on a loopback address; `requests` counts paths, `files` are served with ranges and digests.
+
+    Paths: /ok/N.jpg (a picture made of N), /wide.png (400 x 200), /turned.jpg, /404.jpg, /busy/N.jpg (503 once, then
+    the picture), /down/N.jpg (503 `down` times), /stall.jpg, /drip.jpg (a byte now and then), /cut.jpg (fewer bytes
+    than promised), /endless.jpg, /huge.jpg (a large promise), /gone/N.jpg (a placeholder), /page.jpg (HTML with
+    status 200), /bomb.png, /inside.jpg (a redirect to `private`), /moved.jpg (a redirect to a picture), /robots.jpg
+    (a picture with X-Robots-Tag: noai).
+    """
+
+    def __init__(self, delay: float = 0.0, down: int = 3) -> None:
+        self.requests: Counter[str] = Counter()
+        self.files: dict[str, bytes] = {}
+        self.cut_after: int | None = None
+        self.private = "http://127.0.0.2/secret.jpg"
+        self.delay, self.down, self.closing = delay, down, threading.Event()
+        self.bomb = bomb()
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.0"
+
+            def log_message(self, *_):
+                pass
+
+            def do_HEAD(self):
+                owner.answer(self, body=False)
+
+            def do_GET(self):
+                try:
+                    owner.answer(self)
+                except (BrokenPipeError, ConnectionResetError):
+                    pass
+
+        # every loopback address, so that a request that should not come would be seen
+        self.server = ThreadingHTTPServer(("", 0), Handler)
+        self.server.daemon_threads = True
+        self.port = self.server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.closing.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, handler, body: bool = True) -> None:
+        path = handler.path.partition("?")[0]
+        self.requests[path if handler.headers["Host"].startswith("127.0.0.1") else handler.headers["Host"]] += 1
+        time.sleep(self.delay)
+        kind, _, name = path.strip("/").rpartition("/")
+        number = int(name.partition(".")[0]) if name.partition(".")[0].isdigit() else 0
+        if path in self.files:
+            return self.file(handler, self.files[path], body)
+        if path == "/404.jpg":
+            return self.send(handler, 404, PAGE)
+        if kind in ("busy", "down") and self.requests[path] <= (1 if kind == "busy" else self.down):
+            return self.send(handler, 503, b"busy")
+        if path == "/stall.jpg":
+            handler.wfile.flush()
+            self.closing.wait(20)
+            return None
+        if path == "/drip.jpg":
+            self.send(handler, 200, b"\xff\xd8\xff", length=5000)
+            while not self.closing.wait(0.2):
+                handler.wfile.write(b"\0")
+                handler.wfile.flush()
+            return None
+        if path == "/cut.jpg":
+            return self.send(handler, 200, picture(5)[:1000], length=len(picture(5)))
+        if path == "/endless.jpg":
+            self.send(handler, 200, b"", length=None)
+            while not self.closing.is_set():
+                handler.wfile.write(b"\0" * (1 << 20))
+            return None
+        if path == "/huge.jpg":
+            return self.send(handler, 200, b"\xff\xd8\xff", length=10**12)
+        if path in ("/inside.jpg", "/moved.jpg"):
+            target = self.private if path == "/inside.jpg" else f"{self.url}/ok/77.jpg"
+            return self.send(handler, 302, b"", Location=target)
+        if path == "/robots.jpg":
+            return self.send(handler, 200, picture(6), **{"X-Robots-Tag": "noai, nofollow"})
+        special = {
+            "/wide.png": lambda: picture(1, 400, 200, "PNG"),
+            "/turned.jpg": turned_photograph,
+            "/page.jpg": lambda: PAGE,
+            "/bomb.png": lambda: self.bomb,
+            "/tiny.gif": lambda: picture(2, 1, 1, "GIF"),
+            "/strip.jpg": lambda: picture(3, 1200, 70),
+            "/empty.jpg": lambda: b"",
+        }
+        if path in special:
+            return self.send(handler, 200, special[path]())
+        if kind in ("ok", "busy", "down"):
+            return self.send(handler, 200, picture(number))
+        if kind == "gone":
+            return self.send(handler, 200, PLACEHOLDER)
+        return self.send(handler, 404, PAGE)
+
+    def send(self, handler, status: int, data: bytes, length: int | None = -1, **headers: str) -> None:
+        handler.send_response(status)
+        length = len(data) if length == -1 else length
+        if length is not None:
+            handler.send_header("Content-Length", str(length))
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command == "GET":
+            handler.wfile.write(data)
+
+    def file(self, handler, data: bytes, body: bool) -> None:
+        """A file with ETag and ranges; GETs end after `cut_after` bytes while that is set."""
+        tag = f'"{hashlib.sha256(data).hexdigest()}"'
+        asked = handler.headers["Range"]
+        first = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
+        if asked and handler.headers["If-Range"] not in (None, tag):
+            asked, first = None, 0
+        if asked and first >= len(data):
+            return self.send(handler, 416, b"")
+        headers = {"ETag": tag, "Accept-Ranges": "bytes", "X-Repo-Commit": "0" * 40}
+        if asked:
+            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
+        rest = data[first:]
+        part = rest if self.cut_after is None or not body else rest[: self.cut_after]
+        return self.send(handler, 206 if asked else 200, part, length=len(rest), **headers)
