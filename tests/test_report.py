@@ -601,7 +601,7 @@ def test_as_many_boxes_are_drawn_as_the_truth_has_objects(parsed):
         *(f"{model}: boxes in one & only: table & <lamp>" for model in ("CLIP", "CLIP-FT", "CLIPTeX")),
     ]
     assert "CLIP: boxes in two: table & <lamp>, chair" in drawn
-    assert parsed.text.count("score 0.10, 0.02") == 3
+    assert parsed.text.count("table & <lamp> 0.10, chair 0.02") == 3
 
 
 def test_heads_of_one_protocol_share_a_note(parsed):

@@ -25,6 +25,7 @@ from cliptex.tasks.segmentation import BACKGROUND_COLOUR, palette
 
 MAX_SIDE_PX = 256
 MAX_LEGEND = 24
+MAX_NAMED = 3
 IGNORE = 255
 PREFERRED_HEADS = ("pspnet", "deeplabv3", "linear")
 
@@ -314,9 +315,13 @@ def _detection_strip(scores: Scores, saved: Saved, count: int, models: Sequence[
         row = [(*truth, "")]
         for arrays in saved:
             sure = np.argsort(-arrays[f"prediction_scores_{i}"], kind="stable")[:wanted]
-            shown = ", ".join(f"{score:.2f}" for score in arrays[f"prediction_scores_{i}"][sure])
             boxes, labels = arrays[f"prediction_boxes_{i}"][sure], arrays[f"prediction_labels_{i}"][sure]
-            row.append((boxes, labels, f"score {shown}" if shown else "no box"))
+            seen = [
+                f"{scores.class_names[int(label)]} {score:.2f}"
+                for label, score in zip(labels, arrays[f"prediction_scores_{i}"][sure], strict=True)
+            ]
+            more = f" and {len(seen) - MAX_NAMED} more" if len(seen) > MAX_NAMED else ""
+            row.append((boxes, labels, ", ".join(seen[:MAX_NAMED]) + more or "no box"))
         found.append(row)
     labels = np.concatenate([labels for row in found for _, labels, _ in row]).astype(int)
     colours, legend = _class_colours(scores.class_names, np.bincount(labels, minlength=256))
@@ -329,9 +334,7 @@ def _detection_strip(scores: Scores, saved: Saved, count: int, models: Sequence[
             seen = ", ".join(scores.class_names[c] for c in classes.astype(int)) or "nothing"
             pictures.append(picture(drawn, "photo", f"{who}: boxes in {name}: {seen}", title))
         rows.append(pictures)
-    note = (
-        "Of each model the boxes with the highest scores, as many as the truth has objects in the image (at least one)."
-    )
+    note = "Of each model the boxes with the highest scores, as many as the truth has objects in the image (at least one); below, their classes and scores."
     return rows, legend, note
 
 

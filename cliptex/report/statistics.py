@@ -229,7 +229,7 @@ def verdict(
     middle = f"; the median relative gain is {signed(median(gains))} %" if gains else ""
     better = "has a better mean" if seeds > 1 else "is better"
     sentences = [
-        f"{subject} {better} than {reference} in {len(ahead)} of {total} (a probe is a benchmark's task with one head)"
+        f"{subject} {better} than {reference} in {len(ahead)} of {total} (a probe is a benchmark’s task with one head)"
         f"{middle}."
     ]
     if seeds > 1:

@@ -312,7 +312,7 @@ def labels_table(results: Results) -> Table | None:
             ]
         )
     columns = ["Label store", "Expert", "Images", "Labelled", "Failed", "Valid pixels", "Bytes an image"]
-    notes = ["Valid pixels: share of a label's pixels that hold a value, mean over images. Bytes: of the label alone."]
+    notes = ["Valid pixels: share of a label’s pixels that hold a value, mean over images. Bytes: of the label alone."]
     return Table("labels", "Label stores", columns, [Group(rows)], frozenset(range(2, 7)), notes) if rows else None
 
 
