@@ -334,7 +334,10 @@ def _detection_strip(scores: Scores, saved: Saved, count: int, models: Sequence[
             seen = ", ".join(scores.class_names[c] for c in classes.astype(int)) or "nothing"
             pictures.append(picture(drawn, "photo", f"{who}: boxes in {name}: {seen}", title))
         rows.append(pictures)
-    note = "Of each model the boxes with the highest scores, as many as the truth has objects in the image (at least one); below, their classes and scores."
+    note = (
+        "Of each model the boxes with the highest scores, as many as the truth has objects in the image (at least "
+        "one); below, their classes and scores."
+    )
     return rows, legend, note
 
 
