@@ -385,6 +385,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = json.loads(options.config)
     urls, how = config["dataset"]["urls"], config["download"]
     os.environ[GUARD] = json.dumps([urls["max_bytes"], how["max_seconds"], urls["allow_private"]])
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # a library of img2dataset's asks the web for its latest version
     try:
         import img2dataset  # noqa: F401
 

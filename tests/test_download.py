@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import drawn_pair
 from PIL import Image
-from web_server import PLACEHOLDER, WebServer, picture
+from web_server import WebServer, picture
 
 from cliptex import download, img2dataset_job, paths, shards
 from cliptex.config import Config
@@ -71,15 +70,19 @@ def test_a_private_address_is_refused(server):
 @pytest.mark.parametrize("host", ["127.0.0.2", "localhost", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254", "0x7f.2"])
 def test_a_redirect_to_a_private_address_is_refused(server, host):
     server.private = f"http://{host}:{server.port}/ok/1.jpg"
-    with pytest.raises(urllib.error.URLError, match="private address|not known|No address|resolution"):
+    with pytest.raises(urllib.error.URLError, match=r"private address|not known|No address|resolution"):
         get(f"{server.url}/inside.jpg")
     assert server.requests == {"/inside.jpg": 1}
 
 
-@pytest.mark.parametrize("address", ["10.0.0.1", "192.168.3.4", "172.16.0.1", "100.64.0.1", "0.0.0.0", "fe80::1", "224.0.0.1"])
+@pytest.mark.parametrize(
+    "address", ["10.0.0.1", "192.168.3.4", "172.16.0.1", "100.64.0.1", "0.0.0.0", "fe80::1", "224.0.0.1"]
+)
 def test_addresses_that_are_not_public(monkeypatch, address):
     """Whatever name they hide behind."""
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("1.1.1.1", 80)), (0, 0, 0, "", (address, 80))])
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("1.1.1.1", 80)), (0, 0, 0, "", (address, 80))]
+    )
     with pytest.raises(Refused):
         public_addresses("harmless.example", 80)
 
@@ -120,7 +123,7 @@ def test_a_body_without_an_end_is_refused(server, name):
 )
 def test_slow_and_broken_answers_end_with_a_reason(server, name, limits, reason):
     start = time.monotonic()
-    with pytest.raises(Exception) as caught:  # noqa: PT011, B017  img2dataset catches all of them by their text
+    with pytest.raises(Exception) as caught:  # img2dataset catches all of them by their text
         get(f"{server.url}/{name}.jpg", **limits)
     assert reason_of(str(caught.value)) == reason
     assert time.monotonic() - start < 4
@@ -225,7 +228,7 @@ def job(config: Config, batch: int = 0, **options) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> str:
     """Wait for a job; what it said on stderr."""
-    _, said = process.communicate(timeout=180)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
     return said
 
@@ -352,7 +355,10 @@ def test_a_killed_download_goes_on_and_gives_the_same_shards(tmp_path, monkeypat
         index_of(config)
         # the two servers differ by their port, in the metadata alone
         made[name] = [
-            [(pair.key, pair.image, pair.caption, json.dumps(pair.metadata).replace(port, "")) for pair in read_shard(p)]
+            [
+                (pair.key, pair.image, pair.caption, json.dumps(pair.metadata).replace(port, ""))
+                for pair in read_shard(p)
+            ]
             for p in shard_paths(config)
         ]
         sizes = [path.stat().st_size for path in shard_paths(config)]
@@ -425,7 +431,7 @@ def test_a_full_disk_is_no_fault_of_the_web(tmp_path, monkeypatch):
         listed = [(f"p {number}", f"/ok/{number}.jpg") for number in range(40)]
         config = settings_for(server, tmp_path, listed, urls={"rows_per_shard": 40})
         process = job(config, preexec_fn=little_room)
-        _, said = process.communicate(timeout=180)
+        _, said = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "img2dataset did not finish 1 of 1 shards, and not because of the web" in said
     assert not Path("resources/pairs/batch-000.json").exists()
@@ -615,7 +621,7 @@ def test_tars_come_from_the_web_and_go_on_after_a_cut(tmp_path, monkeypatch, ser
     index = index_of(config)
     assert [paths.shard(number).read_bytes() for number in range(2)] == data
     assert index["num_samples"] == 12
-    assert server.requests["/cc/00000.tar"] == 4  # three pieces and a rest, none of them twice
+    assert server.requests["/cc/00000.tar"] == 3  # in three pieces, none of them twice
     before = server.requests.copy()
     assert index_of(config) == index
     assert server.requests == before
@@ -685,7 +691,7 @@ def test_shards_made_by_img2dataset_itself_are_taken_as_they_are(tmp_path, monke
         " number_sample_per_shard=10, thread_count=8, processes_count=1)\n"
     )
     (tmp_path / "run.py").write_text(code)
-    result = subprocess.run([sys.executable, "run.py"], capture_output=True, text=True, timeout=180)
+    result = subprocess.run([sys.executable, "run.py"], capture_output=True, text=True, timeout=600)
     assert sorted(path.name for path in Path("theirs").glob("*.tar")) == ["00000.tar", "00001.tar"], result.stderr
     before = [path.read_bytes() for path in sorted(Path("theirs").glob("*.tar"))]
     index = index_of(tars_config(["theirs/{00000..00001}.tar"]))
@@ -707,8 +713,3 @@ def test_all_sources_end_in_the_same_index(tmp_path, monkeypatch):
     rendered = shards.index_shards([paths.shard(0)], paths.SHARD_INDEX, 0.5)
     assert index_of(tars_config(["results/shards/00000.tar"])) == rendered
     assert read_index(paths.SHARD_INDEX) == rendered
-
-
-def test_the_placeholder_is_an_image_like_any_other():
-    assert decode_image(PLACEHOLDER).shape == (200, 200, 3)
-    assert threading.active_count() < 50

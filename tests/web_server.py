@@ -1,5 +1,6 @@
 """A web server with the habits of the web, for tests: good, gone, busy, slow, lying and hostile."""
 
+import contextlib
 import hashlib
 import io
 import struct
@@ -77,10 +78,8 @@ class WebServer:
                 owner.answer(self, body=False)
 
             def do_GET(self):
-                try:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     owner.answer(self)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass
 
         # every loopback address, so that a request that should not come would be seen
         self.server = ThreadingHTTPServer(("", 0), Handler)
