@@ -1,6 +1,11 @@
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +17,7 @@ from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.experts.base import Expert
 from cliptex.files import read_json, sha256_file, write_json
-from cliptex.images import decode_image
+from cliptex.images import decode_image, encode_jpeg
 from cliptex.label_audit import audit_labels, report
 from cliptex.labels import (
     LabelFile,
@@ -23,7 +28,7 @@ from cliptex.labels import (
 )
 from cliptex.labels_on_disk import batches_to_redo
 from cliptex.plugins import find
-from cliptex.shards import index_shards, read_index, read_indexed, write_shard
+from cliptex.shards import Pair, index_shards, read_index, read_indexed, write_shard
 
 calls: list[list[str]] = []
 killed_at: set[str] = set()
@@ -578,3 +583,89 @@ def test_rows_go_to_disk_a_group_at_a_time(work, monkeypatch):
     groups = parquet.ParquetFile(work.file(0))
     assert [groups.metadata.row_group(number).num_rows for number in range(groups.num_row_groups)] == [5, 3]
     assert LabelFile(work.file(0)).keys == keys_of(work, 0)
+
+
+# ---- as a process
+
+
+JOB = """
+import json, resource, sys, time
+from pathlib import Path
+from test_labels import Brightness, label_batch, Config
+
+predict = Brightness.predict
+def slowly(self, images, keys):
+    time.sleep(float(sys.argv[2]))
+    return predict(self, images, keys)
+Brightness.predict = slowly
+config = Config.load(json.loads(Path("config.json").read_text()))
+label_batch(config, "depth", 0, Path("index.json"), Path("expert"), Path(sys.argv[1]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def job(folder, shards, images, side):
+    """A folder with shards of noise, which no codec makes small, and the command that labels them in one job."""
+    paths = [folder / f"{shard:05d}.tar" for shard in range(shards)]
+    for shard, path in enumerate(paths):
+        rng = np.random.default_rng(shard)
+        pictures = rng.integers(0, 256, (images, side, side, 3), np.uint8)
+        write_shard(path, [Pair(f"{shard:05d}{i:04d}", encode_jpeg(one), "noise") for i, one in enumerate(pictures)])
+    index_shards(paths, folder / "index.json", 1.0)
+    write_json(folder / "expert/expert.json", {"weights": None, "weights_sha256": "first", "miniature": None})
+    write_json(
+        folder / "config.json",
+        {
+            "dataset": {"source": "webdataset", "shards": list(map(str, paths))},
+            "experts": {"bright": {"plugin": "test_labels:Brightness", "batch_size": 3}},
+            "label_stores": {"depth": {"task": "depth", "expert": "bright"}},
+            "labels": {"shards_per_job": shards},
+        },
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    return lambda out, wait: subprocess.Popen(
+        [sys.executable, "-c", JOB, out, str(wait)], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_memory_does_not_grow_with_the_shards_of_a_job(tmp_path):
+    peaks = {}
+    for shards in (2, 8):
+        (tmp_path / str(shards)).mkdir()
+        process = job(tmp_path / str(shards), shards, 40, 200)("out", 0)
+        peaks[shards] = int(process.communicate()[0].split()[-1])
+        assert process.returncode == 0
+    images_kb = 6 * 40 * 200 * 200 * 3 / 1024  # of the six shards more, decoded
+    assert peaks[8] - peaks[2] < 0.2 * images_kb
+
+
+def test_a_job_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path):
+    start = job(tmp_path, 6, 12, 40)
+    process = start("whole", 0)
+    process.communicate()
+    assert process.returncode == 0
+    rng = np.random.default_rng(0)
+    done: list[int] = []
+    for _ in range(5):
+        process = start("killed", 0.02)
+        had = len(list((tmp_path / "killed").glob("[0-9]*.parquet")))
+        deadline = time.monotonic() + 20
+        while len(list((tmp_path / "killed").glob("[0-9]*.parquet"))) <= had and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.12))  # anywhere in the next shard
+        process.kill()
+        process.communicate()
+        done.append(len(list((tmp_path / "killed").glob("[0-9]*.parquet"))))
+        if done[-1] == 6:
+            break
+    assert done == sorted(set(done))  # every try kept what there was and got further
+    process = start("killed", 0)
+    process.communicate()
+    assert process.returncode == 0
+    for path in sorted((tmp_path / "whole").glob("*.parquet")):
+        assert (tmp_path / "killed" / path.name).read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == sorted(
+        path.name for path in (tmp_path / "whole").iterdir()
+    )
+    resumed = [shard["resumed"] for shard in read_json(tmp_path / "killed/batch-000.json")["shards"]]
+    assert resumed == [number < done[-1] for number in range(6)]
