@@ -59,9 +59,10 @@ def train_expert(config: Config, name: str, renders: Path, out: Path, seed: int)
     }
     if not expert.trainable:
         expert.load(None)
-        miniature = config.miniature.model_dump(mode="json")
-        # what stands in for weights: the scenes are a function of this section
-        record |= {"source": "none", "miniature": miniature, "weights_sha256": sha256_json(miniature)}
+        # what stands in for weights: a second rendering is a function of the section, others of their settings
+        miniature = config.miniature.model_dump(mode="json") if expert.uses_miniature else None
+        identity = miniature or {"plugin": plugin, "network": settings.network}
+        record |= {"source": "none", "miniature": miniature, "weights_sha256": sha256_json(identity)}
     elif settings.weights in ("url", "hub", "local"):
         weights = resolve(name, settings)
         expert.load(weights.path)

@@ -19,7 +19,8 @@ def find(kind: str, name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise CliptexError(
-                f"{kind}: {name!r} is neither a module of cliptex/{kind}/ nor an importable 'package.module:Class'"
+                f"{kind}: {name!r} is neither a module of cliptex/{kind}/ nor an importable 'package.module:Class';"
+                " a module of your own must be installed, or its folder be in PYTHONPATH"
             ) from error
         raise
     if not hasattr(module, attribute):

@@ -16,7 +16,9 @@ class Expert(ABC):
     task: ClassVar[str]
     """Name of the task whose labels it makes."""
     trainable: ClassVar[bool] = True
-    """Whether `fit` exists; one that has no weights at all says False."""
+    """Whether there are weights; one that has none at all says False, and is identified by its `network` settings."""
+    uses_miniature: ClassVar[bool] = False
+    """Whether the labels of one without weights depend on the config's `miniature`."""
 
     def __init__(self, settings: dict[str, Any]):
         self.settings = settings

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+from transformers.utils import logging as transformers_logging
 
 from cliptex.config import Section
 from cliptex.errors import CliptexError
@@ -157,6 +158,8 @@ def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor
     if not (folder / "preprocessor_config.json").is_file():
         raise CliptexError(f"{folder}: lacks preprocessor_config.json, which says what the network sees; copy it too")
     local = {"local_files_only": True}
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what is missing is judged below
     try:
         processor = DPTImageProcessor.from_pretrained(folder, **local)
         module, found = DPTForDepthEstimation.from_pretrained(
@@ -167,6 +170,8 @@ def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor
     except Exception as error:  # transformers has a kind of error for every way in which a folder can be wrong
         what = str(error).strip().splitlines() or [type(error).__name__]
         raise CliptexError(f"{folder}: not a DPT saved by transformers ({what[0]}); copy the folder again") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     missing = [name for name in found["missing_keys"] if not name.startswith(UNUSED)]
     if missing or found["mismatched_keys"]:
         wrong = [*missing, *(str(item[0]) for item in found["mismatched_keys"])]

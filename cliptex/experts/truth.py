@@ -41,6 +41,7 @@ class TruthExpert(Expert):
     """Labels of the miniature's pairs, exact. `settings["miniature"]` is the config section the pairs come from."""
 
     trainable = False
+    uses_miniature = True
 
     def __init__(self, settings: dict[str, Any]):
         super().__init__(settings)

@@ -1,0 +1,113 @@
+"""The examples work as they are: nothing in the package knows of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from numpy.testing import assert_allclose, assert_array_equal
+from safetensors.torch import load_file
+
+from cliptex import paths
+from cliptex.config import Config
+from cliptex.errors import CliptexError
+from cliptex.expert_training import train_expert
+from cliptex.files import read_json
+from cliptex.images import decode_image
+from cliptex.labels import LabelFile, index_labels, label_batch
+from cliptex.plugins import find
+from cliptex.shards import read_shard
+from cliptex.tasks.base import View
+from cliptex.train import train
+
+ROOT = Path(__file__).parent.parent
+EDGES = ROOT / "examples" / "edges"
+
+
+@pytest.fixture
+def edges(monkeypatch):
+    monkeypatch.syspath_prepend(str(EDGES))
+    return find("tasks", "edges:Edges")()
+
+
+def merged(base: dict, over: dict) -> dict:
+    """As Snakemake lays one config over another."""
+    return base | {
+        key: merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in over.items()
+    }
+
+
+def test_a_model_learns_a_users_own_task_from_a_users_own_expert(tiny, edges):
+    overlay = yaml.safe_load((EDGES / "config.yaml").read_text())
+    config = Config.load(merged(tiny.plain(), overlay))
+    assert set(config.models["cliptex"].tasks) == {"segmentation", "depth", "normals", "edges"}
+    folder, out = paths.expert("canny"), paths.labels("edges")
+    train_expert(config, "canny", paths.EXPERT_RENDERS, folder, 0)
+    record = read_json(folder / "expert.json")
+    assert (record["source"], record["task"], record["plugin"]) == ("none", "edges", "edges:Canny")
+    label_batch(config, "edges", 0, paths.SHARD_INDEX, folder, out)
+    index = index_labels(config, "edges", paths.SHARD_INDEX, out)
+    assert index["coverage"] == 1
+    assert 0.02 < index["statistics"]["scalars"]["edges"]["mean"] < 0.5
+    file, shard = LabelFile(out / "00000.parquet", edges), read_shard(paths.shard(0))
+    expert = find("experts", "edges:Canny")({"network": overlay["experts"]["canny"]["network"]})
+    for row, pair in enumerate(shard):
+        (expected,) = expert.predict([decode_image(pair.image)], [pair.key])
+        assert_array_equal(file.label(row), expected)
+    longer = config.models["cliptex"].model_copy(update={"steps": 24, "learning_rate": 3e-3})
+    config = config.model_copy(update={"models": {**config.models, "cliptex": longer}})
+    train(config, "clip", 0)
+    train(config, "cliptex", 0)
+    lines = [json.loads(line) for line in (paths.model("cliptex", 0) / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["edges"] for line in lines]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    heads = load_file(paths.model("cliptex", 0) / "heads.safetensors")
+    assert any("edges" in name for name in heads)
+
+
+def test_the_detectors_settings_are_its_weights(tiny, edges):
+    """Other settings, other labels: the digest in the label store says so."""
+    digests = set()
+    for low in (40, 40, 60):
+        given = {"plugin": "edges:Canny", "network": {"low": low}}
+        config = Config.load(tiny.plain() | {"experts": {"canny": given}, "label_stores": {}, "models": {}})
+        train_expert(config, "canny", paths.EXPERT_RENDERS, paths.expert("canny"), 0)
+        digests.add(read_json(paths.expert("canny") / "expert.json")["weights_sha256"])
+    assert len(digests) == 2
+
+
+def test_the_examples_config_fits_the_default_one(edges):
+    base = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    config = Config.load(merged(base, yaml.safe_load((EDGES / "config.yaml").read_text())))
+    for store in config.label_stores.values():
+        find("tasks", store.task)
+    assert find("experts", config.experts["canny"].plugin).task == "edges"
+
+
+def test_labels_of_edges_keep_invalid_pixels_apart(edges):
+    label = np.random.default_rng(0).random((12, 20)).astype(np.float32)
+    label[3:9, 5:9] = np.nan
+    again = edges.decode(edges.encode(label), 12, 20)
+    assert_array_equal(np.isnan(again), np.isnan(label))
+    assert_allclose(again, label, atol=0.5 / 254 + 1e-6)
+    view = View(top=0.1, left=0.2, height=0.8, width=0.6, flip=False)
+    flipped = View(top=0.1, left=0.2, height=0.8, width=0.6, flip=True)
+    assert_array_equal(edges.crop(label, view, 8)[:, ::-1], edges.crop(label, flipped, 8))
+    logits = torch.zeros(1, 1, 12, 20, requires_grad=True)
+    edges.loss(logits, torch.from_numpy(label)[None]).backward()
+    assert_array_equal(logits.grad[0, 0].numpy() == 0, np.isnan(label))
+    with pytest.raises(ValueError, match="invalid"):
+        edges.encode(edges.missing(4))
+
+
+def test_a_wrong_option_of_the_detector_is_named(edges):
+    with pytest.raises(CliptexError, match=r"network\.hihg"):
+        find("experts", "edges:Canny")({"network": {"hihg": 3}})
+
+
+def test_a_module_that_python_cannot_find_is_explained():
+    with pytest.raises(CliptexError, match="PYTHONPATH"):
+        find("experts", "nowhere_to_be_found:Canny")
