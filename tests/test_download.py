@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -38,6 +39,7 @@ needs_img2dataset = pytest.mark.skipif(
     importlib.util.find_spec("img2dataset") is None, reason="img2dataset cannot be imported"
 )
 JOB = Path(img2dataset_job.__file__)
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -211,7 +213,7 @@ def settings_for(server, tmp_path, listed, **changes) -> Config:
         **changes.pop("urls", {}),
     }
     dataset = {"source": "urls", "urls": urls, "min_yield": 0.3, "max_repeats": 2} | changes.pop("dataset", {})
-    how = {"python": sys.executable, "threads": 4, "timeout_s": 1, "max_seconds": 2} | changes
+    how = {"python": sys.executable, "threads": 4, "timeout_s": 2, "max_seconds": 4} | changes
     return Config.load({"dataset": dataset, "download": how})
 
 
@@ -713,3 +715,24 @@ def test_all_sources_end_in_the_same_index(tmp_path, monkeypatch):
     rendered = shards.index_shards([paths.shard(0)], paths.SHARD_INDEX, 0.5)
     assert index_of(tars_config(["results/shards/00000.tar"])) == rendered
     assert read_index(paths.SHARD_INDEX) == rendered
+
+
+def test_a_dry_run_of_cc3m_from_each_source(tmp_path):
+    """The shards are known before the list or a tar is there; brace patterns are no wildcards of the workflow."""
+    sources = {
+        "urls": {"urls": {"files": ["cc3m.tsv"], "columns": ["caption", "url"], "rows": 3318333}},
+        "webdataset": {"shards": ["hf://datasets/pixparse/cc3m-wds/cc3m-train-{0000..0575}.tar"]},
+    }
+    (tmp_path / "cc3m.tsv").touch()
+    want = {
+        "urls": {"download_pairs": 34, "build_shards": 34, "index_shards": 1, "total": 69},
+        "webdataset": {"build_shards": 58, "index_shards": 1, "total": 59},
+    }
+    for source, dataset in sources.items():
+        (tmp_path / "data.json").write_text(json.dumps({"dataset": {"source": source, **dataset}}))
+        command = [Path(sys.executable).parent / "snakemake", "--dry-run", "results/shards/index.json", "--cores", "2"]
+        command += ["--snakefile", ROOT / "Snakefile", "--directory", tmp_path, "--configfile", tmp_path / "data.json"]
+        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
+        assert result.returncode == 0, result.stderr[-2000:]
+        table = re.search(r"Job stats:\njob +count\n[- ]+\n(.*?total +\d+)", result.stderr + result.stdout, re.S)[1]
+        assert {line.split()[0]: int(line.split()[1]) for line in table.splitlines()} == want[source]

@@ -39,7 +39,7 @@ rule download_pairs:
         runtime="24h",
     params:
         # once a batch is built this job is not needed again, so that no change of `download` downloads anew
-        config=CONFIG.subset("dataset.urls", "download"),
+        config=subset("dataset.urls", "download"),
         python=CONFIG.download.python,
         job=f"{workflow.basedir}/cliptex/img2dataset_job.py",
     shell:
@@ -68,7 +68,8 @@ rule build_shards:
         mem="8GB",
         runtime="12h",
     params:
-        config=CONFIG.subset("dataset", "download.shards_per_job"),
+        # a function: Snakemake would take a brace pattern in a plain string for a wildcard
+        config=subset("dataset", "download.shards_per_job"),
     shell:
         "cliptex --log {log} --threads 1 build-shards --batch {wildcards.batch} --workers {threads}"
         " --config {params.config:q}"
@@ -95,7 +96,7 @@ rule index_shards:
         mem="2GB" if MINIATURE else "8GB",
         runtime="2h",
     params:
-        config=CONFIG.subset(
+        config=subset(
             "dataset",
             "download.shards_per_job",
             "miniature.pairs",
