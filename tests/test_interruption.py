@@ -1,0 +1,145 @@
+"""SIGKILL in the stages that judge and report: nothing half-written is taken for done; again, it ends as ever."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import STUDENT
+from official_layouts import write_imagenet, write_nyuv2
+
+from cliptex import paths, student
+from cliptex.config import Config, Student
+from cliptex.probe import probe
+from cliptex.probe_tables import probe_files, tabulate
+from cliptex.train import train
+from cliptex.zeroshot import zeroshot
+
+# forks of one process that has imported what is slow to import: each is killed for real and pays for its work alone
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["cliptex.probe", "cliptex.probes.geometry", "cliptex.zeroshot", "cliptex.report.page"]
+)
+WRITING = os.O_WRONLY | os.O_RDWR
+TIMES = ("seconds", "seconds_features", "git")
+"""Keys of results that differ from run to run; `git` where somebody commits in between."""
+
+
+def command_line(folder: Path, arguments: list[str], die_at: int | None, tell: Connection) -> None:
+    """`cliptex ARGUMENTS` in `folder`, killed when it touches a file of the folder for the `die_at`-th time.
+
+    A touch is to open or to rename a file. Without `die_at` tells of each touch whether it was one that writes.
+    """
+    os.chdir(folder)
+    touches = []
+
+    def watch(event: str, values: tuple) -> None:
+        if event not in ("open", "os.rename") or not isinstance(values[0], (str, os.PathLike)):
+            return
+        if (folder / values[0]).is_relative_to(folder):
+            touches.append(event == "os.rename" or bool(values[2] & WRITING))
+            if len(touches) == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    sys.argv = ["cliptex", *arguments]
+    from cliptex.cli import main
+
+    try:
+        main()  # ends in SystemExit
+    finally:
+        tell.send(touches)
+
+
+def run(folder: Path, arguments: list[str], die_at: int | None = None) -> list[bool]:
+    """The touches of a run to its end; none of one that is killed, as it must be."""
+    hear, tell = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=command_line, args=(folder, arguments, die_at, tell))
+    process.start()
+    tell.close()
+    process.join(240)
+    assert process.exitcode == (0 if die_at is None else -signal.SIGKILL)
+    return hear.recv() if die_at is None else []
+
+
+def finished(outputs: list[Path]) -> dict[Path, object]:
+    """Content of all files under their final names; of JSON without what differs from run to run."""
+    found = {}
+    for path in [path for output in outputs for path in ([output] if output.is_file() else output.rglob("*"))]:
+        if path.is_file() and not path.name.startswith("."):
+            data = path.read_bytes()
+            found[path] = without_times(json.loads(data)) if path.suffix == ".json" else data
+    return found
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def kill_thrice(folder: Path, arguments: list[str], outputs: list[Path]) -> None:
+    """Kill the command while it writes, anywhere, and while it writes again; each time on top of what was left."""
+    touches = run(folder, arguments)
+    expected = finished(outputs)
+    assert expected
+    for output in outputs:
+        shutil.rmtree(output) if output.is_dir() else output.unlink()
+    rng = np.random.default_rng(0)
+    writing = 1 + np.flatnonzero(touches)
+    moments = rng.choice(writing, 2, replace=False).tolist()
+    moments.insert(1, int(rng.integers(1, len(touches) + 1)))
+    for moment in moments:
+        run(folder, arguments, moment)
+        left = finished(outputs)
+        assert {path: expected.get(path) for path in left} == left, moment
+    assert finished(outputs) != expected  # or else nothing was interrupted
+    run(folder, arguments)
+    assert finished(outputs) == expected
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny exported model and two benchmarks."""
+    settings = Student(architecture=STUDENT)
+    student.export(student.build(settings, 0), settings, tmp_path / paths.model("clip", 0))
+    write_nyuv2(tmp_path / paths.benchmark("nyuv2"), 8, 4)
+    write_imagenet(tmp_path / paths.benchmark("imagenet"), 6, 6)
+    return tmp_path
+
+
+def test_probes_survive_kills(folder):
+    config = {"probes": {"benchmarks": {"nyuv2": {"grid": 8, "penalties": [0.01, 1.0]}}, "save_predictions": 2}}
+    arguments = ["probe", "--benchmark", "nyuv2", "--models", "random,position,clip", "--config", json.dumps(config)]
+    kill_thrice(folder, arguments, [folder / "results/probes"])
+
+
+def test_zero_shot_survives_kills(folder):
+    config = {"models": {"clip": {}}, "probes": {"baselines": ["random"]}}
+    arguments = ["zeroshot", "--benchmark", "imagenet", "--config", json.dumps(config)]
+    kill_thrice(folder, arguments, [folder / "results/zeroshot"])
+
+
+def test_report_survives_kills(tiny, tmp_path):
+    models = {name: tiny.models[name] for name in ("clip", "clip_ft", "cliptex")}
+    plain = tiny.model_copy(update={"models": models}).plain()
+    plain["probes"] = {"benchmarks": {"nyuv2": {"grid": 8, "penalties": [1.0]}}, "save_predictions": 2}
+    plain["zeroshot"] = {"benchmarks": ["imagenet"]}
+    config = Config.load(plain)
+    write_nyuv2(paths.benchmark("nyuv2"), 8, 4)
+    write_imagenet(paths.benchmark("imagenet"), 6, 6)
+    for name in models:
+        train(config, name, 0)
+    results, everyone = paths.RESULTS, ["random", "position", *models]
+    probe(config, "nyuv2", everyone, 0, results / "models", paths.benchmark("nyuv2"), results / "probes/nyuv2")
+    tabulate("nyuv2", probe_files(config, "nyuv2"), results / "probes/nyuv2.json")
+    out = results / "zeroshot/imagenet.json"
+    zeroshot(config, "imagenet", results / "models", paths.benchmark("imagenet"), out)
+    outputs = [tmp_path / paths.REPORT, tmp_path / results / "report.html"]
+    kill_thrice(tmp_path, ["report", "--config", json.dumps(config.plain())], outputs)
