@@ -122,6 +122,14 @@ def index_shards(config: ConfigOption = DEFAULT) -> None:
 
 
 @app.command()
+def train_backbone(config: ConfigOption = DEFAULT, seed: SeedOption = 0) -> None:
+    """Pre-train the encoder that the experts trained here start from."""
+    from cliptex.experts.backbone import train_backbone
+
+    train_backbone(Config.load(config), paths.EXPERT_RENDERS / "train.h5", paths.BACKBONE, seed)
+
+
+@app.command()
 def train_expert(
     name: Annotated[str, typer.Option(help="Name of an entry in `experts`.")],
     config: ConfigOption = DEFAULT,
