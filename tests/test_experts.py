@@ -297,6 +297,62 @@ def test_no_instance_is_all_background():
     assert not label.any()
 
 
+def test_an_unsure_instance_never_covers_a_sure_one():
+    masks = np.ones((2, 1, 3), bool)
+    for order in ([0, 1], [1, 0]):
+        scores, classes = np.array([0.9, 0.4])[order], np.array([4, 5])[order]
+        assert mask_rcnn.paint(masks, classes, scores, 0.5, ignore_below=0.3).tolist() == [[4, 4, 4]]
+
+
+def test_instances_are_kept_as_coco_results():
+    from pycocotools import mask as rle
+
+    masks = np.zeros((2, 5, 7), bool)
+    masks[0, 1:3, 2:6], masks[1, 0, 0] = True, True
+    boxes = np.array([[2, 1, 6, 3], [0, 0, 1, 1]], np.float32)
+    results = mask_rcnn.coco_results(boxes, np.array([90, 1]), np.array([0.25, 0.75], np.float32), masks)
+    assert [(one["category_id"], one["score"], one["bbox"]) for one in results] == [
+        (1, 0.75, [0, 0, 1, 1]),
+        (90, 0.25, [2, 1, 4, 2]),
+    ]
+    for one, mask in zip(results, masks[::-1], strict=True):
+        assert_array_equal(rle.decode(one["segmentation"]), mask)
+
+
+def test_the_label_store_carries_the_instances(tiny):
+    """Beside the same painted maps as without them; in image pixels, though the label is smaller."""
+    from pyarrow import parquet
+    from pycocotools import mask as rle
+
+    from cliptex import paths
+    from cliptex.labels import LabelFile, index_labels, label_batch
+
+    network = SMALL["mask_rcnn"] | {"score_threshold": 0.015, "mask_threshold": 0.3}
+    tables = {}
+    for keep in (False, True):
+        given = {"weights": "random", "network": network | {"keep_instances": keep}, "batch_size": 4}
+        over = {"experts": {"mask_rcnn": given}, "label_stores": {"s": {"task": "segmentation", "expert": "mask_rcnn"}}}
+        settings = Config.load(tiny.plain() | over | {"models": {}, "labels": {"max_side_px": 32}})
+        folder, out = paths.expert("mask_rcnn"), paths.labels("s")
+        train_expert(settings, "mask_rcnn", paths.EXPERT_RENDERS, folder, 0)
+        label_batch(settings, "s", 0, paths.SHARD_INDEX, folder, out)
+        index = index_labels(settings, "s", paths.SHARD_INDEX, out)
+        assert set(index["statistics"]["scalars"]) == {"coverage", "foreground"}
+        tables[keep] = parquet.read_table(out / "00000.parquet")
+        assert LabelFile(out / "00000.parquet").metadata["extra_columns"] == (["instances"] if keep else [])
+    assert "instances" not in tables[False].column_names
+    assert tables[True]["payload"] == tables[False]["payload"]
+    rows = tables[True].to_pylist()
+    assert any(row["instances"] for row in rows)
+    for row in rows:
+        scores = [one["score"] for one in row["instances"]]
+        assert scores == sorted(scores, reverse=True)
+        for one in row["instances"]:
+            assert one["segmentation"]["size"] == [40, 56]  # the label is 23 x 32
+            assert rle.decode(one["segmentation"]).shape == (40, 56)
+            assert mask_rcnn.CONTIGUOUS[one["category_id"]] > 0
+
+
 def test_boxes_enclose_their_masks_at_pixel_edges():
     instance = torch.zeros(20, 30, dtype=torch.int64)
     instance[3:9, 5:12], instance[0:2, 0:2] = 1, 2  # the second is a sliver

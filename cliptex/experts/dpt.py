@@ -163,7 +163,7 @@ def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor
     try:
         processor = DPTImageProcessor.from_pretrained(folder, **local)
         module, found = DPTForDepthEstimation.from_pretrained(
-            folder, weights_only=True, output_loading_info=True, **local
+            folder, weights_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **local
         )
     except UnpicklingError as error:
         raise CliptexError(f"{folder}/pytorch_model.bin: {refused(error)}") from error

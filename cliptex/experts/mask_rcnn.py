@@ -238,6 +238,8 @@ class MaskRCNNExpert(NetworkExpert):
     def _label_rows(self, images_BCHW: torch.Tensor) -> list[tuple[np.ndarray, dict[str, Any]]]:
         options, rows = self.network, []
         for found in self.module(list(images_BCHW)):
+            known = torch.from_numpy(CONTIGUOUS > 0).to(found["labels"].device)[found["labels"]]
+            found = {name: tensor[known] for name, tensor in found.items()}  # ten of the slots are no class of COCO's
             masks_NHW = _to_masks(found, options.mask_threshold)
             slots_N = found["labels"].cpu().numpy()
             scores_N = found["scores"].float().cpu().numpy()

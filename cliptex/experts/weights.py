@@ -262,7 +262,8 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
         if head[8:9] == b"{":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # not the path, whose suffix PyTorch believes
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CliptexError(f"{path}: no such weight file; train the expert, or mend `path`") from error
     except SafetensorError as error:

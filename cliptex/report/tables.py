@@ -300,6 +300,8 @@ def labels_table(results: Results) -> Table | None:
         valid = index["statistics"]["scalars"].get("coverage", {}).get("mean")
         expert = results.experts.get(index["expert"]) or {}
         size = f"{_count(expert['num_parameters'])} parameters, " if expert.get("num_parameters") else ""
+        if index.get("weights") == "random":
+            size = f"RANDOM weights, for tests and benchmarks only; {size}"
         rows.append(
             [
                 Cell(name, note=f"stored as {index['codec']['name']}"),

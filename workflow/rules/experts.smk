@@ -26,10 +26,15 @@ rule train_backbone:
 
 rule train_expert:
     input:
-        expand("resources/expert_renders/{part}.h5", part=["train", "val"]),
+        lambda wildcards: (
+            expand("resources/expert_renders/{part}.h5", part=["train", "val"])
+            if CONFIG.experts[wildcards.expert].weights == "trained"
+            else []
+        ),
         lambda wildcards: (
             ["results/backbone/backbone.json"]
-            if CONFIG.backbone and CONFIG.experts[wildcards.expert].weights == "trained"
+            if CONFIG.backbone
+            and CONFIG.experts[wildcards.expert].weights == "trained"
             else []
         ),
     output:
