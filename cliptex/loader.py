@@ -51,6 +51,9 @@ def crop_image(image_HWC: np.ndarray, view: View, size: int) -> np.ndarray:
     return cropped[:, ::-1] if view.flip else cropped
 
 
+Sample = tuple[shards.Pair, str, dict[str, Any]]
+
+
 class JointLoader:
     """Endless batches of `train.batch_size` from the shard index and label stores.
 
@@ -96,7 +99,7 @@ class JointLoader:
                     yield self._load(rows, epoch)
                     step += 1
 
-    def _batches_of(self, epoch: int) -> Iterator[list[tuple[shards.Pair, dict[str, Any]]]]:
+    def _batches_of(self, epoch: int) -> Iterator[list[Sample]]:
         """Samples of an epoch in batches: shards shuffled, then samples within windows of `shuffle_shards` shards."""
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self.entries))
@@ -110,8 +113,8 @@ class JointLoader:
                 left = left[self.train.batch_size :]
                 made += 1
 
-    def _samples(self, entries: list[dict[str, Any]]) -> list[tuple[shards.Pair, dict[str, Any]]]:
-        """(pair, store -> (label file, row)) of some shards; the last window is kept, as small sets have only one."""
+    def _samples(self, entries: list[dict[str, Any]]) -> list[Sample]:
+        """(pair, key of the labels, store -> (label file, row)) of some shards; the last window is kept, as small sets have only one."""
         names = [entry["shard"] for entry in entries]
         if self._window[0] != names:
             for name in set(self._window[0]) - set(names):
@@ -121,29 +124,31 @@ class JointLoader:
             for entry in entries:
                 files = self.labels[entry["shard"]]
                 for row, pair in enumerate(shards.read_indexed(entry)):
-                    samples.append((pair, {store: (file, row) for store, file in files.items()}))
+                    samples.append((pair, pair.key, {store: (file, row) for store, file in files.items()}))
             if self.shuffle_labels:
                 # a random cycle: nobody keeps its own labels
                 cycle = np.random.default_rng([self.seed, len(samples)]).permutation(len(samples))
-                labels = [samples[i][1] for i in cycle]
+                labels = [samples[i][1:] for i in cycle]
                 for place, i in enumerate(cycle):
-                    samples[i] = (samples[i][0], labels[place - 1])
+                    samples[i] = (samples[i][0], *labels[place - 1])
             self._window = (names, samples)
         return self._window[1]
 
-    def _load(self, rows: list[tuple[shards.Pair, dict[str, Any]]], epoch: int) -> Batch:
+    def _load(self, rows: list[Sample], epoch: int) -> Batch:
         size = self.train.target_size_px
         images, targets = [], {store: [] for store in self.tasks}
-        for pair, labels in rows:
+        for pair, label_key, labels in rows:
             view = draw_view(self.train, self.seed, epoch, pair.key)
+            # another image's labels are cropped as that image is: a crop in common would still tell where it was taken
+            label_view = view if label_key == pair.key else draw_view(self.train, self.seed, epoch, label_key)
             images.append(crop_image(decode_image(pair.image), view, self.image_size))
             for store, task in self.tasks.items():
                 file, row = labels[store]
                 label = task.missing(size) if (found := file.get(row)) is None else task.decode(*found)
-                targets[store].append(label if found is None else task.crop(label, view, size))
+                targets[store].append(label if found is None else task.crop(label, label_view, size))
         return Batch(
-            [pair.key for pair, _ in rows],
+            [pair.key for pair, *_ in rows],
             np.stack(images),
-            [pair.caption for pair, _ in rows],
+            [pair.caption for pair, *_ in rows],
             {store: np.stack(values) for store, values in targets.items()},
         )

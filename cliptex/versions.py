@@ -7,7 +7,7 @@ edits in a module that a rule only calls. Imports nothing, because the Snakefile
 RENDER = 1
 EXPERT = 2
 LABEL = 2
-TRAIN = 1
+TRAIN = 2
 PROBE = 2
 ZEROSHOT = 1
 REPORT = 2

@@ -112,6 +112,8 @@ def test_shuffled_labels_belong_to_another_image(tiny):
     }
     assert own.keys() == other.keys()
     assert all(own[key] != other[key] for key in own)
+    # each label once, in its own image's crop: nothing of the picture it is given to is in it
+    assert sorted(own.values()) == sorted(other.values())
 
 
 def test_a_label_file_that_is_gone_is_named_before_training(tiny):
