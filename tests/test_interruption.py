@@ -26,7 +26,6 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["cliptex.probe", "cliptex.probes.geometry", "cliptex.zeroshot", "cliptex.report.page"]
 )
-WRITING = os.O_WRONLY | os.O_RDWR
 TIMES = ("seconds", "seconds_features", "git")
 """Keys of results that differ from run to run; `git` where somebody commits in between."""
 
@@ -34,26 +33,35 @@ TIMES = ("seconds", "seconds_features", "git")
 def command_line(folder: Path, arguments: list[str], die_at: int | None, tell: Connection) -> None:
     """`cliptex ARGUMENTS` in `folder`, killed when it touches a file of the folder for the `die_at`-th time.
 
-    A touch is to open or to rename a file. Without `die_at` tells of each touch whether it was one that writes.
+    A touch is to open a file, to write to it (before and after) or to rename it. At the end tells of each touch whether
+    it was one that writes.
     """
     os.chdir(folder)
     touches = []
 
-    def watch(event: str, values: tuple) -> None:
-        if event not in ("open", "os.rename") or not isinstance(values[0], (str, os.PathLike)):
-            return
-        if (folder / values[0]).is_relative_to(folder):
-            touches.append(event == "os.rename" or bool(values[2] & WRITING))
+    def touched(path: object, writes: bool) -> None:
+        if isinstance(path, (str, os.PathLike)) and (folder / path).is_relative_to(folder):
+            touches.append(writes)
             if len(touches) == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    def watch(event: str, values: tuple) -> None:
+        if event in ("open", "os.rename"):
+            touched(values[0], event == "os.rename")
+
+    def watch_calls(frame: object, event: str, called: object) -> None:
+        if event in ("c_call", "c_return") and called.__name__ == "write":
+            touched(getattr(called.__self__, "name", None), True)
+
     sys.addaudithook(watch)
+    sys.setprofile(watch_calls)
     sys.argv = ["cliptex", *arguments]
     from cliptex.cli import main
 
     try:
         main()  # ends in SystemExit
     finally:
+        sys.setprofile(None)
         tell.send(touches)
 
 
