@@ -183,9 +183,7 @@ def _fetch_from_hub(source: str, part: Path) -> None:
     except (OSError, ValueError) as error:  # the library's errors are of these kinds
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise CliptexError(
-            f"{source}: the hub does not give it ({error}); check the name, or try again later"
-        ) from error
+        raise CliptexError(f"{source}: not given by the hub ({error}); check the name, or try again later") from error
     shutil.move(found, part)
 
 

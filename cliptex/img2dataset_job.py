@@ -12,6 +12,7 @@ needs an OpenCV, a pandas and a webdataset of its own.
 """
 
 import argparse
+import contextlib
 import hashlib
 import http.client
 import ipaddress
@@ -162,6 +163,14 @@ def open_list(path: Path, columns: list[str], wanted: list[str]):
     )
 
 
+def read_list(path: Path, columns: list[str], wanted: list[str]):
+    """As `open_list`; what its reader stumbles on is told with the list's name."""
+    try:
+        yield from open_list(path, columns, wanted)
+    except ValueError as error:
+        raise SystemExit(f"{path}: {error}; mend the list") from None
+
+
 def read_rows(urls: dict, first: int, count: int):
     """Rows `first` to `first + count` of the lists: columns row, url, caption and, if there is one, sha256."""
     import pyarrow as pa
@@ -174,7 +183,7 @@ def read_rows(urls: dict, first: int, count: int):
         path = Path(name)
         if not path.exists():
             raise SystemExit(f"{path}: no such file; dataset.urls.files names the lists of urls")
-        for batch in open_list(path, urls["columns"], list(wanted.values())):
+        for batch in read_list(path, urls["columns"], list(wanted.values())):
             missing = [column for column in wanted.values() if column not in batch.schema.names]
             if missing:
                 raise SystemExit(
@@ -230,29 +239,30 @@ def fetch(parts: list, folder: Path, urls: dict, how: dict, processes: int) -> N
         pyarrow.parquet.write_table(rows, lists / f"{number:05d}.parquet")
         if not is_whole(folder, number, rows.num_rows):
             (folder / f"{number:05d}_stats.json").unlink(missing_ok=True)
-    download(
-        url_list=str(lists),
-        output_folder=str(folder),
-        input_format="parquet",
-        output_format="webdataset",
-        url_col="url",
-        caption_col="caption",
-        save_additional_columns=["row"],
-        verify_hash=["sha256", "sha256"] if urls["sha256_column"] else None,
-        compute_hash="sha256",
-        extract_exif=False,
-        # kept as they came: img2dataset's resizing ignores how a photograph is turned and whitens 16-bit images
-        resize_mode="no",
-        disable_all_reencoding=True,
-        number_sample_per_shard=max(rows.num_rows for rows in parts),
-        processes_count=processes,
-        thread_count=how["threads"],
-        timeout=how["timeout_s"],
-        retries=how["retries"],
-        user_agent_token=urls["user_agent"],
-        disallowed_header_directives=urls["refused_directives"],
-        incremental_mode="incremental",
-    )
+    with contextlib.suppress(OSError):  # a full disk takes no messages either; what is missing is seen below
+        download(
+            url_list=str(lists),
+            output_folder=str(folder),
+            input_format="parquet",
+            output_format="webdataset",
+            url_col="url",
+            caption_col="caption",
+            save_additional_columns=["row"],
+            verify_hash=["sha256", "sha256"] if urls["sha256_column"] else None,
+            compute_hash="sha256",
+            extract_exif=False,
+            # kept as they came: img2dataset's resizing ignores how a photograph is turned and whitens 16-bit images
+            resize_mode="no",
+            disable_all_reencoding=True,
+            number_sample_per_shard=max(rows.num_rows for rows in parts),
+            processes_count=processes,
+            thread_count=how["threads"],
+            timeout=how["timeout_s"],
+            retries=how["retries"],
+            user_agent_token=urls["user_agent"],
+            disallowed_header_directives=urls["refused_directives"],
+            incremental_mode="incremental",
+        )
     lost = [number for number, rows in enumerate(parts) if not is_whole(folder, number, rows.num_rows)]
     if lost:
         for number in lost:
@@ -387,9 +397,8 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ[GUARD] = json.dumps([urls["max_bytes"], how["max_seconds"], urls["allow_private"]])
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # a library of img2dataset's asks the web for its latest version
     try:
-        import img2dataset  # noqa: F401
-
         download_batch(config, options.batch, options.processes)
+        return
     except ImportError as error:
         stop = (
             f"{sys.executable} cannot import img2dataset ({error}); make an environment of its own, for example"
@@ -398,12 +407,13 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except SystemExit as error:
         stop = error.code or "interrupted"  # img2dataset answers Ctrl-C with success
-    else:
-        return
+    except OSError as error:
+        stop = f"{error.filename or RAW}: {error.strerror or error}; mend that and run the same command again"
     message = f"error: {stop}\n".encode()
-    os.write(2, message)
+    os.write(terminal, message)
     if options.log:
-        os.write(terminal, message)
+        with contextlib.suppress(OSError):  # it may lie on the disk that is full
+            os.write(2, message)
     sys.exit(1)
 
 

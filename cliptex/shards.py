@@ -193,10 +193,13 @@ def index_shards(shards: list[Path], index: Path, min_yield: float, max_repeats:
     Raises CliptexError for an unreadable shard, and as `write_index` does.
     """
     require_codecs()
-    verified = (
-        (describe_shard(number, path), verify_shard(path)) for number, path in enumerate(track(shards, "index shards"))
-    )
-    return write_index(verified, index, min_yield, max_repeats)
+
+    def verified() -> Iterator[tuple[dict[str, Any], pa.Table]]:
+        for number, path in enumerate(track(shards, "index shards")):
+            rows = verify_shard(path)
+            yield describe_shard(number, path), rows
+
+    return write_index(verified(), index, min_yield, max_repeats)
 
 
 def write_index(

@@ -1,24 +1,27 @@
 # Pairs as shards, labelled renders for the experts, benchmarks in their official layouts.
 
 
-rule render_pairs:
-    output:
-        "results/shards/{shard}.tar",
-    log:
-        "logs/render_pairs/{shard}.log",
-    benchmark:
-        "results/timings/render_pairs/{shard}.tsv"
-    priority: 90
-    conda:
-        "../../envs/cliptex.yaml"
-    resources:
-        mem="1GB",
-        runtime="30m",
-    params:
-        config=CONFIG.subset("miniature"),
-        version=versions.RENDER,
-    shell:
-        "cliptex --log {log} --threads {threads} render-pairs --shard {wildcards.shard} --config {params.config:q}"
+if MINIATURE:
+    # existing tars may lie at the same place, and must not be rendered over
+
+    rule render_pairs:
+        output:
+            "results/shards/{shard}.tar",
+        log:
+            "logs/render_pairs/{shard}.log",
+        benchmark:
+            "results/timings/render_pairs/{shard}.tsv"
+        priority: 90
+        conda:
+            "../../envs/cliptex.yaml"
+        resources:
+            mem="1GB",
+            runtime="30m",
+        params:
+            config=CONFIG.subset("miniature"),
+            version=versions.RENDER,
+        shell:
+            "cliptex --log {log} --threads {threads} render-pairs --shard {wildcards.shard} --config {params.config:q}"
 
 
 rule download_pairs:
