@@ -63,9 +63,9 @@ def run_img2dataset(config: Config, batch: int, processes: int) -> None:
     python = shutil.which(config.download.python)
     if python is None:
         raise CliptexError(f"download.python: {config.download.python!r} is not a program; name a Python by its path")
-    settings = config.subset("dataset", "download")
     job = Path(__file__).with_name("img2dataset_job.py")
-    command = [python, "-P", job, "--config", settings, "--batch", batch, "--processes", processes]
+    command = [python, "-P", job, "--batch", batch, "--processes", processes]
+    command += ["--config", config.subset("dataset.urls"), "--how", config.subset("download")]
     if subprocess.run(list(map(str, command))).returncode:
         raise CliptexError(f"download of batch {batch}: failed; the cause stands above")
 

@@ -275,12 +275,11 @@ def fetch(parts: list, folder: Path, urls: dict, how: dict, processes: int) -> N
         )
 
 
-def download_batch(config: dict, batch: int, processes: int) -> None:
+def download_batch(urls: dict, how: dict, batch: int, processes: int) -> None:
     """Download the shards of a batch that are not built yet; write the batch's file."""
     import pyarrow as pa
     import pyarrow.parquet
 
-    urls, how = config["dataset"]["urls"], config["download"]
     size = urls["rows_per_shard"]
     first = batch * how["shards_per_job"]
     last = min(first + how["shards_per_job"], -(-urls["rows"] // size))
@@ -381,7 +380,8 @@ def reason_of(message: str | None) -> str | None:
 def main(arguments: list[str] | None = None) -> None:
     """Download a batch; an error is one line on stderr and exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, help="JSON with the sections dataset and download, all keys filled")
+    parser.add_argument("--config", required=True, help="JSON with dataset.urls, all keys filled")
+    parser.add_argument("--how", required=True, help="JSON with the section download, all keys filled")
     parser.add_argument("--batch", required=True, type=int)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--log", type=Path, help="write what img2dataset says to this file")
@@ -392,12 +392,11 @@ def main(arguments: list[str] | None = None) -> None:
         with options.log.open("w") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-    config = json.loads(options.config)
-    urls, how = config["dataset"]["urls"], config["download"]
+    urls, how = json.loads(options.config)["dataset"]["urls"], json.loads(options.how)["download"]
     os.environ[GUARD] = json.dumps([urls["max_bytes"], how["max_seconds"], urls["allow_private"]])
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # a library of img2dataset's asks the web for its latest version
     try:
-        download_batch(config, options.batch, options.processes)
+        download_batch(urls, how, options.batch, options.processes)
         return
     except ImportError as error:
         stop = (

@@ -223,7 +223,8 @@ def settings_for(server, tmp_path, listed, **changes) -> Config:
 
 
 def job(config: Config, batch: int = 0, **options) -> subprocess.Popen:
-    command = [sys.executable, "-P", JOB, "--config", config.subset("dataset", "download"), "--batch", batch]
+    command = [sys.executable, "-P", JOB, "--batch", batch]
+    command += ["--config", config.subset("dataset.urls"), "--how", config.subset("download")]
     return subprocess.Popen(
         list(map(str, [*command, "--processes", 1, "--log", f"logs/{batch}.log"])),
         stderr=subprocess.PIPE,
@@ -458,7 +459,8 @@ def test_without_img2dataset_the_job_says_what_to_install(tmp_path, monkeypatch)
     with WebServer() as server:
         config = settings_for(server, tmp_path, WEB)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, JOB, "--config", config.subset("dataset", "download"), "--batch", "0"]
+    command = [sys.executable, JOB, "--batch", "0"]
+    command += ["--config", config.subset("dataset.urls"), "--how", config.subset("download")]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     assert result.returncode == 1
     assert "cannot import img2dataset (No module named imghdr)" in result.stderr
@@ -727,6 +729,42 @@ def test_all_sources_end_in_the_same_index(tmp_path, monkeypatch):
     rendered = shards.index_shards([paths.shard(0)], paths.SHARD_INDEX, 0.5)
     assert index_of(tars_config(["results/shards/00000.tar"])) == rendered
     assert read_index(paths.SHARD_INDEX) == rendered
+
+
+@needs_img2dataset
+def test_the_workflow_downloads_builds_and_indexes(tmp_path):
+    def run(min_yield: float = 0.5, **how) -> str:
+        urls = {"files": ["list.tsv"], "columns": ["caption", "url"], "rows": 20, "rows_per_shard": 10}
+        urls["allow_private"] = ["127.0.0.1"]
+        dataset = {"source": "urls", "min_yield": min_yield, "urls": urls}
+        download = {"shards_per_job": 1, "python": sys.executable, **how}
+        (tmp_path / "data.json").write_text(json.dumps({"dataset": dataset, "download": download}))
+        command = [Path(sys.executable).parent / "snakemake", "results/shards/index.json", "--cores", "2"]
+        command += ["--snakefile", ROOT / "Snakefile", "--directory", tmp_path, "--configfile", tmp_path / "data.json"]
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, env=environment)
+        return f"{result.stdout}{result.stderr} exit code {result.returncode}"
+
+    with WebServer() as server:
+        lines = [f"p {number}\t{server.url}/{'404' if number == 7 else f'ok/{number}'}.jpg" for number in range(20)]
+        (tmp_path / "list.tsv").write_text("\n".join(lines) + "\n")
+        assert "only 19 of 20 samples are usable, below dataset.min_yield = 0.99 (HTTP 404: 1)" in run(min_yield=0.99)
+        server.requests.clear()
+        said = run()
+        assert said.endswith("exit code 0"), said
+        assert not server.requests
+        index = json.loads((tmp_path / "results/shards/index.json").read_text())
+        assert index["dropped"] == {"HTTP 404": 1}
+        assert not list((tmp_path / "resources").rglob("*.tar"))
+        assert "Nothing to be done" in run()
+        assert "Nothing to be done" in run(threads=7, timeout_s=3, retries=0)
+
+        paths_to_go = [tmp_path / "results/shards/00001.tar", tmp_path / "results/shards/index.json"]
+        for path in [*paths_to_go, *(tmp_path / "results/shards").glob("batch-*.json")]:  # the remedy of the errors
+            path.unlink()
+        assert run().endswith("exit code 0")
+        assert set(server.requests) == {f"/ok/{number}.jpg" for number in range(10, 20)}
+        assert json.loads((tmp_path / "results/shards/index.json").read_text()) == index
 
 
 def test_a_dry_run_of_cc3m_from_each_source(tmp_path):

@@ -41,6 +41,7 @@ if shutil.which("cliptex") is None:
 MODELS = list(CONFIG.models)
 PROBED = [*CONFIG.probes.baselines, *(CONFIG.probes.models or MODELS)]
 MINIATURE = CONFIG.dataset.source == "miniature"
+DOWNLOAD = CONFIG.subset("download")
 
 
 wildcard_constraints:

@@ -41,13 +41,12 @@ rule download_pairs:
         mem="16GB",
         runtime="24h",
     params:
-        # once a batch is built this job is not needed again, so that no change of `download` downloads anew
-        config=subset("dataset.urls", "download"),
-        python=CONFIG.download.python,
+        config=subset("dataset.urls", "download.shards_per_job"),
         job=f"{workflow.basedir}/cliptex/img2dataset_job.py",
     shell:
-        "{params.python} -P {params.job} --log {log} --batch {wildcards.batch} --processes {threads}"
-        " --config {params.config:q}"
+        # DOWNLOAD is no param: how fast it goes changes no result, so it redoes nothing
+        "{CONFIG.download.python} -P {params.job} --log {log} --batch {wildcards.batch} --processes {threads}"
+        " --how {DOWNLOAD:q} --config {params.config:q}"
 
 
 rule build_shards:
