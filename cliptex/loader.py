@@ -114,7 +114,10 @@ class JointLoader:
                 made += 1
 
     def _samples(self, entries: list[dict[str, Any]]) -> list[Sample]:
-        """(pair, key of the labels, store -> (label file, row)) of some shards; the last window is kept, as small sets have only one."""
+        """(pair, key of the labels, store -> (label file, row)) of some shards.
+
+        The last window is kept, as small sets have only one.
+        """
         names = [entry["shard"] for entry in entries]
         if self._window[0] != names:
             for name in set(self._window[0]) - set(names):
