@@ -169,9 +169,8 @@ def train_detector(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     side = CELL * features_NChw.shape[2]
     detector = Detector(features_NChw.shape[1], side, num_classes, options).train().to(device)
-    optimizer = torch.optim.AdamW(
-        detector.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
-    )
+    parameters = list(detector.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
     scheduler = schedule(optimizer, options.steps, options.warmup, power=0.9)
     for batch in batches(len(objects), options.batch_size, options.steps, generator):
         targets = [objects[index].target(side) for index in batch.tolist()]
@@ -179,7 +178,7 @@ def train_detector(
         losses = detector(features_NChw[batch].to(device), targets)
         optimizer.zero_grad()
         sum(losses.values()).backward()
-        nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
+        nn.utils.clip_grad_norm_(parameters, 10.0)
         optimizer.step()
         scheduler.step()
     return detector.eval()

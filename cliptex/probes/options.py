@@ -84,7 +84,7 @@ class DetectionOptions(Common):
     """Proposals an image after suppression; four times as many before."""
     rois: Positive = 16
     """Regions an image on which box and mask heads are trained."""
-    detections: Positive = 30
+    detections: Positive = 15
     """Detections an image that are kept; COCO counts up to 100."""
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Detections below this score are dropped."""
