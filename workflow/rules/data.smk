@@ -40,13 +40,15 @@ rule download_pairs:
     resources:
         mem="16GB",
         runtime="24h",
+        # no params: neither changes a result, so that another one redoes nothing
+        python=lambda wildcards: CONFIG.download.python,
+        how=lambda wildcards: DOWNLOAD,
     params:
         config=subset("dataset.urls", "download.shards_per_job"),
         job=f"{workflow.basedir}/cliptex/img2dataset_job.py",
     shell:
-        # DOWNLOAD is no param: how fast it goes changes no result, so it redoes nothing
-        "{CONFIG.download.python} -P {params.job} --log {log} --batch {wildcards.batch} --processes {threads}"
-        " --how {DOWNLOAD:q} --config {params.config:q}"
+        "{resources.python} -P {params.job} --log {log} --batch {wildcards.batch} --processes {threads}"
+        " --how {resources.how:q} --config {params.config:q}"
 
 
 rule build_shards:
