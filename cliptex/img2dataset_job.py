@@ -17,8 +17,11 @@ import hashlib
 import http.client
 import ipaddress
 import json
+import multiprocessing
 import os
+import select
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -138,6 +141,62 @@ def die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def end_with_workers(say) -> None:
+    """End this process when one of its workers is killed: their pool would wait for its shard for ever."""
+    seen = set()
+
+    def watch():
+        while True:
+            time.sleep(0.5)
+            seen.update(multiprocessing.active_children())
+            for code in [worker.exitcode for worker in seen]:
+                if code not in (None, 0, -signal.SIGTERM):  # the pool itself ends them so
+                    say(f"a worker of img2dataset ended with code {code} (-9: killed, as for want of memory)")
+                    os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def output_to(log: Path | None):
+    """What this process and its children print goes to a file, and to nowhere once that file takes no more.
+
+    The children print into a pipe: img2dataset prints what it fails at, and waits for ever when that fails too,
+    as it does when the log lies on the disk that is full.
+    """
+    if log is None:
+        yield
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = log.open("wb", buffering=0)
+    out, into = os.pipe()
+    before, ended = (os.dup(1), os.dup(2)), threading.Event()
+
+    def copy():
+        while select.select([out], [], [], 0.1)[0] or not ended.is_set():
+            if select.select([out], [], [], 0)[0]:
+                part = os.read(out, BLOCK)
+                if not part:
+                    return
+                with contextlib.suppress(OSError):
+                    file.write(part)
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    os.dup2(into, 1)
+    os.dup2(into, 2)
+    os.close(into)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(before[0], 1)
+        os.dup2(before[1], 2)
+        ended.set()
+        thread.join()
+
+
 def open_list(path: Path, columns: list[str], wanted: list[str]):
     """Batches of a list of urls as an iterator; the format follows from the name."""
     import pyarrow as pa
@@ -239,7 +298,7 @@ def fetch(parts: list, folder: Path, urls: dict, how: dict, processes: int) -> N
         pyarrow.parquet.write_table(rows, lists / f"{number:05d}.parquet")
         if not is_whole(folder, number, rows.num_rows):
             (folder / f"{number:05d}_stats.json").unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # a full disk takes no messages either; what is missing is seen below
+    with contextlib.suppress(OSError):  # no disk left; what is missing is seen below
         download(
             url_list=str(lists),
             output_folder=str(folder),
@@ -386,33 +445,31 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--log", type=Path, help="write what img2dataset says to this file")
     options = parser.parse_args(arguments)
-    terminal = os.dup(2)
-    if options.log:
-        options.log.parent.mkdir(parents=True, exist_ok=True)
-        with options.log.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
     urls, how = json.loads(options.config)["dataset"]["urls"], json.loads(options.how)["download"]
     os.environ[GUARD] = json.dumps([urls["max_bytes"], how["max_seconds"], urls["allow_private"]])
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # a library of img2dataset's asks the web for its latest version
-    try:
-        download_batch(urls, how, options.batch, options.processes)
-        return
-    except ImportError as error:
-        stop = (
-            f"{sys.executable} cannot import img2dataset ({error}); make an environment of its own, for example"
-            " python3 -m venv .venv-download && .venv-download/bin/pip install img2dataset, and name its Python in"
-            " download.python"
-        )
-    except SystemExit as error:
-        stop = error.code or "interrupted"  # img2dataset answers Ctrl-C with success
-    except OSError as error:
-        stop = f"{error.filename or RAW}: {error.strerror or error}; mend that and run the same command again"
-    message = f"error: {stop}\n".encode()
-    os.write(terminal, message)
-    if options.log:
-        with contextlib.suppress(OSError):  # it may lie on the disk that is full
-            os.write(2, message)
+    terminal = os.dup(2)
+
+    def say(what: str) -> None:
+        message = f"error: {what}\n".encode()
+        for output in (terminal, 2) if options.log else (terminal,):
+            os.write(output, message)
+
+    with output_to(options.log):
+        end_with_workers(say)
+        try:
+            download_batch(urls, how, options.batch, options.processes)
+            return
+        except ImportError as error:
+            say(
+                f"{sys.executable} cannot import img2dataset ({error}); make an environment of its own, for example"
+                " python3 -m venv .venv-download && .venv-download/bin/pip install img2dataset, and name its Python in"
+                " download.python"
+            )
+        except SystemExit as error:
+            say(str(error.code or "interrupted"))  # img2dataset answers Ctrl-C with success
+        except OSError as error:
+            say(f"{error.filename or RAW}: {error.strerror or error}; mend that and run the same command again")
     sys.exit(1)
 
 

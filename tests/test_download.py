@@ -236,7 +236,7 @@ def job(config: Config, batch: int = 0, **options) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> str:
     """Wait for a job; what it said on stderr."""
-    _, said = process.communicate(timeout=1800)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     return said
 
@@ -434,23 +434,41 @@ def test_the_digest_of_the_list_is_checked(tmp_path, monkeypatch):
 
 
 @needs_img2dataset
-def test_a_full_disk_is_no_fault_of_the_web(tmp_path, monkeypatch):
+@pytest.mark.parametrize("room", [20_000, 60_000])
+def test_a_full_disk_is_no_fault_of_the_web(tmp_path, monkeypatch, room):
     """img2dataset itself ends with success, having lost the rows that it could not write."""
     monkeypatch.chdir(tmp_path)
 
     def little_room():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     with WebServer() as server:
         listed = [(f"p {number}", f"/ok/{number}.jpg") for number in range(40)]
         config = settings_for(server, tmp_path, listed, urls={"rows_per_shard": 40})
         process = job(config, preexec_fn=little_room)
-        _, said = process.communicate(timeout=1800)
+        _, said = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "img2dataset did not finish 1 of 1 shards, and not because of the web" in said
     assert not Path("resources/pairs/batch-000.json").exists()
     assert not list(Path("resources").rglob("*_stats.json"))
+
+
+@needs_img2dataset
+def test_a_killed_worker_ends_the_job(tmp_path, monkeypatch):
+    """img2dataset itself waits for ever for the shard of a worker that the system has killed."""
+    monkeypatch.chdir(tmp_path)
+    with WebServer(delay=0.5) as server:
+        process = job(settings_for(server, tmp_path, [(f"p {n}", f"/ok/{n}.jpg") for n in range(30)]))
+        while process.poll() is None and not server.requests:
+            time.sleep(0.02)
+        for children in Path(f"/proc/{process.pid}/task").glob("*/children"):
+            for child in children.read_text().split():
+                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGKILL)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "a worker of img2dataset ended with code -9" in said
 
 
 def test_without_img2dataset_the_job_says_what_to_install(tmp_path, monkeypatch):
@@ -707,7 +725,7 @@ def test_shards_made_by_img2dataset_itself_are_taken_as_they_are(tmp_path, monke
         " number_sample_per_shard=10, thread_count=8, processes_count=1)\n"
     )
     (tmp_path / "run.py").write_text(code)
-    result = subprocess.run([sys.executable, "run.py"], capture_output=True, text=True, timeout=1800)
+    result = subprocess.run([sys.executable, "run.py"], capture_output=True, text=True, timeout=300)
     assert sorted(path.name for path in Path("theirs").glob("*.tar")) == ["00000.tar", "00001.tar"], result.stderr
     before = [path.read_bytes() for path in sorted(Path("theirs").glob("*.tar"))]
     index = index_of(tars_config(["theirs/{00000..00001}.tar"]))
