@@ -230,6 +230,9 @@ class Train(Section):
     """Shared module between encoder and task heads: pyramid pooling, or none."""
     multi_scale_channels: Positive = 128
     """Output channels of the multi-scale module."""
+    label_prior_cells: Annotated[int, Field(ge=0)] = 8
+    """Side of the grid on which the heads hold what labels have in common at each place, so that the encoder need not
+    learn where a patch lies; fitted before the first step. 0: none, as in the paper."""
     head_rate_factor: Rate = 4.0
     """Learning rate of module and heads, relative to the encoder's."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

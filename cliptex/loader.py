@@ -5,6 +5,7 @@ Holds   what a sample becomes is a function of (seed, epoch, key) alone; the ord
         two models with the same seed see the same batches and a restart continues where it was.
 """
 
+import itertools
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,6 +100,12 @@ class JointLoader:
                     yield self._load(rows, epoch)
                     step += 1
 
+    def label_batches(self, count: int) -> Iterator[dict[str, np.ndarray]]:
+        """The targets of the first `count` batches, without decoding an image."""
+        rows_and_epochs = ((rows, epoch) for epoch in itertools.count() for rows in self._batches_of(epoch))
+        for rows, epoch in itertools.islice(rows_and_epochs, count):
+            yield self._targets(rows, epoch)
+
     def _batches_of(self, epoch: int) -> Iterator[list[Sample]]:
         """Samples of an epoch in batches: shards shuffled, then samples within windows of `shuffle_shards` shards."""
         rng = np.random.default_rng([self.seed, epoch])
@@ -138,20 +145,26 @@ class JointLoader:
         return self._window[1]
 
     def _load(self, rows: list[Sample], epoch: int) -> Batch:
-        size = self.train.target_size_px
-        images, targets = [], {store: [] for store in self.tasks}
-        for pair, label_key, labels in rows:
+        images = []
+        for pair, *_ in rows:
             view = draw_view(self.train, self.seed, epoch, pair.key)
-            # another image's labels are cropped as that image is: a crop in common would still tell where it was taken
-            label_view = view if label_key == pair.key else draw_view(self.train, self.seed, epoch, label_key)
             images.append(crop_image(decode_image(pair.image), view, self.image_size))
-            for store, task in self.tasks.items():
-                file, row = labels[store]
-                label = task.missing(size) if (found := file.get(row)) is None else task.decode(*found)
-                targets[store].append(label if found is None else task.crop(label, label_view, size))
         return Batch(
             [pair.key for pair, *_ in rows],
             np.stack(images),
             [pair.caption for pair, *_ in rows],
-            {store: np.stack(values) for store, values in targets.items()},
+            self._targets(rows, epoch),
         )
+
+    def _targets(self, rows: list[Sample], epoch: int) -> dict[str, np.ndarray]:
+        """Per store the stacked targets of some samples."""
+        size = self.train.target_size_px
+        targets: dict[str, list[np.ndarray]] = {store: [] for store in self.tasks}
+        for _, label_key, labels in rows:
+            # another image's labels are cropped as that image is: a crop in common would still tell where it was taken
+            view = draw_view(self.train, self.seed, epoch, label_key)
+            for store, task in self.tasks.items():
+                file, row = labels[store]
+                label = task.missing(size) if (found := file.get(row)) is None else task.decode(*found)
+                targets[store].append(label if found is None else task.crop(label, view, size))
+        return {store: np.stack(values) for store, values in targets.items()}

@@ -44,16 +44,26 @@ def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
 class DenseHeads(nn.Module):
     """One multi-scale module for all tasks and one light head (a 1x1 convolution) a task.
 
-    channels: label store -> output channels of its task.
+    channels: label store -> output channels of its task. prior_cells: side of the grid of a learned offset a place
+    (see `cliptex.label_prior`), on top of which the heads start at zero; 0 for none.
     """
 
-    def __init__(self, in_channels: int, channels: dict[str, int], multi_scale: str, width: int):
+    def __init__(self, in_channels: int, channels: dict[str, int], multi_scale: str, width: int, prior_cells: int = 0):
         super().__init__()
         self.multi_scale = PyramidPooling(in_channels, width) if multi_scale == "ppm" else nn.Identity()
         out_channels = width if multi_scale == "ppm" else in_channels
         self.heads = nn.ModuleDict({store: nn.Conv2d(out_channels, n, 1) for store, n in channels.items()})
+        self.priors = nn.ParameterDict()
+        if prior_cells:
+            for store, head in self.heads.items():
+                self.priors[store] = nn.Parameter(torch.zeros(channels[store], prior_cells, prior_cells))
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
 
     def forward(self, features_BChw: torch.Tensor) -> dict[str, torch.Tensor]:
         """Dense features to raw predictions [B, channels, h, w] a store."""
         shared = self.multi_scale(features_BChw)
-        return {store: head(shared) for store, head in self.heads.items()}
+        out = {store: head(shared) for store, head in self.heads.items()}
+        for store, prior in self.priors.items():
+            out[store] = out[store] + F.interpolate(prior[None], size=shared.shape[-2:], mode="bilinear")
+        return out

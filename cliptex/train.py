@@ -28,6 +28,7 @@ from cliptex.config import Config, Model, Train
 from cliptex.errors import CliptexError
 from cliptex.features import features_and_embedding
 from cliptex.files import read_json, replacing, sha256_json, write_json
+from cliptex.label_prior import BATCHES, fit_label_prior
 from cliptex.labels import read_label_index
 from cliptex.loader import Batch, JointLoader
 from cliptex.multi_scale import DenseHeads
@@ -84,6 +85,7 @@ def train(config: Config, name: str, seed: int, root: Path = Path()) -> None:
         {store: task.channels for store, task in tasks.items()},
         options.multi_scale if tasks else "none",
         options.multi_scale_channels,
+        options.label_prior_cells,
     )
 
     run = _Run(model, heads, tasks, settings, options, config.student, precision)
@@ -103,6 +105,8 @@ def train(config: Config, name: str, seed: int, root: Path = Path()) -> None:
             seed,
             settings.shuffle_labels,
         )
+        if step == 0 and heads.priors:
+            fit_label_prior(heads.priors, tasks, loader.label_batches(BATCHES), options.target_size_px)
         batches = loader.batches(step)
         for step in track(range(step + 1, settings.steps + 1), f"train {name} seed {seed}"):  # noqa: B020
             losses = run.step(next(batches), step)
@@ -191,14 +195,14 @@ class _Run:
         )
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Decay only for matrices that are neither embeddings nor the logit scale; heads learn at a higher rate."""
+        """Decay only for matrices that are no embeddings, logit scale or label prior; heads learn at a higher rate."""
         groups = []
         for module, factor in ((self.model, 1.0), (self.heads, self.options.head_rate_factor)):
             decay, plain = [], []
             for name, parameter in module.named_parameters():
                 if not parameter.requires_grad:
                     continue
-                exempt = parameter.ndim < 2 or "embedding" in name or name.endswith("logit_scale")
+                exempt = parameter.ndim < 2 or "embedding" in name or name.endswith("logit_scale") or "priors." in name
                 (plain if exempt else decay).append(parameter)
             for parameters, weight_decay in ((decay, self.options.weight_decay), (plain, 0.0)):
                 if parameters:

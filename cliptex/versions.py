@@ -7,7 +7,7 @@ edits in a module that a rule only calls. Imports nothing, because the Snakefile
 RENDER = 1
 EXPERT = 2
 LABEL = 2
-TRAIN = 2
+TRAIN = 3
 PROBE = 3
 ZEROSHOT = 1
 REPORT = 2

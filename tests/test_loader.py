@@ -116,6 +116,14 @@ def test_shuffled_labels_belong_to_another_image(tiny):
     assert sorted(own.values()) == sorted(other.values())
 
 
+def test_label_batches_are_the_targets_of_the_batches(tiny):
+    joint = loader(tiny)
+    count = joint.steps_per_epoch + 1
+    for batch, targets in zip(take(joint.batches(0), count), joint.label_batches(count), strict=True):
+        assert targets.keys() == batch.targets.keys()
+        assert all(np.array_equal(targets[store], batch.targets[store], equal_nan=True) for store in targets)
+
+
 def test_a_label_file_that_is_gone_is_named_before_training(tiny):
     (paths.labels("depth") / "00001.parquet").unlink()
     with pytest.raises(CliptexError, match=r"00001\.parquet"):

@@ -138,13 +138,14 @@ def test_unknown_models_and_missing_starts_are_named(tiny):
 
 def test_decay_spares_norms_biases_embeddings_and_the_logit_scale(tiny):
     model = training.student.build(tiny.student, 0)
-    heads = training.DenseHeads(32, {"depth": 1}, "ppm", 16)
+    heads = training.DenseHeads(32, {"depth": 1}, "ppm", 16, prior_cells=4)
     run = training._Run(model, heads, {}, tiny.models["clip"], tiny.train, tiny.student, "fp32")
     spared = {id(p) for group in run.optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in spared}
     assert {"logit_scale", "token_embedding.weight", "positional_embedding", "visual.ln_post.weight"} <= names
     assert "visual.conv1.weight" not in names
     assert "text_projection" not in names
+    assert id(heads.priors["depth"]) in spared
     everything = [p for group in run.optimizer.param_groups for p in group["params"]]
     assert len(everything) == len([*model.parameters(), *heads.parameters()])
 
