@@ -28,6 +28,7 @@ from cliptex.report.page import make_parts
 from cliptex.report.statistics import (
     Outcome,
     ZeroShot,
+    beside,
     difference,
     direction,
     judge,
@@ -513,7 +514,7 @@ def test_text_from_data_cannot_become_markup(three_seeds, parsed):
     assert "\\<metric\\>" in (root / "results/report/probes_voc.md").read_text()
 
 
-def test_further_models_get_columns_and_a_table_of_gains(three_seeds, tmp_path):
+def test_further_models_get_a_sentence_and_tables_of_values_and_gains(three_seeds, tmp_path):
     config, root, _ = three_seeds
     copy = copied(root, tmp_path)
     extra = config.models["cliptex"].model_copy(update={"shuffle_labels": True})
@@ -526,7 +527,13 @@ def test_further_models_get_columns_and_a_table_of_gains(three_seeds, tmp_path):
             same = [row | {"model": "cliptex_shuffled"} for row in data["results"] if row["model"] == "clip_ft"]
             write_json(path, data | {"results": data["results"] + same})
     parts = make_parts(gather(study, copy))
-    assert parts.tables["main"].columns[5:] == ["CLIPTeX", "cliptex_shuffled", "CLIPTeX over CLIP-FT"]
+    assert parts.tables["main"].columns[5:] == ["CLIPTeX", "CLIPTeX over CLIP-FT"]
+    values = parts.tables["further_values"]
+    assert values.columns == ["Task, head, metric", "CLIP-FT", "CLIPTeX", "cliptex_shuffled"]
+    assert all(row[1] == row[3] for group in values.groups for row in group.rows)
+    assert parts.further == [
+        "cliptex_shuffled: median gain over CLIP-FT 0.0 %, better beyond the spread in 0 of 6 dense probes."
+    ]
     gains = parts.tables["further"]
     assert gains.columns == ["Task, head, metric", "CLIPTeX", "cliptex_shuffled"]
     assert {(row[2].text, row[2].note) for group in gains.groups for row in group.rows} == {("0.0 %", "= tie")}
@@ -742,6 +749,19 @@ def test_verdict_without_any_comparison_says_so():
     says = verdict({"cell": nothing}, [], subject="A", reference="B", seeds=3)
     assert says.headline == "A was not compared with B"
     assert says.counts["cells"] == 0
+
+
+def test_a_sentence_on_a_further_model():
+    better = [
+        judge({"a": [2.0, 2.1], "b": [1.0, 1.1]}, 1, subject="a", reference="b"),
+        judge({}, 1, subject="a", reference="b"),
+    ]
+    assert beside("A", better, reference="B") == (
+        "A: median gain over B +95.2 %, better beyond the spread in 1 of 1 dense probes."
+    )
+    one_seed = [judge({"a": [2.0], "b": [1.0]}, 1, subject="a", reference="b")]
+    assert beside("A", one_seed, reference="B") == "A: median gain over B +100.0 %, ahead in 1 of 1 dense probes."
+    assert beside("A", [], reference="B") == "A was not compared with B."
 
 
 def test_signed_numbers_have_a_true_minus_and_no_signed_zero():

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from cliptex import __version__
 from cliptex.report import figures, gallery, names, tables
 from cliptex.report.gather import Results
-from cliptex.report.statistics import Outcome, Verdict, signed, verdict
+from cliptex.report.statistics import Outcome, Verdict, beside, signed, verdict
 from cliptex.report.table import Table
 
 SUFFIX = " (miniature)"
@@ -33,6 +33,7 @@ class Parts:
     """All tables and charts of the report, captions complete; what stands on the page and in results/report/."""
 
     verdict: Verdict
+    further: list[str]
     tables: dict[str, Table]
     metrics: list[Table]
     charts: dict[str, figures.Chart]
@@ -46,6 +47,7 @@ def make_parts(results: Results) -> Parts:
     suffix = SUFFIX if results.miniature else ""
     made = {
         "main": tables.main_table(results, cells),
+        "further_values": tables.further_values_table(results, cells),
         "further": tables.further_table(results, cells),
         "zeroshot": tables.zeroshot_table(results),
         "cost": tables.cost_table(results),
@@ -71,8 +73,17 @@ def make_parts(results: Results) -> Parts:
         seeds=len(results.config.seeds),
         show=names.MODELS,
     )
+    further = [
+        beside(
+            names.model(model),
+            [tables.judge_model(cell, model, results.baselines) for cell in tables.dense(cells)],
+            reference=names.model(names.REFERENCE),
+        )
+        for model in tables.further_models(results)
+    ]
     return Parts(
         says,
+        further,
         {name: replace(t, caption=t.caption + suffix) for name, t in made.items() if t is not None},
         [replace(t, caption=t.caption + suffix) for t in metrics],
         {name: replace(c, caption=c.caption + suffix) for name, c in charts.items() if c is not None},
@@ -92,7 +103,7 @@ def render(results: Results, parts: Parts) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_unbroken)
     source = files("cliptex.report")
     template = environment.from_string(source.joinpath("page.html").read_text())
-    optional = ("further", "zeroshot", "labels", "experts", "timings", "weights")
+    optional = ("further_values", "further", "zeroshot", "labels", "experts", "timings", "weights")
     return template.render(
         dict.fromkeys(optional)
         | parts.tables
@@ -102,6 +113,7 @@ def render(results: Results, parts: Parts) -> str:
             "miniature": results.miniature,
             "suffix": SUFFIX if results.miniature else "",
             "verdict": parts.verdict,
+            "further_sentences": parts.further,
             "tiles": _tiles(results, parts),
             "sections": [(id_, name) for id_, name in SECTIONS.items() if there.get(id_, True)],
             "titles": SECTIONS,

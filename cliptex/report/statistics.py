@@ -269,6 +269,19 @@ def verdict(
     return Verdict(headline, sentences, counts)
 
 
+def beside(model: str, cells: Sequence[Judgement], *, reference: str) -> str:
+    """One sentence on a further model, such as a control: its gain over the reference in the dense cells."""
+    judged = [cell for cell in cells if cell.difference is not None]
+    gains = [cell.gain for cell in judged if cell.gain is not None]
+    if not gains:
+        return f"{model} was not compared with {reference}."
+    known = [cell.difference for cell in judged if cell.difference.beyond_spread is not None]
+    beyond = sum(1 for one in known if one.value > 0 and one.beyond_spread)
+    ahead = sum(1 for cell in judged if cell.difference.value > 0)
+    counts = f"better beyond the spread in {beyond} of {len(known)}" if known else f"ahead in {ahead} of {len(judged)}"
+    return f"{model}: median gain over {reference} {signed(median(gains))} %, {counts} dense probes."
+
+
 def _zeroshot_sentence(item: ZeroShot, subject: str, reference: str) -> str:
     if item.state == "missing":
         return f"Zero-shot {item.benchmark} was not measured for both models."

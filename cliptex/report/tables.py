@@ -83,27 +83,9 @@ def zeroshot_cells(results: Results) -> list[ZeroShot]:
 
 def main_table(results: Results, cells: Sequence[MainCell]) -> Table:
     """Benchmark, task, head and main metric against baselines and models; gain of CLIPTeX over CLIP-FT."""
-    core = [model for model in results.models if model in names.MODELS]
-    further = [model for model in results.models if model not in names.MODELS]
-    shown = [*results.baselines, *core]
-    columns = ["Task, head, metric", *map(names.model, (*shown, *further)), "CLIPTeX over CLIP-FT"]
-    groups = []
-    for name, scores in results.probes.items():
-        rows = []
-        for cell in cells:
-            if cell.benchmark != name:
-                continue
-            best = best_of(
-                [fmean(cell.values[m]) for m in (*shown, *further) if m in cell.values], direction(cell.metric)
-            )
-
-            def value(model: str, cell: MainCell = cell, best: float | None = best) -> Cell:
-                return _value_cell(cell.values.get(model, []), cell.task, cell.metric, best)
-
-            head = f"{names.task(cell.task)}, {names.head(cell.head)}"
-            first = Cell(head, note=_metric_label(cell.task, cell.metric))
-            rows.append([first, *map(value, (*shown, *further)), _gain_cell(cell.judgement)])
-        groups.append(Group(rows, names.benchmark(name), _sizes(scores)))
+    shown = [*results.baselines, *(model for model in results.models if model in names.MODELS)]
+    columns = ["Task, head, metric", *map(names.model, shown), "CLIPTeX over CLIP-FT"]
+    groups = _value_groups(results, cells, shown, lambda cell: [_gain_cell(cell.judgement)])
     several = len(results.config.seeds) > 1
     notes = [
         f"↑ higher is better, ↓ lower is better. Mean ± sample standard deviation over {len(results.config.seeds)} "
@@ -138,9 +120,59 @@ def main_table(results: Results, cells: Sequence[MainCell]) -> Table:
     )
 
 
+def _value_groups(
+    results: Results,
+    cells: Sequence[MainCell],
+    shown: Sequence[str],
+    more: Callable[[MainCell], list[Cell]] = lambda cell: [],
+) -> list[Group]:
+    """Rows of every benchmark: task, head and main metric, the values of the models `shown`, and what `more` adds."""
+    groups = []
+    for name, scores in results.probes.items():
+        rows = []
+        for cell in cells:
+            if cell.benchmark != name:
+                continue
+            best = best_of([fmean(cell.values[m]) for m in shown if m in cell.values], direction(cell.metric))
+            head = f"{names.task(cell.task)}, {names.head(cell.head)}"
+            first = Cell(head, note=_metric_label(cell.task, cell.metric))
+            values = [_value_cell(cell.values.get(model, []), cell.task, cell.metric, best) for model in shown]
+            rows.append([first, *values, *more(cell)])
+        groups.append(Group(rows, names.benchmark(name), _sizes(scores)))
+    return groups
+
+
+def further_models(results: Results) -> list[str]:
+    """Models beside the paper's three, such as the controls of a study."""
+    return [model for model in results.models if model not in names.MODELS]
+
+
+def judge_model(cell: MainCell, model: str, baselines: Sequence[str]) -> Judgement:
+    """The cell's judgement of any model against CLIP-FT."""
+    return judge(cell.values, direction(cell.metric), subject=model, reference=names.REFERENCE, baselines=baselines)
+
+
+def further_values_table(results: Results, cells: Sequence[MainCell]) -> Table | None:
+    """Values of every further model beside CLIP-FT's and CLIPTeX's; None without any."""
+    further = further_models(results)
+    if not further:
+        return None
+    shown = [model for model in (names.REFERENCE, names.SUBJECT) if model in results.models] + further
+    columns = ["Task, head, metric", *map(names.model, shown)]
+    return Table(
+        "further_values",
+        "Further models beside CLIP-FT and CLIPTeX",
+        columns,
+        _value_groups(results, cells, shown),
+        frozenset(range(1, len(columns))),
+        ["As in the first table."],
+        "benchmark",
+    )
+
+
 def further_table(results: Results, cells: Sequence[MainCell]) -> Table | None:
-    """Gain of every further model (controls of a study) over CLIP-FT, beside CLIPTeX's; None without any."""
-    further = [model for model in results.models if model not in names.MODELS]
+    """Gain of every further model over CLIP-FT, beside CLIPTeX's; None without any."""
+    further = further_models(results)
     shown = [names.SUBJECT] * (names.SUBJECT in results.models) + further
     if not further or names.REFERENCE not in results.models:
         return None
@@ -148,20 +180,10 @@ def further_table(results: Results, cells: Sequence[MainCell]) -> Table | None:
     for name in results.probes:
         rows = []
         for cell in cells:
-            if cell.benchmark != name:
-                continue
-            gains = []
-            for model in shown:
-                judgement = judge(
-                    cell.values,
-                    direction(cell.metric),
-                    subject=model,
-                    reference=names.REFERENCE,
-                    baselines=results.baselines,
-                )
-                gains.append(_gain_cell(judgement))
-            head = f"{names.task(cell.task)}, {names.head(cell.head)}"
-            rows.append([Cell(head, note=_metric_label(cell.task, cell.metric)), *gains])
+            if cell.benchmark == name:
+                gains = [_gain_cell(judge_model(cell, model, results.baselines)) for model in shown]
+                head = f"{names.task(cell.task)}, {names.head(cell.head)}"
+                rows.append([Cell(head, note=_metric_label(cell.task, cell.metric)), *gains])
         groups.append(Group(rows, names.benchmark(name)))
     columns = ["Task, head, metric", *map(names.model, shown)]
     return Table(
