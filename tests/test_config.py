@@ -7,6 +7,7 @@ import yaml
 from cliptex.config import Config
 from cliptex.config_reference import reference
 from cliptex.errors import CliptexError
+from cliptex.shard_batches import shard_paths
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "config").rglob("*.yaml"))
@@ -39,7 +40,6 @@ def test_shipped_configurations_are_valid(path):
         ),
         ("{experts: {dpt: {}}, label_stores: {depth: {task: depth, expert: dtp}}}", "'dtp' is not one of"),
         ("{seeds: []}", "seeds: "),
-        ("{dataset: {source: webdataset}}", "dataset.shards"),
         ("{models: {Big: {}}}", r"models.Big"),
         ("{seeds: [0", "not valid YAML"),
     ],
@@ -55,6 +55,13 @@ def test_a_mistake_is_one_readable_error_that_names_the_key(tmp_path, text, mess
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CliptexError, match=r"nothing\.yaml: cannot be read"):
         Config.load(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(("source", "key"), [("webdataset", "dataset.shards"), ("urls", "dataset.urls")])
+def test_a_source_needs_its_data_where_shards_are_asked_for_and_nowhere_else(source, key):
+    config = Config.load({"dataset": {"source": source}})  # as a job that trains or probes gets it
+    with pytest.raises(CliptexError, match=f"{key}: source '{source}' needs"):
+        shard_paths(config)
 
 
 def test_a_subset_is_what_it_was_cut_from():

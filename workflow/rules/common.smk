@@ -25,6 +25,7 @@ from cliptex.shard_batches import (
 
 try:
     CONFIG = Config.load(config)
+    shard_paths(CONFIG)
 except CliptexError as error:
     raise WorkflowError(str(error)) from None
 
@@ -42,6 +43,14 @@ MODELS = list(CONFIG.models)
 PROBED = [*CONFIG.probes.baselines, *(CONFIG.probes.models or MODELS)]
 MINIATURE = CONFIG.dataset.source == "miniature"
 DOWNLOAD = CONFIG.subset("download")
+# what says which shards there are, and what is in them before any repeated image is dropped
+SHARDS = (
+    "dataset.source",
+    "dataset.shards",
+    "dataset.sha256",
+    "dataset.urls",
+    "download.shards_per_job",
+)
 
 
 wildcard_constraints:
