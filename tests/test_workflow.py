@@ -169,3 +169,26 @@ def test_every_study_can_be_planned(tmp_path, study):
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     assert jobs(result)["train"] > 3
+
+
+def test_the_study_at_full_size_can_be_planned(tmp_path):
+    """Without any of its data; the plan names what has to be put in place first."""
+    command = [BIN / "snakemake", "--cores", "2", "--dry-run", "--directory", tmp_path, "--configfile"]
+    command += [ROOT / "config/paper.yaml", "--snakefile", ROOT / "Snakefile", "--", "all"]
+    (tmp_path / "resources/cc3m").mkdir(parents=True)
+    (tmp_path / "resources/cc3m/Train_GCC-training.tsv").touch()
+    (tmp_path / "resources/imagenet").mkdir()
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-3000:]
+    planned = jobs(result)
+    assert {
+        "download_pairs": 34,
+        "build_shards": 34,
+        "train_expert": 3,
+        "label": 102,
+        "train": 3,
+    }.items() <= planned.items()
+    assert not [name for name in planned if name.startswith("render")]
+    said = result.stdout + result.stderr
+    assert "resources/voc: not there yet; the probes need it, with VOCtrainval_11-May-2012.tar" in said
+    assert "resources/imagenet: not there" not in said

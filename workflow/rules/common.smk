@@ -11,6 +11,7 @@ from snakemake.utils import available_cpu_count
 
 from cliptex import versions
 from cliptex.config import Config
+from cliptex.data_on_disk import missing_data
 from cliptex.errors import CliptexError
 from cliptex.labels_on_disk import batches_to_redo
 from cliptex.probes import heads

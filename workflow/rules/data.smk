@@ -1,5 +1,9 @@
 # Pairs as shards, labelled renders for the experts, benchmarks in their official layouts.
 
+if workflow.is_main_process:
+    for line in missing_data(CONFIG):
+        logger.warning(line)
+
 
 if MINIATURE:
     # existing tars may lie at the same place, and must not be rendered over
