@@ -1,7 +1,7 @@
 """The whole label stage of a shard against the bare forward passes of its expert.
 
-    python benchmarks/label.py [--experts mask_rcnn dpt nll_angmf] [--images 16] [--batch-size 4] [--repeats 3]
-        [--threads 1]
+    python benchmarks/label.py [--experts mask_rcnn dpt_large dpt_hybrid nll_angmf] [--images 16] [--batch-size 4]
+        [--repeats 3] [--threads 1]
 
 The stage reads the shard, decodes its images, runs the expert, resizes its labels and writes the label file. The bare
 side is nothing but the calls of the expert's network on the very tensors that it gets in the stage, recorded before.
@@ -28,8 +28,9 @@ from cliptex.config import Miniature
 
 GOAL = 0.90
 EXPERTS = {
-    "mask_rcnn": ("torchvision maskrcnn_resnet50_fpn_v2, short side 800", {"score_threshold": 0.0}),
-    "dpt": (
+    "mask_rcnn": ("mask_rcnn", "torchvision maskrcnn_resnet50_fpn_v2, short side 800", {"score_threshold": 0.0}),
+    "dpt_large": (
+        "dpt",
         "dpt-large, 384 x 384",
         {
             "config": {
@@ -43,8 +44,14 @@ EXPERTS = {
             }
         },
     ),
-    "nll_angmf": ("NLL-AngMF with tf_efficientnet_b5, the image's own size", {}),
+    "dpt_hybrid": (
+        "dpt",
+        "dpt-hybrid-midas, 384 x 384",
+        {"config": {"is_hybrid": True, "image_size": 384, "neck_hidden_sizes": [256, 512, 768, 768]}},
+    ),
+    "nll_angmf": ("nll_angmf", "NLL-AngMF with tf_efficientnet_b5, the image's own size", {}),
 }
+"""Name -> plugin, what it is, its `network` options."""
 HEIGHT, WIDTH = 256, 384
 
 
@@ -81,9 +88,9 @@ def measure(name: str, folder: Path, entry: dict, batch_size: int, repeats: int)
     from cliptex.plugins import find
     from cliptex.precision import mixed_precision
 
-    network, options = EXPERTS[name]
+    plugin, network, options = EXPERTS[name]
     torch.manual_seed(0)
-    expert = find("experts", name)({"batch_size": batch_size, "network": options})
+    expert = find("experts", plugin)({"batch_size": batch_size, "network": options})
     expert.load(None)
     task = find("tasks", expert.task)()
     calls: list[tuple[tuple, dict]] = []

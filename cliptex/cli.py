@@ -21,6 +21,9 @@ app = typer.Typer(
 )
 
 ConfigOption = Annotated[str, typer.Option("--config", help="YAML file, or JSON text starting with {.")]
+MinYieldOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Least share of usable samples; dataset.min_yield by default.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the run.")]
 DEFAULT = "config/config.yaml"
 
@@ -99,15 +102,16 @@ def build_shards(
     batch: Annotated[int, typer.Option(min=0, help="Which batch of download.shards_per_job shards.")],
     config: ConfigOption = DEFAULT,
     workers: Annotated[int, typer.Option(min=1, help="Images converted at a time.")] = 1,
+    min_yield: MinYieldOption = None,
 ) -> None:
     """Build a batch of shards from its download, or fetch and check existing tars."""
     from cliptex.download import build_shards
 
-    build_shards(Config.load(config), batch, workers)
+    build_shards(Config.load(config), batch, workers, min_yield)
 
 
 @app.command()
-def index_shards(config: ConfigOption = DEFAULT) -> None:
+def index_shards(config: ConfigOption = DEFAULT, min_yield: MinYieldOption = None) -> None:
     """Check that keys are unique and enough samples usable; write results/shards/index.json."""
     from cliptex.download import built_shards
     from cliptex.shard_batches import num_downloads, shard_paths
@@ -115,10 +119,11 @@ def index_shards(config: ConfigOption = DEFAULT) -> None:
 
     settings = Config.load(config)
     dataset = settings.dataset
+    wanted = dataset.min_yield if min_yield is None else min_yield
     if dataset.source == "miniature":
-        index_shards(shard_paths(settings), paths.SHARD_INDEX, dataset.min_yield, dataset.max_repeats)
+        index_shards(shard_paths(settings), paths.SHARD_INDEX, wanted, dataset.max_repeats)
     else:
-        write_index(built_shards(num_downloads(settings)), paths.SHARD_INDEX, dataset.min_yield, dataset.max_repeats)
+        write_index(built_shards(num_downloads(settings)), paths.SHARD_INDEX, wanted, dataset.max_repeats)
 
 
 @app.command()

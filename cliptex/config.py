@@ -346,10 +346,6 @@ class Config(Section):
         for name in self.probes.models:
             if self.models and name not in self.models:
                 raise ValueError(f"probes.models: {name!r} is not one of {sorted(self.models)}")
-        if self.dataset.source == "webdataset" and not self.dataset.shards:
-            raise ValueError("dataset.shards: source 'webdataset' needs the paths of the tars")
-        if self.dataset.source == "urls" and not self.dataset.urls:
-            raise ValueError("dataset.urls: source 'urls' needs a list of urls and its number of rows")
         return self
 
     @classmethod

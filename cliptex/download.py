@@ -70,11 +70,12 @@ def run_img2dataset(config: Config, batch: int, processes: int) -> None:
         raise CliptexError(f"download of batch {batch}: failed; the cause stands above")
 
 
-def build_shards(config: Config, batch: int, threads: int = 1) -> dict[str, Any]:
+def build_shards(config: Config, batch: int, threads: int = 1, min_yield: float | None = None) -> dict[str, Any]:
     """Build, or check, the shards of a batch and write `results/shards/batch-000.json`, a list of descriptions.
 
     A shard that is built already, of the same rows with the same settings, is only checked. Raises CliptexError
-    where the cause is not the web, or where less than `dataset.min_yield` of at least 1,000 samples is usable.
+    where the cause is not the web, or where less than `min_yield` (by default `dataset.min_yield`) of at least 1,000
+    samples is usable.
     """
     require_codecs()
     numbers = shards_of_download(config, batch)
@@ -96,7 +97,8 @@ def build_shards(config: Config, batch: int, threads: int = 1) -> dict[str, Any]
         reasons.update(read_rows(_table(shard["shard"]))[1]["status"].to_pylist())
     usable = reasons.pop(OK, 0)
     if usable + sum(reasons.values()) >= JUDGED_FROM:
-        require_yield(usable, reasons, config.dataset.min_yield, f"shards {numbers[0]} to {numbers[-1]}: ")
+        wanted = config.dataset.min_yield if min_yield is None else min_yield
+        require_yield(usable, reasons, wanted, f"shards {numbers[0]} to {numbers[-1]}: ")
     out = {"schema_version": 1, "shards": shards}
     write_json(paths.SHARDS / f"batch-{batch:03d}.json", out)
     return out

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,17 +43,19 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. NaN is refused, since it is not JSON."""
-    with replacing(path) as scratch:
-        scratch.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, default: Callable[[Any], Any] | None = None) -> None:
+    """Write `value` as indented JSON, atomically. NaN is refused, since it is not JSON. default: as of `json.dump`."""
+    with replacing(path) as scratch, scratch.open("w") as file:
+        json.dump(value, file, indent=1, allow_nan=False, default=default)  # whole, the text may not fit into memory
+        file.write("\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing or broken one raises CliptexError with its name."""
+def read_json(path: Path, made_of: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Read a JSON file; a missing or broken one raises CliptexError with its name. made_of: what becomes of each
+    object, as `object_hook` of `json.loads`."""
     path = Path(path)
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(), object_hook=made_of)
     except FileNotFoundError as error:
         raise CliptexError(f"{path}: no such file; run the step that makes it first") from error
     except ValueError as error:

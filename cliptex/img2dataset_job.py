@@ -473,6 +473,10 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(1)
 
 
+if __name__ in ("__main__", "__mp_main__"):
+    # webdataset, which img2dataset brings, would load it into each process where it is there: seconds, for nothing
+    sys.modules["torch"] = None
+
 if __name__ == "__mp_main__" and GUARD in os.environ:  # img2dataset's worker processes come by here
     die_with_parent()
     urllib.request.install_opener(guarded_opener(*json.loads(os.environ[GUARD])))

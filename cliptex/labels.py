@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,11 +25,11 @@ from cliptex.errors import CliptexError
 from cliptex.experts.base import Expert
 from cliptex.files import read_json, replacing, sha256_file, sha256_json, write_json
 from cliptex.label_pipeline import Pipeline, Predicted
+from cliptex.packed import Keys
 from cliptex.plugins import find
 from cliptex.progress import track
 from cliptex.provenance import provenance
-from cliptex.shard_batches import shards_of_batch
-from cliptex.shards import Pair, read_index, read_indexed
+from cliptex.shards import Pair, index_again, read_index, read_indexed
 from cliptex.tasks.base import Task
 
 log = logging.getLogger("cliptex")
@@ -63,8 +63,8 @@ def label_batch(
 
     settings = config.label_stores[store]
     expert_config = config.experts[settings.expert]
-    entries = read_index(shard_index)["shards"]
-    entries = [entries[number] for number in shards_of_batch(config, batch) if number < len(entries)]
+    per_job = config.labels.shards_per_job
+    entries = read_index(shard_index)["shards"][batch * per_job : (batch + 1) * per_job]
     task: Task = find("tasks", settings.task)()
     expert = load_expert(settings.expert, expert_config, expert_folder)
     if expert.task != task.name:
@@ -190,17 +190,19 @@ class Labeller:
 
     def __enter__(self) -> Self:
         workers = _workers(self.expert) if self.workers is None else self.workers
-        self._pipeline = Pipeline(self.task, self.max_side_px, workers)
+        with ExitStack() as entered:
+            entered.enter_context(self.expert.session())
+            self._pipeline = entered.enter_context(Pipeline(self.task, self.max_side_px, workers))
+            self._entered = entered.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._pipeline.__exit__(*error)
+        self._entered.__exit__(*error)
 
     def label_shard(self, entry: dict[str, Any], metadata: dict[str, Any], path: Path) -> None:
         """Label one shard and write its file."""
         if sha256_file(Path(entry["path"])) != entry["sha256"]:
-            folder = Path(entry["path"]).parent
-            raise CliptexError(f"{entry['path']}: differs from the index; delete {folder}/index.json to index again")
+            raise CliptexError(f"{entry['path']}: differs from the index; {index_again()}")
         # which images share a forward pass depends on the shard and batch_size alone
         pairs = read_indexed(entry)
         batches = [pairs[i : i + self.batch_size] for i in range(0, len(pairs), self.batch_size)]
@@ -441,7 +443,7 @@ class LabelFile:
         self.metadata: dict[str, Any] = {}
         self._rows: tuple[Any, list[int | None], list[int | None]] | None = None
         (keys,) = self._read(["key"])
-        self.keys: list[str] = keys.to_pylist()
+        self.keys = Keys(keys.to_pylist())
         if self.metadata.get("schema_version") != SCHEMA_VERSION:
             raise CliptexError(
                 f"{path}: label schema {self.metadata.get('schema_version')} is not {SCHEMA_VERSION}, the one this"

@@ -152,8 +152,7 @@ def shown(plan: dict[str, Any]) -> str:
         lines += [
             f"{name}  {store['task']} by {store['expert']}: {store['jobs']:,} jobs",
             f"    labels  {_bytes(store['bytes'])}, {_bytes(store['bytes_an_image'])} an image ({store['bytes_from']})",
-            f"    expert  {_hours(store['seconds'])} one job at a time, {rate} images a second"
-            f" ({store['seconds_from']})",
+            f"    expert  {_hours(store['seconds'])} one job at a time, {rate} ({store['seconds_from']})",
         ]
     stores = plan["stores"].values()
     totals = {key: [store[key] for store in stores] for key in ("bytes", "seconds")}

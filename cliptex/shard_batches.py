@@ -10,7 +10,12 @@ from cliptex.errors import CliptexError
 
 
 def shard_sources(config: Config) -> list[str]:
-    """Where the tars of source `webdataset` are, in order: paths and urls, with brace patterns written out."""
+    """Where the tars of source `webdataset` are, in order: paths and urls, with brace patterns written out.
+
+    Raises CliptexError where there are none, or braces do not match.
+    """
+    if not config.dataset.shards:
+        raise CliptexError("dataset.shards: source 'webdataset' needs the paths of the tars")
     try:
         return [source for pattern in config.dataset.shards for source in braceexpand(pattern)]
     except UnbalancedBracesError as error:
@@ -23,11 +28,16 @@ def is_remote(source: str) -> bool:
 
 
 def shard_paths(config: Config) -> list[Path]:
-    """All shards, in order; the user's own tars stay where they are."""
+    """All shards, in order; the user's own tars stay where they are.
+
+    Raises CliptexError where the configuration names no data of its source.
+    """
     if config.dataset.source == "webdataset":
         sources = enumerate(shard_sources(config))
         return [paths.shard(number) if is_remote(source) else Path(source) for number, source in sources]
     if config.dataset.source == "urls":
+        if config.dataset.urls is None:
+            raise CliptexError("dataset.urls: source 'urls' needs a list of urls and its number of rows")
         count = -(-config.dataset.urls.rows // config.dataset.urls.rows_per_shard)
     else:
         count = -(-config.miniature.pairs // config.miniature.pairs_per_shard)
@@ -37,12 +47,6 @@ def shard_paths(config: Config) -> list[Path]:
 def num_batches(config: Config) -> int:
     """Labelling jobs that it takes to do every shard."""
     return -(-len(shard_paths(config)) // config.labels.shards_per_job)
-
-
-def shards_of_batch(config: Config, batch: int) -> range:
-    """Shard numbers of a labelling job."""
-    size = config.labels.shards_per_job
-    return range(batch * size, min((batch + 1) * size, len(shard_paths(config))))
 
 
 def num_downloads(config: Config) -> int:

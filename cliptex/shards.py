@@ -25,6 +25,7 @@ from cliptex import paths
 from cliptex.errors import CliptexError
 from cliptex.files import read_json, replacing, sha256_file, write_json
 from cliptex.images import BadImage, open_image, require_codecs
+from cliptex.packed import Keys, Reasons, plain
 from cliptex.progress import track
 
 log = logging.getLogger("cliptex")
@@ -213,32 +214,30 @@ def write_index(
     Raises CliptexError for a key seen twice, or a share of usable samples below `min_yield`, with the most common
     reasons.
     """
-    entries, digests, seen = [], [], {}
+    entries: list[dict[str, Any]] = []
+    digests, hashes = [], []  # of images and of keys; millions of pairs fit into memory
     for description, rows in shards:
         keys, statuses = rows["key"].to_pylist(), rows["status"].to_pylist()
-        for key in keys:
-            if key in seen:
-                raise CliptexError(
-                    f"{description['path']}: key {key!r} is also in {seen[key]}; keys must be unique over all shards"
-                )
-            seen[key] = description["path"]
+        hashes.append(np.fromiter(map(hash, keys), np.int64, len(keys)))
+        if len(set(keys)) < len(keys):
+            (twice, _), *_ = Counter(keys).most_common(1)
+            raise _not_unique(description["path"], twice, description["path"])
         good = [number for number, status in enumerate(statuses) if status == OK]
         dropped = {key: status for key, status in zip(keys, statuses, strict=True) if status != OK}
-        found = rows["sha256"].take(pa.array(good, pa.int64()))
-        # 64 bits suffice to find what may be repeated, and millions of them fit into memory
-        digests.append(np.array([int(digest[:16], 16) for digest in found.to_pylist()], dtype=np.uint64))
+        found = bytes.fromhex("".join(rows["sha256"].take(pa.array(good, pa.int64())).to_pylist()))
+        digests.append(np.frombuffer(found, np.uint8).reshape(-1, 32))
         description = {name: description[name] for name in ("shard", "path", "sha256", "bytes")}
-        entries.append({**description, "keys": [keys[number] for number in good], "dropped": dropped, "found": found})
-    values, counts = np.unique(np.concatenate(digests), return_counts=True) if digests else ((), np.zeros(0))
-    suspects = set(np.asarray(values)[counts > max_repeats].tolist())
+        entries.append({**description, "keys": Keys(keys[number] for number in good), "dropped": Reasons(dropped)})
+    _require_unique(entries, hashes)
+    suspects = _frequent(digests, max_repeats)
     repeated: Counter[str] = Counter()
-    for entry, short in zip(entries, digests, strict=True):
-        found = entry.pop("found")
-        if suspects:
-            repeated.update(found[number].as_py() for number, value in enumerate(short.tolist()) if value in suspects)
-            bad = {key for key, value in zip(entry["keys"], short.tolist(), strict=True) if value in suspects}
-            entry["keys"] = [key for key in entry["keys"] if key not in bad]
-            entry["dropped"] |= dict.fromkeys(sorted(bad), "repeated image")
+    for entry, found in zip(entries, digests, strict=True) if suspects else ():
+        bad = {number for number, value in enumerate(_short(found).tolist()) if value in suspects}
+        repeated.update(found[number].tobytes().hex() for number in sorted(bad))
+        keys = list(entry["keys"])
+        entry["keys"] = Keys(key for number, key in enumerate(keys) if number not in bad)
+        dropped = dict.fromkeys(sorted(keys[number] for number in bad), "repeated image")
+        entry["dropped"] = Reasons({**entry["dropped"], **dropped})
     reasons = Counter(reason for entry in entries for reason in entry["dropped"].values())
     usable = sum(len(entry["keys"]) for entry in entries)
     require_yield(usable, reasons, min_yield)
@@ -249,8 +248,38 @@ def write_index(
         "repeated": dict(repeated.most_common()),
         "shards": entries,
     }
-    write_json(index, out)
+    write_json(index, out, plain)
     return out
+
+
+def _require_unique(entries: list[dict[str, Any]], hashes: list[np.ndarray]) -> None:
+    """Raise CliptexError where a key occurs twice. hashes: those of each shard's keys."""
+    every = np.sort(np.concatenate(hashes)) if hashes else np.zeros(0, np.int64)
+    suspects = set(every[1:][every[1:] == every[:-1]].tolist())
+    seen: dict[str, str] = {}
+    for entry, found in zip(entries, hashes, strict=True) if suspects else ():
+        if suspects.isdisjoint(found.tolist()):
+            continue
+        for key in sorted([*entry["keys"], *entry["dropped"]]):
+            if key in seen:
+                raise _not_unique(entry["path"], key, seen[key])
+            if hash(key) in suspects:
+                seen[key] = entry["path"]
+
+
+def _not_unique(path: str, key: str, other: str) -> CliptexError:
+    return CliptexError(f"{path}: key {key!r} is also in {other}; keys must be unique over all shards")
+
+
+def _short(digests: np.ndarray) -> np.ndarray:
+    """The first 64 bits of SHA-256 digests [N, 32], enough to find what may be repeated."""
+    return np.ascontiguousarray(digests[:, :8]).view(np.uint64)[:, 0]
+
+
+def _frequent(digests: list[np.ndarray], max_repeats: int) -> set[int]:
+    """Short forms of the digests that occur more than `max_repeats` times."""
+    every = np.sort(np.concatenate([_short(found) for found in digests])) if digests else np.zeros(0, np.uint64)
+    return set(every[max_repeats:][every[max_repeats:] == every[: max(len(every) - max_repeats, 0)]].tolist())
 
 
 def require_yield(usable: int, reasons: Counter[str], min_yield: float, what: str = "") -> None:
@@ -265,8 +294,14 @@ def require_yield(usable: int, reasons: Counter[str], min_yield: float, what: st
 
 
 def read_index(index: Path) -> dict[str, Any]:
-    """The shard index; see `write_index`."""
-    return read_json(index)
+    """The shard index; see `write_index`. Keys and reasons stay packed, see `cliptex.packed`."""
+
+    def packed(item: dict[str, Any]) -> dict[str, Any]:
+        if "keys" in item and "dropped" in item:  # an entry, made smaller before the next one is read
+            item |= {"keys": Keys(item["keys"]), "dropped": Reasons(item["dropped"])}
+        return item
+
+    return read_json(index, packed)
 
 
 def read_indexed(entry: dict[str, Any]) -> list[Pair]:
@@ -276,13 +311,14 @@ def read_indexed(entry: dict[str, Any]) -> list[Pair]:
     """
     path = Path(entry["path"])
     if path.exists() and path.stat().st_size != entry["bytes"]:
-        raise CliptexError(f"{path}: size differs from the index; {_index_again()}")
+        raise CliptexError(f"{path}: size differs from the index; {index_again()}")
     wanted = set(entry["keys"])
     pairs = [pair for pair in read_shard(path) if pair.key in wanted]
     if [pair.key for pair in pairs] != entry["keys"]:
-        raise CliptexError(f"{path}: keys differ from the index; {_index_again()}")
+        raise CliptexError(f"{path}: keys differ from the index; {index_again()}")
     return pairs
 
 
-def _index_again() -> str:
+def index_again() -> str:
+    """The command that has the shards looked at anew, for errors."""
     return f"run: rm -f {paths.SHARD_INDEX} {paths.SHARDS}/batch-*.json   and then the same command again"

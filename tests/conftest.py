@@ -71,6 +71,55 @@ class Brightness(Expert):
         return normal.astype(np.float32)
 
 
+ENCODER = {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16], "stem_type": "deep", "stem_width": 8}
+SMALL = {
+    "mask_rcnn": {
+        "architecture": "small",
+        "min_side_px": 48,
+        "max_side_px": 96,
+        "score_threshold": 0.3,
+        "small": {
+            "encoder_options": ENCODER,
+            "fpn_channels": 16,
+            "anchors_px": [8, 16, 32, 48],
+            "box_features": 32,
+            "canonical_px": 48,
+        },
+    },
+    "dpt": {
+        "config": {
+            "is_hybrid": True,
+            "image_size": 32,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "backbone_out_indices": [0, 0, 0, 1],
+            "neck_hidden_sizes": [16, 16, 16, 16],
+            "fusion_hidden_size": 16,
+            "backbone_featmap_shape": [1, 16, 2, 2],
+            "hidden_dropout_prob": 0.0,
+            "backbone_config": {
+                "model_type": "bit",
+                "embedding_size": 8,
+                "hidden_sizes": [16, 16, 16],
+                "depths": [1, 1, 1],
+                "num_groups": 4,
+                "global_padding": "SAME",
+                "embedding_dynamic_padding": True,
+                "out_features": ["stage1", "stage2", "stage3"],
+            },
+        }
+    },
+    "nll_angmf": {
+        "encoder": "resnet18",
+        "encoder_options": ENCODER,
+        "widths": [32, 32, 16, 16, 8],
+        "hidden": 16,
+    },
+}
+"""`network` settings of small experts, of the kinds that are published."""
+
 STUDENT = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},

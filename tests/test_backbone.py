@@ -3,13 +3,16 @@ import json
 import pytest
 import timm
 import torch
+from conftest import ENCODER, SMALL
 from safetensors.torch import load_file, save_file
-from test_experts import ENCODER, SMALL, ball_scenes
+from test_experts import ball_scenes
 
 from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.experts import dpt, mask_rcnn, nll_angmf
 from cliptex.experts.backbone import train_backbone
+
+pytestmark = pytest.mark.xdist_group("backbone")
 
 SMALL_RESNET = {"encoder": "cliptex_resnet", "encoder_options": {"channels": [16, 16, 16, 16], "stem_width": 8}}
 

@@ -6,7 +6,12 @@ import yaml
 
 from cliptex.config import Config
 from cliptex.config_reference import reference
+from cliptex.data_on_disk import missing_data
 from cliptex.errors import CliptexError
+from cliptex.plan import make_plan, shown
+from cliptex.plugins import find
+from cliptex.probes.options import probe_options
+from cliptex.shard_batches import shard_paths
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "config").rglob("*.yaml"))
@@ -39,7 +44,6 @@ def test_shipped_configurations_are_valid(path):
         ),
         ("{experts: {dpt: {}}, label_stores: {depth: {task: depth, expert: dtp}}}", "'dtp' is not one of"),
         ("{seeds: []}", "seeds: "),
-        ("{dataset: {source: webdataset}}", "dataset.shards"),
         ("{models: {Big: {}}}", r"models.Big"),
         ("{seeds: [0", "not valid YAML"),
     ],
@@ -55,6 +59,46 @@ def test_a_mistake_is_one_readable_error_that_names_the_key(tmp_path, text, mess
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CliptexError, match=r"nothing\.yaml: cannot be read"):
         Config.load(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(("source", "key"), [("webdataset", "dataset.shards"), ("urls", "dataset.urls")])
+def test_a_source_needs_its_data_where_shards_are_asked_for_and_nowhere_else(source, key):
+    config = Config.load({"dataset": {"source": source}})  # as a job that trains or probes gets it
+    with pytest.raises(CliptexError, match=f"{key}: source '{source}' needs"):
+        shard_paths(config)
+
+
+def test_the_study_at_full_size_names_what_there_is():
+    """Options of experts and probes, the student's pretrained tag; and `cliptex plan` reads it as it is."""
+    from open_clip import list_pretrained_tags_by_model
+
+    paper = ROOT / "config/paper.yaml"
+    base = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config = Config.load(merged(base, yaml.safe_load(paper.read_text())))
+    for benchmark, values in config.probes.benchmarks.items():
+        probe_options(benchmark, values)
+    for store in config.label_stores.values():
+        settings = config.experts[store.expert]
+        assert find("experts", settings.plugin)(settings.model_dump(mode="json")).task == store.task
+    assert config.student.pretrained in list_pretrained_tags_by_model(config.student.architecture)
+    plan = make_plan(Config.load(paper), measure=False)
+    assert (plan["images"]["shards"], plan["images"]["number"]) == (332, 3_318_333)
+    assert {name: store["jobs"] for name, store in plan["stores"].items()} == dict.fromkeys(config.label_stores, 34)
+    assert "? images a second (not measured)" in shown(plan)
+
+
+def test_data_that_are_not_there_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "dataset": {"source": "urls", "urls": {"files": ["list.tsv"], "rows": 3}},
+        "probes": {"benchmarks": {"voc": {}}},
+    }
+    found = missing_data(Config.load(given))
+    assert [line.partition(":")[0] for line in found] == ["list.tsv", "resources/voc"]
+    (tmp_path / "list.tsv").touch()
+    (tmp_path / "resources/voc").mkdir(parents=True)
+    assert missing_data(Config.load(given)) == []
+    assert missing_data(Config.load({**given, "dataset": {}})) == []
 
 
 def test_a_subset_is_what_it_was_cut_from():

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -19,53 +20,8 @@ from cliptex.experts.fitting import Training, augment
 from cliptex.experts.network import load_weights
 from cliptex.files import read_json
 
-ENCODER = {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16], "stem_type": "deep", "stem_width": 8}
-SMALL = {
-    "mask_rcnn": {
-        "architecture": "small",
-        "min_side_px": 48,
-        "max_side_px": 96,
-        "score_threshold": 0.3,
-        "small": {
-            "encoder_options": ENCODER,
-            "fpn_channels": 16,
-            "anchors_px": [8, 16, 32, 48],
-            "box_features": 32,
-            "canonical_px": 48,
-        },
-    },
-    "dpt": {
-        "config": {
-            "is_hybrid": True,
-            "image_size": 32,
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-            "backbone_out_indices": [0, 0, 0, 1],
-            "neck_hidden_sizes": [16, 16, 16, 16],
-            "fusion_hidden_size": 16,
-            "backbone_featmap_shape": [1, 16, 2, 2],
-            "hidden_dropout_prob": 0.0,
-            "backbone_config": {
-                "model_type": "bit",
-                "embedding_size": 8,
-                "hidden_sizes": [16, 16, 16],
-                "depths": [1, 1, 1],
-                "num_groups": 4,
-                "global_padding": "SAME",
-                "embedding_dynamic_padding": True,
-                "out_features": ["stage1", "stage2", "stage3"],
-            },
-        }
-    },
-    "nll_angmf": {
-        "encoder": "resnet18",
-        "encoder_options": ENCODER,
-        "widths": [32, 32, 16, 16, 8],
-        "hidden": 16,
-    },
-}
+pytestmark = pytest.mark.xdist_group("experts")
+
 EXPERTS = {"mask_rcnn": mask_rcnn.PLUGIN, "dpt": dpt.PLUGIN, "nll_angmf": nll_angmf.PLUGIN}
 
 

@@ -27,6 +27,7 @@ from cliptex.labels import (
     read_label_index,
 )
 from cliptex.labels_on_disk import batches_to_redo
+from cliptex.packed import plain
 from cliptex.plugins import find
 from cliptex.shards import Pair, index_shards, read_index, read_indexed, write_shard
 
@@ -407,7 +408,7 @@ def test_a_store_without_any_label_is_refused(work):
     # seven failures in a row at most, so that the run is not stopped
     work.entries = work.entries[:1]
     short = {**read_index(work.index), "shards": [{**work.entries[0], "keys": every[:4]}]}
-    write_json(work.index, short)
+    write_json(work.index, short, plain)
     work.label(0, blind=every)
     with pytest.raises(CliptexError, match="no image has a label"):
         work.check(blind=every)
@@ -622,7 +623,7 @@ def job(folder, shards, images, side):
             "labels": {"shards_per_job": shards},
         },
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     return lambda out, wait: subprocess.Popen(
         [sys.executable, "-c", JOB, out, str(wait)], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
     )

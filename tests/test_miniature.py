@@ -28,6 +28,8 @@ from cliptex.miniature.stage import Camera, Stage
 from cliptex.miniature.things import BUILDERS
 from cliptex.shards import read_shard
 
+pytestmark = pytest.mark.xdist_group("miniature")
+
 SIZE = 48
 SPLIT = {"train": 5, "val": 4}
 MINIATURE = Miniature(

@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from numpy.testing import assert_allclose
 from torch.nn import functional
 
 from cliptex.errors import CliptexError
 from cliptex.experts import nll_angmf
 from cliptex.experts.nll_angmf import NLLAngMF, load_published
+
+pytestmark = pytest.mark.xdist_group("nll_angmf")
 
 # the reference: weights by their published names, plain functions, nothing of the package or of timm
 
@@ -232,12 +235,8 @@ def test_an_unknown_architecture_is_refused():
         NLLAngMF("LN")
 
 
-ENCODER = {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16], "stem_type": "deep", "stem_width": 8}
-SMALL = {"encoder": "resnet18", "encoder_options": ENCODER, "widths": (32, 32, 16, 16, 8), "hidden": 16}
-
-
 def small_network(architecture: str = "BN") -> NLLAngMF:
-    return NLLAngMF(architecture, **SMALL)
+    return NLLAngMF(architecture, **SMALL["nll_angmf"])
 
 
 @pytest.mark.parametrize("architecture", ["BN", "GN"])
@@ -287,7 +286,7 @@ def test_labels_of_the_published_network_have_our_axes(side, label, signs):
     picture shows the way it looks: red to the right, green up, blue towards the viewer."""
     from cliptex.plugins import find
 
-    expert = nll_angmf.PLUGIN({"network": SMALL | {"signs": list(signs)}})
+    expert = nll_angmf.PLUGIN({"network": SMALL["nll_angmf"] | {"signs": list(signs)}})
     expert.module = Published(side, signs)
     (found,) = expert.predict([np.zeros((40, 50, 3), np.uint8)], ["k"])
     assert_allclose(found[..., :3], np.broadcast_to(np.float32(label), (40, 50, 3)), atol=1e-6)
@@ -301,7 +300,7 @@ def test_training_with_turned_axes_gives_labels_with_ours():
     """The signs are applied to the truth in training and to the answer in labelling, so that they cancel."""
     kept = {}
     for signs in ((1, 1, 1), (-1, 1, 1)):
-        expert = nll_angmf.PLUGIN({"network": SMALL | {"signs": list(signs)}})
+        expert = nll_angmf.PLUGIN({"network": SMALL["nll_angmf"] | {"signs": list(signs)}})
         seen = []
         expert.module = type(
             "Loss", (), {"loss": lambda self, images, normals, *rest, seen=seen: seen.append(normals)}

@@ -30,6 +30,8 @@ from cliptex.probes.options import (
 )
 from cliptex.probes.segmentation import SegmentationData, probe_segmentation, resized_argmax
 
+pytestmark = pytest.mark.xdist_group("probes")
+
 TINY = Student(
     architecture={
         "embed_dim": 16,

@@ -42,6 +42,8 @@ from cliptex.report.table import Cell, Group, Table
 from cliptex.report.tables import stage_of
 from cliptex.shards import Pair, index_shards, write_shard
 
+pytestmark = pytest.mark.xdist_group("report")
+
 CAPTIONS = ["a <script>alert('x')</script> chair & a “sofa”", 'quotes " and | pipes </figcaption>', "a plain caption"]
 MODELS = ("random", "position", "clip", "clip_ft", "cliptex")
 MAIN = {  # benchmark, task, head, metric -> one mean a model, in the order of MODELS

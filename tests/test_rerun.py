@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("rerun")
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 MODELS = [f"results/models/{model}/seed0/train.json" for model in ("clip", "clip_ft", "cliptex")]
@@ -107,6 +109,14 @@ def test_an_experts_settings_redo_its_labels_and_the_models_that_learn_from_them
 
 def test_the_size_of_labels_redoes_all_labels_but_no_expert(run):
     assert run.redone(config=changed("labels", max_side_px=128)) == {**LABELLING, "train": 1}
+
+
+def test_what_is_asked_of_the_data_redoes_no_label(run):
+    """Where other repeated images are dropped the jobs run, and keep the label files of all shards that stay as they
+    are (tests/test_labels.py)."""
+    assert run.redone(config=changed("dataset", min_yield=0.3)) == {}
+    again = {"index_shards": 1, **LABELLING, "train": 3}
+    assert run.redone(config=changed("dataset", max_repeats=3)) == again
 
 
 def test_an_expert_that_no_model_learns_from_redoes_no_model(run):

@@ -1,14 +1,19 @@
 import hashlib
 import io
+import json
 import tarfile
 import tracemalloc
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import drawn_pair
 
 from cliptex.errors import CliptexError
+from cliptex.files import write_json
+from cliptex.packed import Keys, Reasons, plain
 from cliptex.shards import (
+    ROWS,
     Pair,
     index_shards,
     iterate_shard,
@@ -16,6 +21,7 @@ from cliptex.shards import (
     read_indexed,
     read_shard,
     verify_shard,
+    write_index,
     write_shard,
 )
 
@@ -188,3 +194,52 @@ def test_pair_without_metadata_is_fine(tmp_path):
         add(tar, "1.jpg", pair.image)
         add(tar, "1.txt", b" spaced \n")
     assert read_shard(tmp_path / "a.tar") == [Pair("1", pair.image, "spaced", {})]
+
+
+@pytest.mark.parametrize("names", [[], ["a"], ["é", "a b", ""], [f"{number:09d}" for number in range(100)]])
+def test_packed_keys_and_reasons_are_what_lists_and_dictionaries_are(names):
+    keys, given = Keys(names), {name: f"reason {number % 3}" for number, name in enumerate(names)}
+    assert keys == names
+    assert names == keys
+    assert keys != [*names, "more"]
+    assert Keys([*names, "more"]) != keys
+    assert (len(keys), list(keys), keys[:2], set(keys)) == (len(names), names, names[:2], set(names))
+    reasons = Reasons(given)
+    assert reasons == given
+    assert (len(reasons), list(reasons), reasons.values()) == (len(given), list(given), list(given.values()))
+    assert all(reasons[name] == given[name] for name in names)
+    assert json.loads(json.dumps([keys, reasons], default=plain)) == [names, given]
+    with pytest.raises(TypeError):
+        json.dumps({1}, default=plain)
+
+
+def test_the_index_of_many_pairs_takes_little_memory(tmp_path):
+    """Python's own strings would take 66 bytes a key, and those of a dictionary more than twice as much."""
+    names = [f"{number:09d}" for number in range(20_000)]
+    entry = {"keys": names, "dropped": {f"x{name}": "HTTP 404" for name in names}}
+    write_json(tmp_path / "index.json", {"shards": [entry] * 5})
+    tracemalloc.start()
+    try:
+        index = read_index(tmp_path / "index.json")
+        now, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert index["shards"][4] == entry
+    assert now < 200_000 * 16
+    assert most < 200_000 * 100
+
+
+@pytest.mark.parametrize("where", ["another shard", "the same shard"])
+def test_a_key_that_is_there_twice_is_named_with_its_shards(tmp_path, where):
+    def table(keys, status="ok"):
+        none = pa.nulls(len(keys), pa.string())
+        size = pa.array([9] * len(keys), pa.int32())
+        digests = [hashlib.sha256(key.encode()).hexdigest() for key in keys]
+        return pa.table([pa.array(keys), pa.array([status] * len(keys)), none, none, digests, size, size], schema=ROWS)
+
+    again = ["a", "b", "b"] if where == "the same shard" else ["a", "b"]
+    shards = [({"shard": "00000", "path": "0.tar", "sha256": "", "bytes": 1}, table(again))]
+    shards += [({"shard": "00001", "path": "1.tar", "sha256": "", "bytes": 1}, table(["c", "b"], "HTTP 404"))]
+    other = "0" if where == "the same shard" else "1"
+    with pytest.raises(CliptexError, match=rf"{other}\.tar: key 'b' is also in 0\.tar"):
+        write_index(iter(shards), tmp_path / "index.json", 0.1)

@@ -12,6 +12,7 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import save_file
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
@@ -22,23 +23,7 @@ from cliptex.expert_training import load_expert, train_expert
 from cliptex.experts import dpt, mask_rcnn, nll_angmf, weights
 from cliptex.files import read_json
 
-NORMALS = {
-    "encoder": "resnet18",
-    "encoder_options": {
-        "layers": [1, 1, 1, 1],
-        "channels": [16, 16, 16, 16],
-        "stem_type": "deep",
-        "stem_width": 8,
-    },
-    "widths": [32, 32, 16, 16, 8],
-    "hidden": 16,
-}
-SHAPES = {
-    "architecture": "small",
-    "min_side_px": 48,
-    "max_side_px": 96,
-    "small": {"encoder_options": NORMALS["encoder_options"], "fpn_channels": 16, "box_features": 16},
-}
+SHAPES, NORMALS = SMALL["mask_rcnn"], SMALL["nll_angmf"]
 LARGE = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
@@ -353,38 +338,43 @@ def test_a_folder_that_changed_since_is_refused(tmp_path):
         load_expert("dpt", settings.experts["dpt"], tmp_path / "out")
 
 
-@pytest.mark.parametrize("form", ["safetensors", "bin"])
-def test_a_hub_repository_is_fetched_at_one_commit(form, server, tmp_path):
+def test_a_hub_repository_is_fetched_at_one_commit(server, tmp_path):
     """In a process of its own, since huggingface_hub reads HF_ENDPOINT when it is imported."""
-    module = save_dpt(tmp_path / "made", LARGE, form)
-    commit = "c0ffee" + "0" * 34
-    for file in (tmp_path / "made").iterdir():
-        for revision in ("v1", commit):
-            server.files[f"/Intel/dpt-large/resolve/{revision}/{file.name}"] = file.read_bytes()
-    given = {"weights": "hub", "repo": "Intel/dpt-large", "revision": "v1", "licence": "Apache-2.0"}
-    names = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
-    given["sha256"] = sha256((tmp_path / "made" / names[form]).read_bytes()).hexdigest()
+    commit, files = "c0ffee" + "0" * 34, {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
+    given = {"weights": "hub", "revision": "v1", "licence": "Apache-2.0"}
+    experts, sizes = {"nothing": given | {"plugin": "dpt", "repo": "Intel/nothing"}}, {}
+    for form, name in files.items():
+        module = save_dpt(tmp_path / form, LARGE, form)
+        sizes[form] = sum(parameter.numel() for parameter in module.parameters())
+        for file in (tmp_path / form).iterdir():
+            for revision in ("v1", commit):
+                server.files[f"/Intel/dpt-{form}/resolve/{revision}/{file.name}"] = file.read_bytes()
+        digest = sha256((tmp_path / form / name).read_bytes()).hexdigest()
+        experts[form] = given | {"plugin": "dpt", "repo": f"Intel/dpt-{form}", "sha256": digest}
     environment = os.environ | {
         "HF_ENDPOINT": server.url,
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    settings = json.dumps({"experts": {"dpt": given}})
-    command = [sys.executable, "-m", "cliptex", "train-expert", "--name", "dpt", "--config", settings]
+    code = (
+        "import sys; from cliptex.cli import main; settings = sys.argv[1]\n"
+        "for name in sys.argv[2:]:\n"
+        "    sys.argv[1:] = ['train-expert', '--name', name, '--config', settings]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: print(name, end.code)\n"
+    )
+    command = [sys.executable, "-c", code, json.dumps({"experts": experts}), *files, "nothing"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    record = read_json(tmp_path / "results" / "experts" / "dpt" / "expert.json")
-    assert record["origin"] == {"repo": "Intel/dpt-large", "revision": commit}
-    assert record["source"] == "hub"
-    assert set(record["files"]) == {"config.json", "preprocessor_config.json", names[form]}
-    assert record["num_parameters"] == sum(parameter.numel() for parameter in module.parameters())
-    assert Path(record["weights"]).is_relative_to(tmp_path / "home")
-    given["repo"] = "Intel/nothing"
-    command[-1] = json.dumps({"experts": {"dpt": given}})
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "experts.dpt.repo: Intel/nothing cannot be had from the hub" in done.stderr
+    assert done.stdout.splitlines() == ["safetensors 0", "bin 0", "nothing 1"], done.stderr
+    assert "experts.nothing.repo: Intel/nothing cannot be had from the hub" in done.stderr
+    for form, name in files.items():
+        record = read_json(tmp_path / "results" / "experts" / form / "expert.json")
+        assert record["origin"] == {"repo": f"Intel/dpt-{form}", "revision": commit}
+        assert record["source"] == "hub"
+        assert set(record["files"]) == {"config.json", "preprocessor_config.json", name}
+        assert record["num_parameters"] == sizes[form]
+        assert Path(record["weights"]).is_relative_to(tmp_path / "home")
 
 
 def test_a_wrong_digest_names_the_key(tmp_path):

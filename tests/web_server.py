@@ -99,8 +99,7 @@ class WebServer:
         path = handler.path.partition("?")[0]
         self.requests[path if handler.headers["Host"].startswith("127.0.0.1") else handler.headers["Host"]] += 1
         time.sleep(self.delay)
-        kind, _, name = path.strip("/").rpartition("/")
-        number = int(name.partition(".")[0]) if name.partition(".")[0].isdigit() else 0
+        kind = path.strip("/").rpartition("/")[0]
         if path in self.files:
             return self.file(handler, self.files[path], body)
         if path == "/404.jpg":
@@ -131,9 +130,16 @@ class WebServer:
             return self.send(handler, 302, b"", Location=target)
         if path == "/robots.jpg":
             return self.send(handler, 200, picture(6), **{"X-Robots-Tag": "noai, nofollow"})
+        found = self.body(path)
+        return self.send(handler, 404, PAGE) if found is None else self.send(handler, 200, found)
+
+    def body(self, path: str) -> bytes | None:
+        """What a path gives in the end, where that is something."""
+        kind, _, name = path.strip("/").rpartition("/")
         special = {
             "/wide.png": lambda: picture(1, 400, 200, "PNG"),
             "/turned.jpg": turned_photograph,
+            "/moved.jpg": lambda: picture(77),
             "/page.jpg": lambda: PAGE,
             "/bomb.png": lambda: self.bomb,
             "/tiny.gif": lambda: picture(2, 1, 1, "GIF"),
@@ -141,12 +147,10 @@ class WebServer:
             "/empty.jpg": lambda: b"",
         }
         if path in special:
-            return self.send(handler, 200, special[path]())
+            return special[path]()
         if kind in ("ok", "busy", "down"):
-            return self.send(handler, 200, picture(number))
-        if kind == "gone":
-            return self.send(handler, 200, PLACEHOLDER)
-        return self.send(handler, 404, PAGE)
+            return picture(int(name.partition(".")[0]))
+        return PLACEHOLDER if kind == "gone" else None
 
     def send(self, handler, status: int, data: bytes, length: int | None = -1, **headers: str) -> None:
         handler.send_response(status)

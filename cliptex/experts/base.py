@@ -1,6 +1,7 @@
 """What an expert must do: be built from config, load weights, predict a batch, and where it can, be trained."""
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,6 +35,10 @@ class Expert(ABC):
 
         The labels are those the task's `encode` takes. Deterministic, and independent of the batch mates.
         """
+
+    def session(self) -> AbstractContextManager[None]:
+        """Entered around many calls of `predict`, in the thread that makes them: what they can share is made once."""
+        return nullcontext()
 
     def extra_columns(self) -> dict[str, Any]:
         """Name -> pyarrow type of the columns kept beside each label; none by default."""

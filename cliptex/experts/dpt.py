@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from cliptex.config import Section
 from cliptex.errors import CliptexError
-from cliptex.experts.network import NetworkExpert, normalise, resize
+from cliptex.experts.network import NetworkExpert, normalise, resize, to_host
 from cliptex.experts.weights import refused
 
 log = logging.getLogger("cliptex")
@@ -139,7 +139,7 @@ class DPTExpert(NetworkExpert):
         out_BHW, size = self._forward(images_BCHW), images_BCHW.shape[-2:]
         if out_BHW.shape[-2:] != size:
             out_BHW = functional.interpolate(out_BHW[:, None], size=size, mode="bicubic", align_corners=False)[:, 0]
-        return list(out_BHW.clamp(min=0).cpu().numpy())
+        return list(to_host(out_BHW.clamp(min=0)))
 
     def _forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         if self.processor is None:

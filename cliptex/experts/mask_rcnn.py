@@ -22,7 +22,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.config import Positive, Section, Share
 from cliptex.experts.fitting import read_renders
-from cliptex.experts.network import NetworkExpert
+from cliptex.experts.network import NetworkExpert, to_device, to_host
+from cliptex.precision import mixed_precision
 
 SLOTS = 91
 SPARSE_ID = np.array([0, *(number for number, _, _ in coco_categories())])
@@ -258,10 +259,10 @@ class MaskRCNNExpert(NetworkExpert):
         data = read_renders(renders, ("image", "instance", "instance_class"))
         usual, self.module.roi_heads.score_thresh = self.module.roi_heads.score_thresh, AP_MIN_SCORE
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), mixed_precision(self.precision):  # as it labels
                 found = []
                 for start in range(0, len(data["image"]), 32):
-                    pixels = torch.from_numpy(data["image"][start : start + 32]).to(self.device)
+                    pixels = to_device(data["image"][start : start + 32], self.device)
                     found += self.module(list(pixels.permute(0, 3, 1, 2).float() / 255))
         finally:
             self.module.roi_heads.score_thresh = usual
@@ -269,7 +270,7 @@ class MaskRCNNExpert(NetworkExpert):
 
 
 def _to_masks(found: dict[str, torch.Tensor], threshold: float) -> np.ndarray:
-    return (found["masks"][:, 0] >= threshold).cpu().numpy()
+    return to_host(found["masks"][:, 0] >= threshold)
 
 
 def _instances(instance_HW: torch.Tensor, classes_M: torch.Tensor) -> dict[str, torch.Tensor]:

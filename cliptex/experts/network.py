@@ -4,7 +4,8 @@ Shape suffixes: B batch, C channels, H height, W width.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -81,6 +82,23 @@ def normalise(images_BCHW: torch.Tensor, mean: tuple[float, ...], std: tuple[flo
     return (images_BCHW - images_BCHW.new_tensor(mean)[:, None, None]) / images_BCHW.new_tensor(std)[:, None, None]
 
 
+def to_device(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array as a tensor on `device`. To a GPU it goes through page-locked memory, from where the copy is faster and
+    does not hold up this thread: what is computed on it is queued behind it. PyTorch keeps the memory until then."""
+    tensor = torch.from_numpy(pixels)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def to_host(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor as an array; from a GPU through page-locked memory, with one wait for all that is queued before it."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu().numpy()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return host.numpy()
+
+
 class NetworkExpert(Expert):
     """An expert that is one torch module, built from `settings["network"]`.
 
@@ -151,6 +169,12 @@ class NetworkExpert(Expert):
     def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
         return self._by_size(images, self.label)
 
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        # autocast keeps its bf16 copies of the weights until the outermost one ends: made once, not for every batch
+        with mixed_precision(self.precision):
+            yield
+
     def _by_size(self, images: list[np.ndarray], label: Callable[[torch.Tensor], list[Any]]) -> list[Any]:
         """What `label` makes of each image; it gets batches of one size."""
         labels: list[Any] = [None] * len(images)
@@ -163,7 +187,7 @@ class NetworkExpert(Expert):
             for indices in groups.values():
                 for start in range(0, len(indices), batch_size):
                     part = indices[start : start + batch_size]
-                    pixels_BHWC = torch.from_numpy(np.stack([images[index] for index in part])).to(self.device)
+                    pixels_BHWC = to_device(np.stack([images[index] for index in part]), self.device)
                     images_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float() / 255  # channels last in memory
                     for index, one in zip(part, label(images_BCHW), strict=True):
                         labels[index] = one

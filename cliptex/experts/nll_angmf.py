@@ -38,6 +38,7 @@ from cliptex.experts.network import (
     load_weights,
     normalise,
     resize,
+    to_host,
 )
 from cliptex.experts.weights import read_tensors
 
@@ -350,7 +351,7 @@ class NLLAngMFExpert(NetworkExpert):
         if out.shape[-2:] != size:
             out = functional.interpolate(out, size=size, mode="bilinear", align_corners=False)
         normal = self._signs(out) * out[:, :3] / out[:, :3].norm(dim=1, keepdim=True).clamp(min=1e-6)
-        return list(torch.cat([normal, out[:, 3:]], dim=1).permute(0, 2, 3, 1).cpu().contiguous().numpy())
+        return list(to_host(torch.cat([normal, out[:, 3:]], dim=1).permute(0, 2, 3, 1).contiguous()))
 
     def _signs(self, like: torch.Tensor) -> torch.Tensor:
         return like.new_tensor(self.network.signs)[:, None, None]

@@ -11,6 +11,7 @@ from snakemake.utils import available_cpu_count
 
 from cliptex import versions
 from cliptex.config import Config
+from cliptex.data_on_disk import missing_data
 from cliptex.errors import CliptexError
 from cliptex.labels_on_disk import batches_to_redo
 from cliptex.probes import heads
@@ -25,6 +26,7 @@ from cliptex.shard_batches import (
 
 try:
     CONFIG = Config.load(config)
+    shard_paths(CONFIG)
 except CliptexError as error:
     raise WorkflowError(str(error)) from None
 
@@ -42,6 +44,14 @@ MODELS = list(CONFIG.models)
 PROBED = [*CONFIG.probes.baselines, *(CONFIG.probes.models or MODELS)]
 MINIATURE = CONFIG.dataset.source == "miniature"
 DOWNLOAD = CONFIG.subset("download")
+# what says which shards there are, and what is in them before any repeated image is dropped
+SHARDS = (
+    "dataset.source",
+    "dataset.shards",
+    "dataset.sha256",
+    "dataset.urls",
+    "download.shards_per_job",
+)
 
 
 wildcard_constraints:

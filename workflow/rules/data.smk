@@ -1,5 +1,9 @@
 # Pairs as shards, labelled renders for the experts, benchmarks in their official layouts.
 
+if workflow.is_main_process:
+    for line in missing_data(CONFIG):
+        logger.warning(line)
+
 
 if MINIATURE:
     # existing tars may lie at the same place, and must not be rendered over
@@ -71,12 +75,14 @@ rule build_shards:
     resources:
         mem="8GB",
         runtime="12h",
+        # no params: what was accepted stays accepted
+        min_yield=lambda wildcards: str(CONFIG.dataset.min_yield),
     params:
         # a function: Snakemake would take a brace pattern in a plain string for a wildcard
-        config=subset("dataset", "download.shards_per_job"),
+        config=subset(*SHARDS),
     shell:
         "cliptex --log {log} --threads 1 build-shards --batch {wildcards.batch} --workers {threads}"
-        " --config {params.config:q}"
+        " --min-yield {resources.min_yield} --config {params.config:q}"
 
 
 rule index_shards:
@@ -99,15 +105,16 @@ rule index_shards:
     resources:
         mem="2GB" if MINIATURE else "8GB",
         runtime="2h",
+        min_yield=lambda wildcards: str(CONFIG.dataset.min_yield),
     params:
         config=subset(
-            "dataset",
-            "download.shards_per_job",
+            *SHARDS,
+            "dataset.max_repeats",
             "miniature.pairs",
             "miniature.pairs_per_shard",
         ),
     shell:
-        "cliptex --log {log} index-shards --config {params.config:q}"
+        "cliptex --log {log} index-shards --min-yield {resources.min_yield} --config {params.config:q}"
 
 
 rule render_experts:

@@ -36,8 +36,6 @@ rule label:
             f"label_stores.{wildcards.store}",
             f"experts.{CONFIG.label_stores[wildcards.store].expert}",
             "labels",
-            "dataset",
-            "miniature",
         ),
         version=versions.LABEL,
     shell:

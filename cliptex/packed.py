@@ -1,0 +1,79 @@
+"""Millions of short strings in little memory: one text for many, taken apart when they are asked for."""
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+
+class Keys(Sequence[str]):
+    """A list of strings without line breaks that cannot be changed, in their own bytes. Equal to a list of the same."""
+
+    __slots__ = ("_count", "_text")
+
+    def __init__(self, keys: Iterable[str]):
+        keys = list(keys)
+        self._count, self._text = len(keys), "\n".join(keys)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._text.split("\n") if self._count else ())
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        return list(self)[place]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Keys):
+            return (self._count, self._text) == (other._count, other._text)
+        return list(self) == other if isinstance(other, list) else NotImplemented
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
+class Reasons(Mapping[str, str]):
+    """A mapping of strings to a few different ones that cannot be changed. Equal to a dictionary of the same."""
+
+    __slots__ = ("_codes", "_keys", "_reasons")
+
+    def __init__(self, reasons: Mapping[str, str]):
+        self._keys = Keys(reasons)
+        self._reasons = list(dict.fromkeys(reasons.values()))
+        numbers = {reason: number for number, reason in enumerate(self._reasons)}
+        self._codes = array("H", (numbers[reason] for reason in reasons.values()))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __getitem__(self, key: str) -> str:
+        return dict(self.items())[key]
+
+    def items(self) -> Any:
+        """The pairs, taken apart once."""
+        return dict(zip(self._keys, (self._reasons[code] for code in self._codes), strict=True)).items()
+
+    def values(self) -> list[str]:
+        """The reasons, one for each key."""
+        return [self._reasons[code] for code in self._codes]
+
+    def __repr__(self) -> str:
+        return repr(dict(self.items()))
+
+
+def plain(value: Any) -> Any:
+    """What JSON has for one of these; the `default` of `json.dump`."""
+    if isinstance(value, Keys):
+        return list(value)
+    if isinstance(value, Reasons):
+        return dict(value.items())
+    raise TypeError(f"{type(value).__name__} is not a JSON value")
