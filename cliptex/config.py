@@ -226,10 +226,15 @@ class Train(Section):
     """Probability of a horizontal flip."""
     target_size_px: Positive = 32
     """Side of the grid on which dense losses are computed, pixels."""
-    multi_scale: Literal["ppm", "none"] = "ppm"
-    """Shared module between encoder and task heads: pyramid pooling, or none."""
+    multi_scale: Literal["ppm", "aspp", "none"] = "ppm"
+    """Shared module between encoder and task heads: pyramid pooling (PSPNet), dilated convolutions (DeepLabV3), or
+    none."""
     multi_scale_channels: Positive = 128
-    """Output channels of the multi-scale module."""
+    """Output channels of the multi-scale module, and of the inner layers of heavy heads."""
+    multi_scale_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (6, 12, 18)
+    """Dilations of `aspp`, in patches. One that is not below the side of the patch grid sees nothing but the centre."""
+    heads: Literal["light", "heavy"] = "light"
+    """A task's head: one 1x1 convolution, or two 3x3 ones before it."""
     label_prior_cells: Annotated[int, Field(ge=0)] = 8
     """Side of the grid on which the heads hold what labels have in common at each place, so that the encoder need not
     learn where a patch lies; fitted before the first step. 0: none, as in the paper."""

@@ -85,6 +85,8 @@ def train(config: Config, name: str, seed: int, root: Path = Path()) -> None:
         {store: task.channels for store, task in tasks.items()},
         options.multi_scale if tasks else "none",
         options.multi_scale_channels,
+        options.heads,
+        options.multi_scale_rates,
         options.label_prior_cells,
     )
 
