@@ -263,6 +263,8 @@ class Model(Section):
     """Share of patches left out of each training image (FLIP, Li et al. 2023); contrastive models only."""
     tasks: dict[Name, Annotated[float, Field(gt=0)]] = {}
     """Label stores to learn from, and the weight of each task's loss; empty is contrastive only."""
+    losses: dict[Name, dict[str, Any]] = {}
+    """Options of the tasks' losses, by label store, where they are not to be the defaults; docs/models.md has them."""
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the contrastive loss."""
     shuffle_labels: bool = False
@@ -341,6 +343,8 @@ class Config(Section):
             for store in model.tasks:
                 if self.label_stores and store not in self.label_stores:
                     raise ValueError(f"models.{name}.tasks: {store!r} is not one of {sorted(self.label_stores)}")
+            if unknown := sorted(model.losses.keys() - model.tasks.keys()):
+                raise ValueError(f"models.{name}.losses: {unknown[0]!r} is not among its tasks, {sorted(model.tasks)}")
             if model.tasks and model.patch_dropout:
                 raise ValueError(f"models.{name}.patch_dropout: tasks need every patch; set it to 0")
             seen = [name]

@@ -52,7 +52,8 @@ def contact_sheet(
                     cells.append(_message(f"no label: {errors[store][place]}"))
                     continue
                 if _class_names(tasks[store]):
-                    classes[store].update(dict(zip(*np.unique(label, return_counts=True), strict=True)))
+                    found = np.unique(tasks[store].classes(label), return_counts=True)
+                    classes[store].update(dict(zip(*found, strict=True)))
                 cells.append(_fitted(tasks[store].picture(label), Image.Resampling.NEAREST))
             rows.append((f"{pairs[place].key}  {pairs[place].caption}", cells))
     legends = [_legend(tasks[store], classes[store]) for store in stores]

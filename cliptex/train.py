@@ -53,7 +53,12 @@ def train(config: Config, name: str, seed: int, root: Path = Path()) -> None:
         raise CliptexError(f"models: no model {name!r}; there are {', '.join(config.models)}")
     settings, options = config.models[name], config.train
     folder = root / paths.model(name, seed)
-    tasks = {store: find("tasks", config.label_stores[store].task)() for store in settings.tasks}
+    tasks = {
+        store: find("tasks", config.label_stores[store].task)().with_loss(
+            settings.losses.get(store, {}), f"models.{name}.losses.{store}"
+        )
+        for store in settings.tasks
+    }
     precision = native_precision() if options.precision == "auto" else options.precision
     identity = sha256_json(
         {
@@ -143,6 +148,7 @@ def train(config: Config, name: str, seed: int, root: Path = Path()) -> None:
             "batch_size": options.batch_size,
             "learning_rate": settings.learning_rate,
             "tasks": dict(settings.tasks),
+            "losses": dict(settings.losses),
             "shuffle_labels": settings.shuffle_labels,
             "precision": precision,
             "threads": torch.get_num_threads(),

@@ -77,6 +77,10 @@ class Segmentation(Task):
         total = functional.cross_entropy(prediction_BCHW.float(), target_B.long(), ignore_index=IGNORE, reduction="sum")
         return total / valid
 
+    def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
+        """The likeliest class."""
+        return output_CHW.argmax(axis=0).astype(np.uint8)
+
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         """`mIoU` over the classes that occur and `aAcc`, in percent, from one confusion matrix of all pairs.
 
