@@ -250,9 +250,22 @@ class Train(Section):
     """Shards held in memory at a time and shuffled together."""
 
 
-class Model(Section):
-    """A named training run."""
+class Interpolation(Section):
+    """Weights between those of two models (WiSE-FT, Wortsman et al. 2022, "Robust fine-tuning of zero-shot models")."""
 
+    of: Name
+    """The model at alpha = 1, usually the fine-tuned one."""
+    with_: Name = Field(alias="with")
+    """The model at alpha = 0, usually the one that it started from. Same architecture, same seed."""
+    alpha: Share = 0.5
+    """Each weight is alpha times that of `of` plus 1 - alpha times that of `with`."""
+
+
+class Model(Section):
+    """A named training run, or an interpolation of two."""
+
+    interpolate: Interpolation | None = None
+    """Make it from two other models, without any training; no other key may then be given."""
     init: Name | None = None
     """Model whose final weights it starts from (same seed); null starts from `student`."""
     steps: Annotated[int, Field(ge=0)] = 0
@@ -269,6 +282,12 @@ class Model(Section):
     """Weight of the contrastive loss."""
     shuffle_labels: bool = False
     """Control: every image gets the pseudo-labels of another one."""
+
+    def sources(self) -> list[str]:
+        """The models that it is made from: `init`, or the two that are interpolated."""
+        if self.interpolate is not None:
+            return [self.interpolate.of, self.interpolate.with_]
+        return [] if self.init is None else [self.init]
 
 
 class Probes(Section):
@@ -347,11 +366,9 @@ class Config(Section):
                 raise ValueError(f"models.{name}.losses: {unknown[0]!r} is not among its tasks, {sorted(model.tasks)}")
             if model.tasks and model.patch_dropout:
                 raise ValueError(f"models.{name}.patch_dropout: tasks need every patch; set it to 0")
-            seen = [name]
-            while (init := self.models[seen[-1]].init) is not None and init in self.models:
-                if init in seen:
-                    raise ValueError(f"models.{name}.init: the chain {' -> '.join([*seen, init])} is a circle")
-                seen.append(init)
+            if model.interpolate is not None:
+                self._check_interpolation(name, model)
+            self._refuse_circles([name])
         for name in self.probes.models:
             if self.models and name not in self.models:
                 raise ValueError(f"probes.models: {name!r} is not one of {sorted(self.models)}")
@@ -360,6 +377,26 @@ class Config(Section):
         if self.dataset.source == "urls" and not self.dataset.urls:
             raise ValueError("dataset.urls: source 'urls' needs a list of urls and its number of rows")
         return self
+
+    def _check_interpolation(self, name: str, model: Model) -> None:
+        for key, field in Model.model_fields.items():
+            if key != "interpolate" and getattr(model, key) != field.get_default(call_default_factory=True):
+                raise ValueError(
+                    f"models.{name}.{key}: a model that is interpolated is not trained; remove it, or `interpolate`"
+                )
+        for key, other in zip(("of", "with"), model.sources(), strict=True):
+            if other not in self.models:
+                raise ValueError(f"models.{name}.interpolate.{key}: {other!r} is not one of {sorted(self.models)}")
+
+    def _refuse_circles(self, chain: list[str]) -> None:
+        """chain: models, each made from the next."""
+        model = self.models[chain[-1]]
+        for other in model.sources():
+            if other in chain:
+                key = "init" if self.models[chain[0]].interpolate is None else "interpolate"
+                raise ValueError(f"models.{chain[0]}.{key}: the chain {' -> '.join([*chain, other])} is a circle")
+            if other in self.models:
+                self._refuse_circles([*chain, other])
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any]) -> Self:
@@ -396,7 +433,7 @@ class Config(Section):
 
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON values, defaults filled in."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", by_alias=True)
 
     def subset(self, *keys: str) -> str:
         """JSON text with only these dotted keys, e.g. `subset("train", "models.clip")`.

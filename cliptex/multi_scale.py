@@ -3,10 +3,23 @@
 Shapes: B images, C encoder width, h x w the patch grid, D output channels of the module.
 """
 
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
+
+from cliptex.errors import CliptexError
+from cliptex.files import replacing
+from cliptex.plugins import find
+from cliptex.tasks.base import Task
+
+METADATA_KEY = "cliptex"
 
 
 class PyramidPooling(nn.Module):
@@ -82,6 +95,15 @@ class DenseHeads(nn.Module):
         prior_cells: int = 0,
     ):
         super().__init__()
+        self.arguments = {
+            "in_channels": in_channels,
+            "channels": channels,
+            "multi_scale": multi_scale,
+            "width": width,
+            "heads": heads,
+            "rates": list(rates),
+            "prior_cells": prior_cells,
+        }
         if multi_scale == "none":
             self.multi_scale, out_channels = nn.Identity(), in_channels
         elif multi_scale == "aspp":
@@ -104,3 +126,34 @@ class DenseHeads(nn.Module):
         for store, prior in self.priors.items():
             out[store] = out[store] + F.interpolate(prior[None], size=shared.shape[-2:], mode="bilinear")
         return out
+
+
+def save_heads(heads: DenseHeads, path: Path, tasks: dict[str, str], losses: dict[str, dict[str, Any]]) -> None:
+    """Write module and heads as safetensors, with all that `load_heads` needs in the file's metadata.
+
+    tasks: label store -> name of its task. losses: label store -> options of its loss, which may shape the output.
+    """
+    about = {"arguments": heads.arguments, "tasks": tasks, "losses": losses}
+    tensors = {name: tensor.contiguous() for name, tensor in heads.state_dict().items()}
+    with replacing(path) as scratch:
+        save_file(tensors, scratch, metadata={METADATA_KEY: json.dumps(about)})
+
+
+def load_heads(path: Path) -> tuple[DenseHeads, dict[str, Task]]:
+    """Module and heads of a file of `save_heads`, in evaluation mode, and the task of each label store.
+
+    Raises CliptexError when the file is damaged, or does not say what it holds.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[METADATA_KEY])
+            heads = DenseHeads(**about["arguments"])
+            heads.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        losses = about["losses"]
+        tasks = {
+            store: find("tasks", task)().with_loss(losses.get(store, {}), f"{path}: {store}")
+            for store, task in about["tasks"].items()
+        }
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CliptexError(f"{path}: not a file of heads by this version ({error!r}); train the model again") from error
+    return heads.eval(), tasks

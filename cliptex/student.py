@@ -5,6 +5,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.transform import PreprocessCfg
 from safetensors.torch import save_file
 
 from cliptex.config import Student
@@ -13,6 +14,7 @@ from cliptex.files import read_json, replacing, sha256_file, write_json
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+HEADS_FILE = "heads.safetensors"
 PREPROCESS = {
     "mean": open_clip.OPENAI_DATASET_MEAN,
     "std": open_clip.OPENAI_DATASET_STD,
@@ -140,6 +142,11 @@ def tokenizer(student: Student) -> Any:
 def exported_config(folder: Path) -> dict[str, Any]:
     """`open_clip_config.json` of an exported folder. Raises CliptexError where it is missing or broken."""
     return read_json(Path(folder) / CONFIG_FILE)
+
+
+def preprocessing(folder: Path, model: torch.nn.Module) -> PreprocessCfg:
+    """How images are prepared for an exported model; CLIP's own way where the folder does not say."""
+    return PreprocessCfg(size=model.visual.image_size, **exported_config(folder).get("preprocess_cfg", {}))
 
 
 def parameters(module: torch.nn.Module) -> int:

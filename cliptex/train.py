@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from open_clip import ClipLoss
 from open_clip.transformer import PatchDropout
-from safetensors.torch import save_file
 
 from cliptex import paths, student
 from cliptex.config import Config, Model, Train
@@ -31,7 +30,7 @@ from cliptex.files import read_json, replacing, sha256_json, write_json
 from cliptex.label_prior import BATCHES, fit_label_prior
 from cliptex.labels import read_label_index
 from cliptex.loader import Batch, JointLoader
-from cliptex.multi_scale import DenseHeads
+from cliptex.multi_scale import DenseHeads, save_heads
 from cliptex.plugins import find
 from cliptex.precision import mixed_precision, native_precision
 from cliptex.progress import track
@@ -132,8 +131,8 @@ def train(config: Config, name: str, seed: int, root: Path = Path()) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     weights = student.export(model, config.student, folder)
-    with replacing(folder / "heads.safetensors") as scratch:
-        save_file({key: value.contiguous() for key, value in heads.state_dict().items()}, scratch)
+    stores = {store: config.label_stores[store].task for store in tasks}
+    save_heads(heads, folder / student.HEADS_FILE, stores, settings.losses)
     with replacing(folder / "metrics.jsonl") as scratch:
         scratch.write_text("".join(json.dumps(line) + "\n" for line in history))
     write_json(

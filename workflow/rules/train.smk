@@ -19,6 +19,8 @@ rule train:
         heads="results/models/{model}/seed{seed}/heads.safetensors",
         metrics="results/models/{model}/seed{seed}/metrics.jsonl",
         record="results/models/{model}/seed{seed}/train.json",
+    wildcard_constraints:
+        model="|".join(TRAINED),
     log:
         "logs/train/{model}/seed{seed}.log",
     benchmark:
@@ -45,4 +47,38 @@ rule train:
         version=versions.TRAIN,
     shell:
         "cliptex --log {log} --threads {threads} train --model {wildcards.model} --seed {wildcards.seed}"
+        " --config {params.config:q}"
+
+
+rule interpolate:
+    input:
+        lambda wildcards: [
+            weights(model, wildcards.seed)
+            for model in CONFIG.models[wildcards.model].sources()
+        ],
+    output:
+        weights="results/models/{model}/seed{seed}/open_clip_model.safetensors",
+        config="results/models/{model}/seed{seed}/open_clip_config.json",
+        record="results/models/{model}/seed{seed}/train.json",
+    wildcard_constraints:
+        # where there is none the rule fits nothing
+        model="|".join(INTERPOLATED) or r"(?!)",
+    log:
+        "logs/interpolate/{model}/seed{seed}.log",
+    benchmark:
+        "results/timings/interpolate/{model}-seed{seed}.tsv"
+    priority: 100
+    conda:
+        "../../envs/cliptex.yaml"
+    resources:
+        mem="8GB",
+        runtime="30m",
+    params:
+        config=lambda wildcards: CONFIG.subset(
+            "dataset.source",
+            *(f"models.{model}" for model in lineage(wildcards.model)),
+        ),
+        version=versions.TRAIN,
+    shell:
+        "cliptex --log {log} --threads {threads} interpolate --model {wildcards.model} --seed {wildcards.seed}"
         " --config {params.config:q}"
