@@ -19,12 +19,12 @@ rule train:
         heads="results/models/{model}/seed{seed}/heads.safetensors",
         metrics="results/models/{model}/seed{seed}/metrics.jsonl",
         record="results/models/{model}/seed{seed}/train.json",
-    wildcard_constraints:
-        model="|".join(TRAINED),
     log:
         "logs/train/{model}/seed{seed}.log",
     benchmark:
         "results/timings/train/{model}-seed{seed}.tsv"
+    wildcard_constraints:
+        model="|".join(TRAINED),
     # what others wait for goes first
     priority: 100
     conda:
@@ -60,13 +60,13 @@ rule interpolate:
         weights="results/models/{model}/seed{seed}/open_clip_model.safetensors",
         config="results/models/{model}/seed{seed}/open_clip_config.json",
         record="results/models/{model}/seed{seed}/train.json",
-    wildcard_constraints:
-        # where there is none the rule fits nothing
-        model="|".join(INTERPOLATED) or r"(?!)",
     log:
         "logs/interpolate/{model}/seed{seed}.log",
     benchmark:
         "results/timings/interpolate/{model}-seed{seed}.tsv"
+    wildcard_constraints:
+        # where there is none the rule fits nothing
+        model="|".join(INTERPOLATED) or r"(?!)",
     priority: 100
     conda:
         "../../envs/cliptex.yaml"
