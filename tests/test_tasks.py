@@ -473,8 +473,10 @@ def test_a_missing_label_costs_nothing_whatever_the_options(name, options):
 @pytest.mark.parametrize("alignment", ["robust", "least_squares"])
 def test_aligned_depth_losses_are_free_of_the_scale_and_shift_of_both_sides(alignment):
     task = with_loss("depth", {"alignment": alignment})
-    target = torch.from_numpy(np.stack([make_label("depth", 12, 12, seed, 0.3) for seed in (0, 1)]))
-    prediction = predictions(task, target).detach()
+    rng = np.random.default_rng(0)
+    relief = rng.normal(size=(2, 12, 12)).astype(np.float32)
+    target = torch.from_numpy(np.where(rng.random(relief.shape) < 0.3, np.float32(np.nan), relief))
+    prediction = torch.from_numpy(relief + rng.normal(size=relief.shape).astype(np.float32))[:, None]
     loss = task.loss(prediction, target)
     torch.testing.assert_close(task.loss(7 * prediction - 3, target), loss, rtol=1e-3, atol=0)
     torch.testing.assert_close(task.loss(prediction, 2 * target + 5), loss, rtol=1e-3, atol=0)
@@ -486,7 +488,8 @@ def test_least_squares_alignment_is_the_best_one():
     """Against NumPy's solution of equation 2 of Ranftl et al. 2020, image by image, without invalid pixels."""
     task = with_loss("depth", {"alignment": "least_squares", "gradient_weight": 0.0})
     rng = np.random.default_rng(0)
-    target, prediction = (rng.normal(size=(2, 6, 6)).astype(np.float32) for _ in range(2))
+    target, noise = (rng.normal(size=(2, 6, 6)).astype(np.float32) for _ in range(2))
+    prediction = noise + target
     errors = []
     for p, t in zip(prediction.astype(np.float64), target.astype(np.float64), strict=True):
         t = t - np.sort(t, axis=None)[17]  # torch's median of 36 values is the lower one
@@ -495,6 +498,20 @@ def test_least_squares_alignment_is_the_best_one():
         errors.append(np.abs(design @ np.linalg.lstsq(design, t, rcond=None)[0] - t))
     found = task.loss(torch.from_numpy(prediction[:, None]), torch.from_numpy(target))
     assert found.item() == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+@pytest.mark.parametrize("alignment", ["target", "robust", "least_squares"])
+def test_a_head_that_starts_flat_learns_near_from_far(alignment):
+    """Heads may start at zero, where a scale that is solved for could be zero for ever, or of the wrong sign."""
+    task = with_loss("depth", {"alignment": alignment})
+    target = torch.linspace(0, 1, 64).view(1, 8, 8)
+    prediction = torch.zeros(1, 1, 8, 8, requires_grad=True)
+    optimizer = torch.optim.Adam([prediction], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        task.loss(prediction, target).backward()
+        optimizer.step()
+    assert np.corrcoef(prediction.detach().ravel(), target.ravel())[0, 1] > 0.99
 
 
 def test_the_robust_depth_loss_of_an_untrained_head_has_a_bounded_gradient():

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LEVELS = 255
 GRADIENT_SCALES = 4
 LEAST_SPREAD = 1e-2
+LEAST_SCALE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +98,10 @@ class Depth(Task):
         By default the head predicts that map itself. With `alignment` the prediction has a scale and a shift an image
         too, found over the valid pixels: `robust` normalises it by the same equations, its spread taken as no less than
         0.01, since the gradient grows without bound as the spread of an untrained head's output goes to 0;
-        `least_squares` solves for those with the least squared error (eq. 2 to 4; the scale may become negative), where
-        a flat prediction has scale 0. The gradient term is eq. 11, at 4 scales, with weight 0.5. Averages run over the
-        valid pixels of the batch. A flat target normalises to 0.
+        `least_squares` solves for those with the least squared error (eq. 2 to 4), the scale taken as no less than
+        0.001: a negative one would make far of near, and at 0 a flat prediction would have no gradient. The gradient
+        term is eq. 11, at 4 scales, with weight 0.5. Averages run over the valid pixels of the batch. A flat target
+        normalises to 0.
         """
         import torch
 
@@ -107,7 +109,8 @@ class Depth(Task):
         valid = torch.isfinite(target)
         target = torch.where(valid, _normalised(target, valid), 0.0)
         if self.options.alignment == "robust":
-            prediction = _normalised(prediction, valid, LEAST_SPREAD)
+            deviation, spread, _ = _centred(prediction, valid)
+            prediction = (deviation / spread.clamp(min=LEAST_SPREAD)).view_as(prediction)
         elif self.options.alignment == "least_squares":
             prediction = _fitted(prediction, target, valid)
         error = torch.where(valid, prediction - target, 0.0)
@@ -160,22 +163,25 @@ class Depth(Task):
         return out
 
 
-def _normalised(values_BHW: torch.Tensor, valid_BHW: torch.Tensor, least_spread: float = 0.0) -> torch.Tensor:
-    """Median 0 and mean absolute deviation 1 over each image's valid pixels; 0 for a flat image.
+def _normalised(target_BHW: torch.Tensor, valid_BHW: torch.Tensor) -> torch.Tensor:
+    """Median 0 and mean absolute deviation 1 over each image's valid pixels; 0 for a flat image."""
+    import torch
 
-    least_spread: what a smaller mean absolute deviation is taken for.
-    """
+    deviation, spread, median = _centred(target_BHW, valid_BHW)
+    # float32 noise around a constant is not relief
+    flat = spread <= 1e-6 * median.abs()
+    return torch.where(flat, 0.0, deviation / torch.where(flat, 1.0, spread)).view_as(target_BHW)
+
+
+def _centred(values_BHW: torch.Tensor, valid_BHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each image's valid pixels: less their median [B, HW] (0 elsewhere), mean absolute value of that and median."""
     import torch
 
     values, valid = values_BHW.flatten(1), valid_BHW.flatten(1)
     median = torch.where(valid, values, torch.nan).nanmedian(dim=1, keepdim=True).values.nan_to_num()
     deviation = torch.where(valid, values - median, 0.0)
     spread = deviation.abs().sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(min=1)
-    # float32 noise around a constant is not relief
-    flat = spread <= 1e-6 * median.abs()
-    if least_spread:
-        spread = spread.clamp(min=least_spread)
-    return torch.where(flat, 0.0, deviation / torch.where(flat, 1.0, spread)).view_as(values_BHW)
+    return deviation, spread, median
 
 
 def _fitted(prediction_BHW: torch.Tensor, target_BHW: torch.Tensor, valid_BHW: torch.Tensor) -> torch.Tensor:
@@ -186,7 +192,7 @@ def _fitted(prediction_BHW: torch.Tensor, target_BHW: torch.Tensor, valid_BHW: t
     p_mean, t_mean = ((values * valid).sum(dim=1, keepdim=True) / count for values in (p, t))
     p = (p - p_mean) * valid
     scale = (p * (t - t_mean)).sum(dim=1, keepdim=True) / (p.square().sum(dim=1, keepdim=True) + 1e-6 * count)
-    return (scale * p + t_mean).view_as(prediction_BHW)
+    return (scale.clamp(min=LEAST_SCALE) * p + t_mean).view_as(prediction_BHW)
 
 
 PLUGIN = Depth

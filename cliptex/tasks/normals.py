@@ -121,7 +121,7 @@ class Normals(Task):
         import torch
         from torch.nn import functional
 
-        from cliptex.angular_mf import angular_mf_loss, norm_normalize
+        from cliptex.angular_mf import MIN_KAPPA, negative_log_likelihood
 
         normal, kappa = target_B[..., :3].float(), target_B[..., 3].float().clamp(max=KAPPA_MAX)
         valid = torch.isfinite(target_B).all(dim=-1) & (normal.square().sum(dim=-1) > 0)
@@ -130,11 +130,13 @@ class Normals(Task):
         weight = (kappa**2 + 1) / (kappa**2 + 4) * torch.tanh(kappa * (torch.pi / 2)) * valid
         if not self.options.confidence:
             weight = valid.float()
+        predicted = functional.normalize(prediction_BCHW[:, :3].float().movedim(1, -1), dim=-1, eps=1e-4)
+        cosine = (predicted * normal).sum(dim=-1)
         if self.options.kind == "angmf":
-            nll = angular_mf_loss(norm_normalize(prediction_BCHW), normal.movedim(-1, 1))
-            return (weight * torch.where(valid, nll, 0.0)).sum() / valid.sum().clamp(min=1)
-        predicted = functional.normalize(prediction_BCHW.float().movedim(1, -1), dim=-1, eps=1e-4)
-        return (weight * (1 - (predicted * normal).sum(dim=-1))).sum() / valid.sum().clamp(min=1)
+            own_kappa = functional.elu(prediction_BCHW[:, 3].float()) + 1 + MIN_KAPPA
+            nll = torch.where(valid, negative_log_likelihood(cosine, own_kappa), 0.0)
+            return (weight * nll).sum() / valid.sum().clamp(min=1)
+        return (weight * (1 - cosine)).sum() / valid.sum().clamp(min=1)
 
     def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
         """Unit normals with the kappa that the head predicts, or 1 where it predicts none; NaN for a zero vector."""
