@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cliptex.tasks.base import LossOptions, Task, View
+from cliptex.tasks.batch_mean import batch_mean
 from cliptex.tasks.grid import INVALID_COLOUR, WHOLE, area_mean, pack_picture, unpack_picture
 
 if TYPE_CHECKING:
@@ -132,9 +133,9 @@ class Normals(Task):
             weight = valid.float()
         if self.options.kind == "angmf":
             nll = angular_mf_loss(norm_normalize(prediction_BCHW), normal.movedim(-1, 1))
-            return (weight * torch.where(valid, nll, 0.0)).sum() / valid.sum().clamp(min=1)
+            return batch_mean((weight * torch.where(valid, nll, 0.0)).sum(), valid.sum())
         predicted = functional.normalize(prediction_BCHW.float().movedim(1, -1), dim=-1, eps=1e-4)
-        return (weight * (1 - (predicted * normal).sum(dim=-1))).sum() / valid.sum().clamp(min=1)
+        return batch_mean((weight * (1 - (predicted * normal).sum(dim=-1))).sum(), valid.sum())
 
     def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
         """Unit normals with the kappa that the head predicts, or 1 where it predicts none; NaN for a zero vector."""
