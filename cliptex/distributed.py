@@ -4,6 +4,7 @@ Distribution is decided by torchrun's variables alone; those of SLURM, MPI or a 
 function here is the plain one of a single process.
 """
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -81,11 +82,11 @@ def joined() -> Iterator[World]:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
-    try:
-        yield World(dist.get_rank(), dist.get_world_size(), device)
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        # left at the end of the process, as torchrun's store still holds the addresses of a group that is made again
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
+        atexit.register(dist.destroy_process_group)
+    yield World(dist.get_rank(), dist.get_world_size(), device)
 
 
 _alone = False

@@ -335,3 +335,75 @@ def test_sigkill_loses_at_most_one_interval_and_sigterm_none(clip):
     assert f"after step {newest};" in said
     train(changed(config, train={"checkpoint_every": 100}), "clip_ft", 0)
     assert read_json(paths.model("clip_ft", 0) / "train.json")["images_seen"] == 800
+
+
+SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "3", "SLURM_NODEID": "1", "SLURM_JOB_ID": "7"}
+MICRO = {"accumulate": 2, "crop_sizes_px": [24, 32], "ema": 0.5}
+
+
+def exact(config):
+    """For comparisons: fp32, patch dropout in `clip`, a rate at which Adam does not make much of rounding."""
+    models = config.plain()["models"]
+    for name, options in {"clip": {"patch_dropout": 0.5}, "cliptex": {}}.items():
+        models[name] |= {"learning_rate": 1e-4, "steps": 4, **options}
+    return Config.load(config.plain() | {"models": models, "train": config.plain()["train"] | {"precision": "fp32"}})
+
+
+def outcome(name):
+    folder = paths.model(name, 0)
+    tensors = load_file(folder / "open_clip_model.safetensors") | load_file(folder / "heads.safetensors")
+    return tensors, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_close(one, other):
+    (weights, lines), (others, other_lines) = one, other
+    assert weights.keys() == others.keys()
+    for name, tensor in weights.items():
+        if name.endswith("in_proj_bias"):
+            # a key's bias shifts all scores of a query alike: no gradient but rounding, which Adam makes steps of
+            query, _, value = tensor.chunk(3)
+            other_query, _, other_value = others[name].chunk(3)
+            tensor, others[name] = torch.cat([query, value]), torch.cat([other_query, other_value])
+        torch.testing.assert_close(tensor, others[name], rtol=1e-5, atol=1e-5, msg=name)
+    assert [line.keys() for line in lines] == [line.keys() for line in other_lines]
+    for line, other_line in zip(lines, other_lines, strict=True):
+        assert line == pytest.approx(other_line, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["clip", "cliptex"])
+def test_micro_batches_equal_one_big_batch(tiny, name):
+    """All negatives, all valid pixels, the batch's normalisation and the same dropped patches."""
+    config = exact(tiny)
+    train(config, "clip", 0)
+    train(config, name, 0)
+    whole = outcome(name)
+    train(changed(config, train={"accumulate": 4}), name, 0)
+    assert_close(outcome(name), whole)
+
+
+def test_two_processes_equal_one(tiny, tmp_path, monkeypatch):
+    """Started by torchrun inside what looks like a SLURM job of other sizes."""
+    config = exact(tiny)
+    micro = changed(config, train=MICRO)
+    script = "import sys; from cliptex.config import Config; from cliptex.train import train\n"
+    script += "for text, name in zip(sys.argv[1::2], sys.argv[2::2]): train(Config.load(text), name, 0)"
+    (tmp_path / "both.py").write_text(script)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "both.py"]
+    launch += [json.dumps(config.plain()), "clip", json.dumps(micro.plain()), "cliptex"]
+    ended = subprocess.run(launch, env={**os.environ, **SLURM}, capture_output=True, text=True, timeout=1200)
+    assert ended.returncode == 0, ended.stderr
+    shared = {name: outcome(name) for name in ("clip", "cliptex")}
+    assert read_json(paths.model("cliptex", 0) / "train.json")["processes"] == 2
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    train(config, "clip", 0)
+    train(micro, "cliptex", 0)
+    assert read_json(paths.model("cliptex", 0) / "train.json")["processes"] == 1
+    for name, found in shared.items():
+        assert_close(found, outcome(name))
+
+
+def test_half_of_torchruns_variables_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(CliptexError, match=r"WORLD_SIZE: set without RANK, LOCAL_RANK, MASTER_ADDR.*torchrun"):
+        distributed.joined().__enter__()
