@@ -207,11 +207,33 @@ class Student(Section):
     """open_clip pretrained tag, or path of a checkpoint or of an exported folder; null starts from random weights."""
 
 
+class Watch(Section):
+    """What is looked at while a model trains. Nothing here changes its weights."""
+
+    zero_shot: Name | None = None
+    """Classification benchmark on which zero-shot accuracy is measured before step 1, after every `every_epochs` and at
+    the end; null: not at all."""
+    zero_shot_images: Positive = 1000
+    """Images of the benchmark's evaluation split that are used, from the first."""
+    max_drop: Annotated[float, Field(ge=0)] | None = None
+    """Points of top-1 accuracy that may be lost against the start before `on_drop` happens; null: any."""
+    on_drop: Literal["warn", "stop"] = "warn"
+    """`warn`: a line in the log and in train.json. `stop`: the run ends with an error."""
+    every_epochs: Positive = 1
+    """Epochs between measurements, of zero-shot and on held-out pairs."""
+
+
 class Train(Section):
     """Training settings that all models share."""
 
     batch_size: Positive = 128
-    """Image-caption pairs a step."""
+    """Image-caption pairs a step, over all processes and micro batches; each is a negative of all others."""
+    accumulate: Positive = 1
+    """Micro batches into which a process divides its part of a batch; needs less memory, and a second forward pass."""
+    crop_sizes_px: tuple[Positive, ...] = ()
+    """Crop sizes of which each step draws one, with a batch that keeps the number of patches; empty: the encoder's."""
+    held_out: Annotated[int, Field(ge=0)] = 0
+    """Pairs kept out of training, on which each head is compared with the pseudo-labels."""
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     """Steps of linear warm-up, before a cosine to zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
@@ -240,14 +262,24 @@ class Train(Section):
     learn where a patch lies; fitted before the first step. 0: none, as in the paper."""
     head_rate_factor: Rate = 4.0
     """Learning rate of module and heads, relative to the encoder's."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """`auto`: bf16 where the processor or GPU computes it natively, else fp32; recorded in train.json."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay a step of an exponential moving average of all weights, which then is what is exported; null: none."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """`auto`: bf16 where the processor or GPU computes it natively, else fp32; recorded in train.json. `fp16` needs a
+    GPU and scales the loss."""
+    checkpoint_activations: bool = False
+    """Compute the towers' activations again in the backward pass; needs less memory, and a third more time."""
+    compile: bool = False
+    """Compile the towers with torch.compile."""
     log_every: Positive = 10
     """Steps between lines of metrics.jsonl."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where those lines go besides, while the run goes on; see docs/training.md."""
     checkpoint_every: Positive = 100
     """Steps between rolling checkpoints."""
     shuffle_shards: Positive = 16
     """Shards held in memory at a time and shuffled together."""
+    watch: Watch = Watch()
 
 
 class Interpolation(Section):

@@ -99,15 +99,20 @@ def _random(config: dict[str, Any]) -> torch.nn.Module:
     return open_clip.CustomTextCLIP(**config) if custom else open_clip.CLIP(**config)
 
 
+def preprocessing(model: torch.nn.Module) -> dict[str, Any]:
+    """How images are to be prepared for a model: open_clip's `preprocess_cfg`, without the size."""
+    # what the pretrained weights came with, which a model of random weights does not have
+    given = getattr(model.visual, "preprocess_cfg", {})
+    return {name: given.get(name, value) for name, value in PREPROCESS.items()}
+
+
 def export(model: torch.nn.Module, student: Student, folder: Path) -> str:
     """Write `open_clip_config.json` and `open_clip_model.safetensors`; return the weights' SHA-256.
 
     The folder loads with `open_clip.create_model_and_transforms("local-dir:<folder>", require_pretrained=True)`.
     """
-    # what the pretrained weights came with, which a model of random weights does not have
-    given = getattr(model.visual, "preprocess_cfg", {})
-    preprocess = {name: given.get(name, value) for name, value in PREPROCESS.items()}
-    write_json(folder / CONFIG_FILE, {"model_cfg": model_config(student), "preprocess_cfg": preprocess})
+    described = {"model_cfg": model_config(student), "preprocess_cfg": preprocessing(model)}
+    write_json(folder / CONFIG_FILE, described)
     with replacing(folder / WEIGHTS_FILE) as scratch:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, scratch)
     return sha256_file(folder / WEIGHTS_FILE)

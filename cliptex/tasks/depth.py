@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cliptex.tasks.base import LossOptions, Task, View
+from cliptex.tasks.batch_mean import batch_mean
 from cliptex.tasks.grid import INVALID_COLOUR, WHOLE, area_mean, pack_picture, unpack_picture
 
 if TYPE_CHECKING:
@@ -114,12 +115,12 @@ class Depth(Task):
         elif self.options.alignment == "least_squares":
             prediction = _fitted(prediction, target, valid)
         error = torch.where(valid, prediction - target, 0.0)
-        loss = error.abs().sum() / valid.sum().clamp(min=1)
+        loss = batch_mean(error.abs().sum(), valid.sum())
         for scale in range(GRADIENT_SCALES):
             e, v = error[:, :: 2**scale, :: 2**scale], valid[:, :: 2**scale, :: 2**scale]
             right, down = v[:, :, 1:] & v[:, :, :-1], v[:, 1:] & v[:, :-1]
             steps = ((e[:, :, 1:] - e[:, :, :-1]).abs() * right).sum() + ((e[:, 1:] - e[:, :-1]).abs() * down).sum()
-            loss = loss + self.options.gradient_weight * steps / v.sum().clamp(min=1)
+            loss = loss + self.options.gradient_weight * batch_mean(steps, v.sum())
         return loss
 
     def predicted(self, output_CHW: np.ndarray) -> np.ndarray:

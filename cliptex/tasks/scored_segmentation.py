@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cliptex.tasks.base import LossOptions
+from cliptex.tasks.batch_mean import batch_mean
 from cliptex.tasks.grid import pack, unpack
 from cliptex.tasks.segmentation import IGNORE, Segmentation
 
@@ -70,7 +71,7 @@ class ScoredSegmentation(Segmentation):
         loss_BHW = functional.cross_entropy(
             prediction_BCHW.float(), classes_BHW.long(), ignore_index=IGNORE, reduction="none"
         )
-        return (score_BHW * loss_BHW).sum() / (classes_BHW != IGNORE).sum().clamp(min=1)
+        return batch_mean((score_BHW * loss_BHW).sum(), (classes_BHW != IGNORE).sum())
 
     def classes(self, label: np.ndarray) -> np.ndarray:
         return label[..., 0] if label.ndim == 3 else label
