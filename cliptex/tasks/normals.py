@@ -134,3 +134,90 @@ class Normals(Task):
         predicted = functional.normalize(prediction_BCHW[:, :3].float().movedim(1, -1), dim=-1, eps=1e-4)
         cosine = (predicted * normal).sum(dim=-1)
         if self.options.kind == "angmf":
+            own_kappa = functional.elu(prediction_BCHW[:, 3].float()) + 1 + MIN_KAPPA
+            nll = torch.where(valid, negative_log_likelihood(cosine, own_kappa), 0.0)
+            return batch_mean((weight * nll).sum(), valid.sum())
+        return batch_mean((weight * (1 - cosine)).sum(), valid.sum())
+
+    def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
+        """Unit normals with the kappa that the head predicts, or 1 where it predicts none; NaN for a zero vector."""
+        import torch
+
+        from cliptex.angular_mf import norm_normalize
+
+        output = np.asarray(output_CHW, np.float32)
+        if len(output) == 3:
+            # elu(0) + 1 is 1, but for the least kappa
+            output = np.concatenate([output, np.zeros_like(output[:1])])
+        label = norm_normalize(torch.from_numpy(output), 0).movedim(0, -1).numpy()
+        label[~np.any(label[..., :3], axis=-1)] = np.nan
+        return np.ascontiguousarray(label)
+
+    def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+        """Angular error `mean`, `median` (degrees) and `within_*` (percent) over the pixels of all pairs.
+
+        The truth may be [H, W, 3] or [H, W, 4]. With a kappa in the prediction also the mean error in each quarter of
+        the pixels by kappa, `error_kappa_q1` (least sure) to `error_kappa_q4`.
+        """
+        errors, kappas = [], []
+        for predicted, truth in pairs:
+            valid = _valid(predicted) & _valid(truth)
+            p, t = predicted[valid].astype(np.float64), truth[valid].astype(np.float64)
+            lengths = np.linalg.norm(p[:, :3], axis=1) * np.linalg.norm(t[:, :3], axis=1)
+            cosine = np.sum(p[:, :3] * t[:, :3], axis=1) / lengths
+            errors.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+            kappas.append(p[:, 3:])
+        error = np.concatenate(errors) if errors else np.empty(0)
+        if not error.size:
+            raise ValueError("no valid pixel to judge")
+        metrics = {"mean": float(error.mean()), "median": float(np.median(error))}
+        metrics |= {name: float(100 * np.mean(error < limit)) for name, limit in WITHIN_DEGREES.items()}
+        if all(kappa.shape[1] for kappa in kappas) and error.size >= 4:
+            order = np.argsort(np.concatenate(kappas)[:, 0], kind="stable")
+            quarters = np.array_split(error[order], 4)
+            metrics |= {f"error_kappa_q{i}": float(quarter.mean()) for i, quarter in enumerate(quarters, start=1)}
+        return metrics
+
+    def picture(self, label: np.ndarray) -> np.ndarray:
+        """The usual colours: red, green, blue = the outward normal to the right, up, towards the viewer."""
+        valid = _valid(label)
+        out = np.full((*valid.shape, 3), INVALID_COLOUR, np.uint8)
+        out[valid] = np.rint((np.clip(label[valid][:, :3], -1, 1) * (-1, 1, 1) + 1) * 127.5)
+        return out
+
+
+def _valid(label_HWC: np.ndarray) -> np.ndarray:
+    """bool [H, W]: a finite normal of non-zero length and, where there is a fourth channel, a finite kappa."""
+    with np.errstate(invalid="ignore"):  # infinity times 0 is NaN, as is wanted for kappa
+        length = np.abs(label_HWC) @ np.array([1, 1, 1, 0], np.float32)[: label_HWC.shape[-1]]
+    return (length > 0) & (length < np.inf)
+
+
+def _resample(label: np.ndarray, view: View, height: int, width: int) -> np.ndarray:
+    """Mean direction and mean kappa over the valid area; NaN where directions cancel out."""
+    out = area_mean(label, _valid(label), view, height, width)
+    length = np.sqrt(np.einsum("hwc,hwc->hw", out[..., :3], out[..., :3]))
+    length[length < 1e-3] = np.nan
+    out[..., :3] /= length[..., None]
+    out[..., 3] = np.where(np.isnan(length), np.float32(np.nan), out[..., 3])
+    if view.flip:
+        out[..., 0] *= -1
+    return out
+
+
+@cache
+def _tables() -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors float32 [128 * 128, 4] by both octahedral codes (4 columns copy faster than 3); kappa by code."""
+    axis = np.clip((np.arange(2 * AXIS_CODES + 2) - AXIS_CODES - 1) / AXIS_CODES, -1, 1)
+    x, y = np.meshgrid(axis, axis, indexing="ij")
+    z = 1 - np.abs(x) - np.abs(y)
+    fold = np.maximum(-z, 0)
+    directions = np.stack([x - np.copysign(fold, x), y - np.copysign(fold, y), z], axis=-1)
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    directions = np.pad(directions.reshape(-1, 3), ((0, 0), (0, 1)))
+    positions = np.concatenate([[0], np.linspace(0, 1, KAPPA_CODES)])
+    kappas = KAPPA_MIN * (KAPPA_MAX / KAPPA_MIN) ** positions
+    return directions.astype(np.float32), kappas.astype(np.float32)
+
+
+PLUGIN = Normals
