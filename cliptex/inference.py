@@ -18,7 +18,7 @@ from cliptex.errors import CliptexError
 from cliptex.features import dense_features
 from cliptex.images import BadImage, decode_image
 from cliptex.multi_scale import DenseHeads, load_heads
-from cliptex.student import HEADS_FILE, load, preprocessing
+from cliptex.student import HEADS_FILE, exported_preprocessing, load
 from cliptex.tasks.base import Task
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -36,7 +36,7 @@ class TrainedModel:
         self.folder = Path(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = load(self.folder).to(self.device).requires_grad_(False)
-        self.preprocess_cfg = preprocessing(self.folder, self.model)
+        self.preprocess_cfg = exported_preprocessing(self.folder, self.model)
         self.preprocess = open_clip.transform.image_transform_v2(self.preprocess_cfg, is_train=False)
         self.tokenizer = open_clip.get_tokenizer(f"local-dir:{self.folder}")
         size = self.preprocess_cfg.size

@@ -62,7 +62,9 @@ def interpolate(config: Config, name: str, seed: int, root: Path = Path()) -> No
             "seconds": round(time.monotonic() - start, 3),
             "images_per_s": None,
             "peak_memory_mb": 0.0,
-            "parameters": {**records[0]["parameters"], "heads": 0},
+            "parameters": {
+                part: count if part in ("encoder", "text") else 0 for part, count in records[0]["parameters"].items()
+            },
             "model_sha256": sha256_file(folder / WEIGHTS_FILE),
             "provenance": provenance(config.plain()),
         },

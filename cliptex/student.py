@@ -149,7 +149,7 @@ def exported_config(folder: Path) -> dict[str, Any]:
     return read_json(Path(folder) / CONFIG_FILE)
 
 
-def preprocessing(folder: Path, model: torch.nn.Module) -> PreprocessCfg:
+def exported_preprocessing(folder: Path, model: torch.nn.Module) -> PreprocessCfg:
     """How images are prepared for an exported model; CLIP's own way where the folder does not say."""
     return PreprocessCfg(size=model.visual.image_size, **exported_config(folder).get("preprocess_cfg", {}))
 
