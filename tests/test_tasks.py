@@ -617,6 +617,7 @@ def test_predicted_labels_are_what_the_loss_is_least_for():
     normals = TASKS["normals"].predicted(raw)
     np.testing.assert_allclose(normals[0, 0, :3], (0, 0.6, 0.8), rtol=1e-6)
     assert np.isnan(normals[0, 1]).all()
+    assert normals[0, 0, 3] == 1
     with_kappa = with_loss("normals", {"kind": "angmf"}).predicted(np.full((4, 1, 1), 2, np.float32))
     np.testing.assert_allclose(with_kappa[0, 0, 3], 3.01, rtol=1e-6)
 

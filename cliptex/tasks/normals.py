@@ -146,10 +146,12 @@ class Normals(Task):
         from cliptex.angular_mf import norm_normalize
 
         output = np.asarray(output_CHW, np.float32)
-        if len(output) == 3:
-            # elu(0) + 1 is 1, but for the least kappa
+        without_kappa = len(output) == 3
+        if without_kappa:
             output = np.concatenate([output, np.zeros_like(output[:1])])
         label = norm_normalize(torch.from_numpy(output), 0).movedim(0, -1).numpy()
+        if without_kappa:
+            label[..., 3] = 1
         label[~np.any(label[..., :3], axis=-1)] = np.nan
         return np.ascontiguousarray(label)
 
