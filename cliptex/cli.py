@@ -276,7 +276,52 @@ def train(
     """Train a model, or go on with it, and export it for open_clip."""
     from cliptex.train import train
 
-    train(Config.load(config), model, seed)
+    settings = Config.load(config)
+    if model in settings.models and settings.models[model].interpolate is not None:
+        raise CliptexError(f"models.{model}: is interpolated, not trained; run: cliptex interpolate --model {model}")
+    train(settings, model, seed)
+
+
+@app.command()
+def interpolate(
+    model: Annotated[str, typer.Option(help="Name of an entry in `models` that has `interpolate`.")],
+    config: ConfigOption = DEFAULT,
+    seed: SeedOption = 0,
+) -> None:
+    """Make a model from the weights of two others, without training."""
+    from cliptex.interpolate import interpolate
+
+    interpolate(Config.load(config), model, seed)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Images to draw, a row each.")],
+    model: Annotated[Path, typer.Option(help="Folder of a trained model that has its heads.")],
+    out: Annotated[Path, typer.Option(help="Where the sheet goes, a .png file.")] = Path("predictions.png"),
+) -> None:
+    """Draw images beside what a model's heads say of them: segmentation, depth, normals."""
+    from cliptex.inference import TrainedModel
+    from cliptex.predict import draw_predictions
+
+    found = draw_predictions(TrainedModel(model), images, out)
+    typer.echo("\n".join([*(f"{store}: {', '.join(classes)}" for store, classes in found.items()), f"sheet: {out}"]))
+
+
+@app.command("export")
+def export_model(
+    model: Annotated[str, typer.Option(help="Name of an entry in `models`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the exported model; what is in it stays.")],
+    config: ConfigOption = DEFAULT,
+    seed: SeedOption = 0,
+    heads: Annotated[bool, typer.Option(help="Whether the heads go with it.")] = True,
+    licence: Annotated[str, typer.Option(help="Licence in the model card, as the Hugging Face hub writes it.")] = "",
+) -> None:
+    """Copy a trained model to a folder that can be published: open_clip's files and a model card."""
+    from cliptex.model_export import export_model
+
+    export_model(Config.load(config), model, seed, out, heads=heads, licence=licence)
+    typer.echo(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
 @app.command()

@@ -207,11 +207,33 @@ class Student(Section):
     """open_clip pretrained tag, or path of a checkpoint or of an exported folder; null starts from random weights."""
 
 
+class Watch(Section):
+    """What is looked at while a model trains. Nothing here changes its weights."""
+
+    zero_shot: Name | None = None
+    """Classification benchmark on which zero-shot accuracy is measured before step 1, after every `every_epochs` and at
+    the end; null: not at all."""
+    zero_shot_images: Positive = 1000
+    """Images of the benchmark's evaluation split that are used, from the first."""
+    max_drop: Annotated[float, Field(ge=0)] | None = None
+    """Points of top-1 accuracy that may be lost against the start before `on_drop` happens; null: any."""
+    on_drop: Literal["warn", "stop"] = "warn"
+    """`warn`: a line in the log and in train.json. `stop`: the run ends with an error."""
+    every_epochs: Positive = 1
+    """Epochs between measurements, of zero-shot and on held-out pairs."""
+
+
 class Train(Section):
     """Training settings that all models share."""
 
     batch_size: Positive = 128
-    """Image-caption pairs a step."""
+    """Image-caption pairs a step, over all processes and micro batches; each is a negative of all others."""
+    accumulate: Positive = 1
+    """Micro batches into which a process divides its part of a batch; needs less memory, and a second forward pass."""
+    crop_sizes_px: tuple[Positive, ...] = ()
+    """Crop sizes of which each step draws one, with a batch that keeps the number of patches; empty: the encoder's."""
+    held_out: Annotated[int, Field(ge=0)] = 0
+    """Pairs kept out of training, on which each head is compared with the pseudo-labels."""
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     """Steps of linear warm-up, before a cosine to zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
@@ -226,28 +248,56 @@ class Train(Section):
     """Probability of a horizontal flip."""
     target_size_px: Positive = 32
     """Side of the grid on which dense losses are computed, pixels."""
-    multi_scale: Literal["ppm", "none"] = "ppm"
-    """Shared module between encoder and task heads: pyramid pooling, or none."""
+    multi_scale: Literal["ppm", "aspp", "none"] = "ppm"
+    """Shared module between encoder and task heads: pyramid pooling (PSPNet), dilated convolutions (DeepLabV3), or
+    none."""
     multi_scale_channels: Positive = 128
-    """Output channels of the multi-scale module."""
+    """Output channels of the multi-scale module, and of the inner layers of heavy heads."""
+    multi_scale_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (6, 12, 18)
+    """Dilations of `aspp`, in patches. One that is not below the side of the patch grid sees nothing but the centre."""
+    heads: Literal["light", "heavy"] = "light"
+    """A task's head: one 1x1 convolution, or two 3x3 ones before it."""
     label_prior_cells: Annotated[int, Field(ge=0)] = 8
     """Side of the grid on which the heads hold what labels have in common at each place, so that the encoder need not
     learn where a patch lies; fitted before the first step. 0: none, as in the paper."""
     head_rate_factor: Rate = 4.0
     """Learning rate of module and heads, relative to the encoder's."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """`auto`: bf16 where the processor or GPU computes it natively, else fp32; recorded in train.json."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay a step of an exponential moving average of all weights, which then is what is exported; null: none."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """`auto`: bf16 where the processor or GPU computes it natively, else fp32; recorded in train.json. `fp16` needs a
+    GPU and scales the loss."""
+    checkpoint_activations: bool = False
+    """Compute the towers' activations again in the backward pass; needs less memory, and a third more time."""
+    compile: bool = False
+    """Compile the towers with torch.compile."""
     log_every: Positive = 10
     """Steps between lines of metrics.jsonl."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where those lines go besides, while the run goes on; see docs/training.md."""
     checkpoint_every: Positive = 100
     """Steps between rolling checkpoints."""
     shuffle_shards: Positive = 16
     """Shards held in memory at a time and shuffled together."""
+    watch: Watch = Watch()
+
+
+class Interpolation(Section):
+    """Weights between those of two models (WiSE-FT, Wortsman et al. 2022, "Robust fine-tuning of zero-shot models")."""
+
+    of: Name
+    """The model at alpha = 1, usually the fine-tuned one."""
+    with_: Name = Field(alias="with")
+    """The model at alpha = 0, usually the one that it started from. Same architecture, same seed."""
+    alpha: Share = 0.5
+    """Each weight is alpha times that of `of` plus 1 - alpha times that of `with`."""
 
 
 class Model(Section):
-    """A named training run."""
+    """A named training run, or an interpolation of two."""
 
+    interpolate: Interpolation | None = None
+    """Make it from two other models, without any training; no other key may then be given."""
     init: Name | None = None
     """Model whose final weights it starts from (same seed); null starts from `student`."""
     steps: Annotated[int, Field(ge=0)] = 0
@@ -258,10 +308,18 @@ class Model(Section):
     """Share of patches left out of each training image (FLIP, Li et al. 2023); contrastive models only."""
     tasks: dict[Name, Annotated[float, Field(gt=0)]] = {}
     """Label stores to learn from, and the weight of each task's loss; empty is contrastive only."""
+    losses: dict[Name, dict[str, Any]] = {}
+    """Options of the tasks' losses, by label store, where they are not to be the defaults; docs/models.md has them."""
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the contrastive loss."""
     shuffle_labels: bool = False
     """Control: every image gets the pseudo-labels of another one."""
+
+    def sources(self) -> list[str]:
+        """The models that it is made from: `init`, or the two that are interpolated."""
+        if self.interpolate is not None:
+            return [self.interpolate.of, self.interpolate.with_]
+        return [] if self.init is None else [self.init]
 
 
 class Probes(Section):
@@ -336,17 +394,37 @@ class Config(Section):
             for store in model.tasks:
                 if self.label_stores and store not in self.label_stores:
                     raise ValueError(f"models.{name}.tasks: {store!r} is not one of {sorted(self.label_stores)}")
+            if unknown := sorted(model.losses.keys() - model.tasks.keys()):
+                raise ValueError(f"models.{name}.losses: {unknown[0]!r} is not among its tasks, {sorted(model.tasks)}")
             if model.tasks and model.patch_dropout:
                 raise ValueError(f"models.{name}.patch_dropout: tasks need every patch; set it to 0")
-            seen = [name]
-            while (init := self.models[seen[-1]].init) is not None and init in self.models:
-                if init in seen:
-                    raise ValueError(f"models.{name}.init: the chain {' -> '.join([*seen, init])} is a circle")
-                seen.append(init)
+            if model.interpolate is not None:
+                self._check_interpolation(name, model)
+            self._refuse_circles([name])
         for name in self.probes.models:
             if self.models and name not in self.models:
                 raise ValueError(f"probes.models: {name!r} is not one of {sorted(self.models)}")
         return self
+
+    def _check_interpolation(self, name: str, model: Model) -> None:
+        for key, field in Model.model_fields.items():
+            if key != "interpolate" and getattr(model, key) != field.get_default(call_default_factory=True):
+                raise ValueError(
+                    f"models.{name}.{key}: a model that is interpolated is not trained; remove it, or `interpolate`"
+                )
+        for key, other in zip(("of", "with"), model.sources(), strict=True):
+            if other not in self.models:
+                raise ValueError(f"models.{name}.interpolate.{key}: {other!r} is not one of {sorted(self.models)}")
+
+    def _refuse_circles(self, chain: list[str]) -> None:
+        """chain: models, each made from the next."""
+        model = self.models[chain[-1]]
+        for other in model.sources():
+            if other in chain:
+                key = "init" if self.models[chain[0]].interpolate is None else "interpolate"
+                raise ValueError(f"models.{chain[0]}.{key}: the chain {' -> '.join([*chain, other])} is a circle")
+            if other in self.models:
+                self._refuse_circles([*chain, other])
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any]) -> Self:
@@ -383,7 +461,7 @@ class Config(Section):
 
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON values, defaults filled in."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", by_alias=True)
 
     def subset(self, *keys: str) -> str:
         """JSON text with only these dotted keys, e.g. `subset("train", "models.clip")`.

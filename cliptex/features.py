@@ -26,3 +26,8 @@ def features_and_embedding(visual: torch.nn.Module, images_BCHW: torch.Tensor) -
     """
     out = visual.forward_intermediates(images_BCHW, indices=1, normalize_intermediates=True)
     return out["image_intermediates"][0], out["image_features"]
+
+
+def width(visual: torch.nn.Module) -> int:
+    """Channels C of the encoder's dense features."""
+    return visual.ln_post.normalized_shape[0] if hasattr(visual, "ln_post") else visual.trunk.num_features

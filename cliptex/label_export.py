@@ -31,7 +31,7 @@ from cliptex.shards import Pair, read_index, read_indexed
 from cliptex.tasks.normals import KAPPA_MAX, KAPPA_MIN
 
 FORMATS = {
-    "segmentation": "8-bit grey PNG; the value is the class, 255 = ignore",
+    "segmentation": "8-bit grey PNG; the value is the class, 255 = ignore; scores are left out",
     "depth": (
         "16-bit grey PNG; 0 = invalid, else relative inverse depth = low + (value - 1) / 65534 * (high - low), with low"
         " and high in the sample's json under labels.{store}"
@@ -145,7 +145,7 @@ def _members(pairs: list[Pair], opened: dict[str, LabelFile], export: Export) ->
                 continue
             about[store] = {"height": label.shape[0], "width": label.shape[1]}
             if _form(file.task.name, export.form) == "png":
-                data, further = PNG[file.task.name](label)
+                data, further = PNG[file.task.name](file.task.classes(label))
                 about[store] |= further
                 labels.append((f"{pair.key}.{store}.png", data))
             else:

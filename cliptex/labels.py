@@ -402,7 +402,7 @@ class _ClassCounts:
     def add(self, file: "LabelFile") -> None:
         for row in range(len(file.keys) if self.names else 0):
             if (label := file.label(row)) is not None:
-                counts = np.bincount(label.ravel(), minlength=256)[: len(self.names)]
+                counts = np.bincount(self.task.classes(label).ravel(), minlength=256)[: len(self.names)]
                 self.pixels += counts
                 self.images += counts > 0
 

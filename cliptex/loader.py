@@ -1,18 +1,23 @@
 """Joint loading: image, caption and pseudo-labels of one key, cropped and flipped together.
 
 Reads   results/shards/index.json, the shards, and the indexed label stores.
-Holds   what a sample becomes is a function of (seed, epoch, key) alone; the order of keys of (seed, epoch) alone, so
-        two models with the same seed see the same batches and a restart continues where it was.
+Holds   what a sample becomes is a function of (seed, epoch, key) alone; the order of keys of (seed, epoch) alone; the
+        size of a step of (seed, step) alone. So two models with the same seed see the same batches, a restart continues
+        where it was, and neither the number of processes nor that of workers changes anything.
 """
 
+import bisect
 import itertools
+import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import numpy as np
+import torch
 from PIL import Image
 
 from cliptex import shards
@@ -22,15 +27,37 @@ from cliptex.images import decode_image
 from cliptex.labels import open_store
 from cliptex.tasks.base import Task, View
 
+WHOLE = View(0.0, 0.0, 1.0, 1.0, False)
+COARSEST_UNIT = 64
+"""Batches of other crop sizes are multiples of at most this many rows."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Images uint8 [B, S, S, 3], captions, keys, and per store the stacked targets of the task."""
+    """Rows of one step. Images uint8 [B, S, S, 3], captions, keys, and per store the stacked targets of the task.
+
+    tokens: int64 [B, L], where the loader has a tokenizer. ends_epoch: the next step is of another epoch.
+    """
 
     keys: list[str]
-    images: np.ndarray
+    images: torch.Tensor
     captions: list[str]
-    targets: dict[str, np.ndarray]
+    targets: dict[str, torch.Tensor]
+    tokens: torch.Tensor | None = None
+    epoch: int = 0
+    ends_epoch: bool = False
+
+    def pin_memory(self) -> Self:
+        """The batch in pinned memory; called by torch's DataLoader."""
+        return type(self)(
+            self.keys,
+            self.images.pin_memory(),
+            self.captions,
+            {store: target.pin_memory() for store, target in self.targets.items()},
+            None if self.tokens is None else self.tokens.pin_memory(),
+            self.epoch,
+            self.ends_epoch,
+        )
 
 
 def draw_view(train: Train, seed: int, epoch: int, key: str) -> View:
@@ -52,14 +79,101 @@ def crop_image(image_HWC: np.ndarray, view: View, size: int) -> np.ndarray:
     return cropped[:, ::-1] if view.flip else cropped
 
 
-Sample = tuple[shards.Pair, str, dict[str, Any]]
+@dataclass(frozen=True)
+class Step:
+    """One step of the plan: rows `start` to `start + rows` of the epoch's order, at crop size `size`."""
+
+    epoch: int
+    start: int
+    rows: int
+    size: int
+    ends_epoch: bool
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample as it is stored: image bytes, caption, and per store the arguments of `Task.decode`.
+
+    label_key: key of the image that the labels belong to.
+    """
+
+    key: str
+    image: bytes
+    caption: str
+    label_key: str
+    labels: dict[str, tuple[bytes, int, int] | None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The samples of an epoch in turn: their ids, which count samples over shards, and the ids of their labels.
+
+    windows: numbers of the shards in each window; ends: position after the last sample of each.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    windows: list[list[int]]
+    ends: list[int]
+
+
+Work = tuple[list[Encoded], Step]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Encoded samples to a batch; runs in the training process or in workers.
+
+    augment: whether samples are cropped and flipped; else the whole picture is squashed.
+    """
+
+    train: Train
+    seed: int
+    tasks: dict[str, Task]
+    tokenizer: Callable[[list[str]], torch.Tensor] | None = None
+    augment: bool = True
+
+    def __getitem__(self, work: Work) -> Batch:
+        samples, step = work
+        images = [
+            crop_image(decode_image(sample.image), self._view(step.epoch, sample.key), step.size) for sample in samples
+        ]
+        captions = [sample.caption for sample in samples]
+        return Batch(
+            [sample.key for sample in samples],
+            torch.from_numpy(np.stack(images)),
+            captions,
+            {store: torch.from_numpy(target) for store, target in self.targets(samples, step.epoch).items()},
+            None if self.tokenizer is None else self.tokenizer(captions),
+            step.epoch,
+            step.ends_epoch,
+        )
+
+    def targets(self, samples: list[Encoded], epoch: int) -> dict[str, np.ndarray]:
+        """Per store the stacked targets of some samples."""
+        size = self.train.target_size_px
+        targets: dict[str, list[np.ndarray]] = {store: [] for store in self.tasks}
+        for sample in samples:
+            # another image's labels are cropped as that image is: a crop in common would still tell where it was taken
+            view = self._view(epoch, sample.label_key)
+            for store, task in self.tasks.items():
+                found = sample.labels[store]
+                label = task.missing(size) if found is None else task.crop(task.decode(*found), view, size)
+                targets[store].append(label)
+        return {store: np.stack(values) for store, values in targets.items()}
+
+    def _view(self, epoch: int, key: str) -> View:
+        return draw_view(self.train, self.seed, epoch, key) if self.augment else WHOLE
 
 
 class JointLoader:
     """Endless batches of `train.batch_size` from the shard index and label stores.
 
     stores: label store -> (task, its index.json). shuffle_labels: give every image another one's labels (control).
-    Raises CliptexError at construction when a label file is missing, foreign, or does not hold the shard's keys.
+    tokenizer: captions -> int64 [N, L]. rank, processes: of a distributed run; each process reads its own part of every
+    batch. workers: processes that decode; 0 decodes in this one.
+    Raises CliptexError at construction when a shard is missing or not what was indexed, when a label file is missing,
+    foreign, or does not hold the shard's keys, and when the batch does not fit the data or the processes.
     """
 
     def __init__(
@@ -70,101 +184,189 @@ class JointLoader:
         image_size: int,
         seed: int,
         shuffle_labels: bool = False,
+        *,
+        tokenizer: Callable[[list[str]], torch.Tensor] | None = None,
+        rank: int = 0,
+        processes: int = 1,
+        workers: int = 0,
     ):
         self.entries = shards.read_index(index)["shards"]
         self.tasks = {store: task for store, (task, _) in stores.items()}
-        self.labels = {
-            entry["shard"]: {store: open_store(path, entry, task) for store, (task, path) in stores.items()}
-            for entry in self.entries
-        }
+        self.labels = []
+        for entry in self.entries:
+            shards.check_indexed(entry)
+            files = {store: open_store(path, entry, task) for store, (task, path) in stores.items()}
+            for file in files.values():
+                file.keys = entry["keys"]  # they are equal; millions of keys need not be held once a store
+            self.labels.append(files)
         self.train, self.image_size, self.seed, self.shuffle_labels = train, image_size, seed, shuffle_labels
-        self.num_samples = sum(len(entry["keys"]) for entry in self.entries)
-        if self.num_samples < train.batch_size:
-            raise CliptexError(
-                f"train.batch_size: {train.batch_size} is more than the {self.num_samples} samples of {index}"
-            )
-        self._window: tuple[list[str], list[Any]] = ([], [])
+        self.rank, self.processes, self.workers = rank, processes, workers
+        self._decoder = Decoder(train, seed, self.tasks, tokenizer)
+        counts = [len(entry["keys"]) for entry in self.entries]
+        self._offsets = [0, *itertools.accumulate(counts)]
+        self.held_out = self._held_out(train.held_out)
+        kept = np.ones(self._offsets[-1], bool)
+        kept[self.held_out] = False
+        self._ids = [first + np.flatnonzero(kept[first:end]) for first, end in itertools.pairwise(self._offsets)]
+        self.num_samples = int(kept.sum())
+        self._check_batches(index)
+        self._held: dict[int, list[shards.Pair]] = {}
+        self._ordered: tuple[int, Order] | None = None
+
+    def _check_batches(self, index: Path) -> None:
+        share = self.processes * self.train.accumulate
+        for size in self.train.crop_sizes_px or (self.image_size,):
+            rows = self._rows(size)
+            if self.num_samples < rows:
+                raise CliptexError(f"train.batch_size: {rows} is more than the {self.num_samples} samples of {index}")
+            if rows % share:
+                raise CliptexError(
+                    f"train.batch_size: {rows} images at {size} px cannot be shared by {self.processes} processes"
+                    f" with train.accumulate = {self.train.accumulate}; choose a multiple of {share}"
+                )
+
+    def _held_out(self, count: int) -> np.ndarray:
+        """Ids of the samples kept out of training: those whose keys have the smallest digests, whatever the seed."""
+        if not count:
+            return np.empty(0, np.int64)
+        keys = (key for entry in self.entries for key in entry["keys"])
+        digests = np.array([int.from_bytes(sha256(key.encode()).digest()[:8], "big") for key in keys], np.uint64)
+        return np.sort(np.argsort(digests, kind="stable")[:count])
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches an epoch; the remainder is left out (another one each epoch)."""
+        """Full batches an epoch at the encoder's own size; the remainder is left out (another one each epoch)."""
         return self.num_samples // self.train.batch_size
 
+    def _rows(self, size: int) -> int:
+        """Rows of a batch at a crop size: the number of patches stays about that of `batch_size` images."""
+        if size == self.image_size:
+            return self.train.batch_size
+        unit = math.gcd(self.train.batch_size, COARSEST_UNIT)
+        rows = self.train.batch_size * (self.image_size / size) ** 2
+        return max(1, round(rows / unit)) * unit
+
+    def _size(self, number: int) -> int:
+        sizes = self.train.crop_sizes_px
+        return sizes[np.random.default_rng([self.seed, number, 1]).integers(len(sizes))] if sizes else self.image_size
+
+    def steps(self, start: int = 0) -> Iterator[Step]:
+        """What step `start` (from 0) and those after it consist of, without end."""
+        epoch = position = 0
+        size = self._size(0)
+        for number in itertools.count():
+            rows, following = self._rows(size), self._size(number + 1)
+            ends = position + rows + self._rows(following) > self.num_samples
+            if number >= start:
+                yield Step(epoch, position, rows, size, ends)
+            epoch, position = (epoch + 1, 0) if ends else (epoch, position + rows)
+            size = following
+
     def batches(self, start: int) -> Iterator[Batch]:
-        """Batches from step `start` on, without end."""
-        step = start
-        while True:
-            epoch, skip = divmod(step, self.steps_per_epoch)
-            for number, rows in enumerate(self._batches_of(epoch)):
-                if number >= skip:
-                    yield self._load(rows, epoch)
-                    step += 1
-
-    def label_batches(self, count: int) -> Iterator[dict[str, np.ndarray]]:
-        """The targets of the first `count` batches, without decoding an image."""
-        rows_and_epochs = ((rows, epoch) for epoch in itertools.count() for rows in self._batches_of(epoch))
-        for rows, epoch in itertools.islice(rows_and_epochs, count):
-            yield self._targets(rows, epoch)
-
-    def _batches_of(self, epoch: int) -> Iterator[list[Sample]]:
-        """Samples of an epoch in batches: shards shuffled, then samples within windows of `shuffle_shards` shards."""
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.entries))
-        left: list[Any] = []
-        made = 0
-        for start in range(0, len(order), self.train.shuffle_shards):
-            window = self._samples([self.entries[i] for i in sorted(order[start : start + self.train.shuffle_shards])])
-            left += [window[i] for i in rng.permutation(len(window))]
-            while len(left) >= self.train.batch_size and made < self.steps_per_epoch:
-                yield left[: self.train.batch_size]
-                left = left[self.train.batch_size :]
-                made += 1
-
-    def _samples(self, entries: list[dict[str, Any]]) -> list[Sample]:
-        """(pair, key of the labels, store -> (label file, row)) of some shards.
-
-        The last window is kept, as small sets have only one.
-        """
-        names = [entry["shard"] for entry in entries]
-        if self._window[0] != names:
-            for name in set(self._window[0]) - set(names):
-                for file in self.labels[name].values():
-                    file.release()
-            samples = []
-            for entry in entries:
-                files = self.labels[entry["shard"]]
-                for row, pair in enumerate(shards.read_indexed(entry)):
-                    samples.append((pair, pair.key, {store: (file, row) for store, file in files.items()}))
-            if self.shuffle_labels:
-                # a random cycle: nobody keeps its own labels
-                cycle = np.random.default_rng([self.seed, len(samples)]).permutation(len(samples))
-                labels = [samples[i][1:] for i in cycle]
-                for place, i in enumerate(cycle):
-                    samples[i] = (samples[i][0], *labels[place - 1])
-            self._window = (names, samples)
-        return self._window[1]
-
-    def _load(self, rows: list[Sample], epoch: int) -> Batch:
-        images = []
-        for pair, *_ in rows:
-            view = draw_view(self.train, self.seed, epoch, pair.key)
-            images.append(crop_image(decode_image(pair.image), view, self.image_size))
-        return Batch(
-            [pair.key for pair, *_ in rows],
-            np.stack(images),
-            [pair.caption for pair, *_ in rows],
-            self._targets(rows, epoch),
+        """This process' part of the batches from step `start` on, without end."""
+        work = (self._work(step) for step in self.steps(start))
+        if not self.workers:
+            return (self._decoder[one] for one in work)
+        return iter(
+            torch.utils.data.DataLoader(
+                self._decoder,
+                batch_size=None,
+                # the encoded samples themselves, so that they are read once and held by one process
+                sampler=work,
+                num_workers=self.workers,
+                pin_memory=torch.cuda.is_available(),
+                # a fork of a process that computes on a GPU, or has threads, does not work
+                multiprocessing_context="forkserver",
+                worker_init_fn=_start_worker,
+            )
         )
 
-    def _targets(self, rows: list[Sample], epoch: int) -> dict[str, np.ndarray]:
-        """Per store the stacked targets of some samples."""
-        size = self.train.target_size_px
-        targets: dict[str, list[np.ndarray]] = {store: [] for store in self.tasks}
-        for _, label_key, labels in rows:
-            # another image's labels are cropped as that image is: a crop in common would still tell where it was taken
-            view = draw_view(self.train, self.seed, epoch, label_key)
-            for store, task in self.tasks.items():
-                file, row = labels[store]
-                label = task.missing(size) if (found := file.get(row)) is None else task.decode(*found)
-                targets[store].append(label if found is None else task.crop(label, view, size))
-        return {store: np.stack(values) for store, values in targets.items()}
+    def label_batches(self, count: int) -> Iterator[dict[str, np.ndarray]]:
+        """The targets of the first `count` batches, of all processes, without decoding an image."""
+        for step in itertools.islice(self.steps(), count):
+            yield self._decoder.targets(self._samples(step, slice(step.start, step.start + step.rows)), step.epoch)
+
+    def held_out_batches(self, rows: int) -> Iterator[Batch]:
+        """The held-out samples, whole and unflipped, at most `rows` at a time."""
+        decoder = Decoder(self.train, self.seed, self.tasks, augment=False)
+        step = Step(0, 0, rows, self.image_size, False)
+        for start in range(0, len(self.held_out), rows):
+            ids = self.held_out[start : start + rows]
+            yield decoder[[self._encoded(int(sample), int(sample)) for sample in ids], step]
+
+    def samples_seen(self, steps: int) -> tuple[int, int]:
+        """Images seen in the first `steps` steps by all processes, and how many of them were different ones."""
+        seen = np.zeros(self._offsets[-1], bool)
+        total = 0
+        planned = itertools.islice(self.steps(), steps)
+        for epoch, of_epoch in itertools.groupby(planned, key=lambda step: step.epoch):
+            rows = sum(step.rows for step in of_epoch)
+            total += rows
+            if seen.sum() < self.num_samples:
+                seen[self._order(epoch).ids[:rows]] = True
+        return total, int(seen.sum())
+
+    def _order(self, epoch: int) -> Order:
+        """Shards are shuffled, then samples within windows of `shuffle_shards` shards."""
+        if self._ordered is not None and self._ordered[0] == epoch:
+            return self._ordered[1]
+        rng = np.random.default_rng([self.seed, epoch])
+        shuffled = rng.permutation(len(self.entries))
+        windows = [
+            sorted(shuffled[start : start + self.train.shuffle_shards].tolist())
+            for start in range(0, len(shuffled), self.train.shuffle_shards)
+        ]
+        parts = []
+        for window in windows:
+            ids = np.concatenate([self._ids[number] for number in window])
+            labels = ids
+            if self.shuffle_labels:
+                # a random cycle: nobody keeps its own labels
+                cycle = np.random.default_rng([self.seed, len(ids)]).permutation(len(ids))
+                labels = np.empty_like(ids)
+                labels[cycle] = ids[np.roll(cycle, 1)]
+            drawn = rng.permutation(len(ids))
+            parts.append((ids[drawn], labels[drawn]))
+        ids, labels = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        order = Order(ids, labels, windows, np.cumsum([len(ids) for ids, _ in parts]).tolist())
+        self._ordered = (epoch, order)
+        return order
+
+    def _work(self, step: Step) -> Work:
+        """This process' part of a step."""
+        share = step.rows // self.processes
+        first = step.start + self.rank * share
+        return self._samples(step, slice(first, first + share)), step
+
+    def _samples(self, step: Step, rows: slice) -> list[Encoded]:
+        """Some rows of a step; drops from memory the shards that the step's windows do not have."""
+        order = self._order(step.epoch)
+        last = bisect.bisect_left(order.ends, step.start + step.rows)
+        needed = set(itertools.chain(*order.windows[bisect.bisect_right(order.ends, step.start) : last + 1]))
+        for number in set(self._held) - needed:
+            del self._held[number]
+            for file in self.labels[number].values():
+                file.release()
+        pairs = zip(order.ids[rows].tolist(), order.labels[rows].tolist(), strict=True)
+        return [self._encoded(*pair) for pair in pairs]
+
+    def _encoded(self, sample: int, label: int) -> Encoded:
+        number, label_number = (bisect.bisect_right(self._offsets, one) - 1 for one in (sample, label))
+        pair = self._pairs(number)[sample - self._offsets[number]]
+        row = label - self._offsets[label_number]
+        found = {store: file.get(row) for store, file in self.labels[label_number].items()}
+        return Encoded(pair.key, pair.image, pair.caption, self.entries[label_number]["keys"][row], found)
+
+    def _pairs(self, number: int) -> list[shards.Pair]:
+        if number not in self._held:
+            self._held[number] = shards.read_indexed(self.entries[number])
+        return self._held[number]
+
+
+def _start_worker(number: int) -> None:
+    """In a worker: one thread of its own, and deaf to the signals that ask the run to stop, which end the parent."""
+    import signal
+
+    torch.set_num_threads(1)
+    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)

@@ -3,9 +3,23 @@
 Shapes: B images, C encoder width, h x w the patch grid, D output channels of the module.
 """
 
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
+
+from cliptex.errors import CliptexError
+from cliptex.files import replacing
+from cliptex.plugins import find
+from cliptex.tasks.base import Task
+
+METADATA_KEY = "cliptex"
 
 
 class PyramidPooling(nn.Module):
@@ -33,6 +47,19 @@ class PyramidPooling(nn.Module):
         return self.fuse(torch.cat(maps, dim=1))
 
 
+class DilatedPooling(ASPP):
+    """Atrous spatial pyramid pooling of DeepLabV3 (Chen et al. 2017, section 3.3): [B, C, h, w] -> [B, D, h, w].
+
+    torchvision's: a 1x1 convolution, 3x3 ones with the dilations `rates` and the image's mean, each of D channels,
+    concatenated and projected by a 1x1 convolution. Without torchvision's dropout of half the channels, which the
+    paper does not have: it would be noise on the gradient that reaches the encoder.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, rates: tuple[int, ...]):
+        super().__init__(in_channels, list(rates), out_channels)
+        self.project = self.project[:-1]
+
+
 def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
@@ -41,24 +68,56 @@ def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
     )
 
 
-class DenseHeads(nn.Module):
-    """One multi-scale module for all tasks and one light head (a 1x1 convolution) a task.
+def _head(kind: str, in_channels: int, width: int, out_channels: int) -> nn.Module:
+    """`light`: one 1x1 convolution. `heavy`: two 3x3 ones of `width` channels with norm and ReLU, then a 1x1."""
+    if kind == "light":
+        return nn.Conv2d(in_channels, out_channels, 1)
+    return nn.Sequential(_conv(in_channels, width, 3), _conv(width, width, 3), nn.Conv2d(width, out_channels, 1))
 
-    channels: label store -> output channels of its task. prior_cells: side of the grid of a learned offset a place
-    (see `cliptex.label_prior`), on top of which the heads start at zero; 0 for none.
+
+class DenseHeads(nn.Module):
+    """One multi-scale module for all tasks and one head a task.
+
+    channels: label store -> output channels of its task. multi_scale: "ppm", "aspp" or "none". width: output channels
+    of the module, and of the inner layers of heavy heads. heads: "light" or "heavy". rates: dilations of "aspp".
+    prior_cells: side of the grid of a learned offset a place (see `cliptex.label_prior`), on top of which the heads
+    start at zero; 0 for none.
     """
 
-    def __init__(self, in_channels: int, channels: dict[str, int], multi_scale: str, width: int, prior_cells: int = 0):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: dict[str, int],
+        multi_scale: str,
+        width: int,
+        heads: str = "light",
+        rates: tuple[int, ...] = (6, 12, 18),
+        prior_cells: int = 0,
+    ):
         super().__init__()
-        self.multi_scale = PyramidPooling(in_channels, width) if multi_scale == "ppm" else nn.Identity()
-        out_channels = width if multi_scale == "ppm" else in_channels
-        self.heads = nn.ModuleDict({store: nn.Conv2d(out_channels, n, 1) for store, n in channels.items()})
+        self.arguments = {
+            "in_channels": in_channels,
+            "channels": channels,
+            "multi_scale": multi_scale,
+            "width": width,
+            "heads": heads,
+            "rates": list(rates),
+            "prior_cells": prior_cells,
+        }
+        if multi_scale == "none":
+            self.multi_scale, out_channels = nn.Identity(), in_channels
+        elif multi_scale == "aspp":
+            self.multi_scale, out_channels = DilatedPooling(in_channels, width, rates), width
+        else:
+            self.multi_scale, out_channels = PyramidPooling(in_channels, width), width
+        self.heads = nn.ModuleDict({store: _head(heads, out_channels, width, n) for store, n in channels.items()})
         self.priors = nn.ParameterDict()
         if prior_cells:
             for store, head in self.heads.items():
                 self.priors[store] = nn.Parameter(torch.zeros(channels[store], prior_cells, prior_cells))
-                nn.init.zeros_(head.weight)
-                nn.init.zeros_(head.bias)
+                last = head[-1] if isinstance(head, nn.Sequential) else head
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
 
     def forward(self, features_BChw: torch.Tensor) -> dict[str, torch.Tensor]:
         """Dense features to raw predictions [B, channels, h, w] a store."""
@@ -67,3 +126,34 @@ class DenseHeads(nn.Module):
         for store, prior in self.priors.items():
             out[store] = out[store] + F.interpolate(prior[None], size=shared.shape[-2:], mode="bilinear")
         return out
+
+
+def save_heads(heads: DenseHeads, path: Path, tasks: dict[str, str], losses: dict[str, dict[str, Any]]) -> None:
+    """Write module and heads as safetensors, with all that `load_heads` needs in the file's metadata.
+
+    tasks: label store -> name of its task. losses: label store -> options of its loss, which may shape the output.
+    """
+    about = {"arguments": heads.arguments, "tasks": tasks, "losses": losses}
+    tensors = {name: tensor.contiguous() for name, tensor in heads.state_dict().items()}
+    with replacing(path) as scratch:
+        save_file(tensors, scratch, metadata={METADATA_KEY: json.dumps(about)})
+
+
+def load_heads(path: Path) -> tuple[DenseHeads, dict[str, Task]]:
+    """Module and heads of a file of `save_heads`, in evaluation mode, and the task of each label store.
+
+    Raises CliptexError when the file is damaged, or does not say what it holds.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[METADATA_KEY])
+            heads = DenseHeads(**about["arguments"])
+            heads.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        losses = about["losses"]
+        tasks = {
+            store: find("tasks", task)().with_loss(losses.get(store, {}), f"{path}: {store}")
+            for store, task in about["tasks"].items()
+        }
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CliptexError(f"{path}: not a file of heads by this version ({error!r}); train the model again") from error
+    return heads.eval(), tasks

@@ -310,13 +310,22 @@ def read_indexed(entry: dict[str, Any]) -> list[Pair]:
     Raises CliptexError when the shard is not what was indexed.
     """
     path = Path(entry["path"])
-    if path.exists() and path.stat().st_size != entry["bytes"]:
-        raise CliptexError(f"{path}: size differs from the index; {index_again()}")
+    if path.exists():
+        check_indexed(entry)
     wanted = set(entry["keys"])
     pairs = [pair for pair in read_shard(path) if pair.key in wanted]
     if [pair.key for pair in pairs] != entry["keys"]:
         raise CliptexError(f"{path}: keys differ from the index; {index_again()}")
     return pairs
+
+
+def check_indexed(entry: dict[str, Any]) -> None:
+    """Raise CliptexError when a shard of the index is missing or of another size, without reading it."""
+    path = Path(entry["path"])
+    if not path.exists():
+        raise CliptexError(f"{path}: shard is missing; {_remedy(path)}")
+    if path.stat().st_size != entry["bytes"]:
+        raise CliptexError(f"{path}: size differs from the index; {index_again()}")
 
 
 def index_again() -> str:

@@ -1,23 +1,38 @@
 """The CLIP under training: build it from config, export it as an open_clip folder, load it back."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from open_clip.transform import PreprocessCfg
 from safetensors.torch import save_file
 
 from cliptex.config import Student
 from cliptex.errors import CliptexError
-from cliptex.files import replacing, sha256_file, write_json
+from cliptex.files import read_json, replacing, sha256_file, write_json
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+HEADS_FILE = "heads.safetensors"
+PREPROCESS = {
+    "mean": open_clip.OPENAI_DATASET_MEAN,
+    "std": open_clip.OPENAI_DATASET_STD,
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+"""CLIP's own, for weights that do not say how images are to be prepared."""
 
 
 def model_config(student: Student) -> dict[str, Any]:
-    """The open_clip `model_cfg` of the student. Raises CliptexError for an unknown architecture name."""
+    """The open_clip `model_cfg` of the student.
+
+    A pretrained folder says its own, whatever `architecture` is. A pretrained tag whose weights were trained with
+    QuickGELU gets it, since open_clip would only warn and compute something else. Raises CliptexError for an unknown
+    architecture name.
+    """
+    if student.pretrained is not None and Path(student.pretrained).is_dir():
+        return exported_config(student.pretrained)["model_cfg"]
     if isinstance(student.architecture, dict):
         return student.architecture
     config = open_clip.get_model_config(student.architecture)
@@ -27,21 +42,27 @@ def model_config(student: Student) -> dict[str, Any]:
             f"student.architecture: open_clip has no {student.architecture!r}; "
             f"similar ones: {', '.join(near) or 'none'} (see open_clip.list_models())"
         )
-    return config
+    return config | ({"quick_gelu": True} if _wants_quick_gelu(student) else {})
+
+
+def _wants_quick_gelu(student: Student) -> bool:
+    tag = open_clip.get_pretrained_cfg(student.architecture, student.pretrained or "")
+    return bool(tag and tag.get("quick_gelu"))
 
 
 def build(student: Student, seed: int) -> torch.nn.Module:
     """An open_clip model with the student's pretrained weights, or with random ones drawn from `seed`.
 
-    Raises CliptexError for a tag that does not exist, a file that is missing, or weights that do not fit.
+    Raises CliptexError for a tag that does not exist, a file that is missing, or weights that do not fit. Nothing is
+    executed: a file is safetensors, or PyTorch's and of tensors alone.
     """
     config = model_config(student)
     torch.manual_seed(seed)
     if student.pretrained is None:
-        return open_clip.CLIP(**config) if not _is_custom(config) else open_clip.CustomTextCLIP(**config)
+        return _random(config)
     path = Path(student.pretrained)
     if path.is_dir():
-        return load(path)
+        return _open(path)
     if not path.exists():
         if not isinstance(student.architecture, str):
             raise CliptexError(f"student.pretrained: {student.pretrained}: no such file or exported folder")
@@ -51,20 +72,38 @@ def build(student: Student, seed: int) -> torch.nn.Module:
                 f"student.pretrained: {student.pretrained!r} is neither a file nor a tag of "
                 f"{student.architecture}; its tags are: {', '.join(tags) or 'none'}"
             )
-    if not isinstance(student.architecture, str):
-        raise CliptexError("student.pretrained: a bare checkpoint needs the name of an open_clip architecture")
     try:
+        if not isinstance(student.architecture, str):
+            model = _random(config)
+            open_clip.load_checkpoint(model, str(path), weights_only=True)
+            return model
         return open_clip.create_model(
-            student.architecture, pretrained=student.pretrained, require_pretrained=True, weights_only=True
+            student.architecture,
+            pretrained=student.pretrained,
+            force_quick_gelu=_wants_quick_gelu(student),
+            require_pretrained=True,
+            weights_only=True,
         )
     except Exception as error:  # a refused pickle, a missing key, a broken zip, no network
         raise CliptexError(
-            f"student.pretrained: {student.pretrained} cannot be loaded into {student.architecture} ({error})"
+            f"student.pretrained: {student.pretrained} cannot be loaded into {_name(student)} ({error})"
         ) from error
 
 
-def _is_custom(config: dict[str, Any]) -> bool:
-    return bool(config.get("custom_text") or "hf_model_name" in config.get("text_cfg", {}))
+def _name(student: Student) -> str:
+    return student.architecture if isinstance(student.architecture, str) else "student.architecture"
+
+
+def _random(config: dict[str, Any]) -> torch.nn.Module:
+    custom = config.get("custom_text") or "hf_model_name" in config.get("text_cfg", {})
+    return open_clip.CustomTextCLIP(**config) if custom else open_clip.CLIP(**config)
+
+
+def preprocessing(model: torch.nn.Module) -> dict[str, Any]:
+    """How images are to be prepared for a model: open_clip's `preprocess_cfg`, without the size."""
+    # what the pretrained weights came with, which a model of random weights does not have
+    given = getattr(model.visual, "preprocess_cfg", {})
+    return {name: given.get(name, value) for name, value in PREPROCESS.items()}
 
 
 def export(model: torch.nn.Module, student: Student, folder: Path) -> str:
@@ -72,10 +111,8 @@ def export(model: torch.nn.Module, student: Student, folder: Path) -> str:
 
     The folder loads with `open_clip.create_model_and_transforms("local-dir:<folder>", require_pretrained=True)`.
     """
-    mean = getattr(model.visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
-    std = getattr(model.visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
-    preprocess = {"mean": list(mean), "std": list(std), "interpolation": "bicubic", "resize_mode": "shortest"}
-    write_json(folder / CONFIG_FILE, {"model_cfg": model_config(student), "preprocess_cfg": preprocess})
+    described = {"model_cfg": model_config(student), "preprocess_cfg": preprocessing(model)}
+    write_json(folder / CONFIG_FILE, described)
     with replacing(folder / WEIGHTS_FILE) as scratch:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, scratch)
     return sha256_file(folder / WEIGHTS_FILE)
@@ -86,10 +123,17 @@ def load(folder: Path) -> torch.nn.Module:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (Path(folder) / name).exists():
             raise CliptexError(f"{Path(folder) / name}: no such file; train that model first")
+    return _open(folder).eval()
+
+
+def _open(folder: Path) -> torch.nn.Module:
+    """The model of a folder in open_clip's layout, whatever its weight file is called."""
     try:
-        return open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
-    except Exception as error:  # safetensors, json and open_clip each have their own kind
-        raise CliptexError(f"{folder}: not a loadable open_clip model ({error}); delete it and train again") from error
+        return open_clip.create_model(f"local-dir:{folder}", require_pretrained=True, weights_only=True)
+    except Exception as error:  # safetensors, json, torch and open_clip each have their own kind
+        raise CliptexError(
+            f"{folder}: not a loadable open_clip model ({error}); if it was trained here, delete it and train again"
+        ) from error
 
 
 def tokenizer(student: Student) -> Any:
@@ -101,8 +145,13 @@ def tokenizer(student: Student) -> Any:
 
 
 def exported_config(folder: Path) -> dict[str, Any]:
-    """`open_clip_config.json` of an exported folder."""
-    return json.loads((Path(folder) / CONFIG_FILE).read_text())
+    """`open_clip_config.json` of an exported folder. Raises CliptexError where it is missing or broken."""
+    return read_json(Path(folder) / CONFIG_FILE)
+
+
+def exported_preprocessing(folder: Path, model: torch.nn.Module) -> PreprocessCfg:
+    """How images are prepared for an exported model; CLIP's own way where the folder does not say."""
+    return PreprocessCfg(size=model.visual.image_size, **exported_config(folder).get("preprocess_cfg", {}))
 
 
 def parameters(module: torch.nn.Module) -> int:

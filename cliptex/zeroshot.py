@@ -27,7 +27,7 @@ from cliptex.probes.features import seed_of
 from cliptex.probes.metrics import top_metrics
 from cliptex.progress import track
 from cliptex.provenance import provenance
-from cliptex.student import WEIGHTS_FILE, exported_config, load, parameters
+from cliptex.student import WEIGHTS_FILE, exported_config, exported_preprocessing, load, parameters
 
 log = logging.getLogger("cliptex")
 TEMPLATES = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
@@ -55,7 +55,7 @@ def contender(name: str, seed: int, folder: Path) -> Contender:
     else:
         model, sha256 = load(folder), sha256_file(folder / WEIGHTS_FILE)
     described = exported_config(folder)
-    preprocess = PreprocessCfg(size=model.visual.image_size, **described.get("preprocess_cfg", {}))
+    preprocess = exported_preprocessing(folder, model)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     quick_gelu = bool(described["model_cfg"].get("quick_gelu"))
     return Contender(name, seed, model, tokenizer, preprocess, sha256, quick_gelu)

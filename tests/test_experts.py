@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import save_file
 
+from cliptex import angular_mf
 from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.expert_training import load_expert, train_expert
@@ -99,7 +100,7 @@ def test_angmf_loss_is_the_log_likelihood_of_a_density(kappa):
     theta = np.linspace(0, np.pi, 200_001)
     normals = torch.from_numpy(np.stack([np.sin(theta), 0 * theta, np.cos(theta)]))[None]
     prediction = torch.tensor([0.0, 0.0, 1.0, kappa], dtype=torch.float64)[None, :, None].expand(1, 4, len(theta))
-    loss = nll_angmf.angular_mf_loss(prediction, normals)[0].numpy()
+    loss = angular_mf.angular_mf_loss(prediction, normals)[0].numpy()
     density = np.exp(-loss) / (2 * np.pi)
     assert_allclose(np.trapezoid(density * 2 * np.pi * np.sin(theta), theta), 1, atol=1e-3)
     mean = np.trapezoid(theta * density * 2 * np.pi * np.sin(theta), theta)
@@ -108,14 +109,14 @@ def test_angmf_loss_is_the_log_likelihood_of_a_density(kappa):
 
 def test_angmf_loss_has_a_finite_gradient_at_the_exact_normal():
     prediction = torch.tensor([[0.0, 0.0, 1.0, 5.0], [0.0, 0.0, -1.0, 5.0]], requires_grad=True)
-    nll_angmf.angular_mf_loss(prediction, torch.tensor([[0.0, 0.0, 1.0]] * 2)).sum().backward()
+    angular_mf.angular_mf_loss(prediction, torch.tensor([[0.0, 0.0, 1.0]] * 2)).sum().backward()
     assert torch.isfinite(prediction.grad).all()
 
 
 def test_norm_normalize_gives_unit_normals_and_positive_kappa():
-    out = nll_angmf.norm_normalize(torch.randn(5, 4, 7, 9) * 10)
+    out = angular_mf.norm_normalize(torch.randn(5, 4, 7, 9) * 10)
     assert_allclose(out[:, :3].norm(dim=1), 1, rtol=1e-5)
-    assert out[:, 3].min() >= nll_angmf.MIN_KAPPA * 0.999
+    assert out[:, 3].min() >= angular_mf.MIN_KAPPA * 0.999
 
 
 def test_pixels_to_learn_from_are_the_least_sure_valid_ones_and_some_others():
@@ -258,6 +259,42 @@ def test_an_unsure_instance_never_covers_a_sure_one():
     for order in ([0, 1], [1, 0]):
         scores, classes = np.array([0.9, 0.4])[order], np.array([4, 5])[order]
         assert mask_rcnn.paint(masks, classes, scores, 0.5, ignore_below=0.3).tolist() == [[4, 4, 4]]
+
+
+def test_a_pixel_has_the_score_of_what_was_painted_there():
+    masks = np.zeros((3, 1, 5), bool)
+    masks[0, 0, :2], masks[1, 0, 1:4], masks[2, 0, 3:] = True, True, True
+    scores = np.array([0.6, 0.8, 0.4])
+    painted = mask_rcnn.paint(masks, np.array([3, 4, 5]), scores, 0.5)[0]
+    assert painted.tolist() == [3, 4, 4, 4, 0]
+    sure = mask_rcnn.paint_scores(masks, scores, 0.5)[0] / 255
+    assert_allclose(sure, [0.6, 0.8, 0.8, 0.8, 0.6], atol=0.002)  # the background is doubted by 0.4
+    assert mask_rcnn.paint_scores(masks, scores, 0.5, ignore_below=0.3)[0, 4] == 0
+    assert (mask_rcnn.paint_scores(np.zeros((0, 2, 2), bool), np.zeros(0), 0.5) == 255).all()
+
+
+def test_a_store_with_scores_has_the_same_classes_as_one_without(tiny):
+    from cliptex import paths
+    from cliptex.labels import LabelFile, index_labels, label_batch
+    from cliptex.plugins import find
+
+    network = SMALL["mask_rcnn"] | {"score_threshold": 0.015, "mask_threshold": 0.3}
+    found = {}
+    for task in ("segmentation", "scored_segmentation"):
+        given = {"weights": "random", "network": network | {"keep_scores": task != "segmentation"}, "batch_size": 4}
+        over = {"experts": {"mask_rcnn": given}, "label_stores": {"s": {"task": task, "expert": "mask_rcnn"}}}
+        settings = Config.load(tiny.plain() | over | {"models": {}})
+        folder, out = paths.expert("mask_rcnn"), paths.labels("s")
+        train_expert(settings, "mask_rcnn", paths.EXPERT_RENDERS, folder, 0)
+        label_batch(settings, "s", 0, paths.SHARD_INDEX, folder, out)
+        index = index_labels(settings, "s", paths.SHARD_INDEX, out)
+        file = LabelFile(out / "00000.parquet", find("tasks", task)())
+        found[task] = [file.label(row) for row in range(len(file))], index["statistics"]
+    (plain, plain_statistics), (scored, scored_statistics) = found.values()
+    for label, other in zip(plain, scored, strict=True):
+        assert_array_equal(label, other[..., 0])
+    assert plain_statistics["classes"] == scored_statistics["classes"]
+    assert 0 < scored_statistics["scalars"]["confidence"]["mean"] < 1
 
 
 def test_instances_are_kept_as_coco_results():

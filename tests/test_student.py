@@ -1,10 +1,16 @@
+import copy
+import json
+import os
+
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cliptex import student
 from cliptex.config import Student
 from cliptex.errors import CliptexError
+from cliptex.features import dense_features, features_and_embedding
 
 TINY = {
     "embed_dim": 16,
@@ -49,7 +55,7 @@ def test_what_does_not_exist_is_named(settings, message):
 def test_a_checkpoint_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"not weights")
     with pytest.raises(CliptexError, match=r"weights\.pt cannot be loaded"):
-        student.build(Student(architecture="ViT-B-16", pretrained=str(tmp_path / "weights.pt")), 0)
+        student.build(Student(architecture=TINY, pretrained=str(tmp_path / "weights.pt")), 0)
 
 
 def test_an_export_without_weights_is_refused(tmp_path):
@@ -67,3 +73,161 @@ def test_an_exported_folder_can_be_the_start(tmp_path):
     student.export(model, Student(architecture=TINY), tmp_path)
     again = student.build(Student(architecture=TINY, pretrained=str(tmp_path)), seed=9)
     assert torch.equal(again.visual.conv1.weight, model.visual.conv1.weight)
+
+
+def tokens_of_plain_forward(visual, images):
+    """The patch tokens [B, C, h, w] that the plain forward makes its embedding from, after its final norm."""
+    visual.output_tokens = True
+    try:
+        embedding, tokens_BNC = visual(images)
+    finally:
+        visual.output_tokens = False
+    height, width = visual.grid_size
+    return embedding, tokens_BNC.transpose(1, 2).reshape(len(images), -1, height, width)
+
+
+# parameters as counted by others: open_clip's docs/model_profile.csv, in millions
+@pytest.mark.parametrize(
+    ("name", "millions", "dense", "embedding"),
+    [
+        ("ViT-B-16", 149.62, (768, 14, 14), 512),
+        ("ViT-L-14", 427.62, (1024, 16, 16), 768),
+        ("ViT-H-14", 986.11, (1280, 16, 16), 1024),
+    ],
+)
+def test_any_vision_transformer_builds_and_has_dense_features(name, millions, dense, embedding):
+    """At full depth without memory or arithmetic (meta tensors); of one layer with both, to the last bit."""
+    with torch.device("meta"):
+        whole = student.build(Student(architecture=name), 0)
+        map_BChw, vector_BD = features_and_embedding(whole.visual, torch.zeros(2, 3, 224, 224))
+    assert student.parameters(whole) / 1e6 == pytest.approx(millions, abs=0.01)
+    assert map_BChw.shape == (2, *dense)
+    assert vector_BD.shape == (2, embedding)
+
+    config = copy.deepcopy(student.model_config(Student(architecture=name)))
+    config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 1
+    config["text_cfg"] |= {"vocab_size": 100, "width": 64, "heads": 1}
+    visual = student.build(Student(architecture=config), 0).visual.eval()
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        wanted_embedding, wanted = tokens_of_plain_forward(visual, images)
+        found, found_embedding = features_and_embedding(visual, images)
+        assert torch.equal(dense_features(visual, images), wanted)
+        assert torch.equal(found, wanted)
+        assert torch.equal(found_embedding, wanted_embedding)
+        assert torch.equal(found_embedding, visual(images))
+
+
+@pytest.fixture
+def given(tmp_path):
+    """A small model and its state dict."""
+    model = student.build(Student(architecture=TINY), seed=3).eval()
+    return model, model.state_dict()
+
+
+def same(model, other):
+    found = other.state_dict()
+    return all(torch.equal(tensor, found[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt", "bin"])
+def test_a_local_file_can_be_the_start(given, tmp_path, suffix):
+    model, state = given
+    path = tmp_path / f"weights.{suffix}"
+    if suffix == "safetensors":
+        save_file(state, path)
+    else:
+        # as open_clip's own training saves it
+        torch.save({"epoch": 1, "state_dict": {f"module.{name}": value for name, value in state.items()}}, path)
+    assert same(model, student.build(Student(architecture=TINY, pretrained=str(path)), seed=9))
+
+
+def test_a_file_that_lacks_a_tensor_is_refused(given, tmp_path):
+    _, state = given
+    del state["visual.conv1.weight"]
+    save_file(state, tmp_path / "weights.safetensors")
+    with pytest.raises(CliptexError, match=r"(?s)weights\.safetensors cannot be loaded.*conv1"):
+        student.build(Student(architecture=TINY, pretrained=str(tmp_path / "weights.safetensors")), 0)
+
+
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "open_clip_model.safetensors"])
+def test_a_folder_as_the_hub_gives_it_says_its_own_architecture(given, tmp_path, name):
+    model, state = given
+    preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": preprocess}))
+    if name.endswith("safetensors"):
+        save_file(state, tmp_path / name)
+    else:
+        torch.save(state, tmp_path / name)
+    settings = Student(architecture="ViT-B-16", pretrained=str(tmp_path))
+    again = student.build(settings, seed=9)
+    assert same(model, again)
+    # its preprocessing goes with it into the export, and so does its architecture
+    student.export(again, settings, tmp_path / "out")
+    assert student.exported_config(tmp_path / "out") == {"model_cfg": TINY, "preprocess_cfg": preprocess}
+    assert same(model, student.load(tmp_path / "out"))
+
+
+class Planted:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mknod, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.bin", "open_clip_pytorch_model.bin"])
+@pytest.mark.parametrize("form", ["zip", "old"])
+def test_a_planted_pickle_is_not_run(given, tmp_path, name, form):
+    _, state = given
+    ran = tmp_path / "ran"
+    torch.save(state | {"x": Planted(ran)}, tmp_path / name, _use_new_zipfile_serialization=form == "zip")
+    if name.startswith("open_clip"):
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
+    path = tmp_path if name.startswith("open_clip") else tmp_path / name
+    with pytest.raises(CliptexError, match=r"not a loadable|cannot be loaded"):
+        student.build(Student(architecture=TINY, pretrained=str(path)), 0)
+    assert not ran.exists()
+    torch.load(tmp_path / name, weights_only=False)
+    assert ran.exists()  # the plant works
+
+
+@pytest.fixture
+def tagged(given, tmp_path, monkeypatch):
+    """An open_clip architecture `tiny` with a pretrained tag `made` whose download is a file made here."""
+    save_file(given[1], tmp_path / "made.safetensors")
+    tag = {"url": "https://example.org/made", "mean": (0.1, 0.2, 0.3), "std": (0.5,) * 3, "quick_gelu": True}
+    tag |= {"interpolation": "bilinear", "resize_mode": "squash"}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", TINY)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", {"made": tag})
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: str(tmp_path / "made.safetensors"))
+    return given[0]
+
+
+def test_a_pretrained_tag_brings_weights_preprocessing_and_activation(tagged, tmp_path, recwarn):
+    settings = Student(architecture="tiny", pretrained="made")
+    model = student.build(settings, 0)
+    assert same(tagged, model)
+    # weights trained with QuickGELU compute with it, here and in the export; open_clip alone would only warn
+    assert type(model.visual.transformer.resblocks[0].mlp.gelu) is open_clip.transformer.QuickGELU
+    assert not [warning for warning in recwarn if "QuickGELU" in str(warning.message)]
+    student.export(model, settings, tmp_path / "out")
+    described = student.exported_config(tmp_path / "out")
+    assert described["model_cfg"] == TINY | {"quick_gelu": True}
+    assert described["preprocess_cfg"] == {
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.5] * 3,
+        "interpolation": "bilinear",
+        "resize_mode": "squash",
+    }
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(student.load(tmp_path / "out").encode_image(images), model.eval().encode_image(images))
+
+
+def test_the_published_tags_that_need_quick_gelu_get_it():
+    for tag, wanted in (("openai", True), ("dfn2b", True), ("datacomp_xl_s13b_b90k", False)):
+        config = student.model_config(Student(architecture="ViT-B-16", pretrained=tag))
+        assert config.get("quick_gelu", False) is wanted
+    assert "quick_gelu" not in student.model_config(Student(architecture="ViT-B-16"))

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cliptex.benchmarks.coco_names import coco_categories
+from cliptex.errors import CliptexError
 from cliptex.loader import crop_image
 from cliptex.plugins import find
 from cliptex.tasks.base import View
@@ -397,6 +398,228 @@ def test_normals_weight_is_the_mean_cosine_of_the_experts_distribution(kappa):
     label = torch.tensor([0.0, 0.0, 1.0, kappa]).view(1, 1, 1, 4)
     right_angle = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
     assert TASKS["normals"].loss(right_angle, label).item() == pytest.approx(wanted, abs=1e-4)
+
+
+# ---- options of the losses
+
+LOSSES = [
+    ("segmentation", {}),
+    ("scored_segmentation", {}),
+    ("scored_segmentation", {"confidence": False}),
+    ("depth", {}),
+    ("depth", {"alignment": "robust"}),
+    ("depth", {"alignment": "least_squares"}),
+    ("depth", {"gradient_weight": 0.0}),
+    ("normals", {}),
+    ("normals", {"confidence": False}),
+    ("normals", {"kind": "angmf"}),
+    ("normals", {"kind": "angmf", "confidence": False}),
+]
+
+
+def with_loss(name, options):
+    return find("tasks", name)().with_loss(options, f"models.m.losses.{name}")
+
+
+def make_target(name: str, height: int, width: int, seed: int, invalid: float) -> np.ndarray:
+    if name != "scored_segmentation":
+        return make_label(name, height, width, seed, invalid)
+    classes = make_label("segmentation", height, width, seed, invalid)
+    scores = np.random.default_rng(seed).integers(1, 256, classes.shape).astype(np.uint8)
+    return np.stack([classes, scores], axis=-1)
+
+
+def holes_of(name: str, target: np.ndarray) -> np.ndarray:
+    if name == "scored_segmentation":
+        return target[..., 0] == IGNORE
+    return is_invalid(name, target)
+
+
+@pytest.mark.parametrize(("name", "options"), LOSSES)
+@given(data=st.data())
+def test_any_label_gives_a_finite_loss_and_no_gradient_where_it_is_invalid(name, options, data):
+    """Constant, random, mostly invalid and missing labels, in one batch; predictions of any size, flat ones too."""
+    task = with_loss(name, options)
+    shares = data.draw(st.lists(st.sampled_from([0.0, 0.5, 0.9, 0.999]), min_size=1, max_size=3))
+    targets = [make_target(name, 9, 7, data.draw(st.integers(0, 999)), share) for share in shares]
+    constant = np.broadcast_to(targets[0][:1, :1], targets[0].shape)
+    missing = task.missing(9)[:, :7]
+    target = torch.from_numpy(np.stack([*targets, constant, missing]))
+    size = data.draw(st.sampled_from([0.0, 1e-3, 1.0, 30.0]))
+    prediction = (size * predictions(task, target, data.draw(st.integers(0, 999)))).detach()
+    if data.draw(st.booleans()):
+        prediction = prediction.mean(dim=(2, 3), keepdim=True).expand_as(prediction).clone()
+    prediction.requires_grad_()
+    loss = task.loss(prediction, target)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(prediction.grad).all()
+    holes = torch.from_numpy(holes_of(name, target.numpy()))
+    assert (prediction.grad.movedim(1, -1)[holes] == 0).all()
+    assert (prediction.grad[-1] == 0).all()
+
+
+@pytest.mark.parametrize(("name", "options"), LOSSES)
+def test_a_missing_label_costs_nothing_whatever_the_options(name, options):
+    task = with_loss(name, options)
+    target = torch.from_numpy(np.stack([task.missing(8)] * 2))
+    prediction = predictions(task, target)
+    loss = task.loss(prediction, target)
+    loss.backward()
+    assert loss.item() == 0
+    assert (prediction.grad == 0).all()
+
+
+@pytest.mark.parametrize("alignment", ["robust", "least_squares"])
+def test_aligned_depth_losses_are_free_of_the_scale_and_shift_of_both_sides(alignment):
+    task = with_loss("depth", {"alignment": alignment})
+    rng = np.random.default_rng(0)
+    relief = rng.normal(size=(2, 12, 12)).astype(np.float32)
+    target = torch.from_numpy(np.where(rng.random(relief.shape) < 0.3, np.float32(np.nan), relief))
+    prediction = torch.from_numpy(relief + rng.normal(size=relief.shape).astype(np.float32))[:, None]
+    loss = task.loss(prediction, target)
+    torch.testing.assert_close(task.loss(7 * prediction - 3, target), loss, rtol=1e-3, atol=0)
+    torch.testing.assert_close(task.loss(prediction, 2 * target + 5), loss, rtol=1e-3, atol=0)
+    affine = 0.3 * target.nan_to_num() + 4
+    assert task.loss((affine / affine.abs().amax(dim=(1, 2), keepdim=True))[:, None], target) < 0.02
+
+
+def test_least_squares_alignment_is_the_best_one():
+    """Against NumPy's solution of equation 2 of Ranftl et al. 2020, image by image, without invalid pixels."""
+    task = with_loss("depth", {"alignment": "least_squares", "gradient_weight": 0.0})
+    rng = np.random.default_rng(0)
+    target, noise = (rng.normal(size=(2, 6, 6)).astype(np.float32) for _ in range(2))
+    prediction = noise + target
+    errors = []
+    for p, t in zip(prediction.astype(np.float64), target.astype(np.float64), strict=True):
+        t = t - np.sort(t, axis=None)[17]  # torch's median of 36 values is the lower one
+        t = (t / np.abs(t).mean()).ravel()
+        design = np.stack([p.ravel(), np.ones(36)], axis=1)
+        errors.append(np.abs(design @ np.linalg.lstsq(design, t, rcond=None)[0] - t))
+    found = task.loss(torch.from_numpy(prediction[:, None]), torch.from_numpy(target))
+    assert found.item() == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+@pytest.mark.parametrize("alignment", ["target", "robust", "least_squares"])
+def test_a_head_that_starts_flat_learns_near_from_far(alignment):
+    """Heads may start at zero, where a scale that is solved for could be zero for ever, or of the wrong sign."""
+    task = with_loss("depth", {"alignment": alignment})
+    target = torch.linspace(0, 1, 64).view(1, 8, 8)
+    prediction = torch.zeros(1, 1, 8, 8, requires_grad=True)
+    optimizer = torch.optim.Adam([prediction], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        task.loss(prediction, target).backward()
+        optimizer.step()
+    assert np.corrcoef(prediction.detach().ravel(), target.ravel())[0, 1] > 0.99
+
+
+def test_the_robust_depth_loss_of_an_untrained_head_has_a_bounded_gradient():
+    task = with_loss("depth", {"alignment": "robust"})
+    target = torch.from_numpy(make_label("depth", 12, 12, 0, 0)[None])
+    prediction = (1e-6 * predictions(task, target)).detach().requires_grad_()
+    task.loss(prediction, target).backward()
+    assert prediction.grad.abs().max() < 100 * 2  # 1 / least spread, times a pixel's share of both terms
+
+
+def test_the_angmf_loss_is_the_negative_log_likelihood():
+    task = with_loss("normals", {"kind": "angmf", "confidence": False})
+    assert task.channels == 4
+    assert TASKS["normals"].channels == 3
+    kappa, angle = 3.0, 0.7
+    target = torch.tensor([0.0, 0.0, 1.0, 5.0]).view(1, 1, 1, 4)
+    raw = torch.tensor([np.sin(angle), 0, np.cos(angle), kappa - 1 - 0.01], dtype=torch.float32).view(1, 4, 1, 1)
+    density = (kappa**2 + 1) * np.exp(-kappa * angle) / (2 * np.pi * (1 + np.exp(-kappa * np.pi)))
+    assert task.loss(raw, target).item() + np.log(2 * np.pi) == pytest.approx(-np.log(density), abs=1e-4)
+
+
+def test_without_confidence_every_valid_pixel_weighs_the_same():
+    label = np.zeros((1, 4, 4, 4), np.float32)
+    label[..., 2], label[..., 3] = 1, 0.05
+    right_angle = torch.zeros(1, 3, 4, 4)
+    right_angle[:, 0] = 1
+    assert with_loss("normals", {"confidence": False}).loss(right_angle, torch.from_numpy(label)).item() == 1
+    assert TASKS["normals"].loss(right_angle, torch.from_numpy(label)).item() < 0.1
+
+
+def test_segmentation_weighted_by_the_score_is_the_plain_loss_where_the_expert_is_sure():
+    target = torch.from_numpy(make_target("scored_segmentation", 8, 8, 0, 0.3)[None])
+    prediction = predictions(TASKS["segmentation"], target[..., 0]).detach()
+    plain = TASKS["segmentation"].loss(prediction, target[..., 0])
+    scored = with_loss("scored_segmentation", {})
+    sure = torch.stack([target[..., 0], torch.full_like(target[..., 0], 255)], dim=-1)
+    torch.testing.assert_close(scored.loss(prediction, sure), plain)
+    torch.testing.assert_close(
+        scored.loss(prediction, torch.stack([target[..., 0], torch.full_like(target[..., 0], 51)], dim=-1)), plain / 5
+    )
+    torch.testing.assert_close(with_loss("scored_segmentation", {"confidence": False}).loss(prediction, target), plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("segmentation", {"confidence": True}, r"models\.m\.losses\.segmentation\.confidence: unknown key.*none"),
+        ("depth", {"alignment": "best"}, r"models\.m\.losses\.depth\.alignment: .*'best'"),
+        ("normals", {"kind": 3}, r"models\.m\.losses\.normals\.kind: .*got 3"),
+        ("normals", {"kapa": 3}, r"losses\.normals\.kapa: unknown key; known are kind, confidence"),
+    ],
+)
+def test_options_that_do_not_exist_are_named(name, options, message):
+    with pytest.raises(CliptexError, match=message):
+        with_loss(name, options)
+
+
+def test_options_of_one_task_are_not_those_of_another():
+    task = TASKS["depth"]
+    assert task.with_loss({"alignment": "robust"}, "here").options.alignment == "robust"
+    assert task.options.alignment == find("tasks", "depth")().options.alignment == "target"
+
+
+# ---- segmentation with scores
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 999), views())
+def test_classes_and_scores_survive_codec_and_crop_together(height, width, seed, view):
+    task = find("tasks", "scored_segmentation")()
+    label = make_target("scored_segmentation", height, width, seed, 0.2)
+    np.testing.assert_array_equal(task.decode(task.encode(label), height, width), label)
+    cropped = task.crop(label, view, 6)
+    assert cropped.shape == task.missing(6).shape == (6, 6, 2)
+    np.testing.assert_array_equal(cropped[..., 0], TASKS["segmentation"].crop(label[..., 0], view, 6))
+    there = {tuple(pixel) for pixel in label.reshape(-1, 2).tolist()}
+    assert {tuple(pixel) for pixel in cropped.reshape(-1, 2).tolist()} <= there
+
+
+def test_segmentation_with_scores_is_judged_drawn_and_counted_by_its_classes():
+    task = find("tasks", "scored_segmentation")()
+    label = make_target("scored_segmentation", 12, 20, 0, 0.3)
+    assert task.name == "segmentation"
+    assert task.codec() != TASKS["segmentation"].codec()
+    assert task.quality([(label, label[..., 0])])["mIoU"] == 100
+    np.testing.assert_array_equal(task.picture(label), TASKS["segmentation"].picture(label[..., 0]))
+    valid = label[..., 0] != IGNORE
+    assert task.scalars(label)["confidence"] == pytest.approx(label[..., 1][valid].mean() / 255)
+    with pytest.raises(ValueError, match="keep_scores"):
+        task.encode(label[..., 0])
+
+
+# ---- what a head's output means
+
+
+def test_predicted_labels_are_what_the_loss_is_least_for():
+    segmentation = np.zeros((81, 2, 3), np.float32)
+    segmentation[7, 0], segmentation[0, 1] = 5, 5
+    assert TASKS["segmentation"].predicted(segmentation).tolist() == [[7] * 3, [0] * 3]
+    depth = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    np.testing.assert_array_equal(TASKS["depth"].predicted(depth), depth[0])
+    raw = np.zeros((3, 1, 2), np.float32)
+    raw[:, 0, 0] = (0, 3, 4)
+    normals = TASKS["normals"].predicted(raw)
+    np.testing.assert_allclose(normals[0, 0, :3], (0, 0.6, 0.8), rtol=1e-6)
+    assert np.isnan(normals[0, 1]).all()
+    assert normals[0, 0, 3] == 1
+    with_kappa = with_loss("normals", {"kind": "angmf"}).predicted(np.full((4, 1, 1), 2, np.float32))
+    np.testing.assert_allclose(with_kappa[0, 0, 3], 3.01, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,7 +1,10 @@
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import open_clip
@@ -9,10 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cliptex import paths
-from cliptex import train as training
+from cliptex import distributed, paths, student
+from cliptex.checkpoints import EXIT_STOPPED, Checkpoints, Stopped, StopRequest
+from cliptex.config import Config
+from cliptex.engine import Engine
 from cliptex.errors import CliptexError
 from cliptex.files import read_json, sha256_file
+from cliptex.multi_scale import DenseHeads
 from cliptex.train import train
 
 
@@ -71,23 +77,32 @@ def test_same_seed_same_weights_and_another_seed_others(clip):
     assert not same(weights("clip", 0), weights("clip", 1))
 
 
+def changed(config, name=None, *, train=None, **model):
+    """The configuration with other settings of `train`, and of model `name`."""
+    plain = config.plain()
+    plain["train"] |= train or {}
+    if name:
+        plain["models"][name] |= model
+    return Config.load(plain)
+
+
 class Killed(BaseException):
     pass
 
 
 def train_until(config, name, step, monkeypatch):
     """Train, and die when `step` begins."""
-    original = training._Run.step
+    original = Engine.step
 
     def deadly(self, batch, number):
         if number == step:
             raise Killed
         return original(self, batch, number)
 
-    monkeypatch.setattr(training._Run, "step", deadly)
+    monkeypatch.setattr(Engine, "step", deadly)
     with pytest.raises(Killed):
         train(config, name, 0)
-    monkeypatch.setattr(training._Run, "step", original)
+    monkeypatch.setattr(Engine, "step", original)
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
@@ -95,8 +110,7 @@ def train_until(config, name, step, monkeypatch):
 def test_a_killed_run_goes_on_to_the_same_weights(clip, monkeypatch, name, step):
     train(clip, name, 0)
     whole, lines = weights(name), (paths.model(name, 0) / "metrics.jsonl").read_text()
-    for path in paths.model(name, 0).iterdir():
-        path.unlink()
+    shutil.rmtree(paths.model(name, 0))
     train_until(clip, name, step, monkeypatch)
     assert not (paths.model(name, 0) / "train.json").exists()
     train(clip, name, 0)
@@ -115,17 +129,146 @@ def test_a_truncated_checkpoint_is_left_out_and_the_one_before_is_used(clip, mon
     assert "going on from step 2" in caplog.text
 
 
-def test_a_checkpoint_of_another_configuration_is_not_continued(clip, monkeypatch, caplog):
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9, "accumulate": 2, "crop_sizes_px": [24, 32]}])
+def test_eight_steps_are_four_and_a_restart_and_four(clip, monkeypatch, options):
+    """Weights, moments, averages, random numbers, rates and the keys that come next, bit for bit."""
+    config = changed(clip, "cliptex", steps=8, train={**options, "checkpoint_every": 4})
+    seen = []
+    original = Engine.step
+
+    def noting(self, batch, step):
+        values = original(self, batch, step)
+        seen.append((step, batch.keys, values, self))
+        return values
+
+    monkeypatch.setattr(Engine, "step", noting)
+    train(config, "cliptex", 0)
+    whole, state = [row[:3] for row in seen], seen[-1][3].state()
+    shutil.rmtree(paths.model("cliptex", 0))
+    seen.clear()
+    train_until(config, "cliptex", 5, monkeypatch)
+    torch.manual_seed(123)
+    train(config, "cliptex", 0)
+    assert [row[:3] for row in seen] == whole
+    assert equal(seen[-1][3].state(), state)
+
+
+def equal(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_with_both_values(clip, monkeypatch):
     train_until(clip, "cliptex", 6, monkeypatch)
-    other = clip.model_copy(update={"train": clip.train.model_copy(update={"weight_decay": 0.5})})
-    train(other, "cliptex", 0)
-    assert "another configuration" in caplog.text
+    message = r"train\.weight_decay = 0\.1, which now is 0\.5\. .*rm -r results/models/cliptex/seed0/checkpoints"
+    with pytest.raises(CliptexError, match=message):
+        train(changed(clip, train={"weight_decay": 0.5}), "cliptex", 0)
+    with pytest.raises(CliptexError, match=r"models\.cliptex\.learning_rate = 0\.001, which now is 0\.002"):
+        train(changed(clip, "cliptex", learning_rate=2e-3), "cliptex", 0)
+    # how often it writes is not part of the result
+    train(changed(clip, train={"checkpoint_every": 3, "log_every": 2}), "cliptex", 0)
+
+
+def test_a_checkpoint_from_other_data_is_refused(clip, monkeypatch):
+    train_until(clip, "cliptex", 6, monkeypatch)
+    index = read_json(paths.labels("depth") / "index.json")
+    (paths.labels("depth") / "index.json").write_text(json.dumps(index | {"statistics": "others"}))
+    with pytest.raises(CliptexError, match=r"label_stores\.depth\.index_sha256 = .*which now is"):
+        train(clip, "cliptex", 0)
+
+
+def test_a_checkpoint_that_would_run_code_is_left_out(clip, monkeypatch, caplog):
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, ("executed",)
+
+    folder = paths.model("clip_ft", 0) / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save({"step": 4, "engine": Malicious()}, folder / "step-00000004.pt")
+    with caplog.at_level("INFO", "cliptex"):
+        train(clip, "clip_ft", 0)
+    assert "step-00000004.pt: unreadable checkpoint left out" in caplog.text
+    assert not os.path.exists("executed")  # noqa: PTH110
+
+
+def test_a_kill_while_a_checkpoint_is_saved_leaves_the_two_before(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, {"a": 1})
+    for step in (1, 2, 3):
+        checkpoints.save({"step": step})
+    original = torch.save
+
+    def dying(state, path):
+        original(state, path)
+        raise Killed
+
+    monkeypatch.setattr(torch, "save", dying)
+    with pytest.raises(Killed):
+        checkpoints.save({"step": 4})
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000002.pt", "step-00000003.pt"]
+    assert checkpoints.latest() == {"step": 3, "settings": {"a": 1}}
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(clip, monkeypatch, name):
+    train(clip, "cliptex", 0)
+    whole = weights("cliptex")
+    shutil.rmtree(paths.model("cliptex", 0))
+    original = Engine.step
+
+    def stopped(self, batch, step):
+        if step == 3:
+            signal.raise_signal(getattr(signal, name))
+        return original(self, batch, step)
+
+    monkeypatch.setattr(Engine, "step", stopped)
+    before = signal.getsignal(getattr(signal, name))
+    with pytest.raises(Stopped) as caught:
+        train(clip, "cliptex", 0)
+    assert caught.value.code == EXIT_STOPPED == 75
+    assert signal.getsignal(getattr(signal, name)) is before
+    folder = paths.model("cliptex", 0)
+    assert sorted(path.name for path in folder.iterdir() if path.name != "tensorboard") == ["checkpoints"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "metrics.jsonl",
+        "step-00000002.pt",
+        "step-00000003.pt",
+    ]
+    monkeypatch.setattr(Engine, "step", original)
+    train(clip, "cliptex", 0)
+    assert same(whole, weights("cliptex"))
+
+
+def test_a_thread_that_trains_leaves_the_signals_alone():
+    before, heard = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with StopRequest() as stop:
+            heard.append((signal.getsignal(signal.SIGTERM), stop.name))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert heard == [(before, None)]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(clip, monkeypatch):
-    monkeypatch.setattr(training._Run, "step", lambda self, batch, step: {"loss": float("nan")})
-    with pytest.raises(CliptexError, match=r"models\.cliptex: the loss at step 1 is nan.*learning_rate"):
+    keys = []
+
+    def broken(self, batch, step):
+        keys.extend(batch.keys)
+        return {"loss": float("nan")}
+
+    monkeypatch.setattr(Engine, "step", broken)
+    with pytest.raises(CliptexError, match=r"models\.cliptex: the loss at step 1 is nan.*learning_rate") as caught:
         train(clip, "cliptex", 0)
+    (path,) = (paths.model("cliptex", 0) / "checkpoints").glob("not-finite-step-00000001-rank-0.json")
+    assert str(path) in str(caught.value)
+    assert read_json(path)["keys"] == keys
     assert not (paths.model("cliptex", 0) / "open_clip_model.safetensors").exists()
 
 
@@ -136,10 +279,15 @@ def test_unknown_models_and_missing_starts_are_named(tiny):
         train(tiny, "clip_ft", 0)
 
 
+def engine(config, name, model, heads, precision="fp32"):
+    world = distributed.World(0, 1, torch.device("cpu"))
+    return Engine(model, heads, {}, config.models[name], config.train, precision, world)
+
+
 def test_decay_spares_norms_biases_embeddings_and_the_logit_scale(tiny):
-    model = training.student.build(tiny.student, 0)
-    heads = training.DenseHeads(32, {"depth": 1}, "ppm", 16, prior_cells=4)
-    run = training._Run(model, heads, {}, tiny.models["clip"], tiny.train, tiny.student, "fp32")
+    model = student.build(tiny.student, 0)
+    heads = DenseHeads(32, {"depth": 1}, "ppm", 16, prior_cells=4)
+    run = engine(tiny, "clip", model, heads)
     spared = {id(p) for group in run.optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in spared}
     assert {"logit_scale", "token_embedding.weight", "positional_embedding", "visual.ln_post.weight"} <= names
@@ -150,22 +298,112 @@ def test_decay_spares_norms_biases_embeddings_and_the_logit_scale(tiny):
     assert len(everything) == len([*model.parameters(), *heads.parameters()])
 
 
-def test_sigkill_loses_at_most_one_interval(clip, tmp_path):
-    """A real process, really killed."""
-    steps = clip.models["clip_ft"].model_copy(update={"steps": 80})
-    config = clip.model_copy(update={"models": {**clip.models, "clip_ft": steps}})
-    command = [sys.executable, "-m", "cliptex", "--threads", "1", "train", "--model", "clip_ft"]
-    command += ["--config", config.subset("dataset", "student", "train", "models", "label_stores")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    folder = paths.model("clip_ft", 0) / "checkpoints"
-    deadline = time.monotonic() + 60
-    while len(list(folder.glob("step-*.pt"))) < 2 and time.monotonic() < deadline:
+def command(config, name):
+    text = config.subset("dataset", "student", "train", "models", "label_stores")
+    return [sys.executable, "-m", "cliptex", "--threads", "1", "train", "--model", name, "--config", text]
+
+
+def wait_for_checkpoints(process, folder, count):
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("step-*.pt"))) < count and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
+
+
+def test_sigkill_loses_at_most_one_interval_and_sigterm_none(clip):
+    """A real process, really killed, then stopped, then left to end."""
+    config = changed(clip, "clip_ft", steps=200)
+    folder = paths.model("clip_ft", 0) / "checkpoints"
+    process = subprocess.Popen(command(config, "clip_ft"), stderr=subprocess.DEVNULL)
+    wait_for_checkpoints(process, folder, 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (paths.model("clip_ft", 0) / "train.json").exists()
     newest = max(int(path.stem[5:]) for path in folder.glob("step-*.pt"))
     assert newest >= 4
-    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=240)
+
+    process = subprocess.Popen(command(config, "clip_ft"), stderr=subprocess.PIPE, text=True)
+    begun = max(folder.glob("step-*.pt"))
+    while process.poll() is None and begun.exists():  # until newer ones have taken its place
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == EXIT_STOPPED, said
+    assert f"going on from step {newest}" in said
+    assert "SIGTERM after step" in said
+    assert not (paths.model("clip_ft", 0) / "train.json").exists()
+    newest = max(int(path.stem[5:]) for path in folder.glob("step-*.pt"))
+    assert f"after step {newest};" in said
+    train(changed(config, train={"checkpoint_every": 100}), "clip_ft", 0)
+    assert read_json(paths.model("clip_ft", 0) / "train.json")["images_seen"] == 800
+
+
+SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "3", "SLURM_NODEID": "1", "SLURM_JOB_ID": "7"}
+MICRO = {"accumulate": 2, "crop_sizes_px": [24, 32], "ema": 0.5}
+
+
+def exact(config):
+    """For comparisons: fp32, patch dropout in `clip`, a rate at which Adam does not make much of rounding."""
+    models = config.plain()["models"]
+    for name, options in {"clip": {"patch_dropout": 0.5}, "cliptex": {}}.items():
+        models[name] |= {"learning_rate": 1e-4, "steps": 4, **options}
+    return Config.load(config.plain() | {"models": models, "train": config.plain()["train"] | {"precision": "fp32"}})
+
+
+def outcome(name):
+    folder = paths.model(name, 0)
+    tensors = load_file(folder / "open_clip_model.safetensors") | load_file(folder / "heads.safetensors")
+    return tensors, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_close(one, other):
+    (weights, lines), (others, other_lines) = one, other
+    assert weights.keys() == others.keys()
+    for name, tensor in weights.items():
+        if name.endswith("in_proj_bias"):
+            # a key's bias shifts all scores of a query alike: no gradient but rounding, which Adam makes steps of
+            query, _, value = tensor.chunk(3)
+            other_query, _, other_value = others[name].chunk(3)
+            tensor, others[name] = torch.cat([query, value]), torch.cat([other_query, other_value])
+        torch.testing.assert_close(tensor, others[name], rtol=1e-5, atol=1e-5, msg=name)
+    assert [line.keys() for line in lines] == [line.keys() for line in other_lines]
+    for line, other_line in zip(lines, other_lines, strict=True):
+        assert line == pytest.approx(other_line, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["clip", "cliptex"])
+def test_micro_batches_equal_one_big_batch(tiny, name):
+    """All negatives, all valid pixels, the batch's normalisation and the same dropped patches."""
+    config = exact(tiny)
+    train(config, "clip", 0)
+    train(config, name, 0)
+    whole = outcome(name)
+    train(changed(config, train={"accumulate": 4}), name, 0)
+    assert_close(outcome(name), whole)
+
+
+def test_two_processes_equal_one(tiny, tmp_path, monkeypatch):
+    """Started by torchrun inside what looks like a SLURM job of other sizes."""
+    config = exact(tiny)
+    micro = changed(config, train=MICRO)
+    script = "import sys; from cliptex.config import Config; from cliptex.train import train\n"
+    script += "for text, name in zip(sys.argv[1::2], sys.argv[2::2]): train(Config.load(text), name, 0)"
+    (tmp_path / "both.py").write_text(script)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "both.py"]
+    launch += [json.dumps(config.plain()), "clip", json.dumps(micro.plain()), "cliptex"]
+    ended = subprocess.run(launch, env={**os.environ, **SLURM}, capture_output=True, text=True, timeout=1200)
     assert ended.returncode == 0, ended.stderr
-    assert f"going on from step {newest}" in ended.stderr
+    shared = {name: outcome(name) for name in ("clip", "cliptex")}
+    assert read_json(paths.model("cliptex", 0) / "train.json")["processes"] == 2
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    train(config, "clip", 0)
+    train(micro, "cliptex", 0)
+    assert read_json(paths.model("cliptex", 0) / "train.json")["processes"] == 1
+    for name, found in shared.items():
+        assert_close(found, outcome(name))
+
+
+def test_half_of_torchruns_variables_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(CliptexError, match=r"WORLD_SIZE: set without RANK, LOCAL_RANK, MASTER_ADDR.*torchrun"):
+        distributed.joined().__enter__()

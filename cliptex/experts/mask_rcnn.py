@@ -57,6 +57,25 @@ def paint(
     return label
 
 
+def paint_scores(
+    masks_NHW: np.ndarray, scores_N: np.ndarray, threshold: float, ignore_below: float | None = None
+) -> np.ndarray:
+    """How sure `paint` is of each pixel, uint8 [H, W], 255 for a score of 1.
+
+    A painted pixel has the score of the instance on top. The background has 1, less the best score of an instance
+    below the threshold that covers it. An ignored pixel has 0.
+    """
+    doubt = np.zeros(masks_NHW.shape[1:], np.float32)
+    score, painted = doubt.copy(), np.zeros(masks_NHW.shape[1:], bool)
+    for index in np.argsort(-scores_N, kind="stable")[::-1]:
+        plane = score if scores_N[index] >= threshold else doubt
+        plane[masks_NHW[index]] = scores_N[index]
+        painted |= masks_NHW[index] & (scores_N[index] >= threshold)
+    unsure = np.zeros_like(painted) if ignore_below is None else doubt >= ignore_below
+    background = np.where(unsure, 0.0, 1 - doubt)
+    return np.rint(255 * np.clip(np.where(painted, score, background), 0, 1)).astype(np.uint8)
+
+
 def coco_results(
     boxes_N4: np.ndarray, slots_N: np.ndarray, scores_N: np.ndarray, masks_NHW: np.ndarray
 ) -> list[dict[str, Any]]:
@@ -134,6 +153,8 @@ class Network(Section):
     """Overlap of two boxes above which the weaker one is dropped."""
     detections: Positive = 100
     """Instances an image at most."""
+    keep_scores: bool = False
+    """Give each pixel's score beside its class, for a label store of the task `scored_segmentation`."""
     keep_instances: bool = False
     """Keep the instances beside the painted map, in the label store's column `instances`."""
     background_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
@@ -185,7 +206,10 @@ def small_mask_rcnn(options: SmallNetwork, **common: Any) -> MaskRCNN:
 
 
 class MaskRCNNExpert(NetworkExpert):
-    """Labels uint8 [H, W]: 0 background, 1..80 COCO's classes, 255 ignore where `ignore_below` is set; see `paint`."""
+    """Labels uint8 [H, W]: 0 background, 1..80 COCO's classes, 255 ignore where `ignore_below` is set; see `paint`.
+
+    With `keep_scores` the label store is given uint8 [H, W, 2], class and score; see `paint_scores`.
+    """
 
     task = "segmentation"
     Network = Network
@@ -221,7 +245,8 @@ class MaskRCNNExpert(NetworkExpert):
         return sum(self.module(list(batch["image"]), targets).values())
 
     def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
-        return [label for label, _ in self._label_rows(images_BCHW)]
+        labels = [label for label, _ in self._label_rows(images_BCHW)]
+        return [label[..., 0] for label in labels] if self.network.keep_scores else labels
 
     def extra_columns(self) -> dict[str, Any]:
         """With `keep_instances`: `instances`, a list of COCO results (category_id, score, bbox, segmentation)."""
@@ -245,6 +270,9 @@ class MaskRCNNExpert(NetworkExpert):
             slots_N = found["labels"].cpu().numpy()
             scores_N = found["scores"].float().cpu().numpy()
             label = paint(masks_NHW, CONTIGUOUS[slots_N], scores_N, options.score_threshold, options.ignore_below)
+            if options.keep_scores:
+                score = paint_scores(masks_NHW, scores_N, options.score_threshold, options.ignore_below)
+                label = np.stack([label, score], axis=-1)
             extras = {}
             if options.keep_instances:
                 extras["instances"] = coco_results(found["boxes"].float().cpu().numpy(), slots_N, scores_N, masks_NHW)

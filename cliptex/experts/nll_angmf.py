@@ -17,7 +17,6 @@ normal that has a non-negative dot product with the viewing ray. A wall that fac
 Shape suffixes: B batch, C channels, H height, W width, N sampled pixels.
 """
 
-import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -29,6 +28,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
+from cliptex.angular_mf import angular_mf_loss, norm_normalize
 from cliptex.config import Positive, Section, Share
 from cliptex.errors import CliptexError
 from cliptex.experts.network import (
@@ -41,29 +41,6 @@ from cliptex.experts.network import (
     to_host,
 )
 from cliptex.experts.weights import read_tensors
-
-MIN_KAPPA = 0.01
-
-
-def norm_normalize(raw: torch.Tensor, axis: int = 1) -> torch.Tensor:
-    """Raw network output (4 channels along `axis`) to a unit normal and kappa = elu + 1 + 0.01 > 0.01."""
-    normal, kappa = raw.float().split((3, 1), dim=axis)
-    length = normal.square().sum(axis, keepdim=True).clamp(min=1e-20).sqrt()
-    return torch.cat([normal / length, functional.elu(kappa) + 1 + MIN_KAPPA], dim=axis)
-
-
-def angular_mf_loss(prediction: torch.Tensor, normal: torch.Tensor, axis: int = 1) -> torch.Tensor:
-    """Negative log-likelihood of the unit vectors `normal` (3 channels along `axis`) under `prediction` (4 channels).
-
-    -log(kappa^2 + 1) + kappa theta + log(1 + exp(-kappa pi)) for each pixel, that is without the constant log(2 pi)
-    (equation 10 of the paper). The cosine is kept off +-1, where the derivative of arccos is infinite.
-    """
-    mean, kappa = prediction.split((3, 1), dim=axis)
-    kappa = kappa.squeeze(axis)
-    # a mean that was resampled between pixels is no longer of unit length
-    length = mean.square().sum(axis).clamp(min=1e-12).sqrt()
-    cosine = ((mean * normal).sum(axis) / length).clamp(-1 + 1e-5, 1 - 1e-5)
-    return -torch.log1p(kappa.square()) + kappa * torch.arccos(cosine) + torch.log1p(torch.exp(-kappa * math.pi))
 
 
 def expected_angle(kappa: np.ndarray) -> np.ndarray:

@@ -149,7 +149,7 @@ def _label_picture(file: LabelFile, task: Task, key: str, store: str, classes: C
         return Picture("", f"no label: {file.column('error')[row]}", title=store)
     seen = ""
     if task.codec().get("class_names"):
-        values, counts = np.unique(label, return_counts=True)
+        values, counts = np.unique(task.classes(label), return_counts=True)
         classes.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         present = [_class_name(task, value) for value in values.tolist() if value not in (0, IGNORE)]
         seen = f": {', '.join(present)}" if present else ": background only"

@@ -187,6 +187,8 @@ def _expert(folder: Path) -> dict[str, Any] | None:
 
 def _run(folder: Path) -> Run:
     record = read_json(folder / "train.json")
+    if "interpolate" in record:  # not trained, so that there is no course to show
+        return Run(record, [])
     path = folder / "metrics.jsonl"
     try:
         history = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]

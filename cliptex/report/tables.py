@@ -265,7 +265,7 @@ def cost_table(results: Results) -> Table:
         return record["steps"] * record["batch_size"]
 
     data = [
-        across("Starts from", "", lambda record: _start(record["init"]), trained=False),
+        across("Starts from", "", _start, trained=False),
         across("Steps", "", lambda record: record["steps"], _count, trained=False),
         across("Batch size", "pairs a step", lambda record: record["batch_size"], _count),
         across("Pairs seen", "", seen, _count),
@@ -610,9 +610,12 @@ def _sizes(scores: Scores) -> str:
     )
 
 
-def _start(init: str) -> str:
-    """The model it started from, as written elsewhere; a path keeps its last part."""
-    return names.model(init.rstrip("/").rpartition("/")[2])
+def _start(record: Record) -> str:
+    """The model it started from, as written elsewhere, or the two it lies between; a path keeps its last part."""
+    if mixed := record.get("interpolate"):
+        alpha = mixed["alpha"]
+        return f"{alpha:g} × {names.model(mixed['of'])} + {1 - alpha:g} × {names.model(mixed['with'])}"
+    return names.model(record["init"].rstrip("/").rpartition("/")[2])
 
 
 def _weights(tasks: dict[str, float]) -> str:

@@ -6,10 +6,14 @@ Imports NumPy only, so that the workflow and the label store do not pay for torc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+
+from cliptex.errors import CliptexError
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +33,42 @@ class View:
     flip: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """Choices that a task's loss leaves, the config's `models.*.losses`; a task with choices has a subclass of it."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
 class Task(ABC):
     """A dense task. Labels are NumPy arrays [H, W] or [H, W, C] in the stored image's frame."""
 
     name: ClassVar[str]
-    channels: ClassVar[int]
-    """Output channels of the task's head."""
+    channels: int
+    """Output channels of the task's head; with some losses another number, see `with_loss`."""
+    options: LossOptions = LossOptions()
+    """How the loss is computed; `with_loss` gives a task with others than the defaults."""
+
+    def with_loss(self, options: Mapping[str, Any], where: str) -> Self:
+        """This task with other options of its loss. Raises CliptexError naming the key under `where`."""
+        from pydantic import TypeAdapter, ValidationError
+
+        kind = type(self.options)
+        try:
+            checked = TypeAdapter(kind).validate_python(dict(options))
+        except ValidationError as error:
+            known = ", ".join(field.name for field in fields(kind)) or "none"
+            problems = []
+            for item in error.errors():
+                key = ".".join(map(str, (where, *item["loc"])))
+                if item["type"] == "unexpected_keyword_argument":
+                    problems.append(f"{key}: unknown key; known are {known}")
+                else:
+                    problems.append(f"{key}: {item['msg']}, got {item['input']!r}")
+            raise CliptexError("; ".join(problems)) from error
+        task = copy(self)
+        task.options = checked
+        return task
 
     @abstractmethod
     def codec(self) -> dict[str, Any]:
@@ -68,6 +102,14 @@ class Task(ABC):
     def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
         """Scalar loss of the head's raw output against stacked `crop` results; finite for any label, zero gradient
         where the label is invalid. The prediction is resized (bilinear) to the target's grid by the caller."""
+
+    def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
+        """The label [H, W] or [H, W, C] that a head's raw output, float32 [channels, H, W], stands for."""
+        raise CliptexError(f"{self.name}: the task does not say what a head's output means; give it `predicted`")
+
+    def classes(self, label: np.ndarray) -> np.ndarray:
+        """The class map [H, W] of a label, for a task whose codec has class names."""
+        return label
 
     @abstractmethod
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cliptex.tasks.base import Task, View
+from cliptex.tasks.base import LossOptions, Task, View
+from cliptex.tasks.batch_mean import batch_mean
 from cliptex.tasks.grid import INVALID_COLOUR, WHOLE, area_mean, pack_picture, unpack_picture
 
 if TYPE_CHECKING:
     import torch
 
 LEVELS = 255
-GRADIENT_WEIGHT = 0.5
 GRADIENT_SCALES = 4
+LEAST_SPREAD = 1e-2
+LEAST_SCALE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthLoss(LossOptions):
+    """Options of the loss."""
+
+    alignment: Literal["target", "robust", "least_squares"] = "target"
+    """`target`: the head predicts the normalised map itself. `robust`: the prediction is normalised as well, and
+    `least_squares`: it is scaled and shifted to fit best; with these two it is free up to scale and shift."""
+    gradient_weight: float = 0.5
+    """Weight of the gradient term; 0 leaves it out."""
 
 
 class Depth(Task):
@@ -23,6 +37,7 @@ class Depth(Task):
 
     name = "depth"
     channels = 1
+    options = DepthLoss()
 
     def codec(self) -> dict[str, Any]:
         """Linear between the label's own least and greatest value, which lead the payload."""
@@ -81,23 +96,36 @@ class Depth(Task):
 
         Each target is normalised over its valid pixels to median 0 and mean absolute deviation 1 (Ranftl et al. 2020,
         "Towards robust monocular depth estimation", eq. 5 and 6), so that the loss is the same for a * d + b, a > 0.
-        The head predicts that map itself: the paper's other formulation, normalising the prediction too, divides by the
-        prediction's spread and so has exploding gradients for an untrained head. The gradient term is eq. 11, at 4
-        scales, with weight 0.5. Averages run over the valid pixels of the batch. A flat target normalises to 0.
+        By default the head predicts that map itself. With `alignment` the prediction has a scale and a shift an image
+        too, found over the valid pixels: `robust` normalises it by the same equations, its spread taken as no less than
+        0.01, since the gradient grows without bound as the spread of an untrained head's output goes to 0;
+        `least_squares` solves for those with the least squared error (eq. 2 to 4), the scale taken as no less than
+        0.001: a negative one would make far of near, and at 0 a flat prediction would have no gradient. The gradient
+        term is eq. 11, at 4 scales, with weight 0.5. Averages run over the valid pixels of the batch. A flat target
+        normalises to 0.
         """
         import torch
 
         prediction, target = prediction_BCHW[:, 0].float(), target_B.float()
         valid = torch.isfinite(target)
         target = torch.where(valid, _normalised(target, valid), 0.0)
+        if self.options.alignment == "robust":
+            deviation, spread, _ = _centred(prediction, valid)
+            prediction = (deviation / spread.clamp(min=LEAST_SPREAD)).view_as(prediction)
+        elif self.options.alignment == "least_squares":
+            prediction = _fitted(prediction, target, valid)
         error = torch.where(valid, prediction - target, 0.0)
-        loss = error.abs().sum() / valid.sum().clamp(min=1)
+        loss = batch_mean(error.abs().sum(), valid.sum())
         for scale in range(GRADIENT_SCALES):
             e, v = error[:, :: 2**scale, :: 2**scale], valid[:, :: 2**scale, :: 2**scale]
             right, down = v[:, :, 1:] & v[:, :, :-1], v[:, 1:] & v[:, :-1]
             steps = ((e[:, :, 1:] - e[:, :, :-1]).abs() * right).sum() + ((e[:, 1:] - e[:, :-1]).abs() * down).sum()
-            loss = loss + GRADIENT_WEIGHT * steps / v.sum().clamp(min=1)
+            loss = loss + self.options.gradient_weight * batch_mean(steps, v.sum())
         return loss
+
+    def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
+        """Relative inverse depth, up to scale and shift."""
+        return np.ascontiguousarray(output_CHW[0], np.float32)
 
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         """`delta1` (percent of pixels with ratio below 1.25) and `absrel`, pooled over the pixels of all pairs.
@@ -140,13 +168,32 @@ def _normalised(target_BHW: torch.Tensor, valid_BHW: torch.Tensor) -> torch.Tens
     """Median 0 and mean absolute deviation 1 over each image's valid pixels; 0 for a flat image."""
     import torch
 
-    values, valid = target_BHW.flatten(1), valid_BHW.flatten(1)
-    median = torch.where(valid, values, torch.nan).nanmedian(dim=1, keepdim=True).values.nan_to_num()
-    deviation = torch.where(valid, values - median, 0.0)
-    spread = deviation.abs().sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+    deviation, spread, median = _centred(target_BHW, valid_BHW)
     # float32 noise around a constant is not relief
     flat = spread <= 1e-6 * median.abs()
     return torch.where(flat, 0.0, deviation / torch.where(flat, 1.0, spread)).view_as(target_BHW)
+
+
+def _centred(values_BHW: torch.Tensor, valid_BHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each image's valid pixels: less their median [B, HW] (0 elsewhere), mean absolute value of that and median."""
+    import torch
+
+    values, valid = values_BHW.flatten(1), valid_BHW.flatten(1)
+    median = torch.where(valid, values, torch.nan).nanmedian(dim=1, keepdim=True).values.nan_to_num()
+    deviation = torch.where(valid, values - median, 0.0)
+    spread = deviation.abs().sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+    return deviation, spread, median
+
+
+def _fitted(prediction_BHW: torch.Tensor, target_BHW: torch.Tensor, valid_BHW: torch.Tensor) -> torch.Tensor:
+    """scale * prediction + shift of each image, the least-squares fit to its target over the valid pixels."""
+    valid = valid_BHW.flatten(1).float()
+    count = valid.sum(dim=1, keepdim=True).clamp(min=1)
+    p, t = prediction_BHW.flatten(1), target_BHW.flatten(1)
+    p_mean, t_mean = ((values * valid).sum(dim=1, keepdim=True) / count for values in (p, t))
+    p = (p - p_mean) * valid
+    scale = (p * (t - t_mean)).sum(dim=1, keepdim=True) / (p.square().sum(dim=1, keepdim=True) + 1e-6 * count)
+    return (scale.clamp(min=LEAST_SCALE) * p + t_mean).view_as(prediction_BHW)
 
 
 PLUGIN = Depth

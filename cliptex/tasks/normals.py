@@ -8,12 +8,14 @@ estimation": density proportional to exp(-kappa * angle); greater is surer.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cliptex.tasks.base import Task, View
+from cliptex.tasks.base import LossOptions, Task, View
+from cliptex.tasks.batch_mean import batch_mean
 from cliptex.tasks.grid import INVALID_COLOUR, WHOLE, area_mean, pack_picture, unpack_picture
 
 if TYPE_CHECKING:
@@ -25,11 +27,27 @@ KAPPA_CODES = 48
 WITHIN_DEGREES = {"within_11_25": 11.25, "within_22_5": 22.5, "within_30": 30.0}
 
 
+@dataclass(frozen=True, kw_only=True)
+class NormalsLoss(LossOptions):
+    """Options of the loss."""
+
+    kind: Literal["cosine", "angmf"] = "cosine"
+    """`cosine`: 1 - cos. `angmf`: the negative log-likelihood of the label under the head's own angular von
+    Mises-Fisher distribution, whose kappa is a fourth channel."""
+    confidence: bool = True
+    """Whether a pixel's loss is weighted by how sure the expert is of it, after the label's kappa."""
+
+
 class Normals(Task):
     """Surface normals, learned by cosine under the expert's own uncertainty."""
 
     name = "normals"
-    channels = 3
+    options = NormalsLoss()
+
+    @property
+    def channels(self) -> int:
+        """A direction and, for `angmf`, kappa."""
+        return 4 if self.options.kind == "angmf" else 3
 
     def codec(self) -> dict[str, Any]:
         """Octahedral coordinates (Cigolle et al. 2014) of 7 bits each, and kappa in 48 logarithmic levels."""
@@ -91,23 +109,51 @@ class Normals(Task):
         return np.full((size, size, 4), np.nan, np.float32)
 
     def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
-        """Mean over the valid pixels of R(kappa) * (1 - cos(prediction, label)).
+        """Mean over the valid pixels of R(kappa) times the loss of a pixel.
+
+        A pixel's loss is 1 - cos(prediction, label), or with `kind: angmf` the negative log-likelihood of the label
+        under the four channels predicted (`cliptex.angular_mf`), which may be negative.
 
         R(kappa) = (kappa^2 + 1) / (kappa^2 + 4) * tanh(pi * kappa / 2) is the mean cosine between the label and a
         direction drawn from the expert's AngMF (integral of the density of Bae et al. 2021 over the sphere). The
         gradient is hence that of the expected 1 - cos to the unknown true normal, given how sure the expert is: unsure
-        pixels pull less, and no threshold is needed. The head's three channels are normalised here.
+        pixels pull less, and no threshold is needed. With `confidence: false` every valid pixel has weight 1.
         """
         import torch
         from torch.nn import functional
+
+        from cliptex.angular_mf import MIN_KAPPA, negative_log_likelihood
 
         normal, kappa = target_B[..., :3].float(), target_B[..., 3].float().clamp(max=KAPPA_MAX)
         valid = torch.isfinite(target_B).all(dim=-1) & (normal.square().sum(dim=-1) > 0)
         normal = functional.normalize(torch.where(valid[..., None], normal, 0.0), dim=-1)
         kappa = torch.where(valid, kappa, 1.0)
         weight = (kappa**2 + 1) / (kappa**2 + 4) * torch.tanh(kappa * (torch.pi / 2)) * valid
-        predicted = functional.normalize(prediction_BCHW.float().movedim(1, -1), dim=-1, eps=1e-4)
-        return (weight * (1 - (predicted * normal).sum(dim=-1))).sum() / valid.sum().clamp(min=1)
+        if not self.options.confidence:
+            weight = valid.float()
+        predicted = functional.normalize(prediction_BCHW[:, :3].float().movedim(1, -1), dim=-1, eps=1e-4)
+        cosine = (predicted * normal).sum(dim=-1)
+        if self.options.kind == "angmf":
+            own_kappa = functional.elu(prediction_BCHW[:, 3].float()) + 1 + MIN_KAPPA
+            nll = torch.where(valid, negative_log_likelihood(cosine, own_kappa), 0.0)
+            return batch_mean((weight * nll).sum(), valid.sum())
+        return batch_mean((weight * (1 - cosine)).sum(), valid.sum())
+
+    def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
+        """Unit normals with the kappa that the head predicts, or 1 where it predicts none; NaN for a zero vector."""
+        import torch
+
+        from cliptex.angular_mf import norm_normalize
+
+        output = np.asarray(output_CHW, np.float32)
+        without_kappa = len(output) == 3
+        if without_kappa:
+            output = np.concatenate([output, np.zeros_like(output[:1])])
+        label = norm_normalize(torch.from_numpy(output), 0).movedim(0, -1).numpy()
+        if without_kappa:
+            label[..., 3] = 1
+        label[~np.any(label[..., :3], axis=-1)] = np.nan
+        return np.ascontiguousarray(label)
 
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         """Angular error `mean`, `median` (degrees) and `within_*` (percent) over the pixels of all pairs.

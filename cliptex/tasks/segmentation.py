@@ -9,6 +9,7 @@ import numpy as np
 
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.tasks.base import Task, View
+from cliptex.tasks.batch_mean import batch_mean
 from cliptex.tasks.grid import INVALID_COLOUR, WHOLE, pack, take_nearest, unpack
 
 if TYPE_CHECKING:
@@ -73,9 +74,12 @@ class Segmentation(Task):
         """Cross-entropy, averaged over the valid pixels of the batch; 0 where there is none."""
         from torch.nn import functional
 
-        valid = (target_B != IGNORE).sum().clamp(min=1)
         total = functional.cross_entropy(prediction_BCHW.float(), target_B.long(), ignore_index=IGNORE, reduction="sum")
-        return total / valid
+        return batch_mean(total, (target_B != IGNORE).sum())
+
+    def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
+        """The likeliest class."""
+        return output_CHW.argmax(axis=0).astype(np.uint8)
 
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         """`mIoU` over the classes that occur and `aAcc`, in percent, from one confusion matrix of all pairs.

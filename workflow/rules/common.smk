@@ -41,6 +41,8 @@ if shutil.which("cliptex") is None:
     )
 
 MODELS = list(CONFIG.models)
+INTERPOLATED = [name for name in MODELS if CONFIG.models[name].interpolate]
+TRAINED = [name for name in MODELS if name not in INTERPOLATED]
 PROBED = [*CONFIG.probes.baselines, *(CONFIG.probes.models or MODELS)]
 MINIATURE = CONFIG.dataset.source == "miniature"
 DOWNLOAD = CONFIG.subset("download")
@@ -74,6 +76,14 @@ wildcard_constraints:
 def weights(model, seed):
     """The exported weights of a model."""
     return f"results/models/{model}/seed{seed}/open_clip_model.safetensors"
+
+
+def lineage(model):
+    """A model and all that it is made from."""
+    found = {model: None}
+    for source in CONFIG.models[model].sources():
+        found |= dict.fromkeys(lineage(source))
+    return list(found)
 
 
 def subset(*keys):

@@ -23,6 +23,8 @@ rule train:
         "logs/train/{model}/seed{seed}.log",
     benchmark:
         "results/timings/train/{model}-seed{seed}.tsv"
+    wildcard_constraints:
+        model="|".join(TRAINED),
     # what others wait for goes first
     priority: 100
     conda:
@@ -45,4 +47,38 @@ rule train:
         version=versions.TRAIN,
     shell:
         "cliptex --log {log} --threads {threads} train --model {wildcards.model} --seed {wildcards.seed}"
+        " --config {params.config:q}"
+
+
+rule interpolate:
+    input:
+        lambda wildcards: [
+            weights(model, wildcards.seed)
+            for model in CONFIG.models[wildcards.model].sources()
+        ],
+    output:
+        weights="results/models/{model}/seed{seed}/open_clip_model.safetensors",
+        config="results/models/{model}/seed{seed}/open_clip_config.json",
+        record="results/models/{model}/seed{seed}/train.json",
+    log:
+        "logs/interpolate/{model}/seed{seed}.log",
+    benchmark:
+        "results/timings/interpolate/{model}-seed{seed}.tsv"
+    wildcard_constraints:
+        # where there is none the rule fits nothing
+        model="|".join(INTERPOLATED) or r"(?!)",
+    priority: 100
+    conda:
+        "../../envs/cliptex.yaml"
+    resources:
+        mem="8GB",
+        runtime="30m",
+    params:
+        config=lambda wildcards: CONFIG.subset(
+            "dataset.source",
+            *(f"models.{model}" for model in lineage(wildcards.model)),
+        ),
+        version=versions.TRAIN,
+    shell:
+        "cliptex --log {log} --threads {threads} interpolate --model {wildcards.model} --seed {wildcards.seed}"
         " --config {params.config:q}"
