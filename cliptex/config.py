@@ -273,7 +273,7 @@ class Train(Section):
     """Compile the towers with torch.compile."""
     log_every: Positive = 10
     """Steps between lines of metrics.jsonl."""
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Where those lines go besides, while the run goes on; see docs/training.md."""
     checkpoint_every: Positive = 100
     """Steps between rolling checkpoints."""
