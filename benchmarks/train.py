@@ -2,7 +2,7 @@
 
     python benchmarks/train.py [--model ViT-B-16] [--loop-model ViT-S-16] [--batch-size 4] [--steps 2] [--repeats 3]
 
-`train/step`  a step of CLIPTeX (pyramid pooling, light heads, three tasks) over one of CLIP-FT: same model, batch, 224 px.
+`train/step`  a step of CLIPTeX (pyramid pooling, light heads, three tasks) over one of CLIP-FT: same model and batch.
 `train/loop`  our CLIP-FT steps, loading included, over those of `open_clip_train.train.train_one_epoch` on the same
               shards, by the same model, batch size and number format, each loading in its own process.
 
