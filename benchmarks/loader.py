@@ -55,7 +55,8 @@ def make_data(folder: Path, images: int) -> Config:
         }
     )
     for number in range(SHARDS):
-        keys = [f"{number:05d}{row:04d}" for row in range(images // SHARDS)]
+        count = images // SHARDS
+        keys = [f"{row:09d}" for row in range(number * count, (number + 1) * count)]
         pairs = [
             Pair(key, encode_jpeg(scene_for_key(config.miniature, key).image), f"a rendered scene, {key}")
             for key in keys
