@@ -6,6 +6,8 @@
 `train/loop`  our CLIP-FT steps, loading included, over those of `open_clip_train.train.train_one_epoch` on the same
               shards, by the same model, batch size and number format, each loading in its own process.
 
+The loop needs open_clip's own bound on webdataset: pip install 'webdataset<=0.2.86'.
+
 Both by processor seconds, with random weights; sides alternate, the ratio is the median over repeats and the spread the
 least and the greatest. Images are drawn noise, since their content costs nothing. The last line is a JSON list.
 """
