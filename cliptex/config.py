@@ -280,6 +280,7 @@ class Train(Section):
     shuffle_shards: Positive = 16
     """Shards held in memory at a time and shuffled together."""
     watch: Watch = Watch()
+    """What is looked at on the way."""
 
 
 class Model(Section):
