@@ -45,7 +45,8 @@ def common(
             os.environ[name] = str(threads)
     terminal = logging.StreamHandler()
     handlers: list[logging.Handler] = [terminal]
-    if log_file is not None:
+    # of processes that torchrun started together, the first one writes the log
+    if log_file is not None and os.environ.get("RANK", "0") == "0":
         log_file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_file, mode="w"))
         # several jobs share the terminal: lines instead of bars, and only errors where nobody watches
@@ -272,14 +273,18 @@ def train(
     model: Annotated[str, typer.Option(help="Name of an entry in `models`.")],
     config: ConfigOption = DEFAULT,
     seed: SeedOption = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that decode; default: --threads beside a GPU, else none."),
+    ] = None,
 ) -> None:
-    """Train a model, or go on with it, and export it for open_clip."""
+    """Train a model, or go on with it, and export it for open_clip. Exit code 75: asked to stop, state saved."""
     from cliptex.train import train
 
     settings = Config.load(config)
     if model in settings.models and settings.models[model].interpolate is not None:
         raise CliptexError(f"models.{model}: is interpolated, not trained; run: cliptex interpolate --model {model}")
-    train(settings, model, seed)
+    train(settings, model, seed, workers=workers)
 
 
 @app.command()

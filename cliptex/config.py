@@ -273,13 +273,14 @@ class Train(Section):
     """Compile the towers with torch.compile."""
     log_every: Positive = 10
     """Steps between lines of metrics.jsonl."""
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Where those lines go besides, while the run goes on; see docs/training.md."""
     checkpoint_every: Positive = 100
     """Steps between rolling checkpoints."""
     shuffle_shards: Positive = 16
     """Shards held in memory at a time and shuffled together."""
     watch: Watch = Watch()
+    """What is looked at on the way."""
 
 
 class Interpolation(Section):

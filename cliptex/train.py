@@ -44,8 +44,10 @@ NOT_OF_THE_RESULT = {"log_every", "checkpoint_every", "trackers", "watch", "comp
 """Settings of `train` that may change between the parts of a run."""
 
 
-def train(config: Config, name: str, seed: int, root: Path = Path(), workers: int = 0) -> None:
-    """Train model `name` with `seed` and export it. workers: processes that decode; 0 decodes in this one.
+def train(config: Config, name: str, seed: int, root: Path = Path(), workers: int | None = None) -> None:
+    """Train model `name` with `seed` and export it.
+
+    workers: processes that decode, 0 for this one; None is as many as the compute threads beside a GPU, else 0.
 
     Under torchrun the processes share each batch. Goes on from the newest checkpoint; one that cannot be read is named
     in the log and left out. Raises CliptexError when an input is missing or does not fit, when the checkpoint is of
@@ -58,6 +60,8 @@ def train(config: Config, name: str, seed: int, root: Path = Path(), workers: in
         if not world.leads:
             progress.bars = False
             log.setLevel(logging.ERROR)
+        if workers is None:
+            workers = torch.get_num_threads() if world.device.type == "cuda" else 0
         run = _Run(config, name, seed, root, world, workers)
         run.train()
         if world.leads:

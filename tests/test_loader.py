@@ -1,13 +1,17 @@
+import dataclasses
 import itertools
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from cliptex import paths
 from cliptex.config import Train
 from cliptex.errors import CliptexError
+from cliptex.files import read_json, write_json
 from cliptex.images import decode_image
 from cliptex.loader import JointLoader, crop_image, draw_view
 from cliptex.plugins import find
@@ -88,7 +92,7 @@ def test_a_flip_mirrors_the_picture_and_turns_the_normals(tiny):
     np.testing.assert_allclose(other[..., 1:], one[:, ::-1, 1:], atol=1e-6)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 1000), st.text(min_size=1, max_size=12))
 def test_views_lie_inside_the_image_and_depend_on_seed_epoch_and_key_alone(seed, epoch, key):
     train = Train()
@@ -134,3 +138,171 @@ def test_too_large_a_batch_is_refused(tiny):
     big = tiny.model_copy(update={"train": tiny.train.model_copy(update={"batch_size": 17})})
     with pytest.raises(CliptexError, match=r"train\.batch_size: 17 is more than the 16 samples"):
         loader(big)
+
+
+def with_train(config, **train):
+    return config.model_copy(update={"train": Train.model_validate(config.train.model_dump() | train)})
+
+
+def assert_same(one, other):
+    assert (one.keys, one.captions, one.epoch, one.ends_epoch) == (
+        other.keys,
+        other.captions,
+        other.epoch,
+        other.ends_epoch,
+    )
+    assert np.array_equal(one.images, other.images)
+    for store in one.targets:
+        assert np.array_equal(one.targets[store], other.targets[store], equal_nan=True)
+
+
+def test_workers_change_nothing(tiny):
+    alone, helped = take(loader(tiny).batches(3), 5), take(loader(tiny, workers=2).batches(3), 5)
+    for one, other in zip(alone, helped, strict=True):
+        assert_same(one, other)
+
+
+def test_processes_share_the_rows_of_each_batch(tiny):
+    whole = take(loader(tiny).batches(0), 6)
+    parts = [take(loader(tiny, rank=rank, processes=2).batches(0), 6) for rank in range(2)]
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert batch.keys == [*first.keys, *second.keys]
+        assert np.array_equal(batch.images, np.concatenate([first.images, second.images]))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tiny):
+    with pytest.raises(CliptexError, match=r"train\.batch_size: 4 .* 2 processes with train\.accumulate = 4.* of 8"):
+        loader(with_train(tiny, accumulate=4), processes=2)
+
+
+def test_crop_sizes_come_from_seed_and_step_and_keep_the_number_of_patches(tiny):
+    config = with_train(tiny, crop_sizes_px=(16, 24, 32))
+    batches = take(loader(config).batches(0), 20)
+    sizes = [batch.images.shape[1] for batch in batches]
+    assert set(sizes) == {16, 24, 32}
+    assert [len(batch.keys) for batch in batches] == [{16: 16, 24: 8, 32: 4}[size] for size in sizes]
+    assert all(batch.targets["depth"].shape[1:] == (8, 8) for batch in batches)
+    for one, other in zip(batches[7:], take(loader(config).batches(7), 13), strict=True):
+        assert_same(one, other)
+    for epoch in range(batches[-1].epoch):
+        keys = [key for batch in batches if batch.epoch == epoch for key in batch.keys]
+        assert len(keys) == len(set(keys)) <= 16
+
+
+def test_held_out_pairs_are_never_trained_on_and_the_same_for_every_seed(tiny):
+    joint = loader(with_train(tiny, held_out=5))
+    trained = {key for batch in take(joint.batches(0), 12) for key in batch.keys}
+    held = [key for batch in joint.held_out_batches(2) for key in batch.keys]
+    assert len(held) == 5
+    assert len(trained | set(held)) == 16
+    assert not trained & set(held)
+    assert joint.samples_seen(12) == (48, len(trained))
+    other = JointLoader(paths.SHARD_INDEX, {}, with_train(tiny, held_out=5).train, image_size=32, seed=9)
+    assert other.held_out.tolist() == joint.held_out.tolist()
+
+
+def test_pairs_seen_are_counted_as_they_are_drawn(tiny):
+    config = with_train(tiny, batch_size=7)
+    joint = loader(config)
+    keys = [key for batch in take(joint.batches(0), 3) for key in batch.keys]
+    assert joint.samples_seen(3) == (len(keys), len(set(keys)))
+
+
+@pytest.mark.parametrize("kind", ["missing", "foreign"])
+def test_a_missing_or_foreign_key_is_named_with_its_shard_before_training(tiny, kind):
+    path = paths.labels("depth") / "00001.parquet"
+    table = parquet.read_table(path)
+    keys = table["key"].to_pylist()
+    if kind == "missing":
+        table = table.slice(0, 7)
+    else:
+        table = table.set_column(0, "key", pa.array([*keys[:-1], "stranger"]))
+    parquet.write_table(table, path, compression="none")
+    index = read_json(paths.labels("depth") / "index.json")
+    for file in index["files"]:
+        if file["file"] == path.name:
+            file["bytes"] = path.stat().st_size  # as if it had been indexed so
+    write_json(paths.labels("depth") / "index.json", index)
+    with pytest.raises(
+        CliptexError, match=rf"00001\.parquet: does not fit shard 00001: key '{keys[-1]}' has no label row"
+    ):
+        loader(tiny)
+
+
+def test_a_shard_that_is_gone_is_named_before_training(tiny):
+    (paths.SHARDS / "00001.tar").unlink()
+    with pytest.raises(CliptexError, match=r"00001\.tar: shard is missing"):
+        loader(tiny)
+
+
+views = st.builds(
+    View,
+    top=st.floats(0, 0.5),
+    left=st.floats(0, 0.5),
+    height=st.floats(0.2, 0.5),
+    width=st.floats(0.2, 0.5),
+    flip=st.booleans(),
+)
+
+
+def drawn_label(task, rng, height, width):
+    """A label with invalid pixels."""
+    if task == "segmentation":
+        return rng.choice(np.array([0, 1, 17, 80, 255], np.uint8), (height, width))
+    label = rng.random((height, width)).astype(np.float32)
+    if task == "normals":
+        label = rng.normal(size=(height, width, 4)).astype(np.float32)
+        label[..., :3] /= np.linalg.norm(label[..., :3], axis=-1, keepdims=True)
+        label[..., 3] = 1 + np.abs(label[..., 3])
+    label[rng.random((height, width)) < 0.1] = np.nan
+    return label
+
+
+def mirrored(task, label):
+    label = label[:, ::-1].copy()
+    if task == "normals":
+        label[..., 0] *= -1
+    return label
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(["segmentation", "depth", "normals"]), views, st.integers(0, 2**16), st.integers(5, 30))
+def test_a_flip_commutes_with_the_crop_and_twice_is_none(task, view, seed, width):
+    """Flipping what was labelled, then cropping the mirrored place, is cropping with a flip."""
+    find_task = find("tasks", task)()
+    label = drawn_label(task, np.random.default_rng(seed), 21, width)
+    plain = dataclasses.replace(view, flip=False)
+    flipped = find_task.crop(label, dataclasses.replace(view, flip=True), 8)
+    np.testing.assert_array_equal(mirrored(task, mirrored(task, flipped)), flipped)
+    if task == "segmentation":  # where a centre lies on a border, rounding decides
+        np.testing.assert_array_equal(flipped, mirrored(task, find_task.crop(label, plain, 8)))
+    else:
+        np.testing.assert_allclose(flipped, mirrored(task, find_task.crop(label, plain, 8)), atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(views, st.integers(0, 2**16))
+def test_ids_out_are_ids_in_and_255_stays(view, seed):
+    label = drawn_label("segmentation", np.random.default_rng(seed), 17, 23)
+    out = find("tasks", "segmentation")().crop(label, view, 9)
+    assert set(np.unique(out)) <= set(np.unique(label))
+    resized = find("tasks", "segmentation")().resize(label, 40, 11)
+    assert set(np.unique(resized)) <= set(np.unique(label))
+
+
+@settings(max_examples=40, deadline=None)
+@given(views, st.integers(0, 7), st.integers(0, 7))
+def test_a_marked_place_lands_in_the_label_where_it_does_in_the_image(view, row, column):
+    """A bright square on black, big enough to be seen by both; image and labels agree about where it went."""
+    mask = np.zeros((64, 96), bool)
+    mask[8 * row : 8 * row + 8, 12 * column : 12 * column + 12] = True
+    image = np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
+    seen = crop_image(image, view, 32)[..., 0] / 255
+    classes = find("tasks", "segmentation")().crop(mask.astype(np.uint8), view, 32)
+    depth = find("tasks", "depth")().crop(mask.astype(np.float32), view, 32)
+    # beyond a pixel's share at the border they are the same
+    sure = (seen < 0.02) | (seen > 0.98)
+    inner = sure & (np.abs(depth - np.round(depth)) < 1e-6)
+    assert np.array_equal(classes[inner], np.round(depth[inner]).astype(np.uint8))
+    assert np.array_equal(np.round(seen[inner]), np.round(depth[inner]))
+    assert np.abs(seen.mean() - depth.mean()) < 0.02

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from official_layouts import write_imagenet
 from safetensors.torch import load_file
 
 from cliptex import distributed, paths, student
@@ -20,6 +22,8 @@ from cliptex.errors import CliptexError
 from cliptex.files import read_json, sha256_file
 from cliptex.multi_scale import DenseHeads
 from cliptex.train import train
+from cliptex.watch import Watcher
+from cliptex.zeroshot import zeroshot
 
 
 def weights(name, seed=0):
@@ -407,3 +411,106 @@ def test_half_of_torchruns_variables_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(CliptexError, match=r"WORLD_SIZE: set without RANK, LOCAL_RANK, MASTER_ADDR.*torchrun"):
         distributed.joined().__enter__()
+
+
+def watched(config, **watch):
+    return changed(config, train={"watch": {"zero_shot": "imagenet", **watch}})
+
+
+def test_zero_shot_before_step_1_is_the_start_models_and_looking_changes_nothing(clip):
+    write_imagenet(paths.benchmark("imagenet"), 6, 6)
+    judged = Config.load(clip.plain() | {"models": {"clip": {}}, "probes": {"baselines": []}})
+    zeroshot(judged, "imagenet", paths.RESULTS / "models", paths.benchmark("imagenet"), Path("zeroshot.json"))
+    base = read_json(Path("zeroshot.json"))["results"][0]["metrics"]
+    train(clip, "cliptex", 0)
+    plain = weights("cliptex")
+    train(watched(clip), "cliptex", 0)
+    assert same(plain, weights("cliptex"))
+    lines = {line["step"]: line for line in outcome("cliptex")[1]}
+    assert lines[0]["zero_shot_top1"] == pytest.approx(base["top1"], abs=1e-3)
+    assert [step for step, line in lines.items() if "zero_shot_top1" in line] == [0, 4, 6]  # 4 steps an epoch
+
+
+def test_a_fall_in_zero_shot_is_an_alarm_or_the_end(clip, monkeypatch, caplog):
+    found = iter([50.0, 49.0, 30.0] * 2)
+    monkeypatch.setattr(Watcher, "measure", lambda self: {"zero_shot_top1": next(found)})
+    with caplog.at_level("WARNING", "cliptex"):
+        train(watched(clip, max_drop=2), "clip_ft", 0)
+    (alarm,) = read_json(paths.model("clip_ft", 0) / "train.json")["alarms"]
+    assert "fell from 50.00 to 30.00 at step 6" in alarm
+    assert alarm in caplog.text
+    with pytest.raises(CliptexError, match=r"models\.clip_ft: zero-shot accuracy on imagenet fell .*max_drop = 2"):
+        train(watched(clip, max_drop=2, on_drop="stop"), "clip_ft", 0)
+
+
+def test_heads_are_compared_with_labels_held_out(clip):
+    train(changed(clip, train={"held_out": 5}), "cliptex", 0)
+    last = outcome("cliptex")[1][-1]
+    wanted = {"held_out/depth/loss", "held_out/segmentation/mIoU", "held_out/normals/mean"}
+    assert wanted <= last.keys()
+    assert 0 < last["valid/depth"] <= 1
+
+
+def test_the_moving_average_is_what_is_exported(clip, monkeypatch):
+    train(clip, "cliptex", 0)
+    plain = weights("cliptex")
+    kept = []
+    original = Engine.step
+
+    def noting(self, batch, step):
+        values = original(self, batch, step)
+        kept.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
+        return values
+
+    monkeypatch.setattr(Engine, "step", noting)
+    train(changed(clip, train={"ema": 0.75}), "cliptex", 0)
+    assert same(kept[-1], plain)  # it does not touch what is trained
+    average = kept[0]
+    for state in kept[1:]:
+        average = {name: 0.75 * average[name] + 0.25 * state[name] for name in state}
+    for name, tensor in weights("cliptex").items():
+        torch.testing.assert_close(tensor, average[name], msg=name)
+
+
+def test_activations_computed_again_change_nothing(clip):
+    train(changed(clip, train={"precision": "fp32"}), "cliptex", 0)
+    plain = weights("cliptex")
+    train(changed(clip, train={"precision": "fp32", "checkpoint_activations": True}), "cliptex", 0)
+    assert same(plain, weights("cliptex"))
+
+
+def test_what_a_run_costs_is_written_down(clip):
+    train(clip, "clip_ft", 0)
+    train(clip, "cliptex", 0)
+    plain, dense = (read_json(paths.model(name, 0) / "train.json") for name in ("clip_ft", "cliptex"))
+    assert (dense["images_seen"], dense["unique_images"]) == (24, 16)
+    assert plain["flops_over_contrastive"] == 1 < dense["flops_over_contrastive"]
+    assert plain["flops"]["encoder"] == dense["flops"]["encoder"]
+    # a patch embedding and two blocks of width 32 on 17 tokens, two operations a multiply-add
+    blocks = 2 * 2 * (17 * 32 * (4 * 32 + 8 * 32) + 2 * 17 * 17 * 32)
+    assert dense["flops"]["encoder"] == blocks + 2 * 16 * 32 * 3 * 64 + 2 * 32 * 16
+    heads = load_file(paths.model("cliptex", 0) / "heads.safetensors")
+    stored = sum(t.numel() for name, t in heads.items() if "running_" not in name and "num_batches" not in name)
+    assert stored == dense["parameters"]["multi_scale"] + dense["parameters"]["heads"]
+
+
+def test_tensorboard_gets_the_lines_and_goes_on_after_a_restart(clip, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_until(clip, "clip_ft", 4, monkeypatch)
+    train(clip, "clip_ft", 0)
+    events = EventAccumulator(str(paths.model("clip_ft", 0) / "tensorboard")).Reload().Scalars("contrastive")
+    assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
+
+
+def test_fp16_needs_a_gpu(clip):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(CliptexError, match=r"train\.precision: fp16 needs a GPU"):
+        train(changed(clip, train={"precision": "fp16"}), "cliptex", 0)
+
+
+def test_crop_sizes_are_whole_patches(clip):
+    with pytest.raises(CliptexError, match=r"crop_sizes_px: 20 is not a multiple of the patch size 8"):
+        train(changed(clip, train={"crop_sizes_px": [20]}), "cliptex", 0)

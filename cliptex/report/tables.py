@@ -281,11 +281,11 @@ def cost_table(results: Results) -> Table:
         across("Throughput", "images a second", lambda record: record["images_per_s"], "{:.0f}".format),
         across("Peak memory", "MB", lambda record: record["peak_memory_mb"], _count, trained=False),
         *(
-            across(title, note, lambda record, part=part: record["parameters"][part], _count, trained=False)
-            for title, note, part in (
-                ("Image encoder", "parameters", "encoder"),
-                ("Text encoder", "parameters", "text"),
-                ("Heads", "parameters; thrown away after training", "heads"),
+            across(title, note, lambda record, parts=parts: _parameters(record, parts), _count, trained=False)
+            for title, note, parts in (
+                ("Image encoder", "parameters", ("encoder",)),
+                ("Text encoder", "parameters", ("text",)),
+                ("Heads", "parameters; thrown away after training", ("multi_scale", "heads")),
             )
         ),
     ]
@@ -608,6 +608,10 @@ def _sizes(scores: Scores) -> str:
         f"{stand_in}heads trained on {_count(scores.num_train)} of its images, judged on {_count(scores.num_eval)} "
         f"({scores.split})"
     )
+
+
+def _parameters(record: Record, parts: tuple[str, ...]) -> int:
+    return sum(record["parameters"].get(part, 0) for part in parts)
 
 
 def _start(record: Record) -> str:

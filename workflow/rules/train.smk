@@ -1,5 +1,7 @@
 # CLIP, and what continues from it. Rolling checkpoints are not outputs: Snakemake deletes those before a retry.
 
+WATCHED = CONFIG.train.watch.zero_shot
+
 
 rule train:
     input:
@@ -13,6 +15,8 @@ rule train:
             if CONFIG.models[wildcards.model].init
             else []
         ),
+        # of which zero-shot accuracy is measured on the way
+        watched=(f"resources/{WATCHED}/miniature.json" if WATCHED and MINIATURE else []),
     output:
         weights="results/models/{model}/seed{seed}/open_clip_model.safetensors",
         config="results/models/{model}/seed{seed}/open_clip_config.json",
@@ -43,6 +47,7 @@ rule train:
                 f"label_stores.{store}"
                 for store in CONFIG.models[wildcards.model].tasks
             ),
+            *(["zeroshot.templates"] if WATCHED else []),
         ),
         version=versions.TRAIN,
     shell:

@@ -1,0 +1,163 @@
+"""Joint loading against plain image-text loading, and whether memory stays flat.
+
+    python benchmarks/loader.py [--images 96] [--repeats 3] [--epochs 6]
+
+`loader`  samples a second of one worker that makes 224 px crops of images with captions AND the labels of three stores
+          (decoded, cropped and resized to 32 px alike), over those of a plain webdataset pipeline that makes the same
+          crops of the same images with captions. Both decode, crop and stack by the same functions, without training.
+          Repeats alternate; the ratio is by processor seconds (median; the spread is the least and the greatest).
+`memory`  resident memory after the last of many epochs over that after the second, in a window smaller than the data.
+
+Images are rendered scenes of 256 px, labels are exact. The last line is a JSON list.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import webdataset
+
+from cliptex import paths
+from cliptex.config import Config
+from cliptex.expert_training import train_expert
+from cliptex.images import decode_image, encode_jpeg
+from cliptex.labels import index_labels, label_batch
+from cliptex.loader import JointLoader, crop_image, draw_view
+from cliptex.miniature import scene_for_key
+from cliptex.plugins import find
+from cliptex.shards import Pair, index_shards, write_shard
+
+TASKS = ("segmentation", "depth", "normals")
+CROP_PX = 224
+SIZE_PX = 256
+BATCH_SIZE = 16
+SHARDS = 4
+GOAL = 0.7
+
+
+def make_data(folder: Path, images: int) -> Config:
+    """Shards of rendered scenes and their exact label stores below `folder`, the working directory."""
+    shards = [str(paths.shard(number)) for number in range(SHARDS)]
+    config = Config.load(
+        {
+            "dataset": {"source": "webdataset", "shards": shards},
+            "miniature": {"image_size_px": SIZE_PX},
+            "experts": {f"true_{task}": {"plugin": "truth", "network": {"task": task}} for task in TASKS},
+            "label_stores": {task: {"task": task, "expert": f"true_{task}"} for task in TASKS},
+            "train": {"batch_size": BATCH_SIZE, "shuffle_shards": 2},
+        }
+    )
+    for number in range(SHARDS):
+        count = images // SHARDS
+        keys = [f"{row:09d}" for row in range(number * count, (number + 1) * count)]
+        pairs = [
+            Pair(key, encode_jpeg(scene_for_key(config.miniature, key).image), f"a rendered scene, {key}")
+            for key in keys
+        ]
+        write_shard(folder / paths.shard(number), pairs)
+    index_shards([Path(shard) for shard in shards], paths.SHARD_INDEX, 1.0)
+    for task in TASKS:
+        expert = paths.expert(f"true_{task}")
+        train_expert(config, f"true_{task}", paths.EXPERT_RENDERS, expert, 0)
+        label_batch(config, task, 0, paths.SHARD_INDEX, expert, paths.labels(task), 0)
+        index_labels(config, task, paths.SHARD_INDEX, paths.labels(task))
+    return config
+
+
+def joint(config: Config) -> JointLoader:
+    stores = {task: (find("tasks", task)(), paths.labels(task) / "index.json") for task in TASKS}
+    return JointLoader(paths.SHARD_INDEX, stores, config.train, CROP_PX, 0)
+
+
+def plain(config: Config) -> webdataset.WebDataset:
+    """Image and caption, as usual: a shuffle buffer, a decode, a random crop, batches."""
+
+    def prepare(sample: dict) -> tuple[np.ndarray, str]:
+        view = draw_view(config.train, 0, 0, sample["__key__"])
+        return crop_image(decode_image(sample["jpg"]), view, CROP_PX), sample["txt"].decode()
+
+    def stack(samples: list) -> tuple[np.ndarray, list[str]]:
+        images, captions = zip(*samples, strict=True)
+        return np.stack(images), list(captions)
+
+    data = webdataset.WebDataset(config.dataset.shards, shardshuffle=False, empty_check=False).repeat()
+    return data.shuffle(100).map(prepare).batched(BATCH_SIZE, collation_fn=stack)
+
+
+def rate(batches: object, count: int) -> float:
+    """Samples a processor second over `count` batches."""
+    start = time.process_time()
+    for _ in itertools.islice(batches, count):
+        pass
+    return count * BATCH_SIZE / (time.process_time() - start)
+
+
+def resident_mb() -> float:
+    """Of this process, now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=96, help="images in four shards")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6, help="epochs over which memory is watched")
+    options = parser.parse_args()
+    machine = {"cpus": os.cpu_count(), "processor": platform.machine()}
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
+        config = make_data(Path(scratch), options.images)
+        steps = options.images // BATCH_SIZE
+        sides = {"joint": joint(config).batches(0), "plain": iter(plain(config))}
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        for batches in sides.values():
+            rate(batches, 1)  # pays for start-up
+        for _ in range(options.repeats):
+            for name, batches in sides.items():
+                rates[name].append(rate(batches, steps))
+        ratios = [one / other for one, other in zip(rates["joint"], rates["plain"], strict=True)]
+        loader = joint(config)
+        batches, memory = loader.batches(0), []
+        for _ in range(options.epochs):
+            rate(batches, loader.steps_per_epoch)
+            memory.append(resident_mb())
+        os.chdir("/")
+    growth = memory[-1] / memory[1]
+    results = [
+        {
+            "benchmark": "loader",
+            "ratio": round(statistics.median(ratios), 3),
+            "spread": [round(min(ratios), 3), round(max(ratios), 3)],
+            "goal": f">= {GOAL}",
+            "holds": statistics.median(ratios) >= GOAL,
+            "what": f"samples a processor second at {CROP_PX} px, with three label stores over without",
+            "samples_per_s": {name: round(statistics.median(found), 1) for name, found in rates.items()},
+            "images": options.images,
+            "image_size": SIZE_PX,
+            "machine": machine,
+        },
+        {
+            "benchmark": "loader/memory",
+            "ratio": round(growth, 4),
+            "spread": [round(min(memory[1:]) / memory[1], 4), round(max(memory[1:]) / memory[1], 4)],
+            "goal": "<= 1.02",
+            "holds": growth <= 1.02,
+            "what": "resident memory after the last epoch over that after the second",
+            "resident_mb": [round(one, 1) for one in memory],
+            "epochs": options.epochs,
+            "machine": machine,
+        },
+    ]
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
