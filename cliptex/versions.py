@@ -4,7 +4,7 @@ The workflow hands them to the rules as params, so that a change here redoes the
 edits in a module that a rule only calls. Imports nothing, because the Snakefile is parsed in every job.
 """
 
-RENDER = 1
+RENDER = 2
 EXPERT = 2
 LABEL = 2
 TRAIN = 3

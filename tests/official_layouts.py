@@ -1,6 +1,11 @@
-"""Small data sets in the six official layouts, for tests: coloured rectangles whose colour is their class."""
+"""Small data sets in the six official layouts, for tests: coloured rectangles whose colour is their class.
 
+A rendered data set's mark lies in each, because they are not the official data.
+"""
+
+import gzip
 import json
+import pickle
 from pathlib import Path
 
 import h5py
@@ -45,8 +50,17 @@ def save(path: Path, pixels: np.ndarray, **options: object) -> None:
     Image.fromarray(pixels).save(path, **options)
 
 
-def write_voc(root: Path, train: int, val: int, **size: int) -> Path:
-    """VOCdevkit/VOC2012 with palette masks and a ring of 255 around the picture."""
+def marked(root: Path) -> Path:
+    """`root`, with the mark of a rendered data set."""
+    (root / "miniature.json").write_text(json.dumps({"source": "miniature"}))
+    return root
+
+
+def write_voc(root: Path, train: int, val: int, sbd: int = 0, **size: int) -> Path:
+    """VOCdevkit/VOC2012 with palette masks and a ring of 255 around the picture.
+
+    sbd: further pictures that SBD alone annotates; as in the original, it annotates some of VOC's train and val too.
+    """
     folder = root / "VOCdevkit" / "VOC2012"
     listing = folder / "ImageSets" / "Segmentation"
     listing.mkdir(parents=True)
@@ -65,7 +79,29 @@ def write_voc(root: Path, train: int, val: int, **size: int) -> Path:
             mask.save(folder / "SegmentationClass" / f"{name}.png")
             names.append(name)
         (listing / f"{split}.txt").write_text("\n".join(names) + "\n")
-    return root
+    if sbd:
+        _write_sbd(root, train, val, sbd, **size)
+    return marked(root)
+
+
+def _write_sbd(root: Path, train: int, val: int, more: int, **size: int) -> None:
+    """benchmark_RELEASE/dataset: cls/*.mat without a border, train.txt and val.txt."""
+    dataset = root / "benchmark_RELEASE" / "dataset"
+    (dataset / "cls").mkdir(parents=True)
+    own = [*range(train + val + 1, train + val + 1 + more)]
+    numbers = [1, *own, train + 1]  # one of VOC's train and one of its val among them
+    for number in numbers:
+        name = f"2007_{number:06d}"
+        one = scene(number, [1, 7, 15, 20], **size)
+        if number in own:
+            save(root / "VOCdevkit" / "VOC2012" / "JPEGImages" / f"{name}.jpg", one["image"], quality=95)
+        kind = [("Boundaries", "O"), ("Segmentation", "O"), ("CategoriesPresent", "O")]
+        present = np.unique(one["mask"])[1:, None]
+        classes = np.array([[(np.zeros((20, 1)), one["mask"], present)]], dtype=kind)
+        savemat(dataset / "cls" / f"{name}.mat", {"GTcls": classes})
+    half = len(numbers) // 2
+    for split, part in (("train", numbers[:half]), ("val", numbers[half:])):
+        (dataset / f"{split}.txt").write_text("".join(f"2007_{number:06d}\n" for number in part))
 
 
 def write_ade20k(root: Path, train: int, val: int, **size: int) -> Path:
@@ -80,7 +116,7 @@ def write_ade20k(root: Path, train: int, val: int, **size: int) -> Path:
     names = {1: "wall", 2: "building, edifice", 150: "flag"}
     rows = [f"{n}\t0.1\t10\t1\t{names.get(n, f'thing {n}')}   " for n in range(1, 151)]
     (folder / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n" + "\n".join(rows))
-    return root
+    return marked(root)
 
 
 def write_coco(root: Path, train: int, val: int, **size: int) -> Path:
@@ -120,12 +156,14 @@ def write_coco(root: Path, train: int, val: int, **size: int) -> Path:
         path.parent.mkdir(exist_ok=True)
         # the official files list categories by id; a reader must not rely on it
         path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories[::-1]}))
-    return root
+    return marked(root)
 
 
-def write_nyuv2(root: Path, train: int, test: int, height: int = 36, width: int = 48) -> Path:
-    """nyu_depth_v2_labeled.mat with MATLAB's axes reversed, 1-based splits.mat, normals as PNG."""
+def write_nyuv2(root: Path, train: int, test: int, height: int = 36, width: int = 48, variant: str = "bae") -> Path:
+    """nyu_depth_v2_labeled.mat with MATLAB's axes reversed, 1-based splits.mat, normals in one of the published forms,
+    which count from 0 (but for Ladicky's, whose names count from 1)."""
     count = train + test
+    published = np.empty((count, height, width, 3), np.float32)
     images, depths = np.empty((count, height, width, 3), np.uint8), np.empty((count, height, width), np.float32)
     order = np.random.default_rng(0).permutation(count) + 1
     for index in range(count):
@@ -138,7 +176,11 @@ def write_nyuv2(root: Path, train: int, test: int, height: int = 36, width: int 
         normals[one["mask"] == 2] = (255, 127, 127)
         normals[0, :] = 0
         split = "train" if index + 1 in order[:train] else "test"
-        save(root / "nyu_dataset" / split / "norm" / f"{index + 1:06d}.png", normals)
+        published[index] = normals.astype(np.float32) / 255 * 2 - 1
+        if variant == "bae":
+            save(root / "nyu_dataset" / split / "norm" / f"{index:06d}.png", normals)
+        elif variant == "dsine":
+            save(root / "dsine_eval" / "nyuv2" / split / f"{index:06d}_normal.png", normals)
     with h5py.File(root / "nyu_depth_v2_labeled.mat", "w") as file:
         file["images"] = images.transpose(0, 3, 2, 1)
         file["depths"] = depths.transpose(0, 2, 1)
@@ -146,7 +188,13 @@ def write_nyuv2(root: Path, train: int, test: int, height: int = 36, width: int 
         root / "splits.mat",
         {"trainNdxs": np.sort(order[:train])[:, None], "testNdxs": np.sort(order[train:])[:, None]},
     )
-    return root
+    if variant == "ladicky":
+        content = {"all_normals": published, "all_filenames": [f"{number + 1:06d}" for number in range(count)]}
+        content["all_valid_depth_masks"] = np.arange(height)[None, :, None].repeat(count, 0).repeat(width, 2) > 0
+        (root / "surfacenormal_metadata").mkdir()
+        with gzip.open(root / "surfacenormal_metadata" / "all_normals.pklz", "wb") as file:
+            pickle.dump(content, file)
+    return marked(root)
 
 
 WNIDS = ["n02084071", "n02121808", "n02958343"]
@@ -178,18 +226,31 @@ def write_imagenet(root: Path, train: int, val: int, flat: bool = True, classes:
     words = ["dog, domestic dog", "cat, true cat", "car, auto", *(f"thing {n}, odd" for n in range(classes - 3))]
     lines = [f"{wnid} {name}" for wnid, name in zip(wnids, words, strict=True)]
     (root / "LOC_synset_mapping.txt").write_text("\n".join(lines) + "\n")
-    return root
+    return marked(root)
 
 
 CATEGORIES = ["apartment_building-outdoor", "beach", "living_room"]
 
 
-def write_places365(root: Path, train: int, val: int, **size: int) -> Path:
-    """places365_standard/{train,val}/<category>/; file names repeat over categories."""
+def write_places365(root: Path, train: int, val: int, variant: str = "easyformat", **size: int) -> Path:
+    """places365_standard/{train,val}/<category>/, or data_256/, val_256/ and lists; names repeat over categories."""
+    paths = [f"/{name[0]}/{name.replace('-', '/')}" for name in CATEGORIES]
+    lines = [f"{path} {number}" for number, path in enumerate(paths)]
+    root.mkdir(exist_ok=True)
+    (root / "categories_places365.txt").write_text("\n".join(lines))  # no line end, as in the original
     for split, count, first in (("train", train, 0), ("val", val, 10_000)):
+        listed = []
         for number in range(count):
             label = number % 3
             image = scene(first + number, [label + 1], **size)["image"]
             name = f"{number // 3 + 1:08d}.jpg"
-            save(root / "places365_standard" / split / CATEGORIES[label] / name, image, quality=95)
-    return root
+            if variant == "easyformat":
+                save(root / "places365_standard" / split / CATEGORIES[label] / name, image, quality=95)
+                continue
+            place = f"{paths[label]}/{name}" if split == "train" else f"Places365_val_{number + 1:08d}.jpg"
+            save(root / ("data_256" if split == "train" else "val_256") / place.lstrip("/"), image, quality=95)
+            listed.append(f"{place} {label}\n")
+        if variant == "small":
+            list_name = "places365_train_standard.txt" if split == "train" else "places365_val.txt"
+            (root / list_name).write_text("".join(listed))
+    return marked(root)

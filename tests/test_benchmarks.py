@@ -1,6 +1,9 @@
 """The readers of the official layouts: each trap of a layout, and errors that name the file."""
 
+import gzip
 import json
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,11 +22,28 @@ from PIL import Image
 
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.benchmarks.imagenet import official_wnids
-from cliptex.benchmarks.nyuv2 import decode_normals
+from cliptex.benchmarks.nyuv2_normals import (
+    CENTRE,
+    FOCAL,
+    axes_by_depth,
+    decode_normals,
+    read_arrays,
+    store_ladicky,
+)
 from cliptex.benchmarks.places365 import category_name
 from cliptex.benchmarks.reading import Lazy, source
 from cliptex.errors import CliptexError
 from cliptex.plugins import find
+
+WRITERS = {
+    "voc": write_voc,
+    "ade20k": write_ade20k,
+    "coco": write_coco,
+    "nyuv2": write_nyuv2,
+    "imagenet": write_imagenet,
+    "places365": write_places365,
+}
+BENCHMARKS = list(WRITERS)
 
 
 def reader(name, root):
@@ -52,6 +72,33 @@ def test_voc_mask_that_lost_its_palette_is_refused_by_name(tmp_path):
         voc.samples("train")[0]
 
 
+def test_voc_trainaug_is_sbd_and_voc_train_without_voc_val(tmp_path):
+    root = write_voc(tmp_path, 3, 2, sbd=2, height=30, width=48)
+    voc = find("benchmarks", "voc")(root, {"variant": "trainaug"})
+    samples = {sample["id"]: sample for sample in voc.samples("train")}
+    # VOC's train is 1..3, its val 4 and 5; SBD has 1, 4, 6 and 7
+    assert list(samples) == [f"2007_{number:06d}" for number in (1, 2, 3, 6, 7)]
+    for number in (1, 6):
+        expected = scene(number, [1, 7, 15, 20], 30, 48)["mask"]
+        if number == 1:  # VOC's own mask, with its border
+            expected[[0, -1]] = 255
+        np.testing.assert_array_equal(samples[f"2007_{number:06d}"]["mask"], expected)
+        assert samples[f"2007_{number:06d}"]["mask"].dtype == np.uint8
+    assert [sample["id"] for sample in voc.samples("eval")] == ["2007_000004", "2007_000005"]
+    assert [sample["id"] for sample in reader("voc", root).samples("train")] == [f"2007_00000{n}" for n in (1, 2, 3)]
+
+
+def test_sbd_masks_that_are_none_are_refused_by_name(tmp_path):
+    root = write_voc(tmp_path, 1, 1, sbd=2)
+    path = root / "benchmark_RELEASE/dataset/cls/2007_000003.mat"
+    for content, message in ((b"<html>", "not one of SBD's class maps"), (None, "not found")):
+        path.unlink()
+        if content:
+            path.write_bytes(content)
+        with pytest.raises(CliptexError, match=rf"2007_000003\.mat: {message}.*benchmark\.tgz"):
+            find("benchmarks", "voc")(root, {"variant": "trainaug"}).samples("train")[1]
+
+
 def test_ade20k_other_is_ignored_and_the_rest_moves_down_by_one(tmp_path):
     ade = reader("ade20k", write_ade20k(tmp_path, 2, 1, height=40, width=56))
     raw = scene(2, [1, 2, 4, 77, 150], 40, 56)["mask"].astype(int)
@@ -61,6 +108,13 @@ def test_ade20k_other_is_ignored_and_the_rest_moves_down_by_one(tmp_path):
     assert len(ade.class_names) == 150
     assert (ade.class_names[0], ade.class_names[1], ade.class_names[149]) == ("wall", "building", "flag")
     assert ade.samples("eval")[0]["id"] == "ADE_val_00000001"
+
+
+def test_ade20k_values_0_1_and_150_become_ignored_first_and_last(tmp_path):
+    root = write_ade20k(tmp_path, 1, 1)
+    path = root / "ADEChallengeData2016/annotations/training/ADE_train_00000001.png"
+    Image.fromarray(np.array([[0, 1, 150]], np.uint8)).save(path)
+    assert reader("ade20k", root).samples("train")[0]["mask"].tolist() == [[255, 0, 149]]
 
 
 def test_ade20k_full_annotation_and_short_table_are_refused_by_name(tmp_path):
@@ -125,8 +179,12 @@ def test_coco_image_of_another_size_than_annotated_is_refused_by_name(tmp_path):
         reader("coco", tmp_path).samples("eval")
 
 
-def test_nyuv2_axes_are_turned_back_and_splits_count_from_one(tmp_path):
-    nyu = reader("nyuv2", write_nyuv2(tmp_path, 4, 3, height=36, width=48))
+@pytest.mark.parametrize("variant", ["bae", "dsine", "ladicky"])
+def test_nyuv2_axes_are_turned_back_splits_count_from_one_and_normals_from_zero(tmp_path, variant):
+    write_nyuv2(tmp_path, 4, 3, height=36, width=48, variant=variant)
+    nyu = find("benchmarks", "nyuv2")(tmp_path, {"variant": variant})
+    if variant == "ladicky":
+        store_ladicky(tmp_path / "surfacenormal_metadata/all_normals.pklz", tmp_path / "normals_ladicky.h5")
     assert (len(nyu.samples("train")), len(nyu.samples("eval")), nyu.eval_split) == (4, 3, "test")
     numbers = []
     for part in ("train", "eval"):
@@ -140,8 +198,118 @@ def test_nyuv2_axes_are_turned_back_and_splits_count_from_one(tmp_path):
             np.testing.assert_allclose(sample["depth"], expected)
             facing = one["mask"] == 0
             facing[0] = False
-            np.testing.assert_allclose(sample["normals"][facing], np.array([[0, 0, 1.0]] * facing.sum()), atol=0.01)
+            np.testing.assert_allclose(
+                sample["normals"][facing], np.broadcast_to([0, 0, 1.0], (facing.sum(), 3)), atol=0.01
+            )
+            below = one["mask"] == 1
+            below[0] = False
+            np.testing.assert_allclose(
+                sample["normals"][below], np.broadcast_to([0, 1.0, 0], (below.sum(), 3)), atol=0.01
+            )
+            assert np.isnan(sample["normals"][0]).all() and sample["normals"].dtype == np.float32
     assert sorted(numbers) == list(range(1, 8))
+
+
+def room(index: int, height: int = 120, width: int = 160) -> tuple[np.ndarray, np.ndarray]:
+    """Exact normals (ours) and depth of a floor, a ceiling and three walls, which is another room for each index."""
+    rng = np.random.default_rng(index)
+    scale = width / 640
+    x = (np.arange(width) - CENTRE[0] * scale) / (FOCAL[0] * scale)
+    y = (np.arange(height)[:, None] - CENTRE[1] * scale) / (FOCAL[1] * scale)
+    rays = np.stack(np.broadcast_arrays(x, y, 1.0), axis=-1)
+    turn = rng.uniform(-0.6, 0.6)
+    planes = np.array([[0, 1, 0], [0, -1, 0], [1, 0, 0], [-1, 0, 0], [0, 0, 1]], float)
+    rotation = np.array([[np.cos(turn), 0, np.sin(turn)], [0, 1, 0], [-np.sin(turn), 0, np.cos(turn)]])
+    planes, distances = planes @ rotation.T, rng.uniform(1, 3, 5)
+    along = rays @ planes.T
+    depths = np.where(along > 1e-3, distances / np.maximum(along, 1e-3), np.inf)
+    which = depths.argmin(-1)
+    return planes[which].astype(np.float32), depths.min(-1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("order", "signs"), [((0, 1, 2), (1, 1, 1)), ((0, 1, 2), (-1, 1, -1)), ((0, 2, 1), (1, -1, -1))]
+)
+def test_nyuv2_axes_of_published_normals_are_found_by_depth(order, signs):
+    """Whatever the publication's axes, they become ours; a sign for each, and components exchanged."""
+    pairs = []
+    for index in range(12):
+        ours, depth = room(index)
+        published = np.empty_like(ours)
+        for place in range(3):
+            published[..., order[place]] = ours[..., place] * signs[place]
+        published[:5] = np.nan
+        pairs.append((published, depth))
+    axes, agreement = axes_by_depth(pairs, "here")
+    assert (axes.order, axes.signs) == (order, signs) and agreement > 0.97
+    np.testing.assert_array_equal(axes.apply(pairs[3][0])[5:], room(3)[0][5:])
+
+
+def test_nyuv2_normals_of_other_images_are_refused():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(6, 120, 160, 3))
+    pairs = [(one / np.linalg.norm(one, axis=-1, keepdims=True), room(index)[1]) for index, one in enumerate(noise)]
+    with pytest.raises(CliptexError, match=r"here: do not fit the depth of their images.*mean cosine 0\.0"):
+        axes_by_depth(pairs, "here")
+
+
+class Planted:
+    """What a hostile pickle would hold: unpickling it makes a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def test_nyuv2_a_pickle_runs_nothing(tmp_path):
+    path, marker = tmp_path / "all_normals.pklz", tmp_path / "it-ran"
+    hostile = {
+        "function": {"all_normals": Planted(marker)},
+        "inside an array": {"all_normals": np.array([Planted(marker)], object)},
+        "builtin": b'cbuiltins\nexec\n(S\'open("%s", "w")\'\ntR.' % str(marker).encode(),
+        "memory": b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I-1\ntS'b'\ntR(I1\n(I-9\ntNI00\nS''\ntb.",
+        "state of a function": b"cnumpy.core.multiarray\n_reconstruct\n}S'__call__'\nNsb.",
+        "endless": b"\x8e" + (1 << 60).to_bytes(8, "little"),
+        "cut": pickle.dumps({"all_normals": np.zeros(9)})[:-20],
+        "no dictionary": [1, 2],
+    }
+    for what, content in hostile.items():
+        with gzip.open(path, "wb") as file:
+            file.write(content if isinstance(content, bytes) else pickle.dumps(content))
+        with pytest.raises(CliptexError, match=r"all_normals\.pklz: not (plain arrays|a dictionary)"):
+            read_arrays(path)
+        assert not marker.exists(), what
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_nyuv2_arrays_come_out_of_a_pickle_of_any_protocol_as_they_went_in(tmp_path, protocol):
+    rng = np.random.default_rng(0)
+    content = {
+        "normals": rng.normal(size=(2, 3, 4, 3)),
+        "half": rng.normal(size=(2, 3)).astype(np.float16),
+        "columns": np.asfortranarray(rng.normal(size=(3, 4)).astype(">f4")),
+        "masks": rng.random((2, 3)) > 0.5,
+        "names": np.array(["000001", "000002"], object),
+        "list": ["000001", 2],
+    }
+    with gzip.open(tmp_path / "a.pklz", "wb") as file:
+        pickle.dump(content, file, protocol)
+    found = read_arrays(tmp_path / "a.pklz")
+    assert found.keys() == content.keys() and found.pop("list") == content.pop("list")
+    for name, wanted in content.items():
+        np.testing.assert_array_equal(found[name], wanted)
+
+
+def test_nyuv2_other_arrays_than_the_published_normals_are_refused_by_name(tmp_path):
+    path = tmp_path / "all_normals.pklz"
+    for content in ({}, {"all_normals": np.zeros((2, 4, 4, 3)), "all_filenames": ["000001", "000003"]}):
+        with gzip.open(path, "wb") as file:
+            pickle.dump(content, file)
+        with pytest.raises(CliptexError, match=r"all_normals\.pklz: not the published normals"):
+            store_ladicky(path, tmp_path / "out.h5")
+        assert not (tmp_path / "out.h5").exists()
 
 
 def test_nyuv2_black_normals_are_invalid_and_others_are_unit_vectors():
@@ -209,22 +377,103 @@ def test_places365_sub_levels_come_first_in_the_name_and_ids_are_unique(tmp_path
     samples = places.samples("eval")
     assert [samples[index]["label"] for index in range(6)] == [0, 0, 1, 1, 2, 2]
     assert len({samples[index]["id"] for index in range(6)}) == 6
-    assert category_name("ice_skating_rink-indoor") == "indoor ice skating rink"
+    assert category_name("ice_skating_rink/indoor") == "indoor ice skating rink"
+    (tmp_path / "categories_places365.txt").unlink()
+    assert reader("places365", tmp_path).class_names == places.class_names
     (tmp_path / "places365_standard/val" / CATEGORIES[1]).rename(tmp_path / "places365_standard/val/bog")
     with pytest.raises(CliptexError, match=r"bog.*not a category"):
         places.samples("eval")
 
 
-@pytest.mark.parametrize("name", ["voc", "ade20k", "coco", "nyuv2", "imagenet", "places365"])
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_an_empty_folder_is_refused_by_the_path_that_is_missing(tmp_path, name):
     with pytest.raises(CliptexError, match=str(tmp_path)):
         reader(name, tmp_path).samples("eval")
 
 
-def test_source_is_miniature_only_where_the_renderer_left_its_mark(tmp_path):
-    assert source(tmp_path) == "official"
+def test_the_source_is_what_a_mark_says_and_without_a_mark_nothing(tmp_path):
+    with pytest.raises(CliptexError, match=r"neither miniature\.json nor official\.json; run: cliptex fetch"):
+        source(tmp_path)
     (tmp_path / "miniature.json").write_text("{}")
     assert source(tmp_path) == "miniature"
+    (tmp_path / "official.json").write_text("{}")
+    with pytest.raises(CliptexError, match=r"miniature\.json: official\.json lies beside it"):
+        source(tmp_path)
+    (tmp_path / "miniature.json").unlink()
+    assert source(tmp_path) == "official"
+
+
+@pytest.mark.parametrize("part", ["train", "eval"])
+def test_official_data_have_the_official_number_of_samples(tmp_path, part):
+    write_ade20k(tmp_path, 3, 2)
+    assert len(reader("ade20k", tmp_path).samples(part))
+    mark = {"source": "official"}
+    numbers = "3 samples to train, officially 20,210" if part == "train" else "2 samples to eval, officially 2,000"
+    with pytest.raises(CliptexError, match=f"{tmp_path}: {numbers}; .*unpack"):
+        find("benchmarks", "ade20k")(tmp_path, mark).samples(part)
+
+
+def test_the_official_counts():
+    counts = {name: tuple(reader(name, "nowhere").official_counts.values()) for name in BENCHMARKS}
+    assert counts == {
+        "voc": (1464, 1449),
+        "ade20k": (20210, 2000),
+        "coco": (118287, 5000),
+        "nyuv2": (795, 654),
+        "imagenet": (1281167, 50000),
+        "places365": (1803460, 36500),
+    }
+    mark = {"source": "official", "variant": "trainaug"}
+    assert find("benchmarks", "voc")("nowhere", mark).official_counts == {"train": 10582, "eval": 1449}
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("voc", "VOCdevkit/VOC2012/JPEGImages/2007_000002.jpg"),
+        ("voc", "VOCdevkit/VOC2012/SegmentationClass/2007_000004.png"),
+        ("voc", "benchmark_RELEASE/dataset/cls/2007_000006.mat"),
+        ("ade20k", "ADEChallengeData2016/annotations/validation/ADE_val_00000001.png"),
+        ("coco", "val2017/000000010002.jpg"),
+        ("nyuv2", "nyu_dataset/test/norm/"),
+        ("places365", "data_256/a/apartment_building/outdoor/00000001.jpg"),
+    ],
+)
+def test_a_file_that_is_listed_and_missing_is_named_before_anything_is_judged(tmp_path, name, lost):
+    options = {"voc": {"sbd": 2}, "places365": {"variant": "small"}}.get(name, {})
+    variant = {"voc": "trainaug", "places365": "small"}.get(name)
+    root = WRITERS[name](tmp_path, 3, 2, **options)
+    path = next(iter(sorted((root / lost).iterdir()))) if lost.endswith("/") else root / lost
+    path.unlink()
+    with pytest.raises(CliptexError, match=rf"{path.name}: is missing, and 0 others"):
+        find("benchmarks", name)(root, {"variant": variant} if variant else {}).prepare()
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_places365_small_images_have_the_labels_of_the_lists(tmp_path, renamed):
+    root = write_places365(tmp_path, 6, 6, variant="small")
+    if renamed:  # as torchvision does
+        (root / "data_256").rename(root / "data_256_standard")
+    places = find("benchmarks", "places365")(root, {"variant": "small"})
+    assert not (root / "categories_places365.txt").read_text().endswith("\n")  # 365 lines, and wc -l says 364
+    assert places.class_names == ["outdoor apartment building", "beach", "living room"]
+    easy = reader("places365", write_places365(tmp_path / "easy", 6, 6))
+    for part in ("train", "eval"):
+        samples, others = places.samples(part), easy.samples(part)
+        assert (
+            sorted(sample["label"] for sample in samples)
+            == [sample["label"] for sample in others]
+            == [0, 0, 1, 1, 2, 2]
+        )
+        assert len({sample["id"] for sample in samples}) == 6
+    expected = scene(0, [1])["image"].mean(axis=(0, 1))
+    np.testing.assert_allclose(places.samples("train")[0]["image"].mean(axis=(0, 1)), expected, atol=3)
+    (root / "places365_val.txt").write_text("Places365_val_00000001.jpg 3\n")
+    with pytest.raises(CliptexError, match=r"places365_val\.txt: 'Places365_val_00000001\.jpg 3' is not"):
+        places.samples("eval")
+    (root / "categories_places365.txt").write_text("/a/airfield 1")
+    with pytest.raises(CliptexError, match=r"categories_places365\.txt: its lines are not"):
+        find("benchmarks", "places365")(root, {"variant": "small"}).samples("eval")
 
 
 def test_samples_are_read_when_indexed():

@@ -403,9 +403,9 @@ def test_nyuv2_reads_as_the_official_file_does(trees):
         assert all(SCENE_CATEGORIES[kind] for kind in kinds)
         for split, numbers in (("train", train), ("test", test)):
             for number in numbers.ravel():
-                pixels = np.asarray(Image.open(root / "nyu_dataset" / split / "img" / f"{number:06d}.png"))
+                pixels = np.asarray(Image.open(root / "nyu_dataset" / split / "img" / f"{number - 1:06d}.png"))
                 assert (pixels == file["images"][number - 1].transpose(2, 1, 0)).all()
-                encoded = np.asarray(Image.open(root / "nyu_dataset" / split / "norm" / f"{number:06d}.png"))
+                encoded = np.asarray(Image.open(root / "nyu_dataset" / split / "norm" / f"{number - 1:06d}.png"))
                 assert encoded.shape == (SIZE, wide, 3)
                 valid = encoded.any(axis=-1)
                 assert 0.6 < valid.mean() < 0.9

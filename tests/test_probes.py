@@ -545,7 +545,7 @@ def test_a_job_writes_one_file_a_model_and_head(name, models_dir, tmp_path):
         for row in result["results"]:
             assert {"model", "seed", "head", "metrics", "num_parameters", "seconds", "protocol"} <= row.keys()
             assert all(value is None or np.isfinite(value) for value in row["metrics"].values())
-        assert (result["source"], result["num_eval"]) == ("official", 8)
+        assert (result["source"], result["num_eval"]) == ("miniature", 8)
         assert result["num_train"] == (10 if name == "ade20k" else 16)
         shas |= set(result["provenance"]["model_sha256"].values())
         with np.load((out / file).with_suffix(".npz")) as kept:

@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
-from cliptex.benchmarks.reading import Lazy, files_in, read_indices, read_lines, read_rgb
+from cliptex.benchmarks.reading import Lazy, files_in, read_indices, read_lines, read_rgb, require_files
 from cliptex.errors import CliptexError
 
 NUM_CLASSES = 150
@@ -22,10 +22,12 @@ class Ade20k(Benchmark):
     name = "ade20k"
     tasks = ("semantic_segmentation",)
     eval_split = "val"
+    official_counts: ClassVar[dict[str, int]] = {"train": 20_210, "eval": 2_000}
 
-    def __init__(self, root: Path):
-        super().__init__(root)
-        self.folder = self.root / "ADEChallengeData2016"
+    @property
+    def folder(self) -> Path:
+        """The unpacked archive."""
+        return self.root / "ADEChallengeData2016"
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -37,10 +39,17 @@ class Ade20k(Benchmark):
             raise CliptexError(f"{path}: expected rows 1..{NUM_CLASSES} in order; {UNPACK}")
         return [re.split("[,;]", row[-1])[0].strip() for row in rows]
 
-    def samples(self, part: str) -> Sequence[dict[str, Any]]:
+    def read(self, part: str) -> Sequence[dict[str, Any]]:
         split = "training" if part == "train" else "validation"
         images = files_in(self.folder / "images" / split, (".jpg",), UNPACK)
         return Lazy(images, lambda path: self._read(path, split))
+
+    def prepare(self) -> dict[str, Any]:
+        """Checks that every picture has its mask, and the classes their names."""
+        for part, split in (("train", "training"), ("eval", "validation")):
+            masks = [f"{image.stem}.png" for image in self.read(part).items]
+            require_files(self.folder / "annotations" / split, masks, UNPACK)
+        return {"classes": len(self.class_names)}
 
     def _read(self, image: Path, split: str) -> dict[str, Any]:
         path = self.folder / "annotations" / split / f"{image.stem}.png"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+
+from cliptex.benchmarks.reading import read_mark
+from cliptex.errors import CliptexError
 
 PROBE_TASKS = ("semantic_segmentation", "detection", "depth", "normals", "classification")
 
@@ -18,16 +21,25 @@ class Benchmark(ABC):
     """Which of PROBE_TASKS it judges."""
     eval_split: ClassVar[str] = "val"
     """Official name of the split that is judged, as written in the results."""
+    variants: ClassVar[tuple[str, ...]] = ()
+    """Forms of the official data of which the configuration chooses one; the first is the default."""
+    official_counts: ClassVar[Mapping[str, int]] = {}
+    """Samples of the parts "train" and "eval" in the official data; a benchmark without may have any number."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, mark: Mapping[str, Any] | None = None):
+        """mark: what `read_mark` would say; read from `root` by default."""
         self.root = Path(root)
+        self.mark = dict(read_mark(self.root) if mark is None else mark)
+        self.source: str | None = self.mark.get("source")
+        """"miniature" or "official" as the mark in `root` says; None without one."""
+        self.variant: str | None = self.mark.get("variant") or next(iter(self.variants), None)
+        """Which of `variants` lies in `root`."""
 
     @property
     @abstractmethod
     def class_names(self) -> list[str]:
         """In label order, background first where it is a class; empty without classes."""
 
-    @abstractmethod
     def samples(self, part: str) -> Sequence[dict[str, Any]]:
         """The samples of `part` ("train" or "eval"), in the official order, read when indexed.
 
@@ -35,5 +47,23 @@ class Benchmark(ABC):
         `boxes` (float32 [N, 4] xyxy), `labels` (int64 [N], index into class_names), `masks` (bool [N, H, W]),
         `crowd` (bool [N]), `depth` (float32 [H, W] metres, NaN = invalid), `normals` (float32 [H, W, 3] unit vectors,
         x right, y down, z forward, away from the surface's visible side as in docs/architecture.md, NaN = invalid),
-        `label` (int). Raises CliptexError naming the file when the layout is not the official one.
+        `label` (int). Raises CliptexError naming the file when the layout is not the official one, and naming both
+        numbers when official data have not as many samples as they should.
         """
+        found = self.read(part)
+        wanted = self.official_counts.get(part)
+        if self.source == "official" and wanted is not None and len(found) != wanted:
+            raise CliptexError(
+                f"{self.root}: {len(found):,} samples to {part}, officially {wanted:,}; files are missing or are of"
+                f" another data set: unpack the official archives again (docs/data.md)"
+            )
+        return found
+
+    @abstractmethod
+    def read(self, part: str) -> Sequence[dict[str, Any]]:
+        """What `samples` gives, however many there are."""
+
+    def prepare(self) -> dict[str, Any]:
+        """Called once, when official data have been put in place: derive what is needed from them. Returns what the
+        mark shall say besides."""
+        return {}

@@ -1,19 +1,20 @@
 """COCO 2017 detection and instance segmentation: {train,val}2017/ and annotations/instances_{train,val}2017.json."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
-from cliptex.benchmarks.reading import Lazy, existing, read_rgb
+from cliptex.benchmarks.reading import Lazy, existing, read_rgb, require_files
 from cliptex.errors import CliptexError
 from cliptex.files import read_json
 
 UNPACK = "unpack annotations_trainval2017.zip, train2017.zip and val2017.zip here"
+FOLDERS = {"train": "train2017", "eval": "val2017"}
 
 
 class Coco(Benchmark):
@@ -25,14 +26,15 @@ class Coco(Benchmark):
     name = "coco"
     tasks = ("detection",)
     eval_split = "val2017"
+    official_counts: ClassVar[dict[str, int]] = {"train": 118_287, "eval": 5_000}
 
-    def __init__(self, root: Path):
-        super().__init__(root)
+    def __init__(self, root: Path, mark: Mapping[str, Any] | None = None):
+        super().__init__(root, mark)
         self._annotations: dict[str, dict[str, Any]] = {}
 
     def annotation_file(self, part: str) -> Path:
         """The official JSON of a part."""
-        return self.root / "annotations" / f"instances_{'train' if part == 'train' else 'val'}2017.json"
+        return self.root / "annotations" / f"instances_{FOLDERS[part]}.json"
 
     def annotations(self, part: str) -> dict[str, Any]:
         """The official JSON of a part, with keys images, annotations, categories (in file order)."""
@@ -55,7 +57,7 @@ class Coco(Benchmark):
         names = {category["id"]: category["name"] for category in self.annotations("eval")["categories"]}
         return [names[number] for number in self.category_ids]
 
-    def samples(self, part: str) -> Sequence[dict[str, Any]]:
+    def read(self, part: str) -> Sequence[dict[str, Any]]:
         data = self.annotations(part)
         if sorted(category["id"] for category in data["categories"]) != self.category_ids:
             raise CliptexError(f"{self.annotation_file(part)}: its categories differ from the other split's; {UNPACK}")
@@ -65,8 +67,16 @@ class Coco(Benchmark):
         images = sorted(data["images"], key=lambda image: image["id"])
         return Lazy(images, lambda image: self._read(image, objects[image["id"]], part))
 
+    def prepare(self) -> dict[str, Any]:
+        """Checks that every picture of the annotations is there."""
+        for part, folder in FOLDERS.items():
+            require_files(
+                self.root / folder, [image["file_name"] for image in self.annotations(part)["images"]], UNPACK
+            )
+        return {}
+
     def _read(self, image: dict[str, Any], objects: list[dict[str, Any]], part: str) -> dict[str, Any]:
-        path = self.root / ("train2017" if part == "train" else "val2017") / image["file_name"]
+        path = self.root / FOLDERS[part] / image["file_name"]
         pixels = read_rgb(path)
         height, width = pixels.shape[:2]
         if (height, width) != (image["height"], image["width"]):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import Lazy, existing, files_in, folders_in, read_lines, read_rgb
@@ -20,6 +20,7 @@ class Imagenet(Benchmark):
     name = "imagenet"
     tasks = ("classification",)
     eval_split = "val"
+    official_counts: ClassVar[dict[str, int]] = {"train": 1_281_167, "eval": 50_000}
 
     @cached_property
     def wnids(self) -> list[str]:
@@ -41,7 +42,7 @@ class Imagenet(Benchmark):
             raise CliptexError(f"{path}: does not name {', '.join(missing[:3])}; add a line 'wnid name, synonym, ...'")
         return [names[wnid] for wnid in self.wnids]
 
-    def samples(self, part: str) -> Sequence[dict[str, Any]]:
+    def read(self, part: str) -> Sequence[dict[str, Any]]:
         if part == "train":
             items = self._in_folders(self.root / "train")
         elif any(path.is_dir() for path in existing(self.root / "val", UNPACK).iterdir()):

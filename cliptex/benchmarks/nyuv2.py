@@ -1,61 +1,70 @@
-"""NYU Depth v2, the labelled set: nyu_depth_v2_labeled.mat, splits.mat, and normals as 8-bit PNG files.
+"""NYU Depth v2, the labelled set: nyu_depth_v2_labeled.mat, splits.mat, and normals from one of three publications."""
 
-The normals are those of `nyu_dataset/{train,test}/norm/{index:06d}.png` (Ladicky et al., in the form that Bae et al.
-publish): n = rgb / 255 * 2 - 1, where (0, 0, 0) is "no normal".
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
-from cliptex.benchmarks.reading import Lazy, existing, read_rgb
+from cliptex.benchmarks.nyuv2_normals import Axes, axes_by_depth, decode_normals, store_ladicky
+from cliptex.benchmarks.reading import Lazy, existing, read_rgb, require_files
 from cliptex.errors import CliptexError
 
-DOWNLOAD = "put the official file here (see docs)"
+DOWNLOAD = "put the official file here (docs/data.md)"
+LADICKY = "normals_ladicky.h5"
+FOLDERS = {"bae": ("nyu_dataset", "nyu", "."), "dsine": ("dsine_eval/nyuv2", "nyuv2")}
+"""Where the PNG files of a publication may lie, for its archive and its documentation differ."""
+JUDGED = 40
+"""Training images by which the axes of the normals are found."""
 
 
 class Nyuv2(Benchmark):
-    """The official 795 training and 654 test images; depth in metres is the in-painted one of the file."""
+    """The official 795 training and 654 test images; depth in metres is the in-painted one of the file.
+
+    Variants, all of the same 1,449 images, say whose normals: `bae` (Ladicky et al. 2014 as published by Bae et al.
+    2021, 8-bit PNG), `dsine` (GeoNet's, Qi et al. 2018, as published by Bae and Davison 2024, 8-bit PNG), `ladicky`
+    (Ladicky et al. as published with FAIR's self-supervision benchmark, Goyal et al. 2019).
+    """
 
     name = "nyuv2"
     tasks = ("depth", "normals")
     eval_split = "test"
+    variants = ("bae", "dsine", "ladicky")
+    official_counts: ClassVar[dict[str, int]] = {"train": 795, "eval": 654}
 
-    def __init__(self, root: Path):
-        super().__init__(root)
-        self._file = None
+    def __init__(self, root: Path, mark: Mapping[str, Any] | None = None):
+        super().__init__(root, mark)
+        self._axes = Axes(**self.mark["axes"]) if "axes" in self.mark else Axes()
 
     @property
     def class_names(self) -> list[str]:
         return []
 
-    def _open(self) -> Any:
+    @cached_property
+    def _file(self) -> Any:
         """The HDF5 file (MATLAB v7.3), opened once."""
         import h5py
 
-        if self._file is None:
-            path = existing(self.root / "nyu_depth_v2_labeled.mat", DOWNLOAD)
-            try:
-                file = h5py.File(path, "r")
-            except OSError as error:
-                raise CliptexError(f"{path}: not an HDF5 (MATLAB v7.3) file ({error}); {DOWNLOAD}") from error
-            for field, dimensions in (("images", 4), ("depths", 3)):
-                if field not in file or file[field].ndim != dimensions:
-                    raise CliptexError(f"{path}: has no {dimensions}-dimensional {field!r}; {DOWNLOAD}")
-            # MATLAB's H x W x 3 x N is N x 3 x W x H in HDF5: the order of the axes is reversed
-            count, channels, width, height = file["images"].shape
-            if channels != 3 or file["depths"].shape != (count, width, height):
-                raise CliptexError(f"{path}: images {file['images'].shape} and depths {file['depths'].shape} disagree")
-            self._file = file
-        return self._file
+        path = existing(self.root / "nyu_depth_v2_labeled.mat", DOWNLOAD)
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            raise CliptexError(f"{path}: not an HDF5 (MATLAB v7.3) file ({error}); {DOWNLOAD}") from error
+        for field, dimensions in (("images", 4), ("depths", 3)):
+            if field not in file or file[field].ndim != dimensions:
+                raise CliptexError(f"{path}: has no {dimensions}-dimensional {field!r}; {DOWNLOAD}")
+        # MATLAB's H x W x 3 x N is N x 3 x W x H in HDF5: the order of the axes is reversed
+        count, channels, width, height = file["images"].shape
+        if channels != 3 or file["depths"].shape != (count, width, height):
+            raise CliptexError(f"{path}: images {file['images'].shape} and depths {file['depths'].shape} disagree")
+        return file
 
-    def samples(self, part: str) -> Sequence[dict[str, Any]]:
+    def read(self, part: str) -> Sequence[dict[str, Any]]:
         from scipy.io import loadmat
 
-        count = self._open()["images"].shape[0]
+        count = self._file["images"].shape[0]
         path = existing(self.root / "splits.mat", DOWNLOAD)
         field = "trainNdxs" if part == "train" else "testNdxs"
         splits = loadmat(path)
@@ -66,24 +75,52 @@ class Nyuv2(Benchmark):
             raise CliptexError(f"{path}: {field} must hold 1-based indices up to {count}; {DOWNLOAD}")
         return Lazy(numbers, lambda number: self._read(number, "train" if part == "train" else "test"))
 
+    def prepare(self) -> dict[str, Any]:
+        """Ladicky's normals into a file that is read picture by picture; the axes of the normals, found by depth."""
+        if self.variant == "ladicky" and not (self.root / LADICKY).exists():
+            source = existing(self.root / "surfacenormal_metadata" / "all_normals.pklz", DOWNLOAD)
+            store_ladicky(source, self.root / LADICKY)
+        samples = self.read("train")
+        for part, split in (("train", "train"), ("eval", "test")) if self.variant != "ladicky" else ():
+            paths = [self._png(number - 1, split) for number in self.read(part).items]
+            require_files(paths[0].parent, [path.name for path in paths], DOWNLOAD)
+        chosen = np.linspace(0, len(samples) - 1, min(JUDGED, len(samples))).round().astype(int)
+        pairs = ((sample["normals"], sample["depth"]) for sample in (samples[index] for index in chosen))
+        axes, agreement = axes_by_depth(pairs, f"{self.root}: normals {self.variant!r}")
+        return {"axes": axes.plain(), "cosine_with_depth": round(agreement, 3)}
+
     def _read(self, number: int, split: str) -> dict[str, Any]:
-        file = self._open()
-        image = np.ascontiguousarray(file["images"][number - 1].transpose(2, 1, 0))
-        depth = np.ascontiguousarray(file["depths"][number - 1].T).astype(np.float32)
+        """number: 1-based, as in splits.mat."""
+        image = np.ascontiguousarray(self._file["images"][number - 1].transpose(2, 1, 0))
+        depth = np.ascontiguousarray(self._file["depths"][number - 1].T).astype(np.float32)
         depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
-        path = self.root / "nyu_dataset" / split / "norm" / f"{number:06d}.png"
-        encoded = read_rgb(path)
-        if encoded.shape != image.shape:
-            raise CliptexError(f"{path}: {encoded.shape[:2]} differs from the image's {image.shape[:2]}; {DOWNLOAD}")
-        return {"id": f"{number:06d}", "image": image, "depth": depth, "normals": decode_normals(encoded)}
+        normals, path = self._normals(number - 1, split)
+        if normals.shape != image.shape:
+            raise CliptexError(f"{path}: {normals.shape[:2]} differs from the image's {image.shape[:2]}; {DOWNLOAD}")
+        return {"id": f"{number:06d}", "image": image, "depth": depth, "normals": self._axes.apply(normals)}
 
+    def _normals(self, index: int, split: str) -> tuple[np.ndarray, Path]:
+        """Those of an image, as published, and their file. index: 0-based, as all three publications count."""
+        if self.variant == "ladicky":
+            return self._ladicky[index].astype(np.float32), self.root / LADICKY
+        path = self._png(index, split)
+        return decode_normals(read_rgb(path)), path
 
-def decode_normals(encoded: np.ndarray) -> np.ndarray:
-    """8-bit [H, W, 3] to unit vectors float32 [H, W, 3]; (0, 0, 0) gives NaN."""
-    normals = encoded.astype(np.float32) / 255 * 2 - 1
-    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    normals[(encoded == 0).all(-1)] = np.nan
-    return normals
+    def _png(self, index: int, split: str) -> Path:
+        name = f"norm/{index:06d}.png" if self.variant == "bae" else f"{index:06d}_normal.png"
+        return self._png_folder / split / name
+
+    @cached_property
+    def _png_folder(self) -> Path:
+        candidates = [self.root / folder for folder in FOLDERS[self.variant]]
+        return next((folder for folder in candidates if (folder / "test").is_dir()), candidates[0])
+
+    @cached_property
+    def _ladicky(self) -> Any:
+        import h5py
+
+        path = existing(self.root / LADICKY, f"run: cliptex fetch --benchmark {self.name}")
+        return h5py.File(path, "r")["normals"]
 
 
 PLUGIN = Nyuv2

@@ -1,55 +1,108 @@
-"""Places365-Standard classification, "easy format": places365_standard/{train,val}/<category>/*.jpg."""
+"""Places365-Standard classification, in the "easy format" or as the small images with lists of files."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cliptex.benchmarks.base import Benchmark
-from cliptex.benchmarks.reading import Lazy, files_in, folders_in, read_rgb
+from cliptex.benchmarks.reading import Lazy, files_in, folders_in, read_lines, read_rgb, require_files
 from cliptex.errors import CliptexError
 
-UNPACK = "unpack places365standard_easyformat.tar here"
+UNPACK = {
+    "easyformat": "unpack places365standard_easyformat.tar here",
+    "small": "unpack train_256_places365standard.tar, val_256.tar and filelist_places365-standard.tar here",
+}
+CATEGORIES = "categories_places365.txt"
+LISTS = {"train": "places365_train_standard.txt", "eval": "places365_val.txt"}
+FOLDERS = {"train": ("data_256", "data_256_standard"), "eval": ("val_256",)}
+"""The second name is the one that torchvision gives it."""
 
 
 class Places365(Benchmark):
-    """`train` and `val`; a label is the position of the category among the sorted folders of train/."""
+    """`train` and `val`; a label is a category's number in categories_places365.txt.
+
+    Variants: `easyformat`, places365_standard/{train,val}/<category>/*.jpg, where a sub-level is joined by "-";
+    `small`, data_256/a/airfield/*.jpg and val_256/*.jpg with places365_train_standard.txt and places365_val.txt.
+    Without categories_places365.txt, the easy format's labels are the positions of its sorted folders, the same ones.
+    """
 
     name = "places365"
     tasks = ("classification",)
     eval_split = "val"
+    variants = ("easyformat", "small")
+    official_counts: ClassVar[dict[str, int]] = {"train": 1_803_460, "eval": 36_500}
 
-    def __init__(self, root: Path):
-        super().__init__(root)
-        self.folder = self.root / "places365_standard"
+    @property
+    def folder(self) -> Path:
+        """The easy format."""
+        return self.root / "places365_standard"
 
     @cached_property
     def categories(self) -> list[str]:
-        """Folder names in label order."""
-        return folders_in(self.folder / "train", UNPACK)
+        """In label order, as the file has them without the letter: "airfield", "apartment_building/outdoor"."""
+        path = self.root / CATEGORIES
+        if not path.exists() and self.variant == "easyformat":
+            return [folder.replace("-", "/") for folder in folders_in(self.folder / "train", UNPACK["easyformat"])]
+        # "/a/airfield 0"; the last line of the official file has no line end
+        rows = [line.rpartition(" ") for line in read_lines(path, UNPACK["small"])]
+        if [number for _, _, number in rows] != [str(number) for number in range(len(rows))]:
+            raise CliptexError(f"{path}: its lines are not a category and its number, from 0; {UNPACK['small']}")
+        return [name[3:] for name, _, _ in rows]
 
     @cached_property
     def class_names(self) -> list[str]:
         return [category_name(category) for category in self.categories]
 
-    def samples(self, part: str) -> Sequence[dict[str, Any]]:
+    def read(self, part: str) -> Sequence[dict[str, Any]]:
+        items = self._listed(part) if self.variant == "small" else self._in_folders(part)
+        return Lazy(items, self._read)
+
+    def prepare(self) -> dict[str, Any]:
+        """Checks that what the lists of the small images name is there."""
+        for part in LISTS if self.variant == "small" else ():
+            names = defaultdict(list)
+            for path, _ in self._listed(part):
+                names[path.parent].append(path.name)
+            for folder, listed in names.items():
+                require_files(folder, listed, UNPACK["small"])
+        return {}
+
+    def _in_folders(self, part: str) -> list[tuple[Path, int]]:
         folder = self.folder / ("train" if part == "train" else "val")
-        label = {category: index for index, category in enumerate(self.categories)}
+        label = {category.replace("/", "-"): index for index, category in enumerate(self.categories)}
         items: list[tuple[Path, int]] = []
-        for category in folders_in(folder, UNPACK):
+        for category in folders_in(folder, UNPACK["easyformat"]):
             if category not in label:
-                raise CliptexError(f"{folder / category}: is not a category of {self.folder / 'train'}; {UNPACK}")
-            items += [(path, label[category]) for path in files_in(folder / category, (".jpg",), UNPACK)]
-        # file names repeat over categories, so the category is part of the id
-        return Lazy(
-            items,
-            lambda item: {"id": f"{item[0].parent.name}/{item[0].stem}", "image": read_rgb(item[0]), "label": item[1]},
-        )
+                raise CliptexError(f"{folder / category}: is not a category of Places365; {UNPACK['easyformat']}")
+            images = files_in(folder / category, (".jpg",), UNPACK["easyformat"])
+            items += [(path, label[category]) for path in images]
+        return items
+
+    def _listed(self, part: str) -> list[tuple[Path, int]]:
+        """Lines such as "/a/airfield/00000001.jpg 0" and "Places365_val_00000001.jpg 165"."""
+        path = self.root / LISTS[part]
+        candidates = [self.root / name for name in FOLDERS[part]]
+        folder = next((folder for folder in candidates if folder.is_dir()), candidates[0])
+        items = []
+        for line in read_lines(path, UNPACK["small"]):
+            name, _, label = line.rpartition(" ")
+            if not label.isdigit() or int(label) >= len(self.categories):
+                raise CliptexError(f"{path}: {line!r} is not a file and a label below {len(self.categories)}")
+            items.append((folder / name.lstrip("/"), int(label)))
+        return items
+
+    def _read(self, item: tuple[Path, int]) -> dict[str, Any]:
+        path, label = item
+        # names of files repeat over categories, so the category is part of the id
+        name = f"{self.categories[label].replace('/', '-')}/{path.stem}"
+        return {"id": name, "image": read_rgb(path), "label": label}
 
 
-def category_name(folder: str) -> str:
-    """A folder as words: `apartment_building-outdoor` -> "outdoor apartment building"."""
-    name, _, kind = folder.partition("-")
+def category_name(category: str) -> str:
+    """A category as words: "apartment_building/outdoor" -> "outdoor apartment building"."""
+    name, _, kind = category.partition("/")
     return f"{kind} {name}".replace("_", " ").strip()
 
 

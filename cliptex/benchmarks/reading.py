@@ -1,6 +1,7 @@
 """What the readers of the official layouts share: errors that name the file, samples read when they are indexed."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +9,43 @@ import numpy as np
 from PIL import Image
 
 from cliptex.errors import CliptexError
+from cliptex.files import read_json
+
+SOURCES = ("miniature", "official")
 
 
 class Lazy(Sequence):
     """The samples `read(item)` of `items`, each read when it is indexed."""
 
     def __init__(self, items: Sequence[Any], read: Callable[[Any], dict[str, Any]]):
-        self._items = items
+        self.items = items
         self._read = read
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._read(self._items[index])
+        return self._read(self.items[index])
+
+
+def read_mark(root: Path) -> dict[str, Any]:
+    """What lies in a benchmark's folder, as the renderer (`miniature.json`) or `cliptex fetch` (`official.json`) wrote
+    down when they had finished: at least `source`; empty where neither has. Raises CliptexError where both have."""
+    found = [path for path in (Path(root) / f"{source}.json" for source in SOURCES) if path.exists()]
+    if len(found) > 1:
+        raise CliptexError(f"{found[0]}: {found[1].name} lies beside it; a folder holds rendered or official data")
+    return read_json(found[0]) | {"source": found[0].stem} if found else {}
 
 
 def source(root: Path) -> str:
-    """ "miniature" where the renderer left its mark, else "official"."""
-    return "miniature" if (Path(root) / "miniature.json").exists() else "official"
+    """ "miniature" or "official". Raises CliptexError where nobody has checked what lies there."""
+    mark = read_mark(root)
+    if not mark:
+        raise CliptexError(
+            f"{Path(root)}: has neither miniature.json nor official.json; run: cliptex fetch --benchmark"
+            f" {Path(root).name}   which checks the official data that lie there, or gets them"
+        )
+    return mark["source"]
 
 
 def existing(path: Path, what: str) -> Path:
@@ -34,6 +53,13 @@ def existing(path: Path, what: str) -> Path:
     if not path.exists():
         raise CliptexError(f"{path}: not found; {what}")
     return path
+
+
+def require_files(folder: Path, names: Iterable[str], what: str) -> None:
+    """CliptexError, with the first of them, where files of these names are missing in a folder."""
+    there = {entry.name for entry in os.scandir(existing(folder, what))}
+    if missing := sorted(set(names) - there):
+        raise CliptexError(f"{folder / missing[0]}: is missing, and {len(missing) - 1:,} others are; {what}")
 
 
 def read_rgb(path: Path) -> np.ndarray:

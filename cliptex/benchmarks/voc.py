@@ -1,11 +1,14 @@
-"""PASCAL VOC 2012 semantic segmentation: VOCdevkit/VOC2012 as the official archive unpacks."""
+"""PASCAL VOC 2012 semantic segmentation: VOCdevkit/VOC2012 as the official archive unpacks, and SBD's masks."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cliptex.benchmarks.base import Benchmark
-from cliptex.benchmarks.reading import Lazy, read_indices, read_lines, read_rgb
+from cliptex.benchmarks.reading import Lazy, existing, read_indices, read_lines, read_rgb, require_files
 from cliptex.errors import CliptexError
 
 CLASS_NAMES = (
@@ -13,33 +16,97 @@ CLASS_NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+IGNORE = 255
+UNPACK = "unpack VOCtrainval_11-May-2012.tar here"
+UNPACK_SBD = "unpack SBD's benchmark.tgz here"
 
 
 class Voc(Benchmark):
-    """`train` and `val` of ImageSets/Segmentation; 21 classes with background, the border 255 is ignored."""
+    """`train` and `val` of ImageSets/Segmentation; 21 classes with background, the border 255 is ignored.
+
+    The variant `trainaug` trains on more: all images that SBD annotates (its train and val) and VOC's own train,
+    without VOC's val (Hariharan et al. 2011, "Semantic contours from inverse detectors"). Images of VOC's train keep
+    VOC's masks; the others have SBD's, which know no border.
+    """
 
     name = "voc"
     tasks = ("semantic_segmentation",)
     eval_split = "val"
+    variants = ("train", "trainaug")
 
-    def __init__(self, root: Path):
-        super().__init__(root)
-        self.folder = self.root / "VOCdevkit" / "VOC2012"
+    @property
+    def official_counts(self) -> dict[str, int]:
+        return {"train": 10_582 if self.variant == "trainaug" else 1_464, "eval": 1_449}
+
+    @property
+    def folder(self) -> Path:
+        """VOC's own files."""
+        return self.root / "VOCdevkit" / "VOC2012"
+
+    @property
+    def sbd(self) -> Path:
+        """SBD's files."""
+        return self.root / "benchmark_RELEASE" / "dataset"
 
     @property
     def class_names(self) -> list[str]:
         return list(CLASS_NAMES)
 
-    def samples(self, part: str) -> Sequence[dict[str, Any]]:
-        listing = self.folder / "ImageSets" / "Segmentation" / f"{'train' if part == 'train' else 'val'}.txt"
-        return Lazy(read_lines(listing, "unpack VOCtrainval_11-May-2012.tar here"), self._read)
+    def read(self, part: str) -> Sequence[dict[str, Any]]:
+        if part == "eval":
+            return Lazy(self._listed("val"), self._read)
+        own = self._listed("train")
+        if self.variant != "trainaug":
+            return Lazy(own, self._read)
+        more = {name for split in ("train", "val") for name in read_lines(self.sbd / f"{split}.txt", UNPACK_SBD)}
+        return Lazy(sorted((more | set(own)) - set(self._listed("val"))), self._read)
+
+    def prepare(self) -> dict[str, Any]:
+        """Checks that all listed pictures and masks are there."""
+        train = self._listed("train")
+        sbd = set(self.read("train").items) - set(train)
+        pictures = [f"{name}.jpg" for name in {*train, *sbd, *self._listed("val")}]
+        require_files(self.folder / "JPEGImages", pictures, UNPACK)
+        require_files(self.folder / "SegmentationClass", [f"{name}.png" for name in self._of_voc], UNPACK)
+        if sbd:
+            require_files(self.sbd / "cls", [f"{name}.mat" for name in sbd], UNPACK_SBD)
+        return {}
+
+    def _listed(self, split: str) -> list[str]:
+        return read_lines(self.folder / "ImageSets" / "Segmentation" / f"{split}.txt", UNPACK)
+
+    @cached_property
+    def _of_voc(self) -> set[str]:
+        """Images that have a mask of VOC's own."""
+        return {*self._listed("train"), *self._listed("val")}
 
     def _read(self, name: str) -> dict[str, Any]:
-        path = self.folder / "SegmentationClass" / f"{name}.png"
-        mask = read_indices(path)
-        if ((mask > 20) & (mask != 255)).any():
+        if name in self._of_voc:
+            path = self.folder / "SegmentationClass" / f"{name}.png"
+            mask = read_indices(path)
+        else:
+            path = self.sbd / "cls" / f"{name}.mat"
+            mask = read_sbd_mask(path)
+        if ((mask >= len(CLASS_NAMES)) & (mask != IGNORE)).any():
             raise CliptexError(f"{path}: holds values other than 0..20 and 255; unpack the official archive again")
-        return {"id": name, "image": read_rgb(self.folder / "JPEGImages" / f"{name}.jpg"), "mask": mask}
+        image = read_rgb(self.folder / "JPEGImages" / f"{name}.jpg")
+        if mask.shape != image.shape[:2]:
+            raise CliptexError(f"{path}: {mask.shape} differs from the image's {image.shape[:2]}; unpack both archives")
+        return {"id": name, "image": image, "mask": mask}
+
+
+def read_sbd_mask(path: Path) -> np.ndarray:
+    """The class map uint8 [H, W] of SBD's cls/{name}.mat: GTcls.Segmentation."""
+    from scipy.io import loadmat
+
+    existing(path, UNPACK_SBD)
+    try:
+        mask = loadmat(path)["GTcls"][0]["Segmentation"][0]
+    except Exception as error:  # loadmat has a kind of error for every way in which a file can be wrong
+        raise CliptexError(f"{path}: not one of SBD's class maps ({error}); {UNPACK_SBD}") from error
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2:
+        raise CliptexError(f"{path}: its GTcls.Segmentation is no picture; {UNPACK_SBD}")
+    return mask.astype(np.uint8)
 
 
 PLUGIN = Voc

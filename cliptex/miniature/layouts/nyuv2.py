@@ -73,7 +73,7 @@ def write(draw: Draw, root: Path) -> None:
             planes["instances"][position] = scene.instances.T
             numbers[split].append(position + 1)
             categories.append(scene.category)
-            _write_normals(root / "nyu_dataset" / ("train" if split == "train" else "test"), position + 1, scene)
+            _write_normals(root / "nyu_dataset" / ("train" if split == "train" else "test"), position, scene)
         for name, dataset in planes.items():
             dataset.attrs["MATLAB_class"] = np.bytes_("single" if "epths" in name else dataset.dtype.name)
         scenes = [f"{category}_{position + 1:04d}" for position, category in enumerate(categories)]
@@ -89,9 +89,10 @@ def write(draw: Draw, root: Path) -> None:
     save_mat(root / "splits.mat", {"trainNdxs": columns["train"], "testNdxs": columns["val"]})
 
 
-def _write_normals(folder: Path, number: int, scene: Scene) -> None:
-    save_png(folder / "img" / f"{number:06d}.png", scene.image)
-    save_png(folder / "norm" / f"{number:06d}.png", encode_normals(scene.normals))
+def _write_normals(folder: Path, index: int, scene: Scene) -> None:
+    """index: 0-based, unlike the numbers of splits.mat."""
+    save_png(folder / "img" / f"{index:06d}.png", scene.image)
+    save_png(folder / "norm" / f"{index:06d}.png", encode_normals(scene.normals))
 
 
 def _cell(file: h5py.File, name: str, texts: list[str]) -> None:

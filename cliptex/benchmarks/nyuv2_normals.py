@@ -1,0 +1,249 @@
+"""Normals of NYU-v2 as they are published: encodings, a pickle that is read without unpickling, and their axes."""
+
+import gzip
+import pickle
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import permutations, product
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from cliptex.errors import CliptexError
+from cliptex.files import replacing
+from cliptex.progress import track
+
+FOCAL = (518.858, 519.470)
+CENTRE = (325.582, 253.736)
+"""The colour camera's, pixels of a 640 x 480 image (camera_params.m of the official toolbox)."""
+STEP = 4
+"""Pixels between neighbours when normals are computed from depth, in a 640 x 480 image."""
+LEAST_AGREEMENT = 0.5
+"""Mean cosine with the normals of the depth below which published normals are not of these images."""
+MAX_PICKLE = 20 << 30
+"""Bytes that the unpacked pickle may have; 1,449 pictures of 640 x 480 in float64 are 10.7 GB."""
+
+
+def decode_normals(encoded: np.ndarray) -> np.ndarray:
+    """8-bit [H, W, 3] to unit vectors float32 [H, W, 3]; (0, 0, 0) gives NaN."""
+    normals = encoded.astype(np.float32) / 255 * 2 - 1
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    normals[(encoded == 0).all(-1)] = np.nan
+    return normals
+
+
+# ---- axes
+
+
+@dataclass(frozen=True)
+class Axes:
+    """How published normals are turned into ours (x right, y down, z forward, away from the visible side)."""
+
+    order: tuple[int, int, int] = (0, 1, 2)
+    """Which published component is our x, y, z."""
+    signs: tuple[int, int, int] = (1, 1, 1)
+    """Its sign."""
+
+    def apply(self, normals: np.ndarray) -> np.ndarray:
+        """Normals [..., 3] with our axes."""
+        return normals[..., list(self.order)] * np.array(self.signs, normals.dtype)
+
+    def plain(self) -> dict[str, list[int]]:
+        """As JSON."""
+        return {name: list(value) for name, value in asdict(self).items()}
+
+
+def normals_of_depth(depth: np.ndarray) -> np.ndarray:
+    """Normals float32 [H, W, 3] of a depth map [H, W] in metres, seen by NYU's camera; NaN at edges and where depth is
+    invalid: the cross product of the differences between neighbouring points."""
+    height, width = depth.shape
+    scale = width / 640
+    step = max(1, round(STEP * scale))
+    columns, rows = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
+    x = (columns - CENTRE[0] * scale) / (FOCAL[0] * scale)
+    y = (rows - CENTRE[1] * scale) / (FOCAL[1] * scale)
+    points = np.stack([x * depth, y[:, None] * depth, depth], axis=-1)
+    out = np.full((height, width, 3), np.nan, np.float32)
+    inner = (slice(step, -step), slice(step, -step))
+    across = points[step:-step, 2 * step :] - points[step:-step, : -2 * step]
+    down = points[2 * step :, step:-step] - points[: -2 * step, step:-step]
+    normals = np.cross(across, down)
+    jump = np.maximum(abs(across[..., 2]), abs(down[..., 2])) > 0.1 * depth[inner]
+    normals[jump] = np.nan
+    out[inner] = normals / np.linalg.norm(normals, axis=-1, keepdims=True)
+    return out
+
+
+def axes_by_depth(pairs: Iterable[tuple[np.ndarray, np.ndarray]], what: str) -> tuple[Axes, float]:
+    """The axes in which published normals agree best with the depth of their images, and the mean cosine.
+
+    pairs: normals [H, W, 3] as published, depth [H, W] in metres. Publications do not say which way their axes point.
+    Raises CliptexError, which begins with `what`, where no axes agree: the normals are of other images.
+    """
+    total, count = np.zeros((3, 3)), 0
+    for given, depth in pairs:
+        computed = normals_of_depth(depth)
+        valid = np.isfinite(given).all(-1) & np.isfinite(computed).all(-1)
+        total += given[valid].astype(np.float64).T @ computed[valid].astype(np.float64)
+        count += int(valid.sum())
+    if not count:
+        raise CliptexError(f"{what}: no pixel has both a normal and a depth; put the official files in place")
+    mean = total / count
+    candidates = [Axes(order, signs) for order in permutations(range(3)) for signs in product((1, -1), repeat=3)]
+    scores = [sum(axes.signs[ours] * mean[axes.order[ours], ours] for ours in range(3)) for axes in candidates]
+    best = int(np.argmax(scores))
+    if scores[best] < LEAST_AGREEMENT:
+        raise CliptexError(
+            f"{what}: do not fit the depth of their images, whatever the axes (mean cosine {scores[best]:.2f}); these"
+            " are the normals of other images, or numbered otherwise"
+        )
+    return candidates[best], float(scores[best])
+
+
+# ---- the pickle
+
+
+def store_ladicky(source: Path, target: Path) -> None:
+    """Write the normals of FAIR's all_normals.pklz to an HDF5 file: `normals` float16 [N, H, W, 3], NaN = none.
+
+    Image n of the labelled set is entry n - 1. Raises CliptexError when the file holds anything but arrays.
+    """
+    import h5py
+
+    content = read_arrays(source)
+    try:
+        normals, names = content["all_normals"], content["all_filenames"]
+        masks = content.get("all_valid_depth_masks")
+        indices = [int(name) - 1 for name in np.asarray(names).ravel().tolist()]
+        count, height, width, _ = normals.shape
+        if sorted(indices) != list(range(count)) or normals.shape[-1] != 3:
+            raise ValueError(f"{count} pictures named {min(indices) + 1} to {max(indices) + 1}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CliptexError(f"{source}: not the published normals ({error}); download it again") from error
+    with replacing(target) as scratch, h5py.File(scratch, "w") as file:
+        out = file.create_dataset(
+            "normals", normals.shape, np.float16, chunks=(1, height, width, 3), compression="gzip", compression_opts=1
+        )
+        for place, index in enumerate(track(indices, "store normals")):
+            one = normals[place].astype(np.float32)
+            length = np.linalg.norm(one, axis=-1)
+            one[length < 0.5] = np.nan
+            if masks is not None:
+                one[~np.asarray(masks[place], bool)] = np.nan
+            out[index] = one / length[..., None]
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """A gzipped pickle of a dictionary of arrays, strings and numbers. Nothing that it names is imported or called.
+
+    Raises CliptexError when it names anything else than NumPy's arrays.
+    """
+    try:
+        with gzip.open(path) as file:
+            content = _Arrays(_Bounded(file, MAX_PICKLE), encoding="latin1").load()
+    except FileNotFoundError as error:
+        raise CliptexError(f"{path}: no such file; put it in place (docs/data.md)") from error
+    except Exception as error:  # a pickle can be wrong in every way
+        raise CliptexError(f"{path}: not plain arrays ({error}); nothing in it is run; download it again") from error
+    if not isinstance(content, dict):
+        raise CliptexError(f"{path}: not a dictionary of arrays; download it again")
+    return {str(name): value.array if isinstance(value, _Array) else value for name, value in content.items()}
+
+
+class _Bounded:
+    """Reads a file, but no more than so many bytes."""
+
+    def __init__(self, file: Any, limit: int):
+        self._file, self._left = file, limit
+
+    def read(self, size: int = -1) -> bytes:
+        return self._counted(self._file.read(self._left + 1 if size < 0 else min(size, self._left + 1)))
+
+    def readline(self) -> bytes:
+        return self._counted(self._file.readline(self._left + 1))
+
+    def _counted(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        if self._left < 0:
+            raise pickle.UnpicklingError("far larger than it should be")
+        return data
+
+
+class _Dtype:
+    """Stands for numpy.dtype."""
+
+    __slots__ = ("dtype",)
+    KINDS: ClassVar[str] = "fiubSUO"
+
+    def __init__(self, text: str = "", *_: Any):
+        if text[:1] not in self.KINDS or not text[1:].isdigit():
+            raise pickle.UnpicklingError(f"an array of {text!r}")
+        self.dtype = np.dtype(text)
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands for numpy.ndarray."""
+
+    __slots__ = ("array",)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, fortran, data = state
+        if isinstance(data, list):  # of objects, each of which has come through here as well
+            if not all(isinstance(item, str | int | float | bytes) for item in data):
+                raise pickle.UnpicklingError("an array of objects")
+            self.array = np.array(data).reshape(shape)
+            return
+        if kind.dtype.hasobject:
+            raise pickle.UnpicklingError("an array of objects")
+        data = data.encode("latin1") if isinstance(data, str) else data
+        self.array = np.frombuffer(data, kind.dtype).reshape(shape, order="F" if fortran else "C")
+
+
+class _Function:
+    """Stands for a function that rebuilds arrays. An object without attributes, so that a pickle cannot set any."""
+
+    __slots__ = ("_does",)
+
+    def __init__(self, does: Any):
+        self._does = does
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._does(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a function with a state")
+
+
+def _empty(kind: Any, *_: Any) -> _Array:
+    if kind is not _Array:
+        raise pickle.UnpicklingError("an array of a kind of its own")
+    return _Array()
+
+
+def _from_buffer(data: bytes, kind: _Dtype, shape: tuple, order: str) -> _Array:
+    out = _Array()
+    out.__setstate__((1, shape, kind, order == "F", bytes(data)))
+    return out
+
+
+class _Arrays(pickle.Unpickler):
+    """Follows a pickle's instructions with stand-ins for the few names that rebuild arrays, and no others."""
+
+    KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Dtype,
+        ("numpy.core.multiarray", "_reconstruct"): _Function(_empty),
+        ("numpy.core.numeric", "_frombuffer"): _Function(_from_buffer),
+        ("_codecs", "encode"): _Function(lambda text, *_: text.encode("latin1")),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = self.KNOWN.get((module.replace("numpy._core", "numpy.core"), name))
+        if found is None:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return found
