@@ -1,7 +1,8 @@
 """Judge frozen encoders on one benchmark: train the heads of its tasks for several models with the same budget.
 
 Reads   results/models/{model}/seed{seed}/ and resources/{benchmark}/ in its official layout.
-Writes  results/probes/{benchmark}/{model}/seed{seed}/{head}.json, and {head}.npz beside it.
+Writes  results/probes/{benchmark}/{model}/seed{seed}/{head}.json, and beside it {head}.per_image.npz (see
+        `cliptex.probes.per_image`) and {head}.npz.
 Holds   hyper-parameters are chosen on a holdout of the training split, never on the evaluation split; every model
         sees the same images, batches, first weights of the heads and number of steps.
 
@@ -46,6 +47,7 @@ from cliptex.plugins import find
 from cliptex.probes import HEADS
 from cliptex.probes.features import Outcome, resample_nearest, seed_of, standardise
 from cliptex.probes.options import probe_options
+from cliptex.probes.per_image import check, per_image_path, write_per_image
 from cliptex.progress import track
 from cliptex.provenance import provenance
 from cliptex.student import CONFIG_FILE
@@ -135,7 +137,7 @@ def probe(
         features = standardise(*features)
         seconds_features = time.perf_counter() - start
         for head, tasks in _tasks_by_head(data.tasks).items():
-            rows, predictions = [], {}
+            rows, predictions, per_image = [], {}, {}
             for task in tasks:
                 start = time.perf_counter()
                 outcomes = TASKS[task](run, head, train, judged, features)
@@ -143,6 +145,8 @@ def probe(
                 for outcome in outcomes:
                     rows.append(_row(outcome, model, seed, head, seconds))
                     predictions |= outcome.predictions
+                    check(outcome.task, outcome.per_image, outcome.metrics)
+                    per_image[outcome.task] = outcome.per_image
                     log.info("%s %s %s %s: %s", benchmark, model, head, outcome.task, _short(outcome.metrics))
             result = {
                 "schema_version": 1,
@@ -167,6 +171,7 @@ def probe(
             folder = Path(out_dir) / model / f"seed{seed}"
             if keep:
                 _write_predictions(folder / f"{head}.npz", judged.ids[:keep], kept, predictions)
+            write_per_image(per_image_path(folder / f"{head}.json"), judged.ids, per_image)
             write_json(folder / f"{head}.json", result)
 
 

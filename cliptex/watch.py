@@ -99,7 +99,7 @@ class Watcher:
             model, contender.tokenizer, data.class_names, templates, device=self.engine.device
         )
         first = _First(samples, self.settings.zero_shot_images)
-        ranked, labels = rankings([contender], first, [classifier])
+        _, ranked, labels = rankings([contender], first, [classifier])
         return {f"zero_shot_{name}": round(value, 4) for name, value in top_metrics(ranked[0], labels).items()}
 
     def _held_out(self) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Zero-shot classification: class names become text, the nearest text wins.
 
 Reads   results/models/{model}/seed{seed}/ and the evaluation split of resources/{benchmark}/.
-Writes  results/zeroshot/{benchmark}.json
+Writes  results/zeroshot/{benchmark}.json, and beside it {benchmark}.per_image.npz (see `cliptex.probes.per_image`)
 Holds   nothing is trained or chosen; images go through open_clip's own preprocessing of the exported folder.
 """
 
@@ -25,6 +25,7 @@ from cliptex.files import sha256_file, sha256_json, write_json
 from cliptex.plugins import find
 from cliptex.probes.features import seed_of
 from cliptex.probes.metrics import top_metrics
+from cliptex.probes.per_image import check, per_image_path, ranking_statistics, write_per_image
 from cliptex.progress import track
 from cliptex.provenance import provenance
 from cliptex.student import WEIGHTS_FILE, exported_config, exported_preprocessing, load, parameters
@@ -75,24 +76,30 @@ def contenders(config: Config, models_dir: Path) -> list[Contender]:
 
 
 @torch.inference_mode()
-def rankings(contenders: list[Contender], samples: Any, classifiers: list[torch.Tensor]) -> tuple[list, np.ndarray]:
-    """The five best classes [N, 5] of each contender, best first, and the labels [N]. Images are decoded once.
+def rankings(
+    contenders: list[Contender], samples: Any, classifiers: list[torch.Tensor]
+) -> tuple[list[str], list[np.ndarray], np.ndarray]:
+    """The samples' ids, the five best classes [N, 5] of each contender, best first, and the labels [N].
+
+    Images are decoded once.
 
     classifiers: [D, K] of each contender.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     transforms = {str(one.preprocess): image_transform_v2(one.preprocess, is_train=False) for one in contenders}
     best: list[list[torch.Tensor]] = [[] for _ in contenders]
+    ids: list[str] = []
     labels: list[int] = []
 
-    def read(index: int) -> tuple[int, dict[str, torch.Tensor]]:
+    def read(index: int) -> tuple[str, int, dict[str, torch.Tensor]]:
         sample = samples[index]
         image = Image.fromarray(sample["image"])
-        return sample["label"], {name: transform(image) for name, transform in transforms.items()}
+        return sample["id"], sample["label"], {name: transform(image) for name, transform in transforms.items()}
 
     batch: list[dict[str, torch.Tensor]] = []
     read_ahead = in_order(range(len(samples)), read)
-    for number, (label, views) in enumerate(track(read_ahead, "zero-shot", len(samples)), start=1):
+    for number, (name, label, views) in enumerate(track(read_ahead, "zero-shot", len(samples)), start=1):
+        ids.append(name)
         labels.append(label)
         batch.append(views)
         if len(batch) < BATCH_SIZE and number < len(samples):
@@ -102,7 +109,7 @@ def rankings(contenders: list[Contender], samples: Any, classifiers: list[torch.
             scores = one.model.encode_image(images, normalize=True) @ classifiers[index]
             best[index].append(scores.topk(min(5, scores.shape[1]), dim=1).indices.cpu())
         batch = []
-    return [torch.cat(parts).numpy() for parts in best], np.array(labels)
+    return ids, [torch.cat(parts).numpy() for parts in best], np.array(labels)
 
 
 def zeroshot(config: Config, benchmark: str, models_dir: Path, root: Path, out: Path) -> None:
@@ -121,11 +128,13 @@ def zeroshot(config: Config, benchmark: str, models_dir: Path, root: Path, out: 
         classifiers.append(
             open_clip.build_zero_shot_classifier(one.model, one.tokenizer, names, templates, device=device)
         )
-    ranked, labels = rankings(judged, data.samples("eval"), classifiers)
+    ids, ranked, labels = rankings(judged, data.samples("eval"), classifiers)
     seconds = (time.perf_counter() - start) / len(judged)
-    rows = []
+    rows, hits = [], []
     for one, ranking in zip(judged, ranked, strict=True):
         metrics = top_metrics(ranking, labels)
+        hits.append(ranking_statistics(ranking, labels))
+        check("zero_shot_classification", hits[-1], metrics)
         log.info("%s %s seed %d: top1 %.2f top5 %.2f", benchmark, one.name, one.seed, metrics["top1"], metrics["top5"])
         rows.append(
             {
@@ -157,4 +166,6 @@ def zeroshot(config: Config, benchmark: str, models_dir: Path, root: Path, out: 
         "results": rows,
         "provenance": provenance(settings) | {"model_sha256": shas},
     }
+    stacked = {name: np.stack([one[name] for one in hits]) for name in hits[0]}
+    write_per_image(per_image_path(out), ids, {"zero_shot_classification": stacked}, rows=list(shas))
     write_json(out, result)

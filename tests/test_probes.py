@@ -28,6 +28,7 @@ from cliptex.probes.options import (
     SegmentationOptions,
     probe_options,
 )
+from cliptex.probes.per_image import MAIN_METRIC, main_metric, per_image_path, read_per_image
 from cliptex.probes.segmentation import SegmentationData, probe_segmentation, resized_argmax
 
 pytestmark = pytest.mark.xdist_group("probes")
@@ -196,8 +197,10 @@ def test_average_precision_equals_that_of_pycocotools():
 def test_average_precision_of_no_detections_is_zero():
     images = [{"id": 1, "height": 8, "width": 8, "file_name": "1.jpg"}]
     none = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "scores": np.zeros(0), "masks": np.zeros((0, 8, 8))}
-    data = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0}
+    data = {"images": images, "annotations": [box], "categories": [{"id": 1, "name": "a"}]}
     assert average_precision(data, [1], [none], "bbox")["AP"] == 0
+    assert average_precision(data | {"annotations": []}, [1], [none], "bbox")["AP"] is None
 
 
 # Solvers
@@ -550,6 +553,12 @@ def test_a_job_writes_one_file_a_model_and_head(name, models_dir, tmp_path):
         shas |= set(result["provenance"]["model_sha256"].values())
         with np.load((out / file).with_suffix(".npz")) as kept:
             assert len(kept["ids"]) == 2 and kept["image_1"].dtype == np.uint8
+            first = kept["ids"].tolist()
+        judged = read_per_image(per_image_path(out / file))
+        assert judged.ids[:2].tolist() == first and len(judged.ids) == 8
+        for row in result["results"]:
+            value = row["metrics"][MAIN_METRIC[row["task"]]]
+            assert main_metric(row["task"], judged.tasks[row["task"]])[0] == pytest.approx(value)
     assert len(shas) == 3
 
 

@@ -13,6 +13,7 @@ from cliptex import student
 from cliptex.config import Config, Student
 from cliptex.errors import CliptexError
 from cliptex.plugins import find
+from cliptex.probes.per_image import main_metric, read_per_image
 from cliptex.zeroshot import zeroshot
 
 TINY = Student(
@@ -48,6 +49,12 @@ def test_results_equal_those_of_open_clip_by_hand(models_dir, tmp_path):
     assert len(set(result["provenance"]["model_sha256"].values())) == 4
 
     samples = find("benchmarks", "imagenet")(root).samples("eval")
+    judged = read_per_image(tmp_path / "out.per_image.npz")
+    assert judged.ids.tolist() == [samples[index]["id"] for index in range(20)]
+    for row in result["results"]:
+        hits = judged.of("zero_shot_classification", f"{row['model']}/seed{row['seed']}")
+        assert main_metric("zero_shot_classification", hits)[0] == row["metrics"]["top1"]
+        assert 100 * hits["top5"].mean() == row["metrics"]["top5"]
     for row in result["results"][2:]:
         folder = models_dir / "clip" / f"seed{row['seed']}"
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", require_pretrained=True)

@@ -11,6 +11,7 @@ import torch
 from cliptex.probes.features import Outcome, split_holdout
 from cliptex.probes.metrics import top_metrics
 from cliptex.probes.options import ClassificationOptions
+from cliptex.probes.per_image import ranking_statistics
 
 PROTOCOL = (
     "frozen pooled feature before the projection, of the resized and centre-cropped image, standardised a channel "
@@ -101,4 +102,5 @@ def probe_classification(
         hyperparameters={"penalty": best, "holdout_log_loss": losses},
         protocol=PROTOCOL,
         predictions={"prediction": ranking[:count], "truth": np.asarray(eval_labels[:count])},
+        per_image=ranking_statistics(ranking, eval_labels),
     )

@@ -26,6 +26,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from cliptex.probes.features import Outcome, batches, resample_nearest, schedule
 from cliptex.probes.options import DetectionOptions
+from cliptex.probes.per_image import Arrays, detection_statistics
 
 CELL = 16
 LEVELS = ("0", "1", "2")
@@ -211,7 +212,14 @@ def detect(
 def average_precision(
     annotations: dict[str, Any], ids: Sequence[int], detections: Sequence[dict[str, np.ndarray]], kind: str
 ) -> dict[str, float | None]:
-    """COCO's AP AP50 AP75 APs APm APl in percent; None where the truth has no object of that size.
+    """The metrics of `judge_detections`."""
+    return judge_detections(annotations, ids, detections, kind)[0]
+
+
+def judge_detections(
+    annotations: dict[str, Any], ids: Sequence[int], detections: Sequence[dict[str, np.ndarray]], kind: str
+) -> tuple[dict[str, float | None], Arrays]:
+    """COCO's AP AP50 AP75 APs APm APl in percent, None where the truth has no object of that size; and per image.
 
     annotations: a COCO file's content. ids: the image of each item of `detections` (as `detect` returns them).
     kind: "bbox" or "segm".
@@ -234,7 +242,8 @@ def average_precision(
             rows.append(row)
     if not rows:
         # without any detection the evaluator gives -1 or 0 by version
-        return dict.fromkeys(METRICS, 0.0)
+        per_image = detection_statistics(annotations, ids, detections, {})
+        return dict.fromkeys(METRICS, 0.0 if per_image["positives"].any() else None), per_image
     # a copy: the evaluator writes its own run-length codes into what it is given
     truth = COCO(copy.deepcopy(annotations))
     evaluation = COCOeval_faster(truth, truth.loadRes(rows), kind)
@@ -243,7 +252,8 @@ def average_precision(
     evaluation.accumulate()
     evaluation.summarize()
     values = [float(value) for value in evaluation.stats[:6]]
-    return {name: 100 * value if value >= 0 else None for name, value in zip(METRICS, values, strict=True)}
+    metrics = {name: 100 * value if value >= 0 else None for name, value in zip(METRICS, values, strict=True)}
+    return metrics, detection_statistics(annotations, ids, detections, evaluation.ious, evaluation.params.maxDets[-1])
 
 
 def probe_detection(
@@ -269,14 +279,17 @@ def probe_detection(
             kept[f"prediction_{name}_{index}"] = detections[index][name]
         for name in ("boxes", "labels", "masks", "crowd"):
             kept[f"truth_{name}_{index}"] = truth[name]
-    return [
-        Outcome(
+    outcomes = []
+    for task, kind in (("detection", "bbox"), ("instance_segmentation", "segm")):
+        metrics, per_image = judge_detections(annotations, eval_ids, detections, kind)
+        outcome = Outcome(
             task=task,
-            metrics=average_precision(annotations, eval_ids, detections, kind),
+            metrics=metrics,
             num_parameters=sum(parameter.numel() for parameter in detector.parameters()),
             hyperparameters={"learning_rate": options.learning_rate, "steps": options.steps},
             protocol=PROTOCOL,
             predictions=kept,
+            per_image=per_image,
         )
-        for task, kind in (("detection", "bbox"), ("instance_segmentation", "segm"))
-    ]
+        outcomes.append(outcome)
+    return outcomes

@@ -1,7 +1,7 @@
 """What the probes share: a benchmark's images decoded once, an encoder's features computed once, seeds, schedules."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 class Outcome:
     """What a head's training gives: a result row without names, and what is kept of its predictions.
 
-    predictions: arrays for the .npz file, see `cliptex.probe`.
+    predictions: arrays for the .npz file, see `cliptex.probe`. per_image: see `cliptex.probes.per_image`.
     """
 
     task: str
@@ -23,6 +23,7 @@ class Outcome:
     hyperparameters: dict[str, Any]
     protocol: str
     predictions: dict[str, np.ndarray]
+    per_image: Mapping[str, np.ndarray]
 
 
 def seed_of(*parts: int | str) -> int:

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 
 from cliptex.errors import CliptexError
 from cliptex.probes.features import Outcome, resample_nearest, split_holdout
-from cliptex.probes.metrics import angles, depth_metrics, normals_metrics
+from cliptex.probes.metrics import angles, depth_errors, mean_depth, pooled_angles
 from cliptex.probes.options import GeometryOptions
+from cliptex.probes.per_image import depth_statistics, normals_statistics
 
 PROTOCOL = (
     "frozen features of the squashed image, standardised a channel over the training split; ridge regression with "
@@ -166,9 +167,10 @@ def probe_depth(
         kept[f"depth_prediction_{index}"] = predicted(index)
         kept[f"depth_truth_{index}"] = eval_depths[index]
     pairs = ((depth[window], predicted(index)[window]) for index, depth in enumerate(eval_depths))
+    errors = depth_errors(pairs, low, high)
     return Outcome(
         task="depth",
-        metrics=depth_metrics(pairs, low, high),
+        metrics=mean_depth(errors),
         num_parameters=solution[0].numel() + solution[1].numel(),
         hyperparameters={
             "target": target,
@@ -177,6 +179,7 @@ def probe_depth(
         },
         protocol=DEPTH_PROTOCOL + f"; {low} to {high} m" + ("; Eigen crop" if options.eigen_crop else "; no crop"),
         predictions=kept,
+        per_image=depth_statistics(errors),
     )
 
 
@@ -217,11 +220,13 @@ def probe_normals(
     for index in range(min(keep, len(eval_normals))):
         kept[f"normals_prediction_{index}"] = predicted(index).astype(np.float32)
         kept[f"normals_truth_{index}"] = eval_normals[index]
+    judged = [angles(truth, predicted(index)).astype(np.float32) for index, truth in enumerate(eval_normals)]
     return Outcome(
         task="normals",
-        metrics=normals_metrics((truth, predicted(index)) for index, truth in enumerate(eval_normals)),
+        metrics=pooled_angles(judged),
         num_parameters=solution[0].numel() + solution[1].numel(),
         hyperparameters={"penalty": penalty, "holdout_mean": errors},
         protocol=NORMALS_PROTOCOL,
         predictions=kept,
+        per_image=normals_statistics(judged),
     )

@@ -1,10 +1,12 @@
 """The metrics of the probes, in NumPy. Percent, metres and degrees as in docs/architecture.md; no value is rounded."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 IGNORE = 255
+DEPTH_METRICS = ("delta1", "delta2", "delta3", "rmse", "absrel", "log10")
+WITHIN_DEGREES = {"within_11_25": 11.25, "within_22_5": 22.5, "within_30": 30.0}
 
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
@@ -29,15 +31,26 @@ def segmentation_metrics(confusion: np.ndarray) -> dict[str, float]:
 
 
 def depth_metrics(pairs: Iterable[tuple[np.ndarray, np.ndarray]], low: float, high: float) -> dict[str, float]:
-    """`delta1 delta2 delta3` (percent), `rmse` (metres), `absrel`, `log10` of (truth, prediction) in metres [H, W].
+    """The mean over images (Eigen et al.) of `depth_errors`; an image without any valid pixel does not count."""
+    return mean_depth(depth_errors(pairs, low, high))
 
-    Each is computed an image and averaged over images (Eigen et al.). Truths that are NaN or outside [low, high] are
-    left out, predictions are clipped to that range; an image without any valid pixel does not count.
+
+def mean_depth(errors_N6: np.ndarray) -> dict[str, float]:
+    """The mean over images of `depth_errors`, by name."""
+    return dict(zip(DEPTH_METRICS, np.nanmean(errors_N6, axis=0).tolist(), strict=True))
+
+
+def depth_errors(pairs: Iterable[tuple[np.ndarray, np.ndarray]], low: float, high: float) -> np.ndarray:
+    """`DEPTH_METRICS` (percent, metres, ratios) of each (truth, prediction) in metres [H, W]: float64 [N, 6].
+
+    Truths that are NaN or outside [low, high] are left out, predictions are clipped to that range; NaN for an image
+    without any valid pixel.
     """
     rows = []
     for truth, prediction in pairs:
         valid = np.isfinite(truth) & (truth >= low) & (truth <= high)
         if not valid.any():
+            rows.append([np.nan] * len(DEPTH_METRICS))
             continue
         t = truth[valid].astype(np.float64)
         p = np.clip(prediction[valid].astype(np.float64), low, high)
@@ -50,8 +63,7 @@ def depth_metrics(pairs: Iterable[tuple[np.ndarray, np.ndarray]], low: float, hi
                 np.mean(np.abs(np.log10(t) - np.log10(p))),
             ]
         )
-    means = np.mean(rows, axis=0).tolist()
-    return dict(zip(("delta1", "delta2", "delta3", "rmse", "absrel", "log10"), means, strict=True))
+    return np.array(rows)
 
 
 def angles(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -62,18 +74,21 @@ def angles(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def normals_metrics(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """`mean median rmse` (degrees), `within_11_25 within_22_5 within_30` (percent) of (truth, prediction) [H, W, 3].
+    """`pooled_angles` of (truth, prediction) [H, W, 3]."""
+    return pooled_angles([angles(truth, prediction).astype(np.float32) for truth, prediction in pairs])
+
+
+def pooled_angles(errors: Sequence[np.ndarray]) -> dict[str, float]:
+    """`mean median rmse` (degrees), `within_11_25 within_22_5 within_30` (percent) of the angles of each image.
 
     Angles are pooled over all valid pixels of all images (Bae et al.), not averaged an image.
     """
-    error = np.concatenate([angles(truth, prediction).astype(np.float32) for truth, prediction in pairs])
+    error = np.concatenate(errors)
     return {
         "mean": float(error.mean(dtype=np.float64)),
         "median": float(np.median(error)),
         "rmse": float(np.sqrt(np.mean(error.astype(np.float64) ** 2))),
-        "within_11_25": 100 * float(np.mean(error < 11.25)),
-        "within_22_5": 100 * float(np.mean(error < 22.5)),
-        "within_30": 100 * float(np.mean(error < 30)),
+        **{name: 100 * float(np.mean(error < limit)) for name, limit in WITHIN_DEGREES.items()},
     }
 
 

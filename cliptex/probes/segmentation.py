@@ -17,6 +17,7 @@ from cliptex.mmcv_ops import import_heads
 from cliptex.probes.features import Outcome, batches, resample_nearest, schedule, split_holdout
 from cliptex.probes.metrics import IGNORE, confusion_matrix, segmentation_metrics
 from cliptex.probes.options import SegmentationOptions
+from cliptex.probes.per_image import Arrays, segmentation_statistics
 
 log = logging.getLogger("cliptex")
 PROTOCOL = (
@@ -182,12 +183,11 @@ def probe_segmentation(
         fit, held = split_holdout(len(train_NChw), holdout, seed)
         for one in rates:
             head = train_head(name, train_NChw[fit], masks[fit], classes, one, steps, options, seed)
-            scores[str(one)] = segmentation_metrics(_judge(head, train_NChw[held], list(masks[held]), classes)[0])[
-                "mIoU"
-            ]
+            confusion, _, _ = _judge(head, train_NChw[held], list(masks[held]), classes)
+            scores[str(one)] = segmentation_metrics(confusion)["mIoU"]
         rate = max(rates, key=lambda one: scores[str(one)])
     head = train_head(name, train_NChw, masks, classes, rate, steps, options, seed)
-    confusion, predictions = _judge(head, eval_NChw, data.eval_masks, data.num_classes)
+    confusion, counts, predictions = _judge(head, eval_NChw, data.eval_masks, data.num_classes)
     kept = {}
     for index in range(min(keep, len(predictions))):
         kept[f"prediction_{index}"] = predictions[index]
@@ -199,14 +199,15 @@ def probe_segmentation(
         hyperparameters={"learning_rate": rate, "holdout_mIoU": scores, "steps": steps},
         protocol=PROTOCOL,
         predictions=kept,
+        per_image=counts,
     )
 
 
 def _judge(
     head: torch.nn.Module, features: torch.Tensor, truths: Sequence[np.ndarray], num_classes: int
-) -> tuple[np.ndarray, list[np.ndarray]]:
+) -> tuple[np.ndarray, Arrays, list[np.ndarray]]:
+    """The confusion matrix of all images, the pixel counts of each, and the predicted masks."""
     predictions = predict(head, features, [truth.shape for truth in truths])
-    confusion = np.zeros((num_classes, num_classes), np.int64)
-    for truth, prediction in zip(truths, predictions, strict=True):
-        confusion += confusion_matrix(truth, prediction, num_classes)
-    return confusion, predictions
+    pairs = zip(truths, predictions, strict=True)
+    confusion, counts = segmentation_statistics(confusion_matrix(*pair, num_classes) for pair in pairs)
+    return confusion, counts, predictions

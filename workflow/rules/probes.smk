@@ -14,10 +14,11 @@ for benchmark in CONFIG.probes.benchmarks:
                 encoders=lambda wildcards, group=group: encoders(group, wildcards.seed),
             output:
                 expand(
-                    "results/probes/{benchmark}/{model}/seed{{seed}}/{head}.json",
+                    "results/probes/{benchmark}/{model}/seed{{seed}}/{head}.{kind}",
                     benchmark=benchmark,
                     model=group,
                     head=heads(benchmark),
+                    kind=["json", "per_image.npz"],
                 ),
             log:
                 f"logs/probe/{benchmark}/{number}-seed{{seed}}.log",
@@ -73,6 +74,7 @@ rule zeroshot:
         encoders=[weights(model, seed) for model in MODELS for seed in CONFIG.seeds],
     output:
         "results/zeroshot/{benchmark}.json",
+        "results/zeroshot/{benchmark}.per_image.npz",
     log:
         "logs/zeroshot/{benchmark}.log",
     benchmark:

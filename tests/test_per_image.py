@@ -1,0 +1,235 @@
+"""Statistics an image: with weights of one the reported metric, with other weights that of the images repeated."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from cliptex.errors import CliptexError
+from cliptex.probes import metrics
+from cliptex.probes.detection import judge_detections
+from cliptex.probes.per_image import (
+    check,
+    depth_statistics,
+    detection_statistics,
+    each_image,
+    main_metric,
+    normals_statistics,
+    ranking_statistics,
+    read_per_image,
+    segmentation_statistics,
+    write_per_image,
+)
+
+COUNT = 12
+RNG = np.random.default_rng(0)
+TIMES = RNG.multinomial(COUNT, np.full(COUNT, 1 / COUNT), size=20)
+
+
+def repeated(items, times):
+    return [item for item, number in zip(items, times, strict=True) for _ in range(number)]
+
+
+def segmentation():
+    truths = [RNG.choice([0, 1, 2, 4, 255], (9, 11)).astype(np.uint8) for _ in range(COUNT)]
+    # class 3 is predicted only, class 5 occurs nowhere, class 4 in few images
+    for truth in truths[3:]:
+        truth[truth == 4] = 0
+    pairs = [(truth, np.where(RNG.random((9, 11)) < 0.6, truth % 5, 3)) for truth in truths]
+    confusions = [metrics.confusion_matrix(*pair, 6) for pair in pairs]
+    arrays = segmentation_statistics(confusions)[1]
+    return "semantic_segmentation", arrays, confusions, lambda some: metrics.segmentation_metrics(sum(some))["mIoU"]
+
+
+def depth():
+    pairs = [(RNG.uniform(1, 12, (6, 7)), RNG.uniform(1, 9, (6, 7))) for _ in range(COUNT)]
+    pairs[2][0][:] = np.nan
+    arrays = depth_statistics(metrics.depth_errors(pairs, 1e-3, 10))
+    return "depth", arrays, pairs, lambda some: metrics.depth_metrics(some, 1e-3, 10)["rmse"]
+
+
+def normals():
+    pairs = []
+    for _ in range(COUNT):
+        pair = RNG.normal(size=(2, 5, 6, 3))
+        pair /= np.linalg.norm(pair, axis=-1, keepdims=True)
+        pair[0][RNG.random((5, 6)) < RNG.random()] = np.nan
+        pairs.append(tuple(pair))
+    arrays = normals_statistics([metrics.angles(*pair).astype(np.float32) for pair in pairs])
+    return "normals", arrays, pairs, lambda some: metrics.normals_metrics(some)["mean"]
+
+
+def classification():
+    rankings = [RNG.permutation(8)[:5] for _ in range(COUNT)]
+    labels = RNG.integers(0, 8, COUNT)
+    arrays = ranking_statistics(np.stack(rankings), labels)
+
+    def top1(some):
+        return metrics.top_metrics(*map(np.array, zip(*some, strict=True)))["top1"]
+
+    return "classification", arrays, list(zip(rankings, labels, strict=True)), top1
+
+
+@pytest.mark.parametrize("make", [segmentation, depth, normals, classification])
+def test_weights_are_how_often_an_image_is_there(make):
+    task, arrays, images, reported = make()
+    assert main_metric(task, arrays)[0] == pytest.approx(reported(images), rel=1e-6)
+    together = main_metric(task, arrays, TIMES)
+    for value, times in zip(together, TIMES, strict=True):
+        assert value == pytest.approx(reported(repeated(images, times)), rel=1e-6)
+    for value, image in zip(each_image(task, arrays), images, strict=True):
+        if np.isfinite(value):
+            assert value == pytest.approx(reported([image]), rel=1e-6)
+
+
+def test_an_image_without_anything_to_judge_has_no_value():
+    task, arrays, _, _ = depth()
+    assert np.flatnonzero(np.isnan(each_image(task, arrays))).tolist() == [2]
+    nothing = np.zeros((1, COUNT))
+    assert np.isnan(main_metric(task, arrays, nothing)[0])
+
+
+def scenes(count=COUNT, classes=3):
+    """Objects and detections on a coarse grid, so that scores and overlaps are often equal; some crowds."""
+    annotations, found = [], []
+    ids = RNG.permutation(count) + 3
+    for image in ids:
+        rows = []
+        for number in range(RNG.integers(0, 6)):
+            x, y, w, h = *(4 * RNG.integers(0, 12, 2)), *(4 * RNG.integers(2, 6, 2))
+            rows.append((x, y, w, h))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": int(image),
+                    # the last class has no object
+                    "category_id": [7, 90, 91][RNG.integers(classes - 1)],
+                    "bbox": [int(value) for value in (x, y, w, h)],
+                    "area": int(w * h),
+                    "iscrowd": int(number == 3),
+                    "segmentation": {"size": [80, 80], "counts": rle(x, y, w, h)},
+                }
+            )
+        boxes, masks = [], []
+        for x, y, w, h in [*rows, *rows, (0, 0, 8, 8)]:
+            x, y = x + RNG.choice([0, 0, 1, 4]), y + RNG.choice([0, 1])
+            boxes.append([x, y, x + w, y + h])
+            masks.append(np.zeros((80, 80), bool))
+            masks[-1][y : y + h, x : x + w] = True
+        kept = RNG.random(len(boxes)) < 0.8
+        found.append(
+            {
+                "boxes": np.array(boxes, np.float32)[kept],
+                "labels": RNG.integers(0, classes, len(boxes))[kept],
+                "masks": np.array(masks)[kept],
+                "scores": (RNG.integers(1, 6, len(boxes)) / 8).astype(np.float32)[kept],
+            }
+        )
+    categories = [{"id": number, "name": str(number)} for number in (90, 7, 91)]
+    images = [{"id": int(image), "height": 80, "width": 80, "file_name": f"{image}.jpg"} for image in ids]
+    return {"images": images, "annotations": annotations, "categories": categories}, [int(i) for i in ids], found
+
+
+def rle(x, y, w, h):
+    from pycocotools import mask
+
+    pixels = np.zeros((80, 80), np.uint8, order="F")
+    pixels[y : y + h, x : x + w] = 1
+    return mask.encode(pixels)["counts"].decode()
+
+
+def official_average_precision(data, ids, found, kind, times):
+    """pycocotools' AP where each image is there as often as `times` says, as images of their own."""
+    from pycocotools import mask
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth, rows, number = {"images": [], "annotations": [], "categories": data["categories"]}, [], 0
+    # copies side by side and in the order of ids, which decides between equal scores
+    for index in np.argsort(ids):
+        for _ in range(times[index]):
+            number += 1
+            truth["images"].append({**next(one for one in data["images"] if one["id"] == ids[index]), "id": number})
+            for one in data["annotations"]:
+                if one["image_id"] == ids[index]:
+                    new = {"image_id": number, "id": len(truth["annotations"]) + 1}
+                    truth["annotations"].append(copy.deepcopy(one) | new)
+            parts = (found[index][name] for name in ("boxes", "labels", "masks", "scores"))
+            for box, label, pixels, score in zip(*parts, strict=True):
+                row = {"image_id": number, "category_id": [7, 90, 91][label], "score": float(score)}
+                if kind == "bbox":
+                    row["bbox"] = [float(v) for v in (*box[:2], *(box[2:] - box[:2]))]
+                else:
+                    row["segmentation"] = mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
+                rows.append(row)
+    if not rows:  # which pycocotools does not take
+        return 0.0 if any(not one["iscrowd"] for one in truth["annotations"]) else -1.0
+    coco = COCO()
+    coco.dataset = truth
+    coco.createIndex()
+    official = COCOeval(coco, coco.loadRes(rows), kind)
+    official.evaluate()
+    official.accumulate()
+    official.summarize()
+    return 100 * official.stats[0]
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_average_precision_of_weighted_images_equals_that_of_pycocotools(kind):
+    data, ids, found = scenes()
+    reported, arrays = judge_detections(data, ids, found, kind)
+    task = {"bbox": "detection", "segm": "instance_segmentation"}[kind]
+    assert arrays["ignored"].any() and (arrays["matched"] & 1).any()
+    assert main_metric(task, arrays)[0] == pytest.approx(reported["AP"], abs=1e-9)
+    assert 5 < reported["AP"] < 95
+    values = main_metric(task, arrays, TIMES)
+    for value, times in zip(values, TIMES, strict=True):
+        assert value == pytest.approx(official_average_precision(data, ids, found, kind, times), abs=1e-9)
+    for index, value in enumerate(each_image(task, arrays)):
+        alone = official_average_precision(data, ids, found, kind, np.eye(len(ids), dtype=int)[index])
+        assert value == pytest.approx(alone, abs=1e-9) if alone >= 0 else np.isnan(value)
+
+
+def test_detections_beyond_the_hundredth_of_a_class_in_an_image_do_not_count():
+    boxes = np.tile(np.array([[0, 0, 4, 4]], np.float32), (120, 1))
+    scores = np.linspace(1, 0.1, 120).astype(np.float32)
+    found = {"boxes": boxes, "labels": np.zeros(120, int), "scores": scores, "masks": np.zeros((120, 8, 8), bool)}
+    annotation = {"id": 1, "image_id": 1, "category_id": 5, "bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0}
+    data = {"annotations": [annotation], "categories": [{"id": 5, "name": "a"}]}
+    arrays = detection_statistics(data, [1], [found], {(1, 5): np.ones((100, 1))})
+    assert len(arrays["image"]) == 100
+    assert main_metric("detection", arrays)[0] == 100
+
+
+def test_statistics_that_do_not_give_the_reported_metric_are_refused():
+    task, arrays, images, reported = segmentation()
+    check(task, arrays, {"mIoU": reported(images)})
+    with pytest.raises(CliptexError, match=r"semantic_segmentation: mIoU is .* from its statistics an image"):
+        check(task, arrays, {"mIoU": reported(images) + 0.01})
+    with pytest.raises(CliptexError, match="mIoU is None"):
+        check(task, arrays, {"mIoU": None})
+    check("detection", {"positives": np.zeros((2, 1)), "label": np.empty(0), "image": np.empty(0)}, {"AP": None})
+
+
+def test_files_give_back_what_they_were_given(tmp_path):
+    (one, first, _, _), (two, second, _, _) = depth(), normals()
+    path = tmp_path / "linear.per_image.npz"
+    write_per_image(path, [f"image {i}" for i in range(COUNT)], {one: first, two: second})
+    file = read_per_image(path)
+    assert file.ids[3] == "image 3" and set(file.tasks) == {"depth", "normals"} and file.rows == ()
+    for task, arrays in ((one, first), (two, second)):
+        assert file.tasks[task].keys() == arrays.keys()
+        assert all(np.array_equal(file.tasks[task][name], arrays[name], equal_nan=True) for name in arrays)
+    hits = {"top1": np.eye(2, COUNT, dtype=bool), "top5": np.ones((2, COUNT), bool)}
+    write_per_image(path, ["a"] * COUNT, {"zero_shot_classification": hits}, rows=["clip/seed0", "cliptex/seed0"])
+    row = read_per_image(path).of("zero_shot_classification", "cliptex/seed0")
+    assert row["top1"].tolist() == np.eye(2, COUNT, dtype=bool)[1].tolist()
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    path = tmp_path / "linear.per_image.npz"
+    with pytest.raises(CliptexError, match=r"linear\.per_image\.npz: no such file"):
+        read_per_image(path)
+    path.write_bytes(b"PK not a zip")
+    with pytest.raises(CliptexError, match=r"linear\.per_image\.npz: cannot be read"):
+        read_per_image(path)
