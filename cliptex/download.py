@@ -8,17 +8,11 @@ Holds   the same downloads give the same bytes, whatever the order in which they
         wrong here (no space, no codec, a shard that cannot be read) stops the job.
 """
 
-import errno
 import hashlib
-import http.client
 import io
-import logging
 import shutil
 import subprocess
 import tarfile
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +27,7 @@ from PIL import Image
 from cliptex import paths
 from cliptex.config import Config, Urls
 from cliptex.errors import CliptexError
-from cliptex.files import read_json, sha256_file, write_json
+from cliptex.files import NO_SPACE, read_json, sha256_file, write_json
 from cliptex.images import BadImage, is_turned, open_image, require_codecs
 from cliptex.img2dataset_job import reason_of
 from cliptex.progress import track
@@ -49,13 +43,12 @@ from cliptex.shards import (
     write_rows,
     write_shard,
 )
+from cliptex.web_files import check_digest, fetch_file
 
-log = logging.getLogger("cliptex")
 CHUNK = 256
 """Samples converted at a time; bounds the memory."""
 JUDGED_FROM = 1000
 """Rows from which on a job's yield says something about the whole."""
-TRIES = 5
 
 
 def run_img2dataset(config: Config, batch: int, processes: int) -> None:
@@ -89,7 +82,7 @@ def build_shards(config: Config, batch: int, threads: int = 1, min_yield: float 
                 for number in track(numbers, "check shards")
             ]
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in NO_SPACE:
             raise CliptexError(f"{error.filename or paths.SHARDS}: {error.strerror}; make room, then go on") from error
         raise
     reasons = Counter()
@@ -153,18 +146,18 @@ def _check(number: int, path: Path, source: str, digests: dict[str, str]) -> dic
 def fetch_tar(source: str, path: Path, sha256: str | None = None) -> None:
     """Download a tar from http(s) or the Hugging Face hub (`hf://datasets/owner/name[@revision]/file.tar`).
 
-    A download that was cut off goes on where it was. Raises CliptexError where the server refuses, the bytes do not
-    come whole after some tries, or their SHA-256 is not the one given.
+    A file that is there already is replaced; a download that was cut off goes on where it was. Raises CliptexError
+    where the server refuses, the bytes do not come whole after some tries, or their SHA-256 is not the one given.
     """
-    part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if source.startswith("hf://"):
-        _fetch_from_hub(source, part)
-    else:
-        _fetch_from_web(source, part)
-    if sha256 and (found := sha256_file(part)) != sha256:
-        part.unlink()
-        raise CliptexError(f"{source}: SHA-256 is {found}, not {sha256}; correct dataset.sha256, or try another mirror")
+    digest, remedy = sha256 and f"sha256:{sha256}", "correct dataset.sha256, or try another mirror"
+    if not source.startswith("hf://"):
+        fetch_file(source, path, "dataset.shards", digest, remedy, replace=True)
+        return
+    part = path.with_name(f".{path.name}.part")
+    _fetch_from_hub(source, part)
+    if digest:
+        check_digest(part, digest, source, remedy, remove=True)
     part.replace(path)
 
 
@@ -183,59 +176,10 @@ def _fetch_from_hub(source: str, part: Path) -> None:
             f"{owner}/{name}", filename, repo_type="dataset", revision=revision or None, local_dir=folder
         )
     except (OSError, ValueError) as error:  # the library's errors are of these kinds
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise
         raise CliptexError(f"{source}: not given by the hub ({error}); check the name, or try again later") from error
     shutil.move(found, part)
-
-
-def _fetch_from_web(source: str, part: Path) -> None:
-    """Download into `part`, going on where an earlier download of the same file ended."""
-    note = part.with_name(f"{part.name}.json")
-    for attempt in range(TRIES):
-        try:
-            if _fetch_rest(source, part, note):
-                note.unlink(missing_ok=True)
-                return
-            problem = "the connection ended early"
-        except urllib.error.HTTPError as error:
-            problem = f"HTTP {error.code} {error.reason}"
-            if error.code == 416:  # the file is another, or shorter, than what lies here
-                part.unlink(missing_ok=True)
-            elif error.code < 500 and error.code != 429:
-                break
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            problem = str(getattr(error, "reason", error))
-        log.warning("%s: %s; try %d of %d", source, problem, attempt + 1, TRIES)
-        if attempt + 1 < TRIES:
-            time.sleep(2**attempt)
-    raise CliptexError(f"{source}: {problem}; check the url, or try again later (what has come is kept)")
-
-
-def _fetch_rest(source: str, part: Path, note: Path) -> bool:
-    """One request for what is missing; whether the file is whole afterwards."""
-    have = part.stat().st_size if part.exists() and note.exists() else 0
-    state = read_json(note) if have else {}
-    headers = {"User-Agent": "cliptex", "Accept-Encoding": "identity"}
-    if have and state.get("source") == source and state.get("validator"):
-        if have == state["bytes"]:
-            return True
-        # the server sends the whole file when it has changed since
-        headers |= {"Range": f"bytes={have}-", "If-Range": state["validator"]}
-    with urllib.request.urlopen(urllib.request.Request(source, headers=headers), timeout=60) as response:
-        goes_on = response.status == 206
-        if goes_on:
-            total = int(response.headers["Content-Range"].rpartition("/")[2])
-        else:
-            total = int(response.headers["Content-Length"]) if response.headers["Content-Length"] else None
-            etag = response.headers["ETag"]
-            # a weak tag must not be used for ranges
-            validator = etag if etag and not etag.startswith("W/") else response.headers["Last-Modified"]
-            write_json(note, {"source": source, "validator": validator, "bytes": total})
-        with part.open("ab" if goes_on else "wb") as file:
-            while block := response.read1(1 << 20):
-                file.write(block)
-    return total is None or part.stat().st_size == total
 
 
 # Source `urls`

@@ -1,15 +1,19 @@
 """How files are written and identified: atomically, and by SHA-256."""
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from cliptex.errors import CliptexError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a file cannot grow."""
 
 
 @contextmanager
@@ -34,8 +38,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
+    return digest_file(path, "sha256")
+
+
+def digest_file(path: Path, algorithm: Literal["sha256", "md5"]) -> str:
+    """Hex digest of a file's bytes. MD5 tells whether a download is whole, and protects from nobody."""
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def sha256_json(value: Any) -> str:

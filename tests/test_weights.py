@@ -5,9 +5,7 @@ import os
 import subprocess
 import sys
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -16,7 +14,9 @@ from conftest import SMALL
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import save_file
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+from web_server import PlannedServer
 
+from cliptex import web_files
 from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.expert_training import load_expert, train_expert
@@ -117,93 +117,15 @@ def pictures(count: int = 3) -> list[np.ndarray]:
 # a server
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `files` (path -> bytes); what the next answers do besides is in `plan`, what was asked in `asked`."""
-
-    def __init__(self):
-        self.files, self.plan, self.asked = {}, [], []
-        super().__init__(("127.0.0.1", 0), Handler)
-        Thread(target=self.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        server = self.server
-        server.asked.append((self.path, self.headers.get("Range")))
-        todo = server.plan.pop(0) if server.plan else "whole"
-        body = server.files.get(self.path.partition("?")[0])
-        if body is None or isinstance(todo, int):
-            self.send_response(404 if body is None else todo)
-            if body is None:
-                self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        etag = f'"{sha256(body).hexdigest()}"'
-        start, wanted = 0, self.headers.get("Range")
-        if wanted and self.headers.get("If-Range", etag) == etag:
-            start = int(wanted.removeprefix("bytes=").partition("-")[0])
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Type", "text/html" if todo == "page" else "application/octet-stream")
-        self.send_header("Content-Length", str(len(body) - start))
-        self.send_header("ETag", etag)
-        self.send_header("X-Repo-Commit", "c0ffee" + "0" * 34)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[start : start + len(body) // 3] if todo == "cut" else body[start:])
-            if todo == "cut":
-                self.wfile.flush()
-                self.connection.close()
-
-
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(weights, "PAUSES_S", (0, 0))
-    one = Server()
-    yield one
-    one.shutdown()
-    one.server_close()
+    monkeypatch.setattr(web_files, "PAUSES_S", (0, 0))
+    with PlannedServer() as one:
+        yield one
 
 
 BODY = np.random.default_rng(0).bytes(300_000)
 DIGEST = sha256(BODY).hexdigest()
-
-
-def test_a_download_is_checked_and_happens_once(server, tmp_path):
-    server.files["/net.pth"] = BODY
-    for _ in range(2):
-        weights.download(f"{server.url}/net.pth", tmp_path / "net.pth", DIGEST[:8])
-    assert (tmp_path / "net.pth").read_bytes() == BODY
-    assert server.asked == [("/net.pth", None)]
-    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == ["net.pth"]
-
-
-def test_an_interrupted_download_goes_on_where_it_was(server, tmp_path):
-    server.files["/net.pth"], server.plan = BODY, ["cut", 503, "cut"]
-    with pytest.raises(CliptexError, match="goes on after 200000 bytes"):
-        weights.download(f"{server.url}/net.pth", tmp_path / "net.pth", DIGEST)
-    assert not (tmp_path / "net.pth").exists()
-    weights.download(f"{server.url}/net.pth", tmp_path / "net.pth", DIGEST)
-    assert (tmp_path / "net.pth").read_bytes() == BODY
-    assert [asked for _, asked in server.asked] == [None, "bytes=100000-", "bytes=100000-", "bytes=200000-"]
-
-
-def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
-    server.files["/net.pth"], server.plan = BODY[::-1], ["cut", 503, 503]
-    with pytest.raises(CliptexError, match="503"):
-        weights.download(f"{server.url}/net.pth", tmp_path / "net.pth")
-    server.files["/net.pth"] = BODY
-    weights.download(f"{server.url}/net.pth", tmp_path / "net.pth")
-    assert (tmp_path / "net.pth").read_bytes() == BODY
 
 
 @pytest.mark.parametrize(

@@ -178,3 +178,62 @@ class WebServer:
         rest = data[first:]
         part = rest if self.cut_after is None or not body else rest[: self.cut_after]
         return self.send(handler, 206 if asked else 200, part, length=len(rest), **headers)
+
+
+class PlannedServer(ThreadingHTTPServer):
+    """Serves `files` (path -> bytes); what the next answers do besides is in `plan`, what was asked in `asked`.
+
+    plan: an HTTP status, "cut" (a third of what was asked), or "page" (said to be HTML). tag: whether it sends ETags.
+    """
+
+    def __init__(self):
+        self.files, self.plan, self.asked, self.tag = {}, [], [], True
+        super().__init__(("127.0.0.1", 0), PlannedHandler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+
+
+class PlannedHandler(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        server = self.server
+        server.asked.append((self.path, self.headers.get("Range")))
+        todo = server.plan.pop(0) if server.plan else "whole"
+        body = server.files.get(self.path.partition("?")[0])
+        if body is None or isinstance(todo, int):
+            self.send_response(404 if body is None else todo)
+            if body is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        etag = f'"{hashlib.sha256(body).hexdigest()}"'
+        start, wanted = 0, self.headers.get("Range")
+        if wanted and self.headers.get("If-Range", etag) == etag:
+            start = int(wanted.removeprefix("bytes=").partition("-")[0])
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.send_header("Content-Type", "text/html" if todo == "page" else "application/octet-stream")
+        self.send_header("Content-Length", str(len(body) - start))
+        if server.tag:
+            self.send_header("ETag", etag)
+        self.send_header("X-Repo-Commit", "c0ffee" + "0" * 34)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[start : start + len(body) // 3] if todo == "cut" else body[start:])
+            if todo == "cut":
+                self.wfile.flush()
+                self.connection.close()

@@ -6,29 +6,21 @@ Holds   a file in the cache is whole; what was loaded is identified by digest; n
 """
 
 import logging
-import os
-import shutil
-import time
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
 
-from cliptex import __version__, paths
+from cliptex import paths
 from cliptex.config import Expert as ExpertConfig
 from cliptex.errors import CliptexError
 from cliptex.files import read_json, sha256_file, sha256_json
+from cliptex.web_files import fetch_file
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger("cliptex")
-PAUSES_S = (1, 4, 16, 64)
-"""Waits between attempts at a download."""
-TIMEOUT_S = 60
 SETTINGS_FILES = ("config.json", "preprocessor_config.json")
 WEIGHT_FILES = (
     "model.safetensors",
@@ -66,7 +58,8 @@ def resolve(name: str, settings: ExpertConfig, cache: Path = paths.WEIGHTS) -> W
         file = Path(unquote(urlsplit(settings.url).path)).name or "weights"
         # two addresses may end in the same name
         path = cache / f"{sha256_json(settings.url)[:8]}-{file}"
-        download(settings.url, path, settings.sha256 or _digits_in(file), f"{where}.url")
+        digits = settings.sha256 or _digits_in(file)
+        fetch_file(settings.url, path, f"{where}.url", digits and f"sha256:{digits}", "mend `url` or `sha256`")
         origin = {"url": settings.url}
     elif settings.weights == "hub":
         path, commit = _from_hub(where, settings)
@@ -123,87 +116,6 @@ def _digits_in(file: str) -> str | None:
     """The first digits of the SHA-256, where the name ends in them, e.g. `net-73cbd019.pth`, as PyTorch's do."""
     digits = Path(file).stem.rpartition("-")[2]
     return digits if len(digits) == 8 and set(digits) <= set("0123456789abcdef") else None
-
-
-def download(url: str, path: Path, sha256: str | None = None, key: str = "url") -> None:
-    """Fetch `url` to `path`; nothing is fetched when it is there already.
-
-    An interrupted download is resumed (If-Range), a failing one is tried again. sha256: the digest or its first
-    digits. The file takes its name when it is whole and checked. Raises CliptexError that names `key`.
-    """
-    from filelock import FileLock
-
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise CliptexError(f"{key}: {url} is not an http or https address; use weights 'local' for a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with FileLock(path.with_name(f".{path.name}.lock")):  # two experts may use one file
-        if not path.is_file():
-            log.info("downloading %s", url)
-            _fetch_patiently(url, part, key)
-            _check(part, sha256, f"{url} is not the file wanted", key)
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            part.replace(path)
-            _tag_file(part).unlink(missing_ok=True)
-
-
-def _check(part: Path, sha256: str | None, what: str, key: str) -> None:
-    found = sha256_file(part)
-    if sha256 and not found.startswith(sha256):
-        part.unlink()
-        raise CliptexError(f"{key}: {what}: its SHA-256 is {found}, not {sha256}; mend `url` or `sha256`")
-
-
-def _fetch_patiently(url: str, part: Path, key: str) -> None:
-    for pause in (*PAUSES_S, None):
-        try:
-            _fetch(url, part)
-        except HTTPError as error:
-            if error.code == 416:  # what is here is longer than the file there
-                part.unlink(missing_ok=True)
-            elif error.code < 500 and error.code not in (408, 429):
-                raise CliptexError(f"{key}: {url} answers {error.code} {error.reason}; mend the address") from error
-            problem: Exception = error
-        except (OSError, HTTPException) as error:
-            problem = error
-        else:
-            return
-        if pause is None:
-            here = part.stat().st_size if part.exists() else 0
-            raise CliptexError(
-                f"{key}: {url} cannot be fetched ({problem}); run the same command again, it goes on after {here} bytes"
-            ) from problem
-        log.warning("%s: %s; trying again in %d s", url, problem, pause)
-        time.sleep(pause)
-
-
-def _fetch(url: str, part: Path) -> None:
-    """One attempt. Raises OSError when the answer ends early, and CliptexError when it is a web page."""
-    have = part.stat().st_size if part.exists() else 0
-    tag = _tag_file(part).read_text() if _tag_file(part).exists() else ""
-    headers = {"User-Agent": f"cliptex/{__version__}", "Accept-Encoding": "identity"}
-    if have and tag:
-        headers |= {"Range": f"bytes={have}-", "If-Range": tag}
-    with urlopen(Request(url, headers=headers), timeout=TIMEOUT_S) as answer:
-        if answer.headers.get_content_type() == "text/html":
-            raise CliptexError(f"url: {url} is a web page, not a file; download it by hand and use weights 'local'")
-        resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if not resumed:
-            have = 0
-            tag = answer.headers.get("ETag", "")
-            # only a strong validator says that the bytes are the same
-            _tag_file(part).write_text("" if tag.startswith("W/") else tag)
-        length = answer.headers.get("Content-Length")
-        with part.open("ab" if resumed else "wb") as file:
-            shutil.copyfileobj(answer, file, 1 << 20)
-    size = part.stat().st_size
-    if length is not None and size != have + int(length):
-        raise OSError(f"the answer ended after {size} of {have + int(length)} bytes")
-
-
-def _tag_file(part: Path) -> Path:
-    return part.with_suffix(".etag")
 
 
 def _from_hub(where: str, settings: ExpertConfig) -> tuple[Path, str]:
