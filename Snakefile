@@ -15,6 +15,8 @@ include: "workflow/rules/experts.smk"
 include: "workflow/rules/labels.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/probes.smk"
+include: "workflow/rules/retrieval.smk"
+include: "workflow/rules/clip_benchmark.smk"
 include: "workflow/rules/report.smk"
 
 

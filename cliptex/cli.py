@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cliptex import __version__, paths, progress
-from cliptex.config import Config
+from cliptex.config import Config, dataset_slug
 from cliptex.errors import CliptexError
 
 app = typer.Typer(
@@ -84,6 +84,21 @@ def render_benchmark(
     from cliptex.miniature import render_benchmark
 
     render_benchmark(Config.load(config).miniature, name, paths.benchmark(name))
+
+
+@app.command()
+def render_captions(
+    name: Annotated[str, typer.Option(help="Name of an entry in `zeroshot.retrieval` that has `rendered`.")],
+    config: ConfigOption = DEFAULT,
+) -> None:
+    """Render held-out captioned pictures, on which retrieval is judged."""
+    from cliptex.miniature import render_captions
+
+    settings = Config.load(config)
+    given = settings.zeroshot.retrieval.get(name)
+    if given is None or given.rendered is None:
+        raise CliptexError(f"zeroshot.retrieval.{name}.rendered: says how many to render, and is not there")
+    render_captions(settings.miniature, given.rendered, paths.benchmark(name))
 
 
 @app.command()
@@ -367,6 +382,57 @@ def zeroshot(
     settings = Config.load(config)
     out = paths.RESULTS / "zeroshot" / f"{benchmark}.json"
     zeroshot(settings, benchmark, paths.RESULTS / "models", paths.benchmark(benchmark), out)
+
+
+@app.command()
+def retrieval(
+    name: Annotated[str, typer.Option(help="Name of an entry in `zeroshot.retrieval`.")],
+    config: ConfigOption = DEFAULT,
+) -> None:
+    """Image-text retrieval on a set of captioned images."""
+    from cliptex.retrieval import retrieval
+
+    out = paths.RESULTS / "zeroshot" / f"{name}.json"
+    retrieval(Config.load(config), name, paths.RESULTS / "models", out)
+
+
+@app.command()
+def export_benchmark(
+    name: Annotated[str, typer.Option(help="A classification benchmark, or an entry of `zeroshot.retrieval`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the tars, the root that clip_benchmark is given.")],
+    config: ConfigOption = DEFAULT,
+    splits: Annotated[str, typer.Option(help="test, or test,train; test is the evaluation split.")] = "test",
+    per_tar: Annotated[int, typer.Option(min=1, help="Most samples in one tar.")] = 10_000,
+) -> None:
+    """Write a benchmark as tars that the clip_benchmark command reads, with our class names and prompts."""
+    from cliptex.benchmark_export import export_benchmark
+
+    counts = export_benchmark(Config.load(config), name, out, splits.split(","), per_tar)
+    typer.echo(f"{out}: {', '.join(f'{count} samples ({split})' for split, count in counts.items())}")
+
+
+@app.command()
+def clip_benchmark(
+    dataset: Annotated[str, typer.Option(help="Data set as clip_benchmark names it, such as wds/vtab/cifar10.")],
+    model: Annotated[str, typer.Option(help="Name of an entry in `models`.")],
+    task: Annotated[str, typer.Option(help="auto, zeroshot_classification or zeroshot_retrieval.")] = "auto",
+    config: ConfigOption = DEFAULT,
+    seed: SeedOption = 0,
+) -> None:
+    """Judge a model by the clip_benchmark command on one data set."""
+    from cliptex.suite import run_clip_benchmark
+
+    out = paths.clip_benchmark(dataset_slug(dataset), model, seed)
+    settings = Config.load(config).clip_benchmark
+    run_clip_benchmark(settings, dataset, task, model, seed, paths.model(model, seed), out)
+
+
+@app.command()
+def tabulate_clip_benchmark(config: ConfigOption = DEFAULT) -> None:
+    """Gather what clip_benchmark found over data sets, models and seeds into one table."""
+    from cliptex.suite import suite_files, tabulate_suite
+
+    tabulate_suite(suite_files(Config.load(config)), paths.RESULTS / "clip_benchmark" / "table.json")
 
 
 @app.command()

@@ -4,6 +4,7 @@ One model serves the YAML files, the JSON schema (`cliptex config-schema`), the 
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -340,13 +341,68 @@ class Probes(Section):
     """Evaluation samples whose predictions are kept beside the result."""
 
 
+class CaptionSet(Section):
+    """Images with captions, on which retrieval is judged; exactly one of `rendered`, `shards` and `benchmark`."""
+
+    rendered: Positive | None = None
+    """The miniature's: so many pairs rendered beside those of training, no two with the same caption."""
+    shards: list[str] = []
+    """WebDataset tars, paths with brace patterns: an image and a .txt member with a caption a line."""
+    benchmark: Name | None = None
+    """A benchmark whose evaluation images have captions: coco, with annotations/captions_val2017.json."""
+    images: Positive | None = None
+    """Only the first images; all when null."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if sum((self.rendered is not None, bool(self.shards), self.benchmark is not None)) != 1:
+            raise ValueError("zeroshot.retrieval: a set of captions needs one of rendered, shards and benchmark")
+        return self
+
+
 class Zeroshot(Section):
-    """Zero-shot classification."""
+    """Zero-shot classification and retrieval."""
 
     benchmarks: list[Name] = []
     """Classification benchmarks to run."""
     templates: Literal["openai", "simple"] = "simple"
     """Prompt templates of open_clip: OpenAI's 80, or the 7 of the simple list."""
+    retrieval: dict[Name, CaptionSet | None] = {}
+    """Sets of captioned images on which image-text retrieval is judged, by name; null leaves one out."""
+
+    @property
+    def caption_sets(self) -> list[str]:
+        """Names of the sets that are not left out."""
+        return [name for name, given in self.retrieval.items() if given is not None]
+
+
+class ClipBenchmark(Section):
+    """The clip_benchmark command on data sets of its own, an optional target: results/clip_benchmark/table.json."""
+
+    datasets: dict[str, Literal["auto", "zeroshot_classification", "zeroshot_retrieval"]] = {}
+    """Data sets as clip_benchmark names them, such as wds/vtab/cifar10, and the task; `auto`: by clip_benchmark."""
+    root: str = "resources/clip_benchmark/{dataset_cleaned}"
+    """Where a data set lies: {dataset} is its name without wds/, {dataset_cleaned} that with - for /. A folder as
+    `cliptex export-benchmark` writes it, or https://huggingface.co/datasets/clip-benchmark/wds_{dataset_cleaned}/tree/main."""
+    split: str = "test"
+    """Split that is judged."""
+    batch_size: Positive = 64
+    """Images in one forward pass."""
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Processes that decode; no more than a data set has tars."""
+
+    @model_validator(mode="after")
+    def _slugs_differ(self) -> Self:
+        slugs: dict[str, str] = {}
+        for name in self.datasets:
+            if (other := slugs.setdefault(dataset_slug(name), name)) != name:
+                raise ValueError(f"clip_benchmark.datasets: {name!r} and {other!r} would write the same files")
+        return self
+
+
+def dataset_slug(name: str) -> str:
+    """A data set's name as part of a path: `wds/vtab/cifar10` -> `wds-vtab-cifar10`."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", name)
 
 
 class Report(Section):
@@ -379,6 +435,7 @@ class Config(Section):
     """Seeds of training and probing; each gives one column of runs."""
     probes: Probes = Probes()
     zeroshot: Zeroshot = Zeroshot()
+    clip_benchmark: ClipBenchmark = ClipBenchmark()
     report: Report = Report()
 
     @model_validator(mode="after")
@@ -405,6 +462,9 @@ class Config(Section):
         for name in self.probes.models:
             if self.models and name not in self.models:
                 raise ValueError(f"probes.models: {name!r} is not one of {sorted(self.models)}")
+        taken = {*self.zeroshot.benchmarks, *self.probes.benchmarks, *self.miniature.benchmarks}
+        if both := [name for name in self.zeroshot.caption_sets if name in taken]:
+            raise ValueError(f"zeroshot.retrieval: {both[0]!r} is the name of a benchmark; choose another")
         return self
 
     def _check_interpolation(self, name: str, model: Model) -> None:

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cliptex.config import Model, Train
 from cliptex.distributed import World, share_batch_norms
 from cliptex.errors import CliptexError
-from cliptex.features import features_and_embedding
+from cliptex.features import features_and_embedding, resized_positions
 from cliptex.loader import Batch
 from cliptex.multi_scale import DenseHeads
 from cliptex.precision import mixed_precision
@@ -53,27 +53,12 @@ class Towers(nn.Module):
         self.model, self.image = model, ImageTower(model.visual, dense)
 
     def forward(self, images_BCHW: torch.Tensor, tokens_BL: torch.Tensor) -> Outputs:
-        resized = resized_positions(self.model.visual, images_BCHW.shape[-1])
+        resized = resized_positions(self.model.visual, tuple(images_BCHW.shape[-2:]))
         if resized is None:
             dense, image = self.image(images_BCHW)
         else:
             dense, image = functional_call(self.image, {"visual.positional_embedding": resized}, (images_BCHW,))
         return dense, image, self.model.encode_text(tokens_BL), self.model.logit_scale.exp()
-
-
-def resized_positions(visual: nn.Module, size: int) -> torch.Tensor | None:
-    """The position embedding [1 + n, C] for square images of another size, None for the encoder's own.
-
-    Bicubic with antialiasing, as open_clip does when it loads weights for another size; gradients flow.
-    """
-    own = _side(visual.image_size)
-    if size == own:
-        return None
-    first, grid = visual.positional_embedding[:1], visual.positional_embedding[1:]
-    side, wanted = own // _side(visual.patch_size), size // _side(visual.patch_size)
-    grid = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(wanted, wanted), mode="bicubic", antialias=True, align_corners=False)
-    return torch.cat([first, grid.permute(0, 2, 3, 1).reshape(wanted * wanted, -1)])
 
 
 def _side(size: int | tuple[int, int]) -> int:

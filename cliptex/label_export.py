@@ -11,8 +11,7 @@ for each store `height` and `width`, or the `error` that stands for its label, a
 
 import io
 import json
-import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +21,12 @@ from PIL import Image
 
 from cliptex.config import Config
 from cliptex.errors import CliptexError
-from cliptex.files import replacing, sha256_file, write_json
+from cliptex.files import sha256_file, write_json
 from cliptex.images import encode_png
 from cliptex.labels import LabelFile, open_store, read_label_index
 from cliptex.plugins import find
 from cliptex.progress import track
-from cliptex.shards import Pair, read_index, read_indexed
+from cliptex.shards import Pair, read_index, read_indexed, write_tar
 from cliptex.tasks.normals import KAPPA_MAX, KAPPA_MIN
 
 FORMATS = {
@@ -108,7 +107,7 @@ def export_labels(config: Config, export: Export, shard_index: Path, labels_root
     for entry in track(entries, "export labels"):
         opened = {store: open_store(index, entry, tasks[store]) for store, index in indices.items()}
         path = out / f"{entry['shard']}.tar"
-        _write_tar(path, _members(read_indexed(entry), opened, export))
+        write_tar(path, _members(read_indexed(entry), opened, export))
         files.append({"file": path.name, "sha256": sha256_file(path), "samples": len(entry["keys"])})
     kept = ("task", "expert", "weights_sha256", "licence", "recipe_sha256", "codec")
     record = {
@@ -167,11 +166,3 @@ def _npy(label: np.ndarray) -> bytes:
     out = io.BytesIO()
     np.save(out, label, allow_pickle=False)
     return out.getvalue()
-
-
-def _write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    with replacing(path) as scratch, tarfile.open(scratch, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))

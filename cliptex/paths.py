@@ -41,3 +41,8 @@ def probe(benchmark: str, name: str, seed: int) -> Path:
 def benchmark(name: str) -> Path:
     """Folder of a benchmark's data in the official layout."""
     return RESOURCES / name
+
+
+def clip_benchmark(slug: str, name: str, seed: int) -> Path:
+    """What clip_benchmark found for one data set and model."""
+    return RESULTS / "clip_benchmark" / slug / name / f"seed{seed}.json"

@@ -16,10 +16,22 @@ def shard_sources(config: Config) -> list[str]:
     """
     if not config.dataset.shards:
         raise CliptexError("dataset.shards: source 'webdataset' needs the paths of the tars")
+    return _written_out(config.dataset.shards, "dataset.shards")
+
+
+def _written_out(patterns: list[str], key: str) -> list[str]:
     try:
-        return [source for pattern in config.dataset.shards for source in braceexpand(pattern)]
+        return [source for pattern in patterns for source in braceexpand(pattern)]
     except UnbalancedBracesError as error:
-        raise CliptexError(f"dataset.shards: braces do not match ({error}); write {{00000..00331}}.tar") from error
+        raise CliptexError(f"{key}: braces do not match ({error}); write {{00000..00331}}.tar") from error
+
+
+def caption_tars(config: Config, name: str) -> list[Path]:
+    """The tars of an entry of `zeroshot.retrieval`, in order; none where a benchmark has its captions."""
+    given = config.zeroshot.retrieval[name]
+    if given.rendered is not None:
+        return [paths.benchmark(name) / "00000.tar"]
+    return [Path(source) for source in _written_out(given.shards, f"zeroshot.retrieval.{name}.shards")]
 
 
 def is_remote(source: str) -> bool:

@@ -58,13 +58,22 @@ class Pair:
 
 def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
     """Write a shard atomically; the same pairs give the same bytes."""
+    write_tar(path, (member for pair in pairs for member in _members(pair)))
+
+
+def _members(pair: Pair) -> Iterator[tuple[str, bytes]]:
+    yield f"{pair.key}.jpg", pair.image
+    yield f"{pair.key}.txt", pair.caption.encode()
+    yield f"{pair.key}.json", json.dumps(pair.metadata).encode()
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """Write a tar of (file name, bytes) atomically; the same members give the same bytes."""
     with replacing(path) as scratch, tarfile.open(scratch, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for pair in pairs:
-            members = {"jpg": pair.image, "txt": pair.caption.encode(), "json": json.dumps(pair.metadata).encode()}
-            for suffix, data in members.items():
-                info = tarfile.TarInfo(f"{pair.key}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
 
 
 def iterate_shard(path: Path) -> Iterator[Pair]:

@@ -7,6 +7,7 @@ Holds   nothing is trained or chosen; images go through open_clip's own preproce
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,14 @@ def contenders(config: Config, models_dir: Path) -> list[Contender]:
     ]
 
 
+def shown_preprocessing(one: Contender) -> dict[str, Any]:
+    """What a result says of how images were prepared, and of the activation: `preprocess`, `activation`."""
+    return {
+        "preprocess": {name: getattr(one.preprocess, name) for name in ("interpolation", "resize_mode", "size")},
+        "activation": "quick_gelu" if one.quick_gelu else "gelu",
+    }
+
+
 @torch.inference_mode()
 def rankings(
     contenders: list[Contender], samples: Any, classifiers: list[torch.Tensor]
@@ -112,13 +121,17 @@ def rankings(
     return ids, [torch.cat(parts).numpy() for parts in best], np.array(labels)
 
 
+def prompts(names: Sequence[str], templates: Sequence[Callable[[str], str]]) -> list[list[str]]:
+    """The texts of each class."""
+    return [[template(name) for template in templates] for name in names]
+
+
 def zeroshot(config: Config, benchmark: str, models_dir: Path, root: Path, out: Path) -> None:
     """Judge every model and seed of the configuration on a classification benchmark's evaluation split."""
     data = find("benchmarks", benchmark)(root)
     if data.tasks != ("classification",):
         raise CliptexError(f"zeroshot.benchmarks: {benchmark!r} is not a classification benchmark; remove it")
     names, templates = data.class_names, TEMPLATES[config.zeroshot.templates]
-    prompts = [[template(name) for template in templates] for name in names]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     judged = contenders(config, models_dir)
     start = time.perf_counter()
@@ -160,9 +173,8 @@ def zeroshot(config: Config, benchmark: str, models_dir: Path, root: Path, out: 
         "chance": {"top1": 100 / len(names), "top5": 100 * min(5, len(names)) / len(names)},
         "templates": config.zeroshot.templates,
         "num_templates": len(templates),
-        "prompts_sha256": sha256_json(prompts),
-        "preprocess": {name: getattr(judged[-1].preprocess, name) for name in ("interpolation", "resize_mode", "size")},
-        "activation": "quick_gelu" if judged[-1].quick_gelu else "gelu",
+        "prompts_sha256": sha256_json(prompts(names, templates)),
+        **shown_preprocessing(judged[-1]),
         "results": rows,
         "provenance": provenance(settings) | {"model_sha256": shas},
     }

@@ -43,12 +43,12 @@ class Benchmark(ABC):
     def samples(self, part: str) -> Sequence[dict[str, Any]]:
         """The samples of `part` ("train" or "eval"), in the official order, read when indexed.
 
-        A sample holds `id` (str), `image` (uint8 RGB [H, W, 3]) and by task: `mask` (uint8 [H, W], 255 = ignore),
-        `boxes` (float32 [N, 4] xyxy), `labels` (int64 [N], index into class_names), `masks` (bool [N, H, W]),
-        `crowd` (bool [N]), `depth` (float32 [H, W] metres, NaN = invalid), `normals` (float32 [H, W, 3] unit vectors,
-        x right, y down, z forward, away from the surface's visible side as in docs/architecture.md, NaN = invalid),
-        `label` (int). Raises CliptexError naming the file when the layout is not the official one, and naming both
-        numbers when official data have not as many samples as they should.
+        A sample holds `id` (str), `image` (uint8 RGB [H, W, 3]), perhaps `file` (Path of the stored image), and by
+        task: `mask` (uint8 [H, W], 255 = ignore), `boxes` (float32 [N, 4] xyxy), `labels` (int64 [N], index into
+        class_names), `masks` (bool [N, H, W]), `crowd` (bool [N]), `depth` (float32 [H, W] metres, NaN = invalid),
+        `normals` (float32 [H, W, 3] unit vectors, x right, y down, z forward, away from the surface's visible side as
+        in docs/architecture.md, NaN = invalid), `label` (int). Raises CliptexError naming the file when the layout is
+        not the official one, and naming both numbers when official data have not as many samples as they should.
         """
         found = self.read(part)
         wanted = self.official_counts.get(part)

@@ -57,6 +57,20 @@ class Coco(Benchmark):
         names = {category["id"]: category["name"] for category in self.annotations("eval")["categories"]}
         return [names[number] for number in self.category_ids]
 
+    def captions(self, part: str) -> list[tuple[Path, list[str]]]:
+        """(image file, its captions, in file order) of every image of a part, from captions_{train,val}2017.json."""
+        split = "train" if part == "train" else "val"
+        path = existing(self.root / "annotations" / f"captions_{split}2017.json", UNPACK)
+        data = read_json(path)
+        found: dict[int, list[str]] = {one["id"]: [] for one in data["images"]}
+        for one in data["annotations"]:
+            # a few captions of the official file hold line breaks and spaces at their ends
+            found[one["image_id"]].append(" ".join(one["caption"].split()))
+        if bare := [number for number, captions in found.items() if not captions]:
+            raise CliptexError(f"{path}: image {bare[0]} has no caption; {UNPACK}")
+        folder = self.root / f"{split}2017"
+        return [(folder / one["file_name"], found[one["id"]]) for one in data["images"]]
+
     def read(self, part: str) -> Sequence[dict[str, Any]]:
         data = self.annotations(part)
         if sorted(category["id"] for category in data["categories"]) != self.category_ids:

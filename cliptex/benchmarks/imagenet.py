@@ -49,7 +49,9 @@ class Imagenet(Benchmark):
             items = self._in_folders(self.root / "val")
         else:
             items = list(zip(*self._flat_val(), strict=True))
-        return Lazy(items, lambda item: {"id": item[0].stem, "image": read_rgb(item[0]), "label": item[1]})
+        return Lazy(
+            items, lambda item: {"id": item[0].stem, "file": item[0], "image": read_rgb(item[0]), "label": item[1]}
+        )
 
     def _in_folders(self, folder: Path) -> list[tuple[Path, int]]:
         label = {wnid: index for index, wnid in enumerate(self.wnids)}

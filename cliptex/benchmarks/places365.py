@@ -97,7 +97,7 @@ class Places365(Benchmark):
         path, label = item
         # names of files repeat over categories, so the category is part of the id
         name = f"{self.categories[label].replace('/', '-')}/{path.stem}"
-        return {"id": name, "image": read_rgb(path), "label": label}
+        return {"id": name, "file": path, "image": read_rgb(path), "label": label}
 
 
 def category_name(category: str) -> str:

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cliptex.miniature.layouts import render_benchmark
-    from cliptex.miniature.sets import render_expert_set, render_pairs, scene_for_key
+    from cliptex.miniature.sets import render_captions, render_expert_set, render_pairs, scene_for_key
 
-__all__ = ["render_benchmark", "render_expert_set", "render_pairs", "scene_for_key"]
+__all__ = ["render_benchmark", "render_captions", "render_expert_set", "render_pairs", "scene_for_key"]
 
 
 def __getattr__(name: str) -> Any:

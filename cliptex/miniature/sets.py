@@ -1,7 +1,7 @@
 """Training pairs, and labelled renders for the experts.
 
 Reads   nothing but the config section `miniature`.
-Writes  one WebDataset shard of pairs, or one HDF5 file of labelled renders.
+Writes  one WebDataset shard of pairs, one of captioned renders, or one HDF5 file of labelled renders.
 Holds   the same config gives the same bytes; pairs carry no dense labels and no class names beside the caption.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.config import Miniature
 from cliptex.errors import CliptexError
-from cliptex.files import replacing
+from cliptex.files import replacing, write_json
 from cliptex.images import encode_jpeg
 from cliptex.miniature.captions import GENERIC, caption_noise
 from cliptex.miniature.kinds import KINDS
@@ -69,6 +69,34 @@ def _pairs(miniature: Miniature, numbers: range) -> Iterator[Pair]:
             caption = captions[(position + 1) % len(captions)]
         metadata = {"width": size, "height": size, "source": "miniature", "url": None}
         yield Pair(f"{number:09d}", images[position], caption, metadata)
+
+
+def render_captions(miniature: Miniature, count: int, folder: Path) -> None:
+    """Write `count` captioned renders to `folder`/00000.tar for retrieval, then miniature.json.
+
+    Scenes of the pairs' look that follow the training pairs in number; captions without noise. A scene whose caption
+    occurred before is passed over, since a caption of two pictures has no right answer. Raises CliptexError where
+    that leaves too few.
+    """
+    (folder / "miniature.json").unlink(missing_ok=True)
+    write_shard(folder / "00000.tar", track(_captioned(miniature, count), "render captions", count))
+    settings = {"seed": miniature.seed, "image_size_px": miniature.image_size_px, "first": miniature.pairs}
+    write_json(folder / "miniature.json", {"source": "miniature", "captions": count, **settings})
+
+
+def _captioned(miniature: Miniature, count: int) -> Iterator[Pair]:
+    seen: set[str] = set()
+    size = miniature.image_size_px
+    for number in range(miniature.pairs, miniature.pairs + 10 * count):
+        scene = _pair_scene(miniature, number)
+        if scene.caption in seen:
+            continue
+        seen.add(scene.caption)
+        metadata = {"width": size, "height": size, "source": "miniature", "url": None}
+        yield Pair(f"{number:09d}", encode_jpeg(scene.image, scene.jpeg_quality), scene.caption, metadata)
+        if len(seen) == count:
+            return
+    raise CliptexError(f"zeroshot.retrieval: {10 * count} scenes have only {len(seen)} captions; render fewer")
 
 
 def scene_for_key(miniature: Miniature, key: str) -> Scene:

@@ -1,6 +1,7 @@
 """What all rules share: the checked configuration, names of things, and how many jobs run at a time."""
 
 import os
+import re
 import shutil
 import sys
 from os.path import exists
@@ -10,12 +11,13 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import available_cpu_count
 
 from cliptex import versions
-from cliptex.config import Config
+from cliptex.config import Config, dataset_slug
 from cliptex.data_on_disk import missing_data
 from cliptex.errors import CliptexError
 from cliptex.labels_on_disk import batches_to_redo
 from cliptex.probes import heads
 from cliptex.shard_batches import (
+    caption_tars,
     is_remote,
     num_batches,
     num_downloads,
@@ -23,6 +25,7 @@ from cliptex.shard_batches import (
     shard_sources,
     shards_of_download,
 )
+from cliptex.suite import suite_files
 
 try:
     CONFIG = Config.load(config)

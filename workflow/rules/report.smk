@@ -9,7 +9,10 @@ rule report:
         ],
         zeroshot=[
             f"results/zeroshot/{benchmark}.json"
-            for benchmark in CONFIG.zeroshot.benchmarks
+            for benchmark in [
+                *CONFIG.zeroshot.benchmarks,
+                *CONFIG.zeroshot.caption_sets,
+            ]
         ],
         models=[
             f"results/models/{model}/seed{seed}/train.json"

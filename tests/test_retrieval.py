@@ -1,0 +1,186 @@
+"""Retrieval: the definition by a plain loop, several captions an image, and where captions come from."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import drawn_pair
+from PIL import Image
+
+from cliptex import paths, student
+from cliptex.captions import open_captions
+from cliptex.config import Config, Student
+from cliptex.errors import CliptexError
+from cliptex.files import read_json
+from cliptex.miniature import render_captions
+from cliptex.retrieval import TASKS, chances, ranks, recalls, retrieval
+from cliptex.shards import read_shard, write_tar
+
+
+def unit(rows):
+    return torch.nn.functional.normalize(torch.from_numpy(rows).float(), dim=1)
+
+
+def test_recalls_equal_a_plain_loop_over_queries():
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(30), rng.integers(1, 6, 30))  # one to five captions an image
+    images = rng.normal(size=(30, 8))
+    captions = images[owner] + 1.5 * rng.normal(size=(len(owner), 8))
+    images, captions = unit(images), unit(captions)
+    scores = (images @ captions.T).numpy()
+    for k in (1, 5, 10):
+        to_text = [len({*np.argsort(-row)[:k]} & {*np.flatnonzero(owner == i)}) > 0 for i, row in enumerate(scores)]
+        to_image = [owner[i] in np.argsort(-row)[:k] for i, row in enumerate(scores.T)]
+        assert recalls(ranks(images, captions, np.arange(30), owner))[f"R@{k}"] == pytest.approx(100 * np.mean(to_text))
+        assert recalls(ranks(captions, images, owner, np.arange(30)))[f"R@{k}"] == pytest.approx(
+            100 * np.mean(to_image)
+        )
+
+
+def test_a_model_that_says_the_same_of_everything_finds_nothing():
+    same = unit(np.ones((20, 4)))
+    assert recalls(ranks(same, same, np.arange(20), np.arange(20))) == {"R@1": 0, "R@5": 0, "R@10": 0}
+
+
+def test_chance_is_what_drawing_at_random_gives():
+    assert chances([1] * 7, 20) == pytest.approx({"R@1": 5, "R@5": 25, "R@10": 50})
+    # two right ones of four, one drawn; and both kinds of query together
+    assert chances([2], 4)["R@1"] == pytest.approx(50)
+    assert chances([2, 1], 4)["R@1"] == pytest.approx(37.5)
+    assert chances([1], 4)["R@10"] == pytest.approx(100)
+    rng = np.random.default_rng(0)
+    drawn = np.mean([bool({*rng.permutation(12)[:5]} & {0, 1, 2}) for _ in range(20000)])
+    assert chances([3], 12)["R@5"] == pytest.approx(100 * drawn, abs=1.5)
+
+
+def write_coco_captions(root, count):
+    """captions_val2017.json and its images; two or three captions each, not in the order of the images."""
+    (root / "annotations").mkdir(parents=True)
+    (root / "val2017").mkdir()
+    images, annotations = [], []
+    for number in range(count):
+        name = f"{100 - number:012d}.jpg"
+        (root / "val2017" / name).write_bytes(drawn_pair("", number).image)
+        images.append({"id": 100 - number, "file_name": name, "height": 40, "width": 56})
+        for index in range(2 + number % 2):
+            text = f"caption {index} \nof {100 - number} "
+            annotations.append({"id": len(annotations), "image_id": 100 - number, "caption": text})
+    data = {"images": images, "annotations": annotations[::-1]}
+    (root / "annotations" / "captions_val2017.json").write_text(json.dumps(data))
+    (root / "miniature.json").write_text("{}")
+
+
+def test_cocos_captions_go_to_their_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_coco_captions(paths.benchmark("coco"), 5)
+    config = Config.load({"zeroshot": {"retrieval": {"pairs": {"benchmark": "coco", "images": 4}}}})
+    given = open_captions(config, "pairs")
+    items = list(given.items)
+    assert (given.count, len(items), given.split) == (4, 4, "val2017, first 4")
+    assert items[1].id == "000000000099"
+    assert items[1].captions == ("caption 2 of 99", "caption 1 of 99", "caption 0 of 99")
+    assert items[0].image == drawn_pair("", 0).image
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"jpg": drawn_pair("", 0).image}, "sample 00000 has no caption"),
+        ({"txt": b"a caption"}, "sample 00000 has no image"),
+        ({"jpg": b"not one", "txt": b"a caption"}, "image of 00000 cannot be used: not an image"),
+    ],
+)
+def test_a_sample_that_cannot_be_used_is_named(tmp_path, members, message):
+    write_tar(tmp_path / "pairs.tar", [(f"00000.{suffix}", data) for suffix, data in members.items()])
+    config = Config.load(
+        {
+            "models": {"clip": {}},
+            "probes": {"baselines": []},
+            "zeroshot": {"retrieval": {"pairs": {"shards": [str(tmp_path / "pairs.tar")]}}},
+        }
+    )
+    tiny = Student(architecture=ARCHITECTURE)
+    student.export(student.build(tiny, 0), tiny, tmp_path / "models" / "clip" / "seed0")
+    with pytest.raises(CliptexError, match=message):
+        retrieval(config, "pairs", tmp_path / "models", tmp_path / "out.json")
+
+
+ARCHITECTURE = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def test_the_miniatures_held_out_captions_are_judged_like_any_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config.load(
+        {
+            "miniature": {"image_size_px": 32, "pairs": 6},
+            "models": {"clip": {}},
+            "seeds": [0, 1],
+            "probes": {"baselines": ["random", "position"]},
+            "zeroshot": {"retrieval": {"captions": {"rendered": 12}, "none": None}},
+        }
+    )
+    render_captions(config.miniature, 12, paths.benchmark("captions"))
+    pairs = read_shard(paths.benchmark("captions") / "00000.tar")
+    assert len({pair.caption for pair in pairs}) == len(pairs) == 12
+    assert min(int(pair.key) for pair in pairs) >= 6  # none of those that are trained on
+    tiny = Student(architecture=ARCHITECTURE)
+    for seed in (0, 1):
+        student.export(student.build(tiny, seed), tiny, paths.model("clip", seed))
+    retrieval(config, "captions", paths.RESULTS / "models", paths.RESULTS / "zeroshot/captions.json")
+    result = read_json(paths.RESULTS / "zeroshot/captions.json")
+    assert (result["source"], result["num_eval"], result["num_captions"]) == ("miniature", 12, 12)
+    assert [(row["task"], row["model"], row["seed"]) for row in result["results"]] == [
+        (task, model, seed) for model in ("random", "clip") for seed in (0, 1) for task in TASKS
+    ]
+    assert result["chance"][TASKS[0]] == pytest.approx({"R@1": 100 / 12, "R@5": 500 / 12, "R@10": 1000 / 12})
+    assert len(set(result["provenance"]["model_sha256"].values())) == 4
+
+    import open_clip
+
+    for seed in (0, 1):
+        place = f"local-dir:{paths.model('clip', seed).resolve()}"
+        model, _, preprocess = open_clip.create_model_and_transforms(place, require_pretrained=True)
+        with torch.no_grad():
+            texts = model.eval().encode_text(open_clip.get_tokenizer(place)([pair.caption for pair in pairs]))
+            images = model.encode_image(torch.stack([preprocess(opened(pair.image)) for pair in pairs]))
+        scores = torch.cosine_similarity(images[:, None], texts[None], dim=-1)
+        for task, one in zip(TASKS, (scores, scores.T), strict=True):
+            better = (one > one.diagonal()[:, None]).sum(1)
+            row = next(r for r in result["results"] if (r["model"], r["seed"], r["task"]) == ("clip", seed, task))
+            for k in (1, 5, 10):
+                assert row["metrics"][f"R@{k}"] == pytest.approx(100 * float((better < k).float().mean()))
+
+
+def opened(data):
+    import io
+
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pairs": {}}, "one of rendered, shards and benchmark"),
+        ({"pairs": {"rendered": 3, "benchmark": "coco"}}, "one of rendered, shards and benchmark"),
+        ({"imagenet": {"rendered": 3}}, "'imagenet' is the name of a benchmark"),
+    ],
+)
+def test_a_mistaken_set_of_captions_is_refused(given, message):
+    with pytest.raises(CliptexError, match=message):
+        Config.load({"zeroshot": {"benchmarks": ["imagenet"], "retrieval": given}})
+
+
+def test_a_set_that_is_not_there_is_refused_by_name():
+    with pytest.raises(CliptexError, match=r"'others' is not one of \['pairs'\]"):
+        open_captions(Config.load({"zeroshot": {"retrieval": {"pairs": {"rendered": 3}}}}), "others")
+    config = Config.load({"zeroshot": {"retrieval": {"pairs": {"benchmark": "voc"}}}})
+    with pytest.raises(CliptexError, match="'voc' has no captions"):
+        open_captions(config, "pairs")
+    config = Config.load({"zeroshot": {"retrieval": {"pairs": {"shards": ["lost.tar"]}}}})
+    with pytest.raises(CliptexError, match=r"lost\.tar: shard is missing"):
+        list(open_captions(config, "pairs").items)

@@ -1,0 +1,63 @@
+# Image-text retrieval on captioned images, and the miniature's own ones.
+
+if MINIATURE:
+
+    rule render_captions:
+        output:
+            tar="resources/{captions}/00000.tar",
+            record="resources/{captions}/miniature.json",
+        log:
+            "logs/render_captions/{captions}.log",
+        benchmark:
+            "results/timings/render_captions/{captions}.tsv"
+        wildcard_constraints:
+            # where there is none the rule fits nothing
+            captions="|".join(
+                name
+                for name in CONFIG.zeroshot.caption_sets
+                if CONFIG.zeroshot.retrieval[name].rendered
+            )
+            or r"(?!)",
+        conda:
+            "../../envs/cliptex.yaml"
+        resources:
+            mem="1GB",
+            runtime="30m",
+        params:
+            config=subset("miniature", "zeroshot.retrieval.{captions}"),
+            version=versions.RENDER,
+        shell:
+            "cliptex --log {log} --threads {threads} render-captions --name {wildcards.captions}"
+            " --config {params.config:q}"
+
+
+rule retrieval:
+    input:
+        tars=lambda wildcards: map(str, caption_tars(CONFIG, wildcards.captions)),
+        encoders=[weights(model, seed) for model in MODELS for seed in CONFIG.seeds],
+    output:
+        "results/zeroshot/{captions}.json",
+    log:
+        "logs/retrieval/{captions}.log",
+    benchmark:
+        "results/timings/retrieval/{captions}.tsv"
+    wildcard_constraints:
+        captions="|".join(CONFIG.zeroshot.caption_sets) or r"(?!)",
+    priority: 10
+    conda:
+        "../../envs/cliptex.yaml"
+    resources:
+        mem="8GB",
+        runtime="4h",
+        gpu=1,
+    params:
+        config=subset(
+            "zeroshot.retrieval.{captions}",
+            "probes.models",
+            "probes.baselines",
+            "seeds",
+            "models",
+        ),
+        version=versions.RETRIEVAL,
+    shell:
+        "cliptex --log {log} --threads {threads} retrieval --name {wildcards.captions} --config {params.config:q}"
