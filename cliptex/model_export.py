@@ -255,14 +255,15 @@ def _training(config: Config, name: str, record: dict[str, Any]) -> str:
 def _results(config: Config, name: str, seed: int, root: Path) -> list[dict[str, Any]]:
     """The main metric of each benchmark, task and head that was measured for this model and seed."""
     found = []
-    for kind, benchmarks in (("probes", config.probes.benchmarks), ("zeroshot", config.zeroshot.benchmarks)):
+    zeroshot = [*config.zeroshot.benchmarks, *config.zeroshot.caption_sets]
+    for kind, benchmarks in (("probes", config.probes.benchmarks), ("zeroshot", zeroshot)):
         for benchmark in benchmarks:
             path = root / paths.RESULTS / kind / f"{benchmark}.json"
             if not path.exists():
                 continue
             table = read_json(path)
             for row in table["results"]:
-                metric = MAIN_METRIC.get(row["task"], "top1")
+                metric = MAIN_METRIC.get(row["task"], "R@1" if row["task"].endswith("retrieval") else "top1")
                 if (row["model"], row["seed"]) == (name, seed) and row["metrics"].get(metric) is not None:
                     one = {key: row[key] for key in ("task", "head")} | {"metric": metric}
                     one |= {key: table[key] for key in ("benchmark", "source", "split", "num_eval")}

@@ -332,10 +332,10 @@ DATASETS = {"wds/imagenet": "auto", "wds/captions": "zeroshot_retrieval"}
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """A working directory with two models, zero-shot results of ours, and those of the clip_benchmark command."""
+    """A working directory with two models, zero-shot results of ours, and the clip_benchmark command's of the second."""
     from cliptex.benchmark_export import export_benchmark
     from cliptex.retrieval import retrieval
-    from cliptex.suite import run_clip_benchmark, suite_files, tabulate_suite
+    from cliptex.suite import run_clip_benchmark
     from cliptex.zeroshot import zeroshot
 
     folder = tmp_path_factory.mktemp("judged")
@@ -359,10 +359,8 @@ def judged(tmp_path_factory):
         for name in ("imagenet", "captions"):
             export_benchmark(config, name, Path("exported") / name, per_tar=25)
         for dataset, task in DATASETS.items():
-            for model in ("clip", "cliptex"):
-                out = paths.clip_benchmark(dataset.replace("/", "-"), model, 0)
-                run_clip_benchmark(config.clip_benchmark, dataset, task, model, 0, paths.model(model, 0), out)
-        tabulate_suite(suite_files(config), paths.RESULTS / "clip_benchmark" / "table.json")
+            out = paths.clip_benchmark(dataset.replace("/", "-"), "cliptex", 0)
+            run_clip_benchmark(config.clip_benchmark, dataset, task, "cliptex", 0, paths.model("cliptex", 0), out)
     return folder
 
 
@@ -413,51 +411,15 @@ def test_zero_shot_equals_open_clips_own(judged, monkeypatch):
 
 
 def test_zero_shot_equals_the_clip_benchmark_command(judged):
-    table = read_json(judged / "results/clip_benchmark/table.json")
-    found = {row["model"]: row for row in table["results"] if row["dataset"] == "wds/imagenet"}
-    for model in ("clip", "cliptex"):
-        mine = ours(judged, "imagenet")[model, "zero_shot_classification"]
-        theirs = found[model]["metrics"]
-        assert found[model]["task"] == "zeroshot_classification" and found[model]["clip_benchmark"] == "1.6.1"
-        assert {name: theirs[name] for name in mine} == pytest.approx(mine, abs=0.01)
+    found = read_json(judged / "results/clip_benchmark/wds-imagenet/cliptex/seed0.json")
+    assert (found["task"], found["clip_benchmark"]) == ("zeroshot_classification", "1.6.1")
+    mine = ours(judged, "imagenet")["cliptex", "zero_shot_classification"]
+    assert {name: found["metrics"][name] for name in mine} == pytest.approx(mine, abs=0.01)
 
 
 def test_retrieval_equals_the_clip_benchmark_command(judged):
-    table = read_json(judged / "results/clip_benchmark/table.json")
-    found = {row["model"]: row["metrics"] for row in table["results"] if row["dataset"] == "wds/captions"}
-    for model in ("clip", "cliptex"):
-        for way in ("image_to_text", "text_to_image"):
-            mine = ours(judged, "captions")[model, f"{way}_retrieval"]
-            assert {name: found[model][f"{way} {name}"] for name in mine} == pytest.approx(mine, abs=0.01)
-            assert 0 < mine["R@10"] < 100
-
-
-def test_the_suites_table_has_the_mean_over_data_sets(judged):
-    table = read_json(judged / "results/clip_benchmark/table.json")
-    for mean in table["means"]:
-        top1 = ours(judged, "imagenet")[mean["model"], "zero_shot_classification"]["top1"]
-        first = ours(judged, "captions")[mean["model"], "image_to_text_retrieval"]["R@1"]
-        assert mean["mean"] == pytest.approx((top1 + first) / 2, abs=0.01) and mean["datasets"] == 2
-    lines = (judged / "results/clip_benchmark/table.csv").read_text().splitlines()
-    assert lines[0] == "dataset,metric,clip/seed0,cliptex/seed0" and len(lines) == 1 + 3 + 6
-    assert set(table["provenance"]["model_sha256"]) == {"clip/seed0", "cliptex/seed0"}
-
-
-def test_the_suite_says_what_is_not_there(judged, monkeypatch):
-    from cliptex.config import ClipBenchmark
-    from cliptex.suite import run_clip_benchmark
-
-    monkeypatch.chdir(judged)
-    settings = ClipBenchmark(root="exported/{dataset_cleaned}", batch_size=16)
-
-    def run(dataset, task="auto"):
-        run_clip_benchmark(settings, dataset, task, "clip", 0, paths.model("clip", 0), Path("out.json"))
-
-    with pytest.raises(CliptexError, match=r"exported/vtab-pets/test/nshards\.txt: no such file"):
-        run("wds/vtab/pets")
-    # of the command's own words the last line
-    with pytest.raises(CliptexError, match="clip_benchmark failed on wds/captions with clip, seed 0: "):
-        run("wds/captions", "zeroshot_classification")
-    assert not Path("out.json").exists() and not list(Path().glob(".clip_benchmark-*"))
-    with pytest.raises(CliptexError, match=r"open_clip_model\.safetensors: no such file"):
-        run_clip_benchmark(settings, "wds/imagenet", "auto", "none", 0, paths.model("none", 0), Path("out.json"))
+    found = read_json(judged / "results/clip_benchmark/wds-captions/cliptex/seed0.json")["metrics"]
+    for way in ("image_to_text", "text_to_image"):
+        mine = ours(judged, "captions")["cliptex", f"{way}_retrieval"]
+        assert {name: found[f"{way} {name}"] for name in mine} == pytest.approx(mine, abs=0.01)
+        assert 0 < mine["R@10"] < 100

@@ -40,12 +40,16 @@ class Scores:
     class_names: list[str]
     rows: list[Row]
     provenance: dict[str, Any]
-    chance: dict[str, float]
-    """Metric -> what guessing gives, percent; zero-shot only."""
+    chance: dict[str, Any]
+    """Metric -> what guessing gives, percent, of retrieval by task; zero-shot only."""
 
     def cells(self) -> list[tuple[str, str]]:
         """(task, head) in order of appearance."""
         return list(dict.fromkeys((row.task, row.head) for row in self.rows))
+
+    def guess(self, task: str, metric: str) -> float | None:
+        """What guessing gives, percent; None where it is not known."""
+        return self.chance.get(task, self.chance).get(metric)
 
     def values(self, task: str, head: str, metric: str) -> dict[str, list[float]]:
         """Model -> one value a seed, in order of seeds; models without the metric are left out."""
@@ -109,7 +113,7 @@ def gather(config: Config, root: Path) -> Results:
     }
     zeroshot = {
         name: _scores(root / paths.RESULTS / "zeroshot" / f"{name}.json", models, config.seeds)
-        for name in config.zeroshot.benchmarks
+        for name in [*config.zeroshot.benchmarks, *config.zeroshot.caption_sets]
     }
     runs = {
         name: {seed: _run(root / paths.model(name, seed)) for seed in config.seeds} for name in _in_order(config.models)

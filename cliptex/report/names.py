@@ -11,6 +11,8 @@ BENCHMARKS = {
     "nyuv2": "NYUv2",
     "imagenet": "ImageNet",
     "places365": "Places365",
+    "captions": "Held-out captions",
+    "coco_captions": "COCO captions",
 }
 
 TASKS = {
@@ -21,7 +23,8 @@ TASKS = {
     "normals": "Surface normals",
     "classification": "Classification",
     "zero_shot_classification": "Zero-shot classification",
-    "retrieval": "Retrieval",
+    "image_to_text_retrieval": "Captions of an image",
+    "text_to_image_retrieval": "Image of a caption",
     "segmentation": "Segmentation",
 }
 

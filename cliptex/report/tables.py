@@ -211,7 +211,7 @@ def zeroshot_table(results: Results) -> Table | None:
                 values = scores.values(task, head, metric)
                 shown = [values.get(model, []) for model in models]
                 best = best_of([fmean(v) for v in shown if v], direction(metric))
-                chance = scores.chance.get(metric)
+                chance = scores.guess(task, metric)
                 first = Cell(names.task(task), note=_metric_label(task, metric))
                 guess = Cell(MISSING) if chance is None else Cell(f"{chance:.1f}", chance)
                 rows.append([first, guess, *(_value_cell(v, task, metric, best) for v in shown)])
