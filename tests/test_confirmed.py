@@ -14,7 +14,6 @@ from PIL import Image
 from cliptex import paths, student
 from cliptex.clip_benchmark_job import float_as_before
 from cliptex.config import Config, Student
-from cliptex.errors import CliptexError
 from cliptex.files import read_json
 from cliptex.mmcv_ops import import_heads
 from cliptex.plugins import find
@@ -332,7 +331,7 @@ DATASETS = {"wds/imagenet": "auto", "wds/captions": "zeroshot_retrieval"}
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """A working directory with two models, zero-shot results of ours, and the clip_benchmark command's of the second."""
+    """A folder with two models, zero-shot results of ours, and the clip_benchmark command's of the second."""
     from cliptex.benchmark_export import export_benchmark
     from cliptex.retrieval import retrieval
     from cliptex.suite import run_clip_benchmark
