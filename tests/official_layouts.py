@@ -236,7 +236,7 @@ def write_places365(root: Path, train: int, val: int, variant: str = "easyformat
     """places365_standard/{train,val}/<category>/, or data_256/, val_256/ and lists; names repeat over categories."""
     paths = [f"/{name[0]}/{name.replace('-', '/')}" for name in CATEGORIES]
     lines = [f"{path} {number}" for number, path in enumerate(paths)]
-    root.mkdir(exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     (root / "categories_places365.txt").write_text("\n".join(lines))  # no line end, as in the original
     for split, count, first in (("train", train, 0), ("val", val, 10_000)):
         listed = []
