@@ -32,8 +32,9 @@ from cliptex.plugins import find
 from cliptex.probes.features import batches, resample_nearest, schedule, standardise
 from cliptex.probes.geometry import grid_points, probe_depth
 from cliptex.probes.metrics import depth_metrics
-from cliptex.probes.options import GeometryOptions, SegmentationOptions
+from cliptex.probes.protocols import protocol_of
 from cliptex.probes.segmentation import square_masks, train_head
+from cliptex.probes.selection import candidates
 
 REPEATS = 3
 STEPS = 100
@@ -55,13 +56,14 @@ def encoders(folder: Path) -> list[Encoder]:
 
 def seconds_of_training(encoder: Encoder, images: np.ndarray, masks: np.ndarray, seed: int) -> tuple[float, float]:
     """Processor seconds of training the head on features computed once, and with the encoder at every step."""
-    options = SegmentationOptions(linear_steps=STEPS)
+    options = protocol_of("voc", {}).semantic_segmentation.heads["linear"].model_copy(update={"steps": STEPS})
+    (candidate,) = candidates(options)
     start = time.process_time()
     features = dense_of(encoder, images)
-    train_head("linear", features, masks, 21, 5e-2, STEPS, options, seed)
+    train_head(features, masks, 21, options, candidate, seed)
     once = time.process_time() - start
     start = time.process_time()
-    train_head("linear", features, masks, 21, 5e-2, STEPS, options, seed)
+    train_head(features, masks, 21, options, candidate, seed)
     head_only = time.process_time() - start
     start = time.process_time()
     for batch in batches(len(images), options.batch_size, STEPS, torch.Generator().manual_seed(seed)):
@@ -126,12 +128,14 @@ def main() -> None:
         masks = square_masks(masks, 96)
         train_images, depths = read("nyuv2", folder / "nyuv2", "train", "depth")
         eval_images, truths = read("nyuv2", folder / "nyuv2", "eval", "depth")
+        depth = protocol_of("nyuv2", {}).depth
         speed, error, by_rate = [], [], []
         for seed, encoder in enumerate(encoders(folder / "model")):
             once, each = seconds_of_training(encoder, images, masks, seed)
             speed.append(once / each)
             features = standardise(dense_of(encoder, train_images), dense_of(encoder, eval_images))
-            solved = probe_depth(*features, depths, truths, GeometryOptions(depth_targets=("metric",)), 0.2, seed, 0)
+            ridge = depth.heads["linear"].model_copy(update={"targets": ("metric",)})
+            solved = probe_depth(*features, depths, truths, depth, ridge, 0.2, seed, 0)
             trained = [depth_by_gradient(*features, depths, truths, seed, rate) for rate in RATES]
             error.append(solved.metrics["rmse"] / min(trained))
             by_rate.append([solved.metrics["rmse"] / rmse for rmse in trained])

@@ -353,10 +353,12 @@ def probe(
 ) -> None:
     """Train the probes of a benchmark on frozen encoders and judge them."""
     from cliptex.probe import probe
+    from cliptex.probes.protocols import folders_near, with_protocols
 
     root = paths.benchmark(benchmark)
     out = paths.RESULTS / "probes" / benchmark
-    probe(Config.load(config), benchmark, models.split(","), seed, paths.RESULTS / "models", root, out)
+    settings = with_protocols(Config.load(config), folders_near(config))
+    probe(settings, benchmark, models.split(","), seed, paths.RESULTS / "models", root, out)
 
 
 @app.command()
@@ -366,8 +368,9 @@ def tabulate_probes(
 ) -> None:
     """Gather a benchmark's probes over models, seeds and heads into one table."""
     from cliptex.probe_tables import probe_files, tabulate
+    from cliptex.probes.protocols import folders_near, with_protocols
 
-    settings = Config.load(config)
+    settings = with_protocols(Config.load(config), folders_near(config))
     tabulate(benchmark, probe_files(settings, benchmark), paths.RESULTS / "probes" / f"{benchmark}.json")
 
 

@@ -332,7 +332,8 @@ class Probes(Section):
     baselines: list[Literal["random", "position"]] = ["random", "position"]
     """Untrained encoder, and position embedding alone, beside the models."""
     benchmarks: dict[Name, dict[str, Any]] = {}
-    """Benchmarks to run; per benchmark the options of its heads (steps, learning rates, grids)."""
+    """Benchmarks to run; per benchmark its `protocol`, and what of the protocol's values is to be different
+    (docs/probes.md)."""
     models_per_job: Positive = 5
     """Models that one probing job does, sharing start-up and decoded images."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2

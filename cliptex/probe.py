@@ -44,10 +44,9 @@ from cliptex.errors import CliptexError
 from cliptex.features import DENSE
 from cliptex.files import replacing, write_json
 from cliptex.plugins import find
-from cliptex.probes import HEADS
 from cliptex.probes.features import Outcome, resample_nearest, seed_of, standardise
-from cliptex.probes.options import probe_options
 from cliptex.probes.per_image import check, per_image_path, write_per_image
+from cliptex.probes.protocols import Entry, protocol_of
 from cliptex.progress import track
 from cliptex.provenance import provenance
 from cliptex.student import CONFIG_FILE
@@ -69,7 +68,7 @@ class Run:
     """What the tasks' functions need besides the data."""
 
     benchmark: Benchmark
-    options: Any
+    protocol: Entry
     holdout: float
     seed: int
     keep: int
@@ -90,7 +89,7 @@ def probe(
     models_dir holds {model}/seed{seed}/; out_dir is `results/probes/{benchmark}`. The baselines "random" and
     "position" take their architecture from the first model of `models`, or else from any that is exported.
     """
-    options = probe_options(benchmark, config.probes.benchmarks.get(benchmark, {}))
+    protocol = protocol_of(benchmark, config.probes.benchmarks.get(benchmark, {}))
     data = find("benchmarks", benchmark)(benchmark_root)
     if "classification" in data.tasks and len(data.tasks) > 1:
         raise CliptexError(f"{benchmark}: classification and dense tasks must be two benchmarks")
@@ -109,11 +108,11 @@ def probe(
     pooled = data.tasks == ("classification",)
     start = time.perf_counter()
     if pooled:
-        train, train_features = _read_pooled(data, "train", encoders, options.max_train, seed)
-        judged, judged_features = _read_pooled(data, "eval", encoders, options.max_eval, None)
+        train, train_features = _read_pooled(data, "train", encoders, protocol.max_train, seed)
+        judged, judged_features = _read_pooled(data, "eval", encoders, protocol.max_eval, None)
     else:
-        train = _read_dense(data, "train", first, options, options.max_train, seed)
-        judged = _read_dense(data, "eval", first, options, options.max_eval, None)
+        train = _read_dense(data, "train", first, protocol, protocol.max_train, seed)
+        judged = _read_dense(data, "eval", first, protocol, protocol.max_eval, None)
     log.info(
         "%s: %d + %d images read in %.1f s", benchmark, len(train.ids), len(judged.ids), time.perf_counter() - start
     )
@@ -121,10 +120,10 @@ def probe(
     samples = data.samples("eval")
     keep = min(config.probes.save_predictions, len(judged.ids))
     kept = [samples[index] for index in range(keep)]
-    run = Run(data, options, config.probes.holdout, seed_of(benchmark, seed), keep, kept)
+    run = Run(data, protocol, config.probes.holdout, seed_of(benchmark, seed), keep, kept)
     settings = {
         "benchmark": benchmark,
-        "options": options.model_dump(mode="json"),
+        "protocol": protocol.model_dump(mode="json", exclude_none=True),
         "holdout": config.probes.holdout,
         "seed": seed,
     }
@@ -136,14 +135,14 @@ def probe(
             features = dense_of(encoder, train.images), dense_of(encoder, judged.images)
         features = standardise(*features)
         seconds_features = time.perf_counter() - start
-        for head, tasks in _tasks_by_head(data.tasks).items():
+        for head, tasks in _tasks_by_head(protocol, data.tasks).items():
             rows, predictions, per_image = [], {}, {}
             for task in tasks:
                 start = time.perf_counter()
                 outcomes = TASKS[task](run, head, train, judged, features)
                 seconds = (time.perf_counter() - start) / len(outcomes)
                 for outcome in outcomes:
-                    rows.append(_row(outcome, model, seed, head, seconds))
+                    rows.append(_row(outcome, protocol, model, seed, head, seconds))
                     predictions |= outcome.predictions
                     check(outcome.task, outcome.per_image, outcome.metrics)
                     per_image[outcome.task] = outcome.per_image
@@ -186,7 +185,7 @@ def reference_folder(models: Sequence[str], seed: int, models_dir: Path) -> Path
     return found[0].parent
 
 
-def _row(outcome: Outcome, model: str, seed: int, head: str, seconds: float) -> dict[str, Any]:
+def _row(outcome: Outcome, protocol: Entry, model: str, seed: int, head: str, seconds: float) -> dict[str, Any]:
     return {
         "task": outcome.task,
         "model": model,
@@ -195,7 +194,9 @@ def _row(outcome: Outcome, model: str, seed: int, head: str, seconds: float) -> 
         "metrics": outcome.metrics,
         "num_parameters": outcome.num_parameters,
         "seconds": seconds,
-        "protocol": outcome.protocol,
+        "protocol": f"{protocol.protocol} ({protocol.digest}): {outcome.protocol}",
+        "protocol_name": protocol.protocol,
+        "protocol_digest": protocol.digest,
         "hyperparameters": outcome.hyperparameters,
     }
 
@@ -204,10 +205,10 @@ def _short(metrics: dict[str, float | None]) -> str:
     return " ".join(f"{name} {value:.2f}" for name, value in metrics.items() if value is not None)
 
 
-def _tasks_by_head(tasks: Sequence[str]) -> dict[str, list[str]]:
+def _tasks_by_head(protocol: Entry, tasks: Sequence[str]) -> dict[str, list[str]]:
     out: dict[str, list[str]] = {}
     for task in tasks:
-        for head in HEADS[task]:
+        for head in getattr(protocol, task).heads:
             out.setdefault(head, []).append(task)
     return out
 
@@ -230,7 +231,7 @@ def _indices(count: int, limit: int | None, seed: int | None) -> list[int]:
 
 
 def _read_dense(
-    data: Benchmark, part: str, encoder: Encoder, options: Any, limit: int | None, seed: int | None
+    data: Benchmark, part: str, encoder: Encoder, protocol: Entry, limit: int | None, seed: int | None
 ) -> Split:
     """Decode a part once. The images are kept as the encoder's input, the truths as the tasks need them."""
     samples = data.samples(part)
@@ -242,7 +243,7 @@ def _read_dense(
         sample = samples[index]
         truth: dict[str, Any] = {}
         for keeper in keepers:
-            truth |= keeper(sample, part, options, grid)
+            truth |= keeper(sample, part, protocol, grid)
         return sample["id"], squash(sample["image"], encoder.image_size, encoder.interpolation), truth
 
     ids, images, truths = zip(*track(in_order(indices, read), f"read {data.name} {part}", len(indices)), strict=True)
@@ -277,24 +278,26 @@ def _read_pooled(
     return Split(ids, np.empty(0), labels), {model: torch.cat(parts) for model, parts in features.items()}
 
 
-def _keep_mask(sample: dict[str, Any], part: str, options: Any, grid: int) -> dict[str, Any]:
+def _keep_mask(sample: dict[str, Any], part: str, protocol: Entry, cells: int) -> dict[str, Any]:
     mask = sample["mask"]
-    return {"mask": resample_nearest(mask, options.mask_size_px) if part == "train" else mask}
+    return {"mask": resample_nearest(mask, protocol.semantic_segmentation.mask_size_px) if part == "train" else mask}
 
 
-def _keep_depth(sample: dict[str, Any], part: str, options: Any, grid: int) -> dict[str, Any]:
-    return {"depth": resample_nearest(sample["depth"], options.grid) if part == "train" else sample["depth"]}
+def _keep_depth(sample: dict[str, Any], part: str, protocol: Entry, cells: int) -> dict[str, Any]:
+    grid = max(head.grid for head in protocol.depth.heads.values())
+    return {"depth": resample_nearest(sample["depth"], grid) if part == "train" else sample["depth"]}
 
 
-def _keep_normals(sample: dict[str, Any], part: str, options: Any, grid: int) -> dict[str, Any]:
-    return {"normals": resample_nearest(sample["normals"], options.grid) if part == "train" else sample["normals"]}
+def _keep_normals(sample: dict[str, Any], part: str, protocol: Entry, cells: int) -> dict[str, Any]:
+    grid = max(head.grid for head in protocol.normals.heads.values())
+    return {"normals": resample_nearest(sample["normals"], grid) if part == "train" else sample["normals"]}
 
 
-def _keep_objects(sample: dict[str, Any], part: str, options: Any, grid: int) -> dict[str, Any]:
+def _keep_objects(sample: dict[str, Any], part: str, protocol: Entry, cells: int) -> dict[str, Any]:
     from cliptex.probes.detection import CELL, training_objects
 
     if part == "train":
-        return {"objects": training_objects(sample, CELL * grid)}
+        return {"objects": training_objects(sample, CELL * cells)}
     return {"shape": sample["image"].shape[:2]}
 
 
@@ -314,7 +317,8 @@ def _segmentation(run: Run, head: str, train: Split, judged: Split, features: Fe
     train_masks = np.stack([truth["mask"] for truth in train.truths])
     data = SegmentationData(train_masks, [truth["mask"] for truth in judged.truths], len(run.benchmark.class_names))
     seed = seed_of(head, run.seed)
-    return [probe_segmentation(head, *features, data, run.options, run.holdout, seed, run.keep)]
+    options = run.protocol.semantic_segmentation.heads[head]
+    return [probe_segmentation(*features, data, options, run.holdout, seed, run.keep)]
 
 
 def _detection(run: Run, head: str, train: Split, judged: Split, features: Features) -> list[Outcome]:
@@ -327,7 +331,8 @@ def _detection(run: Run, head: str, train: Split, judged: Split, features: Featu
         [int(name) for name in judged.ids],
         [truth["shape"] for truth in judged.truths],
         run.kept,
-        run.options,
+        run.protocol.detection.heads[head],
+        run.holdout,
         seed_of(head, run.seed),
     )
 
@@ -336,14 +341,16 @@ def _depth(run: Run, head: str, train: Split, judged: Split, features: Features)
     from cliptex.probes.geometry import probe_depth
 
     truths = ([truth["depth"] for truth in split.truths] for split in (train, judged))
-    return [probe_depth(*features, *truths, run.options, run.holdout, seed_of(head, run.seed), run.keep)]
+    task = run.protocol.depth
+    return [probe_depth(*features, *truths, task, task.heads[head], run.holdout, seed_of(head, run.seed), run.keep)]
 
 
 def _normals(run: Run, head: str, train: Split, judged: Split, features: Features) -> list[Outcome]:
     from cliptex.probes.geometry import probe_normals
 
     truths = ([truth["normals"] for truth in split.truths] for split in (train, judged))
-    return [probe_normals(*features, *truths, run.options, run.holdout, seed_of(head, run.seed), run.keep)]
+    options = run.protocol.normals.heads[head]
+    return [probe_normals(*features, *truths, options, run.holdout, seed_of(head, run.seed), run.keep)]
 
 
 def _classification(run: Run, head: str, train: Split, judged: Split, features: Features) -> list[Outcome]:
@@ -355,7 +362,7 @@ def _classification(run: Run, head: str, train: Split, judged: Split, features: 
             *features,
             *labels,
             len(run.benchmark.class_names),
-            run.options,
+            run.protocol.classification.heads[head],
             run.holdout,
             seed_of(head, run.seed),
             run.keep,

@@ -2,7 +2,7 @@
 
 Reads   results/probes/{benchmark}/{model}/seed{seed}/{head}.json
 Writes  results/probes/{benchmark}.json
-Holds   every row was judged on the same data with the same options; anything else is an error that names the file.
+Holds   every row was judged on the same data by the same protocol; anything else is an error that names the file.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def probe_files(config: Config, benchmark: str) -> list[Path]:
         paths.probe(benchmark, model, seed) / f"{head}.json"
         for model in models
         for seed in config.seeds
-        for head in heads(benchmark)
+        for head in heads(benchmark, config.probes.benchmarks.get(benchmark, {}))
     ]
 
 
@@ -39,13 +39,13 @@ def tabulate(benchmark: str, files: Sequence[Path], out: Path) -> None:
         for key in SAME:
             if one[key] != first[key]:
                 raise CliptexError(f"{path}: its {key} differs from that of {files[0]}; delete it and probe again")
-        options, others = (result["settings"]["options"] for result in (one, first))
-        if options != others:
-            raise CliptexError(f"{path}: its options differ from those of {files[0]}; delete it and probe again")
+        protocol, others = (result["settings"]["protocol"] for result in (one, first))
+        if protocol != others:
+            raise CliptexError(f"{path}: its protocol differs from that of {files[0]}; delete it and probe again")
         results += one["results"]
         shas |= one["provenance"]["model_sha256"]
     table = {"schema_version": 1} | {key: first[key] for key in SAME}
     table["results"] = results
     table["provenance"] = first["provenance"] | {"model_sha256": shas}
-    table["options"] = first["settings"]["options"]
+    table["protocol"] = first["settings"]["protocol"]
     write_json(out, table)

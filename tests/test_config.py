@@ -10,11 +10,11 @@ from cliptex.data_on_disk import missing_data
 from cliptex.errors import CliptexError
 from cliptex.plan import make_plan, shown
 from cliptex.plugins import find
-from cliptex.probes.options import probe_options
+from cliptex.probes.protocols import protocol_of
 from cliptex.shard_batches import shard_paths
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = sorted((ROOT / "config").rglob("*.yaml"))
+SHIPPED = sorted(path for path in (ROOT / "config").rglob("*.yaml") if path.parent.name != "protocols")
 
 
 def merged(base: dict, over: dict) -> dict:
@@ -76,7 +76,7 @@ def test_the_study_at_full_size_names_what_there_is():
     base = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     config = Config.load(merged(base, yaml.safe_load(paper.read_text())))
     for benchmark, values in config.probes.benchmarks.items():
-        probe_options(benchmark, values)
+        assert protocol_of(benchmark, values).protocol == "paper"
     for store in config.label_stores.values():
         settings = config.experts[store.expert]
         assert find("experts", settings.plugin)(settings.model_dump(mode="json")).task == store.task

@@ -28,6 +28,7 @@ PROCESSES.set_forkserver_preload(
 )
 TIMES = ("seconds", "seconds_features", "git")
 """Keys of results that differ from run to run; `git` where somebody commits in between."""
+NYUV2 = {task: {"heads": {"linear": {"grid": 8, "penalties": [0.01, 1.0]}}} for task in ("depth", "normals")}
 
 
 def command_line(folder: Path, arguments: list[str], die_at: int | None, tell: Connection) -> None:
@@ -123,7 +124,7 @@ def folder(tmp_path):
 
 
 def test_probes_survive_kills(folder):
-    config = {"probes": {"benchmarks": {"nyuv2": {"grid": 8, "penalties": [0.01, 1.0]}}, "save_predictions": 2}}
+    config = {"probes": {"benchmarks": {"nyuv2": NYUV2}, "save_predictions": 2}}
     arguments = ["probe", "--benchmark", "nyuv2", "--models", "random,position,clip", "--config", json.dumps(config)]
     kill_thrice(folder, arguments, [folder / "results/probes"])
 
@@ -137,7 +138,7 @@ def test_zero_shot_survives_kills(folder):
 def test_report_survives_kills(tiny, tmp_path):
     models = {name: tiny.models[name] for name in ("clip", "clip_ft", "cliptex")}
     plain = tiny.model_copy(update={"models": models}).plain()
-    plain["probes"] = {"benchmarks": {"nyuv2": {"grid": 8, "penalties": [1.0]}}, "save_predictions": 2}
+    plain["probes"] = {"benchmarks": {"nyuv2": NYUV2}, "save_predictions": 2}
     plain["zeroshot"] = {"benchmarks": ["imagenet"]}
     config = Config.load(plain)
     write_nyuv2(paths.benchmark("nyuv2"), 8, 4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cliptex import mmcv_ops
-from cliptex.probes.options import SegmentationOptions
+from cliptex.probes.protocols import protocol_of
 from cliptex.probes.segmentation import build_head
 
 
@@ -37,7 +37,7 @@ def test_compiled_mmcv_is_left_alone(monkeypatch):
 
 @pytest.mark.parametrize(("name", "parameters"), [("linear", 768 * 21 + 21), ("deeplabv3", None), ("pspnet", None)])
 def test_heads_give_logits_of_the_feature_maps_size(name, parameters):
-    head = build_head(name, 768, 21, SegmentationOptions(channels=16)).eval()
+    head = build_head(protocol_of("voc", {}).semantic_segmentation.heads[name], 768, 21).eval()
     assert head([torch.zeros(2, 768, 7, 7)]).shape == (2, 21, 7, 7)
     if parameters:
         # the linear head is a 1x1 convolution and nothing else

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from official_layouts import write_ade20k, write_coco, write_imagenet, write_nyuv2, write_voc
 from PIL import Image
 
@@ -21,15 +22,10 @@ from cliptex.probes import geometry, metrics
 from cliptex.probes.classification import fit_logistic, probe_classification
 from cliptex.probes.detection import average_precision, detect, train_detector, training_objects
 from cliptex.probes.features import batches, split_holdout, standardise
-from cliptex.probes.options import (
-    ClassificationOptions,
-    DetectionOptions,
-    GeometryOptions,
-    SegmentationOptions,
-    probe_options,
-)
 from cliptex.probes.per_image import MAIN_METRIC, main_metric, per_image_path, read_per_image
+from cliptex.probes.protocols import SHIPPED, Entry, Protocol, folders_near, protocol_of, resolve, with_protocols
 from cliptex.probes.segmentation import SegmentationData, probe_segmentation, resized_argmax
+from cliptex.probes.selection import candidates
 
 pytestmark = pytest.mark.xdist_group("probes")
 
@@ -40,6 +36,17 @@ TINY = Student(
         "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
     }
 )
+
+
+def miniature(benchmark: str, **changes) -> Entry:
+    """The miniature's protocol for a benchmark, with changes to it."""
+    return protocol_of(benchmark, changes)
+
+
+def head_of(task: str, name: str, **changes):
+    """A head of the miniature's protocol, with changes to it."""
+    benchmark = {"semantic_segmentation": "voc", "detection": "coco", "classification": "imagenet"}.get(task, "nyuv2")
+    return getattr(miniature(benchmark, **{task: {"heads": {name: changes}}}), task).heads[name]
 
 
 @pytest.fixture(scope="session")
@@ -153,12 +160,14 @@ def test_the_evaluation_split_has_no_say_in_hyper_parameters():
     torch.manual_seed(0)
     train = torch.randn(60, 8)
     labels = (train[:, 0] > 0).long().tolist()
-    a = probe_classification(train, torch.randn(30, 8), labels, [0] * 30, 2, ClassificationOptions(), 0.25, 0, 0)
-    b = probe_classification(train, torch.randn(30, 8), labels, [1] * 30, 2, ClassificationOptions(), 0.25, 0, 0)
+    linear = head_of("classification", "linear")
+    a = probe_classification(train, torch.randn(30, 8), labels, [0] * 30, 2, linear, 0.25, 0, 0)
+    b = probe_classification(train, torch.randn(30, 8), labels, [1] * 30, 2, linear, 0.25, 0, 0)
     assert a.hyperparameters == b.hyperparameters
     maps, depths = torch.randn(20, 8, 4, 4), list(np.random.default_rng(0).uniform(1, 8, (20, 24, 24)))
+    task = miniature("nyuv2").depth
     c, d = (
-        geometry.probe_depth(maps, maps, depths, other, GeometryOptions(), 0.25, 0, 0)
+        geometry.probe_depth(maps, maps, depths, other, task, task.heads["linear"], 0.25, 0, 0)
         for other in (depths, [depth * 0 + 9 for depth in depths])
     )
     assert c.hyperparameters == d.hyperparameters and c.metrics != d.metrics
@@ -171,7 +180,7 @@ def test_penalty_is_the_one_with_the_smallest_loss_on_the_holdout_and_all_images
     train_labels, eval_labels = ((x @ rule + 4 * torch.randn(len(x)) > 0).long().tolist() for x in (train, judged))
 
     def judge(*grid):
-        options = ClassificationOptions(penalties=grid)
+        options = head_of("classification", "linear", penalties=grid)
         return probe_classification(train, judged, train_labels, eval_labels, 2, options, 0.3, 0, keep=100)
 
     several = judge(1e-6, 1e-1, 1.0)
@@ -198,12 +207,11 @@ def test_an_encoder_that_tells_the_classes_gets_nearly_everything(head):
     inner[3:9, 3:9] = True
     truth[:, ~np.tile(inner, (4, 4))] = 255
     data = SegmentationData(train_masks, list(truth), 4)
-    options = SegmentationOptions(steps=120, batch_size=16, mask_size_px=48, channels=16)
-    told = probe_segmentation(head, *standardise(train, judged), data, options, 0.2, 0, keep=2)
+    options = head_of("semantic_segmentation", head, batch_size=16)
+    told = probe_segmentation(*standardise(train, judged), data, options, 0.2, 0, keep=2)
     assert told.metrics["mIoU"] > 97
     assert set(told.predictions) == {"prediction_0", "truth_0", "prediction_1", "truth_1"}
     blind = probe_segmentation(
-        head,
         torch.zeros_like(train),
         torch.zeros_like(judged),
         data,
@@ -217,12 +225,11 @@ def test_an_encoder_that_tells_the_classes_gets_nearly_everything(head):
 
 def test_learning_rate_is_chosen_on_the_holdout():
     (train, masks), (judged, eval_masks) = planted_masks(0, 60, 3), planted_masks(1, 20, 3)
-    options = SegmentationOptions(linear_steps=40, linear_learning_rates=(1e-7, 3e-2), mask_size_px=48)
-    outcome = probe_segmentation(
-        "linear", train, judged, SegmentationData(masks, list(eval_masks), 3), options, 0.3, 0, 0
-    )
+    options = head_of("semantic_segmentation", "linear", steps=40, learning_rates=[1e-7, 3e-2])
+    outcome = probe_segmentation(train, judged, SegmentationData(masks, list(eval_masks), 3), options, 0.3, 0, 0)
     assert outcome.hyperparameters["learning_rate"] == 3e-2
-    assert outcome.hyperparameters["holdout_mIoU"]["0.03"] > outcome.hyperparameters["holdout_mIoU"]["1e-07"]
+    scores = outcome.hyperparameters["holdout_mIoU"]
+    assert scores["rate 0.03, decay 0.0001"] > scores["rate 1e-07, decay 0.0001"]
 
 
 def test_an_encoder_that_tells_depth_and_normals_gets_nearly_everything():
@@ -235,15 +242,16 @@ def test_an_encoder_that_tells_depth_and_normals_gets_nearly_everything():
     depths[0][:5], normals[0][:5] = np.nan, np.nan
     features = torch.cat([coarse, turned, torch.randn(40, 4, 4, 4)], 1)
     train, judged = standardise(features[:30], features[30:])
-    options = GeometryOptions(grid=24, penalties=(1e-8, 1e-2))
-    depth = geometry.probe_depth(train, judged, depths[:30], depths[30:], options, 0.2, 0, keep=1)
+    task = miniature("nyuv2").depth
+    ridge = head_of("depth", "linear", penalties=[1e-8, 1e-2])
+    depth = geometry.probe_depth(train, judged, depths[:30], depths[30:], task, ridge, 0.2, 0, keep=1)
     assert depth.hyperparameters["target"] == "metric" and depth.hyperparameters["penalty"] == 1e-8
     assert depth.metrics["delta1"] > 99 and depth.metrics["rmse"] < 0.1
     assert depth.predictions["depth_prediction_0"].shape == (30, 42)
     # normalising is not linear, so a regression of unit vectors is near, not exact
-    told = geometry.probe_normals(train, judged, normals[:30], normals[30:], options, 0.2, 0, keep=1)
+    told = geometry.probe_normals(train, judged, normals[:30], normals[30:], ridge, 0.2, 0, keep=1)
     assert told.metrics["mean"] < 15
-    blind = geometry.probe_normals(train * 0, judged * 0, normals[:30], normals[30:], options, 0.2, 0, keep=0)
+    blind = geometry.probe_normals(train * 0, judged * 0, normals[:30], normals[30:], ridge, 0.2, 0, keep=0)
     assert blind.metrics["mean"] > 60
 
 
@@ -252,14 +260,16 @@ def test_depth_outside_the_range_is_neither_learned_nor_judged():
     depths = [np.full((24, 24), 2.0, np.float32) for _ in range(20)]
     for depth in depths:
         depth[:, :12] = 50.0
-    told = geometry.probe_depth(features, features, depths, depths, GeometryOptions(penalties=(1.0,)), 0.2, 0, 0)
+    task, ridge = miniature("nyuv2").depth, head_of("depth", "linear", penalties=[1.0])
+    told = geometry.probe_depth(features, features, depths, depths, task, ridge, 0.2, 0, 0)
     assert told.metrics["rmse"] == pytest.approx(0, abs=1e-3)
 
 
 def test_eigen_crop_needs_its_image_size():
     features, depths = torch.randn(4, 3, 4, 4), [np.full((24, 24), 2.0, np.float32)] * 4
-    with pytest.raises(CliptexError, match=r"eigen_crop.*480 x 640"):
-        geometry.probe_depth(features, features, depths, depths, GeometryOptions(eigen_crop=True), 0.25, 0, 0)
+    task = miniature("nyuv2", depth={"crop": "eigen"}).depth
+    with pytest.raises(CliptexError, match=r"crop.*480 x 640"):
+        geometry.probe_depth(features, features, depths, depths, task, task.heads["linear"], 0.25, 0, 0)
 
 
 def planted_objects(seed, count, side=8, size=64):
@@ -289,8 +299,9 @@ def planted_objects(seed, count, side=8, size=64):
 
 def test_an_encoder_that_tells_the_objects_is_near_in_boxes_and_masks():
     (train, train_samples), (judged, eval_samples) = planted_objects(0, 64), planted_objects(1, 24)
-    options = DetectionOptions(steps=100, batch_size=8, learning_rate=5e-3, proposals=20)
-    detector = train_detector(train, [training_objects(one, 128) for one in train_samples], 2, options, seed=0)
+    options = head_of("detection", "mask_rcnn", steps=100, batch_size=8, learning_rates=[5e-3], proposals=20)
+    objects = [training_objects(one, 128) for one in train_samples]
+    detector = train_detector(train, objects, 2, options, candidates(options)[0], seed=0)
     found = detect(detector, judged, [(64, 128)] * 24)
     annotations = []
     for index, one in enumerate(eval_samples):
@@ -381,16 +392,17 @@ def test_missing_model_is_refused_by_name(tmp_path):
 
 # The stage
 
-WRITERS = {
-    "voc": (write_voc, {"steps": 8, "linear_steps": 8, "batch_size": 8, "mask_size_px": 48}),
-    "ade20k": (write_ade20k, {"steps": 4, "linear_steps": 4, "batch_size": 8, "mask_size_px": 48, "max_train": 10}),
-    "coco": (write_coco, {"steps": 4, "batch_size": 4, "channels": 16}),
-    "nyuv2": (write_nyuv2, {"grid": 12}),
-    "imagenet": (write_imagenet, {}),
-}
 HEADS = {"voc": ["linear", "deeplabv3", "pspnet"], "coco": ["mask_rcnn"], "nyuv2": ["linear"], "imagenet": ["linear"]}
 HEADS["ade20k"] = HEADS["voc"]
 TASKS = {"coco": ["detection", "instance_segmentation"], "nyuv2": ["depth", "normals"], "imagenet": ["classification"]}
+FEW = {"semantic_segmentation": {"heads": {name: {"steps": 8, "batch_size": 8} for name in HEADS["voc"]}}}
+WRITERS = {
+    "voc": (write_voc, FEW),
+    "ade20k": (write_ade20k, {**FEW, "max_train": 10}),
+    "coco": (write_coco, {"detection": {"heads": {"mask_rcnn": {"steps": 4, "channels": 16}}}}),
+    "nyuv2": (write_nyuv2, {"depth": {"heads": {"linear": {"grid": 12}}}}),
+    "imagenet": (write_imagenet, {}),
+}
 
 
 def run(name, models_dir, tmp_path, models, keep=2):
@@ -417,6 +429,7 @@ def test_a_job_writes_one_file_a_model_and_head(name, models_dir, tmp_path):
         assert [row["task"] for row in result["results"]] == TASKS.get(name, ["semantic_segmentation"])
         for row in result["results"]:
             assert {"model", "seed", "head", "metrics", "num_parameters", "seconds", "protocol"} <= row.keys()
+            assert row["protocol_name"] == "miniature" and f"miniature ({row['protocol_digest']}): " in row["protocol"]
             assert all(value is None or np.isfinite(value) for value in row["metrics"].values())
         assert (result["source"], result["num_eval"]) == ("miniature", 8)
         assert result["num_train"] == (10 if name == "ade20k" else 16)
@@ -448,18 +461,103 @@ def test_the_same_seed_gives_the_same_result_whatever_models_share_the_job(model
         assert again["results"][0]["metrics"] == before["results"][0]["metrics"]
 
 
-def test_unknown_option_is_refused_by_key():
-    with pytest.raises(CliptexError, match=r"probes\.benchmarks\.voc\.stepz: unknown key"):
-        probe_options("voc", {"stepz": 3})
-    with pytest.raises(CliptexError, match=r"probes\.benchmarks\.nyuv2\.grid.*-1"):
-        probe_options("nyuv2", {"grid": -1})
-    assert probe_options("coco", {"steps": 7}).steps == 7
+# Protocols
+
+
+def test_an_entry_takes_its_protocol_and_what_is_laid_over_it():
+    voc = miniature("voc", semantic_segmentation={"heads": {"linear": {"steps": 7}, "pspnet": None}})
+    assert voc.semantic_segmentation.heads.keys() == {"linear", "deeplabv3"}
+    assert voc.semantic_segmentation.heads["linear"].steps == 7
+    assert voc.semantic_segmentation.heads["linear"].batch_size == 32  # the file's
+    assert (voc.protocol, voc.depth, len(voc.digest)) == ("miniature", None, 12)
+    resolved = resolve("voc", {"semantic_segmentation": {"heads": {"linear": {"steps": 7}, "pspnet": None}}})
+    assert protocol_of("voc", resolved) == voc and resolve("voc", resolved) == resolved
+
+
+def test_the_digest_is_of_the_values_that_count_for_the_benchmark(tmp_path):
+    file = yaml.safe_load((SHIPPED / "miniature.yaml").read_text())
+    path = tmp_path / "mine.yaml"
+
+    def digests():
+        path.write_text(yaml.safe_dump(file))
+        return [protocol_of(name, {"protocol": str(path)}).digest for name in ("voc", "nyuv2")]
+
+    before = digests()
+    assert before == [miniature(name).digest for name in ("voc", "nyuv2")]
+    file["depth"]["max_depth_m"] = 8.0
+    voc, nyuv2 = digests()
+    assert voc == before[0] and nyuv2 != before[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"semantic_segmentation": {"mask_sise_px": 3}}, r"semantic_segmentation\.mask_sise_px: unknown key"),
+        (
+            {"semantic_segmentation": {"heads": {"linear": {"stepz": 3}}}},
+            r"semantic_segmentation\.heads\.linear\.stepz: unknown key",
+        ),
+        (
+            {"semantic_segmentation": {"heads": {"linear": {"learning_rates": [0.1, -1]}}}},
+            r"semantic_segmentation\.heads\.linear\.learning_rates\.1: .*greater than 0, got -1",
+        ),
+        ({"semantic_segmentation": {"heads": {"x": {"kind": "psp"}}}}, r"semantic_segmentation\.heads\.x: .*'psp'"),
+    ],
+)
+def test_a_mistake_in_a_protocol_is_one_error_that_names_file_or_entry_and_key(change, message, tmp_path):
+    with pytest.raises(CliptexError, match=r"^probes\.benchmarks\.voc\." + message):
+        protocol_of("voc", change)
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(_merged(yaml.safe_load((SHIPPED / "miniature.yaml").read_text()), change)))
+    with pytest.raises(CliptexError, match=rf"^{path}: {message}"):
+        protocol_of("voc", {"protocol": str(path)})
+
+
+def _merged(base, over):
+    both = isinstance(base, dict) and isinstance(over, dict)
+    return {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}} if both else over
+
+
+def test_a_protocol_that_does_not_fit_is_named(tmp_path):
+    with pytest.raises(CliptexError, match=r"probes\.benchmarks\.voc\.protocol: 'papper' is no protocol; .*paper"):
+        protocol_of("voc", {"protocol": "papper"})
+    with pytest.raises(CliptexError, match=r"voc\.protocol: .*gone\.yaml: no such file"):
+        protocol_of("voc", {"protocol": str(tmp_path / "gone.yaml")})
+    with pytest.raises(CliptexError, match=r"benchmarks\.voc\.depth: voc has no such task"):
+        protocol_of("voc", {"depth": {}})
+    path = tmp_path / "half.yaml"
+    path.write_text("about: nothing")
+    with pytest.raises(CliptexError, match=r"half\.yaml: has no section 'semantic_segmentation', which voc needs"):
+        protocol_of("voc", {"protocol": str(path)})
+
+
+def test_protocols_beside_the_configuration_come_first(tmp_path):
+    (tmp_path / "protocols").mkdir()
+    text = (SHIPPED / "miniature.yaml").read_text().replace("grid: 24", "grid: 12")
+    (tmp_path / "protocols/miniature.yaml").write_text(text)
+    config = with_protocols(
+        Config.load({"probes": {"benchmarks": {"nyuv2": {}}}}), folders_near(str(tmp_path / "mine.yaml"))
+    )
+    assert config.probes.benchmarks["nyuv2"]["depth"]["heads"]["linear"]["grid"] == 12
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_value_of_a_shipped_protocol_has_a_sentence_and_an_origin(path):
+    file = Protocol.model_validate(yaml.safe_load(path.read_text()))
+    assert len(file.about) > 40
+    schema = Protocol.model_json_schema()["$defs"]
+    assert [
+        f"{name}.{key}"
+        for name, section in schema.items()
+        for key, value in section.get("properties", {}).items()
+        if not value.get("description")
+    ] == []
 
 
 def test_heads_are_known_without_importing_torch():
     command = (
         "import sys; from cliptex.probes import heads; import cliptex.probe_tables;"
-        "print([heads(n) for n in ('voc', 'coco', 'nyuv2', 'imagenet')], 'torch' in sys.modules)"
+        "print([heads(n, {}) for n in ('voc', 'coco', 'nyuv2', 'imagenet')], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     expected = [HEADS[name] for name in ("voc", "coco", "nyuv2", "imagenet")]

@@ -153,10 +153,14 @@ def test_mistakes_in_the_configuration_are_one_error_that_names_their_keys(tmp_p
     assert "Traceback" not in said
 
 
-def test_a_change_reaches_the_jobs_that_use_it_and_no_others(finished):
+def test_a_change_reaches_the_jobs_that_use_it_and_no_others(finished, tmp_path):
     over = ["--dry-run", "all", "--config"]
-    changed = jobs(snakemake(finished, *over, "probes={benchmarks: {voc: {steps: 5}}}"))
-    assert set(changed) == {"probe_voc_0", "tabulate_probes", "report", "all"}
+    # a protocol file: its sections on other tasks count for other benchmarks only
+    text = (ROOT / "config/protocols/miniature.yaml").read_text()
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text.replace("mask_size_px: 96", "mask_size_px: 48").replace("iterations: 100", "iterations: 50"))
+    changed = jobs(snakemake(finished, *over, f"probes={{benchmarks: {{voc: {{protocol: {mine}}}}}}}"))
+    assert set(changed) == {"probe_voc_0", "tabulate_probes", "report", "all"} and changed["tabulate_probes"] == 1
     changed = jobs(snakemake(finished, *over, "experts={dpt: {batch_size: 3}}"))
     assert {"train_expert": 1, "label": 2}.items() <= changed.items()
     assert changed["train"] == 1

@@ -1,23 +1,20 @@
-"""The probes: heads trained on a frozen encoder. Which heads a benchmark has follows from its tasks.
+"""The probes: heads trained on a frozen encoder. Which heads a benchmark has follows from its protocol.
 
 Imports nothing heavy: the workflow asks for the heads to know a job's outputs.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from cliptex import plugins
-
-HEADS = {
-    "semantic_segmentation": ("linear", "deeplabv3", "pspnet"),
-    "detection": ("mask_rcnn",),
-    "depth": ("linear",),
-    "normals": ("linear",),
-    "classification": ("linear",),
-}
+from cliptex.probes.protocols import protocol_of
 
 
-def heads(benchmark: str) -> list[str]:
+def heads(benchmark: str, values: Mapping[str, Any]) -> list[str]:
     """Names of a benchmark's heads, e.g. `["linear", "deeplabv3", "pspnet"]`; one result file each.
 
-    benchmark: a module in cliptex/benchmarks/, or "package.module:Class".
+    benchmark: a module in cliptex/benchmarks/, or "package.module:Class". values: its entry in `probes.benchmarks`.
     """
+    protocol = protocol_of(benchmark, values)
     tasks = plugins.find("benchmarks", benchmark).tasks
-    return list(dict.fromkeys(head for task in tasks for head in HEADS[task]))
+    return list(dict.fromkeys(head for task in tasks for head in getattr(protocol, task).heads))

@@ -10,8 +10,8 @@ import torch
 
 from cliptex.probes.features import Outcome, split_holdout
 from cliptex.probes.metrics import top_metrics
-from cliptex.probes.options import ClassificationOptions
 from cliptex.probes.per_image import ranking_statistics
+from cliptex.probes.protocols import Logistic
 
 PROTOCOL = (
     "frozen pooled feature before the projection, of the resized and centre-cropped image, standardised a channel "
@@ -74,7 +74,7 @@ def probe_classification(
     train_labels: Sequence[int],
     eval_labels: Sequence[int],
     num_classes: int,
-    options: ClassificationOptions,
+    options: Logistic,
     holdout: float,
     seed: int,
     keep: int,

@@ -24,9 +24,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import MultiScaleRoIAlign
 
-from cliptex.probes.features import Outcome, batches, resample_nearest, schedule
-from cliptex.probes.options import DetectionOptions
+from cliptex.probes.features import Outcome, batches, resample_nearest, schedule, split_holdout
 from cliptex.probes.per_image import Arrays, detection_statistics
+from cliptex.probes.protocols import MaskRCNN as MaskRCNNOptions
+from cliptex.probes.selection import Candidate, best_candidate
 
 CELL = 16
 LEVELS = ("0", "1", "2")
@@ -112,7 +113,7 @@ class MaskPredictor(nn.Module):
 class Detector(nn.Module):
     """Mask R-CNN that takes feature maps in place of images. `side` is that of the virtual frame."""
 
-    def __init__(self, channels_in: int, side: int, num_classes: int, options: DetectionOptions):
+    def __init__(self, channels_in: int, side: int, num_classes: int, options: MaskRCNNOptions):
         super().__init__()
         channels = options.channels
         strides = (CELL // 2, CELL, CELL * 2)
@@ -162,7 +163,12 @@ class Detector(nn.Module):
 
 
 def train_detector(
-    features_NChw: torch.Tensor, objects: Sequence[Objects], num_classes: int, options: DetectionOptions, seed: int
+    features_NChw: torch.Tensor,
+    objects: Sequence[Objects],
+    num_classes: int,
+    options: MaskRCNNOptions,
+    candidate: Candidate,
+    seed: int,
 ) -> Detector:
     """Train on standardised features; returned in evaluation mode."""
     torch.manual_seed(seed)
@@ -171,8 +177,9 @@ def train_detector(
     side = CELL * features_NChw.shape[2]
     detector = Detector(features_NChw.shape[1], side, num_classes, options).train().to(device)
     parameters = list(detector.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
-    scheduler = schedule(optimizer, options.steps, options.warmup, power=0.9)
+    rate, decay = candidate
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
+    scheduler = schedule(optimizer, options.steps, options.warmup, options.power)
     for batch in batches(len(objects), options.batch_size, options.steps, generator):
         targets = [objects[index].target(side) for index in batch.tolist()]
         targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
@@ -256,6 +263,21 @@ def judge_detections(
     return metrics, detection_statistics(annotations, ids, detections, evaluation.ious, evaluation.params.maxDets[-1])
 
 
+def held_annotations(objects: Sequence[Objects], num_classes: int, side: int) -> dict[str, Any]:
+    """Boxes of training images that are held out, in the virtual frame, as the content of a COCO file."""
+    rows = []
+    for image, one in enumerate(objects):
+        for box, label in zip(one.boxes.tolist(), one.labels.tolist(), strict=True):
+            width, height = box[2] - box[0], box[3] - box[1]
+            row = {"id": len(rows) + 1, "image_id": image, "category_id": label, "iscrowd": 0}
+            rows.append({**row, "bbox": [*box[:2], width, height], "area": width * height})
+    return {
+        "images": [{"id": image, "height": side, "width": side} for image in range(len(objects))],
+        "annotations": rows,
+        "categories": [{"id": label, "name": str(label)} for label in range(1, num_classes + 1)],
+    }
+
+
 def probe_detection(
     train_NChw: torch.Tensor,
     eval_NChw: torch.Tensor,
@@ -264,14 +286,26 @@ def probe_detection(
     eval_ids: Sequence[int],
     eval_shapes: Sequence[tuple[int, int]],
     kept_truths: Sequence[dict[str, np.ndarray]],
-    options: DetectionOptions,
+    options: MaskRCNNOptions,
+    holdout: float,
     seed: int,
 ) -> list[Outcome]:
     """Train Mask R-CNN and judge its boxes and its masks: two outcomes of one network.
 
     kept_truths: the first evaluation samples, whose predictions are kept.
     """
-    detector = train_detector(train_NChw, train_objects, len(annotations["categories"]), options, seed)
+    classes = len(annotations["categories"])
+    fit, held = split_holdout(len(train_objects), holdout, seed)
+
+    def score(candidate: Candidate) -> float:
+        chosen = [train_objects[index] for index in fit]
+        detector = train_detector(train_NChw[fit], chosen, classes, options, candidate, seed)
+        found = detect(detector, train_NChw[held], [(detector.side, detector.side)] * len(held))
+        truth = held_annotations([train_objects[index] for index in held], classes, detector.side)
+        return average_precision(truth, range(len(held)), found, "bbox")["AP"] or 0.0
+
+    best, scores = best_candidate(options, score)
+    detector = train_detector(train_NChw, train_objects, classes, options, best, seed)
     detections = detect(detector, eval_NChw, eval_shapes)
     kept = {}
     for index, truth in enumerate(kept_truths):
@@ -286,7 +320,7 @@ def probe_detection(
             task=task,
             metrics=metrics,
             num_parameters=sum(parameter.numel() for parameter in detector.parameters()),
-            hyperparameters={"learning_rate": options.learning_rate, "steps": options.steps},
+            hyperparameters={**best._asdict(), "holdout_AP": scores},
             protocol=PROTOCOL,
             predictions=kept,
             per_image=per_image,

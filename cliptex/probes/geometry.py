@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from cliptex.errors import CliptexError
 from cliptex.probes.features import Outcome, resample_nearest, split_holdout
 from cliptex.probes.metrics import angles, depth_errors, mean_depth, pooled_angles
-from cliptex.probes.options import GeometryOptions
 from cliptex.probes.per_image import depth_statistics, normals_statistics
+from cliptex.probes.protocols import Depth, DepthRidge, Ridge
 
 PROTOCOL = (
     "frozen features of the squashed image, standardised a channel over the training split; ridge regression with "
@@ -130,13 +130,14 @@ def probe_depth(
     eval_NChw: torch.Tensor,
     train_depths: Sequence[np.ndarray],
     eval_depths: Sequence[np.ndarray],
-    options: GeometryOptions,
+    task: Depth,
+    options: DepthRidge,
     holdout: float,
     seed: int,
     keep: int,
 ) -> Outcome:
     """Depth in metres. Train depths are [G, G] or larger, eval depths at the original resolution, NaN = invalid."""
-    low, high = options.min_depth_m, options.max_depth_m
+    low, high = task.min_depth_m, task.max_depth_m
     grid = np.stack([resample_nearest(depth, options.grid) for depth in train_depths])[..., None].astype(np.float32)
     grid[~((grid >= low) & (grid <= high))] = np.nan
     fit, held = split_holdout(len(grid), holdout, seed)
@@ -148,9 +149,9 @@ def probe_depth(
         return metric_error(np.exp(truth), np.exp(np.clip(prediction, np.log(low), np.log(high))))
 
     candidates = {}
-    if "metric" in options.depth_targets:
+    if "metric" in options.targets:
         candidates["metric"] = _chosen(train_NChw, grid, fit, held, options.penalties, metric_error)
-    if "log" in options.depth_targets:
+    if "log" in options.targets:
         candidates["log"] = _chosen(train_NChw, np.log(grid), fit, held, options.penalties, log_error)
     target = min(candidates, key=lambda name: min(candidates[name][0].values()))
     _, penalty, solution = candidates[target]
@@ -161,7 +162,7 @@ def probe_depth(
         depth = _resized(maps[index], eval_depths[index].shape)[..., 0]
         return np.clip(np.exp(np.minimum(depth, np.log(high))) if target == "log" else depth, low, high)
 
-    window = _eigen_window(eval_depths) if options.eigen_crop else (slice(None), slice(None))
+    window = _eigen_window(eval_depths) if task.crop == "eigen" else (slice(None), slice(None))
     kept = {}
     for index in range(min(keep, len(eval_depths))):
         kept[f"depth_prediction_{index}"] = predicted(index)
@@ -177,7 +178,7 @@ def probe_depth(
             "penalty": penalty,
             "holdout_rmse": {name: errors for name, (errors, _, _) in candidates.items()},
         },
-        protocol=DEPTH_PROTOCOL + f"; {low} to {high} m" + ("; Eigen crop" if options.eigen_crop else "; no crop"),
+        protocol=DEPTH_PROTOCOL + f"; {low} to {high} m" + ("; Eigen crop" if task.crop == "eigen" else "; no crop"),
         predictions=kept,
         per_image=depth_statistics(errors),
     )
@@ -187,8 +188,8 @@ def _eigen_window(depths: Sequence[np.ndarray]) -> tuple[slice, slice]:
     for depth in depths:
         if depth.shape != (480, 640):
             raise CliptexError(
-                f"probes: eigen_crop is for 480 x 640 maps, this one is {depth.shape[0]} x {depth.shape[1]}; "
-                "set eigen_crop to false"
+                f"depth.crop: 'eigen' is for 480 x 640 maps, this one is {depth.shape[0]} x {depth.shape[1]}; "
+                "set it to none"
             )
     return slice(45, 471), slice(41, 601)
 
@@ -198,7 +199,7 @@ def probe_normals(
     eval_NChw: torch.Tensor,
     train_normals: Sequence[np.ndarray],
     eval_normals: Sequence[np.ndarray],
-    options: GeometryOptions,
+    options: Ridge,
     holdout: float,
     seed: int,
     keep: int,

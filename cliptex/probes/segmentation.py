@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from cliptex.mmcv_ops import import_heads
 from cliptex.probes.features import Outcome, batches, resample_nearest, schedule, split_holdout
 from cliptex.probes.metrics import IGNORE, confusion_matrix, segmentation_metrics
-from cliptex.probes.options import SegmentationOptions
 from cliptex.probes.per_image import Arrays, segmentation_statistics
+from cliptex.probes.protocols import SegmentationHead
+from cliptex.probes.selection import Candidate, best_candidate
 
 log = logging.getLogger("cliptex")
 PROTOCOL = (
@@ -40,8 +41,8 @@ def square_masks(masks: Sequence[np.ndarray], size: int) -> np.ndarray:
     return np.stack([resample_nearest(mask, size) for mask in masks])
 
 
-def build_head(name: str, channels_in: int, num_classes: int, options: SegmentationOptions) -> torch.nn.Module:
-    """An mmsegmentation head by the probe's name; call it as `head([features])` for logits [B, K, h, w]."""
+def build_head(options: SegmentationHead, channels_in: int, num_classes: int) -> torch.nn.Module:
+    """An mmsegmentation head; call it as `head([features])` for logits [B, K, h, w]."""
     heads = import_heads()
     common = {
         "in_channels": channels_in,
@@ -52,20 +53,18 @@ def build_head(name: str, channels_in: int, num_classes: int, options: Segmentat
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="``build_loss`` would be deprecated soon")
-        if name == "linear":
+        if options.kind == "linear":
             head = heads.FCNHead(
                 **common, channels=channels_in, num_convs=0, concat_input=False, kernel_size=1, dropout_ratio=0
             )
-        elif name == "deeplabv3":
+        elif options.kind == "deeplabv3":
             dilations = tuple(options.dilations)
             head = heads.ASPPHead(
                 **common, channels=options.channels, dilations=dilations, dropout_ratio=options.dropout
             )
-        elif name == "pspnet":
+        else:
             scales = tuple(options.pool_scales)
             head = heads.PSPHead(**common, channels=options.channels, pool_scales=scales, dropout_ratio=options.dropout)
-        else:
-            raise ValueError(f"{name}: not a segmentation head")
     # what head.init_weights() does to the classifier (the rest is initialised when built), without its log
     torch.nn.init.normal_(head.conv_seg.weight, std=0.01)
     torch.nn.init.zeros_(head.conv_seg.bias)
@@ -73,13 +72,11 @@ def build_head(name: str, channels_in: int, num_classes: int, options: Segmentat
 
 
 def train_head(
-    name: str,
     features_NChw: torch.Tensor,
     masks_NRR: np.ndarray,
     num_classes: int,
-    learning_rate: float,
-    steps: int,
-    options: SegmentationOptions,
+    options: SegmentationHead,
+    candidate: Candidate,
     seed: int,
 ) -> torch.nn.Module:
     """Train one head; returned in evaluation mode. Same seed: same first weights and same batches for every model."""
@@ -87,16 +84,17 @@ def train_head(
     generator = torch.Generator().manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _, channels, height, width = features_NChw.shape
-    head = build_head(name, channels, num_classes, options).train().to(device)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=options.weight_decay, fused=True)
-    scheduler = schedule(optimizer, steps, options.warmup, power=0.9)
+    head = build_head(options, channels, num_classes).train().to(device)
+    rate, decay = candidate
+    optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=decay, fused=True)
+    scheduler = schedule(optimizer, options.steps, options.warmup, options.power)
     size = masks_NRR.shape[1]
-    points = min(options.loss_points, size)
+    points = min(options.loss_points or size, size)
     stride = size // points
     rows, columns = (_interpolation(side, size).to(device) for side in (height, width))
     masks = torch.from_numpy(masks_NRR)
     weights = class_weights(masks_NRR, num_classes, options.balance).to(device)
-    for batch in batches(len(masks), options.batch_size, steps, generator):
+    for batch in batches(len(masks), options.batch_size, options.steps, generator):
         top, left = torch.randint(stride, (2,), generator=generator).tolist()
         at_rows, at_columns = (slice(start, start + points * stride, stride) for start in (top, left))
         target = masks[batch][:, at_rows, at_columns].long().to(device)
@@ -163,31 +161,25 @@ def predict(head: torch.nn.Module, features_NChw: torch.Tensor, shapes: Sequence
 
 
 def probe_segmentation(
-    name: str,
     train_NChw: torch.Tensor,
     eval_NChw: torch.Tensor,
     data: SegmentationData,
-    options: SegmentationOptions,
+    options: SegmentationHead,
     holdout: float,
     seed: int,
     keep: int,
 ) -> Outcome:
     """Train one head on standardised features and judge it; see `PROTOCOL`."""
-    linear = name == "linear"
-    rates = options.linear_learning_rates if linear else options.learning_rates
-    steps = options.linear_steps if linear else options.steps
     masks, classes = data.train_masks, data.num_classes
-    scores: dict[str, float] = {}
-    rate = rates[0]
-    if len(rates) > 1:
-        fit, held = split_holdout(len(train_NChw), holdout, seed)
-        for one in rates:
-            head = train_head(name, train_NChw[fit], masks[fit], classes, one, steps, options, seed)
-            confusion, _, _ = _judge(head, train_NChw[held], list(masks[held]), classes)
-            scores[str(one)] = segmentation_metrics(confusion)["mIoU"]
-        rate = max(rates, key=lambda one: scores[str(one)])
-    head = train_head(name, train_NChw, masks, classes, rate, steps, options, seed)
-    confusion, counts, predictions = _judge(head, eval_NChw, data.eval_masks, data.num_classes)
+    fit, held = split_holdout(len(train_NChw), holdout, seed)
+
+    def score(candidate: Candidate) -> float:
+        head = train_head(train_NChw[fit], masks[fit], classes, options, candidate, seed)
+        return segmentation_metrics(_judge(head, train_NChw[held], list(masks[held]), classes)[0])["mIoU"]
+
+    best, scores = best_candidate(options, score)
+    head = train_head(train_NChw, masks, classes, options, best, seed)
+    confusion, counts, predictions = _judge(head, eval_NChw, data.eval_masks, classes)
     kept = {}
     for index in range(min(keep, len(predictions))):
         kept[f"prediction_{index}"] = predictions[index]
@@ -196,7 +188,7 @@ def probe_segmentation(
         task="semantic_segmentation",
         metrics=segmentation_metrics(confusion),
         num_parameters=sum(parameter.numel() for parameter in head.parameters()),
-        hyperparameters={"learning_rate": rate, "holdout_mIoU": scores, "steps": steps},
+        hyperparameters={**best._asdict(), "holdout_mIoU": scores},
         protocol=PROTOCOL,
         predictions=kept,
         per_image=counts,

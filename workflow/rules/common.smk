@@ -16,6 +16,7 @@ from cliptex.data_on_disk import missing_data
 from cliptex.errors import CliptexError
 from cliptex.labels_on_disk import batches_to_redo
 from cliptex.probes import heads
+from cliptex.probes.protocols import with_protocols
 from cliptex.shard_batches import (
     caption_tars,
     is_remote,
@@ -28,7 +29,10 @@ from cliptex.shard_batches import (
 from cliptex.suite import suite_files
 
 try:
-    CONFIG = Config.load(config)
+    # a protocol's values in place of its name, so that a changed file redoes the probes that use it
+    CONFIG = with_protocols(
+        Config.load(config), [Path(workflow.basedir) / "config" / "protocols"]
+    )
     shard_paths(CONFIG)
 except CliptexError as error:
     raise WorkflowError(str(error)) from None

@@ -17,7 +17,7 @@ for benchmark in CONFIG.probes.benchmarks:
                     "results/probes/{benchmark}/{model}/seed{{seed}}/{head}.{kind}",
                     benchmark=benchmark,
                     model=group,
-                    head=heads(benchmark),
+                    head=heads(benchmark, CONFIG.probes.benchmarks[benchmark]),
                     kind=["json", "per_image.npz"],
                 ),
             log:
@@ -53,7 +53,9 @@ rule tabulate_probes:
             benchmark=wildcards.benchmark,
             model=PROBED,
             seed=CONFIG.seeds,
-            head=heads(wildcards.benchmark),
+            head=heads(
+                wildcards.benchmark, CONFIG.probes.benchmarks[wildcards.benchmark]
+            ),
         ),
     output:
         "results/probes/{benchmark}.json",
@@ -63,7 +65,13 @@ rule tabulate_probes:
     conda:
         "../../envs/cliptex.yaml"
     params:
-        config=CONFIG.subset("probes.models", "probes.baselines", "seeds", "models"),
+        config=subset(
+            "probes.benchmarks.{benchmark}",
+            "probes.models",
+            "probes.baselines",
+            "seeds",
+            "models",
+        ),
     shell:
         "cliptex --log {log} tabulate-probes --benchmark {wildcards.benchmark} --config {params.config:q}"
 
