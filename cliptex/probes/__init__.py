@@ -4,13 +4,14 @@ Imports nothing heavy: the workflow asks for the heads to know a job's outputs.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from cliptex import plugins
 from cliptex.probes.protocols import protocol_of
 
 
-def heads(benchmark: str, values: Mapping[str, Any]) -> list[str]:
+def heads(benchmark: str, values: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
     """Names of a benchmark's heads, e.g. `["linear", "deeplabv3", "pspnet"]`; one result file each.
 
     benchmark: a module in cliptex/benchmarks/, or "package.module:Class". values: its entry in `probes.benchmarks`.
