@@ -152,7 +152,8 @@ class Expert(Section):
     batch_size: Positive = 32
     """Images a forward pass."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the network, in training and in labelling; `auto`: bf16 where the hardware computes it."""
+    """Number format of the network, in training and in labelling; `auto`: bf16 where the GPU computes it natively or
+    the processor has AMX."""
     network: dict[str, Any] = {}
     """Architecture and inference options, read by the expert."""
     training: dict[str, Any] = {}
@@ -176,7 +177,7 @@ class Backbone(Section):
     input_size_px: Positive = 64
     """Side of the square that the encoder sees."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format; `auto`: bf16 where the hardware computes it."""
+    """Number format; `auto`: bf16 where the GPU computes it natively or the processor has AMX."""
     training: dict[str, Any] = {}
     """Optimizer steps and rates, as an expert's."""
 
@@ -266,8 +267,8 @@ class Train(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay a step of an exponential moving average of all weights, which then is what is exported; null: none."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """`auto`: bf16 where the processor or GPU computes it natively, else fp32; recorded in train.json. `fp16` needs a
-    GPU and scales the loss."""
+    """`auto`: bf16 where the GPU computes it natively or the processor has AMX, else fp32; recorded in train.json.
+    `fp16` needs a GPU and scales the loss."""
     checkpoint_activations: bool = False
     """Compute the towers' activations again in the backward pass; needs less memory, and a third more time."""
     compile: bool = False

@@ -56,6 +56,8 @@ def train(config: Config, name: str, seed: int, root: Path = Path(), workers: in
     """
     if name not in config.models:
         raise CliptexError(f"models: no model {name!r}; there are {', '.join(config.models)}")
+    # vanishing gradients would cost the processor several times the time of others
+    torch.set_flush_denormal(True)
     with joined() as world:
         if not world.leads:
             progress.bars = False

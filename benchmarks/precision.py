@@ -1,0 +1,88 @@
+"""Whether `precision: auto` chooses the faster number format here.
+
+    python benchmarks/precision.py [--batch-size 128] [--steps 3] [--repeats 3]
+
+`precision/train`  processor seconds of a contrastive step of the miniature's CLIP in the format that `auto` chooses,
+                   over those in the other one. Sides alternate; the ratio is the median over repeats, the spread the
+                   least and the greatest.
+
+Random weights and noise for images, on one thread. The last line is a JSON object.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+from cliptex import student
+from cliptex.config import Config
+from cliptex.distributed import World
+from cliptex.engine import Engine
+from cliptex.features import width
+from cliptex.loader import Batch
+from cliptex.multi_scale import DenseHeads
+from cliptex.precision import native_precision
+
+CONFIG = Path(__file__).parent.parent / "config" / "config.yaml"
+
+
+def seconds(engine: Engine, batch: Batch, steps: int) -> float:
+    """Processor seconds of some steps, after one that is not counted."""
+    engine.step(batch, 1)
+    start = time.process_time()
+    for step in range(2, steps + 2):
+        engine.step(batch, step)
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # as training does
+    config = Config.load(yaml.safe_load(CONFIG.read_text()))
+    size = config.student.architecture["vision_cfg"]["image_size"]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (arguments.batch_size, size, size, 3), dtype=torch.uint8, generator=generator)
+    captions = [f"a picture of {number} things" for number in range(len(images))]
+    batch = Batch([], images, captions, {}, student.tokenizer(config.student)(captions))
+    engines = {}
+    for precision in ("fp32", "bf16"):
+        model = student.build(config.student, 0)
+        heads = DenseHeads(width(model.visual), {}, "none", 8)
+        settings = config.models["clip_ft"]
+        world = World(0, 1, torch.device("cpu"))
+        engines[precision] = Engine(model, heads, {}, settings, config.train, precision, world)
+    chosen = native_precision()
+    other = "fp32" if chosen == "bf16" else "bf16"
+    ratios = [
+        seconds(engines[chosen], batch, arguments.steps) / seconds(engines[other], batch, arguments.steps)
+        for _ in range(arguments.repeats)
+    ]
+    ratio = statistics.median(ratios)
+    print(
+        json.dumps(
+            {
+                "benchmark": "precision/train",
+                "ratio": round(ratio, 3),
+                "spread": [round(min(ratios), 3), round(max(ratios), 3)],
+                "goal": "<= 1.0",
+                "holds": ratio <= 1,
+                "what": f"processor seconds of a step, {chosen} (chosen by auto) / {other}",
+                "machine": {"cpus": os.cpu_count(), "threads": 1, "processor": platform.machine()},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
