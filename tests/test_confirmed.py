@@ -187,10 +187,14 @@ def test_average_precision_equals_that_of_pycocotools():
 
 # By other tools, on the predictions that probes keep
 
+FEW = {"steps": 8, "batch_size": 8}
+MASKS = {"mask_size_px": 48, "heads": dict.fromkeys(("linear", "deeplabv3", "pspnet"), FEW)}
+BOXES = {"heads": {"mask_rcnn": {"steps": 60, "batch_size": 8, "channels": 16, "learning_rates": [1e-2]}}}
+GRID = {"heads": {"linear": {"grid": 12}}}
 BENCHMARKS = {
-    "voc": (write_voc, {"steps": 8, "linear_steps": 8, "batch_size": 8, "mask_size_px": 48}),
-    "coco": (write_coco, {"steps": 60, "batch_size": 8, "channels": 16, "learning_rate": 1e-2}),
-    "nyuv2": (write_nyuv2, {"grid": 12}),
+    "voc": (write_voc, {"semantic_segmentation": MASKS}),
+    "coco": (write_coco, {"detection": BOXES}),
+    "nyuv2": (write_nyuv2, {"depth": GRID, "normals": GRID}),
     "imagenet": (lambda root, train, val: write_imagenet(root, train, val, classes=7), {}),
 }
 
