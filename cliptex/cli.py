@@ -102,6 +102,16 @@ def render_captions(
 
 
 @app.command()
+def fetch(
+    benchmark: Annotated[str, typer.Option(help="Name of a benchmark, e.g. voc.")], config: ConfigOption = DEFAULT
+) -> None:
+    """Put a benchmark's official data in place: downloaded, or from a folder of yours; check and describe them."""
+    from cliptex.fetch import fetch
+
+    fetch(Config.load(config), benchmark, paths.benchmark(benchmark))
+
+
+@app.command()
 def download_pairs(
     batch: Annotated[int, typer.Option(min=0, help="Which batch of download.shards_per_job shards.")],
     config: ConfigOption = DEFAULT,

@@ -416,11 +416,39 @@ class Report(Section):
     """Pictures a benchmark and of the labelled pairs."""
 
 
+class BenchmarkSource(Section):
+    """Where the data of one benchmark come from."""
+
+    source: Literal["miniature", "official"] | None = None
+    """In place of `benchmark_data.source`."""
+    variant: str | None = None
+    """Which of the official data. voc: `train`, or `trainaug` with SBD's masks. nyuv2: whose normals, `bae`, `dsine` or
+    `ladicky`. places365: `easyformat`, or `small` with lists of files. The first when null."""
+    path: str | None = None
+    """Folder that holds official archives, or what they unpack to. Nothing in it is changed. What it lacks is
+    downloaded, where that is allowed."""
+
+
+class BenchmarkData(Section):
+    """Where the data of the benchmarks come from (docs/data.md). No other place of the same data redoes anything."""
+
+    source: Literal["miniature", "official"] | None = None
+    """`miniature`: rendered here. `official`: downloaded, or given by `path`. When null, official but for the
+    miniature's own pairs."""
+    archives: str | None = None
+    """Table (TSV) of mirrors and further archives; its rows replace those of cliptex/benchmarks/archives.tsv."""
+    keep_archives: bool = False
+    """Keep downloaded archives in resources/archives after they have been unpacked."""
+    benchmarks: dict[Name, BenchmarkSource] = {}
+    """What is special, by benchmark."""
+
+
 class Config(Section):
     """The whole configuration."""
 
     dataset: Dataset = Dataset()
     download: Download = Download()
+    benchmark_data: BenchmarkData = BenchmarkData()
     miniature: Miniature = Miniature()
     backbone: Backbone | None = None
     """What the experts trained here start from; null: random weights."""
@@ -521,6 +549,12 @@ class Config(Section):
                 else:
                     problems.append(f"{key}: {item['msg']}, got {item['input']!r}")
             raise CliptexError(f"{where}: " + "; ".join(problems)) from error
+
+    def benchmark_source(self, benchmark: str) -> BenchmarkSource:
+        """Where a benchmark's data come from, with `source` filled in."""
+        given = self.benchmark_data.benchmarks.get(benchmark, BenchmarkSource())
+        usual = "miniature" if self.dataset.source == "miniature" else "official"
+        return given.model_copy(update={"source": given.source or self.benchmark_data.source or usual})
 
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON values, defaults filled in."""

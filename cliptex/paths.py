@@ -11,6 +11,7 @@ BACKBONE = RESULTS / "backbone" / "backbone.safetensors"
 LABELS = RESULTS / "labels"
 REPORT = RESULTS / "report"
 WEIGHTS = RESOURCES / "weights"
+ARCHIVES = RESOURCES / "archives"
 
 
 def shard(number: int) -> Path:
@@ -46,3 +47,8 @@ def benchmark(name: str) -> Path:
 def clip_benchmark(slug: str, name: str, seed: int) -> Path:
     """What clip_benchmark found for one data set and model."""
     return RESULTS / "clip_benchmark" / slug / name / f"seed{seed}.json"
+
+
+def benchmark_mark(name: str, source: str) -> Path:
+    """The file that is written last into that folder; source: "miniature" or "official"."""
+    return benchmark(name) / f"{source}.json"

@@ -12,6 +12,7 @@ import numpy as np
 
 from cliptex import paths
 from cliptex.config import Config
+from cliptex.data_on_disk import official_files
 from cliptex.files import read_json
 from cliptex.plugins import find
 from cliptex.shard_batches import num_batches, shard_paths
@@ -19,19 +20,22 @@ from cliptex.shard_batches import num_batches, shard_paths
 BYTES_A_PIXEL = {"segmentation": 528 / 224**2, "depth": 9849 / 224**2, "normals": 21846 / 224**2}
 """Of label grid; `smooth` labels in benchmarks/store.py."""
 MEASURED_IMAGES = 4
+SAID = {"download": "to download", "missing": "to be got by hand", "": "to be taken from where they are"}
+"""What is said of a benchmark's file, by `cliptex.archives.Place.how`."""
 TYPICAL_SIZE_PX = (288, 384)
 """Height and width taken for an image of the web where no shard is there to look at."""
 
 
 def make_plan(config: Config, measure: bool = True) -> dict[str, Any]:
-    """`images` (shards, number, bytes) and `stores` (by name: jobs, label bytes, images a second, seconds).
+    """`images` (shards, number, bytes), `stores` (by name: jobs, label bytes, images a second, seconds), `benchmarks`
+    (by name: the official files that are not in place, as `cliptex.data_on_disk.official_files` has them).
 
     Each figure stands beside its origin, `*_from`. measure: run an expert whose rate is not known from finished jobs,
     untrained, on a few images.
     """
     images = _images(config)
     stores = {name: _store(config, name, images, measure) for name in config.label_stores}
-    return {"images": images, "stores": stores}
+    return {"images": images, "stores": stores, "benchmarks": official_files(config)}
 
 
 def _images(config: Config) -> dict[str, Any]:
@@ -161,7 +165,22 @@ def shown(plan: dict[str, Any]) -> str:
         f"in all  {sum(store['jobs'] for store in stores):,} labelling jobs, labels {_bytes(sums['bytes'])},"
         f" experts {_hours(sums['seconds'])}"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_benchmark_lines(plan["benchmarks"])])
+
+
+def _benchmark_lines(benchmarks: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """What is to be downloaded, taken from a folder, or got by hand, for each benchmark."""
+    lines, total = [], 0
+    for name, files in benchmarks.items():
+        parts = []
+        for way, said in SAID.items():
+            chosen = [file for file in files if SAID.get(file["how"], SAID[""]) == said]
+            if chosen:
+                known = sum(file["bytes"] or 0 for file in chosen)
+                total += known if way == "download" else 0
+                parts.append(f"{', '.join(file['file'] for file in chosen)} {said} ({_bytes(known or None)})")
+        lines.append(f"{name}  {'; '.join(parts) or 'all in place, to be checked'}")
+    return [*lines, f"in all  {_bytes(total)} of benchmarks to download"] if lines else []
 
 
 def _bytes(count: float | None) -> str:

@@ -5,6 +5,7 @@ edits in a module that a rule only calls. Imports nothing, because the Snakefile
 """
 
 RENDER = 2
+FETCH = 1
 EXPERT = 2
 LABEL = 2
 TRAIN = 4

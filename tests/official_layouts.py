@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from cliptex.benchmarks.coco_names import coco_categories
+from cliptex.benchmarks.nyuv2_normals import CENTRE, FOCAL
 
 VOC_PALETTE = [
     sum((((index >> (3 * bit + channel)) & 1) << (7 - bit)) for bit in range(8))
@@ -159,9 +160,28 @@ def write_coco(root: Path, train: int, val: int, **size: int) -> Path:
     return marked(root)
 
 
-def write_nyuv2(root: Path, train: int, test: int, height: int = 36, width: int = 48, variant: str = "bae") -> Path:
+def room(index: int, height: int = 120, width: int = 160) -> tuple[np.ndarray, np.ndarray]:
+    """Exact normals (ours) and depth of a floor, a ceiling and three walls, which is another room for each index."""
+    rng = np.random.default_rng(index)
+    scale = width / 640
+    x = (np.arange(width) - CENTRE[0] * scale) / (FOCAL[0] * scale)
+    y = (np.arange(height)[:, None] - CENTRE[1] * scale) / (FOCAL[1] * scale)
+    rays = np.stack(np.broadcast_arrays(x, y, 1.0), axis=-1)
+    turn = rng.uniform(-0.6, 0.6)
+    planes = np.array([[0, 1, 0], [0, -1, 0], [1, 0, 0], [-1, 0, 0], [0, 0, 1]], float)
+    rotation = np.array([[np.cos(turn), 0, np.sin(turn)], [0, 1, 0], [-np.sin(turn), 0, np.cos(turn)]])
+    planes, distances = planes @ rotation.T, rng.uniform(1, 3, 5)
+    along = rays @ planes.T
+    depths = np.where(along > 1e-3, distances / np.maximum(along, 1e-3), np.inf)
+    which = depths.argmin(-1)
+    return planes[which].astype(np.float32), depths.min(-1).astype(np.float32)
+
+
+def write_nyuv2(
+    root: Path, train: int, test: int, height: int = 36, width: int = 48, variant: str = "bae", rooms: bool = False
+) -> Path:
     """nyu_depth_v2_labeled.mat with MATLAB's axes reversed, 1-based splits.mat, normals in one of the published forms,
-    which count from 0 (but for Ladicky's, whose names count from 1)."""
+    which count from 0 (but for Ladicky's, whose names count from 1). rooms: depth and normals that fit together."""
     count = train + test
     published = np.empty((count, height, width, 3), np.float32)
     images, depths = np.empty((count, height, width, 3), np.uint8), np.empty((count, height, width), np.float32)
@@ -174,6 +194,9 @@ def write_nyuv2(root: Path, train: int, test: int, height: int = 36, width: int 
         normals = np.full((height, width, 3), (127, 127, 255), np.uint8)
         normals[one["mask"] == 1] = (127, 255, 127)
         normals[one["mask"] == 2] = (255, 127, 127)
+        if rooms:
+            exact, depths[index] = room(index, height, width)
+            normals = np.round((exact + 1) / 2 * 255).astype(np.uint8)
         normals[0, :] = 0
         split = "train" if index + 1 in order[:train] else "test"
         published[index] = normals.astype(np.float32) / 255 * 2 - 1

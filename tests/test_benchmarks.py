@@ -10,6 +10,7 @@ import pytest
 from official_layouts import (
     CATEGORIES,
     WNIDS,
+    room,
     scene,
     write_ade20k,
     write_coco,
@@ -23,8 +24,6 @@ from PIL import Image
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.benchmarks.imagenet import official_wnids
 from cliptex.benchmarks.nyuv2_normals import (
-    CENTRE,
-    FOCAL,
     axes_by_depth,
     decode_normals,
     read_arrays,
@@ -208,23 +207,6 @@ def test_nyuv2_axes_are_turned_back_splits_count_from_one_and_normals_from_zero(
             )
             assert np.isnan(sample["normals"][0]).all() and sample["normals"].dtype == np.float32
     assert sorted(numbers) == list(range(1, 8))
-
-
-def room(index: int, height: int = 120, width: int = 160) -> tuple[np.ndarray, np.ndarray]:
-    """Exact normals (ours) and depth of a floor, a ceiling and three walls, which is another room for each index."""
-    rng = np.random.default_rng(index)
-    scale = width / 640
-    x = (np.arange(width) - CENTRE[0] * scale) / (FOCAL[0] * scale)
-    y = (np.arange(height)[:, None] - CENTRE[1] * scale) / (FOCAL[1] * scale)
-    rays = np.stack(np.broadcast_arrays(x, y, 1.0), axis=-1)
-    turn = rng.uniform(-0.6, 0.6)
-    planes = np.array([[0, 1, 0], [0, -1, 0], [1, 0, 0], [-1, 0, 0], [0, 0, 1]], float)
-    rotation = np.array([[np.cos(turn), 0, np.sin(turn)], [0, 1, 0], [-np.sin(turn), 0, np.cos(turn)]])
-    planes, distances = planes @ rotation.T, rng.uniform(1, 3, 5)
-    along = rays @ planes.T
-    depths = np.where(along > 1e-3, distances / np.maximum(along, 1e-3), np.inf)
-    which = depths.argmin(-1)
-    return planes[which].astype(np.float32), depths.min(-1).astype(np.float32)
 
 
 @pytest.mark.parametrize(

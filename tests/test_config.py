@@ -84,20 +84,23 @@ def test_the_study_at_full_size_names_what_there_is():
     plan = make_plan(Config.load(paper), measure=False)
     assert (plan["images"]["shards"], plan["images"]["number"]) == (332, 3_318_333)
     assert {name: store["jobs"] for name, store in plan["stores"].items()} == dict.fromkeys(config.label_stores, 34)
-    assert "? images a second (not measured)" in shown(plan)
+    text = shown(plan)
+    assert "? images a second (not measured)" in text
+    assert "voc  VOCtrainval_11-May-2012.tar, benchmark.tgz to download (3.42 GB)" in text
+    assert "ILSVRC2012_devkit_t12.tar.gz to be got by hand (155 GB)" in text
+    assert "in all  55.4 GB of benchmarks to download" in text
 
 
 def test_data_that_are_not_there_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = {
         "dataset": {"source": "urls", "urls": {"files": ["list.tsv"], "rows": 3}},
-        "probes": {"benchmarks": {"voc": {}}},
+        "probes": {"benchmarks": {"voc": {}, "imagenet": {}}},
     }
     found = missing_data(Config.load(given))
-    assert [line.partition(":")[0] for line in found] == ["list.tsv", "resources/voc"]
+    assert [line.partition(":")[0] for line in found] == ["list.tsv", "imagenet"]
     (tmp_path / "list.tsv").touch()
-    (tmp_path / "resources/voc").mkdir(parents=True)
-    assert missing_data(Config.load(given)) == []
+    assert [line.partition(":")[0] for line in missing_data(Config.load(given))] == ["imagenet"]
     assert missing_data(Config.load({**given, "dataset": {}})) == []
 
 

@@ -181,7 +181,6 @@ def test_the_study_at_full_size_can_be_planned(tmp_path):
     command += [ROOT / "config/paper.yaml", "--snakefile", ROOT / "Snakefile", "--", "all"]
     (tmp_path / "resources/cc3m").mkdir(parents=True)
     (tmp_path / "resources/cc3m/Train_GCC-training.tsv").touch()
-    (tmp_path / "resources/imagenet").mkdir()
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     planned = jobs(result)
@@ -192,7 +191,9 @@ def test_the_study_at_full_size_can_be_planned(tmp_path):
         "label": 102,
         "train": 3,
     }.items() <= planned.items()
+    assert planned["fetch_benchmark"] == 6
     assert not [name for name in planned if name.startswith("render")]
     said = result.stdout + result.stderr
-    assert "resources/voc: not there yet; the probes need it, with VOCtrainval_11-May-2012.tar" in said
-    assert "resources/imagenet: not there" not in said
+    assert (
+        "imagenet: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz must be got" in said
+    )

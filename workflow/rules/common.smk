@@ -12,7 +12,7 @@ from snakemake.utils import available_cpu_count
 
 from cliptex import versions
 from cliptex.config import Config, dataset_slug
-from cliptex.data_on_disk import missing_data
+from cliptex.data_on_disk import benchmark_marks, missing_data
 from cliptex.errors import CliptexError
 from cliptex.labels_on_disk import batches_to_redo
 from cliptex.probes import heads
@@ -34,6 +34,7 @@ try:
         Config.load(config), [Path(workflow.basedir) / "config" / "protocols"]
     )
     shard_paths(CONFIG)
+    MARKS = benchmark_marks(CONFIG)
 except CliptexError as error:
     raise WorkflowError(str(error)) from None
 
@@ -66,13 +67,7 @@ SHARDS = (
 wildcard_constraints:
     shard=r"\d+",
     part="train|val",
-    benchmark="|".join(
-        {
-            *CONFIG.probes.benchmarks,
-            *CONFIG.zeroshot.benchmarks,
-            *CONFIG.miniature.benchmarks,
-        }
-    ),
+    benchmark="|".join(MARKS),
     expert="|".join(CONFIG.experts),
     store="|".join(CONFIG.label_stores),
     batch=r"\d\d\d+",

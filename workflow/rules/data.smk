@@ -137,6 +137,32 @@ rule render_experts:
         "cliptex --log {log} --threads {threads} render-experts --part {wildcards.part} --config {params.config:q}"
 
 
+rule fetch_benchmark:
+    output:
+        "resources/{benchmark}/official.json",
+    log:
+        "logs/fetch_benchmark/{benchmark}.log",
+    benchmark:
+        "results/timings/fetch_benchmark/{benchmark}.tsv"
+    priority: 95
+    conda:
+        "../../envs/cliptex.yaml"
+    resources:
+        mem=lambda wildcards: (
+            "24GB"
+            if CONFIG.benchmark_source(wildcards.benchmark).variant == "ladicky"
+            else "8GB"
+        ),
+        runtime="48h",
+        # no params: the same data from another place redo nothing
+        how=lambda wildcards: CONFIG.subset("benchmark_data", "dataset.source"),
+    params:
+        variant=lambda wildcards: CONFIG.benchmark_source(wildcards.benchmark).variant,
+        version=versions.FETCH,
+    shell:
+        "cliptex --log {log} --threads {threads} fetch --benchmark {wildcards.benchmark} --config {resources.how:q}"
+
+
 rule render_benchmark:
     output:
         "resources/{benchmark}/miniature.json",

@@ -10,7 +10,7 @@ for benchmark in CONFIG.probes.benchmarks:
             name:
                 f"probe_{benchmark}_{number}"
             input:
-                data=f"resources/{benchmark}/miniature.json" if MINIATURE else [],
+                data=MARKS[benchmark],
                 encoders=lambda wildcards, group=group: encoders(group, wildcards.seed),
             output:
                 expand(
@@ -78,7 +78,7 @@ rule tabulate_probes:
 
 rule zeroshot:
     input:
-        data="resources/{benchmark}/miniature.json" if MINIATURE else [],
+        data=lambda wildcards: MARKS[wildcards.benchmark],
         encoders=[weights(model, seed) for model in MODELS for seed in CONFIG.seeds],
     output:
         "results/zeroshot/{benchmark}.json",

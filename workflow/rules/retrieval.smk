@@ -34,6 +34,9 @@ if MINIATURE:
 rule retrieval:
     input:
         tars=lambda wildcards: map(str, caption_tars(CONFIG, wildcards.captions)),
+        data=lambda wildcards: MARKS.get(
+            CONFIG.zeroshot.retrieval[wildcards.captions].benchmark, []
+        ),
         encoders=[weights(model, seed) for model in MODELS for seed in CONFIG.seeds],
     output:
         "results/zeroshot/{captions}.json",

@@ -16,7 +16,7 @@ rule train:
             else []
         ),
         # of which zero-shot accuracy is measured on the way
-        watched=(f"resources/{WATCHED}/miniature.json" if WATCHED and MINIATURE else []),
+        watched=MARKS[WATCHED] if WATCHED else [],
     output:
         weights="results/models/{model}/seed{seed}/open_clip_model.safetensors",
         config="results/models/{model}/seed{seed}/open_clip_config.json",

@@ -1,0 +1,486 @@
+"""Official data put in place: from the web, from a folder of the user's, from where they lie; small trees stand in."""
+
+import hashlib
+import importlib
+import io
+import json
+import shutil
+import sys
+import tarfile
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from official_layouts import WNIDS, write_ade20k, write_coco, write_imagenet, write_nyuv2, write_places365, write_voc
+from web_server import PlannedServer
+
+from cliptex import fetch as fetching
+from cliptex import paths, web_files
+from cliptex.archives import archives, receipt
+from cliptex.benchmarks.base import Benchmark
+from cliptex.benchmarks.reading import source
+from cliptex.config import Config
+from cliptex.data_on_disk import benchmark_marks, chosen_variant, missing_data, official_files
+from cliptex.errors import CliptexError
+from cliptex.fetch import fetch
+from cliptex.plugins import find
+
+TRAIN, EVAL = 6, 4
+WRITERS = {
+    ("voc", "train"): lambda root: write_voc(root, TRAIN, EVAL),
+    ("voc", "trainaug"): lambda root: write_voc(root, TRAIN, EVAL, sbd=2),
+    ("ade20k", None): lambda root: write_ade20k(root, TRAIN, EVAL),
+    ("coco", None): lambda root: write_coco(root, TRAIN, EVAL),
+    ("nyuv2", "bae"): lambda root: write_nyuv2(root, TRAIN, EVAL, 60, 80, "bae", rooms=True),
+    ("nyuv2", "dsine"): lambda root: write_nyuv2(root, TRAIN, EVAL, 60, 80, "dsine", rooms=True),
+    ("nyuv2", "ladicky"): lambda root: write_nyuv2(root, TRAIN, EVAL, 60, 80, "ladicky", rooms=True),
+    ("imagenet", None): lambda root: write_imagenet(root, TRAIN, EVAL),
+    ("places365", "easyformat"): lambda root: write_places365(root, TRAIN, EVAL),
+    ("places365", "small"): lambda root: write_places365(root, TRAIN, EVAL, variant="small"),
+}
+BY_HAND = [("nyuv2", "bae"), ("nyuv2", "dsine"), ("imagenet", None)]
+
+
+def counts(name: str, variant: str | None) -> dict[str, int]:
+    return {"train": TRAIN + 2 * (variant == "trainaug"), "eval": EVAL}
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    """(benchmark, variant) -> an unpacked data set in the official layout."""
+    out = {}
+    for (name, variant), write in WRITERS.items():
+        root = tmp_path_factory.mktemp(f"{name}-{variant}")
+        write(root)
+        (root / "miniature.json").unlink()
+        out[name, variant] = root
+    return out
+
+
+def pack(tree: Path, name: str, variant: str | None, folder: Path) -> dict[str, bytes]:
+    """The official archives of a tree, by name, which are written to a folder too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in archives(name, variant):
+        target = folder / row.file
+        names = next(found for found in row.alternatives if all((tree / one).exists() for one in found))
+        parts = [path for one in names for path in [tree / one, *(tree / one).rglob("*")] if path.is_file()]
+        if row.kind == "file":
+            shutil.copy(tree / names[0], target)
+        elif row.kind == "zip":
+            with zipfile.ZipFile(target, "w") as file:
+                for path in parts:
+                    file.write(path, path.relative_to(tree))
+        elif row.kind == "tars":
+            with tarfile.open(target, "w") as tar:
+                for one in sorted((tree / row.into).iterdir()):
+                    inner = io.BytesIO()
+                    with tarfile.open(fileobj=inner, mode="w") as file:
+                        for path in one.iterdir():
+                            file.add(path, path.name)
+                    member = tarfile.TarInfo(f"{one.name}.tar")
+                    member.size = inner.tell()
+                    inner.seek(0)
+                    tar.addfile(member, inner)
+        else:
+            with tarfile.open(target, "w:gz" if target.suffix in (".gz", ".tgz") else "w") as tar:
+                for path in parts:
+                    tar.add(path, path.relative_to(tree / row.into))
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def table(path: Path, name: str, files: dict[str, bytes], url: str = "") -> str:
+    """A table of mirrors: the digests of these files, and where they are, for those that may be downloaded."""
+    lines = ["benchmark\tfile\tbytes\tdigest" + ("\turl" if url else "")]
+    for file, data in files.items():
+        digest = hashlib.md5(data).hexdigest()
+        lines.append(f"{name}\t{file}\t{len(data)}\tmd5:{digest}" + (f"\t{url}/{file}" if url else ""))
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def settings(name: str, variant: str | None = None, path: Path | None = None, **data) -> Config:
+    given = {"variant": variant, "path": str(path) if path else None}
+    benchmarks = {name: given}
+    return Config.load(
+        {
+            "benchmark_data": {"source": "official", "benchmarks": benchmarks, **data},
+            "probes": {"benchmarks": {name: {}}},
+        }
+    )
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """What the official numbers of samples are here; `small(name, variant)` sets those of the trees."""
+
+    def set_counts(name, variant=None, **numbers):
+        plugin = find("benchmarks", name)
+        monkeypatch.setattr(plugin, "official_counts", counts(name, variant) | numbers, raising=False)
+
+    return set_counts
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(web_files, "PAUSES_S", (0, 0))
+    with PlannedServer() as one:
+        yield one
+
+
+def everything(root: Path) -> dict[str, tuple]:
+    return {
+        path.relative_to(root).as_posix(): (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in sorted([root, *root.rglob("*")])
+    }
+
+
+def assert_same_samples(name: str, root: Path, tree: Path, variant: str | None) -> None:
+    """What is read from `root` is what the tree has."""
+    found, wanted = find("benchmarks", name)(root), find("benchmarks", name)(tree, {"variant": variant})
+    if variant == "ladicky":
+        fetching.find("benchmarks", name)(tree, {"variant": variant}).prepare()
+    assert found.source == "official" and found.variant == variant
+    for part in ("train", "eval"):
+        ours, theirs = found.samples(part), wanted.samples(part)
+        assert [sample["id"] for sample in ours] == [sample["id"] for sample in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.keys() == other.keys()
+            for key, value in one.items():
+                np.testing.assert_array_equal(value, other[key])
+
+
+@pytest.mark.parametrize(("name", "variant"), [key for key in WRITERS if key not in BY_HAND])
+def test_archives_from_the_web_become_a_benchmark(tmp_path, monkeypatch, trees, server, small, name, variant):
+    monkeypatch.chdir(tmp_path)
+    small(name, variant)
+    files = pack(trees[name, variant], name, variant, tmp_path / "packed")
+    server.files = {f"/{file}": data for file, data in files.items()}
+    server.plan = ["cut", 503]  # it goes on where it was
+    config = settings(name, variant, archives=table(tmp_path / "mirrors.tsv", name, files, server.url))
+    root = paths.benchmark(name)
+    mark = fetch(config, name, root)
+    assert mark["counts"] == counts(name, variant) and source(root) == "official"
+    assert [record["file"] for record in mark["archives"]] == [row.file for row in archives(name, variant)]
+    assert all(record["from"] == "download" and record["terms"] for record in mark["archives"])
+    assert {record["digest"] for record in mark["archives"]} == {
+        f"md5:{hashlib.md5(data).hexdigest()}" for data in files.values()
+    }
+    assert json.loads((root / "official.json").read_text())["terms"]
+    assert_same_samples(name, root, trees[name, variant], variant)
+    assert not list(paths.ARCHIVES.glob("[!.]*"))  # unpacked archives are not kept
+    # once more: nothing is fetched or unpacked, and the mark has the same bytes
+    before, asked = (root / "official.json").read_bytes(), len(server.asked)
+    (root / "official.json").unlink()
+    fetch(config, name, root)
+    assert (root / "official.json").read_bytes() == before and len(server.asked) == asked
+
+
+@pytest.mark.parametrize(("name", "variant"), list(WRITERS))
+@pytest.mark.parametrize("form", ["archives", "trees"])
+def test_a_folder_of_the_users_is_used_and_not_touched(tmp_path, monkeypatch, trees, small, form, name, variant):
+    monkeypatch.chdir(tmp_path)
+    small(name, variant)
+    files = pack(trees[name, variant], name, variant, tmp_path / "packed")
+    users = tmp_path / "packed" if form == "archives" else tmp_path / "tree"
+    if form == "trees":
+        shutil.copytree(trees[name, variant], users)
+    before = everything(users)
+    config = settings(name, variant, users, archives=table(tmp_path / "digests.tsv", name, files))
+    root = paths.benchmark(name)
+    mark = fetch(config, name, root)
+    assert everything(users) == before
+    assert mark["counts"] == counts(name, variant)
+    assert_same_samples(name, root, trees[name, variant], variant)
+    for record in mark["archives"]:
+        assert record["from"].startswith(str(users))
+    shutil.rmtree(root)  # what the remedy of an error may be: the user's files stay
+    assert everything(users) == before
+
+
+def test_what_lies_in_place_is_checked_and_marked(tmp_path, monkeypatch, trees, small):
+    """As it was put there by hand."""
+    monkeypatch.chdir(tmp_path)
+    small("ade20k")
+    root = paths.benchmark("ade20k")
+    shutil.copytree(trees["ade20k", None], root)
+    mark = fetch(settings("ade20k"), "ade20k", root)
+    assert mark["archives"][0]["from"] == str(root.absolute()) and mark["archives"][0]["digest"] is None
+    assert source(root) == "official"
+
+
+def test_a_wrong_number_of_samples_is_an_error_with_both_numbers(tmp_path, monkeypatch, trees, small):
+    monkeypatch.chdir(tmp_path)
+    small("ade20k", train=20_210)
+    with pytest.raises(CliptexError, match=r"ade20k: 6 samples to train, officially 20,210; .*docs/data\.md"):
+        fetch(settings("ade20k", path=trees["ade20k", None]), "ade20k", paths.benchmark("ade20k"))
+    assert not paths.benchmark_mark("ade20k", "official").exists()
+    with pytest.raises(CliptexError, match="has neither miniature"):
+        source(paths.benchmark("ade20k"))
+
+
+def test_an_archive_of_another_digest_is_not_unpacked(tmp_path, monkeypatch, trees, server, small):
+    monkeypatch.chdir(tmp_path)
+    small("ade20k")
+    files = pack(trees["ade20k", None], "ade20k", None, tmp_path / "packed")
+    mirrors = table(tmp_path / "mirrors.tsv", "ade20k", files, server.url)
+    server.files = {"/ADEChallengeData2016.zip": b"another archive"}
+    root = paths.benchmark("ade20k")
+    with pytest.raises(CliptexError, match=r"ADEChallengeData2016\.zip is not the file wanted: its MD5 is"):
+        fetch(settings("ade20k", archives=mirrors), "ade20k", root)
+    assert not (root / "ADEChallengeData2016").exists() and not list(paths.ARCHIVES.glob("*.zip"))
+    path = tmp_path / "packed/ADEChallengeData2016.zip"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CliptexError, match=r"benchmarks\.ade20k\.path: .*zip is not the file wanted: .* copy it again"):
+        fetch(settings("ade20k", path=tmp_path / "packed", archives=mirrors), "ade20k", root)
+    assert path.exists() and not (root / "ADEChallengeData2016").exists()
+
+
+@pytest.mark.parametrize("moment", ["unpack", "write_json", "_check"])
+def test_killed_at_any_moment_it_goes_on_and_is_done_once(tmp_path, monkeypatch, trees, server, small, moment):
+    """In the middle of unpacking, before the receipt is written, while the samples are checked."""
+    monkeypatch.chdir(tmp_path)
+    small("coco")
+    files = pack(trees["coco", None], "coco", None, tmp_path / "packed")
+    server.files = {f"/{file}": data for file, data in files.items()}
+    config = settings("coco", archives=table(tmp_path / "mirrors.tsv", "coco", files, server.url))
+    root, calls, real = paths.benchmark("coco"), [], getattr(fetching, moment)
+
+    def killed(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == (2 if moment == "unpack" else 1):
+            if moment == "unpack":
+                real(*arguments[:3], ("val2017/*2.jpg",), **options)
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(fetching, moment, killed)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(config, "coco", root)
+    assert not (root / "official.json").exists()
+    monkeypatch.setattr(fetching, moment, real)
+    assert fetch(config, "coco", root)["counts"] == counts("coco", None)
+    assert_same_samples("coco", root, trees["coco", None], None)
+    assert sorted(path for path, _ in server.asked) == sorted(server.files)
+
+
+def test_what_must_be_got_by_hand_is_named(tmp_path, monkeypatch, trees, small):
+    monkeypatch.chdir(tmp_path)
+    root = paths.benchmark("imagenet")
+    with pytest.raises(
+        CliptexError,
+        match=r"imagenet\.path: is not set; name a folder that has either ILSVRC2012_img_train\.tar or train, .*hand",
+    ):
+        fetch(settings("imagenet"), "imagenet", root)
+    (tmp_path / "given").mkdir()
+    with pytest.raises(CliptexError, match=r"given: has neither ILSVRC2012_img_train\.tar nor train, .*an agreement"):
+        fetch(settings("imagenet", path=tmp_path / "given"), "imagenet", root)
+    with pytest.raises(CliptexError, match=r"imagenet\.path: .*/elsewhere is not a folder"):
+        fetch(settings("imagenet", path=tmp_path / "elsewhere"), "imagenet", root)
+
+
+def test_imagenet_sorted_into_folders_needs_no_devkit(tmp_path, monkeypatch, small):
+    monkeypatch.chdir(tmp_path)
+    small("imagenet")
+    write_imagenet(tmp_path / "given", TRAIN, 12, flat=False)
+    (tmp_path / "given/val" / WNIDS[0] / "note.txt").touch()
+    small("imagenet", eval=12)
+    mark = fetch(settings("imagenet", path=tmp_path / "given"), "imagenet", paths.benchmark("imagenet"))
+    assert [record["file"] for record in mark["archives"]] == ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"]
+
+
+def test_a_folder_with_new_data_takes_the_place_of_an_old_one(tmp_path, monkeypatch, trees, small):
+    """The old folder is gone; what is unpacked from the new one is not written through a link to nowhere."""
+    monkeypatch.chdir(tmp_path)
+    small("ade20k")
+    files = pack(trees["ade20k", None], "ade20k", None, tmp_path / "packed")
+    shutil.copytree(trees["ade20k", None], tmp_path / "old")
+    root, digests = paths.benchmark("ade20k"), table(tmp_path / "digests.tsv", "ade20k", files)
+    fetch(settings("ade20k", path=tmp_path / "old"), "ade20k", root)
+    assert (root / "ADEChallengeData2016").is_symlink()
+    (tmp_path / "old").rename(tmp_path / "moved")
+    fetch(settings("ade20k", path=tmp_path / "packed", archives=digests), "ade20k", root)
+    assert (root / "ADEChallengeData2016").is_dir() and not (root / "ADEChallengeData2016").is_symlink()
+    (tmp_path / "moved").rename(tmp_path / "old")
+
+
+def test_nyuv2_axes_of_the_normals_are_written_down(tmp_path, monkeypatch, small):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    small("nyuv2")
+    tree = write_nyuv2(tmp_path / "tree", TRAIN, EVAL, 60, 80, "bae", rooms=True)
+    straight = find("benchmarks", "nyuv2")(tree).samples("eval")[1]["normals"]
+    for path in tree.rglob("norm/*.png"):  # with x to the left and z towards the camera
+        pixels = np.asarray(Image.open(path)).copy()
+        valid = pixels.any(-1)
+        pixels[valid] = np.where([True, False, True], 255 - pixels[valid], pixels[valid])
+        Image.fromarray(pixels).save(path)
+    root = paths.benchmark("nyuv2")
+    files = {file: (tree / file).read_bytes() for file in ("splits.mat", "nyu_depth_v2_labeled.mat")}
+    config = settings("nyuv2", "bae", tree, archives=table(tmp_path / "digests.tsv", "nyuv2", files))
+    mark = fetch(config, "nyuv2", root)
+    assert mark["axes"] == {"order": [0, 1, 2], "signs": [-1, 1, -1]} and mark["cosine_with_depth"] > 0.9
+    np.testing.assert_allclose(find("benchmarks", "nyuv2")(root).samples("eval")[1]["normals"], straight, atol=0.01)
+    for path in sorted(tree.rglob("norm/*.png")):  # numbered from 1: those of the picture before
+        path.rename(path.with_name(f"{int(path.stem) + 1:06d}.png"))
+    with pytest.raises(CliptexError, match=r"\.png: is missing"):
+        fetch(config, "nyuv2", root)
+
+
+def test_rendered_data_are_not_mixed_with_official_ones(tmp_path, monkeypatch, trees):
+    monkeypatch.chdir(tmp_path)
+    root = paths.benchmark("ade20k")
+    root.mkdir(parents=True)
+    (root / ".miniature").touch()
+    with pytest.raises(CliptexError, match="ade20k: holds rendered data"):
+        fetch(settings("ade20k", path=trees["ade20k", None]), "ade20k", root)
+    with pytest.raises(CliptexError, match="ade20k's data are rendered in this configuration"):
+        fetch(Config.load({}), "ade20k", root)
+
+
+def test_downloaded_archives_are_kept_on_request(tmp_path, monkeypatch, trees, server, small):
+    monkeypatch.chdir(tmp_path)
+    small("ade20k")
+    files = pack(trees["ade20k", None], "ade20k", None, tmp_path / "packed")
+    server.files = {f"/{file}": data for file, data in files.items()}
+    mirrors = table(tmp_path / "mirrors.tsv", "ade20k", files, server.url)
+    fetch(settings("ade20k", archives=mirrors, keep_archives=True), "ade20k", paths.benchmark("ade20k"))
+    assert (paths.ARCHIVES / "ADEChallengeData2016.zip").read_bytes() == files["ADEChallengeData2016.zip"]
+
+
+class Mine(Benchmark):
+    """A benchmark of a user's, of which no table says anything."""
+
+    name, tasks, class_names = "mine", ("classification",), ("a", "b")
+
+    def read(self, part):
+        return [{"id": path.name} for path in sorted((self.root / part).iterdir())]
+
+
+def test_a_benchmark_is_one_file_and_its_data_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("cliptex.benchmarks.mine")
+    module.PLUGIN = Mine
+    monkeypatch.setitem(sys.modules, "cliptex.benchmarks.mine", module)
+    assert importlib.import_module("cliptex.benchmarks.mine").PLUGIN is Mine
+    root = paths.benchmark("mine")
+    with pytest.raises(CliptexError, match=r"mine\.path: is not set; name the folder that has its data"):
+        fetch(settings("mine"), "mine", root)
+    for part in ("train", "eval"):
+        (tmp_path / "given" / part).mkdir(parents=True)
+        (tmp_path / "given" / part / "1.jpg").touch()
+    mark = fetch(settings("mine", path=tmp_path / "given"), "mine", root)
+    assert mark["counts"] == {"train": 1, "eval": 1} and source(root) == "official"
+    assert missing_data(settings("mine", path=tmp_path / "given")) == []
+
+
+# ---- tables and plans
+
+
+def test_the_packages_table_is_whole():
+    """Each archive has a digest or cannot be had without a browser; sizes and terms are known; ImageNet has no url."""
+    for (name, variant), _ in WRITERS.items():
+        rows = archives(name, variant)
+        assert rows and all(row.terms for row in rows)
+        for row in rows:
+            assert row.digest or not row.url or row.file == "nyuv2_surfacenormal_metadata.zip"
+            assert row.bytes or row.file in ("splits.mat", "nyu_dataset.zip")
+            assert bool(row.url) != (name == "imagenet" or row.file in ("nyu_dataset.zip", "dsine_eval.zip"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("benchmark\tfile\tadress\n", "'adress' is not a column"),
+        ("benchmark\tfile\tdigest\nvoc\tbenchmark.tgz\tmd5:12\n", r"line 2: 'md5:12' cannot be its digest"),
+        ("benchmark\tfile\turl\nvoc\tbenchmark.tgz\tfile:///etc/passwd\n", "cannot be its url"),
+        ("benchmark\tfile\tgives\nvoc\tbenchmark.tgz\t../x\n", "cannot be its gives"),
+        ("benchmark\tfile\tbytes\nvoc\tbenchmark.tgz\tmany\n", "'many' cannot be its bytes"),
+        ("benchmark\tfile\turl\nvoc\tbenchmark.tgz\n", "line 2: has not 3 columns"),
+        ("benchmark\tfile\turl\nvoc\tnew.tar\thttp://a/new.tar\n", "a new file needs all columns, and variant, kind"),
+        (None, r"benchmark_data\.archives: .* cannot be read"),
+    ],
+)
+def test_a_mistake_in_a_table_is_named(tmp_path, text, message):
+    path = tmp_path / "mirrors.tsv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(CliptexError, match=message):
+        archives("voc", "trainaug", str(path))
+
+
+def test_a_mirror_changes_what_its_columns_say_and_nothing_else(tmp_path):
+    path = tmp_path / "mirrors.tsv"
+    path.write_text("benchmark\tfile\turl\nvoc\tbenchmark.tgz\thttp://mirror/benchmark.tgz\n")
+    ours, theirs = archives("voc", "trainaug"), archives("voc", "trainaug", str(path))
+    assert theirs[0] == ours[0] and theirs[1].url == "http://mirror/benchmark.tgz"
+    assert theirs[1].digest == ours[1].digest == "md5:82b4d87ceb2ed10f6038a1cba92111cb"
+
+
+def test_a_plan_says_what_is_downloaded_and_what_must_be_got(tmp_path, monkeypatch, trees, small):
+    monkeypatch.chdir(tmp_path)
+    config = Config.load(
+        {
+            "dataset": {"source": "webdataset", "shards": ["a.tar"]},
+            "benchmark_data": {
+                "benchmarks": {
+                    "voc": {"variant": "trainaug"},
+                    "nyuv2": {"path": "given"},
+                    "coco": {"source": "miniature"},
+                }
+            },
+            "probes": {"benchmarks": {"voc": {}, "nyuv2": {}, "coco": {}}},
+            "zeroshot": {"benchmarks": ["imagenet"]},
+        }
+    )
+    (tmp_path / "given").mkdir()
+    found = official_files(config)
+    assert {name: [(one["file"], one["how"]) for one in files] for name, files in found.items()} == {
+        "voc": [("VOCtrainval_11-May-2012.tar", "download"), ("benchmark.tgz", "download")],
+        "nyuv2": [
+            *(("splits.mat", "download"), ("nyu_depth_v2_labeled.mat", "download"), ("nyu_dataset.zip", "missing")),
+        ],
+        "imagenet": [
+            ("ILSVRC2012_img_train.tar", "missing"),
+            ("ILSVRC2012_img_val.tar", "missing"),
+            ("ILSVRC2012_devkit_t12.tar.gz", "missing"),
+        ],
+    }
+    assert [line.split("; ")[0] for line in missing_data(config)] == [
+        "nyuv2: nyu_dataset.zip must be got by hand",
+        "imagenet: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz must be got by hand",
+    ]
+    assert benchmark_marks(config) == {
+        "voc": "resources/voc/official.json",
+        "nyuv2": "resources/nyuv2/official.json",
+        "coco": "resources/coco/miniature.json",
+        "imagenet": "resources/imagenet/official.json",
+    }
+    paths.benchmark("voc").mkdir(parents=True)
+    (paths.benchmark("voc") / "official.json").write_text("{}")
+    assert "voc" not in official_files(config)
+
+
+def test_a_variant_that_there_is_not_is_named():
+    assert chosen_variant(settings("voc"), "voc") == "train"
+    assert chosen_variant(settings("coco"), "coco") is None
+    with pytest.raises(CliptexError, match=r"voc\.variant: 'sbd' is not one of train, trainaug"):
+        benchmark_marks(settings("voc", "sbd"))
+    with pytest.raises(CliptexError, match=r"coco\.variant: 'x' cannot be chosen; coco has no variants"):
+        benchmark_marks(settings("coco", "x"))
+    with pytest.raises(CliptexError, match="benchmarks: 'vco' is neither a module"):
+        benchmark_marks(settings("vco"))
+
+
+def test_a_receipt_counts_only_while_what_it_speaks_of_is_there(tmp_path, monkeypatch, trees, small):
+    monkeypatch.chdir(tmp_path)
+    small("ade20k")
+    files = pack(trees["ade20k", None], "ade20k", None, tmp_path / "packed")
+    config = settings("ade20k", path=tmp_path / "packed", archives=table(tmp_path / "digests.tsv", "ade20k", files))
+    root = paths.benchmark("ade20k")
+    fetch(config, "ade20k", root)
+    assert receipt(root, archives("ade20k", None)[0]).exists()
+    shutil.rmtree(root / "ADEChallengeData2016")
+    assert fetch(config, "ade20k", root)["counts"] == counts("ade20k", None)
