@@ -147,8 +147,8 @@ def assert_same_samples(name: str, root: Path, tree: Path, variant: str | None) 
         assert [sample["id"] for sample in ours] == [sample["id"] for sample in theirs]
         for one, other in zip(ours, theirs, strict=True):
             assert one.keys() == other.keys()
-            for key, value in one.items():
-                np.testing.assert_array_equal(value, other[key])
+            for key in one.keys() - {"file"}:
+                np.testing.assert_array_equal(one[key], other[key])
 
 
 @pytest.mark.parametrize(("name", "variant"), [key for key in WRITERS if key not in BY_HAND])
