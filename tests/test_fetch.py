@@ -4,7 +4,9 @@ import hashlib
 import importlib
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tarfile
 import types
@@ -27,6 +29,8 @@ from cliptex.errors import CliptexError
 from cliptex.fetch import fetch
 from cliptex.plugins import find
 
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
 TRAIN, EVAL = 6, 4
 WRITERS = {
     ("voc", "train"): lambda root: write_voc(root, TRAIN, EVAL),
@@ -484,3 +488,82 @@ def test_a_receipt_counts_only_while_what_it_speaks_of_is_there(tmp_path, monkey
     assert receipt(root, archives("ade20k", None)[0]).exists()
     shutil.rmtree(root / "ADEChallengeData2016")
     assert fetch(config, "ade20k", root)["counts"] == counts("ade20k", None)
+
+
+# ---- the workflow
+
+
+def tiny_voc(folder: Path) -> dict[str, bytes]:
+    """VOC's archive and SBD's with as many pictures as the official ones, of a few pixels."""
+    from PIL import Image
+    from scipy.io import savemat
+
+    picture, mask, classes = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.full((4, 4, 3), 90, np.uint8)).save(picture, "JPEG")
+    indices = Image.fromarray(np.eye(4, dtype=np.uint8) * 7)
+    indices.putpalette(bytes(768))
+    indices.save(mask, "PNG")
+    kind = [("Segmentation", "O")]
+    savemat(classes, {"GTcls": np.array([[(np.eye(4, dtype=np.uint8),)]], dtype=kind)})
+    names = {
+        "train": [f"2007_{n:06d}" for n in range(1464)],
+        "val": [f"2008_{n:06d}" for n in range(1449)],
+        "more": [f"2009_{n:06d}" for n in range(10_582 - 1464)],
+    }
+    voc, sbd = "VOCdevkit/VOC2012", "benchmark_RELEASE/dataset"
+    content = {f"{voc}/JPEGImages/{name}.jpg": picture.getvalue() for part in names.values() for name in part}
+    for split in ("train", "val"):
+        content[f"{voc}/ImageSets/Segmentation/{split}.txt"] = "\n".join(names[split]).encode()
+        content |= {f"{voc}/SegmentationClass/{name}.png": mask.getvalue() for name in names[split]}
+    more = {f"{sbd}/cls/{name}.mat": classes.getvalue() for name in names["more"]}
+    more |= {f"{sbd}/train.txt": "\n".join(names["more"]).encode(), f"{sbd}/val.txt": names["val"][0].encode()}
+    out = {}
+    for file, members in (("VOCtrainval_11-May-2012.tar", content), ("benchmark.tgz", more)):
+        data = io.BytesIO()
+        with tarfile.open(fileobj=data, mode="w:gz" if file.endswith("gz") else "w") as tar:
+            for name, body in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(body)
+                tar.addfile(member, io.BytesIO(body))
+        out[file] = data.getvalue()
+    return out
+
+
+def test_the_workflow_fetches_official_data_before_it_probes(tmp_path, server):
+    """As many pictures as VOC has with SBD, from a mirror; then the plan of the probes needs nothing more of data."""
+    files = tiny_voc(tmp_path)
+    server.files = {f"/{file}": data for file, data in files.items()}
+    given = {
+        "source": "official",
+        "archives": table(tmp_path / "mirrors.tsv", "voc", files, server.url),
+        "benchmarks": {"voc": {"variant": "trainaug"}},
+    }
+    (tmp_path / "official.yaml").write_text(json.dumps({"benchmark_data": given}))
+
+    def snakemake(*arguments):
+        command = [
+            BIN / "snakemake",
+            "--cores",
+            "1",
+            "--directory",
+            tmp_path / "run",
+            "--snakefile",
+            ROOT / "Snakefile",
+        ]
+        command += ["--configfile", ROOT / "config/test.yaml", tmp_path / "official.yaml", "--", *arguments]
+        environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert result.returncode == 0, result.stderr[-4000:]
+        return result.stdout + result.stderr
+
+    mark = "resources/voc/official.json"
+    said = snakemake(mark)
+    found = json.loads((tmp_path / "run" / mark).read_text())
+    assert found["counts"] == {"train": 10_582, "eval": 1_449} and found["variant"] == "trainaug"
+    assert [record["files"] for record in found["archives"]] == [10_582 + 1449 + 1464 + 1449 + 2, 10_582 - 1464 + 2]
+    assert "imagenet: ILSVRC2012_img_train.tar" in said  # what the other benchmarks of this configuration lack
+    data = find("benchmarks", "voc")(tmp_path / "run/resources/voc")
+    assert data.source == "official" and data.samples("train")[10_000]["mask"].tolist() == np.eye(4).tolist()
+    planned = snakemake("--dry-run", "results/probes/voc.json", "results/probes/ade20k.json")
+    jobs = {job: planned.count(f"rule {job}:") for job in ("fetch_benchmark", "render_benchmark", "probe_voc_0")}
+    assert jobs == {"fetch_benchmark": 1, "render_benchmark": 0, "probe_voc_0": 1}  # VOC's data are there, ADE20K's not
