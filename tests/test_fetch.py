@@ -541,16 +541,9 @@ def test_the_workflow_fetches_official_data_before_it_probes(tmp_path, server):
     (tmp_path / "official.yaml").write_text(json.dumps({"benchmark_data": given}))
 
     def snakemake(*arguments):
-        command = [
-            BIN / "snakemake",
-            "--cores",
-            "1",
-            "--directory",
-            tmp_path / "run",
-            "--snakefile",
-            ROOT / "Snakefile",
-        ]
-        command += ["--configfile", ROOT / "config/test.yaml", tmp_path / "official.yaml", "--", *arguments]
+        command = [BIN / "snakemake", *arguments, "--cores", "1", "--snakefile", ROOT / "Snakefile"]
+        command += ["--directory", tmp_path / "run"]
+        command += ["--configfile", ROOT / "config/test.yaml", tmp_path / "official.yaml"]
         environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, env=environment)
         assert result.returncode == 0, result.stderr[-4000:]
@@ -564,6 +557,6 @@ def test_the_workflow_fetches_official_data_before_it_probes(tmp_path, server):
     assert "imagenet: ILSVRC2012_img_train.tar" in said  # what the other benchmarks of this configuration lack
     data = find("benchmarks", "voc")(tmp_path / "run/resources/voc")
     assert data.source == "official" and data.samples("train")[10_000]["mask"].tolist() == np.eye(4).tolist()
-    planned = snakemake("--dry-run", "results/probes/voc.json", "results/probes/ade20k.json")
+    planned = snakemake("results/probes/voc.json", "results/probes/ade20k.json", "--dry-run")
     jobs = {job: planned.count(f"rule {job}:") for job in ("fetch_benchmark", "render_benchmark", "probe_voc_0")}
     assert jobs == {"fetch_benchmark": 1, "render_benchmark": 0, "probe_voc_0": 1}  # VOC's data are there, ADE20K's not
