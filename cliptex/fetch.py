@@ -27,6 +27,7 @@ from cliptex.web_files import check_digest, fetch_file
 
 log = logging.getLogger("cliptex")
 RESERVED = (RECEIPTS, SEAL, *(f"{source}.json" for source in SOURCES))
+DOWNLOAD = "download"
 CHECKED = 16
 """Samples of each part that are read as a check."""
 
@@ -85,8 +86,9 @@ def _put(archive: Archive, root: Path, name: str, path: str | None, keep: bool) 
     if place.how == "superfluous":
         return None
     if place.how == "done":
-        _clean(archive, root, keep)
-        return read_json(receipt(root, archive))
+        record = read_json(receipt(root, archive))
+        _clean(archive, root, record, keep)
+        return record
     if place.how == "missing":
         raise CliptexError(missing(archive, name, path))
     key = f"benchmark_data.benchmarks.{name}.path"
@@ -101,14 +103,14 @@ def _put(archive: Archive, root: Path, name: str, path: str | None, keep: bool) 
     else:
         record |= _unpack(archive, root, place, key)
     write_json(receipt(root, archive), record)
-    _clean(archive, root, keep)
+    _clean(archive, root, record, keep)
     return record
 
 
-def _clean(archive: Archive, root: Path, keep: bool) -> None:
-    """What is not needed when the receipt is there."""
+def _clean(archive: Archive, root: Path, record: dict[str, Any], keep: bool) -> None:
+    """Remove what is not needed when the receipt is there."""
     begun(root, archive).unlink(missing_ok=True)
-    if not keep:
+    if record["from"] == DOWNLOAD and not keep:
         (paths.ARCHIVES / archive.file).unlink(missing_ok=True)
 
 
@@ -130,7 +132,7 @@ def _digest_of(archive: Archive, place: Place, key: str) -> dict[str, Any]:
 
 def _checked(archive: Archive, file: Path, what: str) -> str:
     """The digest of a file of the user's: the published one, which it must have, or else its SHA-256."""
-    log.info("checking %s", file)
+    log.info("checking %s (%.1f GB)", file, file.stat().st_size / 1e9)
     if not archive.digest:
         return f"sha256:{digest_file(file, 'sha256')}"
     check_digest(file, archive.digest, what, "copy it again, or take it away to have it downloaded")
@@ -140,9 +142,11 @@ def _checked(archive: Archive, file: Path, what: str) -> str:
 def _downloaded(archive: Archive, target: Path) -> dict[str, Any]:
     """Fetch an archive to a file. What is known of it then."""
     remedy = "try again later; where a newer one is published, give it a row in a table of your own (docs/data.md)"
+    if target.is_file() and archive.digest:  # it came before a kill, or somebody put it there
+        check_digest(target, archive.digest, str(target), "remove it, then it is downloaded")
     fetch_file(archive.url, target, "benchmark_data", archive.digest or None, remedy)
     digest = archive.digest or f"sha256:{digest_file(target, 'sha256')}"
-    return {"from": "download", "digest": digest, "bytes": target.stat().st_size}
+    return {"from": DOWNLOAD, "digest": digest, "bytes": target.stat().st_size}
 
 
 def _put_file(archive: Archive, root: Path, place: Place, key: str) -> dict[str, Any]:

@@ -354,6 +354,22 @@ def test_downloaded_archives_are_kept_on_request(tmp_path, monkeypatch, trees, s
     assert (paths.ARCHIVES / "ADEChallengeData2016.zip").read_bytes() == files["ADEChallengeData2016.zip"]
 
 
+def test_archives_of_the_users_are_kept_also_where_ours_lie(tmp_path, monkeypatch, trees, small):
+    monkeypatch.chdir(tmp_path)
+    small("ade20k")
+    files = pack(trees["ade20k", None], "ade20k", None, paths.ARCHIVES)
+    before = everything(paths.ARCHIVES)
+    digests = table(tmp_path / "digests.tsv", "ade20k", files)
+    fetch(settings("ade20k", path=paths.ARCHIVES, archives=digests), "ade20k", paths.benchmark("ade20k"))
+    assert everything(paths.ARCHIVES) == before
+    shutil.rmtree(paths.benchmark("ade20k"))
+    path = paths.ARCHIVES / "ADEChallengeData2016.zip"
+    path.write_bytes(b"something else")
+    with pytest.raises(CliptexError, match=r"resources/archives/ADE.*zip is not the file wanted: .*remove it"):
+        fetch(settings("ade20k", archives=digests), "ade20k", paths.benchmark("ade20k"))
+    assert path.read_bytes() == b"something else"
+
+
 class Mine(Benchmark):
     """A benchmark of a user's, of which no table says anything."""
 

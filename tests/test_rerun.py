@@ -123,6 +123,16 @@ def test_an_expert_that_no_model_learns_from_redoes_no_model(run):
     assert run.redone(config=changed("experts.spare", batch_size=5)) == {}
 
 
+def test_the_same_official_data_from_another_place_redo_nothing(run):
+    target = "resources/voc/official.json"
+    run.write(target, '{"source": "official"}')
+    run.snakemake("--touch", "--forceall", targets=[target])
+    elsewhere = {"path": "/data/voc"}
+    assert run.redone(config=changed("benchmark_data.benchmarks", voc=elsewhere), targets=[target]) == {}
+    other = run.redone(config=changed("benchmark_data.benchmarks", voc={"variant": "trainaug"}), targets=[target])
+    assert other == {"fetch_benchmark": 1}
+
+
 def test_memory_threads_and_comments_redo_nothing(run):
     for name, comment in (
         ("cliptex/labels.py", "\n# a comment\n"),
