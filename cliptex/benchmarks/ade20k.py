@@ -42,12 +42,12 @@ class Ade20k(Benchmark):
     def read(self, part: str) -> Sequence[dict[str, Any]]:
         split = "training" if part == "train" else "validation"
         images = files_in(self.folder / "images" / split, (".jpg",), UNPACK)
-        return Lazy(images, lambda path: self._read(path, split))
+        return Lazy(images, lambda path: self._read(Path(path), split))
 
     def prepare(self) -> dict[str, Any]:
         """Checks that every picture has its mask, and the classes their names."""
         for part, split in (("train", "training"), ("eval", "validation")):
-            masks = [f"{image.stem}.png" for image in self.read(part).items]
+            masks = [f"{Path(image).stem}.png" for image in self.read(part).items]
             require_files(self.folder / "annotations" / split, masks, UNPACK)
         return {"classes": len(self.class_names)}
 

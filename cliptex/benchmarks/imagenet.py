@@ -49,11 +49,13 @@ class Imagenet(Benchmark):
             items = self._in_folders(self.root / "val")
         else:
             items = list(zip(*self._flat_val(), strict=True))
-        return Lazy(
-            items, lambda item: {"id": item[0].stem, "file": item[0], "image": read_rgb(item[0]), "label": item[1]}
-        )
+        return Lazy(items, self._read)
 
-    def _in_folders(self, folder: Path) -> list[tuple[Path, int]]:
+    def _read(self, item: tuple[str, int]) -> dict[str, Any]:
+        path = Path(item[0])
+        return {"id": path.stem, "file": path, "image": read_rgb(path), "label": item[1]}
+
+    def _in_folders(self, folder: Path) -> list[tuple[str, int]]:
         label = {wnid: index for index, wnid in enumerate(self.wnids)}
         items = []
         for wnid in folders_in(folder, UNPACK):
@@ -62,7 +64,7 @@ class Imagenet(Benchmark):
             items += [(path, label[wnid]) for path in files_in(folder / wnid, SUFFIXES, UNPACK)]
         return items
 
-    def _flat_val(self) -> tuple[list[Path], list[int]]:
+    def _flat_val(self) -> tuple[list[str], list[int]]:
         """Files of val/ in order, with the labels of the devkit.
 
         The ground truth holds ILSVRC ids, which are NOT positions among sorted wnids: meta.mat translates.

@@ -64,15 +64,16 @@ class Places365(Benchmark):
         for part in LISTS if self.variant == "small" else ():
             names = defaultdict(list)
             for path, _ in self._listed(part):
-                names[path.parent].append(path.name)
+                folder, _, name = path.rpartition("/")
+                names[folder].append(name)
             for folder, listed in names.items():
-                require_files(folder, listed, UNPACK["small"])
+                require_files(Path(folder), listed, UNPACK["small"])
         return {}
 
-    def _in_folders(self, part: str) -> list[tuple[Path, int]]:
+    def _in_folders(self, part: str) -> list[tuple[str, int]]:
         folder = self.folder / ("train" if part == "train" else "val")
         label = {category.replace("/", "-"): index for index, category in enumerate(self.categories)}
-        items: list[tuple[Path, int]] = []
+        items: list[tuple[str, int]] = []
         for category in folders_in(folder, UNPACK["easyformat"]):
             if category not in label:
                 raise CliptexError(f"{folder / category}: is not a category of Places365; {UNPACK['easyformat']}")
@@ -80,21 +81,21 @@ class Places365(Benchmark):
             items += [(path, label[category]) for path in images]
         return items
 
-    def _listed(self, part: str) -> list[tuple[Path, int]]:
+    def _listed(self, part: str) -> list[tuple[str, int]]:
         """Lines such as "/a/airfield/00000001.jpg 0" and "Places365_val_00000001.jpg 165"."""
         path = self.root / LISTS[part]
         candidates = [self.root / name for name in FOLDERS[part]]
         folder = next((folder for folder in candidates if folder.is_dir()), candidates[0])
-        items = []
+        items, classes = [], len(self.categories)
         for line in read_lines(path, UNPACK["small"]):
             name, _, label = line.rpartition(" ")
-            if not label.isdigit() or int(label) >= len(self.categories):
-                raise CliptexError(f"{path}: {line!r} is not a file and a label below {len(self.categories)}")
-            items.append((folder / name.lstrip("/"), int(label)))
+            if not label.isdigit() or int(label) >= classes:
+                raise CliptexError(f"{path}: {line!r} is not a file and a label below {classes}")
+            items.append((f"{folder}/{name.lstrip('/')}", int(label)))
         return items
 
-    def _read(self, item: tuple[Path, int]) -> dict[str, Any]:
-        path, label = item
+    def _read(self, item: tuple[str, int]) -> dict[str, Any]:
+        path, label = Path(item[0]), item[1]
         # names of files repeat over categories, so the category is part of the id
         name = f"{self.categories[label].replace('/', '-')}/{path.stem}"
         return {"id": name, "file": path, "image": read_rgb(path), "label": label}
