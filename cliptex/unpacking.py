@@ -211,9 +211,10 @@ class _Unpacking:
                     left -= len(block)
             if left or data.read(1):  # at its end a zip member's checksum is compared
                 raise CliptexError(f"{self.archive}: damaged: {member!r} is not {size:,} bytes long; get it again")
-            scratch.replace(target)
-        finally:
+        except BaseException:
             scratch.unlink(missing_ok=True)
+            raise
+        scratch.replace(target)
 
     def folder(self, member: str, folder: Path) -> None:
         """Make a folder and those above it; one that is a link is not entered, for it may lead anywhere."""
