@@ -5,20 +5,21 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cliptex import __version__, paths, progress
+from cliptex import paths, progress
 from cliptex.config import Config, dataset_slug
 from cliptex.errors import CliptexError
 
 app = typer.Typer(
-    help="Turn image-caption pairs and public vision experts into a better CLIP, and prove that it is better.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+log = logging.getLogger("cliptex")
+DATA, LABELS, MODELS = "Pairs and benchmarks", "Experts and labels", "Models"
+JUDGING, PROJECT = "Judging", "Configuration"
 
 ConfigOption = Annotated[str, typer.Option("--config", help="YAML file, or JSON text starting with {.")]
 MinYieldOption = Annotated[
@@ -33,17 +34,30 @@ def common(
     context: typer.Context,
     log_file: Annotated[Path | None, typer.Option("--log", help="Also write the log to this file.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Compute threads; all by default.")] = None,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", envvar="CLIPTEX_DEBUG", help="Show the traceback of an error, and more in the log."),
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the versions of the package and of what it computes with, and exit."),
+    ] = False,
 ) -> None:
-    """Options of every stage; they stand before the stage's name."""
+    """Turn image-caption pairs and public vision experts into a better CLIP, and prove that it is better.
+
+    The options below stand before the stage's name: cliptex --threads 2 train --model cliptex.
+    """
     if version:
-        typer.echo(__version__)
+        from cliptex.provenance import versions
+
+        typer.echo("\n".join(f"{name} {value}" for name, value in versions().items()))
         raise typer.Exit
     if threads is not None:
         # read by OpenMP, MKL and OpenBLAS when they are loaded, which is later
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(threads)
     terminal = logging.StreamHandler()
+    terminal.addFilter(lambda record: debug or not hasattr(record, "is_traceback"))
     handlers: list[logging.Handler] = [terminal]
     # of processes that torchrun started together, the first one writes the log
     if log_file is not None and os.environ.get("RANK", "0") == "0":
@@ -53,11 +67,17 @@ def common(
         progress.bars = False
         terminal.setLevel(logging.INFO if sys.stderr.isatty() else logging.ERROR)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
-    logging.getLogger("cliptex").setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG if debug else logging.INFO)
     logging.captureWarnings(True)
 
 
-@app.command()
+def _store(config: Config, name: str, option: str = "--store") -> str:
+    if name not in config.label_stores:
+        raise CliptexError(f"{option}: {name!r} is not one of {sorted(config.label_stores)}")
+    return name
+
+
+@app.command(rich_help_panel=DATA)
 def render_pairs(
     shard: Annotated[int, typer.Option(min=0, help="Number of the shard.")], config: ConfigOption = DEFAULT
 ) -> None:
@@ -67,7 +87,7 @@ def render_pairs(
     render_pairs(Config.load(config).miniature, shard, paths.shard(shard))
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def render_experts(part: Annotated[str, typer.Option(help="train or val.")], config: ConfigOption = DEFAULT) -> None:
     """Render the labelled scenes on which the experts are trained."""
     from cliptex.miniature import render_expert_set
@@ -75,7 +95,7 @@ def render_experts(part: Annotated[str, typer.Option(help="train or val.")], con
     render_expert_set(Config.load(config).miniature, part, paths.EXPERT_RENDERS / f"{part}.h5")
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def render_benchmark(
     name: Annotated[str, typer.Option(help="voc, ade20k, coco, nyuv2, imagenet or places365.")],
     config: ConfigOption = DEFAULT,
@@ -86,7 +106,7 @@ def render_benchmark(
     render_benchmark(Config.load(config).miniature, name, paths.benchmark(name))
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def render_captions(
     name: Annotated[str, typer.Option(help="Name of an entry in `zeroshot.retrieval` that has `rendered`.")],
     config: ConfigOption = DEFAULT,
@@ -101,7 +121,7 @@ def render_captions(
     render_captions(settings.miniature, given.rendered, paths.benchmark(name))
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def fetch(
     benchmark: Annotated[str, typer.Option(help="Name of a benchmark, e.g. voc.")], config: ConfigOption = DEFAULT
 ) -> None:
@@ -111,7 +131,7 @@ def fetch(
     fetch(Config.load(config), benchmark, paths.benchmark(benchmark))
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def download_pairs(
     batch: Annotated[int, typer.Option(min=0, help="Which batch of download.shards_per_job shards.")],
     config: ConfigOption = DEFAULT,
@@ -123,7 +143,7 @@ def download_pairs(
     run_img2dataset(Config.load(config), batch, processes)
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def build_shards(
     batch: Annotated[int, typer.Option(min=0, help="Which batch of download.shards_per_job shards.")],
     config: ConfigOption = DEFAULT,
@@ -136,7 +156,7 @@ def build_shards(
     build_shards(Config.load(config), batch, workers, min_yield)
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def index_shards(config: ConfigOption = DEFAULT, min_yield: MinYieldOption = None) -> None:
     """Check that keys are unique and enough samples usable; write results/shards/index.json."""
     from cliptex.download import built_shards
@@ -152,7 +172,7 @@ def index_shards(config: ConfigOption = DEFAULT, min_yield: MinYieldOption = Non
         write_index(built_shards(num_downloads(settings)), paths.SHARD_INDEX, wanted, dataset.max_repeats)
 
 
-@app.command()
+@app.command(rich_help_panel=LABELS)
 def train_backbone(config: ConfigOption = DEFAULT, seed: SeedOption = 0) -> None:
     """Pre-train the encoder that the experts trained here start from."""
     from cliptex.experts.backbone import train_backbone
@@ -160,7 +180,7 @@ def train_backbone(config: ConfigOption = DEFAULT, seed: SeedOption = 0) -> None
     train_backbone(Config.load(config), paths.EXPERT_RENDERS / "train.h5", paths.BACKBONE, seed)
 
 
-@app.command()
+@app.command(rich_help_panel=LABELS)
 def train_expert(
     name: Annotated[str, typer.Option(help="Name of an entry in `experts`.")],
     config: ConfigOption = DEFAULT,
@@ -172,10 +192,10 @@ def train_expert(
     train_expert(Config.load(config), name, paths.EXPERT_RENDERS, paths.expert(name), seed)
 
 
-@app.command()
+@app.command(rich_help_panel=LABELS)
 def label(
     store: Annotated[str, typer.Option(help="Name of an entry in `label_stores`.")],
-    batch: Annotated[int, typer.Option(help="Which batch of labels.shards_per_job shards.")],
+    batch: Annotated[int, typer.Option(min=0, help="Which batch of labels.shards_per_job shards.")],
     config: ConfigOption = DEFAULT,
     workers: Annotated[
         int | None,
@@ -186,21 +206,22 @@ def label(
     from cliptex.labels import label_batch
 
     settings = Config.load(config)
-    expert = settings.label_stores[store].expert
+    expert = settings.label_stores[_store(settings, store)].expert
     label_batch(settings, store, batch, paths.SHARD_INDEX, paths.expert(expert), paths.labels(store), workers)
 
 
-@app.command()
+@app.command(rich_help_panel=LABELS)
 def index_labels(
     store: Annotated[str, typer.Option(help="Name of an entry in `label_stores`.")], config: ConfigOption = DEFAULT
 ) -> None:
     """Check every file of a label store against its shard; write its index.json."""
     from cliptex.labels import index_labels
 
-    index_labels(Config.load(config), store, paths.SHARD_INDEX, paths.labels(store))
+    settings = Config.load(config)
+    index_labels(settings, _store(settings, store), paths.SHARD_INDEX, paths.labels(store))
 
 
-@app.command()
+@app.command(rich_help_panel=LABELS)
 def plan(
     config: ConfigOption = DEFAULT,
     measure: Annotated[
@@ -214,7 +235,7 @@ def plan(
 
 
 labels_app = typer.Typer(help="Look at finished label stores, check them, and hand them on.", no_args_is_help=True)
-app.add_typer(labels_app, name="labels")
+app.add_typer(labels_app, name="labels", rich_help_panel=LABELS)
 StoresOption = Annotated[
     str, typer.Option("--stores", help="Names in `label_stores`, separated by commas; all if empty.")
 ]
@@ -222,9 +243,7 @@ StoresOption = Annotated[
 
 def _stores(config: Config, names: str) -> list[str]:
     stores = [name for name in names.split(",") if name] or list(config.label_stores)
-    if unknown := [name for name in stores if name not in config.label_stores]:
-        raise CliptexError(f"--stores: {unknown[0]!r} is not one of {sorted(config.label_stores)}")
-    return stores
+    return [_store(config, name, "--stores") for name in stores]
 
 
 @labels_app.command("export")
@@ -293,7 +312,7 @@ def audit_labels(
         raise CliptexError(f"{folders}: labels cannot be made again; run: rm -r {folders}   and then the workflow")
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def train(
     model: Annotated[str, typer.Option(help="Name of an entry in `models`.")],
     config: ConfigOption = DEFAULT,
@@ -312,7 +331,7 @@ def train(
     train(settings, model, seed, workers=workers)
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def interpolate(
     model: Annotated[str, typer.Option(help="Name of an entry in `models` that has `interpolate`.")],
     config: ConfigOption = DEFAULT,
@@ -324,7 +343,7 @@ def interpolate(
     interpolate(Config.load(config), model, seed)
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Images to draw, a row each.")],
     model: Annotated[Path, typer.Option(help="Folder of a trained model that has its heads.")],
@@ -338,7 +357,7 @@ def predict(
     typer.echo("\n".join([*(f"{store}: {', '.join(classes)}" for store, classes in found.items()), f"sheet: {out}"]))
 
 
-@app.command("export")
+@app.command("export", rich_help_panel=MODELS)
 def export_model(
     model: Annotated[str, typer.Option(help="Name of an entry in `models`.")],
     out: Annotated[Path, typer.Option(help="Folder for the exported model; what is in it stays.")],
@@ -354,7 +373,7 @@ def export_model(
     typer.echo(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGING)
 def probe(
     benchmark: Annotated[str, typer.Option(help="Name of an entry in `probes.benchmarks`.")],
     models: Annotated[str, typer.Option(help="Models and baselines, separated by commas.")],
@@ -371,7 +390,7 @@ def probe(
     probe(settings, benchmark, models.split(","), seed, paths.RESULTS / "models", root, out)
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGING)
 def tabulate_probes(
     benchmark: Annotated[str, typer.Option(help="Name of an entry in `probes.benchmarks`.")],
     config: ConfigOption = DEFAULT,
@@ -384,7 +403,7 @@ def tabulate_probes(
     tabulate(benchmark, probe_files(settings, benchmark), paths.RESULTS / "probes" / f"{benchmark}.json")
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGING)
 def zeroshot(
     benchmark: Annotated[str, typer.Option(help="Name of an entry in `zeroshot.benchmarks`.")],
     config: ConfigOption = DEFAULT,
@@ -397,7 +416,7 @@ def zeroshot(
     zeroshot(settings, benchmark, paths.RESULTS / "models", paths.benchmark(benchmark), out)
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGING)
 def retrieval(
     name: Annotated[str, typer.Option(help="Name of an entry in `zeroshot.retrieval`.")],
     config: ConfigOption = DEFAULT,
@@ -409,7 +428,7 @@ def retrieval(
     retrieval(Config.load(config), name, paths.RESULTS / "models", out)
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGING)
 def export_benchmark(
     name: Annotated[str, typer.Option(help="A classification benchmark, or an entry of `zeroshot.retrieval`.")],
     out: Annotated[Path, typer.Option(help="Folder for the tars, the root that clip_benchmark is given.")],
@@ -424,7 +443,7 @@ def export_benchmark(
     typer.echo(f"{out}: {', '.join(f'{count} samples ({split})' for split, count in counts.items())}")
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGING)
 def clip_benchmark(
     dataset: Annotated[str, typer.Option(help="Data set as clip_benchmark names it, such as wds/vtab/cifar10.")],
     model: Annotated[str, typer.Option(help="Name of an entry in `models`.")],
@@ -440,7 +459,7 @@ def clip_benchmark(
     run_clip_benchmark(settings, dataset, task, model, seed, paths.model(model, seed), out)
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGING)
 def tabulate_clip_benchmark(config: ConfigOption = DEFAULT) -> None:
     """Gather what clip_benchmark found over data sets, models and seeds into one table."""
     from cliptex.suite import suite_files, tabulate_suite
@@ -448,7 +467,7 @@ def tabulate_clip_benchmark(config: ConfigOption = DEFAULT) -> None:
     tabulate_suite(suite_files(Config.load(config)), paths.RESULTS / "clip_benchmark" / "table.json")
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGING)
 def report(config: ConfigOption = DEFAULT) -> None:
     """Write the tables, the figures and results/report.html."""
     from cliptex.report import build_report
@@ -456,7 +475,7 @@ def report(config: ConfigOption = DEFAULT) -> None:
     build_report(Config.load(config))
 
 
-@app.command()
+@app.command(rich_help_panel=PROJECT)
 def config_schema() -> None:
     """Print the JSON schema of the configuration (workflow/schemas/config.schema.json)."""
     import json
@@ -464,7 +483,7 @@ def config_schema() -> None:
     typer.echo(json.dumps(Config.model_json_schema(), indent=1))
 
 
-@app.command()
+@app.command(rich_help_panel=PROJECT)
 def config_reference() -> None:
     """Print the table of all configuration keys (config/README.md)."""
     from cliptex.config_reference import reference
@@ -473,12 +492,44 @@ def config_reference() -> None:
 
 
 def main() -> None:
-    """Run a command; an error the user can mend is one line and exit code 1, a bug is a traceback."""
+    """Run a command. Exit code 1: an error the user can mend; 2: a wrong command line, or an error nobody foresaw.
+
+    An error is one line. Its traceback is in the log file, for an unforeseen one, and on the terminal with --debug.
+    """
     try:
-        app()
+        code = app(prog_name="cliptex", standalone_mode=False)
     except CliptexError as error:
-        logging.getLogger("cliptex").error("error: %s", error)
-        sys.exit(1)
-    except Exception:
-        logging.getLogger("cliptex").error("%s", traceback.format_exc())
-        sys.exit(2)
+        if log.isEnabledFor(logging.DEBUG):
+            log.error("%s", traceback.format_exc(), extra={"is_traceback": True})
+        log.error("error: %s", error)
+        code = 1
+    except typer.Abort:
+        code = 130
+    except Exception as error:
+        code = _failed(error)
+    sys.exit(code)
+
+
+def _failed(error: Exception) -> int:
+    """Say what is wrong with the command line, or what nobody foresaw; the exit code."""
+    if hasattr(error, "format_message"):  # typer's errors have no public base class
+        typer.echo(_usage_error(error), err=True)
+        return error.exit_code
+    said = str(error).strip().partition("\n")[0]
+    files = [handler.baseFilename for handler in logging.root.handlers if isinstance(handler, logging.FileHandler)]
+    where = f"the traceback is in {files[0]}" if files else "cliptex --debug ... shows the traceback"
+    log.error("%s", traceback.format_exc(), extra={"is_traceback": True})
+    log.error("error: %s%s (%s)", type(error).__name__, f": {said}" if said else "", where)
+    return 2
+
+
+def _usage_error(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return context.get_help()
+    root = context.find_root() if context else None
+    if root and getattr(error, "option_name", None) in {name for param in root.command.params for name in param.opts}:
+        hint = f"it stands before the stage's name: cliptex {error.option_name} ..."
+    else:
+        hint = f"see {context.command_path if context else 'cliptex'} --help"
+    return f"error: {error.format_message().rstrip('.')} ({hint})"

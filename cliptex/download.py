@@ -53,6 +53,8 @@ JUDGED_FROM = 1000
 
 def run_img2dataset(config: Config, batch: int, processes: int) -> None:
     """Download a batch in the environment of img2dataset (`download.python`); see `cliptex.img2dataset_job`."""
+    if config.dataset.urls is None:
+        raise CliptexError("dataset.urls: names no list, so there is nothing to download")
     python = shutil.which(config.download.python)
     if python is None:
         raise CliptexError(f"download.python: {config.download.python!r} is not a program; name a Python by its path")

@@ -26,19 +26,32 @@ def _git() -> str | None:
         return None
 
 
-def provenance(config: dict[str, Any]) -> dict[str, Any]:
-    """What every result JSON holds under `provenance`: `cliptex`, `git`, `config_sha256`, `packages`, `python`."""
-    packages = {}
-    for name in PACKAGES:
+def versions() -> dict[str, str]:
+    """The package and its commit, Python, the system, and what computes; nothing of it is imported."""
+    git = _git()
+    found = {"cliptex": cliptex.__version__ + (f" (commit {git})" if git else "")}
+    found["python"] = platform.python_version()
+    found["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
+    return found | _installed(("snakemake", *PACKAGES, "mmcv", "mmcv-lite", "pyarrow"))
+
+
+def _installed(names: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in names:
         try:
-            packages[name] = version(name)
+            found[name] = version(name)
         except PackageNotFoundError:
             continue
+    return found
+
+
+def provenance(config: dict[str, Any]) -> dict[str, Any]:
+    """What every result JSON holds under `provenance`: `cliptex`, `git`, `config_sha256`, `packages`, `python`."""
     return {
         "cliptex": cliptex.__version__,
         "git": _git(),
         "config_sha256": sha256_json(config),
-        "packages": packages,
+        "packages": _installed(PACKAGES),
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
