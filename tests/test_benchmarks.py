@@ -465,6 +465,17 @@ def test_samples_are_read_when_indexed():
     assert samples[2]["id"] == "c" and read == ["c"]
 
 
+def test_hidden_files_and_folders_are_no_samples(tmp_path):
+    """What macOS and a killed unpacking leave beside pictures."""
+    write_ade20k(tmp_path / "ade", 2, 1)
+    (tmp_path / "ade/ADEChallengeData2016/images/training/._ADE_train_00000001.jpg").touch()
+    (tmp_path / "ade/ADEChallengeData2016/images/training/.ADE_train_00000003.jpg.unpacking").touch()
+    assert len(reader("ade20k", tmp_path / "ade").samples("train")) == 2
+    write_imagenet(tmp_path / "imagenet", 6, 4)
+    (tmp_path / "imagenet/train/.cache").mkdir()
+    assert len(reader("imagenet", tmp_path / "imagenet").samples("train")) == 6
+
+
 def test_broken_image_is_refused_by_name(tmp_path):
     voc = reader("voc", write_voc(tmp_path, 1, 1))
     path = tmp_path / "VOCdevkit/VOC2012/JPEGImages/2007_000001.jpg"
