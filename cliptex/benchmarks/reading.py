@@ -96,8 +96,8 @@ def read_lines(path: Path, what: str) -> list[str]:
 def files_in(folder: Path, suffixes: tuple[str, ...], what: str) -> list[str]:
     """Files of a folder by suffix (case ignored), sorted by name; CliptexError when there are none.
 
-    Hidden ones, which macOS makes beside others when it unpacks, are none. Paths as text: of a million files that takes a
-    third less memory.
+    Hidden ones, which macOS makes beside others when it unpacks, are none. Paths as text: of a million files that takes
+    a third less memory.
     """
     names = sorted(entry.name for entry in os.scandir(existing(folder, what)) if not entry.name.startswith("."))
     found = [f"{folder}/{name}" for name in names if name.lower().endswith(suffixes)]
