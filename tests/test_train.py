@@ -49,6 +49,7 @@ def test_every_model_is_exported_with_its_record(clip):
         record = read_json(folder / "train.json")
         assert record["init"] == "clip"
         assert record["model_sha256"] == sha256_file(folder / "open_clip_model.safetensors")
+        assert 1e-310 * 1.0 > 0, "the caller's arithmetic is as it was"
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
         stores = {"segmentation", "depth", "normals"} if name == "cliptex" else set()

@@ -21,8 +21,8 @@ from cliptex.plugins import find
 Grid = Annotated[tuple[Rate, ...], Field(min_length=1)]
 Decays = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
 DEFAULT = "miniature"
-SHIPPED = Path(cliptex.__file__).parent.parent / "config" / "protocols"
-"""Where the shipped protocols are in a clone; an installed package has none, and is given the clone's."""
+SHIPPED = Path(cliptex.__file__).parent / "protocols"
+"""The shipped protocols: a link to config/protocols in a clone, a copy of it in an installed package."""
 DIGEST_DIGITS = 12
 
 
