@@ -47,7 +47,15 @@ def engine(name: str, tasks: tuple[str, ...], options: Train) -> Engine:
     network = student.build(Student(architecture=name), 0)
     found = {task: find("tasks", task)() for task in tasks}
     channels = {name: task.channels for name, task in found.items()}
-    heads = DenseHeads(width(network.visual), channels, "ppm" if tasks else "none", options.multi_scale_channels)
+    heads = DenseHeads(
+        width(network.visual),
+        channels,
+        options.multi_scale if tasks else "none",
+        options.multi_scale_channels,
+        options.heads,
+        options.multi_scale_rates,
+        options.label_prior_cells,
+    )
     settings = Model(steps=1000, tasks=dict.fromkeys(tasks, 1.0))
     return Engine(network, heads, found, settings, options, PRECISION, World(0, 1, torch.device("cpu")))
 

@@ -64,9 +64,20 @@ class Checkpoints:
         self.folder, self.settings = folder, settings
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write `state`, which has a `step`, and keep the newest two."""
-        with replacing(self._path(state["step"])) as scratch:
-            torch.save({**state, "settings": self.settings}, scratch)
+        """Write `state`, which has a `step`, and keep the newest two.
+
+        Raises CliptexError when it cannot be written, e.g. on a full disk; those before it stay.
+        """
+        for left in self.folder.glob(".step-*"):  # by a kill in the middle of a save; as large as a checkpoint
+            left.unlink()
+        path = self._path(state["step"])
+        try:
+            with replacing(path) as scratch:
+                torch.save({**state, "settings": self.settings}, scratch)
+        except (OSError, RuntimeError) as error:  # torch's own writer has no OSError
+            raise CliptexError(
+                f"{path}: cannot be written ({error}); make room, and the same command goes on from the one before"
+            ) from error
         for old in sorted(self.folder.glob("step-*.pt"))[:-2]:
             old.unlink()
 

@@ -216,7 +216,7 @@ class Watch(Section):
     """Classification benchmark on which zero-shot accuracy is measured before step 1, after every `every_epochs` and at
     the end; null: not at all."""
     zero_shot_images: Positive = 1000
-    """Images of the benchmark's evaluation split that are used, from the first."""
+    """Images of the benchmark's evaluation split that are used, evenly spread over it."""
     max_drop: Annotated[float, Field(ge=0)] | None = None
     """Points of top-1 accuracy that may be lost against the start before `on_drop` happens; null: any."""
     on_drop: Literal["warn", "stop"] = "warn"
@@ -268,14 +268,14 @@ class Train(Section):
     """Decay a step of an exponential moving average of all weights, which then is what is exported; null: none."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """`auto`: bf16 where the GPU computes it natively or the processor has AMX, else fp32; recorded in train.json.
-    `fp16` needs a GPU and scales the loss."""
+    `fp16`, for GPUs without bf16, scales the loss."""
     checkpoint_activations: bool = False
     """Compute the towers' activations again in the backward pass; needs less memory, and a third more time."""
     compile: bool = False
     """Compile the towers with torch.compile."""
     log_every: Positive = 10
     """Steps between lines of metrics.jsonl."""
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    trackers: tuple[Literal["tensorboard", "wandb", "wandb_offline"], ...] = ("tensorboard",)
     """Where those lines go besides, while the run goes on; see docs/training.md."""
     checkpoint_every: Positive = 100
     """Steps between rolling checkpoints."""

@@ -5,7 +5,9 @@ Holds   a batch gives the same losses and weights whether one process takes it w
 Shapes  B rows of this process, S image side, L tokens, C encoder width, h x w the patch grid, D embedding.
 """
 
+import copy
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -30,6 +32,8 @@ from cliptex.student import preprocessing
 from cliptex.tasks.base import Task
 
 MAX_LOGIT_SCALE = math.log(100)
+UNDECAYED = ("pos_embed", "cls_token", "reg_token", "latent", "query", "logit_scale")
+"""Last parts of names in open_clip's and timm's towers that are neither matrices nor called an embedding."""
 Outputs = tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor]
 """Dense features [B, C, h, w] or None, image and text embeddings [B, D], the logits' scale."""
 
@@ -48,9 +52,9 @@ class ImageTower(nn.Module):
 class Towers(nn.Module):
     """Both towers of an open_clip model in one call, which is what is compiled and shared by processes."""
 
-    def __init__(self, model: nn.Module, dense: bool):
+    def __init__(self, model: nn.Module, image: ImageTower):
         super().__init__()
-        self.model, self.image = model, ImageTower(model.visual, dense)
+        self.model, self.image = model, image
 
     def forward(self, images_BCHW: torch.Tensor, tokens_BL: torch.Tensor) -> Outputs:
         resized = resized_positions(self.model.visual, tuple(images_BCHW.shape[-2:]))
@@ -109,8 +113,6 @@ class Engine:
         self.world, self.device = world, world.device
         self.model, self.heads = model.to(self.device).train(), heads.to(self.device).train()
         self.tasks, self.settings, self.options, self.precision = tasks, settings, options, precision
-        if precision == "fp16" and self.device.type != "cuda":
-            raise CliptexError("train.precision: fp16 needs a GPU; choose bf16 or fp32")
         self._check_crop_sizes()
         self.dropout = None
         if settings.patch_dropout:
@@ -119,6 +121,8 @@ class Engine:
             self.dropout = model.visual.patch_dropout = SharedPatchDropout(settings.patch_dropout).train()
         if options.checkpoint_activations:
             model.set_grad_checkpointing(True)
+        if getattr(model, "logit_bias", None) is not None:
+            model.logit_bias.requires_grad_(False)  # SigLIP's, to which a softmax over the batch is blind
         prepared = preprocessing(model)
         self.mean, self.std = (
             torch.tensor(prepared[name], device=self.device).view(1, 3, 1, 1) for name in ("mean", "std")
@@ -131,7 +135,8 @@ class Engine:
         if options.ema is not None:
             both = nn.ModuleList([model, heads])
             self.ema = AveragedModel(both, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
-        self.towers: nn.Module = Towers(model, dense=bool(tasks))
+        self._image = ImageTower(model.visual, dense=bool(tasks))
+        self.towers: nn.Module = Towers(model, self._image)
         self.dense: nn.Module = heads
         if options.compile:
             self.towers = torch.compile(self.towers)
@@ -162,7 +167,8 @@ class Engine:
             for name, parameter in module.named_parameters():
                 if not parameter.requires_grad:
                     continue
-                exempt = parameter.ndim < 2 or "embedding" in name or name.endswith("logit_scale") or "priors." in name
+                last = name.rpartition(".")[2]
+                exempt = parameter.ndim < 2 or "embedding" in name or last in UNDECAYED or "priors." in name
                 (plain if exempt else decay).append(parameter)
             for parameters, weight_decay in ((decay, self.options.weight_decay), (plain, 0.0)):
                 if parameters:
@@ -183,10 +189,44 @@ class Engine:
         return (images_BSSC.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
 
     def step(self, batch: Batch, step: int) -> dict[str, float]:
-        """One optimizer step; the named losses of the whole batch, and the norm of its gradient before clipping."""
+        """One optimizer step: the named losses of the whole batch, and norms of its gradient before clipping.
+
+        `grad_norm` is that of all, `grad_norm/{part}` those of the image `encoder`, the `text` tower with the rest, and
+        module and `heads`. In fp16 a gradient that overflows is left out and the `loss_scale` lowered.
+        """
         rate = self.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
+        total, losses = self._differentiate(batch)
+        self.scaler.unscale_(self.optimizer)
+        norms = {f"grad_norm/{part}": _norm(parameters) for part, parameters in self._parts().items()}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norms["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self.options.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+        if self.ema is not None:
+            self.ema.update_parameters(nn.ModuleList([self.model, self.heads]))
+        values = self.world.mean(torch.stack([value.detach().float() for value in (total, *losses.values())]))
+        found = dict(zip(("loss", *losses), values.tolist(), strict=True))
+        others = {"logit_scale": self.model.logit_scale.detach().exp().squeeze(), **norms}
+        found |= dict(zip(others, torch.stack([one.to(self.device) for one in others.values()]).tolist(), strict=True))
+        if self.scaler.is_enabled():
+            found["loss_scale"] = self.scaler.get_scale()
+        return found | {"learning_rate": rate}
+
+    def _parts(self) -> dict[str, list[nn.Parameter]]:
+        encoder = {id(parameter) for parameter in self.model.visual.parameters()}
+        parts = {
+            "encoder": list(self.model.visual.parameters()),
+            "text": [parameter for parameter in self.model.parameters() if id(parameter) not in encoder],
+            "heads": list(self.heads.parameters()),
+        }
+        return {part: parameters for part, parameters in parts.items() if parameters}
+
+    def _differentiate(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The weighted sum of the losses, and each; scaled gradients are left at the parameters."""
         images, tokens = self.pixels(batch.images), batch.tokens.to(self.device, non_blocking=True)
         targets = {store: target.to(self.device, non_blocking=True) for store, target in batch.targets.items()}
         if self.dropout is not None:
@@ -200,19 +240,34 @@ class Engine:
                     self.scaler.scale(total).backward()
             else:
                 total, losses = self._accumulated(images, tokens, targets)
-        self.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-        if self.ema is not None:
-            self.ema.update_parameters(nn.ModuleList([self.model, self.heads]))
-        values = self.world.mean(torch.stack([value.detach().float() for value in (total, *losses.values())]))
-        found = dict(zip(("loss", *losses), values.tolist(), strict=True))
-        scale, norm = torch.stack([self.model.logit_scale.detach().exp(), norm]).tolist()
-        return {**found, "logit_scale": scale, "grad_norm": norm, "learning_rate": rate}
+        return total, losses
+
+    def overhead(self, batch: Batch, repeats: int = 2) -> float:
+        """Time of a forward and backward pass with the tasks over that of one without, on this part of a batch.
+
+        The least of `repeats` each, alternating. Weights, running statistics and random numbers stay as they are;
+        gradients are gone. Every process has to call it.
+        """
+        statistics, random, tasks = copy.deepcopy(self.heads.state_dict()), _random_state(self.device), self.tasks
+        taken: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(repeats):
+            for dense, seconds in taken.items():
+                self._image.dense, self.tasks = dense, tasks if dense else {}
+                begun = self._clock()
+                self._differentiate(batch)
+                seconds.append(self._clock() - begun)
+        self._image.dense, self.tasks = bool(tasks), tasks
+        self.optimizer.zero_grad(set_to_none=True)
+        self.heads.load_state_dict(statistics)
+        _set_random_state(random, self.device)
+        return min(taken[True]) / min(taken[False])
+
+    def _clock(self) -> float:
+        """Seconds; on the CPU those of this process alone, whatever else the machine does."""
+        if self.device.type != "cuda":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
 
     def losses(
         self, outputs: Outputs, targets: dict[str, torch.Tensor]
@@ -303,6 +358,10 @@ class Engine:
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
         _set_random_state(saved["random"], self.device)
+
+
+def _norm(parameters: list[nn.Parameter]) -> torch.Tensor:
+    return torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
 
 
 def _random_state(device: torch.device) -> list[torch.Tensor]:

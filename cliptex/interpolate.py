@@ -18,7 +18,7 @@ from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.files import read_json, replacing, sha256_file, write_json
 from cliptex.provenance import provenance
-from cliptex.student import CONFIG_FILE, WEIGHTS_FILE, exported_config
+from cliptex.student import CONFIG_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
 
 
 def interpolate(config: Config, name: str, seed: int, root: Path = Path()) -> None:
@@ -42,6 +42,7 @@ def interpolate(config: Config, name: str, seed: int, root: Path = Path()) -> No
     weights = between(_weights(plain), _weights(tuned), settings.alpha, f"models.{name}.interpolate")
     folder = root / paths.model(name, seed)
     write_json(folder / CONFIG_FILE, described)
+    copy_tokenizer(tuned, folder)
     with replacing(folder / WEIGHTS_FILE) as scratch:
         save_file(weights, scratch)
     write_json(

@@ -355,7 +355,9 @@ class JointLoader:
         pair = self._pairs(number)[sample - self._offsets[number]]
         row = label - self._offsets[label_number]
         found = {store: file.get(row) for store, file in self.labels[label_number].items()}
-        return Encoded(pair.key, pair.image, pair.caption, self.entries[label_number]["keys"][row], found)
+        # packed keys are slow to look one up in
+        label_key = pair.key if label == sample else self.entries[label_number]["keys"][row]
+        return Encoded(pair.key, pair.image, pair.caption, label_key, found)
 
     def _pairs(self, number: int) -> list[shards.Pair]:
         if number not in self._held:

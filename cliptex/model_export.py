@@ -18,7 +18,7 @@ from cliptex.errors import CliptexError
 from cliptex.files import read_json, replacing
 from cliptex.report import names
 from cliptex.report.statistics import MAIN_METRIC
-from cliptex.student import CONFIG_FILE, HEADS_FILE, WEIGHTS_FILE, exported_config
+from cliptex.student import CONFIG_FILE, HEADS_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
 
 TIMM_NAMES = {
     (32, 768, 12): "vit_base_patch32_clip_224",
@@ -80,6 +80,7 @@ def export_model(
             raise CliptexError(f"{folder / file}: no such file; train that model first")
         with replacing(out / file) as scratch:
             shutil.copyfile(folder / file, scratch)
+    copy_tokenizer(folder, out)
     if not with_heads:
         (out / HEADS_FILE).unlink(missing_ok=True)
     with replacing(out / "README.md") as scratch:

@@ -1,5 +1,6 @@
 """The CLIP under training: build it from config, export it as an open_clip folder, load it back."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,19 @@ from cliptex.files import read_json, replacing, sha256_file, write_json
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 HEADS_FILE = "heads.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+"""Of a tokenizer of transformers, which open_clip looks for beside the weights; CLIP's own needs none."""
 PREPROCESS = {
     "mean": open_clip.OPENAI_DATASET_MEAN,
     "std": open_clip.OPENAI_DATASET_STD,
@@ -42,6 +56,10 @@ def model_config(student: Student) -> dict[str, Any]:
             f"student.architecture: open_clip has no {student.architecture!r}; "
             f"similar ones: {', '.join(near) or 'none'} (see open_clip.list_models())"
         )
+    if "multimodal_cfg" in config:
+        raise CliptexError(
+            f"student.architecture: {student.architecture!r} is CoCa, whose captions are not learned; choose a CLIP"
+        )
     return config | ({"quick_gelu": True} if _wants_quick_gelu(student) else {})
 
 
@@ -59,7 +77,10 @@ def build(student: Student, seed: int) -> torch.nn.Module:
     config = model_config(student)
     torch.manual_seed(seed)
     if student.pretrained is None:
-        return _random(config)
+        try:
+            return _random(config)
+        except OSError as error:  # a text tower of transformers, whose configuration is on the hub
+            raise CliptexError(f"student.architecture: cannot be built ({' '.join(str(error).split())})") from error
     path = Path(student.pretrained)
     if path.is_dir():
         return _open(path)
@@ -85,8 +106,10 @@ def build(student: Student, seed: int) -> torch.nn.Module:
             weights_only=True,
         )
     except Exception as error:  # a refused pickle, a missing key, a broken zip, no network
+        what = " ".join(str(error).split())
+        remedy = "" if path.exists() else "; without a network, give the path of the file or folder"
         raise CliptexError(
-            f"student.pretrained: {student.pretrained} cannot be loaded into {_name(student)} ({error})"
+            f"student.pretrained: {student.pretrained} cannot be loaded into {_name(student)} ({what}){remedy}"
         ) from error
 
 
@@ -95,7 +118,8 @@ def _name(student: Student) -> str:
 
 
 def _random(config: dict[str, Any]) -> torch.nn.Module:
-    custom = config.get("custom_text") or "hf_model_name" in config.get("text_cfg", {})
+    config = dict(config)
+    custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
     return open_clip.CustomTextCLIP(**config) if custom else open_clip.CLIP(**config)
 
 
@@ -109,8 +133,12 @@ def preprocessing(model: torch.nn.Module) -> dict[str, Any]:
 def export(model: torch.nn.Module, student: Student, folder: Path) -> str:
     """Write `open_clip_config.json` and `open_clip_model.safetensors`; return the weights' SHA-256.
 
-    The folder loads with `open_clip.create_model_and_transforms("local-dir:<folder>", require_pretrained=True)`.
+    The folder loads with `open_clip.create_model_and_transforms("local-dir:<folder>", require_pretrained=True)`. A
+    tokenizer of transformers goes with it.
     """
+    texts = tokenizer(student)
+    if isinstance(texts, open_clip.HFTokenizer):
+        texts.save_pretrained(folder)
     described = {"model_cfg": model_config(student), "preprocess_cfg": preprocessing(model)}
     write_json(folder / CONFIG_FILE, described)
     with replacing(folder / WEIGHTS_FILE) as scratch:
@@ -137,11 +165,33 @@ def _open(folder: Path) -> torch.nn.Module:
 
 
 def tokenizer(student: Student) -> Any:
-    """The open_clip tokenizer that fits the student's text tower; texts -> int64 [N, context_length]."""
+    """The open_clip tokenizer that fits the student's text tower; texts -> int64 [N, context_length].
+
+    Raises CliptexError for one of transformers that cannot be fetched.
+    """
     config = model_config(student)["text_cfg"]
-    if "hf_tokenizer_name" in config:
-        return open_clip.HFTokenizer(config["hf_tokenizer_name"], context_length=config.get("context_length", 77))
-    return open_clip.SimpleTokenizer(context_length=config.get("context_length", 77))
+    options = {"context_length": config.get("context_length", 77), **config.get("tokenizer_kwargs", {})}
+    name = config.get("hf_tokenizer_name")
+    if not name:
+        return open_clip.SimpleTokenizer(**options)
+    if student.pretrained is not None and any((Path(student.pretrained) / file).exists() for file in TOKENIZER_FILES):
+        name = student.pretrained
+    try:
+        return open_clip.HFTokenizer(name, tokenizer_mode=config.get("tokenizer_mode"), **options)
+    except Exception as error:  # transformers and the hub each have their own kind
+        what = " ".join(str(error).split())
+        raise CliptexError(
+            f"student.architecture: its tokenizer {name} cannot be loaded ({what}); without a network, put it into the"
+            " cache of the Hugging Face hub first"
+        ) from error
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files that are in one exported folder, if any, to another."""
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            with replacing(target / name) as scratch:
+                shutil.copyfile(source / name, scratch)
 
 
 def exported_config(folder: Path) -> dict[str, Any]:

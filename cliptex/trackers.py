@@ -17,8 +17,8 @@ WANDB_PROJECT = "cliptex"
 class Trackers:
     """Those named in `names`, for the run `name`, going on after line `step`; a context, as they have to be closed.
 
-    folder: TensorBoard's event files go to `tensorboard/` in it, those of Weights & Biases to `wandb/`. Which account
-    and project, and whether it is offline, says Weights & Biases' own environment (WANDB_PROJECT, WANDB_MODE).
+    folder: TensorBoard's event files go to `tensorboard/` in it, those of Weights & Biases to `wandb/`; `wandb_offline`
+    writes them and sends nothing. Which account and project says Weights & Biases' own environment (WANDB_PROJECT).
     Raises CliptexError when wandb is asked for and not installed; without tensorboard, a default, there is a warning.
     """
 
@@ -26,8 +26,8 @@ class Trackers:
         self._board = self._wandb = None
         if "tensorboard" in names:
             self._board = _tensorboard(folder / "tensorboard", step)
-        if "wandb" in names:
-            self._wandb = _wandb(folder, name, step, settings)
+        if "wandb" in names or "wandb_offline" in names:
+            self._wandb = _wandb(folder, name, settings, offline="wandb_offline" in names)
 
     def write(self, line: dict[str, float]) -> None:
         """One line of metrics.jsonl."""
@@ -60,7 +60,7 @@ def _tensorboard(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
-def _wandb(folder: Path, name: str, step: int, settings: dict[str, Any]) -> Any:
+def _wandb(folder: Path, name: str, settings: dict[str, Any], offline: bool) -> Any:
     try:
         import wandb
     except ImportError as error:
@@ -69,7 +69,6 @@ def _wandb(folder: Path, name: str, step: int, settings: dict[str, Any]) -> Any:
 
     folder.mkdir(parents=True, exist_ok=True)
     project = os.environ.get("WANDB_PROJECT", WANDB_PROJECT)
-    # the same id after a restart, so that it is one run
-    return wandb.init(
-        project=project, name=name, id=name.replace("/", "-"), resume="allow", dir=str(folder), config=settings
-    )
+    # the same id after a restart, so that it is one run; offline that is for `wandb sync --append` to do
+    how = {"mode": "offline"} if offline else {"resume": "allow"}
+    return wandb.init(project=project, name=name, id=name.replace("/", "-"), dir=str(folder), config=settings, **how)

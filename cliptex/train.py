@@ -93,6 +93,7 @@ class _Run:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self._settings())
         self.history: list[dict[str, float]] = []
         self.first_step, self.seconds, self.seconds_loading = 0, 0.0, 0.0
+        self.overhead: float | None = None
         self.alarms: list[str] = []
 
         if self.model.init is None:
@@ -182,7 +183,7 @@ class _Run:
                 batch = next(batches)
                 self.seconds_loading += time.monotonic() - waiting
                 losses = self.engine.step(batch, step)
-                if not math.isfinite(losses["loss"]):
+                if not _finite(losses):
                     raise self._not_finite(batch, step, losses)
                 line = self._line(batch, step, losses)
                 if line:
@@ -196,6 +197,8 @@ class _Run:
                     log.info("%s: %s after step %d; saved, the same command goes on", label, stop.name, step)
                     raise Stopped(step)
             self.seconds += time.monotonic() - begun
+            if self.tasks:
+                self.overhead = self.engine.overhead(batch)
 
     def _first_look(self, trackers: Trackers) -> None:
         """What is measured before step 1, and is what later measurements are compared with."""
@@ -216,7 +219,9 @@ class _Run:
         looks = self.watcher.watches and (last or (batch.ends_epoch and (batch.epoch + 1) % every == 0))
         if not looks and not last and step % self.options.log_every and step != 1:
             return {}
-        line = {"step": step, "epoch": batch.epoch, **{key: round(value, 6) for key, value in losses.items()}}
+        line: dict[str, float] = {"step": step, "epoch": batch.epoch}
+        # JSON has no infinity, which is the norm of a gradient that fp16 could not hold
+        line |= {key: round(value, 6) for key, value in losses.items() if math.isfinite(value)}
         if self.tasks:
             shares = valid_shares(self.tasks, batch.targets)
             means = self.world.mean(torch.stack(list(shares.values())).to(self.engine.device)).tolist()
@@ -239,8 +244,9 @@ class _Run:
         write_json(
             path, {"step": step, "losses": {key: str(value) for key, value in losses.items()}, "keys": batch.keys}
         )
+        what = "loss" if not math.isfinite(losses["loss"]) else "grad_norm"
         return CliptexError(
-            f"models.{self.name}: the loss at step {step} is {losses['loss']} ({losses}); the keys of the batch are in"
+            f"models.{self.name}: the {what} at step {step} is {losses[what]} ({losses}); the keys of the batch are in"
             f" {path}; lower learning_rate, or look at those samples"
         )
 
@@ -305,10 +311,17 @@ class _Run:
             "parameters": cost.parameters_of(network, heads),
             "flops": flops,
             "flops_over_contrastive": round(sum(flops.values()) / plain, 4),
+            "time_over_contrastive": None if self.overhead is None else round(self.overhead, 4),
             "alarms": self.alarms,
             "model_sha256": weights,
             "provenance": provenance(self.config.plain()),
         }
+
+
+def _finite(losses: dict[str, float]) -> bool:
+    """Whether a step may be built upon. In fp16 a gradient may overflow, until lowering the loss' scale is no help."""
+    overflow_is_usual = losses.get("loss_scale", 0.0) >= 1
+    return math.isfinite(losses["loss"]) and (overflow_is_usual or math.isfinite(losses.get("grad_norm", 0.0)))
 
 
 def _tasks(config: Config, name: str) -> dict[str, Task]:

@@ -98,8 +98,8 @@ class Watcher:
         classifier = open_clip.build_zero_shot_classifier(
             model, contender.tokenizer, data.class_names, templates, device=self.engine.device
         )
-        first = _First(samples, self.settings.zero_shot_images)
-        _, ranked, labels = rankings([contender], first, [classifier])
+        some = Spread(samples, self.settings.zero_shot_images)
+        _, ranked, labels = rankings([contender], some, [classifier])
         return {f"zero_shot_{name}": round(value, 4) for name, value in top_metrics(ranked[0], labels).items()}
 
     def _held_out(self) -> dict[str, float]:
@@ -127,8 +127,8 @@ class Watcher:
         return found
 
 
-class _First:
-    """The first `count` of some samples, each read when indexed."""
+class Spread:
+    """`count` of some samples, evenly spread, as they may be sorted by class; each is read when indexed."""
 
     def __init__(self, samples: Any, count: int):
         self._samples, self._count = samples, min(count, len(samples))
@@ -137,7 +137,7 @@ class _First:
         return self._count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._samples[index]
+        return self._samples[index * len(self._samples) // self._count]
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 import copy
 import json
 import os
+import shutil
 
+import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -10,7 +12,7 @@ from safetensors.torch import save_file
 from cliptex import student
 from cliptex.config import Student
 from cliptex.errors import CliptexError
-from cliptex.features import dense_features, features_and_embedding
+from cliptex.features import dense_features, features_and_embedding, width
 
 TINY = {
     "embed_dim": 16,
@@ -116,6 +118,81 @@ def test_any_vision_transformer_builds_and_has_dense_features(name, millions, de
         assert torch.equal(found, wanted)
         assert torch.equal(found_embedding, wanted_embedding)
         assert torch.equal(found_embedding, visual(images))
+
+
+def test_every_vision_transformer_of_open_clip_has_dense_features_and_an_embedding():
+    """All names that begin with ViT, of one layer each, without memory; of timm's, which are whole, two small ones."""
+    kinds = set()
+    for name in open_clip.list_models():
+        config = copy.deepcopy(open_clip.get_model_config(name))
+        timm_tower = "timm_model_name" in config["vision_cfg"]
+        if not name.startswith("ViT-") or (timm_tower and name not in ("ViT-B-16-SigLIP", "ViT-B-32-SigLIP2-256")):
+            continue
+        config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 1
+        size = config["vision_cfg"]["image_size"]
+        with torch.device("meta"):
+            model = student.build(Student(architecture=config), 0)
+            map_BChw, vector_BD = features_and_embedding(model.visual, torch.zeros(2, 3, size, size))
+            tokens_BL = torch.zeros(2, config["text_cfg"].get("context_length", 77), dtype=torch.long)
+            assert model.encode_text(tokens_BL).shape == vector_BD.shape == (2, config["embed_dim"]), name
+        assert map_BChw.shape[:2] == (2, width(model.visual)), name
+        assert map_BChw.shape[2] == map_BChw.shape[3] >= 7, name
+        kinds.add(type(model.visual).__name__)
+    assert kinds == {"VisionTransformer", "TimmModel"}
+
+
+def test_a_captioner_is_refused():
+    with pytest.raises(CliptexError, match=r"student\.architecture: 'coca_ViT-B-32' is CoCa"):
+        student.build(Student(architecture="coca_ViT-B-32"), 0)
+
+
+@pytest.fixture
+def with_own_tokenizer(tmp_path):
+    """SigLIP's kind of model, small: a timm tower, a text tower of its own, a tokenizer of transformers."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "cat": 4, "dog": 5}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    fast.save_pretrained(tmp_path / "words")
+    vision = {"image_size": 224, "timm_model_name": "vit_tiny_patch16_224", "timm_pool": "map"}
+    return {
+        "embed_dim": 192,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": vision | {"timm_proj": "none"},
+        "text_cfg": {
+            "context_length": 8,
+            "vocab_size": 6,
+            "hf_tokenizer_name": str(tmp_path / "words"),
+            "tokenizer_kwargs": {"clean": "canonicalize"},
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+            "no_causal_mask": True,
+            "pool_type": "last",
+        },
+    }
+
+
+def test_a_tokenizer_of_transformers_goes_into_the_export_and_on_from_there(with_own_tokenizer, tmp_path):
+    settings = Student(architecture=with_own_tokenizer)
+    model = student.build(settings, 0).eval()
+    student.export(model, settings, tmp_path / "one")
+    shutil.rmtree(tmp_path / "words")
+    again = Student(pretrained=str(tmp_path / "one"))
+    student.export(student.build(again, 0), again, tmp_path / "two")
+    loaded, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'two'}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'two'}")(["A cat!"])
+    assert tokens.tolist()[0][:2] == [3, 4]  # small letters and no signs: SigLIP's own way to clean
+    assert torch.equal(student.tokenizer(again)(["A cat!"]), tokens)
+    images = torch.randn(2, 3, 224, 224)
+    assert torch.equal(loaded.eval().encode_text(tokens), model.encode_text(tokens))
+    assert torch.equal(loaded.encode_image(images), model.encode_image(images))
+    with pytest.raises(CliptexError, match=r"its tokenizer .*words cannot be loaded .*cache of the Hugging Face hub"):
+        student.tokenizer(settings)
 
 
 @pytest.fixture
@@ -224,6 +301,35 @@ def test_a_pretrained_tag_brings_weights_preprocessing_and_activation(tagged, tm
     }
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(student.load(tmp_path / "out").encode_image(images), model.eval().encode_image(images))
+
+
+@pytest.fixture
+def hub(given, tmp_path, monkeypatch):
+    """An architecture `tiny` with a tag whose weights are on the hub, a cache folder, and no network."""
+    tag = {"hf_hub": "somebody/tiny/", "mean": (0.1, 0.2, 0.3), "std": (0.5,) * 3, "interpolation": "bicubic"}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", TINY)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", {"hosted": tag | {"resize_mode": "shortest"}})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return given, tmp_path / "cache"
+
+
+def test_a_tag_in_the_hubs_cache_needs_no_network(hub):
+    (model, state), cache = hub
+    repository = cache / "models--somebody--tiny"
+    (repository / "snapshots" / "abc").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    save_file(state, repository / "snapshots" / "abc" / "open_clip_model.safetensors")
+    found = student.build(Student(architecture="tiny", pretrained="hosted"), 0)
+    assert same(model, found)
+    assert student.preprocessing(found)["mean"] == (0.1, 0.2, 0.3)
+
+
+def test_a_tag_that_cannot_be_fetched_is_one_line_that_says_what_to_do(hub):
+    with pytest.raises(CliptexError, match=r"student\.pretrained: hosted .*somebody/tiny.*network") as caught:
+        student.build(Student(architecture="tiny", pretrained="hosted"), 0)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_published_tags_that_need_quick_gelu_get_it():

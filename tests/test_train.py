@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from cliptex.errors import CliptexError
 from cliptex.files import read_json, sha256_file
 from cliptex.multi_scale import DenseHeads
 from cliptex.train import train
-from cliptex.watch import Watcher
+from cliptex.watch import Spread, Watcher
 from cliptex.zeroshot import zeroshot
 
 
@@ -134,10 +135,20 @@ def test_a_truncated_checkpoint_is_left_out_and_the_one_before_is_used(clip, mon
     assert "going on from step 2" in caplog.text
 
 
-@pytest.mark.parametrize("options", [{}, {"ema": 0.9, "accumulate": 2, "crop_sizes_px": [24, 32]}])
-def test_eight_steps_are_four_and_a_restart_and_four(clip, monkeypatch, options):
-    """Weights, moments, averages, random numbers, rates and the keys that come next, bit for bit."""
-    config = changed(clip, "cliptex", steps=8, train={**options, "checkpoint_every": 4})
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cliptex", {}),
+        ("cliptex", {"ema": 0.9, "accumulate": 2, "crop_sizes_px": [24, 32]}),
+        ("cliptex", {"ema": 0.9, "precision": "fp16"}),
+        ("clip_ft", {"precision": "fp32"}),
+    ],
+)
+def test_eight_steps_are_four_and_a_restart_and_four(clip, monkeypatch, name, options):
+    """Weights, moments, averages, loss scale, random numbers, rates and the keys that come next, bit for bit."""
+    config = changed(clip, name, steps=8, train={**options, "checkpoint_every": 4})
+    if not config.models[name].tasks:
+        config = changed(config, name, patch_dropout=0.5)
     seen = []
     original = Engine.step
 
@@ -147,13 +158,15 @@ def test_eight_steps_are_four_and_a_restart_and_four(clip, monkeypatch, options)
         return values
 
     monkeypatch.setattr(Engine, "step", noting)
-    train(config, "cliptex", 0)
+    train(config, name, 0)
     whole, state = [row[:3] for row in seen], seen[-1][3].state()
-    shutil.rmtree(paths.model("cliptex", 0))
+    assert [step for step, _, _ in whole] == list(range(1, 9))
+    assert bool(state["scaler"]) == (options.get("precision") == "fp16")
+    shutil.rmtree(paths.model(name, 0))
     seen.clear()
-    train_until(config, "cliptex", 5, monkeypatch)
+    train_until(config, name, 5, monkeypatch)
     torch.manual_seed(123)
-    train(config, "cliptex", 0)
+    train(config, name, 0)
     assert [row[:3] for row in seen] == whole
     assert equal(seen[-1][3].state(), state)
 
@@ -218,6 +231,19 @@ def test_a_kill_while_a_checkpoint_is_saved_leaves_the_two_before(tmp_path, monk
     assert checkpoints.latest() == {"step": 3, "settings": {"a": 1}}
 
 
+def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_one_before_stays(tmp_path):
+    checkpoints = Checkpoints(tmp_path, {"a": 1})
+    checkpoints.save({"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # as a full disk
+    try:
+        with pytest.raises(CliptexError, match=r"step-00000002\.pt: cannot be written .*; make room"):
+            checkpoints.save({"step": 2, "weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(clip, monkeypatch, name):
     train(clip, "cliptex", 0)
@@ -277,6 +303,55 @@ def test_a_loss_that_is_not_finite_stops_the_run(clip, monkeypatch):
     assert not (paths.model("cliptex", 0) / "open_clip_model.safetensors").exists()
 
 
+def poisoned(monkeypatch, step, poison):
+    """Have `poison(engine)` called before a step, and the keys of that step's batch noted."""
+    keys, original = [], Engine.step
+
+    def deadly(self, batch, number):
+        if number == step:
+            keys.extend(batch.keys)
+            poison(self)
+        return original(self, batch, number)
+
+    monkeypatch.setattr(Engine, "step", deadly)
+    return keys
+
+
+def test_weights_that_overflow_stop_the_run(clip, monkeypatch):
+    def poison(engine):
+        engine.model.visual.conv1.weight.data[0, 0, 0, 0] = float("inf")
+
+    keys = poisoned(monkeypatch, 3, poison)
+    with pytest.raises(CliptexError, match=r"models\.cliptex: the loss at step 3 is nan"):
+        train(clip, "cliptex", 0)
+    assert read_json(paths.model("cliptex", 0) / "checkpoints" / "not-finite-step-00000003-rank-0.json")["keys"] == keys
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_its_weights_are_saved(clip, monkeypatch):
+    """The loss is finite still; that of the next step, of other pairs, would not be."""
+
+    def poison(engine):
+        engine.model.text_projection.register_hook(lambda gradient: gradient * float("nan"))
+
+    keys = poisoned(monkeypatch, 4, poison)
+    with pytest.raises(CliptexError, match=r"models\.cliptex: the grad_norm at step 4 is nan"):
+        train(clip, "cliptex", 0)
+    folder = paths.model("cliptex", 0) / "checkpoints"
+    assert read_json(folder / "not-finite-step-00000004-rank-0.json")["keys"] == keys
+    assert [path.name for path in folder.glob("*.pt")] == ["step-00000002.pt"]
+
+
+def test_a_gradient_that_fp16_cannot_hold_is_no_end_and_no_infinity_in_the_log(clip, monkeypatch):
+    def poison(engine):
+        engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+
+    poisoned(monkeypatch, 2, poison)
+    train(changed(clip, train={"precision": "fp16"}), "cliptex", 0)
+    lines = outcome("cliptex")[1]
+    assert ["grad_norm" in line for line in lines[:2]] == [True, False]
+    assert lines[1]["loss_scale"] == 2.0**29
+
+
 def test_unknown_models_and_missing_starts_are_named(tiny):
     with pytest.raises(CliptexError, match="no model 'klip'"):
         train(tiny, "klip", 0)
@@ -308,23 +383,37 @@ def command(config, name):
     return [sys.executable, "-m", "cliptex", "--threads", "1", "train", "--model", name, "--config", text]
 
 
-def wait_for_checkpoints(process, folder, count):
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("step-*.pt"))) < count and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
+KILLED_WHILE_SAVING = """
+import io, os, runpy, signal, sys, torch
+whole, saves = torch.save, []
+
+def half(state, path):
+    data = io.BytesIO()
+    whole(state, data)
+    saves.append(path)
+    with open(path, "wb") as file:
+        file.write(data.getvalue() if len(saves) < 3 else data.getvalue()[: data.tell() // 2])
+    if len(saves) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = half
+sys.argv = sys.argv[1:]
+runpy.run_module("cliptex", run_name="__main__")
+"""
 
 
-def test_sigkill_loses_at_most_one_interval_and_sigterm_none(clip):
-    """A real process, really killed, then stopped, then left to end."""
+def test_sigkill_in_a_save_loses_one_interval_and_sigterm_nothing(clip):
+    """A real process, really killed with half a checkpoint written, then stopped, then left to end."""
     config = changed(clip, "clip_ft", steps=200)
     folder = paths.model("clip_ft", 0) / "checkpoints"
-    process = subprocess.Popen(command(config, "clip_ft"), stderr=subprocess.DEVNULL)
-    wait_for_checkpoints(process, folder, 2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    _, _, *arguments = command(config, "clip_ft")
+    process = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, *arguments], stderr=subprocess.DEVNULL)
+    assert process.returncode == -signal.SIGKILL
     assert not (paths.model("clip_ft", 0) / "train.json").exists()
+    (left,) = folder.glob(".step-00000006.*.pt")
+    assert left.stat().st_size > 1000
     newest = max(int(path.stem[5:]) for path in folder.glob("step-*.pt"))
-    assert newest >= 4
+    assert newest == 4
 
     process = subprocess.Popen(command(config, "clip_ft"), stderr=subprocess.PIPE, text=True)
     begun = max(folder.glob("step-*.pt"))
@@ -338,12 +427,13 @@ def test_sigkill_loses_at_most_one_interval_and_sigterm_none(clip):
     assert not (paths.model("clip_ft", 0) / "train.json").exists()
     newest = max(int(path.stem[5:]) for path in folder.glob("step-*.pt"))
     assert f"after step {newest};" in said
+    assert not left.exists()
     train(changed(config, train={"checkpoint_every": 100}), "clip_ft", 0)
     assert read_json(paths.model("clip_ft", 0) / "train.json")["images_seen"] == 800
 
 
 SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "3", "SLURM_NODEID": "1", "SLURM_JOB_ID": "7"}
-MICRO = {"accumulate": 2, "crop_sizes_px": [24, 32], "ema": 0.5}
+MICRO = {"accumulate": 2, "crop_sizes_px": [24, 32], "ema": 0.5, "held_out": 5}
 
 
 def exact(config):
@@ -357,7 +447,8 @@ def exact(config):
 def outcome(name):
     folder = paths.model(name, 0)
     tensors = load_file(folder / "open_clip_model.safetensors") | load_file(folder / "heads.safetensors")
-    return tensors, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return tensors, [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
 
 def assert_close(one, other):
@@ -386,13 +477,38 @@ def test_micro_batches_equal_one_big_batch(tiny, name):
     assert_close(outcome(name), whole)
 
 
+BOTH = """
+import signal, sys
+from cliptex.checkpoints import Stopped
+from cliptex.config import Config
+from cliptex.engine import Engine
+from cliptex.train import train
+
+asked, original = [], Engine.step
+
+def step(self, batch, number):
+    if number == 2 and self.world.rank == 1 and self.tasks and not asked:
+        asked.append(number)
+        signal.raise_signal(signal.SIGUSR1)
+    return original(self, batch, number)
+
+Engine.step = step
+for text, name in zip(sys.argv[1::2], sys.argv[2::2]):
+    try:
+        train(Config.load(text), name, 0)
+    except Stopped as stopped:
+        assert stopped.step == 2
+        train(Config.load(text), name, 0)
+"""
+
+
 def test_two_processes_equal_one(tiny, tmp_path, monkeypatch):
-    """Started by torchrun inside what looks like a SLURM job of other sizes."""
+    """Started by torchrun inside what looks like a SLURM job of other sizes, with crops, flips, held-out pairs and a
+    look at zero-shot; one of the two is asked to stop half-way, both save and go on."""
     config = exact(tiny)
-    micro = changed(config, train=MICRO)
-    script = "import sys; from cliptex.config import Config; from cliptex.train import train\n"
-    script += "for text, name in zip(sys.argv[1::2], sys.argv[2::2]): train(Config.load(text), name, 0)"
-    (tmp_path / "both.py").write_text(script)
+    write_imagenet(paths.benchmark("imagenet"), 6, 6)
+    micro = watched(changed(config, train=MICRO))
+    (tmp_path / "both.py").write_text(BOTH)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "both.py"]
     launch += [json.dumps(config.plain()), "clip", json.dumps(micro.plain()), "cliptex"]
     ended = subprocess.run(launch, env={**os.environ, **SLURM}, capture_output=True, text=True, timeout=1200)
@@ -406,6 +522,7 @@ def test_two_processes_equal_one(tiny, tmp_path, monkeypatch):
     assert read_json(paths.model("cliptex", 0) / "train.json")["processes"] == 1
     for name, found in shared.items():
         assert_close(found, outcome(name))
+    assert {"zero_shot_top1", "held_out/normals/mean"} <= shared["cliptex"][1][-1].keys()
 
 
 def test_half_of_torchruns_variables_are_refused(monkeypatch):
@@ -430,6 +547,11 @@ def test_zero_shot_before_step_1_is_the_start_models_and_looking_changes_nothing
     lines = {line["step"]: line for line in outcome("cliptex")[1]}
     assert lines[0]["zero_shot_top1"] == pytest.approx(base["top1"], abs=1e-3)
     assert [step for step, line in lines.items() if "zero_shot_top1" in line] == [0, 4, 6]  # 4 steps an epoch
+
+
+def test_some_images_of_a_benchmark_sorted_by_class_are_of_all_classes():
+    assert list(Spread(range(0, 100, 10), 4)) == [0, 20, 50, 70]
+    assert list(Spread(range(3), 1000)) == [0, 1, 2]
 
 
 def test_a_fall_in_zero_shot_is_an_alarm_or_the_end(clip, monkeypatch, caplog):
@@ -505,11 +627,24 @@ def test_tensorboard_gets_the_lines_and_goes_on_after_a_restart(clip, monkeypatc
     assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
 
 
-def test_fp16_needs_a_gpu(clip):
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    with pytest.raises(CliptexError, match=r"train\.precision: fp16 needs a GPU"):
-        train(changed(clip, train={"precision": "fp16"}), "cliptex", 0)
+def test_weights_and_biases_offline_gets_the_lines_and_sends_nothing(clip, monkeypatch):
+    pytest.importorskip("wandb")
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # a call would fail
+    train_until(changed(clip, train={"trackers": ["wandb_offline"]}), "clip_ft", 4, monkeypatch)
+    train(changed(clip, train={"trackers": ["wandb_offline"]}), "clip_ft", 0)
+    first, second = sorted((paths.model("clip_ft", 0) / "wandb").glob("offline-run-*-clip_ft-seed0/*.wandb"))
+    lines = outcome("clip_ft")[1]
+    for line in lines:
+        value = json.dumps(line["contrastive"]).encode()
+        assert (value in first.read_bytes(), value in second.read_bytes()) == (line["step"] <= 3, line["step"] > 2)
+    assert not (paths.model("clip_ft", 0) / "tensorboard").exists()
+
+
+def test_wandb_that_is_not_installed_is_named(clip, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(CliptexError, match=r"train\.trackers: wandb is not installed; pip install 'cliptex\[wandb\]'"):
+        train(changed(clip, train={"trackers": ["wandb"]}), "clip_ft", 0)
 
 
 def test_crop_sizes_are_whole_patches(clip):

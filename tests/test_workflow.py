@@ -46,17 +46,20 @@ def finished(tmp_path_factory):
 def test_everything_promised_is_there(finished):
     page = (finished / "results/report.html").read_text()
     assert "miniature" in page.lower()
+    assert "0.5 × CLIPTeX + 0.5 × CLIP" in page
     for benchmark in ("voc", "ade20k", "coco", "nyuv2", "imagenet", "places365"):
         table = json.loads((finished / f"results/probes/{benchmark}.json").read_text())
         assert table["source"] == "miniature"
-        assert {row["model"] for row in table["results"]} == {"random", "position", "clip", "clip_ft", "cliptex"}
+        models = {"random", "position", "clip", "clip_ft", "cliptex", "wise"}  # the last is interpolated
+        assert {row["model"] for row in table["results"]} == models
     assert {row["head"] for row in json.loads((finished / "results/probes/voc.json").read_text())["results"]} == {
         "linear",
         "deeplabv3",
         "pspnet",
     }
     for benchmark in ("imagenet", "places365"):
-        assert json.loads((finished / f"results/zeroshot/{benchmark}.json").read_text())["results"]
+        table = json.loads((finished / f"results/zeroshot/{benchmark}.json").read_text())
+        assert {row["model"] for row in table["results"]} == {"random", "clip", "clip_ft", "cliptex", "wise"}
     for store in ("segmentation", "depth", "normals"):
         assert json.loads((finished / f"results/labels/{store}/index.json").read_text())["coverage"]
     assert (finished / "results/models/cliptex/seed0/open_clip_model.safetensors").exists()
@@ -172,7 +175,7 @@ def test_every_study_can_be_planned(tmp_path, study):
     command += [ROOT / f"config/studies/{study}.yaml", "--snakefile", ROOT / "Snakefile", "--", "all"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert jobs(result)["train"] > 3
+    assert jobs(result)["train"] + jobs(result).get("interpolate", 0) > 3
 
 
 def test_the_study_at_full_size_can_be_planned(tmp_path):
