@@ -56,6 +56,7 @@ class _Intermediates(nn.Module):
         return self.visual.forward_intermediates(images_BCHW, **options)
 
 
+@torch.compiler.disable  # the backward pass of this resize cannot be compiled
 def resized_positions(visual: nn.Module, size: tuple[int, int]) -> torch.Tensor | None:
     """The position embedding [1 + n, C] for images of another (height, width); None for the encoder's own.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg
 from safetensors.torch import save_file
 
@@ -137,7 +138,7 @@ def export(model: torch.nn.Module, student: Student, folder: Path) -> str:
     tokenizer of transformers goes with it.
     """
     texts = tokenizer(student)
-    if isinstance(texts, open_clip.HFTokenizer):
+    if isinstance(texts, HFTokenizer):
         texts.save_pretrained(folder)
     described = {"model_cfg": model_config(student), "preprocess_cfg": preprocessing(model)}
     write_json(folder / CONFIG_FILE, described)
@@ -177,7 +178,7 @@ def tokenizer(student: Student) -> Any:
     if student.pretrained is not None and any((Path(student.pretrained) / file).exists() for file in TOKENIZER_FILES):
         name = student.pretrained
     try:
-        return open_clip.HFTokenizer(name, tokenizer_mode=config.get("tokenizer_mode"), **options)
+        return HFTokenizer(name, tokenizer_mode=config.get("tokenizer_mode"), **options)
     except Exception as error:  # transformers and the hub each have their own kind
         what = " ".join(str(error).split())
         raise CliptexError(
