@@ -280,7 +280,7 @@ class Train(Section):
     checkpoint_every: Positive = 100
     """Steps between rolling checkpoints."""
     shuffle_shards: Positive = 16
-    """Shards held in memory at a time and shuffled together."""
+    """Shards shuffled together; of their labels, those of a process' own rows are held in memory."""
     watch: Watch = Watch()
     """What is looked at on the way."""
 

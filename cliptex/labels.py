@@ -10,12 +10,12 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
@@ -32,7 +32,11 @@ from cliptex.provenance import provenance
 from cliptex.shards import Pair, index_again, read_index, read_indexed
 from cliptex.tasks.base import Task
 
+if TYPE_CHECKING:
+    from pyarrow import parquet
+
 log = logging.getLogger("cliptex")
+Found = TypeVar("Found")
 SCHEMA_VERSION = 1
 METADATA_KEY = b"cliptex"
 FAILURES_IN_A_ROW = 8
@@ -479,16 +483,32 @@ class LabelFile:
             payload, height, width = self._read(["payload", "height", "width"])
             self._rows = (payload.combine_chunks(), height.to_pylist(), width.to_pylist())
 
-    def release(self) -> None:
-        """Drop the payloads from memory; they are read again when asked for."""
-        self._rows = None
-
     def get(self, row: int) -> tuple[bytes, int, int] | None:
         """(payload, height, width) of a row, the arguments of the task's `decode`; None where the label failed."""
         self.load()
         payloads, heights, widths = self._rows
         payload = payloads[row].as_py()
         return None if payload is None else (payload, heights[row], widths[row])
+
+    def some(self, rows: Iterable[int]) -> dict[int, tuple[bytes, int, int] | None]:
+        """`get` of some rows, by row; nothing is kept, and only the groups of rows that they are in are read."""
+        wanted = np.unique(np.fromiter(rows, np.int64))
+        found: dict[int, tuple[bytes, int, int] | None] = {}
+
+        def read(file: "parquet.ParquetFile") -> None:
+            first = 0
+            for group in range(file.num_row_groups):
+                end = first + file.metadata.row_group(group).num_rows
+                here = wanted[(wanted >= first) & (wanted < end)]
+                if here.size:
+                    table = file.read_row_group(group, ["payload", "height", "width"]).take(here - first)
+                    columns = (table[name].to_pylist() for name in ("payload", "height", "width"))
+                    for row, payload, *size in zip(here.tolist(), *columns, strict=True):
+                        found[row] = None if payload is None else (payload, *size)
+                first = end
+
+        self._with_file(read)
+        return found
 
     def label(self, row: int) -> np.ndarray | None:
         """The decoded label of a row; None where it failed."""
@@ -502,14 +522,20 @@ class LabelFile:
             ) from error
 
     def _read(self, columns: list[str]) -> list[Any]:
+        def read(file: "parquet.ParquetFile") -> list[Any]:
+            self.metadata = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
+            self._names = file.schema_arrow.names
+            return file.read(columns).columns
+
+        return self._with_file(read)
+
+    def _with_file(self, read: "Callable[[parquet.ParquetFile], Found]") -> Found:
         import pyarrow as pa
         from pyarrow import parquet
 
         try:
             with parquet.ParquetFile(self.path, page_checksum_verification=True) as file:
-                self.metadata = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
-                self._names = file.schema_arrow.names
-                return file.read(columns).columns
+                return read(file)
         except FileNotFoundError as error:
             raise CliptexError(f"{self.path}: label file is missing; run the same command again") from error
         except (pa.ArrowException, OSError, ValueError) as error:

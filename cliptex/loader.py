@@ -10,7 +10,7 @@ import bisect
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +24,7 @@ from cliptex import shards
 from cliptex.config import Train
 from cliptex.errors import CliptexError
 from cliptex.images import decode_image
-from cliptex.labels import open_store
+from cliptex.labels import LabelFile, open_store
 from cliptex.tasks.base import Task, View
 
 WHOLE = View(0.0, 0.0, 1.0, 1.0, False)
@@ -90,18 +90,28 @@ class Step:
     ends_epoch: bool
 
 
+Label = tuple[bytes, int, int] | None
+"""The arguments of `Task.decode`; None where the label failed."""
+
+
 @dataclass(frozen=True)
 class Encoded:
-    """A sample as it is stored: image bytes, caption, and per store the arguments of `Task.decode`.
+    """A sample as it is stored: where its image and caption lie, and its label of each store.
 
     label_key: key of the image that the labels belong to.
     """
 
-    key: str
-    image: bytes
-    caption: str
+    place: shards.Place
     label_key: str
-    labels: dict[str, tuple[bytes, int, int] | None]
+    labels: dict[str, Label]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is in memory of a shard whose samples are being drawn: all its keys and, by row, this process' labels."""
+
+    keys: list[str]
+    labels: dict[str, dict[int, Label]]
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,15 @@ class Order:
     labels: np.ndarray
     windows: list[list[int]]
     ends: list[int]
+
+    def bounds(self, window: int) -> tuple[int, int]:
+        """First position of a window, and that after its last."""
+        return self.ends[window - 1] if window else 0, self.ends[window]
+
+    def windows_of(self, step: Step) -> range:
+        """Those that a step draws from."""
+        first, last = (bisect.bisect_right(self.ends, at) for at in (step.start, step.start + step.rows - 1))
+        return range(first, last + 1)
 
 
 Work = tuple[list[Encoded], Step]
@@ -135,12 +154,13 @@ class Decoder:
 
     def __getitem__(self, work: Work) -> Batch:
         samples, step = work
-        images = [
-            crop_image(decode_image(sample.image), self._view(step.epoch, sample.key), step.size) for sample in samples
-        ]
-        captions = [sample.caption for sample in samples]
+        images, captions = [], []
+        for sample in samples:
+            pair = sample.place.read()
+            images.append(crop_image(decode_image(pair.image), self._view(step.epoch, pair.key), step.size))
+            captions.append(pair.caption)
         return Batch(
-            [sample.key for sample in samples],
+            [sample.place.key for sample in samples],
             torch.from_numpy(np.stack(images)),
             captions,
             {store: torch.from_numpy(target) for store, target in self.targets(samples, step.epoch).items()},
@@ -192,13 +212,13 @@ class JointLoader:
     ):
         self.entries = shards.read_index(index)["shards"]
         self.tasks = {store: task for store, (task, _) in stores.items()}
-        self.labels = []
+        self._labels: list[dict[str, LabelFile]] = []
         for entry in self.entries:
             shards.check_indexed(entry)
             files = {store: open_store(path, entry, task) for store, (task, path) in stores.items()}
             for file in files.values():
                 file.keys = entry["keys"]  # they are equal; millions of keys need not be held once a store
-            self.labels.append(files)
+            self._labels.append(files)
         self.train, self.image_size, self.seed, self.shuffle_labels = train, image_size, seed, shuffle_labels
         self.rank, self.processes, self.workers = rank, processes, workers
         self._decoder = Decoder(train, seed, self.tasks, tokenizer)
@@ -210,7 +230,8 @@ class JointLoader:
         self._ids = [first + np.flatnonzero(kept[first:end]) for first, end in itertools.pairwise(self._offsets)]
         self.num_samples = int(kept.sum())
         self._check_batches(index)
-        self._held: dict[int, list[shards.Pair]] = {}
+        self._places: dict[int, shards.Places] = {}
+        self._kept_out: list[Encoded] | None = None
         self._ordered: tuple[int, Order] | None = None
 
     def _check_batches(self, index: Path) -> None:
@@ -264,14 +285,14 @@ class JointLoader:
 
     def batches(self, start: int) -> Iterator[Batch]:
         """This process' part of the batches from step `start` on, without end."""
-        work = (self._work(step) for step in self.steps(start))
+        work = self._work(self.steps(start), self.rank, self.processes)
         if not self.workers:
             return (self._decoder[one] for one in work)
         return iter(
             torch.utils.data.DataLoader(
                 self._decoder,
                 batch_size=None,
-                # the encoded samples themselves, so that they are read once and held by one process
+                # where samples lie, and their labels, which are read once and held by one process
                 sampler=work,
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
@@ -283,16 +304,21 @@ class JointLoader:
 
     def label_batches(self, count: int) -> Iterator[dict[str, np.ndarray]]:
         """The targets of the first `count` batches, of all processes, without decoding an image."""
-        for step in itertools.islice(self.steps(), count):
-            yield self._decoder.targets(self._samples(step, slice(step.start, step.start + step.rows)), step.epoch)
+        for samples, step in self._work(itertools.islice(self.steps(), count)):
+            yield self._decoder.targets(samples, step.epoch)
 
     def held_out_batches(self, rows: int) -> Iterator[Batch]:
         """The held-out samples, whole and unflipped, at most `rows` at a time."""
+        if self._kept_out is None:
+            numbers, self._kept_out = np.searchsorted(self._offsets, self.held_out, side="right") - 1, []
+            for number in np.unique(numbers).tolist():
+                ids = self.held_out[numbers == number]
+                held = self._hold([number], ids)
+                self._kept_out += [self._encoded(sample, sample, held) for sample in ids.tolist()]
         decoder = Decoder(self.train, self.seed, self.tasks, augment=False)
         step = Step(0, 0, rows, self.image_size, False)
-        for start in range(0, len(self.held_out), rows):
-            ids = self.held_out[start : start + rows]
-            yield decoder[[self._encoded(int(sample), int(sample)) for sample in ids], step]
+        for start in range(0, len(self._kept_out), rows):
+            yield decoder[self._kept_out[start : start + rows], step]
 
     def samples_seen(self, steps: int) -> tuple[int, int]:
         """Images seen in the first `steps` steps by all processes, and how many of them were different ones."""
@@ -332,37 +358,46 @@ class JointLoader:
         self._ordered = (epoch, order)
         return order
 
-    def _work(self, step: Step) -> Work:
-        """This process' part of a step."""
-        share = step.rows // self.processes
-        first = step.start + self.rank * share
-        return self._samples(step, slice(first, first + share)), step
+    def _work(self, steps: Iterable[Step], rank: int = 0, processes: int = 1) -> Iterator[Work]:
+        """The part of one of `processes` of each step, with its labels, of which a window's are in memory."""
+        for epoch, of_epoch in itertools.groupby(steps, key=lambda step: step.epoch):
+            order, parts = self._order(epoch), []
+            for step in of_epoch:
+                share = step.rows // processes
+                parts.append((step, slice(step.start + rank * share, step.start + (rank + 1) * share)))
+            own = np.concatenate([np.arange(rows.start, rows.stop) for _, rows in parts])
+            held: dict[int, dict[int, Held]] = {}
+            for step, rows in parts:
+                needed = order.windows_of(step)
+                for window in held.keys() - set(needed):
+                    del held[window]
+                for window in needed:
+                    if window not in held:
+                        here = own[slice(*np.searchsorted(own, order.bounds(window)))]
+                        held[window] = self._hold(order.windows[window], order.labels[here])
+                by_shard = {number: shard for window in held.values() for number, shard in window.items()}
+                pairs = zip(order.ids[rows].tolist(), order.labels[rows].tolist(), strict=True)
+                yield [self._encoded(*pair, by_shard) for pair in pairs], step
 
-    def _samples(self, step: Step, rows: slice) -> list[Encoded]:
-        """Some rows of a step; drops from memory the shards that the step's windows do not have."""
-        order = self._order(step.epoch)
-        last = bisect.bisect_left(order.ends, step.start + step.rows)
-        needed = set(itertools.chain(*order.windows[bisect.bisect_right(order.ends, step.start) : last + 1]))
-        for number in set(self._held) - needed:
-            del self._held[number]
-            for file in self.labels[number].values():
-                file.release()
-        pairs = zip(order.ids[rows].tolist(), order.labels[rows].tolist(), strict=True)
-        return [self._encoded(*pair) for pair in pairs]
+    def _hold(self, numbers: Iterable[int], labels: np.ndarray) -> dict[int, Held]:
+        """What is needed of some shards to draw from them. labels: ids of the samples whose labels are."""
+        of_shard = np.searchsorted(self._offsets, labels, side="right") - 1
+        held = {}
+        for number in numbers:
+            rows = labels[of_shard == number] - self._offsets[number]
+            found = {store: file.some(rows) for store, file in self._labels[number].items()}
+            held[number] = Held(list(self.entries[number]["keys"]), found)
+            if number not in self._places:
+                self._places[number] = shards.Places(self.entries[number])
+            self._places[number].will_be_read()
+        return held
 
-    def _encoded(self, sample: int, label: int) -> Encoded:
+    def _encoded(self, sample: int, label: int, held: dict[int, Held]) -> Encoded:
         number, label_number = (bisect.bisect_right(self._offsets, one) - 1 for one in (sample, label))
-        pair = self._pairs(number)[sample - self._offsets[number]]
-        row = label - self._offsets[label_number]
-        found = {store: file.get(row) for store, file in self.labels[label_number].items()}
-        # packed keys are slow to look one up in
-        label_key = pair.key if label == sample else self.entries[label_number]["keys"][row]
-        return Encoded(pair.key, pair.image, pair.caption, label_key, found)
-
-    def _pairs(self, number: int) -> list[shards.Pair]:
-        if number not in self._held:
-            self._held[number] = shards.read_indexed(self.entries[number])
-        return self._held[number]
+        row, label_row = sample - self._offsets[number], label - self._offsets[label_number]
+        place, of_label = self._places[number].at(row, held[number].keys[row]), held[label_number]
+        labels = {store: found[label_row] for store, found in of_label.labels.items()}
+        return Encoded(place, of_label.keys[label_row], labels)
 
 
 def _start_worker(number: int) -> None:

@@ -10,12 +10,14 @@ import hashlib
 import io
 import json
 import logging
+import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +31,7 @@ from cliptex.packed import Keys, Reasons, plain
 from cliptex.progress import track
 
 log = logging.getLogger("cliptex")
+Value = TypeVar("Value")
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 MAX_REPEATS = 10
 OK = "ok"
@@ -82,7 +85,20 @@ def iterate_shard(path: Path) -> Iterator[Pair]:
     Raises CliptexError, naming the file and the remedy, when it is missing, truncated, not a tar, or when the
     members of a sample are not adjacent.
     """
-    path = Path(path)
+
+    def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+        data = tar.extractfile(member).read()
+        if len(data) != member.size:
+            raise tarfile.ReadError("unexpected end of data")
+        return data
+
+    return (_pair(key, members) for key, members in _samples(Path(path), content))
+
+
+def _samples(
+    path: Path, value: Callable[[tarfile.TarFile, tarfile.TarInfo], Value]
+) -> Iterator[tuple[str, dict[str, Value]]]:
+    """Key and members of every sample: suffix in small letters -> what `value` says of the member."""
     seen: set[str] = set()
     key, members = None, {}
     try:
@@ -99,12 +115,9 @@ def iterate_shard(path: Path) -> Iterator[Pair]:
                         )
                     seen.add(name)
                     if members:
-                        yield _pair(key, members)
+                        yield key, members
                     key, members = name, {}
-                data = tar.extractfile(member).read()
-                if len(data) != member.size:
-                    raise tarfile.ReadError("unexpected end of data")
-                members[suffix.lower()] = data
+                members[suffix.lower()] = value(tar, member)
             end = tar.offset
         # tarfile takes a cut between two members for the end; a whole tar ends with empty blocks
         with path.open("rb") as file:
@@ -116,7 +129,7 @@ def iterate_shard(path: Path) -> Iterator[Pair]:
     except (tarfile.TarError, OSError, EOFError) as error:
         raise CliptexError(f"{path}: shard is truncated or not a tar ({error}); {_remedy(path)}") from error
     if members:
-        yield _pair(key, members)
+        yield key, members
 
 
 def _remedy(path: Path) -> str:
@@ -132,9 +145,13 @@ def _pair(key: str, members: dict[str, bytes]) -> Pair:
     except ValueError:
         metadata = {}
     metadata = metadata if isinstance(metadata, dict) else {}
-    image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
+    image = members.get(_image_suffix(members))
     caption = members["txt"].decode("utf-8", "replace") if "txt" in members else str(metadata.get("caption") or "")
     return Pair(key, image, caption.strip() or None, metadata)
+
+
+def _image_suffix(members: Container[str]) -> str | None:
+    return next((suffix for suffix in IMAGE_SUFFIXES if suffix in members), None)
 
 
 def read_shard(path: Path) -> list[Pair]:
@@ -326,6 +343,75 @@ def read_indexed(entry: dict[str, Any]) -> list[Pair]:
     if [pair.key for pair in pairs] != entry["keys"]:
         raise CliptexError(f"{path}: keys differ from the index; {index_again()}")
     return pairs
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample lies: first byte and number of bytes of its image and of its caption in a shard's file.
+
+    path: absolute. written: when the file was, in nanoseconds.
+    """
+
+    path: str
+    written: int
+    key: str
+    image: tuple[int, int]
+    caption: tuple[int, int]
+    captioned_in: str
+    """`txt`, or `json` for a caption in the metadata."""
+
+    def read(self) -> Pair:
+        """The sample, without its metadata where the caption has a member of its own.
+
+        Raises CliptexError when the file has become shorter, or cannot be read.
+        """
+        try:
+            file = _opened(self.path, self.written).fileno()
+            image, caption = (os.pread(file, size, start) for start, size in (self.image, self.caption))
+        except OSError as error:
+            raise CliptexError(f"{self.path}: cannot be read ({error}); {_remedy(Path(self.path))}") from error
+        if (len(image), len(caption)) != (self.image[1], self.caption[1]):
+            raise CliptexError(f"{self.path}: shard is truncated; {_remedy(Path(self.path))}")
+        return _pair(self.key, {IMAGE_SUFFIXES[0]: image, self.captioned_in: caption})
+
+
+@lru_cache(maxsize=256)
+def _opened(path: str, written: int) -> io.FileIO:
+    return io.FileIO(path)
+
+
+class Places:
+    """Where the usable samples of a shard of the index lie, in the order of keys; 25 bytes a sample in memory.
+
+    Reads the tar's headers once. Raises CliptexError when the shard is not what was indexed.
+    """
+
+    def __init__(self, entry: dict[str, Any]):
+        check_indexed(entry)
+        path = Path(entry["path"]).absolute()
+        self._path, self._written, self._count = str(path), path.stat().st_mtime_ns, len(entry["keys"])
+        found = {}
+        for key, members in _samples(path, lambda _, member: (member.offset_data, member.size)):
+            image, text = _image_suffix(members), "txt" if "txt" in members else "json"
+            found[key] = (*members.get(image, (0, 0)), *members.get(text, (0, 0)), text == "json")
+        if missing := next((key for key in entry["keys"] if key not in found), None):
+            raise CliptexError(f"{self._path}: key {missing!r} of the index is not there; {index_again()}")
+        rows = np.array([found[key] for key in entry["keys"]], np.int64).reshape(-1, 5)
+        self._starts, self._sizes = rows[:, 0:4:2].copy(), rows[:, 1:4:2].astype(np.uint32)
+        self._in_json = rows[:, 4] > 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def at(self, row: int, key: str) -> Place:
+        """The place of a sample by its number among the keys, and its key."""
+        image, caption = zip(self._starts[row].tolist(), self._sizes[row].tolist(), strict=True)
+        return Place(self._path, self._written, key, image, caption, "json" if self._in_json[row] else "txt")
+
+    def will_be_read(self) -> None:
+        """Have the system read the file ahead, in order, while samples are taken from anywhere in it."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(_opened(self._path, self._written).fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def check_indexed(entry: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@ import io
 import json
 import tarfile
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from cliptex.packed import Keys, Reasons, plain
 from cliptex.shards import (
     ROWS,
     Pair,
+    Places,
     index_shards,
     iterate_shard,
     read_index,
@@ -180,6 +182,50 @@ def test_a_shard_that_changed_after_indexing_is_named(shard_index, shard_paths):
     write_shard(shard_paths[1], [drawn_pair(f"00001{i:04d}", i) for i in range(7)])
     with pytest.raises(CliptexError, match=r"00001\.tar: (size|keys) differ"):
         read_indexed(entry)
+
+
+def test_samples_are_found_where_they_lie(tmp_path):
+    """In any order, in folders, with long names, with captions in the metadata, beside samples that are left out."""
+    first, second, third = (drawn_pair(str(number), number) for number in range(3))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "there/9.txt", " spaced é\n".encode())
+        add(tar, "there/9.jpg", first.image)
+        add(tar, "1.json", b'{"caption": "from json"}')
+        add(tar, "1.cls", b"7")
+        add(tar, "1.JPG", second.image)
+        add(tar, "5.jpg", b"no image")
+        add(tar, "5.txt", b"left out")
+        add(tar, f"{'x' * 150}.jpg", third.image)
+        add(tar, f"{'x' * 150}.json", b'{"caption": "less"}')
+        add(tar, f"{'x' * 150}.txt", b"more")
+    index_shards([tmp_path / "a.tar"], tmp_path / "i.json", 0.5)
+    (entry,) = read_index(tmp_path / "i.json")["shards"]
+    places, keys = Places(entry), list(entry["keys"])
+    assert len(places) == 3
+    found = [places.at(row, key).read() for row, key in enumerate(keys)]
+    assert [(pair.key, pair.image, pair.caption) for pair in found] == [
+        (pair.key, pair.image, pair.caption) for pair in read_indexed(entry)
+    ]
+    assert [pair.caption for pair in found] == ["from json", "spaced é", "more"]
+
+
+def test_a_shard_that_changed_is_named_also_when_one_sample_is_read(shard_index, shard_paths):
+    entry = read_index(shard_index)["shards"][0]
+    place = Places(entry).at(7, entry["keys"][7])
+    whole = shard_paths[0].read_bytes()
+    shard_paths[0].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CliptexError, match=r"00000\.tar: shard is truncated"):
+        place.read()
+    with pytest.raises(CliptexError, match=r"00000\.tar: size differs"):
+        Places(entry)
+    shard_paths[0].write_bytes(whole)
+    *pairs, last = read_indexed(entry)
+    write_shard(shard_paths[0], [*pairs, replace(last, key="00000000a")])
+    with pytest.raises(CliptexError, match=r"key '000000007' of the index is not there"):
+        Places(entry)
+    shard_paths[0].unlink()
+    with pytest.raises(CliptexError, match=r"00000\.tar: shard is missing"):
+        Places(entry)
 
 
 def test_the_index_is_the_same_each_time(shard_paths, tmp_path):
