@@ -18,6 +18,7 @@ include: "workflow/rules/probes.smk"
 include: "workflow/rules/retrieval.smk"
 include: "workflow/rules/clip_benchmark.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/cluster.smk"
 
 
 rule all:

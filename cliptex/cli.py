@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cliptex import paths, progress
+from cliptex import gpu, paths, progress
 from cliptex.config import Config, dataset_slug
 from cliptex.errors import CliptexError
 
@@ -27,13 +27,18 @@ MinYieldOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the run.")]
 DEFAULT = "config/config.yaml"
+ON_A_GPU = {"train-backbone", "train-expert", "label", "train", "probe", "zeroshot", "retrieval", "clip-benchmark"}
+"""Stages that compute where the GPU is."""
 
 
 @app.callback(invoke_without_command=True)
 def common(
     context: typer.Context,
     log_file: Annotated[Path | None, typer.Option("--log", help="Also write the log to this file.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Compute threads; all by default.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="Compute threads, of all processes on this machine; all by default."),
+    ] = None,
     debug: Annotated[
         bool,
         typer.Option("--debug", envvar="CLIPTEX_DEBUG", help="Show the traceback of an error, and more in the log."),
@@ -52,7 +57,10 @@ def common(
 
         typer.echo("\n".join(f"{name} {value}" for name, value in versions().items()))
         raise typer.Exit
+    context.obj = threads
     if threads is not None:
+        # more than there are processors for make each other wait; several processes of torchrun share them
+        threads = min(threads, len(os.sched_getaffinity(0))) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) or 1
         # read by OpenMP, MKL and OpenBLAS when they are loaded, which is later
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(threads)
@@ -69,6 +77,8 @@ def common(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
     log.setLevel(logging.DEBUG if debug else logging.INFO)
     logging.captureWarnings(True)
+    if context.invoked_subcommand in ON_A_GPU:
+        gpu.require_allotted()
 
 
 def _store(config: Config, name: str, option: str = "--store") -> str:
@@ -192,6 +202,14 @@ def train_expert(
     train_expert(Config.load(config), name, paths.EXPERT_RENDERS, paths.expert(name), seed)
 
 
+@app.command(rich_help_panel=MODELS)
+def fetch_student(config: ConfigOption = DEFAULT) -> None:
+    """Download the published weights that training starts from, where student.pretrained is a tag."""
+    from cliptex import student
+
+    student.fetch(Config.load(config).student, paths.STUDENT)
+
+
 @app.command(rich_help_panel=LABELS)
 def label(
     store: Annotated[str, typer.Option(help="Name of an entry in `label_stores`.")],
@@ -232,6 +250,40 @@ def plan(
     from cliptex.plan import make_plan, shown
 
     typer.echo(shown(make_plan(Config.load(config), measure)))
+
+
+@app.command(rich_help_panel=PROJECT)
+def doctor(
+    found: Annotated[
+        list[Path] | None, typer.Argument(help="What doctors in jobs wrote; shown, and judged, too.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Snakemake profile whose account, partition and constraint are checked.")
+    ] = None,
+    account: Annotated[str | None, typer.Option(help="Account to check, in place of the profile's.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition to check, in place of the profile's.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Constraint to check, in place of the profile's.")] = None,
+    wants_gpu: Annotated[bool, typer.Option("--gpu", help="A GPU is expected here.")] = False,
+    kind: Annotated[str | None, typer.Option(help="Kind of job that this is, for the record.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for what was found.")] = None,
+    config: ConfigOption = DEFAULT,
+) -> None:
+    """Check packages, scheduler, account, partition, GPU and disk; exit code 1 where something must be mended."""
+    from cliptex.doctor import Submission, examine, table
+    from cliptex.files import read_json, write_json
+
+    submission = Submission.of_profile(profile) if profile else None
+    if account or partition or constraint:
+        base = submission or Submission()
+        submission = Submission(account or base.account, partition or base.partition, constraint or base.constraint)
+    here = examine(Config.load(config), submission, kind, wants_gpu)
+    places = [here, *(read_json(path) for path in found or [])]
+    fine = all(place["ok"] for place in places)
+    if out is not None:
+        write_json(out, {"schema_version": 1, "ok": fine, "places": places} if found else here)
+    typer.echo(table(places))
+    if not fine:
+        raise CliptexError("something must be mended first, see FAILED above")
 
 
 labels_app = typer.Typer(help="Look at finished label stores, check them, and hand them on.", no_args_is_help=True)
@@ -314,6 +366,7 @@ def audit_labels(
 
 @app.command(rich_help_panel=MODELS)
 def train(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="Name of an entry in `models`.")],
     config: ConfigOption = DEFAULT,
     seed: SeedOption = 0,
@@ -321,13 +374,21 @@ def train(
         int | None,
         typer.Option(min=0, help="Processes that decode; default: --threads beside a GPU, else none."),
     ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of the SLURM job to train on, by srun and torchrun.")] = 1,
+    gpus: Annotated[
+        int, typer.Option(min=0, help="GPUs on all nodes together, a process each; 0: those that are visible.")
+    ] = 1,
 ) -> None:
     """Train a model, or go on with it, and export it for open_clip. Exit code 75: asked to stop, state saved."""
-    from cliptex.train import train
-
     settings = Config.load(config)
     if model in settings.models and settings.models[model].interpolate is not None:
         raise CliptexError(f"models.{model}: is interpolated, not trained; run: cliptex interpolate --model {model}")
+    if (nodes, gpus) != (1, 1):
+        from cliptex.launch import launch
+
+        launch(sys.argv[1:], nodes, gpus, context.obj)
+    from cliptex.train import train
+
     train(settings, model, seed, workers=workers)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cliptex import paths
 from cliptex.archives import archives, locate
-from cliptex.config import Config
+from cliptex.config import Config, Student
 from cliptex.errors import CliptexError
 from cliptex.plugins import find
 
@@ -84,3 +84,8 @@ def missing_data(config: Config) -> list[str]:
                 f" name it in {key} (docs/data.md)"
             )
     return lines
+
+
+def is_published(student: Student) -> bool:
+    """Whether the student starts from a tag of published weights, not from random ones or a file or folder here."""
+    return student.pretrained is not None and not Path(student.pretrained).exists()

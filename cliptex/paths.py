@@ -11,6 +11,7 @@ BACKBONE = RESULTS / "backbone" / "backbone.safetensors"
 LABELS = RESULTS / "labels"
 REPORT = RESULTS / "report"
 WEIGHTS = RESOURCES / "weights"
+STUDENT = WEIGHTS / "student.json"
 ARCHIVES = RESOURCES / "archives"
 
 

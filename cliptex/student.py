@@ -124,6 +124,16 @@ def _random(config: dict[str, Any]) -> torch.nn.Module:
     return open_clip.CustomTextCLIP(**config) if custom else open_clip.CLIP(**config)
 
 
+def fetch(student: Student, record: Path) -> None:
+    """Bring the student's published weights, and its tokenizer, into the hub's cache on this machine; write `record`.
+
+    They are loaded once, so that what does not fit is found before any job waits for it.
+    """
+    model = build(student, 0)
+    tokenizer(student)
+    write_json(record, {"schema_version": 1, **student.model_dump(mode="json"), "num_parameters": parameters(model)})
+
+
 def preprocessing(model: torch.nn.Module) -> dict[str, Any]:
     """How images are to be prepared for a model: open_clip's `preprocess_cfg`, without the size."""
     # what the pretrained weights came with, which a model of random weights does not have

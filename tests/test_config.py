@@ -83,7 +83,7 @@ def test_the_study_at_full_size_names_what_there_is():
     assert config.student.pretrained in list_pretrained_tags_by_model(config.student.architecture)
     plan = make_plan(Config.load(paper), measure=False)
     assert (plan["images"]["shards"], plan["images"]["number"]) == (332, 3_318_333)
-    assert {name: store["jobs"] for name, store in plan["stores"].items()} == dict.fromkeys(config.label_stores, 34)
+    assert {name: store["jobs"] for name, store in plan["stores"].items()} == dict.fromkeys(config.label_stores, 14)
     text = shown(plan)
     assert "? images a second (not measured)" in text
     assert "voc  VOCtrainval_11-May-2012.tar, benchmark.tgz to download (3.42 GB)" in text

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from cliptex import student
 from cliptex.config import Student
+from cliptex.data_on_disk import is_published
 from cliptex.errors import CliptexError
 from cliptex.features import dense_features, features_and_embedding, width
 
@@ -330,6 +331,27 @@ def test_a_tag_that_cannot_be_fetched_is_one_line_that_says_what_to_do(hub):
     with pytest.raises(CliptexError, match=r"student\.pretrained: hosted .*somebody/tiny.*network") as caught:
         student.build(Student(architecture="tiny", pretrained="hosted"), 0)
     assert "\n" not in str(caught.value)
+
+
+def test_published_weights_are_fetched_before_any_job_needs_them(tagged, tmp_path):
+    record = tmp_path / "student.json"
+    student.fetch(Student(architecture="tiny", pretrained="made"), record)
+    found = json.loads(record.read_text())
+    assert (found["architecture"], found["pretrained"]) == ("tiny", "made")
+    assert found["num_parameters"] == student.parameters(tagged)
+    record.unlink()
+    (tmp_path / "made.safetensors").write_bytes(b"broken")
+    with pytest.raises(CliptexError, match=r"student.pretrained: made cannot be loaded into tiny"):
+        student.fetch(Student(architecture="tiny", pretrained="made"), record)
+    assert not record.exists()
+
+
+def test_what_is_here_needs_no_fetching(tmp_path):
+    (tmp_path / "weights.pt").touch()
+    assert [
+        is_published(Student(pretrained=given)) for given in (None, str(tmp_path), str(tmp_path / "weights.pt"))
+    ] == [False] * 3
+    assert is_published(Student(pretrained="openai"))
 
 
 def test_the_published_tags_that_need_quick_gelu_get_it():

@@ -188,10 +188,11 @@ def test_the_study_at_full_size_can_be_planned(tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     planned = jobs(result)
     assert {
-        "download_pairs": 34,
-        "build_shards": 34,
-        "train_expert": 3,
-        "label": 102,
+        "download_pairs": 17,
+        "build_shards": 17,
+        "fetch_expert": 3,
+        "fetch_student": 1,
+        "label": 42,
         "train": 3,
     }.items() <= planned.items()
     assert planned["fetch_benchmark"] == 6
@@ -200,3 +201,53 @@ def test_the_study_at_full_size_can_be_planned(tmp_path):
     assert (
         "imagenet: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz must be got" in said
     )
+    # tens of submissions on a cluster, of which the local rules are none
+    local = ("fetch_expert", "fetch_student", "tabulate_probes", "all")
+    assert sum(planned.values()) - sum(planned[name] for name in local) < 100
+    # what comes from the internet has a target of its own
+    fetched = jobs(subprocess.run(list(map(str, [*command[:-1], "fetch"])), capture_output=True, text=True, cwd=ROOT))
+    assert fetched == {
+        "download_pairs": 17,
+        "build_shards": 17,
+        "index_shards": 1,
+        "fetch_expert": 3,
+        "fetch_student": 1,
+        "fetch_benchmark": 6,
+        "fetch": 1,
+    }
+
+
+def test_existing_tars_may_be_named_with_braces(tmp_path):
+    """Which Snakemake would take for wildcards."""
+    for number in range(2):
+        (tmp_path / f"{number}.tar").touch()
+    (tmp_path / "resources/captions").mkdir(parents=True)
+    (tmp_path / "resources/captions/00000.tar").touch()
+    over = "dataset={source: webdataset, shards: ['{0..1}.tar']}"
+    result = snakemake(tmp_path, "--dry-run", "all", "results/doctor.json", "--config", over)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert jobs(result)["build_shards"] == 1
+
+
+@pytest.mark.parametrize(("profile", "together"), [("none", True), ("workflow/profiles/laptop", False)])
+def test_the_laptop_runs_one_gpu_job_at_a_time(tmp_path, profile, together):
+    """Where as many as there are cores would start. A job waits for the other, for a while."""
+    (tmp_path / "Snakefile").write_text(
+        f"""
+rule all:
+    input: "0", "1"
+rule one:
+    output: "{{n}}"
+    wildcard_constraints: n="[01]"
+    resources: gpu=1
+    shell:
+        "mkdir running-{{wildcards.n}}; for i in $(seq {600 if together else 6}); do"
+        " test ! -e together -a $(ls -d running-* | wc -l) = 1 || {{{{ touch together; break; }}}}; sleep .05; done;"
+        " sleep .1; rmdir running-{{wildcards.n}}; touch {{output}}"
+"""
+    )
+    command = [BIN / "snakemake", "--cores", "2", "--directory", tmp_path, "--snakefile", tmp_path / "Snakefile"]
+    command += ["--workflow-profile", profile]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "together").exists() == together

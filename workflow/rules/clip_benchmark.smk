@@ -13,8 +13,7 @@ rule clip_benchmark:
     benchmark:
         "results/timings/clip_benchmark/{dataset}-{model}-seed{seed}.tsv"
     wildcard_constraints:
-        # where there is none the rule fits nothing
-        dataset="|".join(map(re.escape, SUITE)) or r"(?!)",
+        dataset="|".join(map(re.escape, SUITE)) or NONE,
     conda:
         "../../envs/clip_benchmark.yaml"
     resources:

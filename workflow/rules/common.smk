@@ -12,7 +12,7 @@ from snakemake.utils import available_cpu_count
 
 from cliptex import versions
 from cliptex.config import Config, dataset_slug
-from cliptex.data_on_disk import benchmark_marks, missing_data
+from cliptex.data_on_disk import benchmark_marks, is_published, missing_data
 from cliptex.errors import CliptexError
 from cliptex.labels_on_disk import batches_to_redo
 from cliptex.probes import heads
@@ -48,11 +48,27 @@ if shutil.which("cliptex") is None:
         PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
     )
 
+# A cluster's nodes may have no internet: what comes from there is fetched by local rules, and jobs say at once what they
+# miss in place of waiting for a network.
+if workflow.remote_exec:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 MODELS = list(CONFIG.models)
 INTERPOLATED = [name for name in MODELS if CONFIG.models[name].interpolate]
 TRAINED = [name for name in MODELS if name not in INTERPOLATED]
 PROBED = [*CONFIG.probes.baselines, *(CONFIG.probes.models or MODELS)]
+FETCHED = [
+    name for name, expert in CONFIG.experts.items() if expert.weights in ("url", "hub")
+]
+FETCHED_STUDENT = (
+    ["resources/weights/student.json"] if is_published(CONFIG.student) else []
+)
 MINIATURE = CONFIG.dataset.source == "miniature"
+FETCHED_SHARDS = (
+    ["results/shards/index.json"]
+    if CONFIG.dataset.source == "urls" or any(map(is_remote, CONFIG.dataset.shards))
+    else []
+)
 DOWNLOAD = CONFIG.subset("download")
 # what says which shards there are, and what is in them before any repeated image is dropped
 SHARDS = (
@@ -62,6 +78,10 @@ SHARDS = (
     "dataset.urls",
     "download.shards_per_job",
 )
+
+
+# a pattern that no name fits
+NONE = r"(?!)"
 
 
 wildcard_constraints:
@@ -108,3 +128,17 @@ def encoders(models, seed):
     return sorted(
         {weights(model if model in MODELS else MODELS[0], seed) for model in models}
     )
+
+
+def submission(wildcards, resources):
+    """What the profile says of where jobs go, as options."""
+    keys = {
+        "account": "slurm_account",
+        "partition": "slurm_partition",
+        "constraint": "constraint",
+    }
+    return [
+        f"--{option}={resources.get(key)}"
+        for option, key in keys.items()
+        if resources.get(key)
+    ]

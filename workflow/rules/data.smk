@@ -100,6 +100,8 @@ rule index_shards:
     benchmark:
         "results/timings/index_shards/all.tsv"
     priority: 90
+    # on a cluster not worth a job
+    localrule: MINIATURE
     conda:
         "../../envs/cliptex.yaml"
     resources:

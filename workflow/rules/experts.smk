@@ -43,6 +43,8 @@ rule train_expert:
         "logs/train_expert/{expert}.log",
     benchmark:
         "results/timings/train_expert/{expert}.tsv"
+    wildcard_constraints:
+        expert="|".join(name for name in CONFIG.experts if name not in FETCHED) or NONE,
     priority: 70
     conda:
         "../../envs/cliptex.yaml"
@@ -50,6 +52,27 @@ rule train_expert:
         mem="4GB",
         runtime="4h",
         gpu=1,
+    params:
+        config=subset("experts.{expert}", "backbone", "miniature"),
+        version=versions.EXPERT,
+    shell:
+        "cliptex --log {log} --threads {threads} train-expert --name {wildcards.expert} --config {params.config:q}"
+
+
+rule fetch_expert:
+    # as train_expert, where the weights come from the internet
+    output:
+        "results/experts/{expert}/expert.json",
+    log:
+        "logs/fetch_expert/{expert}.log",
+    wildcard_constraints:
+        expert="|".join(FETCHED) or NONE,
+    priority: 70
+    localrule: True
+    conda:
+        "../../envs/cliptex.yaml"
+    resources:
+        mem="4GB",
     params:
         config=subset("experts.{expert}", "backbone", "miniature"),
         version=versions.EXPERT,

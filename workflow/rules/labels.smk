@@ -57,6 +57,8 @@ rule index_labels:
     benchmark:
         "results/timings/index_labels/{store}.tsv"
     priority: 60
+    # on a cluster not worth a job
+    localrule: MINIATURE
     conda:
         "../../envs/cliptex.yaml"
     resources:

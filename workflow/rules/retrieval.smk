@@ -11,13 +11,12 @@ if MINIATURE:
         benchmark:
             "results/timings/render_captions/{captions}.tsv"
         wildcard_constraints:
-            # where there is none the rule fits nothing
             captions="|".join(
                 name
                 for name in CONFIG.zeroshot.caption_sets
                 if CONFIG.zeroshot.retrieval[name].rendered
             )
-            or r"(?!)",
+            or NONE,
         conda:
             "../../envs/cliptex.yaml"
         resources:
@@ -45,7 +44,7 @@ rule retrieval:
     benchmark:
         "results/timings/retrieval/{captions}.tsv"
     wildcard_constraints:
-        captions="|".join(CONFIG.zeroshot.caption_sets) or r"(?!)",
+        captions="|".join(CONFIG.zeroshot.caption_sets) or NONE,
     priority: 10
     conda:
         "../../envs/cliptex.yaml"

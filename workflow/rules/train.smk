@@ -13,7 +13,7 @@ rule train:
         init=lambda wildcards: (
             [weights(CONFIG.models[wildcards.model].init, wildcards.seed)]
             if CONFIG.models[wildcards.model].init
-            else []
+            else FETCHED_STUDENT
         ),
         # of which zero-shot accuracy is measured on the way
         watched=MARKS[WATCHED] if WATCHED else [],
@@ -37,6 +37,8 @@ rule train:
         mem="8GB",
         runtime="24h",
         gpu=1,
+        # more of them, of GPUs too, is the profile's to say (docs/slurm.md)
+        nodes=1,
     params:
         config=lambda wildcards: CONFIG.subset(
             "dataset.source",
@@ -52,7 +54,24 @@ rule train:
         version=versions.TRAIN,
     shell:
         "cliptex --log {log} --threads {threads} train --model {wildcards.model} --seed {wildcards.seed}"
-        " --config {params.config:q}"
+        " --nodes {resources.nodes} --gpus {resources.gpu} --config {params.config:q}"
+
+
+rule fetch_student:
+    output:
+        "resources/weights/student.json",
+    log:
+        "logs/fetch_student/all.log",
+    priority: 100
+    localrule: True
+    conda:
+        "../../envs/cliptex.yaml"
+    resources:
+        mem="4GB",
+    params:
+        config=CONFIG.subset("student"),
+    shell:
+        "cliptex --log {log} fetch-student --config {params.config:q}"
 
 
 rule interpolate:
@@ -70,8 +89,7 @@ rule interpolate:
     benchmark:
         "results/timings/interpolate/{model}-seed{seed}.tsv"
     wildcard_constraints:
-        # where there is none the rule fits nothing
-        model="|".join(INTERPOLATED) or r"(?!)",
+        model="|".join(INTERPOLATED) or NONE,
     priority: 100
     conda:
         "../../envs/cliptex.yaml"

@@ -1,0 +1,219 @@
+"""The workflow on a real SLURM of two nodes, through the shipped profile; and through what happens to jobs there."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cluster import ACCOUNT, NODES, PARTITION, URGENT
+from runs import GRES, PROFILES, ROOT, SLURM, YOURS, Run, snakemake
+
+pytestmark = pytest.mark.slurm
+
+TABLES = ("nyuv2", "imagenet")
+TARGETS = (*(f"results/probes/{name}.json" for name in TABLES), "results/zeroshot/imagenet.json")
+
+
+def ask(*command: str) -> str:
+    """What a command of SLURM says."""
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def jobs(run: Run, *, every_try: bool = False) -> list[dict[str, str]]:
+    """The run's jobs, as sacct remembers them: `rule wildcards node state id`. every_try: also those put back."""
+    name = re.search(r"SLURM run ID: (\S+)", (run.directory / "said.txt").read_text())[1]
+    options = ["--name", name, "--format=JobIDRaw,Comment,NodeList,State", "--duplicates"]
+    said = ask("sacct", "--allocations", "--noheader", "--parsable2", *(options if every_try else options[:-1]))
+    found = []
+    for line in said.splitlines():
+        number, comment, node, state = line.split("|")
+        rule, _, wildcards = comment.removeprefix("rule_").partition("_wildcards_")
+        found.append({"id": number, "rule": rule, "wildcards": wildcards, "node": node, "state": state.split()[0]})
+    return found
+
+
+def until(run: Run, holds: Callable[[], object]) -> None:
+    """Wait while the run goes on."""
+    while not holds():
+        assert run.process.poll() is None, (run.directory / "said.txt").read_text()[-4000:]
+        time.sleep(0.1)
+
+
+def running(rule: str, wildcards: str = "") -> dict[str, str]:
+    """Job -> node of a rule's jobs that run now."""
+    lines = [line.split() for line in ask("squeue", "--noheader", "--states=running", "--format=%A %N %k").splitlines()]
+    wanted = f"rule_{rule}" + (f"_wildcards_{wildcards}" if wildcards else "")
+    return {number: node for number, node, comment in lines if comment.startswith(wanted)}
+
+
+def content(directory: Path) -> dict[str, object]:
+    """All that must be the same in every run: data, labels and weights to the byte, what probes measured."""
+    found: dict[str, object] = {}
+    for path in sorted((directory / "results").rglob("*")):
+        name = str(path.relative_to(directory))
+        if path.suffix in (".tar", ".parquet", ".safetensors", ".npz") or name.endswith("index.json"):
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif path.match("results/probes/*.json") or path.match("results/zeroshot/*.json"):
+            rows = json.loads(path.read_text())["results"]
+            found[name] = [{key: row[key] for key in row if "seconds" not in key} for row in rows]
+    return found
+
+
+@pytest.fixture(scope="session")
+def finished(cluster, tmp_path_factory) -> Run:
+    """An undisturbed run; nothing is said but account and partition."""
+    run = snakemake(tmp_path_factory.mktemp("slurm") / "run", *SLURM, *YOURS, "--", *TARGETS, "results/doctor.json")
+    run.finish()
+    return run
+
+
+@pytest.fixture
+def again(finished, tmp_path) -> Callable[..., tuple[Path, tuple[str, ...]]]:
+    """A function: a copy of the finished run, in which some folders of results are lost."""
+
+    def copy(*lost: str) -> Path:
+        shutil.copytree(finished.directory, tmp_path / "run")
+        for name in lost:
+            shutil.rmtree(tmp_path / "run/results" / name)
+        return tmp_path / "run"
+
+    return copy
+
+
+def test_the_shipped_profile_brings_a_run_to_its_end_on_both_nodes(finished):
+    done = jobs(finished)
+    assert {job["state"] for job in done} == {"COMPLETED"}
+    assert {job["node"] for job in done if job["rule"] == "label"} == set(NODES)
+    assert len([job for job in done if job["rule"] == "label"]) == 6
+    submitted = {job["rule"] for job in done}
+    assert {"train_backbone", "train_expert", "train", "probe_nyuv2_0", "zeroshot"} <= submitted
+    assert submitted & {"index_shards", "index_labels", "tabulate_probes", "all"} == set()
+    for name in TABLES:
+        rows = json.loads((finished.directory / f"results/probes/{name}.json").read_text())["results"]
+        assert {row["model"] for row in rows} == {"random", "position", "clip", "clip_ft", "cliptex"}
+
+
+def test_the_doctor_looks_into_a_job_of_each_kind(finished):
+    found = json.loads((finished.directory / "results/doctor.json").read_text())
+    assert found["ok"]
+    places = {place["kind"]: {check["name"]: check for check in place["checks"]} for place in found["places"]}
+    assert places.keys() == {"here", "cpu", "label", "train", "probe"}
+    assert places["here"]["account"]["found"] == ACCOUNT
+    assert places["here"]["partition"]["found"].startswith(f"{PARTITION}: 2 nodes, gpu:1")
+    assert {"scheduler", "queue", "accounting", "submission"} <= places["here"].keys()
+    for kind in ("cpu", "label", "train", "probe"):
+        said = places[kind]["job"]["found"]
+        assert f"partition {PARTITION}, account {ACCOUNT}, node n" in said
+        assert ("gpu:1" in said) == (kind != "cpu")
+        assert "offline" in places[kind]["hub"]["found"]
+    assert "online" in places["here"]["hub"]["found"]
+
+
+def test_the_doctor_names_what_the_cluster_refuses(cluster):
+    """The shipped profile as it comes, and an account and a partition that are not there."""
+    command = [
+        sys.executable,
+        "-m",
+        "cliptex",
+        "doctor",
+        "--profile",
+        str(PROFILES / "slurm"),
+        "--config",
+        str(ROOT / "config/config.yaml"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"slurm_account in the profile; yours: {ACCOUNT}, root" in done.stdout
+    assert f"slurm_partition in the profile; there are {PARTITION}, {URGENT}" in done.stdout
+    done = subprocess.run([*command, "--account", ACCOUNT, "--partition", "none"], capture_output=True, text=True)
+    assert re.search("FAILED  submission .*nvalid partition", done.stdout)
+
+
+def test_killed_jobs_are_submitted_again_and_go_on(finished, again):
+    """scancel --signal=KILL of a labelling job, and of a training job that has saved a checkpoint."""
+    directory = again("labels/depth", "models/clip_ft")
+    checkpoints = directory / "results/models/clip_ft/seed0/checkpoints"
+    run = snakemake(directory, *SLURM, *YOURS, "--", *TARGETS)
+    until(run, lambda: running("label", "depth_000") and (directory / "logs/label/depth/000.log").exists())
+    ask("scancel", "--signal=KILL", *running("label", "depth_000"))
+    until(run, lambda: list(checkpoints.glob("step-*.pt")))
+    ask("scancel", "--signal=KILL", *running("train", "clip_ft_0"))
+    run.finish()
+    tries = {rule: [job for job in jobs(run) if job["rule"] == rule] for rule in ("label", "train")}
+    killed = [job for job in tries["label"] if job["wildcards"] == "depth_000"]
+    assert [job["state"] for job in killed] == ["FAILED", "COMPLETED"]
+    assert [job["state"] for job in tries["train"] if job["wildcards"] == "clip_ft_0"] == ["FAILED", "COMPLETED"]
+    assert "going on from step" in (directory / "logs/train/clip_ft/seed0.log").read_text()
+    assert content(directory) == content(finished.directory)
+
+
+def test_a_drained_node_and_a_lost_one_end_nothing(finished, again):
+    """One node takes no more jobs while labels are made; then the other goes down with the training on it."""
+    first, second = NODES
+    directory = again("labels/depth", "models/cliptex")
+    checkpoints = directory / "results/models/cliptex/seed0/checkpoints"
+    run = snakemake(directory, *SLURM, *YOURS, "--", *TARGETS)
+    try:
+        until(run, lambda: set(running("label").values()) == set(NODES))
+        ask("scontrol", "update", f"nodename={first}", "state=drain", "reason=test")
+        until(run, lambda: list(checkpoints.glob("step-*.pt")))
+        assert set(running("train").values()) == {second}
+        ask("scontrol", "update", f"nodename={first}", "state=resume")
+        ask("scontrol", "update", f"nodename={second}", "state=down", "reason=test")
+        run.finish()
+    finally:
+        for node in NODES:
+            subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True)
+    labels = [job for job in jobs(run) if job["rule"] == "label"]
+    assert {job["state"] for job in labels} == {"COMPLETED"}
+    assert {job["node"] for job in labels} == set(NODES)
+    training = [job for job in jobs(run, every_try=True) if job["rule"] == "train"]
+    assert {(job["node"], job["state"]) for job in training} == {(second, "NODE_FAIL"), (first, "COMPLETED")}
+    assert "going on from step" in (directory / "logs/train/cliptex/seed0.log").read_text()
+    assert content(directory) == content(finished.directory)
+
+
+def test_preempted_jobs_are_queued_again_and_finish(finished, again):
+    """By a job of a partition that goes first and wants both nodes."""
+    directory = again("labels/depth")
+    run = snakemake(directory, *SLURM, *YOURS, "--", *TARGETS)
+    until(run, lambda: set(running("label").values()) == set(NODES))
+    urgent = ["sbatch", "--parsable", "--partition", URGENT, "--account", ACCOUNT, "--nodes=2", "--gpus-per-node=1"]
+    ask(*urgent, "--chdir", str(directory), "--wrap", "sleep 1")
+    run.finish()
+    labels = [job for job in jobs(run, every_try=True) if job["rule"] == "label"]
+    assert sorted(job["state"] for job in labels) == ["COMPLETED", "COMPLETED", "PREEMPTED", "PREEMPTED"]
+    assert len({job["id"] for job in labels}) == 2
+    assert content(directory) == content(finished.directory)
+
+
+def test_training_on_two_nodes_equals_training_on_one(finished, again):
+    """The same batch, half of it on each node; beside it a job whose GPU is asked for by --gres."""
+    import torch
+    from safetensors.torch import load_file
+
+    directory = again("models/cliptex", "doctor")
+    profiles = ("--profile", str(PROFILES / "slurm"), "--workflow-profile", str(ROOT / "tests/slurm/two_nodes.yaml"))
+    run = snakemake(directory, *profiles, *YOURS, "--", "results/models/cliptex/seed0/train.json")
+    run.finish()
+    beside = snakemake(directory, *GRES, *YOURS, "--", "results/doctor/label.json")
+    beside.finish()
+    record = json.loads((directory / "results/models/cliptex/seed0/train.json").read_text())
+    assert record["processes"] == 2
+    (job,) = [job for job in jobs(run) if job["rule"] == "train"]
+    assert job["node"] == "n[1-2]"
+    steps = ask("sacct", "--noheader", "--parsable2", "--jobs", job["id"], "--format=JobID,NTasks,NodeList,State")
+    assert f"{job['id']}.0|2|n[1-2]|COMPLETED" in steps.splitlines()
+    name = "results/models/cliptex/seed0/{}"
+    for file in ("open_clip_model.safetensors", "heads.safetensors"):
+        one, two = (load_file(folder / name.format(file)) for folder in (finished.directory, directory))
+        assert one.keys() == two.keys()
+        torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-5)
+    checks = json.loads((directory / "results/doctor/label.json").read_text())["checks"]
+    assert any("gpu:1" in check["found"] for check in checks if check["name"] == "job")

@@ -1,0 +1,227 @@
+"""What the doctor says of machines that are not this one; on a real SLURM it is asked in tests/slurm."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cliptex import doctor, gpu
+from cliptex.config import Config
+from cliptex.doctor import Submission, examine, table
+from cliptex.errors import CliptexError
+
+ROOT = Path(__file__).parent.parent
+ANSWERS = {
+    "sinfo": 'case "$*" in *version*) echo slurm 23.11.4;; *) echo "gpu|up|2-00:00:00|4|gpu:a100:4"; '
+    'echo "old|drain|1:00:00|2|(null)";; esac',
+    "squeue": "echo 1; echo 2",
+    "sacct": "true",
+    "sacctmgr": "echo lab; echo guests",
+    "sbatch": 'echo "sbatch: Job 7 to start at ..." >&2',
+    "srun": "true",
+    "scancel": "true",
+}
+"""What a healthy cluster's commands do."""
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A folder of commands, alone on the PATH; a test writes others over them. Outside any job."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, script in ANSWERS.items():
+        command(folder, name, script)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(doctor, "_version", lambda package: "2.8.0" if "slurm" in package else real_version(package))
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+real_version = doctor._version
+
+
+def command(folder, name, script):
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def checks(submission=None, wants_gpu=False, config=None):
+    found = examine(Config.load(config or {}), submission, None, wants_gpu)
+    assert found["ok"] == all(check["status"] != "failed" for check in found["checks"])
+    return {check["name"]: check for check in found["checks"]}
+
+
+def failed(found):
+    return {name for name, check in found.items() if check["status"] == "failed"}
+
+
+def test_a_healthy_cluster_has_nothing_to_mend(cluster):
+    found = checks(Submission("lab", "gpu", "a100"))
+    assert failed(found) == set()
+    assert found["partition"]["found"] == "gpu: 4 nodes, gpu:a100:4, limit 2-00:00:00"
+    assert found["queue"]["found"] == "2 jobs of yours"
+    assert {name for name in found if found[name]["status"] == "ok"} >= {
+        "scheduler",
+        "accounting",
+        "account",
+        "submission",
+    }
+
+
+@pytest.mark.parametrize(
+    ("submission", "check", "remedy"),
+    [
+        (Submission("elsewhere", "gpu"), "account", "yours: guests, lab"),
+        (Submission("CHANGE_ME", "gpu"), "account", "yours: guests, lab"),
+        (Submission("lab", "big"), "partition", "there are gpu, old"),
+        (Submission("lab", "CHANGE_ME"), "partition", "there are gpu, old"),
+        (Submission("lab", "old"), "partition", "take another one of gpu, old"),
+    ],
+)
+def test_a_wrong_account_or_partition_fails_and_the_right_ones_are_named(cluster, submission, check, remedy):
+    found = checks(submission)
+    assert failed(found) == {check}
+    assert remedy in found[check]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "check", "remedy"),
+    [
+        ("sbatch", "echo 'allocation failure: Invalid qos' >&2; exit 1", "submission", "must fit together"),
+        ("sacct", "echo 'accounting storage is disabled' >&2; exit 1", "accounting", "slurm-status-command: squeue"),
+        ("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1", "queue", "slurmctld"),
+    ],
+)
+def test_what_the_scheduler_refuses_is_said_in_its_own_words(cluster, name, script, check, remedy):
+    command(cluster, name, script)
+    found = checks(Submission("lab", "gpu"))
+    assert failed(found) == {check}
+    assert found[check]["found"] in script
+    assert remedy in found[check]["remedy"]
+
+
+def test_a_missing_command_is_named(cluster):
+    (cluster / "sacct").unlink()
+    found = checks(Submission("lab", "gpu"))
+    assert failed(found) == {"scheduler"}
+    assert found["scheduler"]["found"] == "not on the PATH: sacct"
+
+
+def test_without_a_scheduler_none_is_missed_unless_a_profile_wants_it(cluster):
+    for name in ANSWERS:
+        (cluster / name).unlink()
+    assert failed(checks()) == set()
+    assert failed(checks(Submission("lab", "gpu"))) == {"scheduler"}
+
+
+def test_an_old_plugin_fails(cluster, monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda package: "1.9" if "slurm" in package else real_version(package))
+    found = checks(Submission("lab", "gpu"))
+    assert failed(found) == {"plugin"}
+    assert found["plugin"]["remedy"] == "pip install '.[slurm]'"
+
+
+def test_a_job_says_where_it_runs(cluster, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    command(cluster, "squeue", 'echo "gpu|lab|node7|10:00|gpu:1"')
+    found = checks()
+    assert found["job"]["found"] == "42: partition gpu, account lab, node node7, limit 10:00, gpu:1 a node"
+    assert "partition" not in found
+
+
+def test_a_gpu_job_without_a_gpu_fails_but_for_the_miniature(cluster, monkeypatch):
+    monkeypatch.setattr(gpu, "driver", lambda: None)
+    assert failed(checks(wants_gpu=True)) == set()
+    found = checks(wants_gpu=True, config={"dataset": {"source": "webdataset", "shards": ["a.tar"]}})
+    assert failed(found) == {"gpu"}
+    assert "partition that has them" in found["gpu"]["remedy"]
+
+
+def test_a_gpu_beside_a_torch_that_cannot_use_it_fails_in_its_job_and_stops_the_stages(cluster, monkeypatch):
+    monkeypatch.setattr(gpu, "driver", lambda: "CUDA")
+    monkeypatch.setattr(gpu, "torch_build", lambda: ("2.6.0", "CPU"))
+    assert checks()["gpu"]["status"] == "note"
+    gpu.require_allotted()
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    found = checks()
+    assert failed(found) == {"gpu"}
+    assert found["gpu"]["found"] == "torch 2.6.0 (CPU) beside a GPU that needs a CUDA build"
+    with pytest.raises(CliptexError, match="needs a CUDA build; install a fitting build"):
+        gpu.require_allotted()
+
+
+def test_the_build_of_torch_is_read_without_loading_it():
+    code = "import sys; from cliptex import gpu; print(gpu.torch_build(), 'torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    import torch
+
+    number, build = torch.__version__, torch.version.cuda
+    assert said == f"{(number, f'CUDA {build}' if build else 'CPU')} False\n"
+
+
+def test_a_full_disk_and_missing_packages_fail(cluster, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 10**8))
+    monkeypatch.setattr(doctor, "requires", lambda name: ["numpy>=99", "no-such-package", "extra; extra == 'test'"])
+    found = checks()
+    assert failed(found) == {"results", "resources", "temporary", "packages"}
+    assert "0.1 GB free" in found["results"]["found"]
+    assert "no-such-package missing (needs any)" in found["packages"]["found"]
+    assert "numpy" in found["packages"]["found"]
+
+
+def test_the_disk_must_hold_the_labels(cluster, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**13, 0, 5 * 10**9))
+    config = {
+        "dataset": {"source": "urls", "urls": {"files": ["list.tsv"], "rows": 3_000_000}},
+        "experts": {"dpt": {}},
+        "label_stores": {"depth": {"task": "depth", "expert": "dpt"}},
+    }
+    found = checks(config=config)
+    assert failed(found) == {"results"}
+    assert "GB: make room" in found["results"]["remedy"]
+
+
+def test_the_command_writes_what_it_found_shows_it_and_tells_by_its_exit_code(cluster, tmp_path):
+    profile = tmp_path / "slurm"
+    shutil.copytree(ROOT / "workflow/profiles/slurm", profile)
+
+    def run(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", "cliptex", "doctor", "--config", "{}", *arguments],
+            capture_output=True,
+            text=True,
+            env={"PATH": str(cluster), "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = run("--profile", str(profile), "--out", "found.json")
+    assert code == 1
+    assert "error: something must be mended first" in said
+    assert "FAILED  account    still the placeholder" in said
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert not found["ok"]
+    code, said = run(
+        "--profile", str(profile), "--account", "lab", "--partition", "gpu", "--out", "all.json", "found.json"
+    )
+    both = json.loads((tmp_path / "all.json").read_text())
+    assert [place["ok"] for place in both["places"]][1:] == [False]
+    assert code == 1
+    named = {check["name"]: check for check in both["places"][0]["checks"]}
+    assert {"account", "partition"} & failed(named) == set()
+    code, said = run("--profile", str(tmp_path / "nowhere"))
+    assert code == 1
+    assert "nowhere: cannot be read" in said
+
+
+def test_the_table_has_a_line_a_check_and_each_failure_its_remedy(cluster):
+    place = examine(Config.load({}), Submission("CHANGE_ME", "gpu"), "label", False)
+    shown = table([place])
+    assert shown.startswith("label (")
+    assert len(shown.splitlines()) == 1 + sum(1 + bool(check["remedy"]) for check in place["checks"])
+    assert all(check["remedy"] for check in place["checks"] if check["status"] == "failed")

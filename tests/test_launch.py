@@ -1,0 +1,87 @@
+"""What the launcher would become; that it trains is in test_train.py and tests/slurm."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cliptex import launch
+from cliptex.errors import CliptexError
+
+
+@pytest.fixture
+def became(monkeypatch):
+    """The commands that this process would have become; outside any job."""
+    commands = []
+    monkeypatch.setattr("os.execvp", lambda program, command: commands.append(command))
+    monkeypatch.setattr(launch, "_visible_gpus", lambda: 4)
+    for name in ("RANK", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return commands
+
+
+@pytest.fixture
+def job(monkeypatch, tmp_path):
+    """A SLURM job that has srun."""
+    srun = tmp_path / "srun"
+    srun.touch()
+    srun.chmod(0o755)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+def option(command, name):
+    return command[command.index(name) + 1]
+
+
+def test_one_gpu_on_one_node_is_this_process(became, monkeypatch):
+    launch.launch(["train"], nodes=1, gpus=1, threads=8)
+    monkeypatch.setattr(launch, "_visible_gpus", lambda: 0)
+    launch.launch(["train"], nodes=1, gpus=0, threads=8)
+    assert became == []
+
+
+def test_several_gpus_of_a_node_are_torchruns(became):
+    launch.launch(["train", "--gpus", "2"], nodes=1, gpus=2, threads=8)
+    launch.launch(["train"], nodes=1, gpus=0, threads=8)
+    assert [option(command, "--nproc-per-node") for command in became] == ["2", "4"]
+    assert became[0][-5:] == ["-m", "cliptex", "train", "--gpus", "2"]
+    assert "--standalone" in became[0]
+
+
+def test_each_node_of_a_job_gets_one_torchrun_and_all_meet_at_one_place(became, job):
+    launch.launch(["train"], nodes=2, gpus=8, threads=16)
+    launch.launch(["train"], nodes=2, gpus=0, threads=None)
+    for command in became:
+        assert command[0] == "srun"
+        assert [option(command, name) for name in ("--nodes", "--ntasks", "--ntasks-per-node")] == ["2", "2", "1"]
+        assert [option(command, name) for name in ("--nnodes", "--nproc-per-node", "--rdzv-id")] == ["2", "4", "17"]
+    assert option(became[0], "--cpus-per-task") == "16"
+    assert "--cpus-per-task" not in became[1]
+
+
+def test_a_process_of_torchruns_launches_nothing(became, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    launch.launch(["train"], nodes=2, gpus=8, threads=8)
+    assert became == []
+
+
+def test_nodes_need_a_job_and_gpus_spread_evenly(became):
+    with pytest.raises(CliptexError, match="this is no SLURM job"):
+        launch.launch(["train"], nodes=2, gpus=2, threads=1)
+    with pytest.raises(CliptexError, match=r"--gpus 3: not a multiple of --nodes 2"):
+        launch.launch(["train"], nodes=2, gpus=3, threads=1)
+
+
+def test_processes_of_torchruns_share_the_threads():
+    command = [sys.executable, "-c", "import os, sys; sys.argv = ['cliptex', '--threads', '6', 'config-reference'];"]
+    command[-1] += "from cliptex.cli import app; app(standalone_mode=False); print(os.environ['OMP_NUM_THREADS'])"
+    said = []
+    for processes in ("1", "64"):
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, env={"LOCAL_WORLD_SIZE": processes, "PATH": ""}
+        )
+        said.append(int(done.stdout.splitlines()[-1]))
+    import os
+
+    assert said == [min(6, len(os.sched_getaffinity(0))), 1]

@@ -1,0 +1,60 @@
+# What a cluster wants besides the stages: what comes from the internet fetched first, and a look into its jobs.
+
+import time
+
+
+rule fetch:
+    # on a machine with internet, before the run: snakemake --cores 8 fetch
+    input:
+        FETCHED_SHARDS,
+        [
+            mark
+            for name, mark in MARKS.items()
+            if CONFIG.benchmark_source(name).source == "official"
+        ],
+        expand("results/experts/{expert}/expert.json", expert=FETCHED),
+        FETCHED_STUDENT,
+    localrule: True
+
+
+for kind in ("cpu", "label", "train", "probe"):
+
+    rule:
+        name:
+            f"doctor_{kind}"
+        output:
+            f"results/doctor/{kind}.json",
+        log:
+            f"logs/doctor/{kind}.log",
+        conda:
+            "../../envs/cliptex.yaml"
+        resources:
+            mem="4GB",
+            runtime="10m",
+            gpu=0 if kind == "cpu" else 1,
+        params:
+            # found now: asked for again, looked for again
+            asked=time.time(),
+            kind=f"--kind {kind}" + ("" if kind == "cpu" else " --gpu"),
+            config=subset(*type(CONFIG).model_fields),
+        shell:
+            # what it finds is its output, good or bad; doctor judges
+            "cliptex --log {log} doctor {params.kind} --out {output} --config {params.config:q} || test -s {output}"
+
+
+rule doctor:
+    input:
+        expand("results/doctor/{kind}.json", kind=("cpu", "label", "train", "probe")),
+    output:
+        "results/doctor.json",
+    log:
+        "logs/doctor/all.log",
+    retries: 0
+    localrule: True
+    conda:
+        "../../envs/cliptex.yaml"
+    params:
+        submission=submission,
+        config=subset(*type(CONFIG).model_fields),
+    shell:
+        "cliptex --log {log} doctor {params.submission:q} --out {output} --config {params.config:q} {input}"
