@@ -37,8 +37,8 @@ for kind in ("cpu", "label", "train", "probe"):
             asked=time.time(),
             kind=f"--kind {kind}" + ("" if kind == "cpu" else " --gpu"),
             config=subset(*type(CONFIG).model_fields),
+        # what it finds is its output, good or bad; doctor judges
         shell:
-            # what it finds is its output, good or bad; doctor judges
             "cliptex --log {log} doctor {params.kind} --out {output} --config {params.config:q} || test -s {output}"
 
 
