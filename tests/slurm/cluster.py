@@ -93,7 +93,8 @@ class Cluster:
         key.chmod(0o600)
         files = {name: self.folder / "munge" / name for name in ("log", "pid", "seed")}
         options = [f"--{name}-file={path}" for name, path in files.items()]
-        self._daemon("munged", "--foreground", f"--key-file={key}", f"--socket={self._socket}", *options)
+        # --force: only root asks it, whoever may look into the folders above its socket
+        self._daemon("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={self._socket}", *options)
         self._until(self._socket.exists, "munged")
 
         data = self.folder / "database"
@@ -182,7 +183,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost={host}
+AccountingStorageHost=127.0.0.1
 AccountingStoragePort={accounting}
 AccountingStoragePass={self._socket}
 AccountingStorageEnforce=associations
@@ -192,6 +193,11 @@ GresTypes=gpu
 PartitionName={PARTITION} Nodes={",".join(NODES)} Default=YES MaxTime=2-0 PriorityTier=1
 PartitionName={URGENT} Nodes={",".join(NODES)} MaxTime=2-0 PriorityTier=10
 """)
+        # slurmd wants cgroups even where no plugin uses them; in a container they may be read-only, or not be there
+        hierarchies = folder / "cgroup"
+        for name in ("systemd", "freezer", "cpuset", "cpuacct", "memory", "devices"):
+            (hierarchies / name).mkdir(parents=True, exist_ok=True)
+        (folder / "cgroup.conf").write_text(f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={hierarchies}\n")
         # a device that every machine has stands in for that of a GPU
         (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
 
@@ -210,13 +216,14 @@ PartitionName={URGENT} Nodes={",".join(NODES)} MaxTime=2-0 PriorityTier=10
             return
         processes = json.loads(self.record.read_text())
         if CONF.is_symlink() and CONF.resolve().parent == self.folder:
-            self._end_jobs()
+            self.end_jobs()
         for name, (pid, born) in reversed(processes.items()):
             end(pid, born, name)
         self._clear_link()
         self.record.unlink()
 
-    def _end_jobs(self) -> None:
+    def end_jobs(self) -> None:
+        """Cancel all jobs and wait until they are gone."""
         queue = ["squeue", "--noheader", "--states=running,pending,completing", "--format=%A"]
         for _ in range(20):
             try:

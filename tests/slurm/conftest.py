@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, unavailable
+from runs import BEGUN
 
 
 def missing(reason: str) -> None:
@@ -31,3 +32,15 @@ def cluster(plugin):
     folder = os.environ.get("SLURM_TEST_FOLDER") or tempfile.mkdtemp(prefix="cliptex-slurm-")
     with Cluster(Path(folder)) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def no_run_outlives_its_test(request):
+    """Neither Snakemake nor, if there is a cluster, its jobs."""
+    yield
+    going_on = [run for run in BEGUN if run.process.poll() is None]
+    for run in going_on:
+        run.end()
+    if going_on and "cluster" in request.fixturenames:
+        request.getfixturevalue("cluster").end_jobs()
+    BEGUN.clear()

@@ -1,8 +1,11 @@
 """Runs of the workflow through the shipped profile."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,8 @@ GRES = ("--profile", str(PROFILES / "slurm"), "--workflow-profile", str(PROFILES
 """The other one, laid over it."""
 YOURS = ("--default-resources", f"slurm_account={ACCOUNT}", f"slurm_partition={PARTITION}")
 """What a user has to say, and all that the tests change in it."""
+BEGUN: list["Run"] = []
+PATIENCE_S = 500
 
 
 @dataclass
@@ -27,11 +32,34 @@ class Run:
 
     def finish(self) -> str:
         """Wait for its end, which must be a good one; what it said."""
-        code = self.process.wait(timeout=500)
-        said = (self.directory / "said.txt").read_text()
+        try:
+            code = self.process.wait(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            code = f"none after {PATIENCE_S} s"
+        said = self.said()
         logs = [path.read_text()[-2000:] for path in self.directory.glob("logs/slurm/**/*.log")] if code else []
-        assert code == 0, "\n".join([said[-6000:], *logs])
+        assert code == 0, "\n".join([f"exit code: {code}", said[-6000:], *logs])
         return said
+
+    def said(self) -> str:
+        """What it said up to now."""
+        return (self.directory / "said.txt").read_text()
+
+    def until(self, holds: Callable[[], object]) -> None:
+        """Wait while the run goes on, but not for ever."""
+        end = time.monotonic() + PATIENCE_S
+        while not holds():
+            assert self.process.poll() is None, self.said()[-4000:]
+            assert time.monotonic() < end, f"not after {PATIENCE_S} s\n{self.said()[-4000:]}"
+            time.sleep(0.1)
+
+    def end(self) -> None:
+        """End it if it goes on: a test that failed leaves the cluster to the next."""
+        for stop in (self.process.terminate, self.process.kill):
+            if self.process.poll() is None:
+                stop()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(timeout=30)
 
 
 def snakemake(directory: Path, *arguments: str, config: tuple[str, ...] = ()) -> Run:
@@ -48,4 +76,5 @@ def snakemake(directory: Path, *arguments: str, config: tuple[str, ...] = ()) ->
             stderr=subprocess.STDOUT,
             env={**os.environ, "PATH": bin_first},
         )
-    return Run(directory, process)
+    BEGUN.append(Run(directory, process))
+    return BEGUN[-1]
