@@ -188,8 +188,8 @@ def test_the_study_at_full_size_can_be_planned(tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     planned = jobs(result)
     assert {
-        "download_pairs": 17,
-        "build_shards": 17,
+        "download_pairs": 14,
+        "build_shards": 14,
         "fetch_expert": 3,
         "fetch_student": 1,
         "label": 42,
@@ -207,8 +207,8 @@ def test_the_study_at_full_size_can_be_planned(tmp_path):
     # what comes from the internet has a target of its own
     fetched = jobs(subprocess.run(list(map(str, [*command[:-1], "fetch"])), capture_output=True, text=True, cwd=ROOT))
     assert fetched == {
-        "download_pairs": 17,
-        "build_shards": 17,
+        "download_pairs": 14,
+        "build_shards": 14,
         "index_shards": 1,
         "fetch_expert": 3,
         "fetch_student": 1,

@@ -24,7 +24,7 @@ READY = [
     "resources/captions/00000.tar",
     *(f"results/labels/{store}/batch-{batch:03d}.json" for store in STORES for batch in range(2)),
     *(f"results/labels/{store}/index.json" for store in STORES),
-    *(f"results/models/{name}/seed0/{file}" for name in ("clip", "clip_ft", "cliptex") for file in TRAINED),
+    *(f"results/models/{name}/seed0/{file}" for name in ("clip", "clip_ft", "cliptex", "wise") for file in TRAINED),
 ]
 """What is there already, so that every target can be submitted at once."""
 TARGETS = {
@@ -32,6 +32,7 @@ TARGETS = {
     "label": "results/labels/depth/batch-002.json",
     "train": "results/models/clip/seed1/train.json",
     "probe_voc_0": "results/probes/voc/clip/seed0/linear.json",
+    "probe_voc_1": "results/probes/voc/cliptex/seed0/linear.json",
     "probe_coco_0": "results/probes/coco/clip/seed0/mask_rcnn.json",
     "zeroshot": "results/zeroshot/imagenet.json",
     "retrieval": "results/zeroshot/captions.json",
@@ -60,7 +61,9 @@ def submitted(calls: Path, directory: Path, profile: tuple[str, ...], *more: str
     for name in READY:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).touch()
-    options = ["--rerun-triggers", "mtime", "--immediate-submit", "--notemp", "--max-jobs-per-timespan", "100/1s"]
+    groups = ("--config", "probes={models_per_job: 3}")  # two jobs a benchmark
+    options = [*groups, "--rerun-triggers", "mtime", "--immediate-submit", "--notemp"]
+    options += ["--max-jobs-per-timespan", "100/1s"]
     run = snakemake(directory, *profile, *YOURS, *more, *options, "--", *TARGETS.values())
     run.process.wait(timeout=200)
     found = {}

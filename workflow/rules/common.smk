@@ -57,6 +57,11 @@ MODELS = list(CONFIG.models)
 INTERPOLATED = [name for name in MODELS if CONFIG.models[name].interpolate]
 TRAINED = [name for name in MODELS if name not in INTERPOLATED]
 PROBED = [*CONFIG.probes.baselines, *(CONFIG.probes.models or MODELS)]
+# models that one probing job does
+GROUPS = [
+    PROBED[start : start + CONFIG.probes.models_per_job]
+    for start in range(0, len(PROBED), CONFIG.probes.models_per_job)
+]
 FETCHED = [
     name for name, expert in CONFIG.experts.items() if expert.weights in ("url", "hub")
 ]
@@ -78,6 +83,27 @@ SHARDS = (
     "dataset.urls",
     "download.shards_per_job",
 )
+
+# What a profile sets for `probe` holds for the probing jobs of every benchmark and group of models; what it sets for one
+# of them by name goes before.
+PROBING = [
+    f"probe_{benchmark}_{number}"
+    for benchmark in CONFIG.probes.benchmarks
+    for number in range(len(GROUPS))
+]
+settings = workflow.resource_settings
+if "probe" in settings.overwrite_threads:
+    threads = settings.overwrite_threads["probe"]
+    settings.overwrite_threads = {
+        **dict.fromkeys(PROBING, threads),
+        **settings.overwrite_threads,
+    }
+if "probe" in settings.overwrite_resources:
+    resources = settings.overwrite_resources
+    settings.overwrite_resources = {
+        **resources,
+        **{name: {**resources["probe"], **resources.get(name, {})} for name in PROBING},
+    }
 
 
 # a pattern that no name fits

@@ -1,8 +1,5 @@
 # Frozen encoders judged. One job does several models of a benchmark, which share start-up and decoded images.
 
-SIZE = CONFIG.probes.models_per_job
-GROUPS = [PROBED[start : start + SIZE] for start in range(0, len(PROBED), SIZE)]
-
 for benchmark in CONFIG.probes.benchmarks:
     for number, group in enumerate(GROUPS):
 
