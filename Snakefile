@@ -17,6 +17,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/probes.smk"
 include: "workflow/rules/retrieval.smk"
 include: "workflow/rules/clip_benchmark.smk"
+include: "workflow/rules/study.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/cluster.smk"
 

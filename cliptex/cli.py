@@ -109,11 +109,13 @@ def render_experts(part: Annotated[str, typer.Option(help="train or val.")], con
 def render_benchmark(
     name: Annotated[str, typer.Option(help="voc, ade20k, coco, nyuv2, imagenet or places365.")],
     config: ConfigOption = DEFAULT,
+    look: Annotated[str, typer.Option(help="dusk: the evaluation scenes alone, in another light.")] = "",
 ) -> None:
     """Render a benchmark in its official layout."""
     from cliptex.miniature import render_benchmark
 
-    render_benchmark(Config.load(config).miniature, name, paths.benchmark(name))
+    folder = paths.benchmark(f"{name}_{look}" if look else name)
+    render_benchmark(Config.load(config).miniature, name, folder, look or "benchmark")
 
 
 @app.command(rich_help_panel=DATA)
@@ -434,21 +436,39 @@ def export_model(
     typer.echo(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
+CorruptionsOption = Annotated[
+    str, typer.Option(help="JSON of a study's `corruptions`: each evaluation image is judged clean and made worse.")
+]
+
+
+def _judged_on(benchmark: str, corruptions: str) -> Any:
+    """The benchmark whose evaluation images are corrupted; None for the benchmark as it is."""
+    if not corruptions:
+        return None
+    from cliptex.config import Corruptions
+    from cliptex.corruptions import Corrupted
+
+    return Corrupted.of(benchmark, Corruptions.model_validate_json(corruptions), paths.RESOURCES)
+
+
 @app.command(rich_help_panel=JUDGING)
 def probe(
     benchmark: Annotated[str, typer.Option(help="Name of an entry in `probes.benchmarks`.")],
     models: Annotated[str, typer.Option(help="Models and baselines, separated by commas.")],
     config: ConfigOption = DEFAULT,
     seed: SeedOption = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; by default of the main run.")] = None,
+    corruptions: CorruptionsOption = "",
 ) -> None:
     """Train the probes of a benchmark on frozen encoders and judge them."""
     from cliptex.probe import probe
     from cliptex.probes.protocols import folders_near, with_protocols
 
     root = paths.benchmark(benchmark)
-    out = paths.RESULTS / "probes" / benchmark
+    out = out or paths.RESULTS / "probes" / benchmark
     settings = with_protocols(Config.load(config), folders_near(config))
-    probe(settings, benchmark, models.split(","), seed, paths.RESULTS / "models", root, out)
+    data = _judged_on(benchmark, corruptions)
+    probe(settings, benchmark, models.split(","), seed, paths.RESULTS / "models", root, out, data=data)
 
 
 @app.command(rich_help_panel=JUDGING)
@@ -468,13 +488,16 @@ def tabulate_probes(
 def zeroshot(
     benchmark: Annotated[str, typer.Option(help="Name of an entry in `zeroshot.benchmarks`.")],
     config: ConfigOption = DEFAULT,
+    out: Annotated[Path | None, typer.Option(help="File of the results; by default of the main run.")] = None,
+    corruptions: CorruptionsOption = "",
 ) -> None:
     """Zero-shot classification with the class names of a benchmark."""
     from cliptex.zeroshot import zeroshot
 
     settings = Config.load(config)
-    out = paths.RESULTS / "zeroshot" / f"{benchmark}.json"
-    zeroshot(settings, benchmark, paths.RESULTS / "models", paths.benchmark(benchmark), out)
+    out = out or paths.RESULTS / "zeroshot" / f"{benchmark}.json"
+    data = _judged_on(benchmark, corruptions)
+    zeroshot(settings, benchmark, paths.RESULTS / "models", paths.benchmark(benchmark), out, data=data)
 
 
 @app.command(rich_help_panel=JUDGING)
@@ -534,6 +557,14 @@ def report(config: ConfigOption = DEFAULT) -> None:
     from cliptex.report import build_report
 
     build_report(Config.load(config))
+
+
+@app.command(rich_help_panel=JUDGING)
+def study_page(config: ConfigOption = DEFAULT) -> None:
+    """Write the page of a finished study: results/studies/<name>.html, its table and its plot."""
+    from cliptex.studies.page import build_study
+
+    build_study(Config.load(config))
 
 
 @app.command(rich_help_panel=PROJECT)

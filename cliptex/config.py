@@ -18,6 +18,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+HeadKind = Literal["light", "heavy", "heavier"]
+MultiScale = Literal["ppm", "aspp", "none"]
 
 
 class Section(BaseModel):
@@ -189,6 +191,8 @@ class LabelStore(Section):
     """Module in cliptex/tasks/ or "package.module:Class"."""
     expert: Name
     """Name of an entry in `experts`."""
+    of: Name | None = None
+    """Store of the same task whose labels the expert changes, for an expert that does (`degraded`)."""
 
 
 class Labels(Section):
@@ -250,15 +254,15 @@ class Train(Section):
     """Probability of a horizontal flip."""
     target_size_px: Positive = 32
     """Side of the grid on which dense losses are computed, pixels."""
-    multi_scale: Literal["ppm", "aspp", "none"] = "ppm"
+    multi_scale: MultiScale = "ppm"
     """Shared module between encoder and task heads: pyramid pooling (PSPNet), dilated convolutions (DeepLabV3), or
     none."""
     multi_scale_channels: Positive = 128
     """Output channels of the multi-scale module, and of the inner layers of heavy heads."""
     multi_scale_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (6, 12, 18)
     """Dilations of `aspp`, in patches. One that is not below the side of the patch grid sees nothing but the centre."""
-    heads: Literal["light", "heavy"] = "light"
-    """A task's head: one 1x1 convolution, or two 3x3 ones before it."""
+    heads: HeadKind = "light"
+    """A task's head: one 1x1 convolution; `heavy`: two 3x3 ones before it; `heavier`: four."""
     label_prior_cells: Annotated[int, Field(ge=0)] = 8
     """Side of the grid on which the heads hold what labels have in common at each place, so that the encoder need not
     learn where a patch lies; fitted before the first step. 0: none, as in the paper."""
@@ -317,6 +321,10 @@ class Model(Section):
     """Weight of the contrastive loss."""
     shuffle_labels: bool = False
     """Control: every image gets the pseudo-labels of another one."""
+    heads: HeadKind | None = None
+    """In place of `train.heads`."""
+    multi_scale: MultiScale | None = None
+    """In place of `train.multi_scale`."""
 
     def sources(self) -> list[str]:
         """The models that it is made from: `init`, or the two that are interpolated."""
@@ -443,6 +451,59 @@ class BenchmarkData(Section):
     """What is special, by benchmark."""
 
 
+class Corruptions(Section):
+    """How the evaluation images of a study are made worse; the probes' heads are trained on clean ones."""
+
+    kinds: list[Literal["noise", "blur", "jpeg", "contrast", "fog"]] = ["noise", "blur", "jpeg", "contrast", "fog"]
+    """Which corruptions (docs/studies.md)."""
+    severities: list[Annotated[int, Field(ge=1, le=5)]] = [1, 3, 5]
+    """How strong, from 1 to 5."""
+    looks: list[Literal["dusk"]] = []
+    """Other looks in which the miniature's evaluation scenes are rendered; none for official data."""
+    images: Positive | None = None
+    """Evaluation images that are used, from the first; all when null."""
+
+
+class Study(Section):
+    """A question, the runs that answer it, and how they are judged. Its models start from, and share the shards and
+    label stores of, the configuration that it is laid over."""
+
+    name: Name
+    """Its folder in results/studies/."""
+    title: str
+    """Headline of its page."""
+    question: str
+    """What it asks, a sentence."""
+    limits: str
+    """What it cannot show even where it shows something, the end of a sentence: "nor does it tell ..."."""
+    form: Literal["differences", "tradeoff", "cost", "finetuning", "robustness"] = "differences"
+    """What its plot shows: differences to the reference; dense metrics against zero-shot; against cost; of frozen and
+    of tuned encoders; under corruptions."""
+    reference: Name = "clip_ft"
+    """The model that the others are compared with."""
+    shown: list[Name] = ["cliptex"]
+    """Models of the main run that stand beside its own."""
+    experts: dict[Name, Expert] = {}
+    """Its own experts."""
+    label_stores: dict[Name, LabelStore] = {}
+    """Its own label stores."""
+    models: dict[Name, Model] = {}
+    """Its own models."""
+    labels: dict[Name, str] = {}
+    """How models are called on the page; the names stand for themselves."""
+    probes: dict[Name, list[Name]] = {}
+    """Benchmarks among `probes.benchmarks`, and which of their heads are trained."""
+    zeroshot: list[Name] = []
+    """Benchmarks among `zeroshot.benchmarks`."""
+    corruptions: Corruptions | None = None
+    """What the evaluation images go through, for `robustness`."""
+
+    @property
+    def judged(self) -> list[str]:
+        """All models that it compares, the reference first."""
+        return list(dict.fromkeys([self.reference, *self.shown, *self.models]))
+
+
 class Config(Section):
     """The whole configuration."""
 
@@ -467,6 +528,11 @@ class Config(Section):
     zeroshot: Zeroshot = Zeroshot()
     clip_benchmark: ClipBenchmark = ClipBenchmark()
     report: Report = Report()
+    plugins: list[str] = []
+    """Folders with modules of your own, put on Python's path for every job; relative to the working directory, or else
+    to the folder of the Snakefile."""
+    study: Study | None = None
+    """A study, made by the target `study` (docs/studies.md)."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -478,6 +544,12 @@ class Config(Section):
         for name, store in self.label_stores.items():
             if self.experts and store.expert not in self.experts:
                 raise ValueError(f"label_stores.{name}.expert: {store.expert!r} is not one of {sorted(self.experts)}")
+            if store.of is None:
+                continue
+            if self.models and store.of not in self.label_stores:
+                raise ValueError(f"label_stores.{name}.of: {store.of!r} is not one of {sorted(self.label_stores)}")
+            if store.of in self.label_stores and self.label_stores[store.of].of is not None:
+                raise ValueError(f"label_stores.{name}.of: {store.of!r} has changed labels itself; name its source")
         for name, model in self.models.items():
             for store in model.tasks:
                 if self.label_stores and store not in self.label_stores:

@@ -13,6 +13,7 @@ HEAD = """# Configuration
 - `test.yaml`: the same run in a minute or two, for tests; its numbers mean nothing
 - `studies/seeds.yaml`: three seeds
 - `studies/controls.yaml`: shuffled labels, exact labels, equal compute
+- `studies/*.yaml` with a section `study`: for the target `study` (docs/studies.md)
 
 Made by `cliptex config-reference > config/README.md`.
 """

@@ -13,7 +13,7 @@ import numpy as np
 
 from cliptex.config import Config
 from cliptex.experts.base import Expert
-from cliptex.labels import Labeller, open_store
+from cliptex.labels import Labeller, give_labels, open_store
 from cliptex.plugins import find
 from cliptex.shards import read_index, read_indexed
 from cliptex.tasks.base import Task
@@ -52,6 +52,7 @@ def audit_labels(
     """
     task: Task = find("tasks", config.label_stores[store].task)()
     entries = read_index(shard_index)["shards"]
+    give_labels(config, store, expert, task, entries, out_dir.parent)
     ends = np.cumsum([len(entry["keys"]) for entry in entries])
     chosen = np.random.default_rng(seed).choice(int(ends[-1]), min(samples, int(ends[-1])), replace=False)
     rows_of: dict[int, list[int]] = {}

@@ -75,7 +75,8 @@ def label_batch(
         raise CliptexError(
             f"label_stores.{store}.expert: {settings.expert!r} makes {expert.task}, but the task is {task.name!r}"
         )
-    recipe = _recipe(config, store, task, expert.weights_sha256)
+    give_labels(config, store, expert, task, entries, out_dir.parent)
+    recipe = _recipe(config, store, task, expert.weights_sha256, out_dir.parent)
     start, records = time.monotonic(), []
     with Labeller(
         settings.expert, expert, task, expert_config.batch_size, config.labels.max_side_px, workers
@@ -114,7 +115,25 @@ def label_batch(
     )
 
 
-def _recipe(config: Config, store: str, task: Task, weights_sha256: str | None) -> dict[str, Any]:
+def give_labels(
+    config: Config, store: str, expert: Expert, task: Task, entries: list[dict[str, Any]], labels_dir: Path
+) -> None:
+    """Hand an expert that changes other labels the store that they are in, for the shards `entries`.
+
+    labels_dir: folder of all stores. Raises CliptexError where the configuration and the expert do not agree on that,
+    or where the other store is of another task.
+    """
+    other, name = config.label_stores[store].of, config.label_stores[store].expert
+    if other is None and expert.takes_labels:
+        raise CliptexError(f"label_stores.{store}.of: {name!r} changes the labels of another store; name it")
+    if other is None:
+        return
+    if not expert.takes_labels:
+        raise CliptexError(f"label_stores.{store}.of: {name!r} labels images itself; remove the key")
+    expert.take(StoredLabels([open_store(labels_dir / other / "index.json", entry, task) for entry in entries]))
+
+
+def _recipe(config: Config, store: str, task: Task, weights_sha256: str | None, labels_dir: Path) -> dict[str, Any]:
     """What every label file says of how it was made. `recipe_sha256` covers all that changes its labels."""
     name = config.label_stores[store].expert
     expert = config.experts[name]
@@ -131,6 +150,8 @@ def _recipe(config: Config, store: str, task: Task, weights_sha256: str | None) 
         "frame": "the stored image's frame; longer side of the label grid at most max_side_px",
         "versions": {"label": versions.LABEL},
     }
+    if (other := config.label_stores[store].of) is not None:
+        recipe["of"] = {"store": other, "index_sha256": sha256_json(read_json(labels_dir / other / "index.json"))}
     return {**recipe, "recipe_sha256": sha256_json(recipe), "licence": expert.licence_name, "weights": expert.weights}
 
 
@@ -349,7 +370,7 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
         weights = weights or file.metadata["weights_sha256"]
         if file.metadata["weights_sha256"] != weights:
             raise CliptexError(f"{path}: made with other weights of {settings.expert!r} than the files before; {redo}")
-        if file.metadata["recipe_sha256"] != _recipe(config, store, task, weights)["recipe_sha256"]:
+        if file.metadata["recipe_sha256"] != _recipe(config, store, task, weights, out_dir.parent)["recipe_sha256"]:
             raise CliptexError(f"{path}: made with other settings than the configuration's; {redo}")
         for name in file.scalars:
             scalars.setdefault(name, []).extend(value for value in file.column(name) if value is not None)
@@ -367,7 +388,7 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
     statistics = classes.statistics()
     if len(statistics.get("classes", "many")) == 1:
         log.warning("%s: every pixel is %s; look at the expert's quality", out_dir, *statistics["classes"])
-    recipe = _recipe(config, store, task, weights)
+    recipe = _recipe(config, store, task, weights, out_dir.parent)
     index = {
         "schema_version": SCHEMA_VERSION,
         "store": store,
@@ -543,6 +564,25 @@ class LabelFile:
             raise CliptexError(
                 f"{self.path}: label file is damaged ({what}); run: rm {self.path}   and then the same command again"
             ) from error
+
+
+class StoredLabels:
+    """The decoded labels of some label files by key: what an expert gets that changes them."""
+
+    def __init__(self, files: list[LabelFile]):
+        self._places = {}
+        for file in files:
+            keys = list(file.keys)
+            self._places |= {key: (file, row, keys) for row, key in enumerate(keys)}
+
+    def label(self, key: str) -> np.ndarray | None:
+        """Label of a picture; None where it failed."""
+        file, row, _ = self._places[key]
+        return file.label(row)
+
+    def beside(self, key: str) -> list[str]:
+        """Keys of the picture's shard, in order."""
+        return self._places[key][2]
 
 
 def read_label_index(config: Config, store: str, path: Path) -> dict[str, Any]:

@@ -69,17 +69,20 @@ def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
 
 
 def _head(kind: str, in_channels: int, width: int, out_channels: int) -> nn.Module:
-    """`light`: one 1x1 convolution. `heavy`: two 3x3 ones of `width` channels with norm and ReLU, then a 1x1."""
+    """`light`: one 1x1 convolution. `heavy`, `heavier`: two, four 3x3 ones of `width` channels with norm and ReLU, then
+    a 1x1."""
     if kind == "light":
         return nn.Conv2d(in_channels, out_channels, 1)
-    return nn.Sequential(_conv(in_channels, width, 3), _conv(width, width, 3), nn.Conv2d(width, out_channels, 1))
+    inner = {"heavy": 2, "heavier": 4}[kind]
+    layers = (_conv(in_channels if number == 0 else width, width, 3) for number in range(inner))
+    return nn.Sequential(*layers, nn.Conv2d(width, out_channels, 1))
 
 
 class DenseHeads(nn.Module):
     """One multi-scale module for all tasks and one head a task.
 
     channels: label store -> output channels of its task. multi_scale: "ppm", "aspp" or "none". width: output channels
-    of the module, and of the inner layers of heavy heads. heads: "light" or "heavy". rates: dilations of "aspp".
+    of the module, and of the inner layers of heavy heads. heads: "light", "heavy" or "heavier". rates: of "aspp".
     prior_cells: side of the grid of a learned offset a place (see `cliptex.label_prior`), on top of which the heads
     start at zero; 0 for none.
     """

@@ -45,6 +45,11 @@ def benchmark(name: str) -> Path:
     return RESOURCES / name
 
 
+def study(name: str) -> Path:
+    """What a study judged; its page lies beside the folder."""
+    return RESULTS / "studies" / name
+
+
 def clip_benchmark(slug: str, name: str, seed: int) -> Path:
     """What clip_benchmark found for one data set and model."""
     return RESULTS / "clip_benchmark" / slug / name / f"seed{seed}.json"

@@ -83,14 +83,16 @@ def probe(
     models_dir: Path,
     benchmark_root: Path,
     out_dir: Path,
+    data: Benchmark | None = None,
 ) -> None:
     """Probe several models (and baselines) on one benchmark and write one JSON file a model and head.
 
-    models_dir holds {model}/seed{seed}/; out_dir is `results/probes/{benchmark}`. The baselines "random" and
+    models_dir holds {model}/seed{seed}/; out_dir is `results/probes/{benchmark}`. data: what is judged on, in place of
+    the benchmark at benchmark_root, for a study. The baselines "random" and
     "position" take their architecture from the first model of `models`, or else from any that is exported.
     """
     protocol = protocol_of(benchmark, config.probes.benchmarks.get(benchmark, {}))
-    data = find("benchmarks", benchmark)(benchmark_root)
+    data = data or find("benchmarks", benchmark)(benchmark_root)
     if "classification" in data.tasks and len(data.tasks) > 1:
         raise CliptexError(f"{benchmark}: classification and dense tasks must be two benchmarks")
     reference = reference_folder(models, seed, models_dir)

@@ -107,9 +107,9 @@ class _Run:
         heads = DenseHeads(
             feature_width(network.visual),
             {store: task.channels for store, task in self.tasks.items()},
-            self.options.multi_scale if self.tasks else "none",
+            (self.model.multi_scale or self.options.multi_scale) if self.tasks else "none",
             self.options.multi_scale_channels,
-            self.options.heads,
+            self.model.heads or self.options.heads,
             self.options.multi_scale_rates,
             self.options.label_prior_cells,
         )

@@ -18,6 +18,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
+from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import source
 from cliptex.config import Config
 from cliptex.encoders import in_order, sha256_weights, untrained
@@ -126,9 +127,14 @@ def prompts(names: Sequence[str], templates: Sequence[Callable[[str], str]]) -> 
     return [[template(name) for template in templates] for name in names]
 
 
-def zeroshot(config: Config, benchmark: str, models_dir: Path, root: Path, out: Path) -> None:
-    """Judge every model and seed of the configuration on a classification benchmark's evaluation split."""
-    data = find("benchmarks", benchmark)(root)
+def zeroshot(
+    config: Config, benchmark: str, models_dir: Path, root: Path, out: Path, data: Benchmark | None = None
+) -> None:
+    """Judge every model and seed of the configuration on a classification benchmark's evaluation split.
+
+    data: what is judged on, in place of the benchmark at root, for a study.
+    """
+    data = data or find("benchmarks", benchmark)(root)
     if data.tasks != ("classification",):
         raise CliptexError(f"zeroshot.benchmarks: {benchmark!r} is not a classification benchmark; remove it")
     names, templates = data.class_names, TEMPLATES[config.zeroshot.templates]

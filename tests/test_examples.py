@@ -110,6 +110,19 @@ def test_a_wrong_option_of_the_detector_is_named(edges):
         find("experts", "edges:Canny")({"network": {"hihg": 3}})
 
 
+def test_salient_is_what_is_unlike_its_surroundings(edges):
+    expert, task = find("experts", "saliency:SpectralResidual")({}), find("tasks", "saliency:Saliency")()
+    image = np.random.default_rng(0).normal(90, 12, (60, 90, 1)).clip(0, 255).astype(np.uint8).repeat(3, axis=2)
+    image[20:34, 50:64] = (230, 230, 200)
+    (label,) = expert.predict([image], ["a"])
+    assert label.shape == (60, 90) and label.min() >= 0 and label.max() <= 1
+    assert label[18:36, 48:66].mean() > 2 * label.mean()
+    assert_array_equal(expert.predict([image, image[:, ::-1]], ["a", "b"])[0], label)
+    assert expert.task == task.name == "saliency"
+    assert task.scalars(label)["saliency"] == pytest.approx(label.mean(), abs=1e-5)
+    assert_allclose(task.decode(task.encode(label), 60, 90), label, atol=0.5 / 254 + 1e-6)
+
+
 def test_a_module_that_python_cannot_find_is_explained():
     with pytest.raises(CliptexError, match="PYTHONPATH"):
         find("experts", "nowhere_to_be_found:Canny")

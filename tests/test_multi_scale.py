@@ -41,7 +41,7 @@ def test_the_same_input_gives_the_same_output_in_training():
 
 
 @pytest.mark.parametrize("multi_scale", ["ppm", "aspp", "none"])
-@pytest.mark.parametrize(("kind", "convolutions"), [("light", 1), ("heavy", 3)])
+@pytest.mark.parametrize(("kind", "convolutions"), [("light", 1), ("heavy", 3), ("heavier", 5)])
 def test_every_task_has_a_head_on_the_shared_module(multi_scale, kind, convolutions):
     heads = DenseHeads(32, {"segmentation": 81, "depth": 1}, multi_scale, 24, kind)
     out = heads(torch.randn(2, 32, 8, 8))

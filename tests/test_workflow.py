@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
@@ -171,11 +172,25 @@ def test_a_change_reaches_the_jobs_that_use_it_and_no_others(finished, tmp_path)
 
 @pytest.mark.parametrize("study", sorted(path.stem for path in (ROOT / "config/studies").glob("*.yaml")))
 def test_every_study_can_be_planned(tmp_path, study):
-    command = [BIN / "snakemake", "--cores", "2", "--dry-run", "--directory", tmp_path, "--configfile"]
-    command += [ROOT / f"config/studies/{study}.yaml", "--snakefile", ROOT / "Snakefile", "--", "all"]
+    config = ROOT / f"config/studies/{study}.yaml"
+    own = yaml.safe_load(config.read_text()).get("study")
+    command = [BIN / "snakemake", "--cores", "2", "--dry-run", "--directory", tmp_path, "--configfile", config]
+    command += ["--snakefile", ROOT / "Snakefile", "--", "study" if own else "all"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert jobs(result)["train"] + jobs(result).get("interpolate", 0) > 3
+    if own is None:
+        assert jobs(result)["train"] + jobs(result).get("interpolate", 0) > 3
+        return
+    trained = {"clip", own.get("reference", "clip_ft"), *own.get("shown", ["cliptex"]), *own.get("models", {})}
+    assert jobs(result)["train"] == len(trained)
+    assert jobs(result)["study_page"] == 1
+    assert not {"report", "probe_voc_0", "tabulate_probes"} & jobs(result).keys()
+
+
+def test_without_a_study_its_target_says_what_to_do(tmp_path):
+    result = snakemake(tmp_path, "--dry-run", "study")
+    assert result.returncode != 0
+    assert "study: there is none; lay a file of config/studies/ over the configuration" in result.stdout + result.stderr
 
 
 def test_the_study_at_full_size_can_be_planned(tmp_path):

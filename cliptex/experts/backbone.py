@@ -55,18 +55,31 @@ class DenseNetwork(nn.Module):
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Sum of the tasks' losses, each the one its expert is trained with (classes: cross-entropy a cell)."""
         scores, normals, depth = self(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
+        return segmentation_loss(scores, batch) + normals_loss(normals, batch) + depth_loss(depth, batch)
 
-        def nearest(maps_BCHW: torch.Tensor) -> torch.Tensor:
-            return functional.interpolate(maps_BCHW, size=depth.shape[-2:], mode="nearest")
 
-        classes_BM = functional.pad(batch["instance_class"], (1, 0)).long()  # column 0 is the background
-        classes_BHW = classes_BM.gather(1, batch["instance"].flatten(1)).view(batch["instance"].shape)
-        total = functional.cross_entropy(scores, nearest(classes_BHW[:, None].float())[:, 0].long())
-        truth_B3HW = nearest(batch["normals"])
-        valid_BHW = truth_B3HW.isfinite().all(1)
-        likelihood = angular_mf_loss(norm_normalize(normals), truth_B3HW.nan_to_num(0.0))
-        total = total + torch.where(valid_BHW, likelihood, 0.0).sum() / valid_BHW.sum().clamp(min=1)
-        return total + scale_shift_invariant_loss(depth, nearest(inverse_depth(batch["depth"])[:, None])[:, 0])
+def _nearest(maps_BCHW: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return functional.interpolate(maps_BCHW, size=like.shape[-2:], mode="nearest")
+
+
+def segmentation_loss(scores_BChw: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy of class scores against the `instance` and `instance_class` of renders, at the scores' grid."""
+    classes_BM = functional.pad(batch["instance_class"], (1, 0)).long()  # column 0 is the background
+    classes_BHW = classes_BM.gather(1, batch["instance"].flatten(1)).view(batch["instance"].shape)
+    return functional.cross_entropy(scores_BChw, _nearest(classes_BHW[:, None].float(), scores_BChw)[:, 0].long())
+
+
+def normals_loss(raw_B4hw: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Negative log-likelihood of the `normals` of renders under raw normals with kappa, at their grid."""
+    truth_B3hw = _nearest(batch["normals"], raw_B4hw)
+    valid_Bhw = truth_B3hw.isfinite().all(1)
+    likelihood = angular_mf_loss(norm_normalize(raw_B4hw), truth_B3hw.nan_to_num(0.0))
+    return torch.where(valid_Bhw, likelihood, 0.0).sum() / valid_Bhw.sum().clamp(min=1)
+
+
+def depth_loss(depth_Bhw: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Scale- and shift-invariant loss of inverse depth against the `depth` of renders, at its grid."""
+    return scale_shift_invariant_loss(depth_Bhw, _nearest(inverse_depth(batch["depth"])[:, None], depth_Bhw)[:, 0])
 
 
 def train_backbone(config: Config, renders: Path, out: Path, seed: int) -> None:

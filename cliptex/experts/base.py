@@ -1,11 +1,22 @@
 """What an expert must do: be built from config, load weights, predict a batch, and where it can, be trained."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+
+
+class OtherLabels(Protocol):
+    """Labels of another store, for an expert that changes them."""
+
+    def label(self, key: str) -> np.ndarray | None:
+        """Of a picture, decoded; None where it failed."""
+
+    def beside(self, key: str) -> Sequence[str]:
+        """Keys of the picture's shard, in order, its own among them."""
 
 
 class Expert(ABC):
@@ -20,6 +31,8 @@ class Expert(ABC):
     """Whether there are weights; one that has none at all says False, and is identified by its `network` settings."""
     uses_miniature: ClassVar[bool] = False
     """Whether the labels of one without weights depend on the config's `miniature`."""
+    takes_labels: ClassVar[bool] = False
+    """Whether it changes the labels of another store, the config's `label_stores.*.of`; then `take` is called first."""
 
     def __init__(self, settings: dict[str, Any]):
         self.settings = settings
@@ -28,6 +41,10 @@ class Expert(ABC):
     def load(self, weights: Path | None) -> None:
         """Build the network and load `weights`, strictly: a file, or the folder of a saved model where the expert
         takes one (`cliptex.experts.weights` reads both without running them). None: leave it untrained, for `fit`."""
+
+    def take(self, labels: OtherLabels) -> None:
+        """Called before `predict` where `takes_labels`: what the other store has."""
+        raise TypeError(f"{type(self).__name__} changes no labels of others")
 
     @abstractmethod
     def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ They differ in light, textures, proportions and sensor by a moderate shift, so t
 transfer to the others.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -104,6 +104,19 @@ LOOKS = {
     ),
 }
 """Domain -> look. The benchmarks share one look and differ by their seed."""
+SHIFTED = {
+    "dusk": replace(
+        LOOKS["benchmark"],
+        warmth=(0.5, 0.9),
+        ambient=(0.1, 0.2),
+        saturation=(0.35, 0.6),
+        noise=(0.02, 0.04),
+        blur=(0.5, 0.8),
+        cast=0.1,
+        flash=0.0,
+    )
+}
+"""Further looks of the benchmarks' own domain: the same scenes and cameras in another light, for studies."""
 
 
 class Stylist:

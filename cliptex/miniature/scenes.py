@@ -6,7 +6,7 @@ import numpy as np
 
 from cliptex.miniature.captions import CONTEXT, Seen, describe
 from cliptex.miniature.kinds import KIND_ID, KINDS, SCENE_CATEGORIES, THINGS
-from cliptex.miniature.looks import LOOKS, Stylist
+from cliptex.miniature.looks import LOOKS, SHIFTED, Stylist
 from cliptex.miniature.stage import Camera, Hits, Light, noise
 from cliptex.miniature.views import choose_camera
 from cliptex.miniature.worlds import CONTENTS, World, build_world
@@ -60,7 +60,7 @@ class Wish:
 
 def compose(seed: int, domain: str, stream: int, index: int, wish: Wish) -> tuple[Stylist, World, Camera]:
     """Furnish scene `index` of a data set and choose its camera; see `render`."""
-    look = LOOKS[domain]
+    look = (LOOKS | SHIFTED)[domain]
     s = Stylist(np.random.default_rng([seed, look.domain, stream, index]), look)
     kind = wish.subject
     if kind is None and s.chance(wish.closeness):
@@ -75,7 +75,7 @@ def compose(seed: int, domain: str, stream: int, index: int, wish: Wish) -> tupl
 def render(seed: int, domain: str, stream: int, index: int, height: int, width: int, wish: Wish | None = None) -> Scene:
     """Render scene `index` of a data set.
 
-    domain: a key of LOOKS. stream: tells apart the data sets and splits of one domain.
+    domain: a key of LOOKS or SHIFTED. stream: tells apart the data sets and splits of one domain.
     """
     s, world, camera = compose(seed, domain, stream, index, wish or Wish())
     if world.room:

@@ -26,6 +26,7 @@ from cliptex.shard_batches import (
     shard_sources,
     shards_of_download,
 )
+from cliptex.studies import study_config, study_of
 from cliptex.suite import suite_files
 
 try:
@@ -33,6 +34,8 @@ try:
     CONFIG = with_protocols(
         Config.load(config), [Path(workflow.basedir) / "config" / "protocols"]
     )
+    # of a study's jobs, and the same where there is none
+    STUDY = study_config(CONFIG)
     shard_paths(CONFIG)
     MARKS = benchmark_marks(CONFIG)
 except CliptexError as error:
@@ -53,9 +56,23 @@ if shutil.which("cliptex") is None:
 if workflow.remote_exec:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# a user's own modules, for all jobs
+if CONFIG.plugins:
+    found = [
+        str(
+            Path(
+                folder if exists(folder) else Path(workflow.basedir) / folder
+            ).resolve()
+        )
+        for folder in CONFIG.plugins
+    ]
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [*found, *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+
 MODELS = list(CONFIG.models)
-INTERPOLATED = [name for name in MODELS if CONFIG.models[name].interpolate]
-TRAINED = [name for name in MODELS if name not in INTERPOLATED]
+INTERPOLATED = [name for name, model in STUDY.models.items() if model.interpolate]
+TRAINED = [name for name in STUDY.models if name not in INTERPOLATED]
 PROBED = [*CONFIG.probes.baselines, *(CONFIG.probes.models or MODELS)]
 # models that one probing job does
 GROUPS = [
@@ -63,7 +80,7 @@ GROUPS = [
     for start in range(0, len(PROBED), CONFIG.probes.models_per_job)
 ]
 FETCHED = [
-    name for name, expert in CONFIG.experts.items() if expert.weights in ("url", "hub")
+    name for name, expert in STUDY.experts.items() if expert.weights in ("url", "hub")
 ]
 FETCHED_STUDENT = (
     ["resources/weights/student.json"] if is_published(CONFIG.student) else []
@@ -114,10 +131,10 @@ wildcard_constraints:
     shard=r"\d+",
     part="train|val",
     benchmark="|".join(MARKS),
-    expert="|".join(CONFIG.experts),
-    store="|".join(CONFIG.label_stores),
+    expert="|".join(STUDY.experts),
+    store="|".join(STUDY.label_stores),
     batch=r"\d\d\d+",
-    model="|".join(MODELS),
+    model="|".join(STUDY.models),
     seed=r"\d+",
 
 
@@ -129,14 +146,14 @@ def weights(model, seed):
 def lineage(model):
     """A model and all that it is made from."""
     found = {model: None}
-    for source in CONFIG.models[model].sources():
+    for source in STUDY.models[model].sources():
         found |= dict.fromkeys(lineage(source))
     return list(found)
 
 
-def subset(*keys):
+def subset(*keys, of=CONFIG):
     """JSON of the configuration keys a job uses; wildcards in them are filled in."""
-    return lambda wildcards: CONFIG.subset(*(key.format(**wildcards) for key in keys))
+    return lambda wildcards: of.subset(*(key.format(**wildcards) for key in keys))
 
 
 def own_tars(batch):

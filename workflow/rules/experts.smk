@@ -28,13 +28,12 @@ rule train_expert:
     input:
         lambda wildcards: (
             expand("resources/expert_renders/{part}.h5", part=["train", "val"])
-            if CONFIG.experts[wildcards.expert].weights == "trained"
+            if STUDY.experts[wildcards.expert].weights == "trained"
             else []
         ),
         lambda wildcards: (
             ["results/backbone/backbone.json"]
-            if CONFIG.backbone
-            and CONFIG.experts[wildcards.expert].weights == "trained"
+            if CONFIG.backbone and STUDY.experts[wildcards.expert].weights == "trained"
             else []
         ),
     output:
@@ -44,7 +43,7 @@ rule train_expert:
     benchmark:
         "results/timings/train_expert/{expert}.tsv"
     wildcard_constraints:
-        expert="|".join(name for name in CONFIG.experts if name not in FETCHED) or NONE,
+        expert="|".join(name for name in STUDY.experts if name not in FETCHED) or NONE,
     priority: 70
     conda:
         "../../envs/cliptex.yaml"
@@ -53,7 +52,7 @@ rule train_expert:
         runtime="4h",
         gpu=1,
     params:
-        config=subset("experts.{expert}", "backbone", "miniature"),
+        config=subset("experts.{expert}", "backbone", "miniature", of=STUDY),
         version=versions.EXPERT,
     shell:
         "cliptex --log {log} --threads {threads} train-expert --name {wildcards.expert} --config {params.config:q}"

@@ -5,7 +5,7 @@
 REDONE = []
 if workflow.is_main_process:
     for done, files in batches_to_redo(
-        [f"results/labels/{store}" for store in CONFIG.label_stores]
+        [f"results/labels/{store}" for store in STUDY.label_stores]
     ).items():
         logger.warning(
             f"{', '.join(map(str, files))}: missing or changed; {done} is made again"
@@ -17,7 +17,12 @@ if workflow.is_main_process:
 rule label:
     input:
         shards="results/shards/index.json",
-        expert=lambda wildcards: f"results/experts/{CONFIG.label_stores[wildcards.store].expert}/expert.json",
+        expert=lambda wildcards: f"results/experts/{STUDY.label_stores[wildcards.store].expert}/expert.json",
+        changed=lambda wildcards: (
+            f"results/labels/{STUDY.label_stores[wildcards.store].of}/index.json"
+            if STUDY.label_stores[wildcards.store].of
+            else []
+        ),
     output:
         "results/labels/{store}/batch-{batch}.json",
     log:
@@ -32,9 +37,9 @@ rule label:
         runtime="8h",
         gpu=1,
     params:
-        config=lambda wildcards: CONFIG.subset(
+        config=lambda wildcards: STUDY.subset(
             f"label_stores.{wildcards.store}",
-            f"experts.{CONFIG.label_stores[wildcards.store].expert}",
+            f"experts.{STUDY.label_stores[wildcards.store].expert}",
             "labels",
         ),
         version=versions.LABEL,
@@ -65,9 +70,9 @@ rule index_labels:
         mem="4GB",
         runtime="1h",
     params:
-        config=lambda wildcards: CONFIG.subset(
+        config=lambda wildcards: STUDY.subset(
             f"label_stores.{wildcards.store}",
-            f"experts.{CONFIG.label_stores[wildcards.store].expert}",
+            f"experts.{STUDY.label_stores[wildcards.store].expert}",
             "labels",
         ),
         version=versions.LABEL,

@@ -35,8 +35,13 @@ rule report:
         mem="4GB",
         runtime="30m",
     params:
-        # a function, for braces in it are no wildcards; the suite is no part of it
-        config=subset(*(type(CONFIG).model_fields.keys() - {"clip_benchmark"})),
+        # a function, for braces in it are no wildcards; none of the three is part of it
+        config=subset(
+            *(
+                type(CONFIG).model_fields.keys()
+                - {"clip_benchmark", "plugins", "study"}
+            )
+        ),
         version=versions.REPORT,
     shell:
         "cliptex --log {log} report --config {params.config:q}"

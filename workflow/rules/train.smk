@@ -8,11 +8,11 @@ rule train:
         shards="results/shards/index.json",
         labels=lambda wildcards: [
             f"results/labels/{store}/index.json"
-            for store in CONFIG.models[wildcards.model].tasks
+            for store in STUDY.models[wildcards.model].tasks
         ],
         init=lambda wildcards: (
-            [weights(CONFIG.models[wildcards.model].init, wildcards.seed)]
-            if CONFIG.models[wildcards.model].init
+            [weights(STUDY.models[wildcards.model].init, wildcards.seed)]
+            if STUDY.models[wildcards.model].init
             else FETCHED_STUDENT
         ),
         # of which zero-shot accuracy is measured on the way
@@ -40,14 +40,14 @@ rule train:
         # more of them, of GPUs too, is the profile's to say (docs/slurm.md)
         nodes=1,
     params:
-        config=lambda wildcards: CONFIG.subset(
+        config=lambda wildcards: STUDY.subset(
             "dataset.source",
             "student",
             "train",
             f"models.{wildcards.model}",
             *(
                 f"label_stores.{store}"
-                for store in CONFIG.models[wildcards.model].tasks
+                for store in STUDY.models[wildcards.model].tasks
             ),
             *(["zeroshot.templates"] if WATCHED else []),
         ),
@@ -78,7 +78,7 @@ rule interpolate:
     input:
         lambda wildcards: [
             weights(model, wildcards.seed)
-            for model in CONFIG.models[wildcards.model].sources()
+            for model in STUDY.models[wildcards.model].sources()
         ],
     output:
         weights="results/models/{model}/seed{seed}/open_clip_model.safetensors",
@@ -97,7 +97,7 @@ rule interpolate:
         mem="8GB",
         runtime="30m",
     params:
-        config=lambda wildcards: CONFIG.subset(
+        config=lambda wildcards: STUDY.subset(
             "dataset.source",
             *(f"models.{model}" for model in lineage(wildcards.model)),
         ),

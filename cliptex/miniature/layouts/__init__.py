@@ -15,12 +15,14 @@ from typing import Any
 from cliptex.config import Miniature
 from cliptex.errors import CliptexError
 from cliptex.files import read_json, sha256_file, write_json
+from cliptex.miniature.looks import SHIFTED
 from cliptex.miniature.scenes import Scene, Wish, render
 from cliptex.versions import RENDER
 
 BENCHMARKS = ("voc", "ade20k", "coco", "nyuv2", "imagenet", "places365")
 """The order is part of the seeds."""
 MARK = "miniature.json"
+FEW = 16
 SEAL = ".miniature"
 """Empty file in every rendered tree: it stays when a workflow has deleted the mark, and tells that the tree is ours."""
 
@@ -28,7 +30,8 @@ SEAL = ".miniature"
 class Draw:
     """Renders the scenes of one benchmark."""
 
-    def __init__(self, miniature: Miniature, name: str):
+    def __init__(self, miniature: Miniature, name: str, look: str = "benchmark"):
+        self.look = look
         self.seed = miniature.seed
         self.size = miniature.image_size_px
         self.counts = {"train": miniature.benchmarks[name].train, "val": miniature.benchmarks[name].val}
@@ -40,14 +43,16 @@ class Draw:
 
     def scene(self, split: str, index: int, wish: Wish, width: int | None = None) -> Scene:
         """Scene `index` of a split, `size` high and as wide, or `width` wide."""
-        return render(self.seed, "benchmark", self.stream(split), index, self.size, width or self.size, wish)
+        return render(self.seed, self.look, self.stream(split), index, self.size, width or self.size, wish)
 
 
 Writer = Callable[[Draw, Path], None]
 
 
-def render_benchmark(miniature: Miniature, name: str, root: Path) -> None:
+def render_benchmark(miniature: Miniature, name: str, root: Path, look: str = "benchmark") -> None:
     """Render benchmark `name` into `root`, unless the same one is there already.
+
+    look: a key of SHIFTED shows the same evaluation scenes in another light, and few training scenes.
 
     The tree is made beside `root` and renamed when it is whole. Raises CliptexError for a benchmark that is unknown
     or not in `miniature.benchmarks`, and when `root` holds something that was not rendered.
@@ -57,7 +62,11 @@ def render_benchmark(miniature: Miniature, name: str, root: Path) -> None:
         raise CliptexError(f"miniature.benchmarks: {name!r} is not one of {', '.join(BENCHMARKS)}")
     if name not in miniature.benchmarks:
         raise CliptexError(f"miniature.benchmarks.{name}: is missing; say how many images to render (train, val)")
-    draw = Draw(miniature, name)
+    if look not in ("benchmark", *SHIFTED):
+        raise CliptexError(f"--look: {look!r} is not one of {', '.join(SHIFTED)}")
+    draw = Draw(miniature, name, look)
+    if look != "benchmark":  # nobody trains on it, but the readers want some
+        draw.counts["train"] = min(draw.counts["train"], FEW)
     mark = {
         "schema_version": 1,
         "source": "miniature",
@@ -65,6 +74,7 @@ def render_benchmark(miniature: Miniature, name: str, root: Path) -> None:
         "seed": draw.seed,
         "image_size_px": draw.size,
         "counts": draw.counts,
+        **({} if look == "benchmark" else {"look": look}),
         "render_version": RENDER,
     }
     if (root / MARK).exists() and _same(read_json(root / MARK), mark):

@@ -1,0 +1,61 @@
+"""The paired bootstrap: how far a difference between two models depends on which images happened to be judged.
+
+Images are drawn with replacement, as many as there are, and every model and seed is judged again on the same draw. A
+model's value in a draw is the mean over its seeds. The 2.5th and 97.5th percentile of the difference bound the interval
+(Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cliptex.probes.per_image import Arrays, main_metric, num_images
+
+LEVEL = 95.0
+BLOCK = 4_000_000
+"""Numbers that are computed at a time, so that memory stays small."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Bounds in the metric's unit, or in percent for a relative gain."""
+
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether all of it is on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+    def scaled(self, factor: float) -> "Interval":
+        """Both bounds times a factor, in order."""
+        return Interval(*sorted((factor * self.low, factor * self.high)))
+
+
+def draws(images: int, number: int, seed: int) -> np.ndarray:
+    """How often each image is in each draw: float64 [number, images], rows sum to `images`; the same for a seed."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=number).astype(np.float64)
+
+
+def resampled(task: str, seeds: Sequence[Arrays], weights_BN: np.ndarray) -> np.ndarray:
+    """The task's main metric in every draw, mean over the statistics of several seeds: float64 [B]."""
+    return np.mean([_values(task, arrays, weights_BN) for arrays in seeds], axis=0)
+
+
+def _values(task: str, arrays: Arrays, weights_BN: np.ndarray) -> np.ndarray:
+    if num_images(arrays) != weights_BN.shape[1]:
+        raise ValueError(f"{num_images(arrays)} images, {weights_BN.shape[1]} weights")
+    rows = max(1, BLOCK // max(len(values) for values in arrays.values()))
+    blocks = (weights_BN[start : start + rows] for start in range(0, len(weights_BN), rows))
+    return np.concatenate([main_metric(task, arrays, block) for block in blocks])
+
+
+def interval(values_B: np.ndarray) -> Interval | None:
+    """The middle 95 % of resampled values; None where less than half of the draws have one."""
+    known = values_B[np.isfinite(values_B)]
+    if 2 * len(known) < len(values_B):
+        return None
+    tail = (100 - LEVEL) / 2
+    return Interval(*np.percentile(known, [tail, 100 - tail]).tolist())

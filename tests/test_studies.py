@@ -1,0 +1,319 @@
+"""Studies: what is planned, how models are compared, and that the sentences say no more than the numbers."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from cliptex.config import Config
+from cliptex.errors import CliptexError
+from cliptex.files import write_json
+from cliptex.plugins import find
+from cliptex.probes.per_image import per_image_path, write_per_image
+from cliptex.probes.protocols import with_protocols
+from cliptex.report.bootstrap import Interval
+from cliptex.studies import study_config, study_of, words
+from cliptex.studies.measures import Compared, Measure, compare
+from cliptex.studies.page import build_study
+
+ROOT = Path(__file__).parent.parent
+STUDIES = sorted(p for p in (ROOT / "config/studies").glob("*.yaml") if "study" in yaml.safe_load(p.read_text()))
+
+
+def merged(base: dict, over: dict) -> dict:
+    """As Snakemake lays one config over another."""
+    return base | {
+        key: merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in over.items()
+    }
+
+
+def laid_over(over: dict) -> Config:
+    base = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    return with_protocols(Config.load(merged(base, over)))
+
+
+def study(name: str) -> Config:
+    return laid_over(yaml.safe_load((ROOT / f"config/studies/{name}.yaml").read_text()))
+
+
+# ---- what is planned
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_shares_what_the_main_run_has(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples/edges"))
+    config = study(path.stem)
+    main, own = laid_over({}), study_config(config)
+    assert config.study.name == path.stem
+    assert f"snakemake --cores 8 study --configfile config/studies/{path.name}" in path.read_text()
+    for keys in (["dataset.source", "student", "train"], ["labels"], ["miniature"], ["backbone"]):
+        assert own.subset(*keys) == main.subset(*keys)
+    for section in ("models", "label_stores", "experts"):
+        for name in getattr(main, section):
+            assert own.subset(f"{section}.{name}") == main.subset(f"{section}.{name}")
+    assert {name: model.init for name, model in config.study.models.items()} == dict.fromkeys(
+        config.study.models, "clip"
+    )
+    steps = main.models["cliptex"].steps, main.models["cliptex"].learning_rate
+    assert {(model.steps, model.learning_rate) for model in config.study.models.values()} <= {steps}
+    for name, store in config.study.label_stores.items():
+        assert any(name in model.tasks for model in config.study.models.values()), f"{name} is made and not used"
+        task = find("tasks", store.task)
+        settings = config.study.experts[store.expert]
+        assert find("experts", settings.plugin)(settings.model_dump(mode="json")).task == task.name
+    assert {store.expert for store in config.study.label_stores.values()} == set(config.study.experts)
+
+
+def test_first_experiments_has_every_subset_of_the_experts():
+    config = study_config(study("first_experiments"))
+    subsets = {frozenset(config.models[name].tasks) for name in config.study.judged}
+    assert len(subsets) == len(config.study.judged) == 8
+    weights = config.models["cliptex"].tasks
+    assert all(
+        weights[task] == weight for name in config.study.judged for task, weight in config.models[name].tasks.items()
+    )
+
+
+def test_loss_weights_is_a_grid_of_the_main_runs_weights():
+    config = study_config(study("loss_weights"))
+    usual = config.models["cliptex"].tasks
+    grid = set()
+    for name in config.study.judged:
+        model = config.models[name]
+        factors = {round(model.tasks[task] / weight, 6) for task, weight in usual.items() if model.tasks}
+        assert len(factors) <= 1, name
+        grid.add((model.contrastive_weight, *factors))
+    assert grid == {(1,), (1, 0.3), (1, 1), (1, 3), (1, 10), (0.3, 0.3), (0.3, 1), (0, 1)}
+
+
+def test_only_the_heads_differ_in_heads_and_the_classes_in_alignment():
+    config = study_config(study("heads"))
+    seen = set()
+    for name in config.study.judged:
+        model = config.models[name]
+        if model.tasks:
+            assert model.tasks == config.models["cliptex"].tasks
+            seen.add((model.heads or config.train.heads, model.multi_scale or config.train.multi_scale))
+    assert seen == {(kind, module) for kind in ("light", "heavy", "heavier") for module in ("ppm", "none")}
+
+    from cliptex.miniature.kinds import KINDS
+
+    experts = study("alignment").study.experts.values()
+    known = [set(expert.network.get("classes") or [kind.coco for kind in KINDS if kind.coco]) for expert in experts]
+    voc = {kind.coco for kind in KINDS if kind.voc}
+    assert [(len(classes), len(classes & voc)) for classes in known] == [(16, 11), (11, 11), (5, 5), (5, 0)]
+    assert len({json.dumps({**e.network, "classes": None}, sort_keys=True) for e in experts}) == 1
+    assert len({json.dumps(e.training, sort_keys=True) for e in experts}) == 1
+
+
+def test_a_study_keeps_the_heads_it_asks_for_and_the_protocols_digest():
+    config = study("first_experiments")
+    own = study_config(config)
+    assert list(own.probes.benchmarks) == ["voc", "nyuv2"]
+    entry = own.probes.benchmarks["voc"]
+    assert list(entry["semantic_segmentation"]["heads"]) == ["linear"]
+    assert entry["digest"] == config.probes.benchmarks["voc"]["digest"]
+    assert own.probes.models[0] == "clip_ft"
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"models": {"clip": {}}}, r"study.models.clip: the main run has one of this name"),
+        ({"shown": ["clipp"]}, r"study.shown: 'clipp' is not one of"),
+        ({"probes": {"vok": ["linear"]}}, r"study.probes: 'vok' is not one of"),
+        ({"probes": {"voc": ["liner"]}}, r"study.probes.voc: 'liner' is not one of its heads"),
+        ({"zeroshot": ["voc"]}, r"study.zeroshot: 'voc' is not one of"),
+        ({"labels": {"nobody": "x"}}, r"study.labels: 'nobody' is not one of the models judged"),
+        ({"models": {"a": {"tasks": {"dept": 1}}}}, r"models.a.tasks: 'dept' is not one of"),
+    ],
+)
+def test_a_mistake_in_a_study_is_named(over, message):
+    about = {"name": "mine", "title": "t", "question": "q", "limits": "l"}
+    with pytest.raises(CliptexError, match=message):
+        study_config(laid_over({"study": about | over}))
+
+
+def test_without_a_study_nothing_changes_and_the_target_says_so():
+    config = laid_over({})
+    assert study_config(config) is config
+    with pytest.raises(CliptexError, match="study: there is none; lay a file of config/studies/"):
+        study_of(config)
+
+
+# ---- what is said
+
+LABELS = {"base": "base", "good": "good one", "bad": "bad one", "same": "same one"}
+
+
+def made_up(gains: dict[str, float], noise: float = 0.0, images: int = 200, seed: int = 0) -> Measure:
+    """A depth measure in which a model's error lies `gains` below the reference's 1.0, image by image, with noise."""
+    rng = np.random.default_rng(seed)
+    base = 1 + 0.2 * rng.random(images)
+    statistics = {"base": [{"rmse": base}]}
+    for model, gain in gains.items():
+        statistics[model] = [{"rmse": base - gain + noise * rng.standard_normal(images)}]
+    return Measure("nyuv2", "depth", "linear", statistics)
+
+
+def test_a_difference_is_one_only_where_the_paired_interval_leaves_out_zero():
+    measure = made_up({"good": 0.1, "bad": -0.1, "same": 0.001}, noise=0.1)
+    found = compare(measure, "base", ["base", "good", "bad", "same"])
+    assert {model: one.state for model, one in found.items()} == {
+        "base": "no difference seen",
+        "good": "better",
+        "bad": "worse",
+        "same": "no difference seen",
+    }
+    good = found["good"]
+    assert good.difference == pytest.approx(0.1, abs=0.02)  # lower error, positive difference
+    # the interval of a mean of 200 differences with deviation 0.1
+    assert (good.bounds.high - good.bounds.low) / 2 == pytest.approx(1.96 * 0.1 / np.sqrt(200), rel=0.2)
+
+
+def test_with_seeds_a_difference_must_also_exceed_their_spread():
+    measure = made_up({"good": 0.1})
+    base = measure.statistics["base"][0]["rmse"]
+    far = {"base": [{"rmse": base}, {"rmse": base + 0.5}], "good": [{"rmse": base - 0.1}, {"rmse": base + 0.4}]}
+    found = compare(Measure("nyuv2", "depth", "linear", far), "base", ["good"])["good"]
+    assert found.bounds.excludes_zero and found.spread > 0.3
+    assert found.state == "no difference seen"
+
+
+def test_the_sentence_names_each_model_once_with_its_numbers():
+    measure = made_up({"good": 0.1, "bad": -0.1, "same": 0.001}, noise=0.1)
+    compared = compare(measure, "base", list(LABELS))
+    text = words.differences([(measure, compared)], LABELS, "base")
+    better, worse, none = re.search(r"better: (.*); worse: (.*); no difference seen: (.*)\.", text).groups()
+    assert ("good one" in better, "bad one" in worse, "same one" in none) == (True, True, True)
+    assert all(text.count(label) == 1 for label in LABELS.values())
+    assert words.amount(measure, compared["good"]) in better
+    nothing = made_up({"good": 0.0, "bad": 0.0}, noise=0.1)
+    text = words.differences([(nothing, compare(nothing, "base", ["good", "bad"]))], LABELS, "base")
+    assert "no difference seen for any of them" in text and "better:" not in text
+
+
+def zero_shot(hits: dict[str, float], images: int = 400) -> Measure:
+    rng = np.random.default_rng(1)
+    draw = rng.random(images)
+    statistics = {model: [{"top1": draw < rate, "top5": draw < 1}] for model, rate in hits.items()}
+    return Measure("imagenet", "zero_shot_classification", "zero_shot", statistics)
+
+
+def test_a_trade_off_names_what_is_lost_and_the_best_that_keeps_it():
+    gains = {"good": 0.1, "bad": 0.3, "same": 0.05}
+    dense = made_up(gains, noise=0.05)
+    shot = zero_shot({"base": 0.5, "good": 0.5, "bad": 0.2, "same": 0.52})
+    findings = [(m, compare(m, "base", list(LABELS))) for m in (dense, shot)]
+    text = words.tradeoff(findings, LABELS, "base")
+    assert re.search(r"is lost beyond the noise of the images with “bad one” −", text)
+    assert "2 of the 2 weightings that keep it gain, “good one” most" in text  # not the bad one, which gains more
+    kept = zero_shot({"base": 0.5, "good": 0.5, "bad": 0.5, "same": 0.5})
+    findings = [(m, compare(m, "base", list(LABELS))) for m in (dense, kept)]
+    assert "with none of the 3 weightings" in words.tradeoff(findings, LABELS, "base")
+
+
+def test_the_cheapest_that_is_not_seen_to_be_worse_than_the_best_is_named():
+    measure = made_up({"good": 0.2, "bad": 0.05, "same": 0.199}, noise=0.05)
+    findings = [(measure, compare(measure, "base", list(LABELS)))]
+    text = words.cost(findings, LABELS, "base", {"base": 1.0, "good": 1.5, "bad": 1.05, "same": 1.2})
+    best, cheap = re.search(r"most is gained with “(.*?)”.*cheaper “(.*?)”", text).groups()
+    assert {best, cheap} == {"good one", "same one"} or (best, cheap) == ("good one", "same one")
+    assert "bad one" not in text
+
+
+def test_what_is_not_proved_counts_the_intervals():
+    measure = made_up({"good": 0.1})
+    findings = [(measure, compare(measure, "base", ["good"]))]
+    text = words.not_proved(findings, 1, 40, "whether it rains", miniature=True)
+    assert "one training run a model and 200 rendered images" in text
+    assert "of the 40 intervals about 2 would leave out zero by chance" in text
+    assert text.endswith("nor whether it rains.")
+    assert "photographs" not in words.not_proved(findings, 3, 40, "x", miniature=False)
+
+
+# ---- the page
+
+
+def results(root: Path, config: Config, rates: dict[str, float]) -> None:
+    """Small made-up results of a study's runs: a zero-shot rate and a depth error of each model."""
+    folder = root / "results/studies" / config.study.name
+    ids = [f"{number:04d}" for number in range(80)]
+    rng = np.random.default_rng(0)
+    draw, base = rng.random(80), 1 + rng.random(80)
+    for benchmark, heads in config.study.probes.items():
+        for model, rate in rates.items():
+            for head in heads:
+                path = folder / "probes" / benchmark / model / "seed0" / f"{head}.json"
+                write_json(path, {"source": "miniature"})
+                counts = np.stack([rng.binomial(50, rate, 80), np.full(80, 50), np.full(80, 50)])
+                per_task = {
+                    "voc": {
+                        "semantic_segmentation": dict(
+                            zip(("hit", "truth", "predicted"), counts[..., None], strict=True)
+                        )
+                    },
+                    "nyuv2": {
+                        "depth": {"rmse": base - rate},
+                        "normals": {"pixels": np.full(80, 9), "angle_sum": 9 * base},
+                    },
+                }[benchmark]
+                write_per_image(per_image_path(path), ids, per_task)
+    for benchmark in config.study.zeroshot:
+        path = folder / "zeroshot" / f"{benchmark}.json"
+        write_json(path, {"source": "miniature"})
+        top1 = np.stack([draw < rate for rate in rates.values()])
+        tasks = {"zero_shot_classification": {"top1": top1, "top5": top1 | True}}
+        write_per_image(per_image_path(path), ids, tasks, rows=[f"{model}/seed0" for model in rates])
+    for number, model in enumerate(rates):
+        run = {"flops_over_contrastive": 1 + number / 10, "model_sha256": f"{number:064d}", "init": "clip", "tasks": {}}
+        write_json(root / "results/models" / model / "seed0/train.json", run)
+    for expert in config.study.experts:
+        record = dict.fromkeys(("task", "plugin", "network", "quality", "weights_sha256"))
+        write_json(root / "results/experts" / expert / "expert.json", record)
+
+
+@pytest.mark.parametrize("name", ["first_experiments", "loss_weights", "heads"])
+def test_a_page_has_one_plot_one_table_and_two_sentences(tmp_path, name):
+    config = study_config(study(name))
+    rates = {model: 0.3 + 0.05 * number for number, model in enumerate(config.study.judged)}
+    results(tmp_path, config, rates)
+    page = build_study(config, tmp_path)
+    folder = tmp_path / "results/studies" / name
+    text = (folder.parent / f"{name}.html").read_text()
+    assert text.count("<figure") == text.count("<table") == 1
+    assert "MINIATURE" in text and "://" not in text
+    about = json.loads((folder / "study.json").read_text())
+    for sentence in (about["seen"], about["not_proved"]):
+        assert sentence.endswith(".") and sentence.count(". ") == 0
+    assert page.seen == about["seen"] and page.not_proved == about["not_proved"]
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {
+        "study.json", "table.csv", "table.md", "plot.svg", "plot.png",
+    }  # fmt: skip
+    rows = {(row["benchmark"], row["task"], row["model"]): row for row in about["results"]}
+    assert rows["imagenet", "zero_shot_classification", config.study.judged[-1]]["state"] == "better"
+    value = rows["voc", "semantic_segmentation", "clip_ft"]["value"]
+    assert f"{value:.1f}" in (folder / "table.md").read_text()
+    assert len((folder / "table.csv").read_text().splitlines()) == 1 + len(rates)
+    assert "miniature: rendered stand-in data" in (folder / "plot.svg").read_text()
+    if name == "heads":
+        assert build_study(config, tmp_path).about == about  # the same draws again
+
+
+def test_images_that_differ_between_models_are_refused(tmp_path):
+    config = study_config(study("heads"))
+    results(tmp_path, config, dict.fromkeys(config.study.judged, 0.4))
+    path = tmp_path / "results/studies/heads/probes/voc/heavy/seed0/linear.per_image.npz"
+    counts = dict.fromkeys(("hit", "truth", "predicted"), np.ones((80, 1), np.int32))
+    write_per_image(path, [f"x{number}" for number in range(80)], {"semantic_segmentation": counts})
+    with pytest.raises(CliptexError, match=r"heavy/seed0/linear.json: judged on other images than"):
+        build_study(config, tmp_path)
+
+
+def test_a_state_follows_the_interval_not_the_value():
+    one = Compared("m", 1.0, None, 0.3, Interval(-0.1, 0.7), None, np.zeros(1))
+    assert one.state == "no difference seen"
