@@ -232,6 +232,22 @@ def test_the_study_at_full_size_can_be_planned(tmp_path):
     }
 
 
+def test_what_is_set_for_probing_holds_for_every_group_of_models(tmp_path):
+    command = [BIN / "snakemake", "--cores", "2", "--dry-run", "--directory", tmp_path, "--snakefile"]
+    command += [ROOT / "Snakefile", "--config", "probes={models_per_job: 3}", "--set-threads", "probe=2"]
+    command += [
+        "--set-resources",
+        "probe:mem=7GB",
+        "probe:gpu=0",
+        "probe_voc_0:mem=9GB",
+        "--",
+        "results/probes/voc.json",
+    ]
+    said = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT).stdout
+    found = re.findall(r"^rule (probe_voc_\d):\n.*?threads: (\d)\n.*? gpu=(\d).*? mem=(\d GB)", said, re.M | re.S)
+    assert sorted(found) == [("probe_voc_0", "2", "0", "9 GB"), ("probe_voc_1", "2", "0", "7 GB")]
+
+
 def test_existing_tars_may_be_named_with_braces(tmp_path):
     """Which Snakemake would take for wildcards."""
     for number in range(2):

@@ -110,17 +110,13 @@ PROBING = [
 ]
 settings = workflow.resource_settings
 if "probe" in settings.overwrite_threads:
-    threads = settings.overwrite_threads["probe"]
-    settings.overwrite_threads = {
-        **dict.fromkeys(PROBING, threads),
-        **settings.overwrite_threads,
-    }
+    for name in PROBING:
+        settings.overwrite_threads.setdefault(name, settings.overwrite_threads["probe"])
 if "probe" in settings.overwrite_resources:
-    resources = settings.overwrite_resources
-    settings.overwrite_resources = {
-        **resources,
-        **{name: {**resources["probe"], **resources.get(name, {})} for name in PROBING},
-    }
+    for name in PROBING:
+        resources = settings.overwrite_resources["probe"].copy()
+        resources.update(settings.overwrite_resources.get(name, {}))
+        settings.overwrite_resources[name] = resources
 
 
 # a pattern that no name fits
