@@ -24,34 +24,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cliptex.config import Miniature
+from cliptex.config import Labels, Miniature
 
 GOAL = 0.90
 EXPERTS = {
     "mask_rcnn": ("mask_rcnn", "torchvision maskrcnn_resnet50_fpn_v2, short side 800", {"score_threshold": 0.0}),
-    "dpt_large": (
-        "dpt",
-        "dpt-large, 384 x 384",
-        {
-            "config": {
-                "image_size": 384,
-                "hidden_size": 1024,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 16,
-                "intermediate_size": 4096,
-                "backbone_out_indices": [5, 11, 17, 23],
-                "neck_hidden_sizes": [256, 512, 1024, 1024],
-            }
-        },
-    ),
-    "dpt_hybrid": (
-        "dpt",
-        "dpt-hybrid-midas, 384 x 384",
-        {"config": {"is_hybrid": True, "image_size": 384, "neck_hidden_sizes": [256, 512, 768, 768]}},
-    ),
+    "dpt_large": ("dpt", "dpt-large, 384 x 384", {}),
+    "dpt_hybrid": ("dpt", "dpt-hybrid-midas, 384 x 384", {}),
     "nll_angmf": ("nll_angmf", "NLL-AngMF with tf_efficientnet_b5, the image's own size", {}),
 }
 """Name -> plugin, what it is, its `network` options."""
+REPOSITORIES = {"dpt_large": "Intel/dpt-large", "dpt_hybrid": "Intel/dpt-hybrid-midas"}
 HEIGHT, WIDTH = 256, 384
 
 
@@ -90,11 +73,12 @@ def measure(name: str, folder: Path, entry: dict, batch_size: int, repeats: int)
 
     plugin, network, options = EXPERTS[name]
     torch.manual_seed(0)
-    expert = find("experts", plugin)({"batch_size": batch_size, "network": options})
+    settings = {"batch_size": batch_size, "network": options, "repo": REPOSITORIES.get(name)}
+    expert = find("experts", plugin)(settings)
     expert.load(None)
     task = find("tasks", expert.task)()
     calls: list[tuple[tuple, dict]] = []
-    with Labeller(name, expert, task, batch_size, 256) as labeller:
+    with Labeller(name, expert, task, batch_size, Labels()) as labeller:
 
         def stage() -> None:
             labeller.label_shard(entry, {"store": name}, folder / f"{name}.parquet")

@@ -202,6 +202,9 @@ class Labels(Section):
     """Shards that one labelling job does."""
     max_side_px: Positive = 256
     """Label grids are no larger than this; larger images are labelled at full size and the label is resized."""
+    max_image_side_px: Positive = 2048
+    """Larger images are shrunk to this longer side before an expert sees them, so that memory is bounded. Those that
+    are published see no more than 1333 pixels of a side."""
 
 
 class Student(Section):

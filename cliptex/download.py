@@ -10,9 +10,11 @@ Holds   the same downloads give the same bytes, whatever the order in which they
 
 import hashlib
 import io
+import logging
 import shutil
 import subprocess
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +30,7 @@ from cliptex import paths
 from cliptex.config import Config, Urls
 from cliptex.errors import CliptexError
 from cliptex.files import NO_SPACE, read_json, sha256_file, write_json
-from cliptex.images import BadImage, is_turned, open_image, require_codecs
+from cliptex.images import BadImage, is_turned, open_image, require_codecs, shrunk
 from cliptex.img2dataset_job import reason_of
 from cliptex.progress import track
 from cliptex.shard_batches import is_remote, shard_paths, shard_sources, shards_of_download
@@ -43,8 +45,9 @@ from cliptex.shards import (
     write_rows,
     write_shard,
 )
-from cliptex.web_files import check_digest, fetch_file
+from cliptex.web_files import PAUSES_S, check_digest, fetch_file
 
+log = logging.getLogger("cliptex")
 CHUNK = 256
 """Samples converted at a time; bounds the memory."""
 JUDGED_FROM = 1000
@@ -149,22 +152,24 @@ def fetch_tar(source: str, path: Path, sha256: str | None = None) -> None:
     """Download a tar from http(s) or the Hugging Face hub (`hf://datasets/owner/name[@revision]/file.tar`).
 
     A file that is there already is replaced; a download that was cut off goes on where it was. Raises CliptexError
-    where the server refuses, the bytes do not come whole after some tries, or their SHA-256 is not the one given.
+    where the server refuses, the bytes do not come whole after some tries, or their SHA-256 is not the one given, or
+    else the one that the hub names.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest, remedy = sha256 and f"sha256:{sha256}", "correct dataset.sha256, or try another mirror"
+    remedy = "correct dataset.sha256, or try another mirror"
     if not source.startswith("hf://"):
-        fetch_file(source, path, "dataset.shards", digest, remedy, replace=True)
+        fetch_file(source, path, "dataset.shards", sha256 and f"sha256:{sha256}", remedy, replace=True)
         return
     part = path.with_name(f".{path.name}.part")
-    _fetch_from_hub(source, part)
-    if digest:
-        check_digest(part, digest, source, remedy, remove=True)
+    named = _fetch_from_hub(source, part)
+    if digest := sha256 or named:
+        check_digest(part, f"sha256:{digest}", source, remedy, remove=True)
     part.replace(path)
 
 
-def _fetch_from_hub(source: str, part: Path) -> None:
-    from huggingface_hub import hf_hub_download
+def _fetch_from_hub(source: str, part: Path) -> str | None:
+    """Download into `part`; the SHA-256 that the hub names, which it does for large files."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     kind, _, rest = source.removeprefix("hf://").partition("/")
     owner, _, rest = rest.partition("/")
@@ -172,16 +177,26 @@ def _fetch_from_hub(source: str, part: Path) -> None:
     name, _, revision = name.partition("@")
     if kind != "datasets" or not filename:
         raise CliptexError(f"{source}: not a file of the hub; write hf://datasets/owner/name/file.tar")
-    folder = paths.RESOURCES / "pairs" / "hub"
-    try:
-        found = hf_hub_download(
-            f"{owner}/{name}", filename, repo_type="dataset", revision=revision or None, local_dir=folder
-        )
-    except (OSError, ValueError) as error:  # the library's errors are of these kinds
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            raise
-        raise CliptexError(f"{source}: not given by the hub ({error}); check the name, or try again later") from error
+    where = {"repo_id": f"{owner}/{name}", "filename": filename, "repo_type": "dataset", "revision": revision or None}
+    for pause in (*PAUSES_S, None):
+        try:
+            tag = get_hf_file_metadata(hf_hub_url(**where)).etag or ""
+            found = hf_hub_download(**where, local_dir=paths.RESOURCES / "pairs" / "hub")
+            break
+        except Exception as error:  # the library and what it uses have a kind of error for every way to fail
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
+                raise
+            what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            for_good = status is not None and status < 500 and status not in (408, 429)
+            if pause is None or for_good or isinstance(error, ValueError):
+                raise CliptexError(
+                    f"{source}: not given by the hub ({what}); check the name, or try again later (what came is kept)"
+                ) from error
+            log.warning("%s: %s; trying again in %d s", source, what, pause)
+            time.sleep(pause)
     shutil.move(found, part)
+    return tag if len(tag) == 64 else None
 
 
 # Source `urls`
@@ -290,8 +305,7 @@ def _converted(data: bytes | None, urls: Urls) -> tuple[bytes | None, tuple[int,
     if short <= urls.size_px and _is_plain_jpeg(data):
         return data, image.size, OK
     if short > urls.size_px:
-        size = tuple(max(1, round(side * urls.size_px / short)) for side in image.size)
-        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        image = shrunk(image, *(max(1, round(side * urls.size_px / short)) for side in image.size))
     return _jpeg(image, urls.jpeg_quality), image.size, OK
 
 

@@ -60,7 +60,7 @@ def audit_labels(
         shard = int(np.searchsorted(ends, place, side="right"))
         rows_of.setdefault(shard, []).append(place - int(ends[shard - 1]) * (shard > 0))
     findings = []
-    with Labeller(config.label_stores[store].expert, expert, task, 1, config.labels.max_side_px, 0) as labeller:
+    with Labeller(config.label_stores[store].expert, expert, task, 1, config.labels, 0) as labeller:
         for shard, rows in rows_of.items():
             entry = entries[shard]
             stored, pairs = open_store(out_dir / "index.json", entry, task), read_indexed(entry)

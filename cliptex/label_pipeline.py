@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from cliptex.images import BadImage, decode_image
+from cliptex.images import BadImage, open_image, shrunk
 from cliptex.shards import Pair
 from cliptex.tasks.base import Task
 
@@ -33,11 +33,12 @@ Predicted = tuple[np.ndarray, dict[str, Any]] | str
 class Pipeline:
     """Workers around an expert; a context, since they end with it.
 
-    workers: processes to decode and encode in; 0 for threads of this process. max_side_px: labels are made no larger.
+    max_side_px: labels are made no larger. max_image_side_px: nor are the images that they are made of. workers:
+    processes to decode and encode in; 0 for threads of this process.
     """
 
-    def __init__(self, task: Task, max_side_px: int, workers: int = 0):
-        self.task, self.max_side_px = task, max_side_px
+    def __init__(self, task: Task, max_side_px: int, max_image_side_px: int, workers: int = 0):
+        self.task, self.max_side_px, self.max_image_side_px = task, max_side_px, max_image_side_px
         self._pool: Executor
         if workers:
             # spawned, not forked: a fork of a process that computes on a GPU, or has threads, does not work
@@ -67,7 +68,8 @@ class Pipeline:
 
         def decode_more(count: int) -> None:
             for batch in islice(waiting, count):
-                decoding.append([(pair.key, self._pool.submit(decode, pair.image)) for pair in batch])
+                futures = [self._pool.submit(decode, pair.image, self.max_image_side_px) for pair in batch]
+                decoding.append([(pair.key, future) for pair, future in zip(batch, futures, strict=True)])
 
         decode_more(AHEAD)
         while decoding:
@@ -107,12 +109,16 @@ def _finished(batch: list[tuple[str, str | tuple[dict[str, Any], Future]]]) -> l
     return rows
 
 
-def decode(data: bytes) -> np.ndarray | str:
-    """The image, uint8 [H, W, 3], or the reason why it cannot be used."""
+def decode(data: bytes, max_side_px: int) -> np.ndarray | str:
+    """The image, uint8 [H, W, 3], no larger than `max_side_px`, or the reason why it cannot be used."""
     try:
-        return decode_image(data)
+        image = open_image(data)
     except BadImage as error:
         return f"bad image: {error}"
+    scale = max_side_px / max(image.size)
+    if scale < 1:
+        image = shrunk(image, *(max(1, round(side * scale)) for side in image.size))
+    return np.asarray(image)
 
 
 def encode(task: Task, label: np.ndarray, max_side_px: int) -> dict[str, Any]:

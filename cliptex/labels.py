@@ -21,9 +21,11 @@ import numpy as np
 
 from cliptex import versions
 from cliptex.config import Config
+from cliptex.config import Labels as LabelSizes
 from cliptex.errors import CliptexError
 from cliptex.experts.base import Expert
 from cliptex.files import read_json, replacing, sha256_file, sha256_json, write_json
+from cliptex.images import require_codecs
 from cliptex.label_pipeline import Pipeline, Predicted
 from cliptex.packed import Keys
 from cliptex.plugins import find
@@ -65,6 +67,7 @@ def label_batch(
     """
     from cliptex.expert_training import load_expert
 
+    require_codecs()
     settings = config.label_stores[store]
     expert_config = config.experts[settings.expert]
     per_job = config.labels.shards_per_job
@@ -78,9 +81,7 @@ def label_batch(
     give_labels(config, store, expert, task, entries, out_dir.parent)
     recipe = _recipe(config, store, task, expert.weights_sha256, out_dir.parent)
     start, records = time.monotonic(), []
-    with Labeller(
-        settings.expert, expert, task, expert_config.batch_size, config.labels.max_side_px, workers
-    ) as labeller:
+    with Labeller(settings.expert, expert, task, expert_config.batch_size, config.labels, workers) as labeller:
         for entry in entries:
             path = out_dir / f"{entry['shard']}.parquet"
             metadata = {**recipe, "store": store, "shard": entry["shard"], "shard_sha256": entry["sha256"]}
@@ -91,7 +92,7 @@ def label_batch(
                 log.info("%s: already labelled", path)
             else:
                 labeller.label_shard(entry, metadata, path)
-            records.append({**_record(path, entry), "resumed": resumed})
+            records.append({**_record(path, entry, task), "resumed": resumed})
     seconds = time.monotonic() - start
     images = sum(record["rows"] for record in records)
     fresh = sum(record["rows"] for record in records if not record["resumed"])
@@ -145,7 +146,9 @@ def _recipe(config: Config, store: str, task: Task, weights_sha256: str | None, 
         "weights_sha256": weights_sha256,
         "network": expert.network,
         "batch_size": expert.batch_size,
+        "precision": expert.precision,
         "max_side_px": config.labels.max_side_px,
+        "max_image_side_px": config.labels.max_image_side_px,
         "codec": task.codec(),
         "frame": "the stored image's frame; longer side of the label grid at most max_side_px",
         "versions": {"label": versions.LABEL},
@@ -169,9 +172,9 @@ def _is_done(path: Path, entry: dict[str, Any], metadata: dict[str, Any]) -> boo
     return same and file.keys == entry["keys"]
 
 
-def _record(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
+def _record(path: Path, entry: dict[str, Any], task: Task) -> dict[str, Any]:
     """What a batch file says of one label file."""
-    file = LabelFile(path)
+    file = LabelFile(path, task)
     errors = file.column("error")
     return {
         "shard": entry["shard"],
@@ -183,7 +186,21 @@ def _record(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
         "labelled": sum(error is None for error in errors),
         "failures": _total({reason(error): 1} for error in errors if error is not None),
         "payload_bytes": file.payload_bytes(),
+        "classes": _class_counts(file, task),
     }
+
+
+def _class_counts(file: "LabelFile", task: Task) -> dict[str, tuple[int, int]]:
+    """Name of each class that occurs -> pixels, and images it occurs in; empty for a task without classes."""
+    names = task.codec().get("class_names", [])
+    pixels, images = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
+    for row in range(len(file) if names else 0):
+        if (label := file.label(row)) is not None:
+            counts = np.bincount(task.classes(label).ravel(), minlength=256)[: len(names)]
+            pixels += counts
+            images += counts > 0
+    found = zip(names, pixels.tolist(), images.tolist(), strict=True)
+    return {name: (number, count) for name, number, count in found if count}
 
 
 def reason(error: str) -> str:
@@ -209,7 +226,7 @@ class Labeller:
     expert: Expert
     task: Task
     batch_size: int
-    max_side_px: int
+    sizes: LabelSizes
     workers: int | None = None
     failed_in_a_row: int = 0
 
@@ -217,7 +234,8 @@ class Labeller:
         workers = _workers(self.expert) if self.workers is None else self.workers
         with ExitStack() as entered:
             entered.enter_context(self.expert.session())
-            self._pipeline = entered.enter_context(Pipeline(self.task, self.max_side_px, workers))
+            sizes = self.sizes.max_side_px, self.sizes.max_image_side_px
+            self._pipeline = entered.enter_context(Pipeline(self.task, *sizes, workers))
             self._entered = entered.pop_all()
         return self
 
@@ -346,7 +364,7 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
     per_job = config.labels.shards_per_job
     files, weights = [], None
     scalars: dict[str, list[float]] = {}
-    classes = _ClassCounts(task)
+    records = []
     for number, entry in enumerate(track(entries, f"index labels {store}")):
         batch_path = out_dir / f"batch-{number // per_job:03d}.json"
         record = next((item for item in read_json(batch_path)["shards"] if item["shard"] == entry["shard"]), None)
@@ -374,7 +392,7 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
             raise CliptexError(f"{path}: made with other settings than the configuration's; {redo}")
         for name in file.scalars:
             scalars.setdefault(name, []).extend(value for value in file.column(name) if value is not None)
-        classes.add(file)
+        records.append(record)
         kept = ("shard", "file", "sha256", "bytes", "shard_sha256", "rows", "labelled", "failures", "payload_bytes")
         files.append({"batch": batch_path.name, **{name: record[name] for name in kept}})
     images, labelled = sum(item["rows"] for item in files), sum(item["labelled"] for item in files)
@@ -385,7 +403,7 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
         log.warning("%s: %d of %d images have no label: %s", out_dir, images - labelled, images, failures)
     if config.experts[settings.expert].weights == "random":
         log.warning("%s: labels of a network with RANDOM weights, for tests and benchmarks only", out_dir)
-    statistics = classes.statistics()
+    statistics = _class_statistics(records, task)
     if len(statistics.get("classes", "many")) == 1:
         log.warning("%s: every pixel is %s; look at the expert's quality", out_dir, *statistics["classes"])
     recipe = _recipe(config, store, task, weights, out_dir.parent)
@@ -415,28 +433,20 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
     return index
 
 
-class _ClassCounts:
-    """Pixels and images of each class, for a task whose codec names classes."""
-
-    def __init__(self, task: Task):
-        self.task = task
-        self.names = task.codec().get("class_names", [])
-        self.pixels = np.zeros(len(self.names), np.int64)
-        self.images = np.zeros(len(self.names), np.int64)
-
-    def add(self, file: "LabelFile") -> None:
-        for row in range(len(file.keys) if self.names else 0):
-            if (label := file.label(row)) is not None:
-                counts = np.bincount(self.task.classes(label).ravel(), minlength=256)[: len(self.names)]
-                self.pixels += counts
-                self.images += counts > 0
-
-    def statistics(self) -> dict[str, Any]:
-        """`classes`: name -> share of the valid pixels, and images it occurs in; classes that occur."""
-        total = max(int(self.pixels.sum()), 1)
-        found = zip(self.names, self.pixels.tolist(), self.images.tolist(), strict=True)
-        classes = {name: {"share": pixels / total, "images": images} for name, pixels, images in found if images}
-        return {"classes": classes} if self.names else {}
+def _class_statistics(records: list[dict[str, Any]], task: Task) -> dict[str, Any]:
+    """`classes`: name -> share of the valid pixels, and images it occurs in; classes that occur."""
+    names = task.codec().get("class_names", [])
+    if not names:
+        return {}
+    pixels, images = Counter[str](), Counter[str]()
+    for record in records:
+        for name, (number, count) in record["classes"].items():
+            pixels[name] += number
+            images[name] += count
+    total = max(pixels.total(), 1)
+    return {
+        "classes": {name: {"share": pixels[name] / total, "images": images[name]} for name in names if images[name]}
+    }
 
 
 def _check_keys(file: "LabelFile", entry: dict[str, Any], redo: str) -> None:

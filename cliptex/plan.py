@@ -13,12 +13,17 @@ import numpy as np
 from cliptex import paths
 from cliptex.config import Config
 from cliptex.data_on_disk import official_files
+from cliptex.expert_training import load_expert
 from cliptex.files import read_json
+from cliptex.images import decode_image
 from cliptex.plugins import find
 from cliptex.shard_batches import num_batches, shard_paths
+from cliptex.shards import iterate_shard, read_index
 
 BYTES_A_PIXEL = {"segmentation": 528 / 224**2, "depth": 9849 / 224**2, "normals": 21846 / 224**2}
 """Of label grid; `smooth` labels in benchmarks/store.py."""
+IMAGE_BYTES_A_PIXEL = 0.28
+"""Of photographs as JPEG: 489 MB a tar of 5,045 pairs with a shorter side of 512 (pixparse/cc3m-wds)."""
 MEASURED_IMAGES = 4
 SAID = {"download": "to download", "missing": "to be got by hand", "": "to be taken from where they are"}
 """What is said of a benchmark's file, by `cliptex.archives.Place.how`."""
@@ -43,18 +48,25 @@ def _images(config: Config) -> dict[str, Any]:
     out: dict[str, Any] = {"shards": len(shards), "number": None, "bytes": None, "bytes_from": "not known yet"}
     out["number_from"] = "not known before results/shards/index.json"
     if paths.SHARD_INDEX.exists():
-        index = read_json(paths.SHARD_INDEX)
+        index = read_index(paths.SHARD_INDEX)
         out |= {"number": index["num_samples"], "number_from": str(paths.SHARD_INDEX)}
         out |= {"bytes": sum(entry["bytes"] for entry in index["shards"]), "bytes_from": str(paths.SHARD_INDEX)}
         return out
+    there = [path for path in shards if path.is_file()]
     if config.dataset.source == "miniature":
         out |= {"number": config.miniature.pairs, "number_from": "miniature.pairs"}
-    elif getattr(config.dataset, "urls", None) is not None:
+    elif config.dataset.source == "urls":
         out |= {"number": config.dataset.urls.rows, "number_from": "dataset.urls.rows, an upper bound: urls die"}
-    sizes = [path.stat().st_size for path in shards if path.is_file()]
-    if sizes:
-        total = sum(sizes) * len(shards) // len(sizes)
-        out |= {"bytes": total, "bytes_from": f"{len(sizes)} of {len(shards)} shards that are there"}
+    elif there:
+        out["number"] = sum(1 for _ in iterate_shard(there[0])) * len(shards)
+        out["number_from"] = f"{len(shards)} shards of as many as {there[0]}"
+    if there:
+        total = sum(path.stat().st_size for path in there) * len(shards) // len(there)
+        out |= {"bytes": total, "bytes_from": f"{len(there)} of {len(shards)} shards that are there"}
+    elif out["number"] is not None:
+        height, width = _image_size(config)
+        out["bytes"] = round(IMAGE_BYTES_A_PIXEL * height * width * out["number"])
+        out["bytes_from"] = f"photographs of {height} x {width} as JPEG"
     return out
 
 
@@ -76,16 +88,15 @@ def _store(config: Config, name: str, images: dict[str, Any], measure: bool) -> 
 
 
 def _image_size(config: Config) -> tuple[int, int]:
-    """Height and width of an image: the miniature's own, else of the first image of the first shard, else typical."""
+    """Height and width of an image: the miniature's own, else of the first image that is there, else typical."""
     if config.dataset.source == "miniature":
         return (config.miniature.image_size_px,) * 2
-    first = shard_paths(config)[0]
-    if not first.is_file():
-        return TYPICAL_SIZE_PX
-    from cliptex.images import decode_image
-    from cliptex.shards import iterate_shard
-
-    return decode_image(next(pair.image for pair in iterate_shard(first) if pair.image)).shape[:2]
+    for path in shard_paths(config):
+        if path.is_file():
+            return decode_image(next(pair.image for pair in iterate_shard(path) if pair.image)).shape[:2]
+    if config.dataset.source == "urls":
+        return config.dataset.urls.size_px, round(config.dataset.urls.size_px * 4 / 3)
+    return TYPICAL_SIZE_PX
 
 
 def _finished(config: Config, name: str) -> list[dict[str, Any]]:
@@ -119,13 +130,20 @@ def _rate(config: Config, name: str, measure: bool) -> tuple[float | None, str]:
 
 
 def _measured(config: Config, name: str) -> tuple[float | None, str]:
-    """The rate of the expert's network, untrained, after a first batch that pays for start-up."""
-    settings = config.experts[config.label_stores[name].expert]
-    plain = settings.model_dump(mode="json") | {"miniature": config.miniature.model_dump(mode="json")}
-    expert = find("experts", settings.plugin or config.label_stores[name].expert)(plain)
+    """The rate of the expert, or of its network untrained where it is not there yet, after a first batch that pays for
+    start-up."""
+    expert_name = config.label_stores[name].expert
+    settings = config.experts[expert_name]
     try:
-        expert.load(None)
-        height, width = _image_size(config)
+        if (paths.expert(expert_name) / "expert.json").is_file():
+            what, expert = "expert", load_expert(expert_name, settings, paths.expert(expert_name))
+        else:
+            what, plain = "untrained network", settings.model_dump(mode="json")
+            plain["miniature"] = config.miniature.model_dump(mode="json")
+            expert = find("experts", settings.plugin or expert_name)(plain)
+            expert.load(None)
+        size = _image_size(config)
+        height, width = (round(side * min(1, config.labels.max_image_side_px / max(size))) for side in size)
         count = min(settings.batch_size, MEASURED_IMAGES)
         pixels = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
         keys = [f"{number:09d}" for number in range(count)]
@@ -136,7 +154,7 @@ def _measured(config: Config, name: str) -> tuple[float | None, str]:
     except Exception as error:  # a plan is worth having without this figure
         return None, f"cannot be measured without weights ({type(error).__name__}: {error})"[:200]
     device = getattr(expert, "device", "cpu")
-    return count / seconds, f"untrained network, {count} images of {height} x {width} on this machine's {device}, now"
+    return count / seconds, f"{what}, {count} images of {height} x {width} on this machine's {device}, now"
 
 
 def shown(plan: dict[str, Any]) -> str:

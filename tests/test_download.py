@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import drawn_pair
-from PIL import Image
+from PIL import Image, features
 from web_server import WebServer, picture
 
 from cliptex import download, img2dataset_job, paths, shards, web_files
@@ -562,6 +562,13 @@ def test_no_space_left_is_no_bug_and_no_fault_of_the_web(tmp_path, monkeypatch):
     assert list(Path("resources").rglob("00000.tar"))
 
 
+def test_a_missing_codec_is_no_fault_of_the_web(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "check", lambda name: name != "webp")
+    with pytest.raises(CliptexError, match="Pillow cannot decode WebP"):
+        built(tmp_path, monkeypatch, [picture(1)])
+    assert not Path("results").exists()
+
+
 def test_an_empty_shard_is_a_shard(tmp_path, monkeypatch):
     config, _ = built(tmp_path, monkeypatch, ["hash mismatch"] * 3, dataset={"min_yield": 0.0})
     index = write_index(built_shards(1), paths.SHARD_INDEX, 0.0)
@@ -673,22 +680,34 @@ def test_a_tar_that_is_not_what_it_should_be_is_an_error(tmp_path, monkeypatch, 
 
 
 def test_tars_come_from_the_hub(tmp_path, server):
-    """HF_ENDPOINT leads to a mirror; the library does the rest."""
-    data = tar_bytes(tmp_path, 0)
-    name = "/datasets/pixparse/cc3m-wds/resolve/main/cc3m-train-0000.tar"
-    server.files = {name: data, name.replace("0000", "0001"): tar_bytes(tmp_path, 1)}
-    config = tars_config(["hf://datasets/pixparse/cc3m-wds/cc3m-train-{0000..0001}.tar"])
-    missing = tars_config(["hf://datasets/pixparse/cc3m-wds/nothing.tar"])
-    code = "import sys; from cliptex.config import Config; from cliptex.download import build_shards\n"
-    code += "for given in sys.argv[1:]: build_shards(Config.load(given), 0); print('built', flush=True)"
+    """By its protocol, at HF_ENDPOINT: cut off and gone on with, checked by the SHA-256 that the hub names."""
+    data = [tar_bytes(tmp_path, shard) for shard in range(2)]
+    name = "/datasets/pixparse/cc3m-wds/resolve/main/cc3m-train-{}.tar"
+    server.hub = {name.format(f"{shard:04d}"): data[shard] for shard in range(2)} | {name.format("bad"): b"promised"}
+    server.files[f"/cdn/{hashlib.sha256(b'promised').hexdigest()}"] = b"replaced"
+    server.cut_after = len(data[0]) * 2 // 3
+    wanted = ["cc3m-train-{0000..0001}", "nothing", "cc3m-train-bad"]
+    configs = [tars_config([f"hf://datasets/pixparse/cc3m-wds/{tar}.tar"]) for tar in wanted]
+    code = "import sys; from cliptex import download; from cliptex.config import Config; download.time.sleep = print\n"
+    code += "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 1000  # of ten million\n"
+    code += "for given in sys.argv[1:]:\n"
+    code += "    try: print('built', len(download.build_shards(Config.load(given), 0)['shards']))\n"
+    code += "    except download.CliptexError as error: print(error)\n"
     environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "no_proxy": "*"}
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-c", code, *(given.subset("dataset", "download") for given in (config, missing))]
+    command = [sys.executable, "-c", code, *(given.subset("dataset", "download") for given in configs)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
-    assert result.stdout == "built\n", result.stderr[-3000:]
-    assert (tmp_path / "results/shards/00000.tar").read_bytes() == data
-    assert len(json.loads((tmp_path / "results/shards/batch-000.json").read_text())["shards"]) == 2
-    assert "not given by the hub" in result.stderr
+    said = [line for line in result.stdout.splitlines() if not line.isdigit()]
+    assert said[0] == "built 2", result.stderr[-3000:]
+    assert re.match(r"hf://datasets/pixparse/cc3m-wds/nothing\.tar: not given by the hub \(.*404", said[1])
+    assert "cc3m-train-bad.tar is not the file wanted: its SHA-256" in said[2]
+    assert len(said) == 3
+    for shard in range(2):
+        assert (tmp_path / f"results/shards/{shard:05d}.tar").read_bytes() == data[shard]
+    assert server.requests[f"/cdn/{hashlib.sha256(data[0]).hexdigest()}"] == 2  # the second time for the rest alone
+    assert not list(tmp_path.glob("resources/pairs/hub/*.tar"))
+    index = json.loads((tmp_path / "results/shards/batch-000.json").read_text())
+    assert [shard["sha256"] for shard in index["shards"]] == [hashlib.sha256(one).hexdigest() for one in data]
 
 
 @needs_img2dataset

@@ -196,9 +196,10 @@ def test_mask_rcnn_has_the_published_size():
 
 
 @pytest.mark.parametrize(
-    ("config", "expected"),
+    ("repo", "config", "expected"),
     [
         (
+            "Intel/dpt-large",
             {
                 "hidden_size": 1024,
                 "num_hidden_layers": 24,
@@ -209,13 +210,19 @@ def test_mask_rcnn_has_the_published_size():
             },
             (343_030_465, 462),
         ),
-        ({"is_hybrid": True, "neck_hidden_sizes": [256, 512, 768, 768]}, (122_377_985, 414)),
+        (
+            "Intel/dpt-hybrid-midas",
+            {"is_hybrid": True, "neck_hidden_sizes": [256, 512, 768, 768]},
+            (122_377_985, 414),
+        ),
     ],
     ids=["dpt-large", "dpt-hybrid-midas"],
 )
-def test_dpt_has_the_published_size(config, expected):
+def test_dpt_has_the_published_size(repo, config, expected):
+    """By its config, and by its repository's name where a plan has nothing else."""
     with torch.device("meta"):
         assert counts(dpt.PLUGIN({"network": {"config": config}}).build()) == expected
+        assert counts(dpt.PLUGIN({"repo": repo}).build()) == expected
 
 
 def test_sparse_and_contiguous_classes_are_inverse():
@@ -344,6 +351,15 @@ def test_the_label_store_carries_the_instances(tiny):
             assert one["segmentation"]["size"] == [40, 56]  # the label is 23 x 32
             assert rle.decode(one["segmentation"]).shape == (40, 56)
             assert mask_rcnn.CONTIGUOUS[one["category_id"]] > 0
+
+
+def test_boxes_are_exact_where_the_network_computes_in_bf16():
+    """In bf16 these coordinates would be rounded to 1000, 504, 1184 and 776."""
+    module = mask_rcnn.PLUGIN({"network": SMALL["mask_rcnn"]}).build()
+    boxes = torch.tensor([[1001.5, 503.0, 1187.25, 777.0]])
+    for part in (module.rpn, module.roi_heads):
+        found = part.box_coder.decode(torch.zeros(1, 4, dtype=torch.bfloat16), [boxes])
+        assert_array_equal(found[0], boxes)
 
 
 def test_boxes_enclose_their_masks_at_pixel_edges():
@@ -497,6 +513,27 @@ def test_a_label_does_not_depend_on_batch_mates(name, trained):
                 assert np.mean(a != other) < 1e-3
             else:
                 assert_allclose(a, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["dpt", "nll_angmf"])
+def test_images_of_all_shapes_share_a_pass_where_the_network_sees_one_size(name, trained):
+    rng = np.random.default_rng(0)
+    shapes = [(48, 64), (33, 71), (64, 40), (20, 90), (48, 64)]
+    images = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    network = SMALL[name] | ({"input_size_px": [32, 64]} if name == "nll_angmf" else {})
+    one = EXPERTS[name]({"network": network, "batch_size": 4, "precision": "fp32"})
+    one.load(None)
+    one.module.load_state_dict(trained[name][0].module.state_dict())
+    passes = []
+    one.module.register_forward_pre_hook(
+        lambda module, arguments, keywords: passes.append(len(next(iter((*arguments, *keywords.values()))))),
+        with_kwargs=True,
+    )
+    together = one.predict(images, list("abcde"))
+    assert passes == [4, 1]
+    for image, label in zip(images, together, strict=True):
+        assert label.shape[:2] == image.shape[:2]
+        assert_allclose(one.predict([image], ["x"])[0], label, rtol=1e-4, atol=1e-4)
 
 
 def test_mirrored_images_have_mirrored_normals(tmp_path):

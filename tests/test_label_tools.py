@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import Brightness
+from conftest import Brightness, drawn_pair
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,7 +20,7 @@ from cliptex.label_inspect import _spread, contact_sheet, statistics
 from cliptex.labels import LabelFile
 from cliptex.plan import make_plan, shown
 from cliptex.plugins import find
-from cliptex.shards import read_index, read_indexed
+from cliptex.shards import read_index, read_indexed, write_shard
 
 TASKS = ("segmentation", "depth", "normals")
 FAILED = "000010003"  # conftest's experts fail on it
@@ -205,10 +205,22 @@ def test_a_plan_before_anything_is_there_says_what_cannot_be_known(tmp_path, mon
 
 
 def test_a_plan_extrapolates_from_the_shards_that_are_there(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/00007.tar").write_bytes(b"x" * 1000)
-    images = planned(tmp_path, monkeypatch)["images"]
-    assert (images["bytes"], images["bytes_from"]) == (25_000, "1 of 25 shards that are there")
+    write_shard(tmp_path / "data/00007.tar", [drawn_pair(f"{number:09d}", number) for number in range(8)])
+    plan = planned(tmp_path, monkeypatch)
+    images, size = plan["images"], (tmp_path / "data/00007.tar").stat().st_size
+    assert (images["number"], images["number_from"]) == (200, "25 shards of as many as data/00007.tar")
+    assert (images["bytes"], images["bytes_from"]) == (25 * size, "1 of 25 shards that are there")
+    assert plan["stores"]["depth"]["seconds"] > 0
+    assert "4 images of 40 x 56" in plan["stores"]["depth"]["seconds_from"]
+
+
+def test_a_plan_of_a_list_of_urls_knows_all_before_any_job(tmp_path, monkeypatch):
+    urls = {"files": ["cc3m.tsv"], "rows": 3318333, "size_px": 256}
+    plan = planned(tmp_path, monkeypatch, dataset={"source": "urls", "urls": urls})
+    assert (plan["images"]["shards"], plan["images"]["number"]) == (332, 3318333)
+    assert plan["images"]["bytes"] == pytest.approx(3318333 * 256 * 341 * 0.28, rel=1e-6)
+    assert plan["stores"]["depth"]["bytes"] == pytest.approx(3318333 * 256 * 192 * 9849 / 224**2, rel=1e-3)
+    assert not re.search(r"\?", shown(plan))
 
 
 def test_a_plan_of_rendered_pairs_multiplies_out(tmp_path, monkeypatch):
@@ -226,6 +238,12 @@ def test_a_plan_prefers_what_finished_jobs_took(tiny):
     assert depth["images_a_second"] == pytest.approx(record["images_per_second"])
     assert depth["bytes"] == pytest.approx(record["bytes_per_image"] * 16, rel=0.01)
     assert depth["seconds_from"] == depth["bytes_from"] == "1 finished jobs"
+
+
+def test_a_plan_measures_the_expert_itself_where_it_is_there(tiny):
+    for path in paths.labels("depth").glob("batch-*.json"):
+        path.unlink()
+    assert make_plan(tiny)["stores"]["depth"]["seconds_from"].startswith("expert, 4 images of 40 x 56")
 
 
 def test_an_expert_that_cannot_be_run_untrained_has_no_rate(tmp_path, monkeypatch):

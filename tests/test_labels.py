@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import drawn_pair
+from PIL import features
 from pyarrow import dataset, parquet
 
 from cliptex import labels
@@ -83,11 +84,21 @@ class Workplace:
             self.expert / "expert.json", {"weights": None, "weights_sha256": name, "miniature": None, "task": "depth"}
         )
 
-    def config(self, shards_per_job=1, plugin="test_labels:Brightness", max_side_px=256, task="depth", **network):
+    def config(
+        self,
+        shards_per_job=1,
+        plugin="test_labels:Brightness",
+        max_side_px=256,
+        task="depth",
+        batch_size=3,
+        precision="auto",
+        **network,
+    ):
+        expert = {"plugin": plugin, "batch_size": batch_size, "precision": precision, "network": network}
         return Config.load(
             {
                 "dataset": {"source": "webdataset", "shards": [entry["path"] for entry in self.entries]},
-                "experts": {"bright": {"plugin": plugin, "batch_size": 3, "network": network}},
+                "experts": {"bright": expert},
                 "label_stores": {"depth": {"task": task, "expert": "bright"}},
                 "labels": {"shards_per_job": shards_per_job, "max_side_px": max_side_px},
             }
@@ -204,7 +215,7 @@ def test_a_label_file_with_a_flipped_byte_is_done_again(work):
     assert work.file(0).read_bytes() == whole
 
 
-@pytest.mark.parametrize("change", ["weights", "network", "shard", "max_side_px"])
+@pytest.mark.parametrize("change", ["weights", "network", "batch_size", "precision", "shard", "max_side_px"])
 def test_labels_made_otherwise_are_done_again(work, change):
     work.label(0)
     if change == "weights":
@@ -212,7 +223,9 @@ def test_labels_made_otherwise_are_done_again(work, change):
     if change == "shard":
         write_shard(work.index.parent / "00000.tar", [drawn_pair(f"00000{i:04d}", 90 + i) for i in range(8)])
         index_shards([work.index.parent / f"{i:05d}.tar" for i in range(2)], work.index, 0.5)
-    options = {"network": {"bias": 5}, "max_side_px": {"max_side_px": 28}}.get(change, {})
+    options = {"network": {"bias": 5}, "max_side_px": {"max_side_px": 28}}
+    options |= {"batch_size": {"batch_size": 2}, "precision": {"precision": "fp32"}}
+    options = options.get(change, {})
     assert not work.label(0, **options)["shards"][0]["resumed"]
 
 
@@ -226,6 +239,20 @@ def test_how_shards_are_shared_out_does_not_matter(work):
 def test_large_images_get_smaller_labels(work):
     work.label(0, max_side_px=28)
     assert {(row["height"], row["width"]) for row in work.rows(0)} == {(20, 28)}
+
+
+def test_huge_images_are_shrunk_before_an_expert_sees_them(work, monkeypatch):
+    shapes = set()
+    monkeypatch.setattr(
+        Brightness,
+        "predict",
+        lambda self, images, keys: (
+            shapes.update(image.shape for image in images) or [i.mean(-1, dtype=np.float32) for i in images]
+        ),
+    )
+    config = Config.load({**work.config().plain(), "labels": {"max_image_side_px": 28, "shards_per_job": 1}})
+    label_batch(config, "depth", 0, work.index, work.expert, work.out)
+    assert shapes == {(20, 28, 3)}
 
 
 def test_no_half_written_file_is_left(work):
@@ -277,6 +304,12 @@ def test_a_bug_in_the_expert_stops_the_run(work):
 def test_memory_that_runs_out_is_not_blamed_on_an_image(work):
     with pytest.raises(MemoryError):
         work.label(0, memory=True)
+
+
+def test_a_missing_codec_is_not_blamed_on_images(work, monkeypatch):
+    monkeypatch.setattr(features, "check", lambda name: name != "jpg")
+    with pytest.raises(CliptexError, match="Pillow cannot decode JPEG"):
+        work.label(0)
 
 
 def test_a_label_of_another_size_than_the_image_stops_the_run(work, monkeypatch):

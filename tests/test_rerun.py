@@ -107,8 +107,9 @@ def test_an_experts_settings_redo_its_labels_and_the_models_that_learn_from_them
     assert redone == {"train_expert": 1, "label": 2, "index_labels": 1, "train": 1}
 
 
-def test_the_size_of_labels_redoes_all_labels_but_no_expert(run):
-    assert run.redone(config=changed("labels", max_side_px=128)) == {**LABELLING, "train": 1}
+@pytest.mark.parametrize("size", ["max_side_px", "max_image_side_px"])
+def test_the_size_of_labels_redoes_all_labels_but_no_expert(run, size):
+    assert run.redone(config=changed("labels", **{size: 128})) == {**LABELLING, "train": 1}
 
 
 def test_what_is_asked_of_the_data_redoes_no_label(run):
@@ -120,7 +121,10 @@ def test_what_is_asked_of_the_data_redoes_no_label(run):
 
 
 def test_an_expert_that_no_model_learns_from_redoes_no_model(run):
-    assert run.redone(config=changed("experts.spare", batch_size=5)) == {}
+    other = changed("experts.spare", batch_size=5)
+    assert run.redone(config=other) == {}
+    own = run.redone(config=other, targets=[*MODELS, "results/labels/spare/index.json"])
+    assert own == {"train_expert": 1, "label": 2, "index_labels": 1}
 
 
 def test_the_same_official_data_from_another_place_redo_nothing(run):

@@ -195,7 +195,8 @@ def test_a_dpt_folder_labels_as_transformers_does(kind, form, tmp_path):
         (expected,) = processor.post_process_depth_estimation(outputs, target_sizes=[image.shape[:2]])
         assert label.shape == image.shape[:2]
         assert label.std() > 1e-3
-        assert_allclose(label, expected["predicted_depth"].clamp(min=0), atol=1e-5)
+        # of one pass for all three, in which sums are made in another order
+        assert_allclose(label, expected["predicted_depth"].clamp(min=0), atol=5e-4)
 
 
 def test_another_preprocessing_gives_other_labels(tmp_path):

@@ -49,7 +49,8 @@ PLACEHOLDER = picture(999, 200, 200)
 
 
 class WebServer:
-    """Serves on a loopback address; `requests` counts paths, `files` are served with ranges and digests.
+    """Serves on a loopback address; `requests` counts paths, `files` are served with ranges and digests, `hub` as the
+    Hugging Face hub serves large files: a redirect to where they lie, which names commit, size and SHA-256.
 
     Paths: /ok/N.jpg (a picture made of N), /wide.png (400 x 200), /turned.jpg, /404.jpg, /busy/N.jpg (503 once, then
     the picture), /down/N.jpg (503 `down` times), /stall.jpg, /drip.jpg (a byte now and then), /cut.jpg (fewer bytes
@@ -61,6 +62,7 @@ class WebServer:
     def __init__(self, delay: float = 0.0, down: int = 3) -> None:
         self.requests: Counter[str] = Counter()
         self.files: dict[str, bytes] = {}
+        self.hub: dict[str, bytes] = {}
         self.cut_after: int | None = None
         self.private = "http://127.0.0.2/secret.jpg"
         self.delay, self.down, self.closing = delay, down, threading.Event()
@@ -85,6 +87,7 @@ class WebServer:
         self.server.daemon_threads = True
         self.port = self.server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
+        self.cdn = f"http://127.0.0.3:{self.port}"  # another host than the hub's, whose redirects are told apart
 
     def __enter__(self):
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -97,11 +100,18 @@ class WebServer:
 
     def answer(self, handler, body: bool = True) -> None:
         path = handler.path.partition("?")[0]
-        self.requests[path if handler.headers["Host"].startswith("127.0.0.1") else handler.headers["Host"]] += 1
+        own = handler.headers["Host"] in (f"127.0.0.1:{self.port}", self.cdn.removeprefix("http://"))
+        self.requests[path if own else handler.headers["Host"]] += 1
         time.sleep(self.delay)
         kind = path.strip("/").rpartition("/")[0]
         if path in self.files:
             return self.file(handler, self.files[path], body)
+        if path in self.hub:
+            data = self.hub[path]
+            digest = hashlib.sha256(data).hexdigest()
+            self.files.setdefault(f"/cdn/{digest}", data)
+            about = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": "0" * 40}
+            return self.send(handler, 302, b"", Location=f"{self.cdn}/cdn/{digest}", **about)
         if path == "/404.jpg":
             return self.send(handler, 404, PAGE)
         if kind in ("busy", "down") and self.requests[path] <= (1 if kind == "busy" else self.down):

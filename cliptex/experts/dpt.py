@@ -19,11 +19,24 @@ from transformers.utils import logging as transformers_logging
 
 from cliptex.config import Section
 from cliptex.errors import CliptexError
-from cliptex.experts.network import NetworkExpert, normalise, resize, to_host
+from cliptex.experts.network import NetworkExpert, normalise, resize, seen_together, to_host
 from cliptex.experts.weights import refused
 
 log = logging.getLogger("cliptex")
 MEAN = STD = (0.5, 0.5, 0.5)
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Intel/dpt-large": {
+        "image_size": 384,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "backbone_out_indices": [5, 11, 17, 23],
+        "neck_hidden_sizes": [256, 512, 1024, 1024],
+    },
+    "Intel/dpt-hybrid-midas": {"image_size": 384, "is_hybrid": True, "neck_hidden_sizes": [256, 512, 768, 768]},
+}
+"""Repository on the hub -> what its config.json gives DPTConfig, for a network of that size without its weights."""
 UNUSED = "neck.fusion_stage.layers.0.residual_layer1."
 """The first fusion has no second input, so that its layers are never called; the published files leave them out."""
 
@@ -76,12 +89,7 @@ class Network(Section):
 
     config: dict[str, Any] = Field(default_factory=dict)
     """Arguments of transformers' DPTConfig; `image_size` is the side of the square that the network sees. Left out
-    where the weights are a folder or a hub repository, which have a config.json.
-
-    dpt-large: hidden_size 1024, num_hidden_layers 24, num_attention_heads 16, intermediate_size 4096,
-    backbone_out_indices [5, 11, 17, 23], neck_hidden_sizes [256, 512, 1024, 1024].
-    dpt-hybrid-midas: is_hybrid true, neck_hidden_sizes [256, 512, 768, 768].
-    """
+    where the weights are a folder or a hub repository, which have a config.json. `PUBLISHED` has the known ones."""
 
 
 class DPTExpert(NetworkExpert):
@@ -101,7 +109,9 @@ class DPTExpert(NetworkExpert):
         unknown = sorted(set(self.network.config) - set(DPTConfig.__dataclass_fields__))
         if unknown:
             raise CliptexError(f"experts.network.config: DPTConfig has no {', '.join(unknown)}")
-        self.config = DPTConfig(**self.network.config) if self.network.config else None
+        # of a repository, its weights' own config.json takes this place in `load`
+        given = self.network.config or PUBLISHED.get(settings.get("repo") or "")
+        self.config = DPTConfig(**given) if given else None
         self.processor: DPTImageProcessor | None = None
 
     def build(self) -> nn.Module:
@@ -132,24 +142,31 @@ class DPTExpert(NetworkExpert):
         return self.config.image_size, self.config.image_size
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        prediction_BHW = self._forward(batch["image"])
+        prediction_BHW = self._forward(normalise(resize(batch["image"], self.train_size()), MEAN, STD))
         return scale_shift_invariant_loss(prediction_BHW, inverse_depth(batch["depth"]))
 
-    def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
-        out_BHW, size = self._forward(images_BCHW), images_BCHW.shape[-2:]
-        if out_BHW.shape[-2:] != size:
-            out_BHW = functional.interpolate(out_BHW[:, None], size=size, mode="bicubic", align_corners=False)[:, 0]
-        return list(to_host(out_BHW.clamp(min=0)))
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.train_size()  # whatever the image's
 
-    def _forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+    def label(self, images: list[torch.Tensor]) -> list[np.ndarray]:
         if self.processor is None:
-            pixels_BCHW = normalise(resize(images_BCHW, (self.config.image_size,) * 2), MEAN, STD)
+            seen_BCHW = normalise(seen_together(images, self.train_size()), MEAN, STD)
         else:
-            # it rounds to integers after resizing, as it does to the pictures that it is usually given
-            octets = list((images_BCHW * 255).round().to(torch.uint8))
-            found = self.processor(images=octets, input_data_format="channels_first", return_tensors="pt")
-            pixels_BCHW = found["pixel_values"].to(self.device)
-        return self.module(pixels_BCHW).predicted_depth.float()
+            found = self.processor(images=images, input_data_format="channels_first", return_tensors="pt")
+            seen_BCHW = found["pixel_values"].to(self.device)
+        out_BHW = self._forward(seen_BCHW)
+        return to_host(
+            [_enlarged(out_HW, image_CHW.shape[-2:]) for out_HW, image_CHW in zip(out_BHW, images, strict=True)]
+        )
+
+    def _forward(self, seen_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.module(seen_BCHW).predicted_depth.float()
+
+
+def _enlarged(depth_HW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if depth_HW.shape != size:
+        depth_HW = functional.interpolate(depth_HW[None, None], size=size, mode="bicubic", align_corners=False)[0, 0]
+    return depth_HW.clamp(min=0)
 
 
 def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor]:

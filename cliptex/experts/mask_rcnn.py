@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -205,6 +206,14 @@ def small_mask_rcnn(options: SmallNetwork, **common: Any) -> MaskRCNN:
     )
 
 
+class ExactBoxCoder(BoxCoder):
+    """torchvision's, in float32 also where the network computes in bf16, in which coordinates of a thousand pixels
+    are four apart."""
+
+    def decode_single(self, rel_codes: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        return super().decode_single(rel_codes.float(), boxes)
+
+
 class MaskRCNNExpert(NetworkExpert):
     """Labels uint8 [H, W]: 0 background, 1..80 COCO's classes, 255 ignore where `ignore_below` is set; see `paint`.
 
@@ -227,8 +236,12 @@ class MaskRCNNExpert(NetworkExpert):
             "box_positive_fraction": 1 - options.background_share,
         }
         if options.architecture == "small":
-            return small_mask_rcnn(options.small, **common)
-        return maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=SLOTS, **common)
+            module = small_mask_rcnn(options.small, **common)
+        else:
+            module = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=SLOTS, **common)
+        for part in (module.rpn, module.roi_heads):
+            part.box_coder = ExactBoxCoder(part.box_coder.weights, part.box_coder.bbox_xform_clip)
+        return module
 
     def train_size(self) -> tuple[int, int] | None:
         # the small network is trained on squares of the size it sees, whatever the renders' size
@@ -244,8 +257,8 @@ class MaskRCNNExpert(NetworkExpert):
         ]
         return sum(self.module(list(batch["image"]), targets).values())
 
-    def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
-        labels = [label for label, _ in self._label_rows(images_BCHW)]
+    def label(self, images: list[torch.Tensor]) -> list[np.ndarray]:
+        labels = [label for label, _ in self._label_rows(images)]
         return [label[..., 0] for label in labels] if self.network.keep_scores else labels
 
     def extra_columns(self) -> dict[str, Any]:
@@ -259,11 +272,11 @@ class MaskRCNNExpert(NetworkExpert):
         return {"instances": pa.list_(pa.struct(instance | {"segmentation": segmentation}))}
 
     def predict_rows(self, images: list[np.ndarray], keys: list[str]) -> list[tuple[np.ndarray, dict[str, Any]]]:
-        return self._by_size(images, self._label_rows)
+        return self._by_input_size(images, self._label_rows)
 
-    def _label_rows(self, images_BCHW: torch.Tensor) -> list[tuple[np.ndarray, dict[str, Any]]]:
+    def _label_rows(self, images: list[torch.Tensor]) -> list[tuple[np.ndarray, dict[str, Any]]]:
         options, rows = self.network, []
-        for found in self.module(list(images_BCHW)):
+        for found in self.module([image_CHW / 255 for image_CHW in images]):
             known = torch.from_numpy(CONTIGUOUS > 0).to(found["labels"].device)[found["labels"]]
             found = {name: tensor[known] for name, tensor in found.items()}  # ten of the slots are no class of COCO's
             masks_NHW = _to_masks(found, options.mask_threshold)
@@ -298,7 +311,7 @@ class MaskRCNNExpert(NetworkExpert):
 
 
 def _to_masks(found: dict[str, torch.Tensor], threshold: float) -> np.ndarray:
-    return to_host(found["masks"][:, 0] >= threshold)
+    return to_host([found["masks"][:, 0] >= threshold])[0]
 
 
 def _instances(instance_HW: torch.Tensor, classes_M: torch.Tensor) -> dict[str, torch.Tensor]:

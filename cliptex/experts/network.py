@@ -77,6 +77,12 @@ def resize(images_BCHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return functional.interpolate(images_BCHW, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
+def seen_together(images: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """uint8 images [C, H, W] of any sizes as one float32 batch [B, C, *size] in 0..1, channels last in memory."""
+    resized = [resize(image_CHW[None] / 255, size) for image_CHW in images]
+    return torch.cat(resized).contiguous(memory_format=torch.channels_last)
+
+
 def normalise(images_BCHW: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """Images in 0..1 to zero mean and unit deviation under the given channel statistics."""
     return (images_BCHW - images_BCHW.new_tensor(mean)[:, None, None]) / images_BCHW.new_tensor(std)[:, None, None]
@@ -85,25 +91,27 @@ def normalise(images_BCHW: torch.Tensor, mean: tuple[float, ...], std: tuple[flo
 def to_device(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
     """An array as a tensor on `device`. To a GPU it goes through page-locked memory, from where the copy is faster and
     does not hold up this thread: what is computed on it is queued behind it. PyTorch keeps the memory until then."""
-    tensor = torch.from_numpy(pixels)
+    tensor = torch.tensor(pixels)  # a copy: what Pillow decoded must not be written to
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def to_host(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor as an array; from a GPU through page-locked memory, with one wait for all that is queued before it."""
-    if tensor.device.type != "cuda":
-        return tensor.cpu().numpy()
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    torch.cuda.current_stream(tensor.device).synchronize()
-    return host.numpy()
+def to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
+    """Tensors of one device as arrays; from a GPU through page-locked memory, with one wait for all that is queued."""
+    if not tensors or tensors[0].device.type != "cuda":
+        return [tensor.cpu().numpy() for tensor in tensors]
+    hosts = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    for host, tensor in zip(hosts, tensors, strict=True):
+        host.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensors[0].device).synchronize()
+    return [host.numpy() for host in hosts]
 
 
 class NetworkExpert(Expert):
     """An expert that is one torch module, built from `settings["network"]`.
 
-    A subclass says how the module is built, how a batch of same-size images is labelled, and what is to be minimised
-    on a batch of labelled renders. Images are grouped by size, so that none is padded to another's.
+    A subclass says how the module is built, at which size it sees an image, how images that it sees at one size are
+    labelled, and what is to be minimised on a batch of labelled renders. Images are grouped by the size that the
+    network sees: none is padded to another's, and images of all shapes share a pass where they are squashed to one.
     """
 
     Network: ClassVar[type[Section]]
@@ -127,8 +135,12 @@ class NetworkExpert(Expert):
         """The untrained module."""
 
     @abstractmethod
-    def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
-        """Labels of same-size images (float32 RGB in 0..1), each in its image's frame."""
+    def label(self, images: list[torch.Tensor]) -> list[np.ndarray]:
+        """Labels of images of one `input_size` (uint8 RGB [C, H, W]), each in its image's frame."""
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width at which the network sees an image of this size; its own where that does not matter."""
+        return height, width
 
     @abstractmethod
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
@@ -167,7 +179,7 @@ class NetworkExpert(Expert):
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}
 
     def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
-        return self._by_size(images, self.label)
+        return self._by_input_size(images, self.label)
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -175,21 +187,20 @@ class NetworkExpert(Expert):
         with mixed_precision(self.precision):
             yield
 
-    def _by_size(self, images: list[np.ndarray], label: Callable[[torch.Tensor], list[Any]]) -> list[Any]:
-        """What `label` makes of each image; it gets batches of one size."""
+    def _by_input_size(self, images: list[np.ndarray], label: Callable[[list[torch.Tensor]], list[Any]]) -> list[Any]:
+        """What `label` makes of each image; it gets images of one `input_size`, `batch_size` at most."""
         labels: list[Any] = [None] * len(images)
-        groups: dict[tuple[int, ...], list[int]] = {}
+        groups: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
-            groups.setdefault(image.shape, []).append(index)
+            groups.setdefault(self.input_size(*image.shape[:2]), []).append(index)
         batch_size = self.settings.get("batch_size", 32)
         self.module.eval()
         with torch.inference_mode(), mixed_precision(self.precision):
             for indices in groups.values():
                 for start in range(0, len(indices), batch_size):
                     part = indices[start : start + batch_size]
-                    pixels_BHWC = to_device(np.stack([images[index] for index in part]), self.device)
-                    images_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float() / 255  # channels last in memory
-                    for index, one in zip(part, label(images_BCHW), strict=True):
+                    found = label([to_device(images[index], self.device).permute(2, 0, 1) for index in part])
+                    for index, one in zip(part, found, strict=True):
                         labels[index] = one
         return labels
 

@@ -38,6 +38,7 @@ from cliptex.experts.network import (
     load_weights,
     normalise,
     resize,
+    seen_together,
     to_host,
 )
 from cliptex.experts.weights import read_tensors
@@ -318,25 +319,29 @@ class NLLAngMFExpert(NetworkExpert):
         return self.network.input_size_px
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        options, images = self.network, self._fit_size(batch["image"])
-        normals = _nearest(batch["normals"] * self._signs(batch["normals"]), *images.shape[-2:])
+        options, images = self.network, batch["image"]
+        size = self.input_size(*images.shape[-2:])
+        images = normalise(resize(images, size), IMAGENET_MEAN, IMAGENET_STD)
+        normals = _nearest(batch["normals"] * self._signs(batch["normals"]), *size)
         return self.module.loss(images, normals, generator, options.sampling_ratio, options.sampling_uncertain)
 
-    def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
-        size = images_BCHW.shape[-2:]
-        out = self.module(self._fit_size(images_BCHW))
-        if out.shape[-2:] != size:
-            out = functional.interpolate(out, size=size, mode="bilinear", align_corners=False)
-        normal = self._signs(out) * out[:, :3] / out[:, :3].norm(dim=1, keepdim=True).clamp(min=1e-6)
-        return list(to_host(torch.cat([normal, out[:, 3:]], dim=1).permute(0, 2, 3, 1).contiguous()))
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.network.input_size_px or (max(round(height / 32), 1) * 32, max(round(width / 32), 1) * 32)
+
+    def label(self, images: list[torch.Tensor]) -> list[np.ndarray]:
+        seen_BCHW = seen_together(images, self.input_size(*images[0].shape[-2:]))
+        out_B4HW = self.module(normalise(seen_BCHW, IMAGENET_MEAN, IMAGENET_STD))
+        return to_host([self._own_frame(out, image.shape[-2:]) for out, image in zip(out_B4HW, images, strict=True)])
+
+    def _own_frame(self, out_4HW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """The network's answer as a label [*size, 4]."""
+        if out_4HW.shape[-2:] != size:
+            out_4HW = functional.interpolate(out_4HW[None], size=size, mode="bilinear", align_corners=False)[0]
+        normal_3HW = self._signs(out_4HW) * out_4HW[:3] / out_4HW[:3].norm(dim=0, keepdim=True).clamp(min=1e-6)
+        return torch.cat([normal_3HW, out_4HW[3:]]).permute(1, 2, 0).contiguous()
 
     def _signs(self, like: torch.Tensor) -> torch.Tensor:
         return like.new_tensor(self.network.signs)[:, None, None]
-
-    def _fit_size(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        height, width = images_BCHW.shape[-2:]
-        size = self.network.input_size_px or (max(round(height / 32), 1) * 32, max(round(width / 32), 1) * 32)
-        return normalise(resize(images_BCHW, tuple(size)), IMAGENET_MEAN, IMAGENET_STD)
 
 
 PLUGIN = NLLAngMFExpert

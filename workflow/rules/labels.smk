@@ -32,6 +32,8 @@ rule label:
     priority: 60
     conda:
         "../../envs/cliptex.yaml"
+    # beside a GPU, the processes that decode and encode; the miniature has more jobs than cores
+    threads: 1 if MINIATURE else 8
     resources:
         mem="6GB",
         runtime="8h",
