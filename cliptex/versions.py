@@ -6,7 +6,7 @@ edits in a module that a rule only calls. Imports nothing, because the Snakefile
 
 RENDER = 2
 FETCH = 1
-EXPERT = 2
+EXPERT = 3
 LABEL = 3
 TRAIN = 4
 PROBE = 4
