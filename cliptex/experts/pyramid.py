@@ -20,7 +20,7 @@ from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.config import Positive, Section
 from cliptex.errors import CliptexError
 from cliptex.experts.backbone import NUM_CLASSES, depth_loss, normals_loss, segmentation_loss
-from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, NetworkExpert, normalise, resize, to_host
+from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, NetworkExpert, normalise, seen_together, to_host
 
 CHANNELS = {"segmentation": NUM_CLASSES, "depth": 1, "normals": 4}
 TARGETS = {"segmentation": ("instance", "instance_class"), "depth": ("depth",), "normals": ("normals",)}
@@ -94,16 +94,23 @@ class PyramidExpert(NetworkExpert):
         known = self._known.to(classes.device)[classes.long()]
         return segmentation_loss(out_BChw, batch | {"instance_class": torch.where(known, classes, 0)})
 
-    def label(self, images_BCHW: torch.Tensor) -> list[np.ndarray]:
-        size, side = images_BCHW.shape[-2:], self.network.input_size_px
-        out_BChw = self.module(normalise(resize(images_BCHW, (side, side)), IMAGENET_MEAN, IMAGENET_STD))
-        out_BCHW = functional.interpolate(out_BChw, size=size, mode="bilinear", align_corners=False)
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.train_size()  # whatever the image's
+
+    def label(self, images: list[torch.Tensor]) -> list[np.ndarray]:
+        seen_BCHW = normalise(seen_together(images, self.train_size()), IMAGENET_MEAN, IMAGENET_STD)
+        answers = zip(self.module(seen_BCHW), images, strict=True)
+        return to_host([self._own_frame(out_Chw, image_CHW.shape[-2:]) for out_Chw, image_CHW in answers])
+
+    def _own_frame(self, out_Chw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """The network's answer as a label of this height and width."""
+        out_CHW = functional.interpolate(out_Chw[None], size=size, mode="bilinear", align_corners=False)[0]
         if self.task == "depth":
-            return list(to_host(out_BCHW[:, 0]))
+            return out_CHW[0]
         if self.task == "normals":
-            return list(to_host(norm_normalize(out_BCHW).permute(0, 2, 3, 1).contiguous()))
-        out_BCHW = out_BCHW.masked_fill(~self._known.to(out_BCHW.device)[:, None, None], -torch.inf)
-        return list(to_host(out_BCHW.argmax(dim=1).to(torch.uint8)))
+            return norm_normalize(out_CHW[None])[0].permute(1, 2, 0).contiguous()
+        known_C11 = self._known.to(out_CHW.device)[:, None, None]
+        return out_CHW.masked_fill(~known_C11, -torch.inf).argmax(dim=0).to(torch.uint8)
 
 
 PLUGIN = PyramidExpert
