@@ -66,12 +66,20 @@ class Measure:
         return f"{self.benchmark}/{self.task}/{self.head}"
 
     @property
+    def what(self) -> str:
+        """`mIoU`, `RMSE of depth`, `zero-shot top-1`."""
+        metric = names.metric(self.metric)
+        if metric[1:2].islower():  # no abbreviation
+            metric = metric.lower()
+        if self.head == "zero_shot":
+            return f"zero-shot {metric}"
+        return f"{metric} of {self.task}" if self.task in ("depth", "normals") else metric
+
+    @property
     def title(self) -> str:
-        """`Pascal VOC, linear: mIoU`."""
-        what = "zero-shot" if self.head == "zero_shot" else names.head(self.head)
-        if self.task in ("depth", "normals"):
-            what = f"{names.task(self.task).lower()}, {what}"
-        return f"{names.benchmark(self.benchmark)}, {what}: {names.metric(self.metric)}"
+        """`mIoU on Pascal VOC (linear)`."""
+        head = "" if self.head == "zero_shot" else f" ({names.head(self.head)})"
+        return f"{self.what} on {names.benchmark(self.benchmark)}{head}"
 
     @property
     def unit(self) -> str:

@@ -81,6 +81,7 @@ def study_page(config: Config, root: Path) -> StudyPage:
     seen, chart, table = _FORMS[study.form](_Found(config, findings, labels, flops, miniature))
     intervals = sum(len(compared) - 1 for _, compared in findings)
     not_proved = words.not_proved(findings, len(config.seeds), intervals, study.limits, miniature)
+    table.notes.extend(_quality_notes(config, root))
     about = {
         "schema_version": 1,
         "version": versions.STUDY,
@@ -95,9 +96,15 @@ def study_page(config: Config, root: Path) -> StudyPage:
         "not_proved": not_proved,
         "interval": {"level_percent": LEVEL, "resamples": RESAMPLES, "over": "evaluation images, paired"},
         "models": {model: _about_model(labels[model], run) for model, run in runs.items()},
-        "experts": _experts(config, root),
+        "experts": {name: _about_expert(root, name) for name in study.experts},
         "results": [_row(measure, one) for measure, compared in findings for one in compared.values()],
-        "table": table.csv(),
+        "table": {
+            "caption": table.caption,
+            "columns": table.columns,
+            "rows": [[[cell.text, cell.note, cell.tone] for cell in row] for row in table.groups[0].rows],
+            "notes": table.notes,
+        },
+        "plot": {"caption": chart.caption, "alt": chart.alt},
         "provenance": provenance(study.model_dump(mode="json"))
         | {"model_sha256": {model: run["model_sha256"] for model, run in runs.items()}},
     }
@@ -295,13 +302,32 @@ def _about_model(label: str, run: Mapping[str, Any]) -> dict[str, Any]:
     return {"label": label} | {key: run.get(key) for key in kept}
 
 
-def _experts(config: Config, root: Path) -> dict[str, Any]:
-    """Of the study's own experts: the task, and the held-out quality where it is known."""
-    out = {}
-    for name in study_of(config).experts:
-        record = read_json(root / paths.expert(name) / "expert.json")
-        out[name] = {key: record[key] for key in ("task", "plugin", "network", "quality", "weights_sha256")}
-    return out
+def _about_expert(root: Path, name: str) -> dict[str, Any]:
+    record = read_json(root / paths.expert(name) / "expert.json")
+    return {key: record[key] for key in ("task", "plugin", "network", "quality", "weights_sha256")}
+
+
+QUALITY = {"segmentation": "mIoU", "depth": "delta1", "normals": "mean"}
+
+
+def _quality_notes(config: Config, root: Path) -> list[str]:
+    """A line a task: how good the study's own experts are on held-out renders, beside those of the main run."""
+    own = study_of(config).experts
+    taught_all = [name for name in own if not own[name].network.get("classes")]
+    others = {store.expert for store in config.label_stores.values()} - own.keys()
+    lines = []
+    for task, metric in QUALITY.items():
+        said = {}
+        for name in (*sorted(others), *taught_all):
+            path = root / paths.expert(name) / "expert.json"
+            record = read_json(path) if path.exists() else {}
+            value = (record.get("quality") or {}).get(metric)
+            if record.get("task") == task and value is not None:
+                said[name] = f"{names.head(name)} {names.number(value, task, metric)}"
+        if said.keys() & own.keys():
+            unit = names.unit(task, metric)
+            lines.append(f"On held-out renders, {names.metric(metric)} ({unit}) of {task}: {', '.join(said.values())}.")
+    return lines
 
 
 def _row(measure: Measure, one: Compared) -> dict[str, Any]:

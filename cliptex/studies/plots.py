@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL
 from cliptex.report.figures import FAINT, FURTHER, GRID, INK, MODELS, Chart
 from cliptex.report.statistics import signed
@@ -30,7 +31,7 @@ def dots_plot(panels: Sequence[Panel], caption: str, alt: str, miniature: bool) 
             for place, (_, one) in enumerate(found):
                 _dot(axes, one, place)
             axes.grid(axis="x", color=GRID, linewidth=0.8)
-            axes.set_title(_broken(measure.title), loc="left", fontsize=8)
+            axes.set_title(f"{names.benchmark(measure.benchmark)}\n{measure.what}", loc="left", fontsize=8)
             axes.set_xlabel({"%": "points", "": "difference"}.get(measure.unit, measure.unit))
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
@@ -83,7 +84,7 @@ def scatter_plot(
                     axes.plot([x, x], [one.bounds.low, one.bounds.high], color=shade, linewidth=1, alpha=0.5)
                 marker = MARKERS[number % len(MARKERS)]
                 (handles[labels[model]],) = axes.plot(x, y, marker, color=shade, markersize=6.5, linestyle="none")
-            axes.set_title(_broken(measure.title), loc="left", fontsize=8)
+            axes.set_title(f"{names.benchmark(measure.benchmark)}\n{measure.what}", loc="left", fontsize=8)
             axes.grid(color=GRID, linewidth=0.6)
             axes.yaxis.set_major_formatter(lambda value, _, digits=measure.digits: signed(value, digits))
         figure.supxlabel(across_title, fontsize=9, color=FAINT)
@@ -101,7 +102,3 @@ STAMP = "miniature: rendered stand-in data"
 def _stamp(figure: Figure, miniature: bool) -> None:
     if miniature:
         figure.supxlabel(STAMP, x=1.0, ha="right", fontsize=7.5, color=FAINT)
-
-
-def _broken(title: str) -> str:
-    return title.replace(": ", ":\n", 1)

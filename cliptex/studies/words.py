@@ -51,15 +51,15 @@ def differences(findings: Findings, labels: Mapping[str, str], reference: str) -
             found = sorted(groups[state], key=lambda one: -abs(one.difference))
             if found:
                 who = listed([f"“{labels[one.model]}” {amount(measure, one)}" for one in found])
-                said.append(f"{state}: {who}")
+                said.append(f"{'is ' * (not said)}{state} with {who}")
         rest = groups["no difference seen"]
         if rest and said:
-            said.append(f"no difference seen: {listed([f'“{labels[one.model]}”' for one in rest])}")
+            said.append(f"not seen to differ with {listed([f'“{labels[one.model]}”' for one in rest])}")
         elif rest:
-            said.append("no difference seen for any of them" if len(rest) > 1 else "no difference seen")
-        value = measure.shown(compared[reference].value)
-        parts.append(f"in {measure.title} ({value} {measure.unit}".rstrip() + f") {'; '.join(said)}")
-    return f"Against “{labels[reference]}”: {' — '.join(parts)}."
+            said.append("is not seen to differ with any of them" if len(rest) > 1 else "is not seen to differ")
+        value = f"{measure.shown(compared[reference].value)} {measure.unit}".rstrip()
+        parts.append(f"{measure.title}, {value}, {listed(said)}")
+    return f"Against “{labels[reference]}”: {'; '.join(parts)}."
 
 
 def tradeoff(findings: Findings, labels: Mapping[str, str], reference: str) -> str:

@@ -172,6 +172,7 @@ if ASKED:
                 "probes.benchmarks",
                 "zeroshot.benchmarks",
                 "models",
+                "label_stores",
                 "report",
                 of=STUDY,
             ),
