@@ -1,0 +1,107 @@
+"""Pages of the site (mkdocs.yml) that are not files of docs/: the README, the configuration, the command line, ...
+
+Links in pages are those of the repository, where they are read too; here they are turned into links of the site. A
+linked file that is no page goes into the site as it is.
+"""
+
+import inspect
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from cliptex.cli import app
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+    "config/README.md": "configuration.md",
+    "examples/edges/README.md": "examples/edges.md",
+    "examples/mmseg/README.md": "examples/mmseg.md",
+}
+"""Markdown of the repository to its page in the site."""
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages from outside docs/, the command line's, and every other file that a page links to."""
+    for source, page in PAGES.items():
+        if (ROOT / source).exists():
+            files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+    files.append(File.generated(config, "commands.md", content=command_line()))
+    named = set(_pages(config.nav))
+    guides = next(entry["Guides"] for entry in config.nav if "Guides" in entry)
+    guides += [file.src_uri for file in files.documentation_pages() if file.src_uri not in named]
+    for file in list(files.documentation_pages()):
+        for link in LINK.findall(file.content_string):
+            target = _in_repository(file.src_uri, link)
+            uri = _in_site(target)
+            if (ROOT / target).is_file() and files.get_file_from_path(uri) is None:
+                files.append(File.generated(config, uri, content=(ROOT / target).read_bytes()))
+    return files
+
+
+def _pages(nav: Any) -> Iterator[str]:
+    """The pages that a part of the navigation names."""
+    if isinstance(nav, str):
+        yield nav
+    for part in nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ():
+        yield from _pages(part)
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn links of the repository into links of the site."""
+    here = page.file.src_uri
+
+    def turned(match: re.Match[str]) -> str:
+        return posixpath.relpath(_in_site(_in_repository(here, match[0])), posixpath.dirname(here) or ".")
+
+    return LINK.sub(turned, markdown)
+
+
+def command_line() -> str:
+    """The page of all commands and options."""
+    command = typer.main.get_command(app)
+    return "# Command line\n\n" + "".join(
+        _described(command, command.make_context("cliptex", [], resilient_parsing=True))
+    )
+
+
+def _described(command: Any, context: Any) -> Iterator[str]:
+    below = getattr(command, "commands", {})
+    if context.parent is not None:
+        yield f"\n## {context.command_path}\n\n"
+    yield f"{inspect.cleandoc(command.help)}\n\n"
+    yield f"```console\n{context.command_path} {' '.join(command.collect_usage_pieces(context))}\n```\n\n"
+    yield "| option | meaning |\n|---|---|\n"
+    for parameter in command.get_params(context):
+        if record := parameter.get_help_record(context):
+            name, meaning = (text.replace("|", "\\|") for text in record)
+            yield f"| `{name}` | {meaning} |\n"
+    for name, sub in below.items():
+        yield from _described(sub, sub.make_context(name, [], parent=context, resilient_parsing=True))
+
+
+def _in_repository(page: str, link: str) -> str:
+    """Path in the repository of what a page of the site links to."""
+    source = next((source for source, uri in PAGES.items() if uri == page), f"docs/{page}")
+    return posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
+
+
+def _in_site(path: str) -> str:
+    """Path in the site of a file or folder of the repository."""
+    for name in (path, f"{path}/README.md"):
+        if name in PAGES:
+            return PAGES[name]
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    return f"files/{path}"
