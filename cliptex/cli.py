@@ -437,13 +437,13 @@ def export_model(
 
 
 CorruptionsOption = Annotated[
-    str, typer.Option(help="JSON of a study's `corruptions`: each evaluation image is judged clean and made worse.")
+    str, typer.Option(help="JSON of a study's `corruptions`: evaluation images are judged clean and made worse.")
 ]
 
 
 def _judged_on(benchmark: str, corruptions: str) -> Any:
     """The benchmark whose evaluation images are corrupted; None for the benchmark as it is."""
-    if not corruptions:
+    if corruptions == "null":
         return None
     from cliptex.config import Corruptions
     from cliptex.corruptions import Corrupted
@@ -458,7 +458,7 @@ def probe(
     config: ConfigOption = DEFAULT,
     seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; by default of the main run.")] = None,
-    corruptions: CorruptionsOption = "",
+    corruptions: CorruptionsOption = "null",
 ) -> None:
     """Train the probes of a benchmark on frozen encoders and judge them."""
     from cliptex.probe import probe
@@ -489,7 +489,7 @@ def zeroshot(
     benchmark: Annotated[str, typer.Option(help="Name of an entry in `zeroshot.benchmarks`.")],
     config: ConfigOption = DEFAULT,
     out: Annotated[Path | None, typer.Option(help="File of the results; by default of the main run.")] = None,
-    corruptions: CorruptionsOption = "",
+    corruptions: CorruptionsOption = "null",
 ) -> None:
     """Zero-shot classification with the class names of a benchmark."""
     from cliptex.zeroshot import zeroshot

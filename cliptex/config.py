@@ -492,8 +492,8 @@ class Study(Section):
     """Its own label stores."""
     models: dict[Name, Model] = {}
     """Its own models."""
-    labels: dict[Name, str] = {}
-    """How models are called on the page; the names stand for themselves."""
+    rows: list[tuple[Name, str]] = []
+    """All models that it compares, in the order of the page, and how they are called there; as they come when empty."""
     probes: dict[Name, list[Name]] = {}
     """Benchmarks among `probes.benchmarks`, and which of their heads are trained."""
     zeroshot: list[Name] = []
@@ -503,8 +503,9 @@ class Study(Section):
 
     @property
     def judged(self) -> list[str]:
-        """All models that it compares, the reference first."""
-        return list(dict.fromkeys([self.reference, *self.shown, *self.models]))
+        """All models that it compares, in the order of the page."""
+        named = [model for model, _ in self.rows]
+        return list(dict.fromkeys([*named, self.reference, *self.shown, *self.models]))
 
 
 class Config(Section):

@@ -117,7 +117,7 @@ def test_a_study_keeps_the_heads_it_asks_for_and_the_protocols_digest():
     entry = own.probes.benchmarks["voc"]
     assert list(entry["semantic_segmentation"]["heads"]) == ["linear"]
     assert entry["digest"] == config.probes.benchmarks["voc"]["digest"]
-    assert own.probes.models[0] == "clip_ft"
+    assert own.probes.models == [name for name, _ in config.study.rows]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_study_keeps_the_heads_it_asks_for_and_the_protocols_digest():
         ({"probes": {"vok": ["linear"]}}, r"study.probes: 'vok' is not one of"),
         ({"probes": {"voc": ["liner"]}}, r"study.probes.voc: 'liner' is not one of its heads"),
         ({"zeroshot": ["voc"]}, r"study.zeroshot: 'voc' is not one of"),
-        ({"labels": {"nobody": "x"}}, r"study.labels: 'nobody' is not one of the models judged"),
+        ({"rows": [["clip_ft", "x"]]}, r"study.rows: must name clip_ft, cliptex, each once; look at 'cliptex'"),
         ({"models": {"a": {"tasks": {"dept": 1}}}}, r"models.a.tasks: 'dept' is not one of"),
     ],
 )

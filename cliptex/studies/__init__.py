@@ -36,8 +36,9 @@ def study_config(config: Config) -> Config:
         plain[section] |= plain["study"][section]
     if unknown := [name for name in study.judged if name not in plain["models"]]:
         raise CliptexError(f"study.shown: {unknown[0]!r} is not one of {sorted(plain['models'])}")
-    if unknown := [name for name in study.labels if name not in study.judged]:
-        raise CliptexError(f"study.labels: {unknown[0]!r} is not one of the models judged, {study.judged}")
+    compared = {study.reference, *study.shown, *study.models}
+    if study.rows and (differing := sorted({name for name, _ in study.rows} ^ compared)):
+        raise CliptexError(f"study.rows: must name {', '.join(sorted(compared))}, each once; look at {differing[0]!r}")
     if unknown := [name for name in study.zeroshot if name not in config.zeroshot.benchmarks]:
         raise CliptexError(f"study.zeroshot: {unknown[0]!r} is not one of {config.zeroshot.benchmarks}")
     plain["probes"]["benchmarks"] = {

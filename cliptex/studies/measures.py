@@ -146,7 +146,7 @@ def compare(measure: Measure, reference: str, models: Sequence[str]) -> dict[str
 
 
 def read_measures(config: Config, folder: Path) -> list[Measure]:
-    """All measures of a study from its folder, benchmarks and heads in the order of the configuration.
+    """All measures of a study from its folder, benchmarks in the order in which the report has them.
 
     config: the study's (`study_config`). Raises CliptexError that names a file that is missing or broken.
     """
@@ -166,7 +166,8 @@ def read_measures(config: Config, folder: Path) -> list[Measure]:
         source = read_json(path)["source"]
         whole = Measure(benchmark, "zero_shot_classification", "zero_shot", rows, source=source)
         found += _by_variant(whole, file.ids)
-    return found
+    order = list(names.BENCHMARKS)
+    return sorted(found, key=lambda one: order.index(one.benchmark) if one.benchmark in order else len(order))
 
 
 def _probed(benchmark: str, head: str, paths: dict[str, list[Path]], tuned: bool = False) -> list[Measure]:

@@ -70,7 +70,7 @@ def study_page(config: Config, root: Path) -> StudyPage:
     """Gather and compare. Raises CliptexError that names the first file that is missing or broken."""
     study = study_of(config)
     folder = root / paths.study(study.name)
-    labels = {model: study.labels.get(model, names.model(model)) for model in study.judged}
+    labels = {model: names.model(model) for model in study.judged} | dict(study.rows)
     measures = read_measures(config, folder)
     if not measures:
         raise CliptexError("study: neither `probes` nor `zeroshot` names a benchmark; name at least one")

@@ -3,12 +3,8 @@
 
 ASKED = CONFIG.study
 JUDGED = ASKED.judged if ASKED else []
-HARMED = (
-    ASKED.corruptions.model_dump_json()
-    if ASKED and ASKED.corruptions is not None
-    else ""
-)
-LOOKS = ASKED.corruptions.looks if HARMED else []
+HARMED = ASKED.corruptions.model_dump_json() if ASKED and ASKED.corruptions else "null"
+LOOKS = ASKED.corruptions.looks if ASKED and ASKED.corruptions else []
 
 
 def study_inputs(benchmark):
