@@ -28,7 +28,12 @@ def replacing(path: Path) -> Iterator[Path]:
     # Not mkstemp: that leaves mode 0600, which is wrong on a shared disk.
     scratch = path.with_name(f".{path.stem}.{uuid4().hex}{path.suffix}")
     try:
+        scratch.touch()
+        mode = scratch.stat().st_mode  # as the umask has it
+        scratch.unlink()
         yield scratch
+        if scratch.stat().st_mode != mode:  # safetensors, too, leaves 0600
+            scratch.chmod(mode)
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
         scratch.replace(path)

@@ -27,6 +27,18 @@ TIMM_NAMES = {
     (14, 1280, 32): "vit_huge_patch14_clip_224",
 }
 """(patch size, width, layers) -> timm's name of the same network."""
+HUB_TASKS = {
+    "semantic_segmentation": "image-segmentation",
+    "instance_segmentation": "image-segmentation",
+    "detection": "object-detection",
+    "depth": "depth-estimation",
+    "classification": "image-classification",
+    "zero_shot_classification": "zero-shot-image-classification",
+    "image_to_text_retrieval": "image-to-text",
+    "text_to_image_retrieval": "text-to-image",
+}
+"""Our tasks by the Hugging Face hub's names. It merges the results of one task and data set, so that a head has to be
+named beside the metric."""
 TIMM_KEYS = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "patch_dropout"}
 
 
@@ -108,12 +120,12 @@ def model_card(
         model_name=f"{name}-seed{seed}",
         eval_results=[
             EvalResult(
-                task_type="image-feature-extraction",
-                task_name=f"{names.task(one['task'])}, {names.head(one['head'])}",
+                task_type=HUB_TASKS.get(one["task"], "image-feature-extraction"),
+                task_name=names.task(one["task"]),
                 dataset_type=one["benchmark"],
                 dataset_name=_dataset(one),
                 metric_type=one["metric"],
-                metric_name=names.metric(one["metric"]),
+                metric_name=f"{names.metric(one['metric'])}, {names.head(one['head'])}",
                 metric_value=round(one["value"], 4),
             )
             for one in results

@@ -2,6 +2,8 @@ import json
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cliptex.errors import CliptexError
 from cliptex.files import read_json, replacing, sha256_file, sha256_json, write_json
@@ -33,9 +35,12 @@ def test_mode_follows_the_umask(tmp_path):
     try:
         with replacing(tmp_path / "a") as scratch:
             scratch.write_text("x")
+        with replacing(tmp_path / "b.safetensors") as scratch:
+            save_file({"w": torch.zeros(2)}, scratch)  # which has a mode of its own
     finally:
         os.umask(old)
-    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+    for name in ("a", "b.safetensors"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o644
 
 
 def test_json_refuses_nan_and_broken_files_are_named(tmp_path):

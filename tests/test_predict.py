@@ -202,13 +202,22 @@ def test_a_model_that_lost_its_heads_still_embeds(trained, pictures, tmp_path):
 @pytest.fixture
 def exported(trained, tmp_path):
     """`cliptex` as a folder to publish, with results of two benchmarks beside it."""
-    results = [
-        {"model": name, "seed": 0, "task": "semantic_segmentation", "head": "linear", "metrics": {"mIoU": value}}
-        for name, value in (("cliptex", 12.5), ("clip", 99.0))
-    ]
-    table = {"benchmark": "voc", "source": "miniature", "split": "val", "num_eval": 7, "results": results}
-    config = Config.load(trained.plain() | {"probes": {"benchmarks": {"voc": {}}}})
-    write_json(paths.RESULTS / "probes" / "voc.json", table)
+    measured = {
+        "voc": [
+            ("cliptex", "semantic_segmentation", "linear", {"mIoU": 12.5}),
+            ("cliptex", "semantic_segmentation", "pspnet", {"mIoU": 20.0}),
+            ("clip", "semantic_segmentation", "linear", {"mIoU": 99.0}),
+        ],
+        "nyuv2": [
+            ("cliptex", "depth", "linear", {"rmse": 1.5}),
+            ("cliptex", "normals", "linear", {"mean": 30.0}),
+        ],
+    }
+    config = Config.load(trained.plain() | {"probes": {"benchmarks": {key: {} for key in measured}}})
+    for benchmark, rows in measured.items():
+        results = [dict(zip(("model", "task", "head", "metrics"), row, strict=True), seed=0) for row in rows]
+        table = {"benchmark": benchmark, "source": "miniature", "split": "val", "num_eval": 7, "results": results}
+        write_json(paths.RESULTS / "probes" / f"{benchmark}.json", table)
     out = tmp_path / "export"
     export_model(config, "cliptex", 0, out)
     return config, out
@@ -253,8 +262,17 @@ def test_the_card_has_front_matter_for_the_hub_and_tells_where_everything_is_fro
     assert card.data.library_name == "open_clip"
     assert card.data.pipeline_tag == "zero-shot-image-classification"
     assert (card.data.license, card.data.license_link) == ("other", "README.md")
-    (result,) = card.data.eval_results
-    assert (result.dataset_name, result.metric_value) == ("Pascal VOC (rendered stand-in)", 12.5)
+    told = [(one.task_name, one.metric_name, one.metric_value) for one in card.data.eval_results]
+    assert set(told) == {
+        ("Semantic segmentation", "mIoU, linear", 12.5),
+        ("Semantic segmentation", "mIoU, PSPNet", 20.0),
+        ("Depth", "RMSE, linear", 1.5),
+        ("Surface normals", "Mean angle, linear", 30.0),
+    }
+    assert {one.dataset_name for one in card.data.eval_results} == {
+        "Pascal VOC (rendered stand-in)",
+        "NYUv2 (rendered stand-in)",
+    }
     text = card.text
     for words in (
         "| segmentation | segmentation | bright_segmentation |",
