@@ -5,7 +5,8 @@
 `loader`  samples a second of one worker that makes 224 px crops of images with captions AND the labels of three stores
           (decoded, cropped and resized to 32 px alike), over those of a plain webdataset pipeline that makes the same
           crops of the same images with captions. Both decode, crop and stack by the same functions, without training.
-          Repeats alternate; the ratio is by processor seconds (median; the spread is the least and the greatest).
+          Repeats alternate; the ratio is by processor seconds of one thread, since several that wait for each other
+          count as work (median; the spread is the least and the greatest).
 `memory`  resident memory after the last of many epochs over that after the second, in a window smaller than the data.
 
 Images are rendered scenes of 256 px, labels are exact. The last line is a JSON list.
@@ -22,7 +23,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 import webdataset
+from threadpoolctl import threadpool_limits
 
 from cliptex import paths
 from cliptex.config import Config
@@ -87,7 +90,7 @@ def plain(config: Config) -> webdataset.WebDataset:
         images, captions = zip(*samples, strict=True)
         return np.stack(images), list(captions)
 
-    data = webdataset.WebDataset(config.dataset.shards, shardshuffle=False, empty_check=False).repeat()
+    data = webdataset.WebDataset(config.dataset.shards, shardshuffle=False).repeat()
     return data.shuffle(100).map(prepare).batched(BATCH_SIZE, collation_fn=stack)
 
 
@@ -111,6 +114,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6, help="epochs over which memory is watched")
     options = parser.parse_args()
+    torch.set_num_threads(1)
+    threadpool_limits(1)
     machine = {"cpus": os.cpu_count(), "processor": platform.machine()}
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)

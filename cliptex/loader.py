@@ -404,6 +404,9 @@ def _start_worker(number: int) -> None:
     """In a worker: one thread of its own, and deaf to the signals that ask the run to stop, which end the parent."""
     import signal
 
+    from threadpoolctl import threadpool_limits
+
     torch.set_num_threads(1)
+    threadpool_limits(1)  # NumPy's, of which each worker would have as many as the machine has processors
     for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)

@@ -1,6 +1,8 @@
 import dataclasses
 import gc
 import itertools
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -164,6 +166,22 @@ def test_workers_change_nothing(tiny):
     alone, helped = take(loader(tiny).batches(3), 5), take(loader(tiny, workers=2).batches(3), 5)
     for one, other in zip(alone, helped, strict=True):
         assert_same(one, other)
+
+
+ONE_THREAD = """
+import numpy, torch
+from threadpoolctl import threadpool_info, threadpool_limits
+from cliptex.loader import _start_worker
+threadpool_limits(2)
+assert 2 in {pool["num_threads"] for pool in threadpool_info()}
+_start_worker(0)
+assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+"""
+
+
+def test_a_worker_has_one_thread():
+    ended = subprocess.run([sys.executable, "-c", ONE_THREAD], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_processes_share_the_rows_of_each_batch(tiny):
