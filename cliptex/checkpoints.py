@@ -74,7 +74,7 @@ class Checkpoints:
         try:
             with replacing(path) as scratch:
                 torch.save({**state, "settings": self.settings}, scratch)
-        except (OSError, RuntimeError) as error:  # torch's own writer has no OSError
+        except (OSError, RuntimeError) as error:  # torch's own writer says no more than that something failed
             raise CliptexError(
                 f"{path}: cannot be written ({error}); make room, and the same command goes on from the one before"
             ) from error

@@ -12,6 +12,8 @@ import typer
 from cliptex import gpu, paths, progress
 from cliptex.config import Config, dataset_slug
 from cliptex.errors import CliptexError
+from cliptex.files import unwritable
+from cliptex.plain_text import Formatter
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,7 +76,9 @@ def common(
         # several jobs share the terminal: lines instead of bars, and only errors where nobody watches
         progress.bars = False
         terminal.setLevel(logging.INFO if sys.stderr.isatty() else logging.ERROR)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
+    for handler in handlers:
+        handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=handlers)
     log.setLevel(logging.DEBUG if debug else logging.INFO)
     logging.captureWarnings(True)
     if context.invoked_subcommand in ON_A_GPU:
@@ -590,16 +594,20 @@ def main() -> None:
     """
     try:
         code = app(prog_name="cliptex", standalone_mode=False)
-    except CliptexError as error:
-        if log.isEnabledFor(logging.DEBUG):
-            log.error("%s", traceback.format_exc(), extra={"is_traceback": True})
-        log.error("error: %s", error)
-        code = 1
     except typer.Abort:
         code = 130
     except Exception as error:
-        code = _failed(error)
+        known = error if isinstance(error, CliptexError) else unwritable(error)
+        code = _mendable(known) if known else _failed(error)
     sys.exit(code)
+
+
+def _mendable(error: CliptexError) -> int:
+    """Say what the user can mend; the exit code."""
+    if log.isEnabledFor(logging.DEBUG):
+        log.error("%s", traceback.format_exc(), extra={"is_traceback": True})
+    log.error("error: %s", error)
+    return 1
 
 
 def _failed(error: Exception) -> int:

@@ -5,6 +5,7 @@ One model serves the YAML files, the JSON schema (`cliptex config-schema`), the 
 
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -608,10 +609,16 @@ class Config(Section):
                     text = Path(source).read_text()
                 except OSError as error:
                     raise CliptexError(f"{where}: cannot be read ({error.strerror})") from error
+                except ValueError as error:  # bytes that are no text
+                    raise CliptexError(f"{where}: not a text in UTF-8 ({error})") from error
             try:
                 source = yaml.safe_load(text) or {}
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, ValueError) as error:  # the latter for a date or a number that is none
                 raise CliptexError(f"{where}: not valid YAML ({error})") from error
+            except RecursionError as error:
+                raise CliptexError(f"{where}: not a configuration: nested too deeply") from error
+            if not isinstance(source, Mapping):
+                raise CliptexError(f"{where}: not a configuration, which has sections such as dataset: and train:")
         try:
             return cls.model_validate(dict(source))
         except ValidationError as error:
@@ -623,7 +630,7 @@ class Config(Section):
                 elif item["type"] == "value_error":
                     problems.append(str(item["ctx"]["error"]))
                 else:
-                    problems.append(f"{key}: {item['msg']}, got {item['input']!r}")
+                    problems.append(f"{key}: {item['msg']}, got {reprlib.repr(item['input'])}")
             raise CliptexError(f"{where}: " + "; ".join(problems)) from error
 
     def benchmark_source(self, benchmark: str) -> BenchmarkSource:

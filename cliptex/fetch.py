@@ -20,6 +20,7 @@ from cliptex.data_on_disk import chosen_variant
 from cliptex.errors import CliptexError
 from cliptex.files import digest_file, read_json, write_json
 from cliptex.miniature.layouts import SEAL
+from cliptex.plain_text import without_secrets
 from cliptex.plugins import find
 from cliptex.progress import track
 from cliptex.unpacking import unpack
@@ -92,7 +93,7 @@ def _put(archive: Archive, root: Path, name: str, path: str | None, keep: bool) 
     if place.how == "missing":
         raise CliptexError(missing(archive, name, path))
     key = f"benchmark_data.benchmarks.{name}.path"
-    record: dict[str, Any] = {"file": archive.file, "terms": archive.terms, "url": archive.url or None}
+    record: dict[str, Any] = {"file": archive.file, "terms": archive.terms, "url": without_secrets(archive.url) or None}
     if place.how in ("tree", "in place"):
         record |= {"from": str(place.path.absolute()), "unpacked_by": "the user"}
         record |= _digest_of(archive, place, key)

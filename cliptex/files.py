@@ -14,6 +14,8 @@ from cliptex.errors import CliptexError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a file cannot grow."""
+NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the system says where nothing may be written."""
 
 
 @contextmanager
@@ -21,7 +23,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a scratch path beside `path`; it takes the place of `path` on success and is gone on error.
 
     The parent folder is made. The data is on disk (fsync) before the name is, so that a crash leaves the old
-    file or the new one. The scratch name keeps the suffix, since some writers choose the format by it.
+    file or the new one. The scratch name keeps the suffix, since some writers choose the format by it. Raises
+    CliptexError where the disk is full or not to be written to, whatever the writer's own error is.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,8 +40,33 @@ def replacing(path: Path) -> Iterator[Path]:
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
         scratch.replace(path)
+    except Exception as error:
+        # the writers of tensors, tables and pictures have errors of their own, some of which name no file
+        if found := unwritable(error, path):
+            raise found from error
+        raise
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def unwritable(error: Exception, path: Path | None = None) -> CliptexError | None:
+    """What to tell the user of an error that says that the disk is full or not to be written to; None of any other.
+
+    path: the file that was being written, where the error does not name it.
+    """
+    if isinstance(error, CliptexError):
+        return None
+    number = getattr(error, "errno", None)
+    if number is None:  # not an OSError: tensors, HDF5
+        said = str(error)
+        number = next((one for one in (*NO_SPACE, *NO_WRITING[:1]) if os.strerror(one) in said), None)
+    if number not in (*NO_SPACE, *NO_WRITING):
+        return None
+    where = path or getattr(error, "filename", None) or Path.cwd()
+    remedy = "make room" if number in NO_SPACE else "make it writable, or run with another --directory"
+    if number in (errno.EACCES, errno.EPERM):
+        remedy = "mend its permissions, or run with another --directory"
+    return CliptexError(f"{where}: {os.strerror(number)}; {remedy}, then run the same command again")
 
 
 def sha256_file(path: Path) -> str:

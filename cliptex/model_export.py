@@ -16,6 +16,7 @@ from cliptex import paths
 from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.files import read_json, replacing
+from cliptex.plain_text import without_secrets
 from cliptex.report import names
 from cliptex.report.statistics import MAIN_METRIC
 from cliptex.student import CONFIG_FILE, HEADS_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
@@ -261,7 +262,7 @@ def _training(config: Config, name: str, record: dict[str, Any]) -> str:
     shown = {"student": plain["student"], "train": plain["train"], "models": {name: plain["models"][name]}}
     seen = f"{record['steps']:,} steps" + (f" of {record['batch_size']:,} pairs" if record["steps"] else "")
     where = f"cliptex {record['provenance']['cliptex']}, code {record['provenance']['git']}"
-    text = yaml.safe_dump(shown, sort_keys=False)
+    text = without_secrets(yaml.safe_dump(shown, sort_keys=False))
     return f"## Training\n\n{seen}, seed {record['seed']}; {where}.\n\n```yaml\n{text}```\n"
 
 

@@ -12,13 +12,14 @@ import shutil
 import time
 from http.client import HTTPException
 from pathlib import Path
+from urllib import request
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 from cliptex import __version__
 from cliptex.errors import CliptexError
 from cliptex.files import NO_SPACE, digest_file, read_json, write_json
+from cliptex.plain_text import without_secrets
 from cliptex.progress import track
 
 log = logging.getLogger("cliptex")
@@ -26,6 +27,8 @@ PAUSES_S = (1, 4, 16, 64)
 """Waits between attempts."""
 TIMEOUT_S = 60
 BLOCK = 1 << 20
+SPARED = 1 << 30
+"""Bytes that an answer of unknown length leaves free on the disk."""
 
 
 def fetch_file(
@@ -43,7 +46,13 @@ def fetch_file(
     """
     from filelock import FileLock
 
-    if urlsplit(url).scheme not in ("http", "https"):
+    parts = urlsplit(url)
+    if parts.username is not None:
+        raise CliptexError(
+            f"{key}: {without_secrets(url)} has a user or a password in it, which would be written down with it; fetch"
+            " the file by other means and give its path"
+        )
+    if parts.scheme not in ("http", "https"):
         raise CliptexError(f"{key}: {url} is not an http or https address; give a file that is here by its path")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -102,6 +111,22 @@ def _fetch_patiently(url: str, part: Path, key: str, resume: bool) -> None:
         time.sleep(pause)
 
 
+def _opener() -> request.OpenerDirector:
+    """Opens http and https alone, redirects included: the usual one would also follow them to ftp."""
+    opener = request.OpenerDirector()
+    for handler in (
+        request.ProxyHandler(),
+        request.UnknownHandler(),
+        request.HTTPHandler(),
+        request.HTTPSHandler(),
+        request.HTTPDefaultErrorHandler(),
+        request.HTTPRedirectHandler(),
+        request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
 def _fetch(url: str, part: Path, key: str, resume: bool) -> None:
     """One attempt. Raises OSError when the answer ends early, and CliptexError when it is a web page.
 
@@ -116,7 +141,7 @@ def _fetch(url: str, part: Path, key: str, resume: bool) -> None:
         headers["Range"] = f"bytes={have}-"
         if note["validator"]:  # the whole file comes when it has changed since
             headers["If-Range"] = note["validator"]
-    with urlopen(Request(url, headers=headers), timeout=TIMEOUT_S) as answer:
+    with _opener().open(request.Request(url, headers=headers), timeout=TIMEOUT_S) as answer:
         if answer.headers.get_content_type() == "text/html":
             raise CliptexError(f"{key}: {url} is a web page, not a file; download it by hand and give its path")
         resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
@@ -138,6 +163,11 @@ def _fetch(url: str, part: Path, key: str, resume: bool) -> None:
         with part.open("ab" if resumed else "wb") as file:
             blocks = iter(lambda: answer.read1(BLOCK), b"")
             for block in track(blocks, f"download {url.rpartition('/')[2]}, blocks"):
+                if total is None and shutil.disk_usage(part.parent).free < SPARED:
+                    raise CliptexError(
+                        f"{part.parent}: less than {SPARED:,} bytes free, and {url} does not say how long it is; make"
+                        " room, then run the same command again"
+                    )
                 file.write(block)
     size = part.stat().st_size
     if total is not None and size != total:

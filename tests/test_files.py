@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -6,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from cliptex.errors import CliptexError
-from cliptex.files import read_json, replacing, sha256_file, sha256_json, write_json
+from cliptex.files import read_json, replacing, sha256_file, sha256_json, unwritable, write_json
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -58,3 +59,28 @@ def test_digests(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_json({"a": 1, "b": 2}) == sha256_json(json.loads('{"b": 2, "a": 1}'))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:668] . file write failed: No space left on device"),
+        OSError("Can't write data (file write failed: errno = 28, error message = 'No space left on device')"),
+    ],
+)
+def test_a_full_disk_is_named_whatever_the_writer_says(tmp_path, error):
+    path = tmp_path / "tensors.bin"
+    with (
+        pytest.raises(CliptexError, match=r"tensors\.bin: No space left on device; make room, then run the same"),
+        replacing(path),
+    ):
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_nothing_may_be_written_the_file_is_named():
+    said = str(unwritable(PermissionError(errno.EACCES, "Permission denied", "results/a.json")))
+    assert said.startswith("results/a.json: Permission denied; mend its permissions")
+    assert unwritable(ValueError("no such thing")) is None
+    assert unwritable(FileNotFoundError(errno.ENOENT, "No such file", "a")) is None

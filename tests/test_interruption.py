@@ -1,16 +1,12 @@
 """SIGKILL in the stages that judge and report: nothing half-written is taken for done; again, it ends as ever."""
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import sys
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import finished, run
 from conftest import STUDENT
 from official_layouts import write_imagenet, write_nyuv2
 
@@ -21,76 +17,7 @@ from cliptex.probe_tables import probe_files, tabulate
 from cliptex.train import train
 from cliptex.zeroshot import zeroshot
 
-# forks of one process that has imported what is slow to import: each is killed for real and pays for its work alone
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["cliptex.probe", "cliptex.probes.geometry", "cliptex.zeroshot", "cliptex.report.page"]
-)
-TIMES = ("seconds", "seconds_features", "git")
-"""Keys of results that differ from run to run; `git` where somebody commits in between."""
 NYUV2 = {task: {"heads": {"linear": {"grid": 8, "penalties": [0.01, 1.0]}}} for task in ("depth", "normals")}
-
-
-def command_line(folder: Path, arguments: list[str], die_at: int | None, tell: Connection) -> None:
-    """`cliptex ARGUMENTS` in `folder`, killed when it touches a file of the folder for the `die_at`-th time.
-
-    A touch is to open a file, to write to it (before and after) or to rename it. At the end tells of each touch whether
-    it was one that writes.
-    """
-    os.chdir(folder)
-    touches = []
-
-    def touched(path: object, writes: bool) -> None:
-        if isinstance(path, (str, os.PathLike)) and (folder / path).is_relative_to(folder):
-            touches.append(writes)
-            if len(touches) == die_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    def watch(event: str, values: tuple) -> None:
-        if event in ("open", "os.rename"):
-            touched(values[0], event == "os.rename")
-
-    def watch_calls(frame: object, event: str, called: object) -> None:
-        if event in ("c_call", "c_return") and called.__name__ == "write":
-            touched(getattr(called.__self__, "name", None), True)
-
-    sys.addaudithook(watch)
-    sys.setprofile(watch_calls)
-    sys.argv = ["cliptex", *arguments]
-    from cliptex.cli import main
-
-    try:
-        main()  # ends in SystemExit
-    finally:
-        sys.setprofile(None)
-        tell.send(touches)
-
-
-def run(folder: Path, arguments: list[str], die_at: int | None = None) -> list[bool]:
-    """The touches of a run to its end; none of one that is killed, as it must be."""
-    hear, tell = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=command_line, args=(folder, arguments, die_at, tell))
-    process.start()
-    tell.close()
-    process.join(240)
-    assert process.exitcode == (0 if die_at is None else -signal.SIGKILL)
-    return hear.recv() if die_at is None else []
-
-
-def finished(outputs: list[Path]) -> dict[Path, object]:
-    """Content of all files under their final names; of JSON without what differs from run to run."""
-    found = {}
-    for path in [path for output in outputs for path in ([output] if output.is_file() else output.rglob("*"))]:
-        if path.is_file() and not path.name.startswith("."):
-            data = path.read_bytes()
-            found[path] = without_times(json.loads(data)) if path.suffix == ".json" else data
-    return found
-
-
-def without_times(value):
-    if isinstance(value, dict):
-        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
-    return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
 def kill_thrice(folder: Path, arguments: list[str], outputs: list[Path]) -> None:

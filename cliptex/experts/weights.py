@@ -15,6 +15,7 @@ from cliptex import paths
 from cliptex.config import Expert as ExpertConfig
 from cliptex.errors import CliptexError
 from cliptex.files import read_json, sha256_file, sha256_json
+from cliptex.plain_text import without_secrets
 from cliptex.web_files import fetch_file
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def resolve(name: str, settings: ExpertConfig, cache: Path = paths.WEIGHTS) -> W
         path = cache / f"{sha256_json(settings.url)[:8]}-{file}"
         digits = settings.sha256 or _digits_in(file)
         fetch_file(settings.url, path, f"{where}.url", digits and f"sha256:{digits}", "mend `url` or `sha256`")
-        origin = {"url": settings.url}
+        origin = {"url": without_secrets(settings.url)}
     elif settings.weights == "hub":
         path, commit = _from_hub(where, settings)
         origin = {"repo": settings.repo, "revision": commit} | ({"file": settings.file} if settings.file else {})

@@ -11,6 +11,7 @@ import yaml
 from markupsafe import Markup, escape
 
 from cliptex import __version__
+from cliptex.plain_text import without_secrets
 from cliptex.report import figures, gallery, names, tables
 from cliptex.report.gather import Results
 from cliptex.report.statistics import Outcome, Verdict, beside, signed, verdict
@@ -124,7 +125,9 @@ def render(results: Results, parts: Parts) -> str:
             "strips": strips,
             "metrics": parts.metrics,
             # escaped already, so that its spaces stay as they are and it can be copied
-            "config": escape(yaml.safe_dump(results.config.plain(), sort_keys=False, allow_unicode=True)),
+            "config": escape(
+                without_secrets(yaml.safe_dump(results.config.plain(), sort_keys=False, allow_unicode=True))
+            ),
             "version": __version__,
         }
     )
