@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from small_run import snakemake
 
 from cliptex import paths
 from cliptex.config import Config
@@ -158,3 +159,12 @@ def tiny(tmp_path, shard_paths, monkeypatch):
         label_batch(config, task, 0, index, folder, paths.labels(task))
         index_labels(config, task, index, paths.labels(task))
     return config
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder of a whole run on config/test.yaml, for tests of the group "workflow", which leave it whole."""
+    directory = tmp_path_factory.mktemp("run")
+    result = snakemake(directory, "all", cores=8)
+    assert result.returncode == 0, result.stderr[-6000:]
+    return directory

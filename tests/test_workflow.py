@@ -6,24 +6,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
+from small_run import BIN, ROOT, snakemake
 
 pytestmark = pytest.mark.xdist_group("workflow")
-
-ROOT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
-
-
-def snakemake(directory, *arguments, cores=2):
-    command = [BIN / "snakemake", "--configfile", ROOT / "config/test.yaml", "--cores", str(cores)]
-    command += ["--directory", directory, "--snakefile", ROOT / "Snakefile", *arguments]
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, cwd=ROOT)
 
 
 def jobs(result) -> dict[str, int]:
@@ -34,14 +23,6 @@ def jobs(result) -> dict[str, int]:
 
 def nothing_to_do(result) -> bool:
     return "Nothing to be done" in result.stderr + result.stdout
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("run")
-    result = snakemake(directory, "all", cores=8)
-    assert result.returncode == 0, result.stderr[-6000:]
-    return directory
 
 
 def test_everything_promised_is_there(finished):

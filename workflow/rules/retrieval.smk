@@ -1,33 +1,32 @@
 # Image-text retrieval on captioned images, and the miniature's own ones.
 
-if MINIATURE:
 
-    rule render_captions:
-        output:
-            tar="resources/{captions}/00000.tar",
-            record="resources/{captions}/miniature.json",
-        log:
-            "logs/render_captions/{captions}.log",
-        benchmark:
-            "results/timings/render_captions/{captions}.tsv"
-        wildcard_constraints:
-            captions="|".join(
-                name
-                for name in CONFIG.zeroshot.caption_sets
-                if CONFIG.zeroshot.retrieval[name].rendered
-            )
-            or NONE,
-        conda:
-            "../../envs/cliptex.yaml"
-        resources:
-            mem="1GB",
-            runtime="30m",
-        params:
-            config=subset("miniature", "zeroshot.retrieval.{captions}"),
-            version=versions.RENDER,
-        shell:
-            "cliptex --log {log} --threads {threads} render-captions --name {wildcards.captions}"
-            " --config {params.config:q}"
+rule render_captions:
+    output:
+        tar="resources/{captions}/00000.tar",
+        record="resources/{captions}/miniature.json",
+    log:
+        "logs/render_captions/{captions}.log",
+    benchmark:
+        "results/timings/render_captions/{captions}.tsv"
+    wildcard_constraints:
+        captions="|".join(
+            name
+            for name in CONFIG.zeroshot.caption_sets
+            if CONFIG.zeroshot.retrieval[name].rendered
+        )
+        or NONE,
+    conda:
+        "../../envs/cliptex.yaml"
+    resources:
+        mem="1GB",
+        runtime="30m",
+    params:
+        config=subset("miniature", "zeroshot.retrieval.{captions}"),
+        version=versions.RENDER,
+    shell:
+        "cliptex --log {log} --threads {threads} render-captions --name {wildcards.captions}"
+        " --config {params.config:q}"
 
 
 rule retrieval:

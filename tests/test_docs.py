@@ -1,0 +1,224 @@
+"""README and documentation: links are followed, commands and code blocks run.
+
+Commands of the workflow are planned; the others, and Python, run on the results of config/test.yaml.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from small_run import BIN, ROOT
+
+from cliptex.config import Config
+from cliptex.plugins import find
+from cliptex.probes import heads
+from cliptex.shards import read_shard
+
+ELSEWHERE = {"CHANGELOG.md", "docs/slurm.md"}
+"""Not looked at here: what changed; what tests/slurm runs."""
+PAGES = [
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/**/*.md", "examples/*/README.md")
+    for path in sorted(ROOT.glob(pattern))
+    if str(path.relative_to(ROOT)) not in ELSEWHERE
+]
+PIECE = re.compile(r"^```(\w*)\n(.*?)^```|^    ((?:PYTHONPATH=\S+ )?(?:cliptex|snakemake) [^\n]*)$", re.S | re.M)
+NOT_RUN = {
+    "cliptex fetch": "downloads",
+    "cliptex doctor --profile": "asks the scheduler; tests/slurm",
+    "cliptex train": "on several GPUs or nodes; tests/slurm",
+    "import pyarrow.parquet as pq\nfrom pycocotools": "of an expert that keeps its instances; test_experts",
+    "# cliptex/benchmarks/roofs.py": "below",
+}
+"""What a command or a block begins with: why it is not run here."""
+PLANNED_ELSEWHERE = ("config/paper.yaml", "config/studies/")
+"""In test_workflow."""
+
+
+def pieces(page: str) -> list[tuple[str, str]]:
+    """(kind, text): yaml and python blocks, and every command of ours, in the page's order."""
+    found = []
+    for kind, text, indented in PIECE.findall((ROOT / page).read_text()):
+        if indented:
+            kind, text = "bash", indented
+        if kind in ("yaml", "python"):
+            found.append((kind, text))
+        elif kind == "bash":
+            parts = [part for line in text.splitlines() for part in re.split(r" && ", line)]
+            found += [(part.split()[0], part) for part in (ours(part) for part in parts) if part]
+    return found
+
+
+def ours(command: str) -> str:
+    """The command without variables and comment, or "" where it is not one of the package's or Snakemake."""
+    words = shlex.split(command, comments=True)
+    while words and re.fullmatch(r"[A-Z]+=.*", words[0]):
+        words = words[1:]
+    return shlex.join(words) if words and words[0] in ("cliptex", "snakemake") else ""
+
+
+def is_run(text: str) -> bool:
+    return not text.startswith(tuple(NOT_RUN))
+
+
+def merged(base, over):
+    """As Snakemake lays one configuration over another."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def loaded(*names: str) -> dict:
+    out = {}
+    for name in names:
+        out = merged(out, yaml.safe_load((ROOT / "config" / name).read_text()))
+    return out
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_links_to_exist(page):
+    links = re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "yaml" in dict(pieces(page))])
+def test_configurations_on_a_page_are_valid(page):
+    for kind, text in pieces(page):
+        if kind == "yaml":
+            Config.load(merged(loaded("config.yaml"), yaml.safe_load(text)))
+
+
+def first_configuration(page: str) -> str:
+    return next((text for kind, text in pieces(page) if kind == "yaml"), "")
+
+
+def plans(folder: Path) -> dict[tuple[str, ...], set[str]]:
+    """Options of Snakemake that matter for a plan: targets of all commands that have these. Writes their YAML files."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for page in PAGES:
+        written = first_configuration(page)
+        for kind, text in pieces(page):
+            if kind == "yaml":
+                written = text.replace("/data/", f"{folder}/data/")
+            if kind != "snakemake":
+                continue
+            words, options, targets = shlex.split(text)[1:], [], set()
+            while words:
+                word = words.pop(0)
+                if word in ("--configfile", "--config", "--workflow-profile"):
+                    value = words.pop(0)
+                    if word == "--configfile" and not (ROOT / value).exists():
+                        path = folder / f"{page.replace('/', '-')}-{value}"
+                        path.write_text(written)
+                        value = str(path)
+                    options += [word, value]
+                elif word in ("--cores", "--directory", "--forcerun"):
+                    words.pop(0)
+                elif not word.startswith("-"):
+                    targets.add(word)
+            named = [value for value in options if value.startswith(PLANNED_ELSEWHERE)]
+            if "--workflow-profile" not in options and "roofs.yaml" not in text and not named:
+                found.setdefault(tuple(options), set()).update(targets)
+    return found
+
+
+def test_commands_of_the_workflow_can_be_planned(tmp_path):
+    (tmp_path / "data/pairs").mkdir(parents=True)
+    (tmp_path / "pairs-00000.tar").touch()
+    for number in range(42):
+        (tmp_path / f"data/pairs/{number:05d}.tar").touch()
+    (tmp_path / "Train_GCC-training.tsv").touch()
+    (tmp_path / "brightness.py").write_text(block("docs/howto/own-expert.md", "# brightness.py"))
+    found = plans(tmp_path)
+    assert len(found) > 5
+    environment = os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "examples/edges"), os.environ.get("PYTHONPATH", "")]),
+    }
+    for options, targets in found.items():
+        command = [str(BIN / "snakemake"), "--dry-run", "--quiet", "all", "--cores", "1", "--directory", str(tmp_path)]
+        command += ["--snakefile", str(ROOT / "Snakefile"), *options, "--", *sorted(targets)]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+        assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout[-1500:]}{result.stderr[-1500:]}"
+
+
+DRIVER = """
+import json, sys, traceback, warnings
+from cliptex.cli import app
+warnings.simplefilter("ignore")
+failed = []
+for page, kind, text in json.load(sys.stdin):
+    print(f"{page}: {text}", file=sys.stderr, flush=True)
+    try:
+        if kind == "python":
+            exec(compile(text, page, "exec"), {"__name__": "__main__"})
+        else:
+            import shlex
+            app(shlex.split(text)[1:], prog_name="cliptex", standalone_mode=False)
+    except BaseException as error:
+        if not (isinstance(error, SystemExit) and not error.code):
+            failed.append(f"{page}: {text}\\n{traceback.format_exc()[-1500:]}")
+sys.exit("\\n\\n".join(failed) if failed else 0)
+"""
+
+
+@pytest.mark.xdist_group("workflow")
+def test_commands_and_code_run(finished, tmp_path):
+    shutil.copytree(finished / "results", tmp_path / "results")
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    (tmp_path / "config/config.yaml").write_text(yaml.safe_dump(loaded("config.yaml", "test.yaml")))
+    (tmp_path / "resources").symlink_to(finished / "resources")
+    pair = read_shard(tmp_path / "results/shards/00000.tar")[0]
+    for name in ("photo.jpg", "other.png"):
+        (tmp_path / name).write_bytes(pair.image)
+    run = []
+    for page in PAGES:
+        written = first_configuration(page)
+        for kind, text in pieces(page):
+            if kind == "yaml":
+                written = text
+            elif kind in ("cliptex", "python") and is_run(text) and (page, kind, text) not in run:
+                for name in re.findall(r"--config (\S+)", text):
+                    if not (tmp_path / name).exists():
+                        (tmp_path / name).write_text(written)
+                run.append((page, kind, text))
+    assert len(run) > 20
+    result = subprocess.run(
+        [sys.executable, "-c", DRIVER], input=json.dumps(run), capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr[-6000:]
+    for made in ("sheet.png", "results/labels.png", "exported/labels.json", "exported/README.md"):
+        assert (tmp_path / made).exists()
+
+
+def block(page: str, start: str) -> str:
+    return next(text for kind, text in pieces(page) if kind == "python" and text.startswith(start))
+
+
+def test_what_is_not_run_is_still_there():
+    texts = [text for page in PAGES for _, text in pieces(page)]
+    assert [start for start in NOT_RUN if not any(text.startswith(start) for text in texts)] == []
+
+
+def test_the_benchmark_of_the_how_to_is_read(tmp_path, monkeypatch):
+    module = types.ModuleType("cliptex.benchmarks.roofs")
+    exec(block("docs/howto/own-benchmark.md", "# cliptex/benchmarks/roofs.py"), module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for part in ("train", "val"):
+        for kind, suffix, shape in (("images", "jpg", (20, 30, 3)), ("masks", "png", (20, 30))):
+            (tmp_path / part / kind).mkdir(parents=True)
+            Image.fromarray(np.full(shape, 1, np.uint8)).save(tmp_path / part / kind / f"a.{suffix}")
+    (sample,) = find("benchmarks", "roofs")(tmp_path).samples("eval")
+    assert sample["id"] == "a" and sample["image"].shape == (20, 30, 3) and (sample["mask"] == 1).all()
+    assert heads("roofs", {"protocol": "miniature"}) == heads("voc", {"protocol": "miniature"})
