@@ -426,6 +426,10 @@ class Report(Section):
     """Headline of the page."""
     gallery: Positive = 6
     """Pictures a benchmark and of the labelled pairs."""
+    extremes: Positive = 3
+    """Evaluation images shown of those where CLIPTeX helps most, and of those where it hurts most, a task."""
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    """Draws of the evaluation images from which the intervals of differences between models are computed."""
 
 
 class BenchmarkSource(Section):

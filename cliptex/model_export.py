@@ -17,8 +17,8 @@ from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.files import read_json, replacing
 from cliptex.plain_text import without_secrets
+from cliptex.probes.per_image import MAIN_METRIC
 from cliptex.report import names
-from cliptex.report.statistics import MAIN_METRIC
 from cliptex.student import CONFIG_FILE, HEADS_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
 
 TIMM_NAMES = {

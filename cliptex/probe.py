@@ -2,7 +2,7 @@
 
 Reads   results/models/{model}/seed{seed}/ and resources/{benchmark}/ in its official layout.
 Writes  results/probes/{benchmark}/{model}/seed{seed}/{head}.json, and beside it {head}.per_image.npz (see
-        `cliptex.probes.per_image`) and {head}.npz.
+        `cliptex.probes.per_image`), {head}.thumbnails.npz (see `cliptex.probes.thumbnails`) and {head}.npz.
 Holds   hyper-parameters are chosen on a holdout of the training split, never on the evaluation split; every model
         sees the same images, batches, first weights of the heads and number of steps.
 
@@ -47,6 +47,7 @@ from cliptex.plugins import find
 from cliptex.probes.features import Outcome, resample_nearest, seed_of, standardise
 from cliptex.probes.per_image import check, per_image_path, write_per_image
 from cliptex.probes.protocols import Entry, protocol_of
+from cliptex.probes.thumbnails import thumbnails_path
 from cliptex.progress import track
 from cliptex.provenance import provenance
 from cliptex.student import CONFIG_FILE
@@ -138,7 +139,7 @@ def probe(
         features = standardise(*features)
         seconds_features = time.perf_counter() - start
         for head, tasks in _tasks_by_head(protocol, data.tasks).items():
-            rows, predictions, per_image = [], {}, {}
+            rows, predictions, per_image, thumbnails = [], {}, {}, {}
             for task in tasks:
                 start = time.perf_counter()
                 outcomes = TASKS[task](run, head, train, judged, features)
@@ -148,6 +149,7 @@ def probe(
                     predictions |= outcome.predictions
                     check(outcome.task, outcome.per_image, outcome.metrics)
                     per_image[outcome.task] = outcome.per_image
+                    thumbnails |= {outcome.task: outcome.thumbnails} if outcome.thumbnails else {}
                     log.info("%s %s %s %s: %s", benchmark, model, head, outcome.task, _short(outcome.metrics))
             result = {
                 "schema_version": 1,
@@ -173,6 +175,8 @@ def probe(
             if keep:
                 _write_predictions(folder / f"{head}.npz", judged.ids[:keep], kept, predictions)
             write_per_image(per_image_path(folder / f"{head}.json"), judged.ids, per_image)
+            if thumbnails:
+                write_per_image(thumbnails_path(folder / f"{head}.json"), judged.ids, thumbnails)
             write_json(folder / f"{head}.json", result)
 
 

@@ -1,7 +1,7 @@
 """Image-text retrieval: which caption belongs to a picture, and which picture to a caption.
 
 Reads   results/models/{model}/seed{seed}/ and a set of captioned images (`cliptex.captions`).
-Writes  results/zeroshot/{name}.json
+Writes  results/zeroshot/{name}.json, and beside it {name}.per_image.npz (see `cliptex.probes.per_image`)
 Holds   nothing is trained or chosen; images go through open_clip's own preprocessing of the exported folder.
 
 R@k is the share of the queries of which the k nearest of the other kind hold a right one, as in Karpathy and Fei-Fei
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.files import sha256_json, write_json
 from cliptex.images import BadImage, open_image
+from cliptex.probes.per_image import Arrays, check, per_image_path, retrieval_statistics, stacked_rows, write_per_image
 from cliptex.progress import track
 from cliptex.provenance import provenance
 from cliptex.student import parameters
@@ -78,14 +80,19 @@ def chances(right_Q: Sequence[int], others: int) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def embed(judged: Sequence[Contender], given: Captions, name: str) -> tuple[list[Embedded], np.ndarray, list[str]]:
-    """The embeddings of each model, the image of each caption [M], and the captions. Images are decoded once."""
+def embed(
+    judged: Sequence[Contender], given: Captions, name: str
+) -> tuple[list[Embedded], list[str], np.ndarray, list[str]]:
+    """The embeddings of each model, the images' ids, the image of each caption [M], and the captions.
+
+    Images are decoded once.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     transforms = {str(one.preprocess): image_transform_v2(one.preprocess, is_train=False) for one in judged}
     for one in judged:
         one.model.to(device)
     images: list[list[torch.Tensor]] = [[] for _ in judged]
-    image_of, captions, batch = [], [], []
+    ids, image_of, captions, batch = [], [], [], []
 
     def flush() -> None:
         for parts, one in zip(images, judged, strict=True):
@@ -99,6 +106,7 @@ def embed(judged: Sequence[Contender], given: Captions, name: str) -> tuple[list
         except BadImage as error:
             raise CliptexError(f"zeroshot.retrieval.{name}: the image of {item.id} cannot be used: {error}") from error
         batch.append({key: transform(image) for key, transform in transforms.items()})
+        ids.append(item.id)
         captions += item.captions
         image_of += [number] * len(item.captions)
         if len(batch) == BATCH_SIZE:
@@ -114,7 +122,7 @@ def embed(judged: Sequence[Contender], given: Captions, name: str) -> tuple[list
             for start in range(0, len(captions), 256)
         ]
         out.append(Embedded(torch.cat(parts), torch.cat(texts)))
-    return out, np.array(image_of), captions
+    return out, ids, np.array(image_of), captions
 
 
 def retrieval(config: Config, name: str, models_dir: Path, out: Path) -> None:
@@ -122,16 +130,20 @@ def retrieval(config: Config, name: str, models_dir: Path, out: Path) -> None:
     given = open_captions(config, name)
     judged = contenders(config, models_dir)
     start = time.perf_counter()
-    embedded, image_of_caption, captions = embed(judged, given, name)
+    embedded, ids, image_of_caption, captions = embed(judged, given, name)
     images = np.arange(len(embedded[0].images))
-    rows = []
+    rows: list[dict[str, Any]] = []
+    statistics: dict[str, list[Arrays]] = {task: [] for task in TASKS}
     for one, found in zip(judged, embedded, strict=True):
         ways = (
             (found.images, found.captions, images, image_of_caption),
             (found.captions, found.images, image_of_caption, images),
         )
         for task, way in zip(TASKS, ways, strict=True):
-            metrics = recalls(ranks(*way))
+            ranked = ranks(*way)
+            metrics = recalls(ranked)
+            statistics[task].append(retrieval_statistics(ranked, way[2], len(images), KS))
+            check(task, statistics[task][-1], metrics)
             log.info("%s %s seed %d %s: %s", name, one.name, one.seed, task, metrics)
             rows.append(
                 {
@@ -165,4 +177,6 @@ def retrieval(config: Config, name: str, models_dir: Path, out: Path) -> None:
         "results": [row | {"seconds": seconds} for row in rows],
         "provenance": provenance(settings) | {"model_sha256": shas},
     }
+    stacked = {task: stacked_rows(found) for task, found in statistics.items()}
+    write_per_image(per_image_path(out), ids, stacked, rows=list(shas))
     write_json(out, result)

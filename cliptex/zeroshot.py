@@ -27,7 +27,7 @@ from cliptex.files import sha256_file, sha256_json, write_json
 from cliptex.plugins import find
 from cliptex.probes.features import seed_of
 from cliptex.probes.metrics import top_metrics
-from cliptex.probes.per_image import check, per_image_path, ranking_statistics, write_per_image
+from cliptex.probes.per_image import check, per_image_path, ranking_statistics, stacked_rows, write_per_image
 from cliptex.progress import track
 from cliptex.provenance import provenance
 from cliptex.student import WEIGHTS_FILE, exported_config, exported_preprocessing, load, parameters
@@ -184,6 +184,5 @@ def zeroshot(
         "results": rows,
         "provenance": provenance(settings) | {"model_sha256": shas},
     }
-    stacked = {name: np.stack([one[name] for one in hits]) for name in hits[0]}
-    write_per_image(per_image_path(out), ids, {"zero_shot_classification": stacked}, rows=list(shas))
+    write_per_image(per_image_path(out), ids, {"zero_shot_classification": stacked_rows(hits)}, rows=list(shas))
     write_json(out, result)

@@ -17,9 +17,11 @@ from cliptex.probes.per_image import (
     normals_statistics,
     ranking_statistics,
     read_per_image,
+    retrieval_statistics,
     segmentation_statistics,
     write_per_image,
 )
+from cliptex.retrieval import recalls
 
 COUNT = 12
 RNG = np.random.default_rng(0)
@@ -70,7 +72,15 @@ def classification():
     return "classification", arrays, list(zip(rankings, labels, strict=True)), top1
 
 
-@pytest.mark.parametrize("make", [segmentation, depth, normals, classification])
+def retrieval():
+    """One to three captions an image; the rank of each, of twenty images to find it among."""
+    captions = [RNG.integers(0, 20, RNG.integers(1, 4)) for _ in range(COUNT)]
+    image = np.repeat(np.arange(COUNT), [len(one) for one in captions])
+    arrays = retrieval_statistics(np.concatenate(captions), image, COUNT, (1, 5, 10))
+    return "text_to_image_retrieval", arrays, captions, lambda some: recalls(np.concatenate(some))["R@1"]
+
+
+@pytest.mark.parametrize("make", [segmentation, depth, normals, classification, retrieval])
 def test_weights_are_how_often_an_image_is_there(make):
     task, arrays, images, reported = make()
     assert main_metric(task, arrays)[0] == pytest.approx(reported(images), rel=1e-6)
@@ -90,7 +100,10 @@ def test_an_image_without_anything_to_judge_has_no_value():
 
 
 def scenes(count=COUNT, classes=3):
-    """Objects and detections on a coarse grid, so that scores and overlaps are often equal; some crowds."""
+    """Objects and detections on a coarse grid, so that overlaps are often equal; some crowds.
+
+    Scores are often equal too, but not within an image: of an image twice, its equal ones would be interleaved.
+    """
     annotations, found = [], []
     ids = RNG.permutation(count) + 3
     for image in ids:
@@ -122,7 +135,7 @@ def scenes(count=COUNT, classes=3):
                 "boxes": np.array(boxes, np.float32)[kept],
                 "labels": RNG.integers(0, classes, len(boxes))[kept],
                 "masks": np.array(masks)[kept],
-                "scores": (RNG.integers(1, 6, len(boxes)) / 8).astype(np.float32)[kept],
+                "scores": (RNG.permutation(20)[: len(boxes)] / 32).astype(np.float32)[kept],
             }
         )
     categories = [{"id": number, "name": str(number)} for number in (90, 7, 91)]

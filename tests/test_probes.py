@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from cliptex.encoders import centre_crop, dense_of, load_encoder, squash
 from cliptex.errors import CliptexError
 from cliptex.probe import probe
 from cliptex.probe_tables import probe_files, tabulate
-from cliptex.probes import geometry, metrics
+from cliptex.probes import geometry, kinds, metrics
 from cliptex.probes.classification import fit_logistic, probe_classification
 from cliptex.probes.detection import average_precision, detect, train_detector, training_objects
 from cliptex.probes.features import batches, split_holdout, standardise
@@ -26,6 +27,7 @@ from cliptex.probes.per_image import MAIN_METRIC, main_metric, per_image_path, r
 from cliptex.probes.protocols import SHIPPED, Entry, Protocol, folders_near, protocol_of, resolve, with_protocols
 from cliptex.probes.segmentation import SegmentationData, probe_segmentation, resized_argmax
 from cliptex.probes.selection import candidates
+from cliptex.probes.thumbnails import thumbnails_path
 
 pytestmark = pytest.mark.xdist_group("probes")
 
@@ -442,6 +444,12 @@ def test_a_job_writes_one_file_a_model_and_head(name, models_dir, tmp_path):
         for row in result["results"]:
             value = row["metrics"][MAIN_METRIC[row["task"]]]
             assert main_metric(row["task"], judged.tasks[row["task"]])[0] == pytest.approx(value)
+        written = {path.name.partition(".")[2] for path in (out / file).parent.glob(f"{Path(file).stem}.*")}
+        assert written == {*kinds(name), "npz"}
+        if "thumbnails.npz" in written:
+            shown = read_per_image(thumbnails_path(out / file))
+            assert shown.ids.tolist() == judged.ids.tolist()
+            assert set(shown.tasks) == set(judged.tasks) - {"instance_segmentation"}
     assert len(shas) == 3
 
 

@@ -1,16 +1,21 @@
 """The report, on a results tree with the schemas of the real stages; labels and shards are made by those stages."""
 
+import base64
 import csv
+import hashlib
 import html
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean, stdev
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
+from official_layouts import write_coco, write_nyuv2, write_voc
 
 from cliptex import paths
 from cliptex.config import Config
@@ -20,9 +25,19 @@ from cliptex.experts.base import Expert
 from cliptex.files import write_json
 from cliptex.images import encode_jpeg
 from cliptex.labels import index_labels, label_batch
+from cliptex.plugins import find
+from cliptex.probes.per_image import per_image_path, read_per_image, write_per_image
+from cliptex.probes.thumbnails import (
+    box_thumbnails,
+    depth_thumbnails,
+    mask_thumbnails,
+    normals_thumbnails,
+    thumbnails_path,
+)
 from cliptex.provenance import provenance
 from cliptex.report import build_report
 from cliptex.report.figures import FURTHER
+from cliptex.report.gallery import Judged, draw_detections
 from cliptex.report.gather import gather
 from cliptex.report.page import make_parts
 from cliptex.report.statistics import (
@@ -56,7 +71,8 @@ MAIN = {  # benchmark, task, head, metric -> one mean a model, in the order of M
     ("imagenet", "classification", "linear", "top1"): (29.4, 7.1, 37.4, 40.9, 47.3),
 }
 ZEROSHOT = {"imagenet": {"random": 6.3, "clip": 26.7, "clip_ft": 30.1, "cliptex": 31.5}}
-CLASSES = ["background", "chair", "table & <lamp>", "dog"]
+CLASSES = ["background", "chair", "table & <lamp>", "dog", *(f"class {number}" for number in range(4, 80))]
+EVALUATED = 40
 
 
 class Drawn(Expert):
@@ -183,6 +199,8 @@ def make_runs(config: Config, root: Path) -> None:
                     "images_per_s": model.steps * 128 / seconds if model.steps else None,
                     "peak_memory_mb": 900.5,
                     "parameters": {"encoder": 1_234_567, "text": 7_000_000, "heads": 90_000 if model.tasks else 0},
+                    "flops": {"encoder": 118_000_000, "text": 19_500_000, "multi_scale": 19_300_000, "heads": 700_000},
+                    "flops_over_contrastive": 1.1455,
                     "model_sha256": f"{seed:064x}",
                     "provenance": provenance(config.plain()),
                 },
@@ -199,7 +217,7 @@ def make_runs(config: Config, root: Path) -> None:
 def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> None:
     """Probe tables as `cliptex.probe_tables` writes them, zero-shot, and predictions as `cliptex.probe` keeps them."""
     noise = {seed: (index - (len(config.seeds) - 1) / 2) * 0.01 for index, seed in enumerate(config.seeds)}
-    head = {"schema_version": 1, "source": source, "split": "val", "num_eval": 300}
+    head = {"schema_version": 1, "source": source, "split": "val", "num_eval": EVALUATED}
     for benchmark in config.probes.benchmarks:
         rows = []
         for (where, task, name, metric), means in main.items():
@@ -208,13 +226,14 @@ def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> No
                     metrics = {metric: mean * (1 + noise[seed]), "other <metric>": None}
                     row = {"task": task, "model": model, "seed": seed, "head": name, "metrics": metrics}
                     rows.append({**row, "num_parameters": 9, "seconds": 1.5, "protocol": f"how {task} was done"})
+        make_statistics(root / "results/probes" / benchmark, rows, ids_of(benchmark, root))
         write_json(
             root / f"results/probes/{benchmark}.json",
             {
                 **head,
                 "benchmark": benchmark,
                 "num_train": 600,
-                "class_names": CLASSES if benchmark in ("voc", "coco") else [],
+                "class_names": {"voc": CLASSES[:21], "coco": CLASSES}.get(benchmark, []),
                 "results": rows,
                 "provenance": provenance({}) | {"model_sha256": {"clip/seed0": "ab" * 32}},
             },
@@ -226,6 +245,7 @@ def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> No
             for model, mean in ZEROSHOT[benchmark].items()
             for seed in config.seeds
         ]
+        make_zeroshot_statistics(root / f"results/zeroshot/{benchmark}.per_image.npz", rows, head["num_eval"])
         chance = {"top1": 100 / 14, "top5": 500 / 14}
         names = [f"class {i}" for i in range(14)]
         about = {"benchmark": benchmark, "num_train": 0, "class_names": names, "chance": chance}
@@ -235,37 +255,78 @@ def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> No
         )
 
 
-def make_predictions(config: Config, root: Path) -> None:
-    """The .npz files of the first seed, two samples each."""
+def statistics_of(task: str, mean: float, count: int) -> dict[str, np.ndarray]:
+    """Statistics an image whose main metric is `mean`, with the same ups and downs over images for every model."""
+    swing = 1 + 0.3 * np.sin(np.arange(count))
+    if task == "semantic_segmentation":
+        share = mean / 100 * swing
+        hit, there = np.zeros((count, 21), np.int32), np.zeros((count, 21), np.int32)
+        hit[:, 1], there[:, 1] = np.round(1e4 * 2 * share / (1 + share)), 10_000
+        return {"hit": hit, "truth": there, "predicted": there}
+    if task == "depth":
+        return {"rmse": mean * swing}
+    if task == "normals":
+        return {"pixels": np.full(count, 100), "angle_sum": 100 * mean * swing}
+    if task in ("detection", "instance_segmentation"):
+        number = np.arange(20 * count)  # twenty a picture, of which some are found
+        found = np.where(number * 7 % 1000 < 10 * mean, 1023, 0).astype(np.uint16)
+        rows = {"image": number.astype(np.int32) // 20, "label": 0 * number, "score": -number.astype(np.float32)}
+        return {**rows, "matched": found, "ignored": 0 * found, "positives": np.full((count, 1), 20)}
+    top1 = np.arange(count) < round(mean / 100 * count)
+    return {"top1": top1, "top5": np.ones(count, bool)}
+
+
+def make_statistics(folder: Path, rows: list[dict], ids: list[str]) -> None:
+    """The .per_image.npz of all rows of a results file."""
+    files: dict[Path, dict] = {}
+    for row in rows:
+        value = next(iter(row["metrics"].values()))
+        path = folder / row["model"] / f"seed{row['seed']}" / f"{row['head']}.per_image.npz"
+        files.setdefault(path, {})[row["task"]] = statistics_of(row["task"], value, len(ids))
+    for path, tasks in files.items():
+        path.unlink(missing_ok=True)
+        write_per_image(path, ids, tasks)
+
+
+def make_zeroshot_statistics(path: Path, rows: list[dict], count: int) -> None:
+    hits = [statistics_of("zero_shot_classification", row["metrics"]["top1"], count) for row in rows]
+    stacked = {name: np.stack([one[name] for one in hits]) for name in ("top1", "top5")}
+    path.unlink(missing_ok=True)
+    names = [f"{row['model']}/seed{row['seed']}" for row in rows]
+    write_per_image(path, [f"image {i}" for i in range(count)], {"zero_shot_classification": stacked}, names)
+
+
+def make_benchmarks(config: Config, root: Path) -> None:
+    """Data sets in their official layouts, and the first seed's small copies of predictions as the probes keep them."""
     rng = np.random.default_rng(1)
+    for name, write in (("voc", write_voc), ("coco", write_coco), ("nyuv2", write_nyuv2)):
+        folder = root / paths.benchmark(name)
+        folder.mkdir(parents=True)
+        write(folder, 2, EVALUATED)
     for model in ("clip", "clip_ft", "cliptex"):
-        base = {"ids": np.array(["one & only", "two"])}
-        base |= {f"image_{i}": rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for i in range(2)}
-        masks = {}
-        for i in range(2):
-            for kind in ("truth", "prediction"):
-                masks[f"{kind}_{i}"] = rng.integers(0, 4, (48, 64), dtype=np.uint8)
-        masks["truth_0"][:5] = 255
-        geometry, boxes = {}, {}
-        for i in range(2):
-            for kind in ("truth", "prediction"):
-                geometry[f"depth_{kind}_{i}"] = rng.uniform(1, 5, (48, 64)).astype(np.float32)
-                normals = rng.normal(size=(48, 64, 3)).astype(np.float32)
-                geometry[f"normals_{kind}_{i}"] = normals / np.linalg.norm(normals, axis=-1, keepdims=True)
-                boxes[f"{kind}_boxes_{i}"] = np.array([[4, 4, 30, 30], [10, 20, 60, 40]], np.float32)
-                boxes[f"{kind}_labels_{i}"] = np.array([1, 2])
-            geometry[f"depth_truth_{i}"][0] = np.nan
-            boxes[f"prediction_scores_{i}"] = np.array([0.02, 0.1])
-            boxes[f"truth_crowd_{i}"] = np.array([False, i == 0])
-        for benchmark, head, arrays in (
-            ("voc", "linear", masks),
-            ("voc", "pspnet", masks),
-            ("nyuv2", "linear", geometry),
-            ("coco", "mask_rcnn", boxes),
+        masks = mask_thumbnails(rng.integers(0, 4, (EVALUATED, 48, 48), dtype=np.uint8))
+        depth = depth_thumbnails(rng.uniform(1, 5, (EVALUATED, 36, 48)))
+        normals = normals_thumbnails(rng.normal(size=(EVALUATED, 36, 48, 3)))
+        corners = np.array([[4, 4, 30, 30], [10, 20, 40, 40], [1, 1, 9, 9], [5, 5, 40, 9]], np.float32)
+        one = {"boxes": corners, "labels": np.array([1, 2, 0, 3]), "scores": np.array([0.02, 0.1, 0.01, 0.006])}
+        boxes = box_thumbnails([one] * EVALUATED)
+        for benchmark, head, tasks in (
+            ("voc", "linear", {"semantic_segmentation": masks}),
+            ("voc", "pspnet", {"semantic_segmentation": masks}),
+            ("nyuv2", "linear", {"depth": depth, "normals": normals}),
+            ("coco", "mask_rcnn", {"detection": boxes}),
         ):
-            path = root / paths.probe(benchmark, model, config.seeds[0]) / f"{head}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(path, **base, **arrays)
+            path = thumbnails_path(root / paths.probe(benchmark, model, config.seeds[0]) / f"{head}.json")
+            write_per_image(path, ids_of(benchmark, root), tasks)
+
+
+def ids_of(benchmark: str, root: Path) -> list[str]:
+    """The evaluation images: those of the data set where there is one."""
+    folder = root / paths.benchmark(benchmark)
+    if not folder.exists():
+        return [f"image {number}" for number in range(EVALUATED)]
+    samples = find("benchmarks", benchmark)(folder).samples("eval")
+    return [samples[index]["id"] for index in range(EVALUATED)]
 
 
 def make_timings(root: Path) -> None:
@@ -282,8 +343,8 @@ def make_all(root: Path, seeds: list[int], **more) -> Config:
     config = make_config(root, seeds, **more)
     make_data(config, root)
     make_runs(config, root)
+    make_benchmarks(config, root)
     make_probes(config, root)
-    make_predictions(config, root)
     make_timings(root)
     return config
 
@@ -321,7 +382,7 @@ class Page(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data):
-        if "style" in self.open:
+        if "style" in self.open or "script" in self.open:
             return
         self.words.append(data)
         if "caption" in self.open:
@@ -356,15 +417,22 @@ def test_page_is_whole_small_and_self_contained(three_seeds, parsed):
     assert text.startswith("<!DOCTYPE html>")
     assert len(text.encode()) < 8_000_000
     for tag, attributes in parsed.tags:
-        assert tag not in ("script", "link", "iframe", "object")
+        assert tag not in ("link", "iframe", "object")
         for name in ("src", "srcset"):
             assert attributes.get(name, "data:").startswith("data:")
         assert attributes.get("href", "#").startswith("#")
     style = re.search(r"<style>(.*?)</style>", text, re.S).group(1)
     assert "url(" not in style
     assert "@import" not in style
+    # one script, and by the policy no other can run
+    assert [attributes for tag, attributes in parsed.tags if tag == "script"] == [{}]
+    script = text.rpartition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = [a["content"] for tag, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert policy == [
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+    ]
+    assert not re.search(r"fetch|XMLHttpRequest|import\(|https?:|innerHTML|eval", script)
 
 
 def test_page_can_be_read_without_eyes(parsed):
@@ -378,7 +446,7 @@ def test_page_can_be_read_without_eyes(parsed):
     ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     targets = {attributes["href"][1:] for tag, attributes in parsed.tags if tag == "a"}
-    assert len(targets) == 7
+    assert len(targets) == 8
     assert targets <= set(ids)
 
 
@@ -409,12 +477,12 @@ def test_official_data_are_not_called_miniature(three_seeds, tmp_path):
 def test_main_table_holds_the_numbers_of_the_results_files(three_seeds, parsed):
     config, root, _ = three_seeds
     rows = parsed.table("main")
-    assert rows[0][:6] == ["Task, head, metric", "Random", "Position", "CLIP", "CLIP-FT", "CLIPTeX"]
+    assert rows[0] == ["Task, head, metric", "CLIP", "CLIP-FT", "CLIPTeX", "CLIPTeX over CLIP-FT", "Random", "Position"]
     files = {name: json.loads((root / f"results/probes/{name}.json").read_text()) for name in config.probes.benchmarks}
     cells = iter(row for row in rows[1:] if len(row) > 1)
     for (benchmark, task, head, metric), means in MAIN.items():
         row = next(cells)
-        for cell, model, mean in zip(row[1:6], MODELS, means, strict=True):
+        for cell, model, mean in zip([*row[5:], *row[1:4]], MODELS, means, strict=True):
             values = [
                 r["metrics"][metric]
                 for r in files[benchmark]["results"]
@@ -429,7 +497,7 @@ def test_main_table_holds_the_numbers_of_the_results_files(three_seeds, parsed):
             assert fmean(values) == pytest.approx(mean)
     assert next(cells, None) is None
     groups = [row[0] for row in rows[1:] if len(row) == 1]
-    assert groups[0].startswith("Pascal VOC rendered stand-in, heads trained on 600 of its images, judged on 300 (val)")
+    assert groups[0].startswith("Pascal VOC rendered stand-in, heads trained on 600 of its images, judged on 40 (val)")
 
 
 def test_best_value_is_bold_and_losses_are_marked_in_words(three_seeds, parsed):
@@ -438,11 +506,15 @@ def test_best_value_is_bold_and_losses_are_marked_in_words(three_seeds, parsed):
     rows = [row for row in re.findall(r"<tr>(.*?)</tr>", main, re.S) if "<td" in row]
     depth = next(row for row in rows if "Depth" in row)
     assert re.findall(r"<strong>(.*?)</strong>", depth) == ["0.830"]
-    gains = {row[0]: row[6] for row in parsed.table("main") if len(row) > 1}
-    assert gains["Semantic segmentation, PSPNet mIoU (%) ↑"] == "+49.0 % ▲ real"
-    assert gains["Depth, linear RMSE (m) ↓"] == "+11.3 % △ Random as good"
-    assert gains["Instance segmentation, Mask R-CNN AP (%) ↑"] == "+0.3 % △ within spread"
-    assert gains["Surface normals, linear Mean angle (°) ↓"] == "−2.1 % ▼ worse"
+    gains = {row[0]: row[4] for row in parsed.table("main") if len(row) > 1}
+    bounds = r" [+−]\d+\.\d to [+−]\d+\.\d "
+    for row, gain, mark in (
+        ("Semantic segmentation, PSPNet mIoU (%) ↑", "+49.0 %", "▲ real"),
+        ("Depth, linear RMSE (m) ↓", "+11.3 %", "△ Random as good"),
+        ("Instance segmentation, Mask R-CNN AP (%) ↑", "+0.3 %", "△ within noise"),
+        ("Surface normals, linear Mean angle (°) ↓", "−2.1 %", "▼ worse"),
+    ):
+        assert re.fullmatch(re.escape(gain) + bounds + mark, gains[row]), gains[row]
 
 
 def test_csv_has_full_precision_and_every_seed(three_seeds):
@@ -451,6 +523,20 @@ def test_csv_has_full_precision_and_every_seed(three_seeds):
         rows = list(csv.DictReader(file))
     depth = next(row for row in rows if row["Task, head, metric"] == "Depth, linear")
     assert float(depth["CLIPTeX"]) == pytest.approx(0.86, abs=1e-12)
+    assert float(depth["CLIPTeX standard deviation"]) == pytest.approx(0.0086)
+    assert depth["outcome"] == "baseline as good" and depth["seeds"] == "0 1 2"
+    assert (depth["training images"], depth["evaluation images"], depth["split"]) == ("600", "40", "val")
+    assert depth["protocol"] == "how depth was done"
+    low, gain, high = (float(depth[name]) for name in ("gain low", "CLIPTeX over CLIP-FT", "gain high"))
+    assert 0 < low < gain < high
+    assert float(depth["difference"]) == pytest.approx(0.11)
+    assert float(depth["difference low"]) == pytest.approx(low * 0.97 / 100)
+    text = (root / "results/report/main.md").read_text()
+    notes = ["how depth was done", "12 rendered image-caption pairs", "Seeds: 0, 1, 2.", "judged on 40 (val)"]
+    notes += [
+        "CLIPTeX learned their pseudo-labels too: segmentation by segmentation, depth by depth, normals by normals"
+    ]
+    assert [note for note in notes if note not in text] == []
     with (root / "results/report/all_metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     wanted = {"benchmark": "voc", "head": "pspnet", "model": "cliptex", "seed": "2", "metric": "mIoU"}
@@ -463,9 +549,10 @@ def test_verdict_counts_real_gains_only(parsed):
     assert "A real gain in 3 of 6 dense probes" in parsed.text
     assert "CLIPTeX has a better mean than CLIP-FT in 5 of 6 dense probes" in parsed.text
     assert "a baseline is as good, so the gain may not be knowledge: NYUv2 depth, linear (Random)" in parsed.text
-    assert "within the spread over seeds: COCO instance segmentation, Mask R-CNN." in parsed.text
+    assert "Ahead, but within the noise: COCO instance segmentation, Mask R-CNN." in parsed.text
     assert "CLIP-FT is better in 1: NYUv2 surface normals, linear." in parsed.text
-    assert "Zero-shot on ImageNet is kept: 31.5 % top-1 against CLIP-FT’s 30.1 % (chance 7.1 %)." in parsed.text
+    kept = "Zero-shot on ImageNet is kept: 31.5 % top-1 against CLIP-FT’s 30.1 % (chance 7.1 %; difference +1.4, 95 % "
+    assert kept + "interval +" in parsed.text
 
 
 def test_verdict_flips_when_the_numbers_do(three_seeds, tmp_path):
@@ -477,7 +564,7 @@ def test_verdict_flips_when_the_numbers_do(three_seeds, tmp_path):
     assert says.headline == "A real gain in 1 of 6 dense probes"
     text = " ".join(says.sentences)
     assert "CLIPTeX has a better mean than CLIP-FT in 1 of 6 dense probes" in text
-    assert "CLIP-FT is better (1 of them within the spread) in 5:" in text
+    assert "CLIP-FT is better (1 of them within the noise) in 5:" in text
 
 
 def test_one_seed_claims_nothing_real(three_seeds, tmp_path):
@@ -487,9 +574,13 @@ def test_one_seed_claims_nothing_real(three_seeds, tmp_path):
     make_probes(single, copy)
     build_report(single, copy)
     page = Page((copy / "results/report.html").read_text())
-    assert "Ahead in 5 of 6 dense probes, from one seed" in page.text
-    assert "One seed cannot show the spread" in page.text
+    assert "Ahead in 5 of 6 dense probes, in 4 beyond the noise of the images; one seed" in page.text
+    assert "not how training or a head would have turned out with another seed" in page.text
     assert "▲ real" not in page.text
+    rows = {row[0]: row[4] for row in page.table("main")[1:] if len(row) > 1}
+    assert re.fullmatch(
+        r"\+17\.8 % \+\d+\.\d to \+\d+\.\d △ one seed", rows["Semantic segmentation, linear mIoU (%) ↑"]
+    )
     assert "±" not in " ".join(" ".join(row) for row in page.table("main"))
 
 
@@ -500,15 +591,15 @@ def test_a_cell_without_a_value_is_shown_as_missing(three_seeds, tmp_path):
     make_probes(config, copy, MAIN | {key: (*MAIN[key][:4], None)})
     parts = make_parts(gather(config, copy))
     row = parts.tables["main"].groups[0].rows[0]
-    assert [cell.text for cell in row[5:]] == ["–", "–"]
-    assert [cell.raw for cell in row[5:]] == ["", ""]
+    assert [cell.text for cell in row[3:5]] == ["–", "–"]
+    assert [cell.raw for cell in row[3:5]] == ["", ""]
     missing = "Not compared, since a value is missing: Pascal VOC semantic segmentation, linear."
     assert missing in parts.verdict.sentences
 
 
 def test_text_from_data_cannot_become_markup(three_seeds, parsed):
     _, root, text = three_seeds
-    assert "<script>" not in text
+    assert text.count("<script") == 1
     assert "a <script>alert('x')</script> chair & a “sofa” 00" in parsed.text
     assert "Did it <b>work</b>?" in parsed.text
     assert "table & <lamp>" in parsed.text
@@ -528,16 +619,20 @@ def test_further_models_get_a_sentence_and_tables_of_values_and_gains(three_seed
             data = json.loads(path.read_text())
             same = [row | {"model": "cliptex_shuffled"} for row in data["results"] if row["model"] == "clip_ft"]
             write_json(path, data | {"results": data["results"] + same})
+            if folder == "probes":
+                make_statistics(path.with_suffix(""), same, ids_of(path.stem, copy))
+            else:
+                make_zeroshot_statistics(per_image_path(path), data["results"] + same, data["num_eval"])
     parts = make_parts(gather(study, copy))
-    assert parts.tables["main"].columns[5:] == ["CLIPTeX", "CLIPTeX over CLIP-FT"]
+    assert parts.tables["main"].shown_columns[3:] == ["CLIPTeX", "CLIPTeX over CLIP-FT", "Random", "Position"]
     values = parts.tables["further_values"]
-    assert values.columns == ["Task, head, metric", "CLIP-FT", "CLIPTeX", "cliptex_shuffled"]
+    assert values.shown_columns == ["Task, head, metric", "CLIP-FT", "CLIPTeX", "cliptex_shuffled"]
     assert all(row[1] == row[3] for group in values.groups for row in group.rows)
     assert parts.further == [
-        "cliptex_shuffled: median gain over CLIP-FT 0.0 %, better beyond the spread in 0 of 6 dense probes."
+        "cliptex_shuffled: median gain over CLIP-FT 0.0 %, better beyond the noise in 0 of 6 dense probes."
     ]
     gains = parts.tables["further"]
-    assert gains.columns == ["Task, head, metric", "CLIPTeX", "cliptex_shuffled"]
+    assert gains.shown_columns == ["Task, head, metric", "CLIPTeX", "cliptex_shuffled"]
     assert {(row[2].text, row[2].note) for group in gains.groups for row in group.rows} == {("0.0 %", "= tie")}
     svg = parts.charts["contrastive_loss"].svg
     assert "cliptex_shuffled" in svg
@@ -548,6 +643,8 @@ def test_further_models_get_a_sentence_and_tables_of_values_and_gains(three_seed
     "name",
     [
         "results/probes/voc.json",
+        "results/probes/coco/clip_ft/seed1/mask_rcnn.per_image.npz",
+        "results/zeroshot/imagenet.per_image.npz",
         "results/zeroshot/imagenet.json",
         "results/models/clip_ft/seed1/train.json",
         "results/models/cliptex/seed2/metrics.jsonl",
@@ -580,8 +677,9 @@ def test_missing_model_of_a_results_file_is_named(three_seeds, tmp_path):
 def test_optional_inputs_may_be_absent(three_seeds, tmp_path):
     config, root, _ = three_seeds
     copy = copied(root, tmp_path)
-    for path in [*copy.rglob("*.npz"), *copy.rglob("*.tsv"), *copy.rglob("quality.json")]:
+    for path in [*copy.rglob("*.tsv"), *copy.rglob("quality.json")]:
         path.unlink()
+    shutil.rmtree(copy / paths.benchmark("voc"))
     build_report(config, copy)
     names = {table["id"] for table in Page((copy / "results/report.html").read_text()).tables}
     assert "table-main" in names
@@ -603,19 +701,28 @@ def test_experts_stand_beside_the_label_that_needs_no_image(three_seeds, parsed)
     assert "Prior: a label that needs no image" in parsed.text
 
 
-def test_as_many_boxes_are_drawn_as_the_truth_has_objects(parsed):
-    drawn = [a["alt"] for tag, a in parsed.tags if tag == "img" and "boxes in" in a["alt"]]
-    assert [alt for alt in drawn if "one & only" in alt] == [
-        "truth: boxes in one & only: chair, table & <lamp>",
-        *(f"{model}: boxes in one & only: table & <lamp>" for model in ("CLIP", "CLIP-FT", "CLIPTeX")),
-    ]
-    assert "CLIP: boxes in two: table & <lamp>, chair" in drawn
-    assert parsed.text.count("table & <lamp> 0.10, chair 0.02") == 3
+def test_as_many_boxes_are_drawn_as_the_truth_has_objects(three_seeds, parsed):
+    _, root, _ = three_seeds
+    drawn = {a["alt"] for tag, a in parsed.tags if tag == "img" and "boxes in" in a["alt"]}
+    samples = find("benchmarks", "coco")(root / paths.benchmark("coco")).samples("eval")
+    first, empty = samples[0], samples[1]
+    objects = ", ".join(CLASSES[label] for label in first["labels"])
+    assert f"truth: boxes in {first['id']}: {objects}" in drawn
+    guessed = ["table & <lamp> 0.10", "chair 0.02", "background 0.01", "dog 0.01"][: len(first["labels"])]
+    for model in ("CLIP", "CLIP-FT", "CLIPTeX"):
+        assert f"{model}: boxes in {first['id']}: {', '.join(guessed)}" in drawn
+    assert not len(empty["labels"])
+    # COCO's second image has no object; it is not among those at even distances, so it is drawn here alone
+    judged = Judged(empty, {"clip": {"boxes": np.eye(4), "labels": np.arange(4), "scores": np.ones(4) / 2}}, {})
+    ((pictures, legend),) = draw_detections(SimpleNamespace(class_names=CLASSES), [judged])
+    assert [picture.note for picture in pictures] == ["", "nothing", "background 0.50"]
+    assert [key.text for key in legend] == ["background"]
 
 
 def test_heads_of_one_protocol_share_a_note(parsed):
-    assert parsed.text.count("how semantic_segmentation was done") == 1
-    assert "Semantic segmentation, linear, PSPNet: how semantic_segmentation was done." in parsed.text
+    # under the first table and under the benchmark's own
+    assert parsed.text.count("how semantic_segmentation was done") == 2
+    assert parsed.text.count("Semantic segmentation, linear, PSPNet: how semantic_segmentation was done.") == 2
 
 
 def test_command_to_reproduce_names_the_target_before_the_configuration(three_seeds):
@@ -638,6 +745,56 @@ def test_dropped_pairs_and_failed_labels_are_counted(parsed):
     assert ["Image-caption pairs", "not an image", "3", "20.00 %"] in rows
     assert ["Labels, segmentation", "expert failed", "3", "25.00 %"] in rows
     assert ["Labels, depth", "no failure", "0", "0.00 %"] in rows
+
+
+def test_images_that_differ_most_are_shown(three_seeds, parsed):
+    """In the fixture every VOC image gains, and every normal loses, both in proportion to the same swing."""
+    _, root, _ = three_seeds
+    (rows,) = [parsed.table("differences")]
+    shares = {row[0]: row[1:4] for row in rows[1:]}
+    assert shares["Pascal VOC: semantic segmentation PSPNet, mIoU of each image"] == ["100 %", "0 %", "0 %"]
+    assert shares["NYUv2: surface normals linear, Mean angle of each image"] == ["0 %", "100 %", "0 %"]
+    swing = np.sin(np.arange(EVALUATED))
+    ids = ids_of("voc", root)
+    best = [ids[index] for index in np.argsort(-swing)[:3]]
+    found = re.findall(r"CLIPTeX helps, \d of 3: (2007_\d+)", parsed.text)
+    assert found == best
+    worst = [ids_of("nyuv2", root)[index] for index in np.argsort(-swing)[:3]]
+    assert re.findall(r"CLIPTeX hurts, \d of 3: (\d+)", parsed.text)[-3:] == worst
+    assert "CLIPTeX hurts, 1 of 3: 2007" not in parsed.text
+
+
+def test_pictures_of_other_images_than_were_judged_are_refused(three_seeds, tmp_path):
+    config, root, _ = three_seeds
+    copy = copied(root, tmp_path)
+    for path in copy.glob("results/probes/voc/*/*/pspnet.*.npz"):
+        file = read_per_image(path)
+        path.unlink()
+        write_per_image(path, [f"other {name}" for name in file.ids], file.tasks)
+    with pytest.raises(CliptexError, match=r"voc\.json: was made with other images than are in place now"):
+        build_report(config, copy)
+
+
+def test_statistics_of_other_images_are_refused(three_seeds, tmp_path):
+    config, root, _ = three_seeds
+    copy = copied(root, tmp_path)
+    path = copy / "results/probes/voc/clip_ft/seed1/pspnet.per_image.npz"
+    file = read_per_image(path)
+    path.unlink()
+    write_per_image(path, file.ids[::-1], file.tasks)
+    with pytest.raises(CliptexError, match=r"clip_ft/seed1/pspnet\.per_image\.npz: is about other images"):
+        build_report(config, copy)
+
+
+def test_each_picture_has_a_legend_of_its_own_classes(three_seeds):
+    _, _, text = three_seeds
+    pages = re.findall(r'<figure class="page">.*?</figure>', text, re.S)
+    assert len(pages) > 15
+    for page in pages:
+        drawn = [html.unescape(alt) for alt in re.findall(r'alt="[^"]*: (?:classes|boxes) in [^:"]*: ([^"]*)"', page)]
+        named = {re.sub(r" \d\.\d+$", "", word) for alt in drawn for word in alt.split(", ")}
+        legend = {html.unescape(entry) for entry in re.findall(r"<li><img [^>]*>(.*?)</li>", page)}
+        assert named <= legend, (named, legend)
 
 
 def test_configuration_on_the_page_is_the_configuration(three_seeds, parsed):
@@ -706,9 +863,9 @@ LOW = {"random": [1.0, 1.1, 0.9], "position": [2.0, 2.1, 1.9]}
     ("subject", "reference", "baselines", "better", "outcome"),
     [
         ([12, 12.1, 11.9], [10, 10.1, 9.9], LOW, 1, Outcome.REAL),
-        ([10.05, 10.15, 9.95], [10, 10.1, 9.9], LOW, 1, Outcome.WITHIN_SPREAD),
+        ([10.05, 10.15, 9.95], [10, 10.1, 9.9], LOW, 1, Outcome.WITHIN_NOISE),
         ([8, 8.1, 7.9], [10, 10.1, 9.9], LOW, 1, Outcome.WORSE),
-        ([9.95, 10.05, 9.85], [10, 10.1, 9.9], LOW, 1, Outcome.WORSE_WITHIN_SPREAD),
+        ([9.95, 10.05, 9.85], [10, 10.1, 9.9], LOW, 1, Outcome.WORSE_WITHIN_NOISE),
         ([10, 9.9, 10.1], [10, 10.1, 9.9], LOW, 1, Outcome.TIE),
         ([12, 12.1, 11.9], [10, 10.1, 9.9], LOW | {"random": [13.0, 13.0, 13.0]}, 1, Outcome.BASELINE),
         ([12, 12.1, 11.9], [10, 10.1, 9.9], LOW | {"position": [11.95, 12.05, 11.85]}, 1, Outcome.BASELINE),
@@ -735,7 +892,7 @@ def test_judgement_names_the_baseline_in_the_way():
     ("subject", "reference", "state"),
     [
         ([30, 31], [28, 29], "kept"),
-        ([28.5, 29.5], [28, 30.2], "kept"),
+        ([28.5, 29.5], [28, 30.2], "kept within noise"),
         ([20, 21], [28, 29], "lost"),
         ([27.0], [28.0], "lower, undecided"),
         ([6.0], [7.0], "at chance"),
@@ -753,13 +910,77 @@ def test_verdict_without_any_comparison_says_so():
     assert says.counts["cells"] == 0
 
 
+NEAR = np.array([-1.0, 0.0, 1.0])
+DRAWS = {"cliptex": 12 + 0.1 * NEAR, "clip_ft": 10 + 0.1 * NEAR, "random": 1 + NEAR, "position": 2 + NEAR}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "better", "draws", "outcome"),
+    [
+        ((0, 0.1, -0.1), 1, {}, Outcome.REAL),
+        ((0, 0.1, -0.1), 1, {"clip_ft": 11 + 2 * NEAR}, Outcome.WITHIN_NOISE),
+        ((0, 0.1, -0.1), 1, {"position": 11 + 2 * NEAR}, Outcome.BASELINE),
+        ((0, 0.1, -0.1), -1, {}, Outcome.WORSE),
+        ((0, 0.1, -0.1), -1, {"clip_ft": 11 + 2 * NEAR}, Outcome.WORSE_WITHIN_NOISE),
+        ((0, 3.0, -3.0), 1, {}, Outcome.WITHIN_NOISE),  # the images say so, the seeds do not
+        ((0,), 1, {}, Outcome.ONE_SEED),
+        ((0,), 1, {"clip_ft": 11 + 2 * NEAR}, Outcome.WITHIN_NOISE),
+        ((0,), 1, {"random": 11 + 2 * NEAR}, Outcome.BASELINE),
+    ],
+)
+def test_a_gain_counts_beyond_the_noise_of_seeds_and_of_images(seeds, better, draws, outcome):
+    values = {
+        "cliptex": [12 + s for s in seeds],
+        "clip_ft": [10 + s for s in seeds],
+        "random": [1.0],
+        "position": [2.0],
+    }
+    found = judge(values, better, subject="cliptex", reference="clip_ft", draws=DRAWS | draws)
+    assert found.outcome is outcome
+    assert found.gain_interval.low <= found.gain <= found.gain_interval.high or outcome is Outcome.WITHIN_NOISE
+
+
+def test_interval_of_a_relative_gain_is_in_percent_of_the_reference_and_signed_as_the_gain():
+    draws = {"a": np.full(100, 0.8), "b": np.linspace(1.0, 1.2, 100)}
+    found = judge({"a": [0.8], "b": [1.0]}, -1, subject="a", reference="b", draws=draws)
+    assert found.gain == pytest.approx(20)
+    assert found.difference.interval.low == pytest.approx(0.205)
+    assert found.gain_interval.low == pytest.approx(20.5) and found.gain_interval.high == pytest.approx(39.5)
+
+
+def test_verdict_has_an_interval_of_the_median_gain():
+    cells = {
+        str(i): judge(
+            {"a": [12.0], "b": [10.0]}, 1, subject="a", reference="b", draws={"a": 12 + NEAR, "b": 10 + 0 * NEAR}
+        )
+        for i in range(3)
+    }
+    (sentence, *_) = verdict(cells, [], subject="A", reference="B", seeds=1).sentences
+    assert "the median relative gain is +20.0 % (95 % interval +10.5 to +29.5 %)" in sentence
+
+
+@pytest.mark.parametrize(
+    ("subject", "reference", "shift", "state"),
+    [
+        ([30, 31], [28, 29], 1.0, "kept"),
+        ([28, 29], [29.5, 30.5], 1.0, "lost"),
+        ([28, 29], [29.5, 30.5], 3.0, "kept within noise"),
+        ([28], [29], 0.5, "lower, undecided"),
+        ([28], [29], 2.0, "kept within noise"),
+    ],
+)
+def test_zero_shot_is_lost_only_beyond_the_noise(subject, reference, shift, state):
+    draws = fmean(subject) + shift * NEAR, np.full(3, fmean(reference))
+    assert ZeroShot("ImageNet", subject, reference, 7.2, draws).state == state
+
+
 def test_a_sentence_on_a_further_model():
     better = [
         judge({"a": [2.0, 2.1], "b": [1.0, 1.1]}, 1, subject="a", reference="b"),
         judge({}, 1, subject="a", reference="b"),
     ]
     assert beside("A", better, reference="B") == (
-        "A: median gain over B +95.2 %, better beyond the spread in 1 of 1 dense probes."
+        "A: median gain over B +95.2 %, better beyond the noise in 1 of 1 dense probes."
     )
     one_seed = [judge({"a": [2.0], "b": [1.0]}, 1, subject="a", reference="b")]
     assert beside("A", one_seed, reference="B") == "A: median gain over B +100.0 %, ahead in 1 of 1 dense probes."

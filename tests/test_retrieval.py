@@ -14,6 +14,7 @@ from cliptex.config import Config, Student
 from cliptex.errors import CliptexError
 from cliptex.files import read_json
 from cliptex.miniature import render_captions
+from cliptex.probes.per_image import main_metric, read_per_image
 from cliptex.retrieval import TASKS, chances, ranks, recalls, retrieval
 from cliptex.shards import read_shard, write_tar
 
@@ -139,6 +140,12 @@ def test_the_miniatures_held_out_captions_are_judged_like_any_others(tmp_path, m
     ]
     assert result["chance"][TASKS[0]] == pytest.approx({"R@1": 100 / 12, "R@5": 500 / 12, "R@10": 1000 / 12})
     assert len(set(result["provenance"]["model_sha256"].values())) == 4
+
+    judged = read_per_image(paths.RESULTS / "zeroshot/captions.per_image.npz")
+    assert len(judged.ids) == 12
+    for row in result["results"]:
+        arrays = judged.of(row["task"], f"{row['model']}/seed{row['seed']}")
+        assert main_metric(row["task"], arrays)[0] == pytest.approx(row["metrics"]["R@1"])
 
     import open_clip
 

@@ -47,6 +47,19 @@ def test_everything_promised_is_there(finished):
     assert (finished / "results/models/cliptex/seed0/open_clip_model.safetensors").exists()
 
 
+def test_snakemakes_own_report_has_captions_and_categories(finished):
+    out = finished / "report.html"
+    result = snakemake(finished, "all", "--report", out)
+    assert result.returncode == 0, result.stderr[-4000:]
+    text = out.read_text()
+    assert out.stat().st_size < 20_000_000
+    for category in ("Report", "Results", "Tables and charts", "Pseudo-labels", "Training"):
+        assert f'"{category}"' in text, category
+    for caption in ("The whole report as one page", "heads trained on frozen features", "rendered stand-in data"):
+        assert caption in text, caption
+    out.unlink()
+
+
 def test_a_second_run_has_nothing_to_do(finished):
     """Also when a key is given once more on the command line, where it replaces that key alone."""
     result = snakemake(finished, "all", "--config", "train={checkpoint_every: 2}")

@@ -19,3 +19,9 @@ def heads(benchmark: str, values: Mapping[str, Any] = MappingProxyType({})) -> l
     protocol = protocol_of(benchmark, values)
     tasks = plugins.find("benchmarks", benchmark).tasks
     return list(dict.fromkeys(head for task in tasks for head in getattr(protocol, task).heads))
+
+
+def kinds(benchmark: str) -> list[str]:
+    """Endings of the files that each head of a benchmark writes, such as `json`."""
+    dense = "classification" not in plugins.find("benchmarks", benchmark).tasks
+    return ["json", "per_image.npz", *(["thumbnails.npz"] if dense else [])]

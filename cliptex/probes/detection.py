@@ -28,6 +28,7 @@ from cliptex.probes.features import Outcome, batches, resample_nearest, schedule
 from cliptex.probes.per_image import Arrays, detection_statistics
 from cliptex.probes.protocols import MaskRCNN as MaskRCNNOptions
 from cliptex.probes.selection import Candidate, best_candidate
+from cliptex.probes.thumbnails import box_thumbnails
 
 CELL = 16
 LEVELS = ("0", "1", "2")
@@ -324,6 +325,7 @@ def probe_detection(
             protocol=PROTOCOL,
             predictions=kept,
             per_image=per_image,
+            thumbnails=box_thumbnails(detections) if kind == "bbox" else {},
         )
         outcomes.append(outcome)
     return outcomes

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 class Outcome:
     """What a head's training gives: a result row without names, and what is kept of its predictions.
 
-    predictions: arrays for the .npz file, see `cliptex.probe`. per_image: see `cliptex.probes.per_image`.
+    predictions: arrays for the .npz file, see `cliptex.probe`. per_image: see `cliptex.probes.per_image`. thumbnails:
+    see `cliptex.probes.thumbnails`; empty where there is nothing to look at.
     """
 
     task: str
@@ -24,6 +25,7 @@ class Outcome:
     protocol: str
     predictions: dict[str, np.ndarray]
     per_image: Mapping[str, np.ndarray]
+    thumbnails: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def seed_of(*parts: int | str) -> int:

@@ -19,6 +19,7 @@ from cliptex.probes.features import Outcome, resample_nearest, split_holdout
 from cliptex.probes.metrics import angles, depth_errors, mean_depth, pooled_angles
 from cliptex.probes.per_image import depth_statistics, normals_statistics
 from cliptex.probes.protocols import Depth, DepthRidge, Ridge
+from cliptex.probes.thumbnails import MAP_SIDE_PX, depth_thumbnails, normals_thumbnails, shrunk
 
 PROTOCOL = (
     "frozen features of the squashed image, standardised a channel over the training split; ridge regression with "
@@ -167,8 +168,15 @@ def probe_depth(
     for index in range(min(keep, len(eval_depths))):
         kept[f"depth_prediction_{index}"] = predicted(index)
         kept[f"depth_truth_{index}"] = eval_depths[index]
-    pairs = ((depth[window], predicted(index)[window]) for index, depth in enumerate(eval_depths))
-    errors = depth_errors(pairs, low, high)
+    shown = []
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for index, depth in enumerate(eval_depths):
+            prediction = predicted(index)
+            shown.append(shrunk(prediction, MAP_SIDE_PX))
+            yield depth[window], prediction[window]
+
+    errors = depth_errors(pairs(), low, high)
     return Outcome(
         task="depth",
         metrics=mean_depth(errors),
@@ -181,6 +189,7 @@ def probe_depth(
         protocol=DEPTH_PROTOCOL + f"; {low} to {high} m" + ("; Eigen crop" if task.crop == "eigen" else "; no crop"),
         predictions=kept,
         per_image=depth_statistics(errors),
+        thumbnails=depth_thumbnails(shown),
     )
 
 
@@ -221,7 +230,11 @@ def probe_normals(
     for index in range(min(keep, len(eval_normals))):
         kept[f"normals_prediction_{index}"] = predicted(index).astype(np.float32)
         kept[f"normals_truth_{index}"] = eval_normals[index]
-    judged = [angles(truth, predicted(index)).astype(np.float32) for index, truth in enumerate(eval_normals)]
+    judged, shown = [], []
+    for index, truth in enumerate(eval_normals):
+        prediction = predicted(index)
+        judged.append(angles(truth, prediction).astype(np.float32))
+        shown.append(shrunk(prediction, MAP_SIDE_PX))
     return Outcome(
         task="normals",
         metrics=pooled_angles(judged),
@@ -230,4 +243,5 @@ def probe_normals(
         protocol=NORMALS_PROTOCOL,
         predictions=kept,
         per_image=normals_statistics(judged),
+        thumbnails=normals_thumbnails(shown),
     )

@@ -12,6 +12,9 @@ The files hold `ids` [N], and arrays named `{task}.{name}`; K is the number of c
                             pixels `within_11_25`, `within_22_5`, `within_30` int64 [N]
     classification          `top1`, `top5` bool [N]
     zero_shot_classification  the same as bool [R, N] for the R names in `rows` (`cliptex/seed0`)
+    image_to_text_retrieval, text_to_image_retrieval
+                            `queries` and, of them, those found `R@1`, `R@5`, `R@10`, int32 [R, N]: the image itself, or
+                            its captions; what is searched stays the same whatever the weights
     detection, instance_segmentation
                             `positives` int32 [N, K]: objects that are no crowds; and a row a detection, by class, then
                             from the highest score to the lowest: `image` int32 (its row in `ids`), `label` int32,
@@ -38,6 +41,8 @@ MAIN_METRIC = {
     "normals": "mean",
     "classification": "top1",
     "zero_shot_classification": "top1",
+    "image_to_text_retrieval": "R@1",
+    "text_to_image_retrieval": "R@1",
 }
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
@@ -94,7 +99,7 @@ def main_metric(task: str, arrays: Arrays, weights: np.ndarray | None = None) ->
     """The task's main metric (`MAIN_METRIC`, in its unit) for each row of weights [B, N]: float64 [B].
 
     weights: how often each image counts; one row of ones when None. NaN where the images that count have nothing to
-    judge. A weight of two is the same as the image twice.
+    judge. A weight of two is the same as the image twice (detections of an image with exactly the same score aside).
     """
     compute = _METRICS[task]
     return compute(arrays, np.ones((1, num_images(arrays))) if weights is None else np.asarray(weights, np.float64))
@@ -103,6 +108,11 @@ def main_metric(task: str, arrays: Arrays, weights: np.ndarray | None = None) ->
 def num_images(arrays: Arrays) -> int:
     """N of a task's arrays."""
     return len(arrays["positives"] if "positives" in arrays else next(iter(arrays.values())))
+
+
+def stacked_rows(found: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    """The arrays of several models and seeds as one, [R, N]."""
+    return {name: np.stack([one[name] for one in found]) for name in found[0]}
 
 
 def check(task: str, arrays: Arrays, metrics: Mapping[str, float | None]) -> None:
@@ -166,6 +176,12 @@ def ranking_statistics(ranking_N5: np.ndarray, labels_N: Sequence[int]) -> Array
     """Of the five best classes of each image, best first."""
     hit = ranking_N5 == np.asarray(labels_N)[:, None]
     return {"top1": hit[:, 0], "top5": hit.any(1)}
+
+
+def retrieval_statistics(ranks_Q: np.ndarray, image_of_query: np.ndarray, images: int, ks: Sequence[int]) -> Arrays:
+    """Of each query's rank, 0 is best, and the image that it belongs to."""
+    found = {f"R@{k}": np.bincount(image_of_query[ranks_Q < k], minlength=images).astype(np.int32) for k in ks}
+    return {"queries": np.bincount(image_of_query, minlength=images).astype(np.int32), **found}
 
 
 def detection_statistics(
@@ -262,6 +278,10 @@ def _top1(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
     return 100 * _ratio(weights @ arrays["top1"], weights.sum(1))
 
 
+def _recall_at_1(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
+    return 100 * _ratio(weights @ arrays["R@1"], weights @ arrays["queries"])
+
+
 def _average_precision(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
     """COCO's AP: precision made non-increasing, read at 101 recalls; mean over thresholds and classes with objects.
 
@@ -307,4 +327,6 @@ _METRICS: dict[str, Callable[[Arrays, np.ndarray], np.ndarray]] = {
     "normals": _mean_angle,
     "classification": _top1,
     "zero_shot_classification": _top1,
+    "image_to_text_retrieval": _recall_at_1,
+    "text_to_image_retrieval": _recall_at_1,
 }

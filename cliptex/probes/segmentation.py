@@ -19,6 +19,7 @@ from cliptex.probes.metrics import IGNORE, confusion_matrix, segmentation_metric
 from cliptex.probes.per_image import Arrays, segmentation_statistics
 from cliptex.probes.protocols import SegmentationHead
 from cliptex.probes.selection import Candidate, best_candidate
+from cliptex.probes.thumbnails import mask_thumbnails
 
 log = logging.getLogger("cliptex")
 PROTOCOL = (
@@ -192,6 +193,7 @@ def probe_segmentation(
         protocol=PROTOCOL,
         predictions=kept,
         per_image=counts,
+        thumbnails=mask_thumbnails(predictions),
     )
 
 

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from cliptex.files import replacing
 from cliptex.report import names
+from cliptex.report.bootstrap import LEVEL
 from cliptex.report.gather import Results
 from cliptex.report.statistics import direction, relative_gain, signed
 from cliptex.report.tables import MainCell
@@ -103,7 +104,12 @@ def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
         found = [gain(cell, fmean(cell.values[name])) for name in results.baselines if name in cell.values]
         return max((value for value in found if value is not None), default=None)
 
-    limit = min(MAX_GAIN, 1.15 * max(30.0, *(abs(cell.judgement.gain) for cell in shown)))
+    ends = []
+    for cell in shown:
+        bounds = cell.judgement.gain_interval
+        values = [best_baseline(cell), cell.judgement.gain, *((bounds.low, bounds.high) if bounds else ())]
+        ends += [value for value in values if value is not None]
+    low, high = max(-MAX_GAIN, 1.05 * min(-20.0, *ends)), min(MAX_GAIN, 1.05 * max(20.0, *ends))
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -117,22 +123,20 @@ def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
         axes.axvline(0, color=orange, linewidth=1.4, zorder=1)
         for position, cell in zip(positions, shown, strict=True):
             value = cell.judgement.gain
-            axes.plot(
-                [0, np.clip(value, -limit, limit)], [position] * 2, color=blue, linewidth=2.2, alpha=0.35, zorder=2
-            )
+            if bounds := cell.judgement.gain_interval:
+                ends = np.clip([bounds.low, bounds.high], low, high)
+                axes.plot(ends, [position] * 2, color=blue, linewidth=5, alpha=0.35, solid_capstyle="butt", zorder=2)
             if len(cell.values[names.SUBJECT]) > 1:
                 seeds = [gain(cell, seed) for seed in cell.values[names.SUBJECT]]
-                axes.plot(
-                    np.clip(seeds, -limit, limit), [position] * len(seeds), "|", color=blue, markersize=9, zorder=3
-                )
-            _mark(axes, value, position, limit, "o", blue, filled=True)
+                axes.plot(np.clip(seeds, low, high), [position] * len(seeds), "|", color=blue, markersize=9, zorder=3)
+            _mark(axes, value, position, (low, high), "o", blue, filled=True)
             if (baseline := best_baseline(cell)) is not None:
-                _mark(axes, baseline, position, limit, "D", FAINT)
+                _mark(axes, baseline, position, (low, high), "D", FAINT)
             if (values := cell.values.get("clip")) is not None and (start := gain(cell, fmean(values))) is not None:
-                _mark(axes, start, position, limit, "s", MODELS["clip"])
+                _mark(axes, start, position, (low, high), "s", MODELS["clip"])
         axes.set_yticks(positions, labels)
         axes.set_ylim(positions[-1] + 0.8, positions[0] - 0.8)
-        axes.set_xlim(-1.06 * limit, 1.06 * limit)
+        axes.set_xlim(1.06 * low, 1.06 * high)
         axes.xaxis.set_major_formatter(lambda value, _: f"{signed(value, 0)} %")
         axes.set_xlabel("relative gain over CLIP-FT (signed so that right is better)")
         axes.tick_params(axis="y", length=0)
@@ -144,6 +148,10 @@ def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
             axes.plot([], [], "s", color=MODELS["clip"], markerfacecolor="none", label="CLIP")[0],
             axes.plot([], [], "D", color=FAINT, markerfacecolor="none", label="better baseline")[0],
         ]
+        if any(cell.judgement.gain_interval for cell in shown):
+            band = axes.plot([], [], color=blue, linewidth=5, alpha=0.35, solid_capstyle="butt")[0]
+            band.set_label(f"its {LEVEL:.0f} % interval")
+            handles.insert(1, band)
         if len(results.config.seeds) > 1:
             handles.insert(1, axes.plot([], [], "|", color=blue, markersize=9, label="CLIPTeX, one seed")[0])
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
@@ -151,10 +159,11 @@ def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
 
     return Chart(
         "gains",
-        "Relative gain over CLIP-FT. Better baseline: Random or Position, whichever is better there",
-        "Dot chart: one line for each benchmark, task and head. Each line shows how far CLIPTeX, CLIP and the better "
-        "of the two baselines lie from CLIP-FT, in percent, to the right where they are better. The numbers are in "
-        "the first table.",
+        f"Relative gain over CLIP-FT, with CLIPTeX’s {LEVEL:.0f} % interval over evaluation images. Better "
+        "baseline: Random or Position, whichever is better there",
+        "Dot chart: one line for each benchmark, task and head. Each line shows how far CLIPTeX with its interval, "
+        "CLIP and the better of the two baselines lie from CLIP-FT, in percent, to the right where better. The "
+        "numbers are in the first table.",
         1.35 + 0.27 * len(shown),
         draw,
     )
@@ -261,22 +270,27 @@ def _finish(axes: Axes, label: str) -> None:
 
 
 def _mark(
-    axes: Axes, value: float, position: float, limit: float, marker: str, shade: str, filled: bool = False
+    axes: Axes,
+    value: float,
+    position: float,
+    limits: tuple[float, float],
+    marker: str,
+    shade: str,
+    filled: bool = False,
 ) -> None:
     """A marker, or beyond the axis an arrow with the number."""
     face = shade if filled else "none"
-    if abs(value) <= limit:
+    if limits[0] <= value <= limits[1]:
         axes.plot(value, position, marker, color=shade, markerfacecolor=face, markersize=6.5, zorder=4)
         return
-    side = np.sign(value)
-    axes.plot(
-        side * limit, position, ">" if side > 0 else "<", color=shade, markerfacecolor=face, markersize=7, zorder=4
-    )
+    side = 1 if value > limits[1] else -1
+    edge = limits[1] if side > 0 else limits[0]
+    axes.plot(edge, position, ">" if side > 0 else "<", color=shade, markerfacecolor=face, markersize=7, zorder=4)
     if filled:
         align = "right" if side > 0 else "left"
         axes.annotate(
             f"{signed(value, 0)} %",
-            (side * limit, position),
+            (edge, position),
             (-8 * side, 0),
             textcoords="offset points",
             ha=align,

@@ -1,103 +1,73 @@
-"""Pictures for the page: labelled pairs, and predictions beside the truth, as data URIs."""
+"""The albums that one can page through: labelled pairs, evaluation images, and those that differ most."""
 
-import base64
-import io
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from cliptex import paths
 from cliptex.errors import CliptexError
 from cliptex.images import decode_image
 from cliptex.labels import LabelFile, open_store
 from cliptex.plugins import find
+from cliptex.probes.per_image import PerImage, read_per_image
+from cliptex.probes.thumbnails import MASK_SIDE_PX, shrunk, thumbnails_path, unpacked
 from cliptex.report import names
+from cliptex.report.differences import Comparison
 from cliptex.report.gather import Results, Scores
+from cliptex.report.pictures import (
+    IGNORE,
+    ClassColours,
+    Key,
+    Picture,
+    data_uri,
+    depth_legend,
+    depth_pixels,
+    hemisphere,
+    normals_legend,
+    normals_pixels,
+    occurring,
+    picture,
+    swatch,
+    with_boxes,
+)
 from cliptex.shards import IMAGE_SUFFIXES
 from cliptex.tasks.base import Task
-from cliptex.tasks.grid import INVALID_COLOUR
-from cliptex.tasks.segmentation import BACKGROUND_COLOUR, palette
 
-MAX_SIDE_PX = 256
-MAX_LEGEND = 24
 MAX_NAMED = 3
-IGNORE = 255
-PREFERRED_HEADS = ("pspnet", "deeplabv3", "linear")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image of the page. Without `src`, the alt text is shown in its place."""
-
-    src: str
-    alt: str
-    width: int = 0
-    height: int = 0
-    label: bool = False
-    title: str = ""
-
-
-@dataclass(frozen=True)
-class Key:
-    """An entry of a legend: a swatch, and what it means. shape: "", "wide" or "tall"."""
-
-    src: str
-    text: str
-    shape: str = ""
-
-
-@dataclass(frozen=True)
-class LabelledPair:
-    """A caption, and the image beside its pseudo-labels."""
-
-    caption: str
-    pictures: list[Picture]
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Rows of: image, truth, one prediction a model."""
+class Item:
+    """One page of an album: pictures side by side, what is said about them, and what their colours mean."""
 
     title: str
-    caption: str
+    pictures: list[Picture]
+    legend: list[Key]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Album:
+    """Items under one heading, and what holds for all of them."""
+
+    title: str
     note: str
-    columns: list[str]
-    rows: list[list[Picture]]
-    legend: list[Key] = field(default_factory=list)
+    items: list[Item]
 
 
-def data_uri(pixels: np.ndarray, kind: str) -> str:
-    """uint8 [H, W, 3] as a data URI. kind: "photo" (JPEG), "smooth" (WebP) or "flat" (PNG; few colours, exact)."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    if max(image.size) > MAX_SIDE_PX:
-        resample = Image.Resampling.NEAREST if kind == "flat" else Image.Resampling.LANCZOS
-        image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), resample)
-    out = io.BytesIO()
-    if kind == "photo":
-        image.save(out, "JPEG", quality=88)
-    elif kind == "smooth":
-        image.save(out, "WEBP", quality=88)
-    else:
-        image.save(out, "PNG", optimize=True)
-    mime = {"photo": "image/jpeg", "smooth": "image/webp", "flat": "image/png"}[kind]
-    return f"data:{mime};base64,{base64.b64encode(out.getvalue()).decode()}"
+# ---- pairs
 
 
-def picture(pixels: np.ndarray, kind: str, alt: str, title: str = "") -> Picture:
-    """A Picture of uint8 [H, W, 3]."""
-    return Picture(data_uri(pixels, kind), alt, pixels.shape[1], pixels.shape[0], kind != "photo", title)
-
-
-def labelled_pairs(results: Results) -> tuple[list[LabelledPair], list[Key]]:
-    """`report.gallery` pairs from shards spread over the data set, with every store's label; and the legend."""
+def labelled_pairs(results: Results) -> Album | None:
+    """`report.gallery` pairs from shards spread over the data set, with every store's label; None without any."""
     wanted = _spread(results.shards["shards"], results.config.report.gallery)
     tasks = {name: find("tasks", store.task)() for name, store in results.config.label_stores.items()}
-    pairs, classes = [], {name: Counter() for name in tasks}
+    items = []
     for shard, keys in wanted.items():
         entry = next(item for item in results.shards["shards"] if item["shard"] == shard)
         samples = _read_pairs(results.root / entry["path"], keys)
@@ -107,11 +77,16 @@ def labelled_pairs(results: Results) -> tuple[list[LabelledPair], list[Key]]:
         for key in keys:
             image, caption = samples[key]
             row = [picture(decode_image(image), "photo", f"The image of the pair {key}", "image")]
+            legend = []
             for name, task in tasks.items():
-                row.append(_label_picture(stores[name], task, key, name, classes[name]))
-            pairs.append(LabelledPair(caption, row))
-    legend = [key for name, task in tasks.items() for key in _task_legend(task, classes[name])] if pairs else []
-    return pairs, legend
+                shown, keys_of_it = _label_picture(stores[name], task, key, name)
+                row.append(shown)
+                legend += keys_of_it
+            items.append(Item(f"Pair {key}", row, legend, caption))
+    if not items:
+        return None
+    note = "The first pairs of shards spread over the data set, not chosen by eye. Their captions came with them."
+    return Album("Training pairs and their pseudo-labels", note, items)
 
 
 def _spread(entries: Sequence[dict], count: int) -> dict[str, list[str]]:
@@ -143,18 +118,26 @@ def _read_pairs(path: Path, keys: Sequence[str]) -> dict[str, tuple[bytes, str]]
         ) from error
 
 
-def _label_picture(file: LabelFile, task: Task, key: str, store: str, classes: Counter) -> Picture:
+def _label_picture(file: LabelFile, task: Task, key: str, store: str) -> tuple[Picture, list[Key]]:
     row = file.keys.index(key)
     if (label := file.label(row)) is None:
-        return Picture("", f"no label: {file.column('error')[row]}", title=store)
-    seen = ""
+        return Picture("", f"no label: {file.column('error')[row]}", title=store), []
+    seen, legend = "", []
     if task.codec().get("class_names"):
         values, counts = np.unique(task.classes(label), return_counts=True)
-        classes.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         present = [_class_name(task, value) for value in values.tolist() if value not in (0, IGNORE)]
         seen = f": {', '.join(present)}" if present else ": background only"
+        order = values[np.argsort(-counts, kind="stable")]
+        colours = task.picture(order[None].astype(np.uint8))[0]
+        names_of = [_class_name(task, value) for value in order.tolist()]
+        legend = [Key(swatch(colour), name) for colour, name in zip(colours, names_of, strict=True)]
+    elif task.name == "depth":
+        ramp = np.linspace(0, 1, 128, dtype=np.float32)[None].repeat(12, axis=0)
+        legend = [Key(data_uri(task.picture(ramp), "flat"), f"{store}: far to near", "wide")]
+    elif task.name == "normals":
+        legend = [hemisphere()]
     kind = "flat" if label.dtype == np.uint8 else "smooth"
-    return picture(task.picture(label), kind, f"Pseudo-label {store} of the pair {key}{seen}", store)
+    return picture(task.picture(label), kind, f"Pseudo-label {store} of the pair {key}{seen}", store), legend
 
 
 def _class_name(task: Task, value: int) -> str:
@@ -162,208 +145,217 @@ def _class_name(task: Task, value: int) -> str:
     return class_names[value] if value < len(class_names) else "no label"
 
 
-def _task_legend(task: Task, classes: Counter) -> list[Key]:
-    """Class names beside their colours; the scale of depth; the hemisphere of normals. Foreign tasks have none."""
-    if classes:
-        shown = [value for value, _ in classes.most_common(MAX_LEGEND)]
-        swatches = task.picture(np.array([shown], np.uint8))[0]
-        return [Key(_swatch(c), _class_name(task, value)) for value, c in zip(shown, swatches, strict=True)]
-    if task.name == "depth":
-        ramp = np.linspace(0, 1, 128, dtype=np.float32)[None].repeat(12, axis=0)
-        return [Key(data_uri(task.picture(ramp), "flat"), f"{names.task(task.name)}: far to near", "wide")]
-    if task.name == "normals":
-        return [_hemisphere()]
-    return []
+# ---- evaluation images
 
 
-def _swatch(colour: Sequence[int]) -> str:
-    return data_uri(np.full((8, 8, 3), colour, np.uint8), "flat")
+@dataclass(frozen=True)
+class Judged:
+    """An evaluation image as its benchmark gives it, and each model's prediction (`thumbnails.unpacked`) and value."""
+
+    sample: dict[str, Any]
+    predictions: dict[str, dict[str, np.ndarray]]
+    values: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+        return str(self.sample["id"])
 
 
-def _hemisphere() -> Key:
-    """Colours of the normals of a ball: what faces left, right, up, down and the viewer."""
-    v, u = np.mgrid[-1:1:96j, -1:1:96j]
-    square = u**2 + v**2
-    # on a ball the outward normal at (u, v) points right by u and down by v; the stored one points inward
-    inward = np.stack([-u, -v, np.sqrt(np.clip(1 - square, 0, None))], axis=-1)
-    pixels = _normals_picture(inward)
-    rgba = np.concatenate([pixels, np.where(square <= 1, 255, 0)[..., None].astype(np.uint8)], axis=-1)
-    out = io.BytesIO()
-    Image.fromarray(rgba).save(out, "PNG", optimize=True)
-    src = f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
-    return Key(src, "Normals: the colours of a ball", "tall")
+@dataclass(frozen=True)
+class Albums:
+    """Evaluation images spread over each split, those that differ most, and sentences on what cannot be shown."""
+
+    spread: list[Album]
+    extremes: list[Album]
+    missing: list[str]
 
 
-def _normals_picture(normals_HWC: np.ndarray) -> np.ndarray:
-    task = find("tasks", "normals")()
-    kappa = np.ones((*normals_HWC.shape[:2], 1), np.float32)
-    return task.picture(np.concatenate([normals_HWC[..., :3].astype(np.float32), kappa], axis=-1))
-
-
-def prediction_strips(results: Results) -> list[Strip]:
-    """Predictions of the first seed's models beside the truth, for every dense task whose probes kept some."""
-    models = [model for model in results.models if model in names.MODELS] or results.models
-    strips = []
-    for name, scores in results.probes.items():
-        heads: dict[str, list[str]] = {}
-        for task, head in scores.cells():
-            heads.setdefault(task, []).append(head)
-        for task, choices in heads.items():
-            if task not in _STRIPS:
-                continue
-            head = next((head for head in PREFERRED_HEADS if head in choices), choices[0])
-            seed = results.config.seeds[0]
-            files = [results.root / paths.probe(name, model, seed) / f"{head}.npz" for model in models]
-            if not all(path.exists() for path in files):
-                continue
-            saved = [_read_predictions(path) for path in files]
-            count = min(results.config.report.gallery, *(len(arrays["ids"]) for arrays in saved))
-            if count:
-                rows, legend, note = _STRIPS[task](scores, saved, count, [names.model(model) for model in models])
-                title = f"{names.benchmark(name)}: {names.task(task).lower()}, {names.head(head)} head"
-                caption = f"The first {count} images of the {scores.split} split, models of seed {seed}"
-                columns = ["Image", "Truth", *map(names.model, models)]
-                strips.append(Strip(title, caption, note, columns, rows, legend))
-    return strips
-
-
-def _read_predictions(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        arrays["ids"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CliptexError(f"{path}: not a file of predictions ({error}); delete it and run the probe again") from error
-    return arrays
-
-
-Saved = Sequence[dict[str, np.ndarray]]
-Rows = tuple[list[list[Picture]], list[Key], str]
-
-
-def _segmentation_strip(scores: Scores, saved: Saved, count: int, models: Sequence[str]) -> Rows:
-    masks = [[saved[0][f"truth_{i}"], *(arrays[f"prediction_{i}"] for arrays in saved)] for i in range(count)]
-    pixels = np.bincount(np.concatenate([mask.ravel() for row in masks for mask in row]), minlength=256)
-    colours, legend = _class_colours(scores.class_names, pixels)
-    rows = []
-    for i, row in enumerate(masks):
-        name, first = _image(saved[0], i)
-        shown = zip(["truth", *models], row, strict=True)
-        rows.append([first, *(picture(colours[mask], "flat", f"{who}: classes in {name}") for who, mask in shown)])
-    return rows, legend, "One colour a class, over all rows."
-
-
-def _class_colours(class_names: Sequence[str], pixels: np.ndarray) -> tuple[np.ndarray, list[Key]]:
-    """uint8 [256, 3] for class numbers, the most frequent of `pixels` farthest apart; and their legend."""
-    colours = np.full((256, 3), INVALID_COLOUR, np.uint8)
-    legend, free = [], iter(palette()[1:])
-    order = [int(value) for value in np.argsort(-pixels, kind="stable") if pixels[value]]
-    for value in order:
-        if value >= len(class_names):
+def evaluation_albums(results: Results, comparisons: Sequence[Comparison]) -> Albums:
+    """Pictures are of the first seed. Of a benchmark whose data are no longer there nothing can be shown."""
+    out = Albums([], [], [])
+    for one in comparisons:
+        if one.task not in _DRAW:
             continue
-        colours[value] = BACKGROUND_COLOUR if class_names[value] == "background" else next(free)
-        legend.append(Key(_swatch(colours[value]), class_names[value]))
-    if len(legend) > MAX_LEGEND:
-        rest = len(legend) - MAX_LEGEND
-        more = Key(_swatch(BACKGROUND_COLOUR), f"and {rest} rarer classes in colours of their own")
-        legend = [*legend[:MAX_LEGEND], more]
-    if pixels[IGNORE]:
-        legend.append(Key(_swatch(INVALID_COLOUR), "left out of the metric"))
-    return colours, legend
+        folder = results.root / paths.benchmark(one.scores.benchmark)
+        if not folder.exists():
+            out.missing.append(f"No image of {names.benchmark(one.scores.benchmark)} is shown: {folder} is gone.")
+            continue
+        _add_albums(out, results, one, find("benchmarks", one.scores.benchmark)(folder).samples("eval"))
+    return out
 
 
-def _depth_strip(scores: Scores, saved: Saved, count: int, models: Sequence[str]) -> Rows:
-    from matplotlib import colormaps
+def _add_albums(out: Albums, results: Results, one: Comparison, samples: Sequence[dict]) -> None:
+    models = [model for model in results.models if model in names.MODELS] or results.models
+    seed = results.config.seeds[0]
+    files = {model: _thumbnails(one, model, seed) for model in models}
+    about = f"{names.head(one.head)} heads, models of seed {seed}"
 
-    rows = []
-    for i in range(count):
-        name, first = _image(saved[0], i)
-        truth = saved[0][f"depth_truth_{i}"].astype(np.float64)
-        valid = np.isfinite(truth)
-        low, high = np.percentile(truth[valid], [1, 99]) if valid.any() else (0.0, 1.0)
-        row = [first]
-        for who, depth in zip(["truth", *models], [truth, *(a[f"depth_prediction_{i}"] for a in saved)], strict=True):
-            # near is bright, as in the pseudo-labels
-            shares = np.clip((high - depth) / max(high - low, 1e-6), 0, 1)
-            pixels = colormaps["viridis"](np.nan_to_num(shares), bytes=True)[..., :3].copy()
-            pixels[~np.isfinite(depth)] = INVALID_COLOUR
-            title = f"{low:.1f}–{high:.1f} m" if who == "truth" else ""
-            row.append(picture(pixels, "smooth", f"{who}: depth of {name}", title))
-        rows.append(row)
-    ramp = (colormaps["viridis"](np.linspace(0, 1, 128)[None].repeat(12, axis=0), bytes=True))[..., :3]
-    legend = [Key(data_uri(ramp, "flat"), "far to near", "wide"), Key(_swatch(INVALID_COLOUR), "no truth")]
-    return rows, legend, "A row's pictures share one range, the 1st to 99th percentile of its truth."
+    def items(indices: Sequence[int], shown: Sequence[str], titles: Sequence[str]) -> list[Item]:
+        images = [_judged(one, samples, {model: files[model] for model in shown}, index) for index in indices]
+        drawn = _DRAW[one.task](one.scores, images)
+        return [Item(f"{word}{x.name}", *made) for word, x, made in zip(titles, images, drawn, strict=True)]
 
+    count = len(files[models[0]].ids)
+    chosen = np.unique(np.linspace(0, count - 1, results.config.report.gallery).round().astype(int)).tolist()
+    note = f"{len(chosen)} images at even distances in the {one.scores.split} split; {about}. {_NOTES[one.task]}"
+    out.spread.append(Album(one.title, note, items(chosen, models, [""] * len(chosen))))
 
-def _normals_strip(scores: Scores, saved: Saved, count: int, models: Sequence[str]) -> Rows:
-    rows = []
-    for i in range(count):
-        name, first = _image(saved[0], i)
-        normals = [saved[0][f"normals_truth_{i}"], *(arrays[f"normals_prediction_{i}"] for arrays in saved)]
-        shown = zip(["truth", *models], normals, strict=True)
-        rows.append([first, *(picture(_normals_picture(n), "smooth", f"{who}: normals of {name}") for who, n in shown)])
-    legend = [_hemisphere(), Key(_swatch(INVALID_COLOUR), "no truth")]
-    return rows, legend, "Red, green, blue: the surface faces right, up, the viewer."
-
-
-def _detection_strip(scores: Scores, saved: Saved, count: int, models: Sequence[str]) -> Rows:
-    """Of each model as many boxes as the truth has objects: weak detectors have scores below any threshold."""
-    found: list[list[tuple[np.ndarray, np.ndarray, str]]] = []
-    for i in range(count):
-        truth = saved[0][f"truth_boxes_{i}"], saved[0][f"truth_labels_{i}"]
-        wanted = max(1, int((~saved[0][f"truth_crowd_{i}"]).sum()))
-        row = [(*truth, "")]
-        for arrays in saved:
-            sure = np.argsort(-arrays[f"prediction_scores_{i}"], kind="stable")[:wanted]
-            boxes, labels = arrays[f"prediction_boxes_{i}"][sure], arrays[f"prediction_labels_{i}"][sure]
-            seen = [
-                f"{scores.class_names[int(label)]} {score:.2f}"
-                for label, score in zip(labels, arrays[f"prediction_scores_{i}"][sure], strict=True)
-            ]
-            more = f" and {len(seen) - MAX_NAMED} more" if len(seen) > MAX_NAMED else ""
-            row.append((boxes, labels, ", ".join(seen[:MAX_NAMED]) + more or "no box"))
-        found.append(row)
-    labels = np.concatenate([labels for row in found for _, labels, _ in row]).astype(int)
-    colours, legend = _class_colours(scores.class_names, np.bincount(labels, minlength=256))
-    rows = []
-    for i, row in enumerate(found):
-        name, first = _image(saved[0], i)
-        pictures = [first]
-        for who, (boxes, classes, title) in zip(["truth", *models], row, strict=True):
-            drawn = _with_boxes(saved[0][f"image_{i}"], boxes, colours[classes.astype(int)])
-            seen = ", ".join(scores.class_names[c] for c in classes.astype(int)) or "nothing"
-            pictures.append(picture(drawn, "photo", f"{who}: boxes in {name}: {seen}", title))
-        rows.append(pictures)
+    helped, hurt = one.extremes(results.config.report.extremes)
+    if not helped and not hurt:
+        return
+    words = [f"CLIPTeX helps, {rank} of {len(helped)}: " for rank in range(1, len(helped) + 1)]
+    words += [f"CLIPTeX hurts, {rank} of {len(hurt)}: " for rank in range(1, len(hurt) + 1)]
+    several = ", in the mean over seeds" if len(results.config.seeds) > 1 else ""
     note = (
-        "Of each model the boxes with the highest scores, as many as the truth has objects in the image (at least "
-        "one); below, their classes and scores."
+        f"Of all evaluation images those in which {names.metric(one.metric)} differs most between CLIP-FT and CLIPTeX"
+        f"{several}: first where CLIPTeX is better, then where it is worse; {about}. {_NOTES[one.task]}"
     )
-    return rows, legend, note
+    out.extremes.append(Album(one.title, note, items([*helped, *hurt], (names.REFERENCE, names.SUBJECT), words)))
 
 
-def _with_boxes(image: np.ndarray, boxes: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] with the outlines of boxes (xyxy), enlarged so that the lines are thin."""
-    scale = max(1, round(MAX_SIDE_PX / max(image.shape[:2])))
-    size = (image.shape[1] * scale, image.shape[0] * scale)
-    drawn = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(drawn)
-    width = max(2, round(max(size) / 100))
-    for box, colour in zip(boxes, colours, strict=True):
-        left, top, right, bottom = (float(edge) * scale for edge in box)
-        if right > left and bottom > top:
-            pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=width + 2)
-            pen.rectangle((left, top, right, bottom), outline=tuple(int(c) for c in colour), width=width)
-    return np.asarray(drawn)
+def _thumbnails(one: Comparison, model: str, seed: int) -> PerImage:
+    return read_per_image(thumbnails_path(one.scores.folder / model / f"seed{seed}" / f"{one.head}.json"))
 
 
-def _image(arrays: dict[str, np.ndarray], index: int) -> tuple[str, Picture]:
-    name = str(arrays["ids"][index])
-    return name, picture(arrays[f"image_{index}"], "photo", f"Image {name}")
+def _judged(one: Comparison, samples: Sequence[dict], files: dict[str, PerImage], index: int) -> Judged:
+    sample = samples[index]
+    predictions, values = {}, {}
+    for model, file in files.items():
+        if str(file.ids[index]) != str(sample["id"]):
+            raise CliptexError(
+                f"{one.scores.path}: was made with other images than are in place now ({sample['id']} where it has "
+                f"{file.ids[index]}); probe again"
+            )
+        predictions[model] = unpacked(one.task, file.tasks[one.task], index)
+        value = one.values[model][index]
+        unit = names.unit(one.task, one.metric)
+        shown = names.number(value, one.task, one.metric) + (f" {unit}" if unit else "") if np.isfinite(value) else "–"
+        values[model] = f"{names.metric(one.metric)} {shown}"
+    return Judged(sample, predictions, values)
 
 
-_STRIPS = {
-    "semantic_segmentation": _segmentation_strip,
-    "detection": _detection_strip,
-    "depth": _depth_strip,
-    "normals": _normals_strip,
+Drawn = list[tuple[list[Picture], list[Key]]]
+Labels = dict[str, np.ndarray]
+
+
+def _pages(
+    images: Sequence[Judged],
+    truth: Callable[[Judged], Labels],
+    pixels: Callable[[Judged, Labels], tuple[np.ndarray, str]],
+    legend: Callable[[Judged, list[Labels]], list[Key]],
+    what: str,
+    seen: Callable[[Labels], list[str]] = lambda labels: [],
+    written: bool = False,
+) -> Drawn:
+    """Each image beside its truth and what each model says of it.
+
+    pixels: a drawing and its kind. what: `depth of`. seen: what there is in it, for those who do not see it; written:
+    for all.
+    """
+    out = []
+    for image in images:
+        row = [picture(image.sample["image"], "photo", f"Image {image.name}", "image")]
+        everything = {"truth": truth(image), **image.predictions}
+        for model, labels in everything.items():
+            who, words = names.model(model), seen(labels)
+            drawn, kind = pixels(image, labels)
+            alt = f"{who}: {what} {image.name}" + (f": {', '.join(words)}" if words else "")
+            some = ", ".join(words[:MAX_NAMED]) + (f" and {len(words) - MAX_NAMED} more" * (len(words) > MAX_NAMED))
+            note = [image.values.get(model, ""), (some or "nothing") if written else ""]
+            row.append(picture(drawn, kind, alt, who, ": ".join(filter(None, note))))
+        out.append((row, legend(image, list(everything.values()))))
+    return out
+
+
+def draw_segmentation(scores: Scores, images: Sequence[Judged]) -> Drawn:
+    def truth(image: Judged) -> Labels:
+        return {"mask": shrunk(image.sample["mask"], MASK_SIDE_PX)}
+
+    masks = [labels["mask"] for image in images for labels in (truth(image), *image.predictions.values())]
+    colours = ClassColours(scores.class_names, occurring(masks))
+    return _pages(
+        images,
+        truth,
+        lambda image, labels: (colours.of[labels["mask"]], "flat"),
+        lambda image, every: colours.legend(labels["mask"] for labels in every),
+        "classes in",
+        lambda labels: [scores.class_names[v] for v in np.unique(labels["mask"]) if v < len(scores.class_names)],
+    )
+
+
+def draw_depth(scores: Scores, images: Sequence[Judged]) -> Drawn:
+    def bounds(image: Judged) -> tuple[float, float]:
+        known = image.sample["depth"][np.isfinite(image.sample["depth"])]
+        return tuple(np.percentile(known, [1, 99]).tolist()) if known.size else (0.0, 1.0)
+
+    return _pages(
+        images,
+        lambda image: {"depth": image.sample["depth"]},
+        lambda image, labels: (depth_pixels(labels["depth"], *bounds(image)), "smooth"),
+        lambda image, every: depth_legend(*bounds(image)),
+        "depth of",
+    )
+
+
+def draw_normals(scores: Scores, images: Sequence[Judged]) -> Drawn:
+    keys = normals_legend()
+    return _pages(
+        images,
+        lambda image: {"normals": image.sample["normals"]},
+        lambda image, labels: (normals_pixels(labels["normals"]), "smooth"),
+        lambda image, every: keys,
+        "normals of",
+    )
+
+
+def draw_detections(scores: Scores, images: Sequence[Judged]) -> Drawn:
+    """Of each model as many boxes as the truth has objects: weak detectors have scores below any threshold."""
+
+    def shown(image: Judged, labels: Labels) -> Labels:
+        wanted = max(1, int((~image.sample["crowd"]).sum()))
+        return {name: values[:wanted] for name, values in labels.items()}
+
+    def truth(image: Judged) -> Labels:
+        return {name: image.sample[name] for name in ("boxes", "labels")}
+
+    images = [
+        replace(image, predictions={model: shown(image, one) for model, one in image.predictions.items()})
+        for image in images
+    ]
+    labels = [one["labels"].astype(int) for image in images for one in (truth(image), *image.predictions.values())]
+    colours = ClassColours(scores.class_names, occurring(labels))
+
+    def seen(one: Labels) -> list[str]:
+        named = [scores.class_names[int(label)] for label in one["labels"]]
+        return [f"{x} {y:.2f}" for x, y in zip(named, one["scores"], strict=True)] if "scores" in one else named
+
+    def drawn(image: Judged, one: Labels) -> tuple[np.ndarray, str]:
+        return with_boxes(image.sample["image"], one["boxes"], colours.of[one["labels"].astype(int)]), "photo"
+
+    return _pages(
+        images,
+        truth,
+        drawn,
+        lambda image, every: colours.legend(one["labels"].astype(int) for one in every),
+        "boxes in",
+        seen,
+        written=True,
+    )
+
+
+_DRAW: dict[str, Callable[[Scores, Sequence[Judged]], Drawn]] = {
+    "semantic_segmentation": draw_segmentation,
+    "detection": draw_detections,
+    "depth": draw_depth,
+    "normals": draw_normals,
+}
+_NOTES = {
+    "semantic_segmentation": "One colour a class, the same in the whole album.",
+    "detection": (
+        "Of each model the boxes with the highest scores, as many as the truth has objects in the image (at least "
+        "one); below, their classes and scores. One colour a class, the same in the whole album."
+    ),
+    "depth": "The pictures of an image share one range, the 1st to the 99th percentile of its truth.",
+    "normals": "Red, green, blue: the surface faces right, up, the viewer.",
 }

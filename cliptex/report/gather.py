@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.files import read_json
 from cliptex.labels import read_label_index
+from cliptex.probes.per_image import Arrays, PerImage, per_image_path, read_per_image
 from cliptex.report import names
 
 
@@ -42,10 +43,16 @@ class Scores:
     provenance: dict[str, Any]
     chance: dict[str, Any]
     """Metric -> what guessing gives, percent, of retrieval by task; zero-shot only."""
+    folder: Path | None = None
+    """Where the probes of each model lie; None for zero-shot."""
+    _files: dict[Path, PerImage] = field(default_factory=dict, repr=False, compare=False)
 
     def cells(self) -> list[tuple[str, str]]:
-        """(task, head) in order of appearance."""
-        return list(dict.fromkeys((row.task, row.head) for row in self.rows))
+        """(task, head): tasks in order of appearance, heads from light to heavy."""
+        found = list(dict.fromkeys((row.task, row.head) for row in self.rows))
+        tasks = list(dict.fromkeys(task for task, _ in found))
+        order = {head: number for number, head in enumerate(names.HEAD_ORDER)}
+        return sorted(found, key=lambda cell: (tasks.index(cell[0]), order.get(cell[1], len(order))))
 
     def guess(self, task: str, metric: str) -> float | None:
         """What guessing gives, percent; None where it is not known."""
@@ -57,6 +64,28 @@ class Scores:
         for row in sorted(self.rows, key=lambda row: row.seed):
             if (row.task, row.head) == (task, head) and row.metrics.get(metric) is not None:
                 out.setdefault(row.model, []).append(row.metrics[metric])
+        return out
+
+    def images(self, task: str, head: str) -> dict[str, list[Arrays]]:
+        """Model -> what each evaluation image adds to the main metric, one a seed; no model for a task that kept none.
+
+        Raises CliptexError that names the first file that is missing, broken, or about other images than the rest.
+        """
+        out: dict[str, list[Arrays]] = {}
+        ids = None
+        for row in sorted(self.rows, key=lambda row: row.seed):
+            if (row.task, row.head) != (task, head):
+                continue
+            name = f"{row.model}/seed{row.seed}"
+            path = per_image_path(self.folder / name / f"{head}.json" if self.folder else self.path)
+            if path not in self._files:
+                self._files[path] = read_per_image(path)
+            file = self._files[path]
+            ids = file.ids if ids is None else ids
+            if file.ids.tolist() != ids.tolist() or len(ids) != self.num_eval:
+                raise CliptexError(f"{path}: is about other images than {self.path}; delete it and run the probe again")
+            if task in file.tasks:
+                out.setdefault(row.model, []).append(file.of(task, name if file.rows else None))
         return out
 
 
@@ -105,18 +134,19 @@ def gather(config: Config, root: Path) -> Results:
     """Read all results that `config` calls for. Raises CliptexError naming the first that is missing or broken."""
     if not config.probes.benchmarks:
         raise CliptexError("probes.benchmarks: there are none, so there is nothing to report; name at least one")
-    models = _in_order(config.probes.models or config.models)
+    models = _in_order(config.probes.models or config.models, names.MODELS)
     baselines = [name for name in names.BASELINES if name in config.probes.baselines]
     probes = {
         name: _scores(root / paths.RESULTS / "probes" / f"{name}.json", models, config.seeds, baselines)
-        for name in config.probes.benchmarks
+        for name in _in_order(config.probes.benchmarks, names.BENCHMARKS)
     }
     zeroshot = {
         name: _scores(root / paths.RESULTS / "zeroshot" / f"{name}.json", models, config.seeds)
         for name in [*config.zeroshot.benchmarks, *config.zeroshot.caption_sets]
     }
     runs = {
-        name: {seed: _run(root / paths.model(name, seed)) for seed in config.seeds} for name in _in_order(config.models)
+        name: {seed: _run(root / paths.model(name, seed)) for seed in config.seeds}
+        for name in _in_order(config.models, names.MODELS)
     }
     stores = {
         name: read_label_index(config, name, root / paths.labels(name) / "index.json") for name in config.label_stores
@@ -137,10 +167,10 @@ def gather(config: Config, root: Path) -> Results:
     )
 
 
-def _in_order(models: Iterable[str]) -> list[str]:
-    """CLIP, CLIP-FT, CLIPTeX first, then the others as in the config."""
-    first = [name for name in names.MODELS if name in models]
-    return first + [name for name in models if name not in first]
+def _in_order(found: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Those that are known first, in that order, then the others as they come."""
+    first = [name for name in known if name in found]
+    return first + [name for name in found if name not in first]
 
 
 def _scores(path: Path, models: list[str], seeds: list[int], baselines: Iterable[str] = ()) -> Scores:
@@ -167,6 +197,7 @@ def _scores(path: Path, models: list[str], seeds: list[int], baselines: Iterable
             ],
             provenance=data["provenance"],
             chance=data.get("chance", {}),
+            folder=path.with_suffix("") if path.parent.name == "probes" else None,
         )
     except (KeyError, TypeError) as error:
         raise CliptexError(f"{path}: lacks {error}; delete it and run the same command again") from error

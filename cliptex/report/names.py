@@ -15,6 +15,9 @@ BENCHMARKS = {
     "coco_captions": "COCO captions",
 }
 
+HEAD_ORDER = ("linear", "deeplabv3", "pspnet")
+"""From light to heavy; other heads come after these."""
+
 TASKS = {
     "semantic_segmentation": "Semantic segmentation",
     "instance_segmentation": "Instance segmentation",

@@ -1,6 +1,7 @@
-"""One self-contained page from the report's parts: no request leaves it, it needs no script."""
+"""One self-contained page from the report's parts: no request leaves it, and it can be read without its script."""
 
 import base64
+import hashlib
 import re
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -13,8 +14,10 @@ from markupsafe import Markup, escape
 from cliptex import __version__
 from cliptex.plain_text import without_secrets
 from cliptex.report import figures, gallery, names, tables
+from cliptex.report.bootstrap import LEVEL
+from cliptex.report.differences import Comparison, compare, differences_table
 from cliptex.report.gather import Results
-from cliptex.report.statistics import Outcome, Verdict, beside, signed, verdict
+from cliptex.report.statistics import Outcome, Verdict, beside, ranging, signed, verdict
 from cliptex.report.table import Table
 
 SUFFIX = " (miniature)"
@@ -22,9 +25,10 @@ SECTIONS = {
     "results": "Results",
     "zeroshot": "Zero-shot",
     "training": "Training and cost",
-    "labels": "Labels",
-    "pictures": "Pictures",
-    "details": "All metrics, time, data left out",
+    "labels": "Label quality",
+    "differences": "What differs most",
+    "pictures": "Gallery",
+    "details": "All metrics, time",
     "provenance": "Provenance and how to reproduce",
 }
 
@@ -38,6 +42,7 @@ class Parts:
     tables: dict[str, Table]
     metrics: list[Table]
     charts: dict[str, figures.Chart]
+    comparisons: list[Comparison]
 
 
 def make_parts(results: Results) -> Parts:
@@ -46,12 +51,14 @@ def make_parts(results: Results) -> Parts:
     zeroshot = tables.zeroshot_cells(results)
     shown = [*results.baselines, *results.models]
     suffix = SUFFIX if results.miniature else ""
+    comparisons = compare(results)
     made = {
         "main": tables.main_table(results, cells),
         "further_values": tables.further_values_table(results, cells),
         "further": tables.further_table(results, cells),
-        "zeroshot": tables.zeroshot_table(results),
+        "zeroshot": tables.zeroshot_table(results, zeroshot),
         "cost": tables.cost_table(results),
+        "differences": differences_table(results, comparisons),
         "labels": tables.labels_table(results),
         "experts": tables.experts_table(results),
         "timings": tables.timing_table(results),
@@ -88,30 +95,37 @@ def make_parts(results: Results) -> Parts:
         {name: replace(t, caption=t.caption + suffix) for name, t in made.items() if t is not None},
         [replace(t, caption=t.caption + suffix) for t in metrics],
         {name: replace(c, caption=c.caption + suffix) for name, c in charts.items() if c is not None},
+        comparisons,
     )
 
 
 def render(results: Results, parts: Parts) -> str:
     """The page as HTML text."""
-    pairs, pairs_legend = gallery.labelled_pairs(results)
-    strips = gallery.prediction_strips(results)
+    pairs = gallery.labelled_pairs(results)
+    judged = gallery.evaluation_albums(results, parts.comparisons)
+    albums = [*([pairs] if pairs else []), *judged.spread]
     charts = {name: _embedded(chart) for name, chart in parts.charts.items()}
     there = {
         "zeroshot": "zeroshot" in parts.tables,
-        "labels": "labels" in parts.tables,
-        "pictures": bool(pairs or strips),
+        "differences": bool(judged.extremes) or "differences" in parts.tables,
+        "pictures": bool(albums),
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_unbroken)
     source = files("cliptex.report")
     template = environment.from_string(source.joinpath("page.html").read_text())
-    optional = ("further_values", "further", "zeroshot", "labels", "experts", "timings", "weights")
+    script = source.joinpath("page.js").read_text()
+    optional = ("further_values", "further", "zeroshot", "labels", "experts", "differences", "timings", "weights")
     return template.render(
         dict.fromkeys(optional)
         | parts.tables
         | {
             "title": results.config.report.title,
             "css": Markup(source.joinpath("page.css").read_text()),
+            "script": Markup(f"\n{script}"),
+            # of the text between the tags, so that no other script runs
+            "script_digest": base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode(),
             "miniature": results.miniature,
+            "source": _source(results),
             "suffix": SUFFIX if results.miniature else "",
             "verdict": parts.verdict,
             "further_sentences": parts.further,
@@ -120,9 +134,9 @@ def render(results: Results, parts: Parts) -> str:
             "titles": SECTIONS,
             "gains": charts.get("gains"),
             "curves": [charts[name] for name in ("contrastive_loss", "task_losses") if name in charts],
-            "pairs": pairs,
-            "pairs_legend": pairs_legend,
-            "strips": strips,
+            "albums": albums,
+            "extremes": judged.extremes,
+            "missing_pictures": judged.missing,
             "metrics": parts.metrics,
             # escaped already, so that its spaces stay as they are and it can be copied
             "config": escape(
@@ -131,6 +145,12 @@ def render(results: Results, parts: Parts) -> str:
             "version": __version__,
         }
     )
+
+
+def _source(results: Results) -> str:
+    """Which data the numbers rest on, where none are rendered."""
+    pairs = f"{results.shards['num_samples']:,} image-caption pairs".replace(",", "\u2009")
+    return f"official benchmark data; encoders trained on {pairs}"
 
 
 def _unbroken(value: Any) -> Any:
@@ -155,18 +175,26 @@ def _svg_uri(svg: str) -> str:
 def _tiles(results: Results, parts: Parts) -> list[dict[str, Any]]:
     """The few numbers at the head of the page."""
     counts = parts.verdict.counts
-    text = "dense probes in which CLIPTeX is ahead of CLIP-FT"
-    tiles = [{"value": f"{counts['better']} of {counts['cells']}", "text": text}]
     if len(results.config.seeds) > 1:
-        text = f"real gains: beyond the spread over {len(results.config.seeds)} seeds, and above both baselines"
-        tiles.append({"value": f"{counts[Outcome.REAL]} of {counts['cells']}", "text": text})
+        outcome = Outcome.REAL
+        text = f"dense probes with a real gain over CLIP-FT; ahead in {counts['better']}"
     else:
-        text = "ahead of both baselines too; one seed, so not called real"
-        tiles.append({"value": f"{counts[Outcome.ONE_SEED]} of {counts['cells']}", "text": text})
-    for item in tables.zeroshot_cells(results):
-        if item.state != "missing":
-            text = f"zero-shot top-1 on {item.benchmark}, CLIP-FT to CLIPTeX (chance {item.chance:.1f} %)"
-            tiles.append({"value": f"{_mean(item.reference):.1f} → {_mean(item.subject):.1f} %", "text": text})
+        outcome = Outcome.ONE_SEED
+        text = f"dense probes with a gain over CLIP-FT beyond the noise of the images; ahead in {counts['better']}"
+    tiles = [{"value": f"{counts[outcome]} of {counts['cells']}", "text": text}]
+    if (gain := parts.verdict.gain) is not None:
+        bounds = parts.verdict.gain_interval
+        text = f"median relative gain in the dense probes; {LEVEL:.0f} % interval {ranging(bounds)} %" if bounds else ""
+        tiles.append({"value": f"{signed(gain)} %", "text": text or "median relative gain in the dense probes"})
+    judged = [item for item in tables.zeroshot_cells(results) if item.state not in ("missing", "at chance")]
+    if judged:
+        kept = [item for item in judged if item.state.startswith("kept")]
+        first = judged[0]
+        text = (
+            f"zero-shot tasks in which CLIPTeX is not below CLIP-FT by more than the noise; {first.metric} on "
+            f"{first.benchmark} {_mean(first.reference):.1f} → {_mean(first.subject):.1f} %"
+        )
+        tiles.append({"value": f"{len(kept)} of {len(judged)}", "text": text})
     if (overhead := tables.step_overhead(results)) is not None:
         tiles.append({"value": f"{signed(overhead, 0)} %", "text": "time of a training step, compared with CLIP-FT"})
     return tiles

@@ -1,6 +1,7 @@
 """What the numbers say: direction of each metric, spread over seeds, relative gain, verdict. Pure functions.
 
-A cell is one (benchmark, task, head), judged by the task's main metric. Values are one number a seed.
+A cell is one (benchmark, task, head), judged by the task's main metric. Values are one number a seed. Noise has two
+parts, each known or not: the spread over seeds, and the interval over evaluation images (`cliptex.report.bootstrap`).
 """
 
 import math
@@ -9,14 +10,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import fmean, median, stdev
 
-MAIN_METRIC = {
-    "semantic_segmentation": "mIoU",
-    "detection": "AP",
-    "instance_segmentation": "AP",
-    "depth": "rmse",
-    "normals": "mean",
-    "classification": "top1",
-}
+import numpy as np
+
+from cliptex.report.bootstrap import LEVEL, Interval, interval
+
 DENSE_TASKS = ("semantic_segmentation", "detection", "instance_segmentation", "depth", "normals")
 LOWER_IS_BETTER = frozenset({"rmse", "absrel", "log10", "silog", "mean", "median"})
 HIGHER_IS_BETTER = frozenset(
@@ -70,59 +67,78 @@ def relative_gain(new: float | None, old: float | None, better: int) -> float | 
 
 @dataclass(frozen=True)
 class Difference:
-    """Subject minus other, in the metric's unit, signed so that positive is better; and the pooled spread."""
+    """Subject minus other, in the metric's unit, signed so that positive is better.
+
+    spread: pooled standard deviation over seeds; None with one seed. interval: 95 % over evaluation images; None where
+    the images' statistics were not kept.
+    """
 
     value: float
     spread: float | None
+    interval: Interval | None = None
 
     @property
-    def beyond_spread(self) -> bool | None:
-        """Whether it is larger than the spread, either way; None when there is no spread (one seed)."""
-        return None if self.spread is None else abs(self.value) > self.spread
+    def beyond_noise(self) -> bool | None:
+        """Whether it is larger than the spread and its interval excludes zero, as far as they are known; else None."""
+        tests = [] if self.spread is None else [abs(self.value) > self.spread]
+        if self.interval is not None:
+            tests.append(self.interval.low > 0 if self.value > 0 else self.interval.high < 0)
+        return all(tests) if tests else None
 
 
-def difference(subject: Sequence[float], other: Sequence[float], better: int) -> Difference | None:
-    """Compare two models' values; None where either has none or the metric's direction is not known."""
+def difference(
+    subject: Sequence[float], other: Sequence[float], better: int, draws: Sequence[np.ndarray | None] = (None, None)
+) -> Difference | None:
+    """Compare two models' values; None where either has none or the metric's direction is not known.
+
+    draws: the values of the subject and of the other in the same draws of images.
+    """
     if not subject or not other or not better:
         return None
     value = better * (fmean(subject) - fmean(other))
     if abs(value) < 1e-12 * max(abs(fmean(subject)), abs(fmean(other))):  # rounding of equal means
         value = 0.0
-    return Difference(value, pooled_std(subject, other))
+    known = all(one is not None for one in draws)
+    return Difference(value, pooled_std(subject, other), interval(better * (draws[0] - draws[1])) if known else None)
 
 
 class Outcome(StrEnum):
     """What may be said of a cell."""
 
     REAL = "real"
-    """Better than the reference and than every baseline, each by more than the spread."""
+    """Better than the reference and than every baseline, each beyond the noise, that over seeds included."""
     ONE_SEED = "one seed"
-    """Better than the reference and than every baseline, but one seed cannot show spread."""
-    WITHIN_SPREAD = "within spread"
-    """Better than the reference, by no more than the spread."""
+    """Better than the reference and every baseline, beyond the noise of the images, but one seed shows no spread."""
+    WITHIN_NOISE = "within noise"
+    """Better than the reference, by no more than the noise."""
     BASELINE = "baseline as good"
     """Better than the reference, but not clearly better than a baseline: the gain may not be knowledge."""
     UNCHECKED = "baseline missing"
     """Better than the reference, but a baseline was not run here."""
     TIE = "tie"
-    WORSE_WITHIN_SPREAD = "worse, within spread"
+    WORSE_WITHIN_NOISE = "worse, within noise"
     WORSE = "worse"
     MISSING = "missing"
     """One side has no value."""
 
 
-BETTER = (Outcome.REAL, Outcome.ONE_SEED, Outcome.WITHIN_SPREAD, Outcome.BASELINE, Outcome.UNCHECKED)
+BETTER = (Outcome.REAL, Outcome.ONE_SEED, Outcome.WITHIN_NOISE, Outcome.BASELINE, Outcome.UNCHECKED)
 """Outcomes in which the subject's mean is better than the reference's."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A cell's outcome, its relative gain in percent, and the baselines that stand in the way."""
+    """A cell's outcome, its relative gain and the gain's interval in percent, and the baselines in the way.
+
+    gains: the relative gain in every draw of images, percent of the reference's value over all images.
+    """
 
     outcome: Outcome
     gain: float | None = None
     difference: Difference | None = None
     baselines: tuple[str, ...] = ()
+    gain_interval: Interval | None = None
+    gains: np.ndarray | None = None
 
 
 def judge(
@@ -132,67 +148,103 @@ def judge(
     subject: str,
     reference: str,
     baselines: Sequence[str] = ("random", "position"),
+    draws: Mapping[str, np.ndarray] | None = None,
 ) -> Judgement:
     """Judge one cell.
 
-    values: model -> one number a seed. "Better" means a better mean; with two or more seeds a gain counts only where
-    it exceeds the pooled standard deviation of the two models compared, against the reference and each baseline alike.
+    values: model -> one number a seed. draws: model -> its value in each draw of images, mean over seeds. "Better"
+    means a better mean. A gain counts only beyond the noise: with two or more seeds it must exceed the pooled standard
+    deviation of the two models compared, and with `draws` the 95 % interval of the difference must exclude zero,
+    against the reference and each baseline alike.
     """
-    against = difference(values.get(subject, ()), values.get(reference, ()), better)
+    draws = draws or {}
+
+    def compare(other: str) -> Difference | None:
+        pair = draws.get(subject), draws.get(other)
+        return difference(values.get(subject, ()), values.get(other, ()), better, pair)
+
+    against = compare(reference)
     if against is None:
         return Judgement(Outcome.MISSING)
-    gain = relative_gain(fmean(values[subject]), fmean(values[reference]), better)
+    old = fmean(values[reference])
+    gain = relative_gain(fmean(values[subject]), old, better)
+    percent = 100 / abs(old) if old else None
+    gain_interval = against.interval.scaled(percent) if against.interval and percent else None
+    gains = better * (draws[subject] - draws[reference]) * percent if gain_interval else None
 
     def outcome(what: Outcome, names: Sequence[str] = ()) -> Judgement:
-        return Judgement(what, gain, against, tuple(names))
+        return Judgement(what, gain, against, tuple(names), gain_interval, gains)
 
     if against.value == 0:
         return outcome(Outcome.TIE)
     if against.value < 0:
-        return outcome(Outcome.WORSE_WITHIN_SPREAD if against.beyond_spread is False else Outcome.WORSE)
-    if against.beyond_spread is False:
-        return outcome(Outcome.WITHIN_SPREAD)
-    margins = {name: difference(values[subject], values.get(name, ()), better) for name in baselines}
-    as_good = [n for n, m in margins.items() if m is not None and (m.value <= 0 or m.beyond_spread is False)]
+        return outcome(Outcome.WORSE_WITHIN_NOISE if against.beyond_noise is False else Outcome.WORSE)
+    if against.beyond_noise is False:
+        return outcome(Outcome.WITHIN_NOISE)
+    margins = {name: compare(name) for name in baselines}
+    as_good = [n for n, m in margins.items() if m is not None and (m.value <= 0 or m.beyond_noise is False)]
     if as_good:
         return outcome(Outcome.BASELINE, as_good)
     if missing := [name for name in ("random", "position") if margins.get(name) is None]:
         return outcome(Outcome.UNCHECKED, missing)
-    return outcome(Outcome.ONE_SEED if against.beyond_spread is None else Outcome.REAL)
+    return outcome(Outcome.ONE_SEED if against.spread is None else Outcome.REAL)
 
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Zero-shot top-1 of one benchmark: subject and reference, one number a seed, and chance, all in percent."""
+    """A zero-shot metric of one benchmark: subject and reference, one number a seed, and chance, all in percent.
+
+    benchmark, metric: as shown. draws: the values of the subject and of the reference in the same draws of images.
+    key: benchmark and task in the results.
+    """
 
     benchmark: str
     subject: Sequence[float]
     reference: Sequence[float]
-    chance: float
+    chance: float | None
+    draws: Sequence[np.ndarray | None] = (None, None)
+    metric: str = "top-1"
+    key: tuple[str, str] = ("", "")
+
+    @property
+    def against(self) -> Difference | None:
+        """Subject minus reference, in points."""
+        return difference(self.subject, self.reference, 1, self.draws)
 
     @property
     def state(self) -> str:
-        """`kept`, `lost`, `lower, undecided`, `at chance` (neither model is above it) or `missing`.
+        """`kept`, `kept within noise`, `lost`, `lower, undecided`, `at chance` (neither is above it) or `missing`.
 
-        Kept: not below the reference by more than the spread. Lower with one seed: nothing can be said.
+        Kept: not below the reference; within noise: below it by no more than that. Lower with one seed: undecided.
         """
-        against = difference(self.subject, self.reference, 1)
+        against = self.against
         if against is None:
             return "missing"
-        if fmean(self.subject) <= self.chance and fmean(self.reference) <= self.chance:
+        if self.chance is not None and max(fmean(self.subject), fmean(self.reference)) <= self.chance:
             return "at chance"
-        if against.value >= 0 or against.beyond_spread is False:
+        if against.value >= 0:
             return "kept"
-        return "lost" if against.beyond_spread else "lower, undecided"
+        if against.beyond_noise is False:
+            return "kept within noise"
+        return "lower, undecided" if against.spread is None else "lost"
+
+
+ONE_SEED = (
+    "The interval over images stands in for the spread between runs, which one seed cannot show: it covers which "
+    "images were judged, not how training or a head would have turned out with another seed. So no gain is called real "
+    "here."
+)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The paragraph at the head of the page, and the counts behind it."""
+    """The paragraph at the head of the page, the counts behind it, and the median relative gain in percent."""
 
     headline: str
     sentences: list[str]
     counts: dict[str, int] = field(default_factory=dict)
+    gain: float | None = None
+    gain_interval: Interval | None = None
 
 
 def verdict(
@@ -215,7 +267,7 @@ def verdict(
     groups[Outcome.MISSING] = [name for name in cells if name not in judged]
     counts = {outcome.value: len(names) for outcome, names in groups.items()}
     ahead = [name for name, cell in judged.items() if cell.outcome in BETTER]
-    behind = groups[Outcome.WORSE] + groups[Outcome.WORSE_WITHIN_SPREAD]
+    behind = groups[Outcome.WORSE] + groups[Outcome.WORSE_WITHIN_NOISE]
     counts |= {"cells": len(judged), "better": len(ahead)}
     if not judged:
         return Verdict(
@@ -226,7 +278,13 @@ def verdict(
 
     total = f"{len(judged)} dense {'probe' if len(judged) == 1 else 'probes'}"
     gains = [cell.gain for cell in judged.values() if cell.gain is not None]
-    middle = f"; the median relative gain is {signed(median(gains))} %" if gains else ""
+    typical = median(gains) if gains else None
+    middle = f"; the median relative gain is {signed(typical)} %" if gains else ""
+    drawn = [cell.gains for cell in judged.values() if cell.gains is not None]
+    imaged = bool(gains) and len(drawn) == len(gains)
+    bounds = interval(np.median(drawn, axis=0)) if imaged else None
+    if bounds:
+        middle += f" ({LEVEL:.0f} % interval {ranging(bounds)} %)"
     better = "has a better mean" if seeds > 1 else "is better"
     sentences = [
         f"{subject} {better} than {reference} in {len(ahead)} of {total} (a probe is a benchmark’s task with one head)"
@@ -237,27 +295,35 @@ def verdict(
         headline = f"A real gain in {real} of {total}"
         sentences.append(
             f"{_number(real)} of these {'gains is' if real == 1 else 'gains are'} real: beyond the spread over {seeds} "
-            f"seeds, against {reference} and against both baselines (an untrained encoder, and the position of a patch "
-            "alone)."
+            f"seeds{' and beyond chance in which images were judged' if imaged else ''}, against {reference} and "
+            "against both baselines (an untrained encoder, and the position of a patch alone)."
         )
     else:
         clear = len(groups[Outcome.ONE_SEED])
         headline = f"Ahead in {len(ahead)} of {total}, from one seed"
-        sentences.append(
-            f"In {'all' if clear == len(ahead) and clear > 1 else clear} of them it also beats both baselines (an "
-            "untrained encoder, and the position of a patch alone). One seed cannot show the spread between runs, so "
-            "no gain is called real here."
-        )
-    if names := groups[Outcome.WITHIN_SPREAD]:
-        sentences.append(f"Ahead, but within the spread over seeds: {_listing(names)}.")
+        every = "all" if clear == len(ahead) and clear > 1 else clear
+        baselines = "both baselines (an untrained encoder, and the position of a patch alone)"
+        if imaged:
+            headline = f"Ahead in {len(ahead)} of {total}, in {every} beyond the noise of the images; one seed"
+            sentences.append(
+                f"In {every} of them the gain is more than chance in which images were judged explains, against "
+                f"{reference} and against {baselines}. {ONE_SEED}"
+            )
+        else:
+            sentences.append(
+                f"In {every} of them it also beats {baselines}. One seed cannot show the spread between runs, so no "
+                "gain is called real here."
+            )
+    if names := groups[Outcome.WITHIN_NOISE]:
+        sentences.append(f"Ahead, but within the noise: {_listing(names)}.")
     if names := groups[Outcome.BASELINE]:
         blocked = [f"{n} ({' and '.join(show.get(b, b) for b in judged[n].baselines)})" for n in names]
         sentences.append(f"Ahead, but a baseline is as good, so the gain may not be knowledge: {_listing(blocked)}.")
     if names := groups[Outcome.UNCHECKED]:
         sentences.append(f"Ahead, but not checked against both baselines: {_listing(names)}.")
     if behind:
-        inside = groups[Outcome.WORSE_WITHIN_SPREAD]
-        close = f" ({len(inside)} of them within the spread)" if inside else ""
+        inside = groups[Outcome.WORSE_WITHIN_NOISE]
+        close = f" ({len(inside)} of them within the noise)" if inside else ""
         sentences.append(f"{reference} is better{close} in {len(behind)}: {_listing(behind)}.")
     elif not groups[Outcome.TIE]:
         sentences.append(f"{reference} is better in none.")
@@ -266,7 +332,7 @@ def verdict(
     if names := groups[Outcome.MISSING]:
         sentences.append(f"Not compared, since a value is missing: {_listing(names)}.")
     sentences += [_zeroshot_sentence(item, subject, reference) for item in zeroshot]
-    return Verdict(headline, sentences, counts)
+    return Verdict(headline, sentences, counts, typical, bounds)
 
 
 def beside(model: str, cells: Sequence[Judgement], *, reference: str) -> str:
@@ -275,23 +341,25 @@ def beside(model: str, cells: Sequence[Judgement], *, reference: str) -> str:
     gains = [cell.gain for cell in judged if cell.gain is not None]
     if not gains:
         return f"{model} was not compared with {reference}."
-    known = [cell.difference for cell in judged if cell.difference.beyond_spread is not None]
-    beyond = sum(1 for one in known if one.value > 0 and one.beyond_spread)
+    known = [cell.difference for cell in judged if cell.difference.beyond_noise is not None]
+    beyond = sum(1 for one in known if one.value > 0 and one.beyond_noise)
     ahead = sum(1 for cell in judged if cell.difference.value > 0)
-    counts = f"better beyond the spread in {beyond} of {len(known)}" if known else f"ahead in {ahead} of {len(judged)}"
+    counts = f"better beyond the noise in {beyond} of {len(known)}" if known else f"ahead in {ahead} of {len(judged)}"
     return f"{model}: median gain over {reference} {signed(median(gains))} %, {counts} dense probes."
 
 
 def _zeroshot_sentence(item: ZeroShot, subject: str, reference: str) -> str:
     if item.state == "missing":
         return f"Zero-shot {item.benchmark} was not measured for both models."
-    numbers = (
-        f"{fmean(item.subject):.1f} % top-1 against {reference}’s {fmean(item.reference):.1f} % "
-        f"(chance {item.chance:.1f} %)"
-    )
+    numbers = f"{fmean(item.subject):.1f} % {item.metric} against {reference}’s {fmean(item.reference):.1f} %"
+    about = [] if item.chance is None else [f"chance {item.chance:.1f} %"]
+    if bounds := item.against.interval:
+        about.append(f"difference {signed(item.against.value)}, {LEVEL:.0f} % interval {ranging(bounds)}")
+    numbers += f" ({'; '.join(about)})" if about else ""
     say = {
         "kept": "is kept",
-        "lost": "is lost in part, by more than the spread",
+        "kept within noise": "is kept as far as can be told, lower by no more than the noise",
+        "lost": "is lost in part, by more than the noise",
         "lower, undecided": "is lower, and one seed cannot say whether that is chance",
         "at chance": "says nothing, since neither model is above chance",
     }[item.state]
@@ -305,6 +373,11 @@ def _listing(names: Sequence[str], most: int = 6) -> str:
 
 def _number(count: int) -> str:
     return "None" if count == 0 else str(count)
+
+
+def ranging(bounds: Interval, digits: int = 1) -> str:
+    """`+1.2 to +3.4`."""
+    return f"{signed(bounds.low, digits)} to {signed(bounds.high, digits)}"
 
 
 def signed(value: float, digits: int = 1) -> str:

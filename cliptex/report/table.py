@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a cell. `value` goes to the CSV where it is not the text; `tone` is "good", "bad" or nothing."""
+    """What stands in a cell. `value` goes to the CSV where it is not the text; `tone` is "good", "bad" or nothing.
+
+    bounds: an interval in words, on a line of its own between the text and the note.
+    """
 
     text: str
     value: float | str | None = None
     note: str = ""
+    bounds: str = ""
     best: bool = False
     tone: str = ""
 
@@ -38,7 +42,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """A captioned table. name: file stem and anchor. numeric: columns set flush right, by position."""
+    """A captioned table. name: file stem and anchor. numeric: columns set flush right, by position.
+
+    fine: notes on protocol, samples, training sets and seeds, folded away on the page. csv_only: how many of the last
+    columns are in the CSV alone.
+    """
 
     name: str
     caption: str
@@ -50,6 +58,17 @@ class Table:
     """Heading of the CSV column that holds the groups' titles."""
     key: int | None = None
     """Position of the column that the eye should find first."""
+    fine: list[str] = field(default_factory=list)
+    csv_only: int = 0
+
+    @property
+    def shown_columns(self) -> list[str]:
+        """The columns without those of the CSV alone."""
+        return self.columns[: len(self.columns) - self.csv_only]
+
+    def shown(self, row: Sequence[Cell]) -> Sequence[Cell]:
+        """A row's cells without those of the CSV alone."""
+        return row[: len(self.columns) - self.csv_only]
 
     def csv(self) -> str:
         """Numbers in full precision; notes and marks are left out."""
@@ -65,15 +84,16 @@ class Table:
     def markdown(self) -> str:
         """GitHub's tables: best values in bold, notes after the value."""
         lines = [f"**{_plain(self.caption)}**", ""]
-        lines.append(_line(_plain(column) for column in self.columns))
-        lines.append(_line("---:" if i in self.numeric else "---" for i in range(len(self.columns))))
+        columns = self.shown_columns
+        lines.append(_line(_plain(column) for column in columns))
+        lines.append(_line("---:" if i in self.numeric else "---" for i in range(len(columns))))
         for group in self.groups:
             if group.title:
                 title = f"**{_plain(group.title)}**" + (f" {_plain(group.note)}" if group.note else "")
-                lines.append(_line([title, *[""] * (len(self.columns) - 1)]))
+                lines.append(_line([title, *[""] * (len(columns) - 1)]))
             for row in group.rows:
-                lines.append(_line(_cell(cell) for cell in row))
-        for note in self.notes:
+                lines.append(_line(_cell(cell) for cell in self.shown(row)))
+        for note in (*self.notes, *self.fine):
             lines += ["", _plain(note)]
         return "\n".join(lines) + "\n"
 
@@ -94,6 +114,7 @@ def best_of(values: Sequence[float | None], better: int) -> float | None:
 def _cell(cell: Cell) -> str:
     text = _plain(cell.text)
     text = f"**{text}**" if cell.best else text
+    text = f"{text} ({_plain(cell.bounds)})" if cell.bounds else text
     return f"{text} ({_plain(cell.note)})" if cell.note else text
 
 

@@ -1,20 +1,26 @@
 """The report's tables, built from the gathered results."""
 
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
+from cliptex.probes.per_image import MAIN_METRIC, num_images
 from cliptex.report import names
+from cliptex.report.bootstrap import LEVEL, draws, resampled
 from cliptex.report.gather import Results, Scores
 from cliptex.report.statistics import (
     DENSE_TASKS,
-    MAIN_METRIC,
+    ONE_SEED,
     Judgement,
     Outcome,
     ZeroShot,
     direction,
     judge,
+    ranging,
     signed,
     summary,
 )
@@ -24,19 +30,29 @@ ARROWS = {1: "↑", -1: "↓", 0: ""}
 OUTCOME_MARKS = {
     Outcome.REAL: ("▲ real", "good"),
     Outcome.ONE_SEED: ("△ one seed", ""),
-    Outcome.WITHIN_SPREAD: ("△ within spread", ""),
+    Outcome.WITHIN_NOISE: ("△ within noise", ""),
     Outcome.UNCHECKED: ("△ baseline missing", ""),
     Outcome.TIE: ("= tie", ""),
-    Outcome.WORSE_WITHIN_SPREAD: ("▽ worse, within spread", "bad"),
+    Outcome.WORSE_WITHIN_NOISE: ("▽ worse, within noise", "bad"),
     Outcome.WORSE: ("▼ worse", "bad"),
     Outcome.MISSING: ("", ""),
+}
+ZEROSHOT_MARKS = {
+    "kept": ("▲ kept", "good"),
+    "kept within noise": ("▽ lower, within noise", ""),
+    "lower, undecided": ("▽ lower, one seed", "bad"),
+    "lost": ("▼ lost in part", "bad"),
+    "at chance": ("at chance", ""),
 }
 STAGES = ("Data", "Experts", "Labels", "Training", "Probes", "Zero-shot", "Report")
 
 
 @dataclass(frozen=True)
 class MainCell:
-    """One cell of the main table: a benchmark's task and head by its main metric, model -> one value a seed."""
+    """One cell of the main table: a benchmark's task and head by its main metric, model -> one value a seed.
+
+    draws: model -> the metric in every draw of evaluation images, mean over seeds.
+    """
 
     benchmark: str
     task: str
@@ -44,6 +60,7 @@ class MainCell:
     metric: str
     values: dict[str, list[float]]
     judgement: Judgement
+    draws: dict[str, np.ndarray]
 
     @property
     def label(self) -> str:
@@ -58,34 +75,61 @@ def main_cells(results: Results) -> list[MainCell]:
         for task, head in scores.cells():
             metric = _main_metric(scores, task, head)
             values = scores.values(task, head, metric)
+            drawn = _drawn(results, scores, task, head, metric)
             judgement = judge(
                 values,
                 direction(metric),
                 subject=names.SUBJECT,
                 reference=names.REFERENCE,
                 baselines=results.baselines,
+                draws=drawn,
             )
-            out.append(MainCell(name, task, head, metric, values, judgement))
+            out.append(MainCell(name, task, head, metric, values, judgement, drawn))
     return out
 
 
+def _drawn(results: Results, scores: Scores, task: str, head: str, metric: str) -> dict[str, np.ndarray]:
+    """Model -> its metric in draws of the evaluation images, the same draws for every model, seed and head."""
+    if metric != MAIN_METRIC.get(task):
+        return {}
+    images = scores.images(task, head)
+    if not images:
+        return {}
+    count = num_images(next(iter(images.values()))[0])
+    weights = draws(count, results.config.report.resamples, zlib.crc32(scores.benchmark.encode()))
+    return {model: resampled(task, seeds, weights) for model, seeds in images.items()}
+
+
 def zeroshot_cells(results: Results) -> list[ZeroShot]:
-    """Top-1 of subject and reference on every zero-shot benchmark with a classification."""
+    """The main metric of subject and reference in every zero-shot task."""
     out = []
     for name, scores in results.zeroshot.items():
         for task, head in scores.cells():
-            if "top1" in scores.chance:
-                values = scores.values(task, head, "top1")
-                subject, reference = values.get(names.SUBJECT, []), values.get(names.REFERENCE, [])
-                out.append(ZeroShot(names.benchmark(name), subject, reference, scores.chance["top1"]))
+            metric = _main_metric(scores, task, head)
+            values = scores.values(task, head, metric)
+            subject, reference = values.get(names.SUBJECT, []), values.get(names.REFERENCE, [])
+            drawn = _drawn(results, scores, task, head, metric)
+            pair = drawn.get(names.SUBJECT), drawn.get(names.REFERENCE)
+            several = len({task for task, _ in scores.cells()}) > 1
+            where = names.benchmark(name) + (f" ({names.task(task).lower()})" if several else "")
+            shown = names.metric(metric).lower() if metric == "top1" else names.metric(metric)
+            out.append(ZeroShot(where, subject, reference, scores.guess(task, metric), pair, shown, (name, task)))
     return out
 
 
 def main_table(results: Results, cells: Sequence[MainCell]) -> Table:
     """Benchmark, task, head and main metric against baselines and models; gain of CLIPTeX over CLIP-FT."""
-    shown = [*results.baselines, *(model for model in results.models if model in names.MODELS)]
-    columns = ["Task, head, metric", *map(names.model, shown), "CLIPTeX over CLIP-FT"]
-    groups = _value_groups(results, cells, shown, lambda cell: [_gain_cell(cell.judgement)])
+    models = [model for model in results.models if model in names.MODELS]
+    shown = [*models, *results.baselines]
+    headings = list(map(names.model, shown))
+    columns = ["Task, head, metric", *headings[: len(models)], "CLIPTeX over CLIP-FT", *headings[len(models) :]]
+    groups = _value_groups(
+        results,
+        cells,
+        shown,
+        (len(models), lambda cell: _gain_cell(cell.judgement)),
+        lambda cell: _difference_cells(cell.judgement),
+    )
     several = len(results.config.seeds) > 1
     notes = [
         f"↑ higher is better, ↓ lower is better. Mean ± sample standard deviation over {len(results.config.seeds)} "
@@ -93,16 +137,24 @@ def main_table(results: Results, cells: Sequence[MainCell]) -> Table:
         if several
         else "↑ higher is better, ↓ lower is better. The best value of a row is bold."
     ]
+    imaged = any(cell.judgement.gain_interval for cell in cells)
+    if imaged:
+        notes.append(
+            f"Below each gain its {LEVEL:.0f} % interval over evaluation images: the images are drawn anew with "
+            f"replacement {_count(results.config.report.resamples)} times, and both models are judged on the same draws"
+            f"{', each by the mean over its seeds' if several else ''} (paired bootstrap; in percent of CLIP-FT’s "
+            "value)."
+        )
     if several:
         notes.append(
             "Real: CLIPTeX's mean is better than that of CLIP-FT, of Random and of Position, each by more than the "
             "pooled standard deviation of the two compared, √(Σ squared deviations from each model's own mean / "
-            "(n₁ + n₂ − 2)). Within spread: by less than that."
+            f"(n₁ + n₂ − 2)){', and each with an interval above zero' if imaged else ''}. Within noise: not so."
         )
     else:
         notes.append(
-            "“One seed” marks a gain over CLIP-FT and over both baselines. It has yet to be repeated with other seeds: "
-            "one cannot show the spread between runs, so no gain is called real."
+            "“One seed” marks a gain over CLIP-FT and over both baselines"
+            + (", each with an interval above zero. " + ONE_SEED if imaged else ". One seed cannot show the spread.")
         )
     notes.append(
         "Random: an encoder that was never trained. Position: a code of where in the image a patch lies, the same for "
@@ -111,22 +163,92 @@ def main_table(results: Results, cells: Sequence[MainCell]) -> Table:
     return Table(
         "main",
         "Dense and classification probes on frozen encoders",
-        columns,
+        [*columns, *_csv_columns(shown), *DIFFERENCE_COLUMNS],
         groups,
         frozenset(range(1, len(columns))),
         notes,
         "benchmark",
         shown.index(names.SUBJECT) + 1 if names.SUBJECT in shown else None,
+        _fine(results, results.probes.values()),
+        len(_csv_columns(shown)) + len(DIFFERENCE_COLUMNS),
     )
+
+
+DIFFERENCE_COLUMNS = ("outcome", "gain low", "gain high", "difference", "difference low", "difference high")
+
+
+def _difference_cells(judgement: Judgement) -> list[Cell]:
+    """For the CSV: outcome, bounds of the relative gain in percent, the difference and its bounds in the metric."""
+    against = judgement.difference
+    bounds = against.interval if against else None
+    gain = judgement.gain_interval
+    return [
+        Cell(judgement.outcome.value),
+        _number_cell(gain and gain.low),
+        _number_cell(gain and gain.high),
+        _number_cell(against and against.value),
+        _number_cell(bounds and bounds.low),
+        _number_cell(bounds and bounds.high),
+    ]
+
+
+def _csv_columns(shown: Sequence[str]) -> list[str]:
+    deviations = [f"{names.model(model)} standard deviation" for model in shown]
+    return [*deviations, "seeds", "split", "training images", "evaluation images", "protocol"]
+
+
+def _csv_cells(scores: Scores, task: str, head: str, values: Sequence[Sequence[float]]) -> list[Cell]:
+    """For the CSV, under `_csv_columns`: the spread of each model's values, and how they were made."""
+    rows = [row for row in scores.rows if (row.task, row.head) == (task, head)]
+    spreads = [summary(one) for one in values]
+    return [
+        *(_number_cell(spread and spread.std) for spread in spreads),
+        Cell(" ".join(map(str, sorted({row.seed for row in rows})))),
+        Cell(scores.split),
+        _number_cell(scores.num_train),
+        _number_cell(scores.num_eval),
+        Cell("; ".join(dict.fromkeys(row.protocol for row in rows if row.protocol))),
+    ]
+
+
+def _number_cell(value: float | None) -> Cell:
+    return Cell(MISSING) if value is None else Cell(str(value), value)
+
+
+def _fine(results: Results, benchmarks: Iterable[Scores]) -> list[str]:
+    """Under a table of results: protocol and samples of each benchmark, what the encoders were trained on, seeds."""
+    notes = []
+    for scores in benchmarks:
+        about = _sizes(scores) if scores.num_train else f"judged on {_count(scores.num_eval)} images ({scores.split})"
+        protocols = [f"{what}: {text}" for text, what in _protocols(scores).items()]
+        notes.append(f"{names.benchmark(scores.benchmark)}: {'. '.join([about, *protocols])}.")
+    return [*notes, *_training_sets(results)]
+
+
+def _training_sets(results: Results) -> list[str]:
+    config, pairs = results.config, _count(results.shards["num_samples"])
+    kind = {"miniature": "rendered image-caption pairs", "urls": "image-caption pairs from a list of urls"}
+    notes = [f"Encoders were trained on {pairs} {kind.get(config.dataset.source, 'image-caption pairs')}."]
+    for name, model in config.models.items():
+        if model.tasks:
+            stores = [f"{store} by {names.head(config.label_stores[store].expert)}" for store in model.tasks]
+            notes.append(f"{names.model(name)} learned their pseudo-labels too: {', '.join(stores)}.")
+    seeds = config.seeds
+    return [*notes, f"{'Seeds' if len(seeds) > 1 else 'Seed'}: {', '.join(map(str, seeds))}."]
 
 
 def _value_groups(
     results: Results,
     cells: Sequence[MainCell],
     shown: Sequence[str],
-    more: Callable[[MainCell], list[Cell]] = lambda cell: [],
+    inserted: tuple[int, Callable[[MainCell], Cell]] | None = None,
+    csv_only: Callable[[MainCell], list[Cell]] = lambda cell: [],
 ) -> list[Group]:
-    """Rows of every benchmark: task, head and main metric, the values of the models `shown`, and what `more` adds."""
+    """Rows of every benchmark: task, head and main metric, and the values of the models `shown`.
+
+    inserted: a cell of another kind, after so many models. After these come the cells under `_csv_columns`, and those
+    of `csv_only`.
+    """
     groups = []
     for name, scores in results.probes.items():
         rows = []
@@ -136,8 +258,12 @@ def _value_groups(
             best = best_of([fmean(cell.values[m]) for m in shown if m in cell.values], direction(cell.metric))
             head = f"{names.task(cell.task)}, {names.head(cell.head)}"
             first = Cell(head, note=_metric_label(cell.task, cell.metric))
-            values = [_value_cell(cell.values.get(model, []), cell.task, cell.metric, best) for model in shown]
-            rows.append([first, *values, *more(cell)])
+            seeds = [cell.values.get(model, []) for model in shown]
+            values = [_value_cell(one, cell.task, cell.metric, best) for one in seeds]
+            extra = [*_csv_cells(scores, cell.task, cell.head, seeds), *csv_only(cell)]
+            if inserted:
+                values.insert(inserted[0], inserted[1](cell))
+            rows.append([first, *values, *extra])
         groups.append(Group(rows, names.benchmark(name), _sizes(scores)))
     return groups
 
@@ -149,7 +275,14 @@ def further_models(results: Results) -> list[str]:
 
 def judge_model(cell: MainCell, model: str, baselines: Sequence[str]) -> Judgement:
     """The cell's judgement of any model against CLIP-FT."""
-    return judge(cell.values, direction(cell.metric), subject=model, reference=names.REFERENCE, baselines=baselines)
+    return judge(
+        cell.values,
+        direction(cell.metric),
+        subject=model,
+        reference=names.REFERENCE,
+        baselines=baselines,
+        draws=cell.draws,
+    )
 
 
 def further_values_table(results: Results, cells: Sequence[MainCell]) -> Table | None:
@@ -162,11 +295,13 @@ def further_values_table(results: Results, cells: Sequence[MainCell]) -> Table |
     return Table(
         "further_values",
         "Further models beside CLIP-FT and CLIPTeX",
-        columns,
+        [*columns, *_csv_columns(shown)],
         _value_groups(results, cells, shown),
         frozenset(range(1, len(columns))),
         ["As in the first table."],
         "benchmark",
+        fine=_fine(results, results.probes.values()),
+        csv_only=len(_csv_columns(shown)),
     )
 
 
@@ -181,28 +316,34 @@ def further_table(results: Results, cells: Sequence[MainCell]) -> Table | None:
         rows = []
         for cell in cells:
             if cell.benchmark == name:
-                gains = [_gain_cell(judge_model(cell, model, results.baselines)) for model in shown]
+                judged = [judge_model(cell, model, results.baselines) for model in shown]
                 head = f"{names.task(cell.task)}, {names.head(cell.head)}"
-                rows.append([Cell(head, note=_metric_label(cell.task, cell.metric)), *gains])
+                more = [one for judgement in judged for one in _difference_cells(judgement)]
+                gains = map(_gain_cell, judged)
+                rows.append([Cell(head, note=_metric_label(cell.task, cell.metric)), *gains, *more])
         groups.append(Group(rows, names.benchmark(name)))
     columns = ["Task, head, metric", *map(names.model, shown)]
+    more = [f"{names.model(model)} {column}" for model in shown for column in DIFFERENCE_COLUMNS]
     return Table(
         "further_models",
         "Gain over CLIP-FT of CLIPTeX and of the further models",
-        columns,
+        [*columns, *more],
         groups,
         frozenset(range(1, len(columns))),
-        ["Relative gain in percent, signed so that + is better; marks as in the first table."],
+        ["Relative gain in percent, signed so that + is better; intervals and marks as in the first table."],
         "benchmark",
+        fine=_fine(results, results.probes.values()),
+        csv_only=len(more),
     )
 
 
-def zeroshot_table(results: Results) -> Table | None:
+def zeroshot_table(results: Results, zeroshot: Sequence[ZeroShot]) -> Table | None:
     """Zero-shot metrics beside chance; None where none was run."""
     if not results.zeroshot:
         return None
     there = {row.model for scores in results.zeroshot.values() for row in scores.rows}
     models = [*(name for name in results.baselines if name in there), *results.models]
+    against = {item.key: item for item in zeroshot}
     groups = []
     for name, scores in results.zeroshot.items():
         rows = []
@@ -214,22 +355,48 @@ def zeroshot_table(results: Results) -> Table | None:
                 chance = scores.guess(task, metric)
                 first = Cell(names.task(task), note=_metric_label(task, metric))
                 guess = Cell(MISSING) if chance is None else Cell(f"{chance:.1f}", chance)
-                rows.append([first, guess, *(_value_cell(v, task, metric, best) for v in shown)])
+                cells = [_value_cell(v, task, metric, best) for v in shown]
+                item = against[name, task] if metric == _main_metric(scores, task, head) else None
+                extra = _csv_cells(scores, task, head, shown)
+                rows.append([first, guess, *cells, _points_cell(item), *extra, *_points_csv(item)])
         about = ["rendered stand-in"] if scores.source == "miniature" else []
         about += [f"{scores.split} split", f"{_count(scores.num_eval)} images"]
         if scores.class_names:
             about.append(f"{len(scores.class_names)} classes")
         groups.append(Group(rows, names.benchmark(name), ", ".join(about)))
-    columns = ["Task, metric", "Chance", *map(names.model, models)]
+    columns = ["Task, metric", "Chance", *map(names.model, models), "CLIPTeX − CLIP-FT"]
+    more = [*_csv_columns(models), "difference low", "difference high"]
+    notes = [
+        f"Last column: difference of the means in points, its {LEVEL:.0f} % interval over evaluation images (paired "
+        "bootstrap), and whether zero-shot is kept: not below CLIP-FT by more than the noise."
+    ]
     return Table(
         "zeroshot",
         "Zero-shot",
-        columns,
+        [*columns, *more],
         groups,
         frozenset(range(1, len(columns))),
+        notes,
         group_column="benchmark",
         key=models.index(names.SUBJECT) + 2 if names.SUBJECT in models else None,
+        fine=_fine(results, results.zeroshot.values()),
+        csv_only=len(more),
     )
+
+
+def _points_cell(item: ZeroShot | None) -> Cell:
+    """The difference of subject and reference in points, with its interval and what it means."""
+    against = item.against if item else None
+    if against is None:
+        return Cell(MISSING)
+    mark, tone = ZEROSHOT_MARKS[item.state]
+    bounds = ranging(against.interval) if against.interval else ""
+    return Cell(signed(against.value), against.value, mark, bounds, tone=tone)
+
+
+def _points_csv(item: ZeroShot | None) -> list[Cell]:
+    bounds = item.against.interval if item and item.against else None
+    return [_number_cell(bounds and bounds.low), _number_cell(bounds and bounds.high)]
 
 
 Record = dict[str, Any]
@@ -251,6 +418,9 @@ def cost_table(results: Results) -> Table:
                 row.append(Cell(MISSING))
                 continue
             values = [value(record) for record in records]
+            if None in values:
+                row.append(Cell(MISSING))
+                continue
             if isinstance(values[0], str):
                 row.append(Cell(values[0]))
                 continue
@@ -288,9 +458,26 @@ def cost_table(results: Results) -> Table:
                 ("Heads", "parameters; thrown away after training", ("multi_scale", "heads")),
             )
         ),
+        *(
+            across(title, note, lambda record, parts=parts: _megaflops(record, parts), "{:.1f}".format)
+            for title, note, parts in (
+                ("Image encoder", "million operations, an image forward", ("encoder",)),
+                ("Text encoder", "million operations, a caption forward", ("text",)),
+                ("Heads", "million operations, an image forward", ("multi_scale", "heads")),
+            )
+        ),
+        across(
+            "All of a pair",
+            "operations forward, over those of contrastive training",
+            lambda record: record.get("flops_over_contrastive"),
+            "× {:.2f}".format,
+        ),
     ]
     groups = [Group(data, "What it was trained on"), Group(cost, "What it cost")]
-    notes = ["Times are of the machine that trained the models, with whatever else it was doing."]
+    notes = [
+        "Times are of the machine that trained the models, with whatever else it was doing. Operations: of matrix "
+        "products, convolutions and attention, a multiply-add counts two."
+    ]
     if len(results.config.seeds) > 1:
         notes.insert(0, "Mean over seeds, ± sample standard deviation where they differ.")
     if (overhead := step_overhead(results)) is not None:
@@ -599,7 +786,8 @@ def _gain_cell(judgement: Judgement) -> Cell:
         mark, tone = OUTCOME_MARKS[judgement.outcome]
     if judgement.gain is None:
         return Cell(MISSING, None, mark, tone=tone)
-    return Cell(f"{signed(judgement.gain)} %", judgement.gain, mark, tone=tone)
+    bounds = ranging(judgement.gain_interval) if judgement.gain_interval else ""
+    return Cell(f"{signed(judgement.gain)} %", judgement.gain, mark, bounds, tone=tone)
 
 
 def _sizes(scores: Scores) -> str:
@@ -612,6 +800,11 @@ def _sizes(scores: Scores) -> str:
 
 def _parameters(record: Record, parts: tuple[str, ...]) -> int:
     return sum(record["parameters"].get(part, 0) for part in parts)
+
+
+def _megaflops(record: Record, parts: tuple[str, ...]) -> float | None:
+    flops = record.get("flops")
+    return sum(flops[part] for part in parts) / 1e6 if flops else None
 
 
 def _start(record: Record) -> str:

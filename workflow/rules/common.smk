@@ -15,7 +15,7 @@ from cliptex.config import Config, dataset_slug
 from cliptex.data_on_disk import benchmark_marks, is_published, missing_data
 from cliptex.errors import CliptexError
 from cliptex.labels_on_disk import batches_to_redo
-from cliptex.probes import heads
+from cliptex.probes import heads, kinds
 from cliptex.probes.protocols import with_protocols
 from cliptex.shard_batches import (
     caption_tars,

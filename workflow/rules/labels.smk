@@ -58,7 +58,12 @@ rule index_labels:
             for batch in range(num_batches(CONFIG))
         ],
     output:
-        "results/labels/{store}/index.json",
+        report(
+            "results/labels/{store}/index.json",
+            caption="../report/labels.rst",
+            category="Pseudo-labels",
+            labels={"label store": "{store}"},
+        ),
     log:
         "logs/index_labels/{store}.log",
     benchmark:

@@ -15,7 +15,7 @@ for benchmark in CONFIG.probes.benchmarks:
                     benchmark=benchmark,
                     model=group,
                     head=heads(benchmark, CONFIG.probes.benchmarks[benchmark]),
-                    kind=["json", "per_image.npz"],
+                    kind=kinds(benchmark),
                 ),
             log:
                 f"logs/probe/{benchmark}/{number}-seed{{seed}}.log",
@@ -55,7 +55,13 @@ rule tabulate_probes:
             ),
         ),
     output:
-        "results/probes/{benchmark}.json",
+        report(
+            "results/probes/{benchmark}.json",
+            caption="../report/probes.rst",
+            category="Results",
+            subcategory="Probes",
+            labels={"benchmark": "{benchmark}"},
+        ),
     log:
         "logs/tabulate_probes/{benchmark}.log",
     localrule: True
@@ -78,7 +84,13 @@ rule zeroshot:
         data=lambda wildcards: MARKS[wildcards.benchmark],
         encoders=[weights(model, seed) for model in MODELS for seed in CONFIG.seeds],
     output:
-        "results/zeroshot/{benchmark}.json",
+        report(
+            "results/zeroshot/{benchmark}.json",
+            caption="../report/zeroshot.rst",
+            category="Results",
+            subcategory="Zero-shot",
+            labels={"benchmark": "{benchmark}"},
+        ),
         "results/zeroshot/{benchmark}.per_image.npz",
     log:
         "logs/zeroshot/{benchmark}.log",

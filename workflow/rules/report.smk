@@ -14,6 +14,14 @@ rule report:
                 *CONFIG.zeroshot.caption_sets,
             ]
         ],
+        images=[
+            f"results/probes/{benchmark}/{model}/seed{seed}/{head}.{kind}"
+            for benchmark in CONFIG.probes.benchmarks
+            for model in PROBED
+            for seed in CONFIG.seeds
+            for head in heads(benchmark, CONFIG.probes.benchmarks[benchmark])
+            for kind in kinds(benchmark)
+        ],
         models=[
             f"results/models/{model}/seed{seed}/train.json"
             for model in MODELS
@@ -21,8 +29,20 @@ rule report:
         ],
         labels=[f"results/labels/{store}/index.json" for store in CONFIG.label_stores],
     output:
-        page="results/report.html",
-        tables=directory("results/report"),
+        page=report(
+            "results/report.html",
+            caption="../report/page.rst",
+            category="Report",
+            labels={"file": "the whole page"},
+        ),
+        tables=report(
+            directory("results/report"),
+            patterns=["{name}.{kind,csv|svg}"],
+            caption="../report/files.rst",
+            category="Tables and charts",
+            subcategory="{kind}",
+            labels={"name": "{name}"},
+        ),
     log:
         "logs/report.log",
     benchmark:

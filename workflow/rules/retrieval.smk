@@ -37,7 +37,14 @@ rule retrieval:
         ),
         encoders=[weights(model, seed) for model in MODELS for seed in CONFIG.seeds],
     output:
-        "results/zeroshot/{captions}.json",
+        report(
+            "results/zeroshot/{captions}.json",
+            caption="../report/retrieval.rst",
+            category="Results",
+            subcategory="Retrieval",
+            labels={"benchmark": "{captions}"},
+        ),
+        "results/zeroshot/{captions}.per_image.npz",
     log:
         "logs/retrieval/{captions}.log",
     benchmark:

@@ -22,7 +22,12 @@ rule train:
         config="results/models/{model}/seed{seed}/open_clip_config.json",
         heads="results/models/{model}/seed{seed}/heads.safetensors",
         metrics="results/models/{model}/seed{seed}/metrics.jsonl",
-        record="results/models/{model}/seed{seed}/train.json",
+        record=report(
+            "results/models/{model}/seed{seed}/train.json",
+            caption="../report/training.rst",
+            category="Training",
+            labels={"model": "{model}", "seed": "{seed}"},
+        ),
     log:
         "logs/train/{model}/seed{seed}.log",
     benchmark:
@@ -83,7 +88,12 @@ rule interpolate:
     output:
         weights="results/models/{model}/seed{seed}/open_clip_model.safetensors",
         config="results/models/{model}/seed{seed}/open_clip_config.json",
-        record="results/models/{model}/seed{seed}/train.json",
+        record=report(
+            "results/models/{model}/seed{seed}/train.json",
+            caption="../report/training.rst",
+            category="Training",
+            labels={"model": "{model}", "seed": "{seed}"},
+        ),
     log:
         "logs/interpolate/{model}/seed{seed}.log",
     benchmark:

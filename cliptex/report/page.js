@@ -1,0 +1,70 @@
+// Albums one can page through. Without this script, and on paper, all of their pages stand below one another.
+"use strict";
+for (const gallery of document.querySelectorAll(".gallery")) {
+  const albums = [...gallery.querySelectorAll(".album")];
+  const pages = albums.map((album) => [...album.querySelectorAll(".page")]);
+  let album = 0;
+  let page = 0;
+
+  const bar = document.createElement("div");
+  bar.className = "pager";
+  const choice = document.createElement("select");
+  choice.setAttribute("aria-label", "Album");
+  albums.forEach((one, number) => choice.add(new Option(one.dataset.title, number)));
+  const count = document.createElement("span");
+  count.className = "count";
+  count.setAttribute("role", "status");
+  const button = (text, label, step) => {
+    const made = document.createElement("button");
+    made.type = "button";
+    made.textContent = text;
+    made.setAttribute("aria-label", label);
+    made.addEventListener("click", () => move(step));
+    return made;
+  };
+  bar.append(choice, button("◀", "Previous", -1), count, button("▶", "Next", 1));
+  gallery.prepend(bar);
+  gallery.classList.add("paged");
+  gallery.tabIndex = 0;
+
+  const show = () => {
+    albums.forEach((one, number) => one.classList.toggle("away", number !== album));
+    pages.forEach((some, number) => {
+      some.forEach((one, place) => one.classList.toggle("away", number !== album || place !== page));
+    });
+    choice.value = album;
+    count.textContent = `${page + 1} of ${pages[album].length}`;
+  };
+  // past the end of an album comes the next one, and after the last the first
+  const move = (step) => {
+    page += step;
+    if (page < 0 || page >= pages[album].length) {
+      album = (album + step + albums.length) % albums.length;
+      page = step > 0 ? 0 : pages[album].length - 1;
+    }
+    show();
+  };
+  choice.addEventListener("change", () => {
+    album = Number(choice.value);
+    page = 0;
+    show();
+  });
+  gallery.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!step || event.target === choice || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    move(step);
+  });
+  let start = null;
+  gallery.addEventListener("touchstart", (event) => {
+    start = event.touches.length === 1 ? event.touches[0] : null;
+  }, { passive: true });
+  gallery.addEventListener("touchend", (event) => {
+    if (!start || event.target === choice) return;
+    const across = event.changedTouches[0].clientX - start.clientX;
+    const down = event.changedTouches[0].clientY - start.clientY;
+    if (Math.abs(across) > 40 && Math.abs(across) > 2 * Math.abs(down)) move(across < 0 ? 1 : -1);
+    start = null;
+  }, { passive: true });
+  show();
+}
