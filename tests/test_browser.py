@@ -96,7 +96,7 @@ def test_claim_verdict_uncertainty_and_source_are_on_the_first_screen(opened, si
     assert "real gain in" in page.locator(".headline").inner_text()
     first = page.locator(".tiles li").first
     assert first.bounding_box()["y"] < size["viewport"]["height"]
-    assert re.search(r"95 % interval [+−]?\d", page.locator("header").inner_text())
+    assert re.search(r"95\s%\sinterval\s[+−]?\d", page.locator("header").inner_text())
 
 
 @SIZES
