@@ -20,7 +20,8 @@ GRES = ("--profile", str(PROFILES / "slurm"), "--workflow-profile", str(PROFILES
 YOURS = ("--default-resources", f"slurm_account={ACCOUNT}", f"slurm_partition={PARTITION}")
 """What a user has to say, and all that the tests change in it."""
 BEGUN: list["Run"] = []
-PATIENCE_S = 500
+PATIENCE_S = 1200
+"""How long to wait for anything before it is given up; an idle machine takes a fifth of it."""
 
 
 @dataclass

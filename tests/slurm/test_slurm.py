@@ -88,7 +88,7 @@ def test_the_shipped_profile_brings_a_run_to_its_end_on_both_nodes(finished):
     assert submitted & {"index_shards", "index_labels", "tabulate_probes", "all"} == set()
     for name in TABLES:
         rows = json.loads((finished.directory / f"results/probes/{name}.json").read_text())["results"]
-        assert {row["model"] for row in rows} == {"random", "position", "clip", "clip_ft", "cliptex", "wise"}
+        assert {row["model"] for row in rows} == {"random", "position", "clip", "cliptex"}
 
 
 def test_the_doctor_looks_into_a_job_of_each_kind(finished):
