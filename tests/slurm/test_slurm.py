@@ -150,7 +150,7 @@ def test_a_drained_node_and_a_lost_one_end_nothing(finished, again):
     first, second = NODES
     directory = again("labels/depth", "models/cliptex")
     checkpoints = directory / "results/models/cliptex/seed0/checkpoints"
-    run = snakemake(directory, *SLURM, *YOURS, "--", *TARGETS)
+    run = snakemake(directory, *SLURM, *YOURS, "--", "results/models/cliptex/seed0/train.json")
     try:
         run.until(lambda: set(running("label").values()) == set(NODES))
         ask("scontrol", "update", f"nodename={first}", "state=drain", "reason=test")
@@ -174,7 +174,7 @@ def test_a_drained_node_and_a_lost_one_end_nothing(finished, again):
 def test_preempted_jobs_are_queued_again_and_finish(finished, again):
     """By a job of a partition that goes first and wants both nodes."""
     directory = again("labels/depth")
-    run = snakemake(directory, *SLURM, *YOURS, "--", *TARGETS)
+    run = snakemake(directory, *SLURM, *YOURS, "--", "results/labels/depth/index.json")
     run.until(lambda: set(running("label").values()) == set(NODES))
     urgent = ["sbatch", "--parsable", "--partition", URGENT, "--account", ACCOUNT, "--nodes=2", "--gpus-per-node=1"]
     ask(*urgent, "--chdir", str(directory), "--wrap", "sleep 1")
