@@ -171,11 +171,12 @@ def _ask(*command: str) -> tuple[bool, str]:
 
 def _inside(job: str) -> list[Check]:
     """Of a SLURM job, in it."""
-    fine, said = _ask("squeue", "--noheader", "--jobs", job, "--format", "%P|%a|%N|%l|%b")
+    fine, said = _ask("squeue", "--noheader", "--jobs", job, "--format", "%P|%a|%N|%l")
     if not fine:
         return [Check("job", "note", f"{job}; squeue cannot be asked here ({said})")]
-    partition, account, nodes, limit, tres = (part.strip() for part in (said.splitlines() or ["||||"])[0].split("|"))
-    found = f"{job}: partition {partition}, account {account}, node {nodes}, limit {limit}, {tres} a node"
+    partition, account, nodes, limit = (part.strip() for part in (said.splitlines() or ["|||"])[0].split("|"))
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+    found = f"{job}: partition {partition}, account {account}, node {nodes}, limit {limit}, GPUs here: {gpus}"
     return [Check("job", "ok", found)]
 
 

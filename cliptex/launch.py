@@ -34,7 +34,8 @@ def launch(arguments: list[str], nodes: int, gpus: int, threads: int | None) -> 
     command = torchrun(nodes, processes)
     if nodes > 1:
         command = srun(nodes, threads) + command
-    _become([*command, "-m", "cliptex", *arguments])
+    # --: torchrun would take our --log for the beginning of one of its own
+    _become([*command, "-m", "--", "cliptex", *arguments])
 
 
 def torchrun(nodes: int, processes: int) -> list[str]:

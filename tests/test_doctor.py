@@ -129,9 +129,10 @@ def test_an_old_plugin_fails(cluster, monkeypatch):
 
 def test_a_job_says_where_it_runs(cluster, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "42")
-    command(cluster, "squeue", 'echo "gpu|lab|node7|10:00|gpu:1"')
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
+    command(cluster, "squeue", 'echo "gpu|lab|node7|10:00"')
     found = checks()
-    assert found["job"]["found"] == "42: partition gpu, account lab, node node7, limit 10:00, gpu:1 a node"
+    assert found["job"]["found"] == "42: partition gpu, account lab, node node7, limit 10:00, GPUs here: 1"
     assert "partition" not in found
 
 

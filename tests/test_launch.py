@@ -45,8 +45,17 @@ def test_several_gpus_of_a_node_are_torchruns(became):
     launch.launch(["train", "--gpus", "2"], nodes=1, gpus=2, threads=8)
     launch.launch(["train"], nodes=1, gpus=0, threads=8)
     assert [option(command, "--nproc-per-node") for command in became] == ["2", "4"]
-    assert became[0][-5:] == ["-m", "cliptex", "train", "--gpus", "2"]
+    assert became[0][-6:] == ["-m", "--", "cliptex", "train", "--gpus", "2"]
     assert "--standalone" in became[0]
+
+
+def test_torchrun_leaves_our_options_alone(became):
+    from torch.distributed.run import parse_args
+
+    arguments = ["--log", "some.log", "--threads", "2", "train", "--nodes", "1", "--gpus", "2"]
+    launch.launch(arguments, nodes=1, gpus=2, threads=2)
+    parsed = parse_args(became[0][became[0].index("torch.distributed.run") + 1 :])
+    assert (parsed.module, parsed.training_script, parsed.training_script_args) == (True, "cliptex", arguments)
 
 
 def test_each_node_of_a_job_gets_one_torchrun_and_all_meet_at_one_place(became, job):
