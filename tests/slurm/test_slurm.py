@@ -211,6 +211,11 @@ def test_training_on_two_nodes_equals_training_on_one(finished, again):
     for file in ("open_clip_model.safetensors", "heads.safetensors"):
         one, two = (load_file(folder / name.format(file)) for folder in (finished.directory, directory))
         assert one.keys() == two.keys()
-        torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-5)
+        for key in one:
+            if key.endswith("attn.in_proj_bias"):  # of the keys it has no gradient but rounding's, which Adam magnifies
+                for found in (one, two):
+                    found[key].chunk(3)[1].zero_()
+        # the learning rate is 2e-3: another batch, or half of it, would be seen
+        torch.testing.assert_close(two, one, atol=2e-4, rtol=1e-3)
     checks = json.loads((directory / "results/doctor/label.json").read_text())["checks"]
     assert any("GPUs here: 1" in check["found"] for check in checks if check["name"] == "job")
