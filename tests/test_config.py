@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_run import merged
 
 from cliptex.config import Config
 from cliptex.config_reference import reference
@@ -15,14 +16,6 @@ from cliptex.shard_batches import shard_paths
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(path for path in (ROOT / "config").rglob("*.yaml") if path.parent.name != "protocols")
-
-
-def merged(base: dict, over: dict) -> dict:
-    """`over` laid over `base`, as Snakemake does with several --configfile."""
-    out = dict(base)
-    for key, value in over.items():
-        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
-    return out
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from small_run import BIN, ROOT
+from small_run import BIN, ROOT, merged
 
 from cliptex.config import Config
 from cliptex.plugins import find
@@ -69,14 +69,6 @@ def ours(command: str) -> str:
 
 def is_run(text: str) -> bool:
     return not text.startswith(tuple(NOT_RUN))
-
-
-def merged(base, over):
-    """As Snakemake lays one configuration over another."""
-    out = dict(base)
-    for key, value in over.items():
-        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
-    return out
 
 
 def loaded(*names: str) -> dict:

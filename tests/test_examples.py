@@ -9,6 +9,7 @@ import torch
 import yaml
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import load_file
+from small_run import merged
 
 from cliptex import paths
 from cliptex.config import Config
@@ -30,14 +31,6 @@ EDGES = ROOT / "examples" / "edges"
 def edges(monkeypatch):
     monkeypatch.syspath_prepend(str(EDGES))
     return find("tasks", "edges:Edges")()
-
-
-def merged(base: dict, over: dict) -> dict:
-    """As Snakemake lays one config over another."""
-    return base | {
-        key: merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-        for key, value in over.items()
-    }
 
 
 def test_a_model_learns_a_users_own_task_from_a_users_own_expert(tiny, edges):
