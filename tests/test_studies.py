@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from markupsafe import escape
 
 from cliptex.config import Config
 from cliptex.errors import CliptexError
@@ -319,3 +320,25 @@ def test_images_that_differ_between_models_are_refused(tmp_path):
 def test_a_state_follows_the_interval_not_the_value():
     one = Compared("m", 1.0, None, 0.3, Interval(-0.1, 0.7), None, np.zeros(1))
     assert one.state == "no difference seen"
+
+
+# ---- what is kept of the runs
+
+KEPT = ROOT / "docs/results/studies"
+
+
+@pytest.mark.parametrize("path", sorted(KEPT.glob("*/study.json")), ids=lambda path: path.parent.name)
+def test_a_kept_study_is_small_and_its_parts_agree(path):
+    about = json.loads(path.read_text())
+    page = (KEPT / f"{about['study']}.html").read_text()
+    for sentence in (about["seen"], about["not_proved"]):
+        assert str(escape(sentence)) in page
+        assert sentence in (KEPT / "README.md").read_text()
+    assert (ROOT / about["command"].split("--configfile ")[1]).exists()
+    assert all(file.stat().st_size < 500_000 for file in [KEPT / f"{about['study']}.html", *path.parent.iterdir()])
+    table = (path.parent / "table.md").read_text()
+    for row in about["results"]:
+        assert (row["state"] == "better") == (bool(row["better_by_interval"]) and row["better_by_interval"][0] > 0)
+    assert all(model["label"].replace("|", "") in table.replace("\\", "") for model in about["models"].values()) or (
+        "variant" in about["results"][0] or any("frozen" in row for row in about["results"])
+    )
