@@ -584,6 +584,49 @@ def test_one_seed_claims_nothing_real(three_seeds, tmp_path):
     assert "±" not in " ".join(" ".join(row) for row in page.table("main"))
 
 
+def study_json(root: Path, name: str, weights: str) -> Path:
+    """What a study of two models leaves."""
+    folder = root / "results/studies" / name
+    folder.mkdir(parents=True)
+    (folder / "plot.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><path stroke="#0072b2"/></svg>')
+    about = {
+        "study": name,
+        "title": f"Study of {name}",
+        "question": "Is it so?",
+        "seen": "Against “a”, b < c.",
+        "not_proved": "It does not prove anything.",
+        "command": f"snakemake study --configfile config/studies/{name}.yaml",
+        "table": {
+            "caption": f"Table of {name} (miniature)",
+            "columns": ["Model", "mIoU"],
+            "rows": [[["a", "", ""], ["1.0", "", ""]], [["b", "", ""], ["2.0", "+1.0 (0.5 to 1.5) ▲", "good"]]],
+            "notes": ["A note."],
+        },
+        "plot": {"caption": "Plot", "alt": "what it shows"},
+        "provenance": {"model_sha256": {"clip_ft": weights, "own": "ff"}},
+    }
+    (folder / "study.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_studies_of_the_same_models_are_a_section_and_others_are_named(three_seeds, tmp_path):
+    config, root, before = three_seeds
+    copy = copied(root, tmp_path)
+    assert 'id="studies"' not in before
+    sha = json.loads((copy / "results/models/clip_ft/seed0/train.json").read_text())["model_sha256"]
+    study_json(copy, "heads", sha)
+    study_json(copy, "old", "00")
+    build_report(config, copy)
+    page = Page((copy / "results/report.html").read_text())
+    assert "Against “a”, b < c. It does not prove anything." in page.text
+    assert page.table("study-heads")[2] == ["b", "2.0 +1.0 (0.5 to 1.5) ▲"]
+    assert "The study “Study of old” is of an earlier clip_ft, and left out" in page.text
+    assert not [table for table in page.tables if table["id"] == "table-study-old"]
+    (copy / "results/studies/old/study.json").write_text("{}")
+    with pytest.raises(CliptexError, match=r"old/study.json: not a study's results .*run the study again"):
+        build_report(config, copy)
+
+
 def test_a_cell_without_a_value_is_shown_as_missing(three_seeds, tmp_path):
     config, root, _ = three_seeds
     copy = copied(root, tmp_path)

@@ -163,7 +163,7 @@ def made_up(gains: dict[str, float], noise: float = 0.0, images: int = 200, seed
 
 def test_a_difference_is_one_only_where_the_paired_interval_leaves_out_zero():
     measure = made_up({"good": 0.1, "bad": -0.1, "same": 0.001}, noise=0.1)
-    found = compare(measure, "base", ["base", "good", "bad", "same"])
+    found = compare(measure, "base", ["base", "good", "bad", "same"], 2000)
     assert {model: one.state for model, one in found.items()} == {
         "base": "no difference seen",
         "good": "better",
@@ -180,14 +180,14 @@ def test_with_seeds_a_difference_must_also_exceed_their_spread():
     measure = made_up({"good": 0.1})
     base = measure.statistics["base"][0]["rmse"]
     far = {"base": [{"rmse": base}, {"rmse": base + 0.5}], "good": [{"rmse": base - 0.1}, {"rmse": base + 0.4}]}
-    found = compare(Measure("nyuv2", "depth", "linear", far), "base", ["good"])["good"]
+    found = compare(Measure("nyuv2", "depth", "linear", far), "base", ["good"], 2000)["good"]
     assert found.bounds.excludes_zero and found.spread > 0.3
     assert found.state == "no difference seen"
 
 
 def test_the_sentence_names_each_model_once_with_its_numbers():
     measure = made_up({"good": 0.1, "bad": -0.1, "same": 0.001}, noise=0.1)
-    compared = compare(measure, "base", list(LABELS))
+    compared = compare(measure, "base", list(LABELS), 2000)
     text = words.differences([(measure, compared)], LABELS, "base")
     better, worse, none = re.search(
         r"is better with (.*), worse with (.*) and not seen to differ with (.*)\.", text
@@ -196,7 +196,7 @@ def test_the_sentence_names_each_model_once_with_its_numbers():
     assert all(text.count(label) == 1 for label in LABELS.values())
     assert words.amount(measure, compared["good"]) in better
     nothing = made_up({"good": 0.0, "bad": 0.0}, noise=0.1)
-    text = words.differences([(nothing, compare(nothing, "base", ["good", "bad"]))], LABELS, "base")
+    text = words.differences([(nothing, compare(nothing, "base", ["good", "bad"], 2000))], LABELS, "base")
     assert text.endswith("is not seen to differ with any of them.") and "better" not in text
 
 
@@ -211,18 +211,18 @@ def test_a_trade_off_names_what_is_lost_and_the_best_that_keeps_it():
     gains = {"good": 0.1, "bad": 0.3, "same": 0.05}
     dense = made_up(gains, noise=0.05)
     shot = zero_shot({"base": 0.5, "good": 0.5, "bad": 0.2, "same": 0.52})
-    findings = [(m, compare(m, "base", list(LABELS))) for m in (dense, shot)]
+    findings = [(m, compare(m, "base", list(LABELS), 2000)) for m in (dense, shot)]
     text = words.tradeoff(findings, LABELS, "base")
     assert re.search(r"is lost beyond the noise of the images with “bad one” −", text)
     assert "2 of the 2 weightings that keep it gain, “good one” most" in text  # not the bad one, which gains more
     kept = zero_shot({"base": 0.5, "good": 0.5, "bad": 0.5, "same": 0.5})
-    findings = [(m, compare(m, "base", list(LABELS))) for m in (dense, kept)]
+    findings = [(m, compare(m, "base", list(LABELS), 2000)) for m in (dense, kept)]
     assert "with none of the 3 weightings" in words.tradeoff(findings, LABELS, "base")
 
 
 def test_the_cheapest_that_is_not_seen_to_be_worse_than_the_best_is_named():
     measure = made_up({"good": 0.2, "bad": 0.05, "same": 0.199}, noise=0.05)
-    findings = [(measure, compare(measure, "base", list(LABELS)))]
+    findings = [(measure, compare(measure, "base", list(LABELS), 2000))]
     text = words.cost(findings, LABELS, "base", {"base": 1.0, "good": 1.5, "bad": 1.05, "same": 1.2})
     best, cheap = re.search(r"most is gained with “(.*?)”.*cheaper “(.*?)”", text).groups()
     assert {best, cheap} == {"good one", "same one"} or (best, cheap) == ("good one", "same one")
@@ -231,7 +231,7 @@ def test_the_cheapest_that_is_not_seen_to_be_worse_than_the_best_is_named():
 
 def test_what_is_not_proved_counts_the_intervals():
     measure = made_up({"good": 0.1})
-    findings = [(measure, compare(measure, "base", ["good"]))]
+    findings = [(measure, compare(measure, "base", ["good"], 2000))]
     text = words.not_proved(findings, 1, 40, "whether it rains", miniature=True)
     assert "one training run a model and 200 rendered images" in text
     assert "of the 40 intervals about 2 would leave out zero by chance" in text
@@ -280,7 +280,7 @@ def results(root: Path, config: Config, rates: dict[str, float]) -> None:
         write_json(root / "results/experts" / expert / "expert.json", record)
 
 
-@pytest.mark.parametrize("name", ["first_experiments", "loss_weights", "heads"])
+@pytest.mark.parametrize("name", ["first_experiments", "heads"])
 def test_a_page_has_one_plot_one_table_and_two_sentences(tmp_path, name):
     config = study_config(study(name))
     rates = {model: 0.3 + 0.05 * number for number, model in enumerate(config.study.judged)}

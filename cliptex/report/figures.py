@@ -67,7 +67,7 @@ class Chart:
     @property
     def dark_svg(self) -> str:
         """The chart for a dark page."""
-        return re.sub("#[0-9a-f]{6}", lambda found: ON_DARK.get(found[0], found[0]), self.svg)
+        return on_dark(self.svg)
 
     def save(self, folder: Path) -> None:
         """Write `{name}.svg` and, on white, `{name}.png`."""
@@ -84,6 +84,11 @@ class Chart:
             background = "white" if kind == "png" else "none"
             figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else None, facecolor=background)
         return out.getvalue()
+
+
+def on_dark(svg: str) -> str:
+    """A chart's SVG with the colours for a dark page."""
+    return re.sub("#[0-9a-f]{6}", lambda found: ON_DARK.get(found[0], found[0]), svg)
 
 
 def colour(model: str, further: Sequence[str]) -> str:

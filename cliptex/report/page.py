@@ -18,6 +18,7 @@ from cliptex.report.bootstrap import LEVEL
 from cliptex.report.differences import Comparison, compare, differences_table
 from cliptex.report.gather import Results
 from cliptex.report.statistics import Outcome, Verdict, beside, ranging, signed, verdict
+from cliptex.report.studies import FoundStudy, found_studies
 from cliptex.report.table import Table
 
 SUFFIX = " (miniature)"
@@ -28,6 +29,7 @@ SECTIONS = {
     "labels": "Label quality",
     "differences": "What differs most",
     "pictures": "Gallery",
+    "studies": "Studies",
     "details": "All metrics, time",
     "provenance": "Provenance and how to reproduce",
 }
@@ -105,10 +107,13 @@ def render(results: Results, parts: Parts) -> str:
     judged = gallery.evaluation_albums(results, parts.comparisons)
     albums = [*([pairs] if pairs else []), *judged.spread]
     charts = {name: _embedded(chart) for name, chart in parts.charts.items()}
+    own = {model: runs[results.config.seeds[0]].record.get("model_sha256", "") for model, runs in results.runs.items()}
+    studies, left_out = found_studies(results.root, own)
     there = {
         "zeroshot": "zeroshot" in parts.tables,
         "differences": bool(judged.extremes) or "differences" in parts.tables,
         "pictures": bool(albums),
+        "studies": bool(studies or left_out),
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_unbroken)
     source = files("cliptex.report")
@@ -137,6 +142,8 @@ def render(results: Results, parts: Parts) -> str:
             "albums": albums,
             "extremes": judged.extremes,
             "missing_pictures": judged.missing,
+            "studies": [(study, _study_chart(study)) for study in studies],
+            "studies_left_out": left_out,
             "metrics": parts.metrics,
             # escaped already, so that its spaces stay as they are and it can be copied
             "config": escape(
@@ -165,6 +172,16 @@ def _embedded(chart: figures.Chart) -> dict[str, str]:
         "alt": chart.alt,
         "light": _svg_uri(chart.svg),
         "dark": _svg_uri(chart.dark_svg),
+    }
+
+
+def _study_chart(study: FoundStudy) -> dict[str, str]:
+    return {
+        "name": study.table.name,
+        "caption": study.caption,
+        "alt": study.alt,
+        "light": _svg_uri(study.light),
+        "dark": _svg_uri(study.dark),
     }
 
 

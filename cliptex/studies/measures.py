@@ -24,8 +24,6 @@ from cliptex.report import names
 from cliptex.report.bootstrap import Interval, draws, interval, resampled
 from cliptex.report.statistics import direction, pooled_std
 
-RESAMPLES = 2000
-
 
 @dataclass(frozen=True)
 class Measure:
@@ -122,9 +120,9 @@ class Compared:
         return "better" if self.difference > 0 else "worse"
 
 
-def compare(measure: Measure, reference: str, models: Sequence[str]) -> dict[str, Compared]:
+def compare(measure: Measure, reference: str, models: Sequence[str], resamples: int) -> dict[str, Compared]:
     """Each model against the reference, all on the same draws of images; the reference is among the results."""
-    weights = draws(measure.images, RESAMPLES, zlib.crc32(measure.benchmark.encode()))
+    weights = draws(measure.images, resamples, zlib.crc32(measure.benchmark.encode()))
     values = {
         model: [float(main_metric(measure.task, arrays)[0]) for arrays in measure.statistics[model]]
         for model in dict.fromkeys([reference, *models])

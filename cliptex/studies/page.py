@@ -27,7 +27,7 @@ from cliptex.report.bootstrap import LEVEL, Interval
 from cliptex.report.figures import Chart
 from cliptex.report.table import Cell, Group, Table
 from cliptex.studies import study_of, words
-from cliptex.studies.measures import RESAMPLES, Compared, Measure, compare, read_measures
+from cliptex.studies.measures import Compared, Measure, compare, read_measures
 from cliptex.studies.plots import dots_plot, scatter_plot
 from cliptex.studies.words import Findings
 
@@ -74,7 +74,8 @@ def study_page(config: Config, root: Path) -> StudyPage:
     measures = read_measures(config, folder)
     if not measures:
         raise CliptexError("study: neither `probes` nor `zeroshot` names a benchmark; name at least one")
-    findings = [(measure, compare(measure, study.reference, study.judged)) for measure in measures]
+    resamples = config.report.resamples
+    findings = [(measure, compare(measure, study.reference, study.judged, resamples)) for measure in measures]
     runs = {model: read_json(root / paths.model(model, config.seeds[0]) / "train.json") for model in study.judged}
     flops = {model: run["flops_over_contrastive"] for model, run in runs.items()}
     miniature = any(measure.source == "miniature" for measure in measures)
@@ -94,7 +95,7 @@ def study_page(config: Config, root: Path) -> StudyPage:
         "reference": study.reference,
         "seen": seen,
         "not_proved": not_proved,
-        "interval": {"level_percent": LEVEL, "resamples": RESAMPLES, "over": "evaluation images, paired"},
+        "interval": {"level_percent": LEVEL, "resamples": resamples, "over": "evaluation images, paired"},
         "models": {model: _about_model(labels[model], run) for model, run in runs.items()},
         "experts": {name: _about_expert(root, name) for name in study.experts},
         "results": [_row(measure, one) for measure, compared in findings for one in compared.values()],

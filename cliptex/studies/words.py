@@ -10,8 +10,8 @@ from statistics import fmean
 import numpy as np
 
 from cliptex.corruptions import CLEAN
-from cliptex.report.bootstrap import LEVEL, Interval, interval
-from cliptex.report.statistics import signed
+from cliptex.report.bootstrap import LEVEL, interval
+from cliptex.report.statistics import ranging, signed
 from cliptex.studies.measures import Compared, Measure
 
 Findings = Sequence[tuple[Measure, Mapping[str, Compared]]]
@@ -21,11 +21,6 @@ Findings = Sequence[tuple[Measure, Mapping[str, Compared]]]
 def listed(parts: Sequence[str]) -> str:
     """`a, b and c`."""
     return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]])) if parts else ""
-
-
-def ranging(bounds: Interval, digits: int) -> str:
-    """`+1.2 to +3.4`."""
-    return f"{signed(bounds.low, digits)} to {signed(bounds.high, digits)}"
 
 
 def amount(measure: Measure, one: Compared) -> str:
@@ -88,7 +83,7 @@ def tradeoff(findings: Findings, labels: Mapping[str, str], reference: str) -> s
         )
         lower = [one for one in kept if one.state == "worse"]
         if lower:
-            text += f", and {listed([f'“{labels[one.model]}”' for one in lower])} lose"
+            text += f", and a loss is seen with {listed([f'“{labels[one.model]}”' for one in lower])}"
     return text + "."
 
 
@@ -139,7 +134,7 @@ def robustness(findings: Findings, labels: Mapping[str, str], reference: str, su
             + f" in the mean of the {len(others)} others, better in {states.count('better')} of them, worse in "
             f"{states.count('worse')}, without a difference seen in {states.count('no difference seen')}"
         )
-    return f"The difference of “{labels[subject]}” to “{labels[reference]}”: {' — '.join(parts)}."
+    return f"The difference of “{labels[subject]}” to “{labels[reference]}”: {'; '.join(parts)}."
 
 
 def finetuning(findings: Findings, labels: Mapping[str, str], reference: str, subject: str) -> str:
@@ -164,7 +159,7 @@ def finetuning(findings: Findings, labels: Mapping[str, str], reference: str, su
         if had
         else f"Frozen, no gain of “{labels[subject]}” over “{labels[reference]}” is seen"
     )
-    return f"{lead}: {' — '.join(parts)}."
+    return f"{lead}: {'; '.join(parts)}."
 
 
 def not_proved(findings: Findings, seeds: int, intervals: int, limits: str, miniature: bool) -> str:

@@ -144,7 +144,12 @@ if ASKED:
                 f"results/experts/{expert}/expert.json" for expert in ASKED.experts
             ],
         output:
-            page=f"results/studies/{ASKED.name}.html",
+            page=report(
+                f"results/studies/{ASKED.name}.html",
+                caption="../report/study.rst",
+                category="Studies",
+                labels={"study": ASKED.name},
+            ),
             parts=[
                 f"results/studies/{ASKED.name}/{name}"
                 for name in (
