@@ -54,11 +54,11 @@ def test_roles_are_the_extras_and_those_of_the_rules():
 def test_the_lock_holds_what_pyproject_asks_for(role):
     versions, wanted = locked(role), required(role)
     assert wanted
-    wrong = {
-        str(one): versions.get(canonicalize_name(one.name))
-        for one in wanted
-        if not one.specifier.contains(versions.get(canonicalize_name(one.name), "none"), prereleases=True)
-    }
+    wrong = {}
+    for one in wanted:
+        version = versions.get(canonicalize_name(one.name))
+        if version is None or not one.specifier.contains(version, prereleases=True):
+            wrong[str(one)] = version
     assert wrong == {}, f"run: envs/lock.sh {role}"
 
 
