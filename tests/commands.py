@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +27,7 @@ PROCESSES.set_forkserver_preload(
         "cliptex.miniature",
     ]
 )
+PATIENCE_S = 240
 TIMES = (
     "seconds",
     "seconds_features",
@@ -102,22 +104,34 @@ def run(folder: Path, arguments: list[str], die_at: int | None = None) -> list[b
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit code, negative for a signal, and what it printed."""
+    """How a command ended: its exit code, negative for a signal, what it printed, and the processor time it took."""
 
     code: int
     said: str
+    seconds: float
 
 
 def command(folder: Path, arguments: list[str], kill_after_s: float | None = None, **limits) -> Ended:
-    """Run a command to its end, or kill it after some seconds."""
-    said = folder / ".said.txt" if "said" not in limits else limits.pop("said")
+    """Run a command to its end, or kill it after some seconds of processor time, which no other process stretches."""
+    said = limits.pop("said", folder / ".said.txt")
     process, hear = begin(folder, arguments, said=said, **limits)
-    process.join(240 if kill_after_s is None else kill_after_s)
-    if process.is_alive():
-        process.kill()
-        process.join()
+    end, seconds = time.monotonic() + PATIENCE_S, 0.0
+    while process.is_alive():
+        seconds = max(seconds, processor_seconds(process.pid))
+        if time.monotonic() > end or (kill_after_s is not None and seconds >= kill_after_s):
+            process.kill()
+        process.join(0.005)
     hear.close()
-    return Ended(process.exitcode, said.read_text(errors="replace") if said.exists() else "")
+    return Ended(process.exitcode, said.read_text(errors="replace") if said.exists() else "", seconds)
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has used; 0 when it is no more."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def finished(outputs: list[Path]) -> dict[Path, object]:

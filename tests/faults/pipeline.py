@@ -1,0 +1,166 @@
+"""A finished run of config/test.yaml, its commands, and copies of it in which one of them is disturbed."""
+
+import os
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from commands import Ended, command, content
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+SURVIVED: dict[str, list[bool]] = defaultdict(list)
+"""Kind of fault -> whether each was survived."""
+MINE = "the user's own\n"
+PASSING = ("logs", ".snakemake", "tensorboard", "checkpoints")
+"""Folders of what no result depends on."""
+
+
+SAID: list[str] = []
+"""What was tried, moment by moment, for the end of the run."""
+
+
+def say(text: str) -> None:
+    """Print now, which is shown with `-s` or a failure, and at the end."""
+    print(text, flush=True)
+    SAID.append(text)
+
+
+@contextmanager
+def fault(kind: str, what: str):
+    """Counts a fault as survived when the block ends without an error; the error goes on."""
+    SURVIVED[kind].append(False)
+    place = len(SURVIVED[kind]) - 1
+    try:
+        yield
+    except BaseException as error:
+        say(f"NOT survived: {kind}: {what}: {str(error)[:1500]}")
+        raise
+    SURVIVED[kind][place] = True
+    say(f"survived: {kind}: {what}")
+
+
+@dataclass
+class Stage:
+    """A command of the run: its rule, arguments and files by the plan; done, what it made and how long it took."""
+
+    rule: str
+    arguments: list[str]
+    inputs: set[str]
+    outputs: set[str]
+    made: dict[str, object] = field(default_factory=dict)
+    seconds: float = 0.0
+    bytes: int = 0
+
+    def __str__(self) -> str:
+        given = self.arguments[: self.arguments.index("--config")] if "--config" in self.arguments else self.arguments
+        return " ".join(given[4:])
+
+
+class Pipeline:
+    """A run of config/test.yaml in `folder`, of which every command is done once, undisturbed, when it is asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        plan = snakemake(folder, "--dry-run", "--printshellcmds", "--forceall", "all").stdout
+        self.stages = []
+        for rule, facts, line in re.findall(r"^rule (\w+):\n((?:    .*\n)+)Shell command: (.*)$", plan, re.M):
+            of = dict(re.findall(r"^    (input|output): (.*)$", facts, re.M))
+            inputs, outputs = (set(filter(None, of.get(kind, "").split(", "))) for kind in ("input", "output"))
+            self.stages.append(Stage(rule, shlex.split(line)[1:], inputs, outputs))
+        assert len(self.stages) > 40, plan[-3000:]
+
+    def _do(self, stage: Stage) -> None:
+        """A command, after those that it needs."""
+        if stage.made:
+            return
+        for other in self.stages:
+            if other.outputs & stage.inputs:
+                self._do(other)
+        before = self._files()
+        ended = command(self.folder, stage.arguments)
+        stage.seconds = ended.seconds
+        assert ended.code == 0, ended.said
+        after = self._files()
+        names = [name for name in after if after[name] != before.get(name)]
+        stage.made = {name: content(self.folder / name) for name in names}
+        stage.bytes = sum((self.folder / name).stat().st_size for name in names)
+        say(f"undisturbed: {stage.seconds:5.1f} s {stage.bytes:9,} bytes  {stage}")
+
+    def _files(self) -> dict[str, tuple[int, int]]:
+        found = {}
+        for path in self.folder.rglob("*"):
+            name = path.relative_to(self.folder)
+            if path.is_file() and not path.name.startswith(".") and not set(PASSING) & set(name.parts):
+                found[str(name)] = (path.stat().st_mtime_ns, path.stat().st_ino)
+        return found
+
+    def stage(self, rule: str, *words: str) -> Stage:
+        """The first command of a rule that has some words."""
+        found = next(one for one in self.stages if one.rule == rule and set(words) <= set(one.arguments))
+        self._do(found)
+        return found
+
+    def before(self, stage: Stage, folder: Path) -> Path:
+        """A copy of the run as it was before a stage, with files of the user's beside what the stage is to make."""
+        shutil.copytree(
+            self.folder, folder, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".snakemake")
+        )
+        for name in stage.made:
+            (folder / name).unlink()
+        for place in {(folder / name).parent for name in stage.made}:
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "mine.txt").write_text(MINE)
+        return folder
+
+
+def ends_as_ever(stage: Stage, folder: Path, ended: Ended) -> None:
+    """A command has succeeded, with the files of the undisturbed run, and has left the user's files alone."""
+    assert ended.code == 0, ended.said[-3000:]
+    different = [name for name, value in stage.made.items() if content(folder / name) != value]
+    assert not different, f"differ: {different}"
+    for name in stage.made:
+        assert ((folder / name).parent / "mine.txt").read_text() == MINE
+
+
+def half_made(stage: Stage, folder: Path) -> list[str]:
+    """Files under their final names that are not what they are to become."""
+    there = [name for name in stage.made if (folder / name).exists()]
+    return [name for name in there if content(folder / name) != stage.made[name]]
+
+
+def at_a_time(work: Callable, items: list) -> None:
+    """`work` for each item, as many at a time as there are processors; the first error is raised at the end."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for done in [pool.submit(work, item) for item in items]:
+            done.result()
+
+
+def moments(name: str, count: int) -> list[float]:
+    """`count` random shares of a run, always the same for a name."""
+    rng = random.Random(name)
+    return sorted(rng.uniform(0.02, 0.98) for _ in range(count))
+
+
+def arguments_of_snakemake(directory: Path, *arguments: str, config: Path = ROOT / "config/test.yaml") -> list[str]:
+    command = [BIN / "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2", "--directory", directory]
+    return list(map(str, [*command, *arguments[:-1], "--configfile", config, "--", arguments[-1]]))
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+
+
+def snakemake(directory: Path, *arguments: str, **how) -> subprocess.CompletedProcess:
+    """Snakemake in `directory`; the last argument is the target."""
+    command = arguments_of_snakemake(directory, *arguments, **how)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT)

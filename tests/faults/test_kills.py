@@ -1,0 +1,77 @@
+"""SIGKILL of every stage at random moments: the same command again ends with the same bytes."""
+
+import signal
+
+import pytest
+from commands import command
+from pipeline import at_a_time, ends_as_ever, fault, half_made, moments
+
+pytestmark = pytest.mark.faults
+MOMENTS = 5
+STAGES = [
+    ("render_pairs",),
+    ("render_experts", "train"),
+    ("render_benchmark", "voc"),
+    ("render_benchmark", "coco"),
+    ("render_benchmark", "nyuv2"),
+    ("render_benchmark", "imagenet"),
+    ("render_captions",),
+    ("index_shards",),
+    ("train_backbone",),
+    ("train_expert", "mask_rcnn"),
+    ("train_expert", "dpt"),
+    ("train_expert", "nll_angmf"),
+    ("label", "segmentation"),
+    ("label", "depth"),
+    ("label", "normals"),
+    ("index_labels", "depth"),
+    ("train", "clip"),
+    ("train", "cliptex"),
+    ("interpolate",),
+    ("probe_voc_0",),
+    ("probe_coco_0",),
+    ("probe_nyuv2_0",),
+    ("probe_imagenet_0",),
+    ("tabulate_probes", "voc"),
+    ("zeroshot", "imagenet"),
+    ("retrieval",),
+    ("report",),
+]
+
+
+@pytest.mark.parametrize("chosen", STAGES, ids=" ".join)
+def test_a_killed_stage_ends_as_ever(pipeline, tmp_path, chosen):
+    stage = pipeline.stage(*chosen)
+
+    def kill(share: float) -> None:
+        folder = pipeline.before(stage, tmp_path / f"{share:.4f}")
+        after = share * stage.seconds
+        with fault("SIGKILL of a stage", f"{' '.join(chosen)} at {share:.0%} of {stage.seconds:.2f} s"):
+            while (ended := command(folder, stage.arguments, kill_after_s=after)).code == 0:  # it was quicker now
+                pipeline.before(stage, folder)
+                after *= 0.8
+            assert ended.code == -signal.SIGKILL, ended.said
+            assert not half_made(stage, folder)
+            ends_as_ever(stage, folder, command(folder, stage.arguments))
+
+    at_a_time(kill, moments(" ".join(chosen), MOMENTS))
+
+
+TWINS = [("render_pairs",), ("label", "depth"), ("index_labels", "depth"), ("train", "cliptex"), ("report",)]
+
+
+@pytest.mark.parametrize("chosen", TWINS, ids=" ".join)
+def test_a_stage_that_outlives_its_snakemake_harms_no_second_one(pipeline, tmp_path, chosen):
+    """Two at once, as after a SIGKILL of Snakemake, whose jobs go on, and another start."""
+    stage = pipeline.stage(*chosen)
+    folder = pipeline.before(stage, tmp_path / "run")
+    with fault("two at once", " ".join(chosen)):
+        ended = []
+        at_a_time(
+            lambda number: ended.append(command(folder, stage.arguments, said=tmp_path / f"{number}.txt")), [0, 1]
+        )
+        if any(one.code for one in ended):  # one may find what the other has taken away, and then says so
+            assert all(one.code in (0, 1) and "error: " in one.said for one in ended if one.code), ended
+            ended = [command(folder, stage.arguments)]
+        for one in ended:
+            ends_as_ever(stage, folder, one)
