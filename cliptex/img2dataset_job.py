@@ -34,6 +34,8 @@ GUARD = "CLIPTEX_DOWNLOAD_GUARD"
 RAW = Path("resources/pairs")
 FINAL = Path("results/shards")
 BLOCK = 1 << 16
+CONTROLS = bytes({*range(32), 127} - set(b"\t\n\r"))
+"""What servers' messages may not do to the terminal that shows a log."""
 WHICH = ("files", "columns", "url_column", "caption_column", "sha256_column", "rows", "rows_per_shard")
 """Keys of `dataset.urls` that say which rows a shard has; in its fingerprint the rows themselves stand for them."""
 
@@ -179,7 +181,7 @@ def output_to(log: Path | None):
                 if not part:
                     return
                 with contextlib.suppress(OSError):
-                    file.write(part)
+                    file.write(part.translate(None, CONTROLS))
 
     thread = threading.Thread(target=copy, daemon=True)
     thread.start()

@@ -97,3 +97,11 @@ def test_results_have_no_secret_of_an_address(tmp_path):
 
     url = "https://host/a.pth?token=abcdefgh"
     assert "abcdefgh" not in json.dumps(provenance({"experts": {"dpt": {"url": url}}}))
+
+
+def test_a_log_of_img2dataset_moves_no_cursor(tmp_path):
+    from cliptex.img2dataset_job import output_to
+
+    with output_to(tmp_path / "log.txt"):
+        os.write(1, "HTTP Error 418: \x1b[2J\x07é teapot\n".encode())
+    assert (tmp_path / "log.txt").read_text() == "HTTP Error 418: [2Jé teapot\n"
