@@ -553,10 +553,6 @@ class Config(Section):
         for name, store in self.label_stores.items():
             if self.experts and store.expert not in self.experts:
                 raise ValueError(f"label_stores.{name}.expert: {store.expert!r} is not one of {sorted(self.experts)}")
-            if store.of is None:
-                continue
-            if self.models and store.of not in self.label_stores:
-                raise ValueError(f"label_stores.{name}.of: {store.of!r} is not one of {sorted(self.label_stores)}")
             if store.of in self.label_stores and self.label_stores[store.of].of is not None:
                 raise ValueError(f"label_stores.{name}.of: {store.of!r} has changed labels itself; name its source")
         for name, model in self.models.items():

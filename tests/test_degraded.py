@@ -13,6 +13,7 @@ from cliptex.files import read_json
 from cliptex.label_audit import audit_labels
 from cliptex.labels import LabelFile, index_labels, label_batch
 from cliptex.plugins import find
+from cliptex.studies import study_config
 
 
 def with_degraded(config, task, strength, of=None, blocks=4):
@@ -93,7 +94,7 @@ def test_the_store_can_be_made_again_and_follows_its_source(tiny):
 
 def test_wrong_sources_are_named(tiny):
     with pytest.raises(CliptexError, match=r"label_stores.worse.of: 'dept' is not one of"):
-        with_degraded(tiny, "depth", 0.5, of="dept")
+        study_config(with_degraded(tiny, "depth", 0.5, of="dept"))
     config = with_degraded(tiny, "depth", 0.5)
     plain = config.plain()
     plain["label_stores"]["worst"] = {"task": "depth", "expert": "degraded", "of": "worse"}

@@ -61,6 +61,10 @@ def test_a_study_shares_what_the_main_run_has(path, monkeypatch):
     )
     steps = main.models["cliptex"].steps, main.models["cliptex"].learning_rate
     assert {(model.steps, model.learning_rate) for model in config.study.models.values()} <= {steps}
+    for name, model in config.study.models.items():  # what its training job gets is whole
+        stores = [f"label_stores.{store}" for store in model.tasks]
+        job = Config.load(own.subset("dataset.source", "student", "train", f"models.{name}", *stores))
+        assert job.models[name] == model
     for name, store in config.study.label_stores.items():
         assert any(name in model.tasks for model in config.study.models.values()), f"{name} is made and not used"
         task = find("tasks", store.task)

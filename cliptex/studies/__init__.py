@@ -24,11 +24,11 @@ def study_config(config: Config) -> Config:
 
     config: with its protocols resolved (`cliptex.probes.protocols.with_protocols`). What both have is the same in both,
     so that a study shares the shards, labels and models of the main run. Without a study it comes back as it is. Raises
-    CliptexError for a name that the main run has too, and for a benchmark, head or model that it lacks.
+    CliptexError for a name that the main run has too, and for a benchmark, head, model or label store that it lacks.
     """
     study = config.study
     if study is None:
-        return config
+        return _with_sources(config)
     plain = config.plain()
     for section in OWN:
         if both := sorted(getattr(study, section).keys() & plain[section].keys()):
@@ -46,7 +46,15 @@ def study_config(config: Config) -> Config:
     }
     plain["probes"] |= {"models": study.judged, "baselines": [], "save_predictions": 0}
     plain["zeroshot"] |= {"benchmarks": study.zeroshot, "retrieval": {}}
-    return Config.load(plain)
+    return _with_sources(Config.load(plain))
+
+
+def _with_sources(config: Config) -> Config:
+    """The configuration as it is, where every store whose labels another one changes is there."""
+    for name, store in config.label_stores.items():
+        if store.of is not None and store.of not in config.label_stores:
+            raise CliptexError(f"label_stores.{name}.of: {store.of!r} is not one of {sorted(config.label_stores)}")
+    return config
 
 
 def _with_heads(benchmarks: dict[str, Any], name: str, wanted: list[str]) -> dict[str, Any]:
