@@ -4,6 +4,7 @@ Writes  step-{step}.pt in the folder it is given: the newest two, each on disk (
 Holds   a checkpoint is continued by the configuration and the data that made it, or by nothing.
 """
 
+import contextlib
 import logging
 import signal
 import threading
@@ -69,7 +70,7 @@ class Checkpoints:
         Raises CliptexError when it cannot be written, e.g. on a full disk; those before it stay.
         """
         for left in self.folder.glob(".step-*"):  # by a kill in the middle of a save; as large as a checkpoint
-            left.unlink()
+            left.unlink(missing_ok=True)
         path = self._path(state["step"])
         try:
             with replacing(path) as scratch:
@@ -79,7 +80,7 @@ class Checkpoints:
                 f"{path}: cannot be written ({error}); make room, and the same command goes on from the one before"
             ) from error
         for old in sorted(self.folder.glob("step-*.pt"))[:-2]:
-            old.unlink()
+            old.unlink(missing_ok=True)
 
     def latest(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read; one that cannot is named in the log and left out.
@@ -102,6 +103,14 @@ class Checkpoints:
             return self._own(path, torch.load(path, map_location="cpu", weights_only=True))
         except FileNotFoundError as error:
             raise CliptexError(f"{path}: no such file; all processes must see the same folder") from error
+
+    def remove(self) -> None:
+        """Remove the folder with what a run writes there; whatever else lies in it stays, and the folder then too."""
+        for pattern in ("step-*.pt", ".step-*", "metrics.jsonl", "not-finite-step-*.json"):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.pt"

@@ -11,7 +11,6 @@ Holds   same seed, same batches for every model; a killed run goes on from its l
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -277,7 +276,7 @@ class _Run:
         save_heads(heads, self.folder / student.HEADS_FILE, stores, self.model.losses)
         self._write_history(self.folder)
         write_json(self.folder / "train.json", self._record(weights))
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        self.checkpoints.remove()
 
     def _record(self, weights: str) -> dict[str, Any]:
         steps, options = self.model.steps, self.options

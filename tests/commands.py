@@ -31,6 +31,7 @@ PATIENCE_S = 240
 TIMES = (
     "seconds",
     "seconds_features",
+    "cpu_seconds",
     "seconds_loading",
     "images_per_s",
     "images_per_second",

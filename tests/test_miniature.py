@@ -489,6 +489,11 @@ def test_a_killed_render_starts_over_and_a_whole_one_is_kept(tmp_path, monkeypat
     monkeypatch.setattr(module, "write", real)
     render_benchmark(small, "places365", root)
     assert (root / "miniature.json").exists()
+    (root / "miniature.json").unlink()
+    (root / "notes.txt").write_text("mine")
+    with pytest.raises(CliptexError, match=r"places365: holds files that were not rendered, .* rm -r .*places365"):
+        render_benchmark(small, "places365", root)
+    assert (root / "notes.txt").read_text() == "mine"
 
 
 def test_official_data_is_never_overwritten(tmp_path):

@@ -117,10 +117,22 @@ class Pipeline:
         )
         for name in stage.made:
             (folder / name).unlink()
-        for place in {(folder / name).parent for name in stage.made}:
+        if stage.rule == "render_benchmark":
+            shutil.rmtree((folder / next(iter(stage.outputs))).parent)
+        for place in places(stage, folder):
             place.mkdir(parents=True, exist_ok=True)
             (place / "mine.txt").write_text(MINE)
         return folder
+
+
+def places(stage: Stage, folder: Path) -> set[Path]:
+    """Where a user may have files beside those of a stage: not in a rendered tree, which is the renderer's whole (and
+    refused if it holds more), nor in results/report, which is declared as one output."""
+    if stage.rule == "render_benchmark":
+        return {folder / "resources"}
+    if stage.rule == "report":
+        return {folder / "results"}
+    return {(folder / name).parent for name in stage.made}
 
 
 def ends_as_ever(stage: Stage, folder: Path, ended: Ended) -> None:
@@ -128,8 +140,8 @@ def ends_as_ever(stage: Stage, folder: Path, ended: Ended) -> None:
     assert ended.code == 0, ended.said[-3000:]
     different = [name for name, value in stage.made.items() if content(folder / name) != value]
     assert not different, f"differ: {different}"
-    for name in stage.made:
-        assert ((folder / name).parent / "mine.txt").read_text() == MINE
+    for place in places(stage, folder):
+        assert (place / "mine.txt").read_text() == MINE
 
 
 def half_made(stage: Stage, folder: Path) -> list[str]:

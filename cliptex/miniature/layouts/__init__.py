@@ -81,13 +81,16 @@ def render_benchmark(miniature: Miniature, name: str, root: Path, look: str = "b
         return
     if root.exists() and any(root.iterdir()) and not (root / SEAL).exists():
         raise CliptexError(f"{root}: holds data that was not rendered; move it away, or set another working directory")
+    _require_untouched(root)
     scratch = root.with_name(f".{root.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     (scratch / SEAL).touch()
     writer: Writer = importlib.import_module(f"cliptex.miniature.layouts.{name}").write
     writer(draw, scratch)
-    write_json(scratch / MARK, {**mark, "sha256": tree_digest(scratch)})
+    digest = tree_digest(scratch)
+    (scratch / SEAL).write_text(digest)  # the mark is gone when Snakemake has it made again
+    write_json(scratch / MARK, {**mark, "sha256": digest})
     shutil.rmtree(root, ignore_errors=True)
     scratch.replace(root)
 
@@ -96,9 +99,20 @@ def _same(found: Any, wanted: dict[str, Any]) -> bool:
     return isinstance(found, dict) and {key: found.get(key) for key in wanted} == wanted
 
 
+def _require_untouched(root: Path) -> None:
+    """Raise CliptexError where a rendered tree, which is about to be replaced, holds something of the user's."""
+    sealed = (root / SEAL).read_text() if (root / SEAL).exists() else ""
+    if sealed and tree_digest(root) != sealed:
+        raise CliptexError(
+            f"{root}: holds files that were not rendered, or were changed since; move away what is yours, then run:"
+            f" rm -r {root}   and then the same command again"
+        )
+
+
 def tree_digest(root: Path) -> str:
-    """Hex SHA-256 over the paths and contents of all files of a rendered tree but its mark."""
+    """Hex SHA-256 over the paths and contents of all files of a rendered tree but its mark, the seal as empty."""
     digest = hashlib.sha256()
     for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != MARK):
-        digest.update(f"{path.relative_to(root).as_posix()}\0{sha256_file(path)}\n".encode())
+        content = hashlib.sha256().hexdigest() if path == root / SEAL else sha256_file(path)
+        digest.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
