@@ -1,15 +1,18 @@
-"""Two choices of the probes against what is usually done, on rendered rooms and an untrained encoder.
+"""Two choices of the probes against what is usually done, on rendered scenes and untrained encoders.
 
-    python benchmarks/probe.py [--images 160]
+    python benchmarks/probe.py [--only frozen|solver] [--images 12] [--seeds 3]
 
-`features`  training the linear segmentation head on features computed once, against running the frozen encoder at
-            every step; same head, batches and steps. Ratio of processor seconds, features included.
-`solver`    RMSE of the depth probe solved in closed form, against the same 1x1 regression trained by AdamW for ten
-            epochs (the length of probe3d's protocol), at the best of three rates on the very images it is judged on,
-            which favours it. Ratio of RMSE in metres; `by_rate` has the ratio to each of the rates.
+`frozen`  the three segmentation heads of the protocol `paper`, at ViT-B-16 and 224 pixels: features of four augmented
+          views of each image computed once, kept as int8 and shared by the heads, against the usual way, as
+          mmsegmentation does it: in every step fresh random views go through the encoder, and the loss is taken at
+          every pixel. The same steps, batch size, rates and first weights; sixty passes over the training images, as
+          the protocol makes over Pascal VOC. Ratio of seconds in all: images decoded, features, heads, evaluation. Each
+          head's mIoU beside: that of the usual way must lie within the spread of the seeds' of ours.
+`solver`  RMSE of the depth probe solved in closed form, against the same 1x1 regression trained by AdamW for ten
+          epochs (the length of probe3d's protocol), at the best of three rates on the very images it is judged on,
+          which favours it. Ratio of RMSE in metres; `by_rate` has the ratio to each of the rates.
 
-Repeats use other seeds of the encoder; a ratio's spread is the least and the greatest over them. The last line is a
-JSON list.
+A ratio's spread is the least and the greatest over seeds. The last line is a JSON list.
 """
 
 import argparse
@@ -20,133 +23,262 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from cliptex import student
 from cliptex.config import Config, Miniature, Student
-from cliptex.encoders import Encoder, dense_of, load_encoder, squash
+from cliptex.encoders import Encoder, load_encoder
 from cliptex.miniature import render_benchmark
 from cliptex.plugins import find
-from cliptex.probes.features import batches, resample_nearest, schedule, standardise
-from cliptex.probes.geometry import grid_points, probe_depth
-from cliptex.probes.metrics import depth_metrics
-from cliptex.probes.protocols import protocol_of
-from cliptex.probes.segmentation import square_masks, train_head
-from cliptex.probes.selection import candidates
+from cliptex.probes.feature_cache import FeatureCache
+from cliptex.probes.features import standardised
+from cliptex.probes.geometry import probe_depth
+from cliptex.probes.metrics import IGNORE, confusion_matrix, depth_metrics, segmentation_metrics
+from cliptex.probes.parts import Reader, features_of
+from cliptex.probes.protocols import Entry, protocol_of
+from cliptex.probes.recipe import SegmentationHead
+from cliptex.probes.ridge import grid_points
+from cliptex.probes.segmentation import build_head, predict, train_head
+from cliptex.probes.selection import Candidate, candidates
+from cliptex.probes.training import Optimisation, batches
+from cliptex.probes.views import cut_truth, random_views
 
-REPEATS = 3
-STEPS = 100
+CLASSES = 21
+PASSES = 60
+SIZE = 224
+BATCH = 12
 EPOCHS = 10
 RATES = (5e-4, 5e-3, 5e-2)
-ARCHITECTURE = {
+SMALL = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": 96, "patch_size": 12, "width": 128, "layers": 4, "head_width": 32},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2},
 }
 
 
-def encoders(folder: Path) -> list[Encoder]:
-    """Untrained encoders, one a repeat."""
-    settings = Student(architecture=ARCHITECTURE)
-    student.export(student.build(settings, 0), settings, folder)
-    return [load_encoder("random", reference=folder, seed=seed) for seed in range(REPEATS)]
+def untrained(folder: Path, architecture: str | dict, seed: int) -> Encoder:
+    settings = Student(architecture=architecture)
+    if not folder.exists():
+        student.export(student.build(settings, 0), settings, folder)
+    return load_encoder("random", reference=folder, seed=seed)
 
 
-def seconds_of_training(encoder: Encoder, images: np.ndarray, masks: np.ndarray, seed: int) -> tuple[float, float]:
-    """Processor seconds of training the head on features computed once, and with the encoder at every step."""
-    options = protocol_of("voc", {}).semantic_segmentation.heads["linear"].model_copy(update={"steps": STEPS})
-    (candidate,) = candidates(options)
-    start = time.process_time()
-    features = dense_of(encoder, images)
-    train_head(features, masks, 21, options, candidate, seed)
-    once = time.process_time() - start
-    start = time.process_time()
-    train_head(features, masks, 21, options, candidate, seed)
-    head_only = time.process_time() - start
-    start = time.process_time()
-    for batch in batches(len(images), options.batch_size, STEPS, torch.Generator().manual_seed(seed)):
-        encoder.dense(encoder.normalised(images[batch.numpy()]))
-    return once, time.process_time() - start + head_only
+def protocol_for(images: int) -> Entry:
+    """The paper's, at the encoder's own size, whole images in evaluation, and as many steps as make sixty passes."""
+    heads = {"steps": PASSES * images // BATCH, "batch_size": BATCH, "learning_rates": [1e-3]}
+    section = {"input": {"fit": "squash", "size_px": SIZE}, "mask_size_px": SIZE, "heads": {}}
+    section["heads"] = {name: {**heads, "loss_points": 56} for name in ("linear", "deeplabv3", "pspnet")}
+    return protocol_of("voc", {"protocol": "paper", "semantic_segmentation": section})
+
+
+def readers_of(entry: Entry, root: Path, encoder: Encoder) -> tuple[Reader, Reader]:
+    task, data = entry.semantic_segmentation, find("benchmarks", "voc")(root)
+    truth = {
+        "semantic_segmentation": lambda sample, view: (
+            sample["mask"] if view is None else cut_truth(sample["mask"], view, (SIZE, SIZE), IGNORE)
+        )
+    }
+    return tuple(Reader(data, part, range(len(data.samples(part))), task, encoder, truth) for part in ("train", "eval"))
+
+
+def judged(head: torch.nn.Module, features: torch.Tensor, masks: list[np.ndarray]) -> float:
+    pairs = zip(masks, predict(head, features, [mask.shape for mask in masks]), strict=True)
+    return segmentation_metrics(sum(confusion_matrix(*pair, CLASSES) for pair in pairs))["mIoU"]
+
+
+def our_way(entry: Entry, root: Path, encoder: Encoder, scratch: Path, seeds: int) -> tuple[list[dict], float, list]:
+    """Head -> mIoU for each seed; seconds of the features, and those of all heads for each seed."""
+    start = time.perf_counter()
+    readers = readers_of(entry, root, encoder)
+    cache = FeatureCache(scratch, 1e10)
+    ((train, evaluated, kept),) = features_of(readers, {"random": encoder}, cache, 1e10)
+    grid = encoder.map_shape((SIZE, SIZE))[1:]
+    features = standardised([kept.train, kept.eval], grid)
+    masks = np.stack(train.truths["semantic_segmentation"])
+    shared = time.perf_counter() - start
+    scores, seconds = [], []
+    for seed in range(seeds):
+        start = time.perf_counter()
+        found = {}
+        for name, options in entry.semantic_segmentation.heads.items():
+            head = train_head(features[0], masks, CLASSES, options, candidates(options)[0], seed)
+            found[name] = judged(head, features[1], evaluated.truths["semantic_segmentation"])
+        seconds.append(time.perf_counter() - start)
+        scores.append(found)
+    return scores, shared, seconds
+
+
+def usual_way(entry: Entry, root: Path, encoder: Encoder, seed: int) -> tuple[dict[str, float], float]:
+    """Head -> mIoU, and seconds of all heads, with the encoder in every step."""
+    start = time.perf_counter()
+    scores = {}
+    for name, options in entry.semantic_segmentation.heads.items():
+        train, evaluated = readers_of(entry, root, encoder)
+        samples = [train.samples[index] for index in train.indices]
+        head = _train_usually(train, samples, encoder, options, candidates(options)[0], seed)
+        images = [evaluated.samples[index] for index in evaluated.indices]
+        pixels = np.stack(
+            [evaluated.pixels(one["image"], evaluated.views(0, one["image"].shape[:2])[0]) for one in images]
+        )
+        with torch.no_grad():
+            features = encoder.dense(encoder.normalised(pixels))
+        scores[name] = judged(head, features, [one["mask"] for one in images])
+    return scores, time.perf_counter() - start
+
+
+def _train_usually(
+    reader: Reader, samples: list, encoder: Encoder, options: SegmentationHead, candidate: Candidate, seed: int
+) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    head = build_head(options, encoder.map_shape((SIZE, SIZE))[0], CLASSES).train()
+    # in place of standardised features, which need all of them beforehand
+    norm = torch.nn.BatchNorm2d(encoder.map_shape((SIZE, SIZE))[0], affine=False).train()
+    optimisation = Optimisation(head.parameters(), options, candidate)
+    one = reader.task.augment.model_copy(update={"views": 1})
+    for batch in batches(len(samples), options.batch_size, options.steps, generator):
+        pixels, masks = [], []
+        for index in batch.tolist():
+            image, mask = samples[index]["image"], samples[index]["mask"]
+            (view,) = random_views(image.shape[:2], reader.task.input, reader.size, one, rng)
+            pixels.append(reader.pixels(image, view))
+            masks.append(cut_truth(mask, view, (SIZE, SIZE), IGNORE))
+        with torch.no_grad():
+            features = encoder.dense(encoder.normalised(np.stack(pixels)))
+        logits = head([norm(features)])
+        logits = F.interpolate(logits, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+        target = torch.from_numpy(np.stack(masks)).long()
+        optimisation.step(F.cross_entropy(logits, target, ignore_index=IGNORE))
+    return torch.nn.Sequential(_OnMaps(norm.eval()), head.eval())
+
+
+class _OnMaps(torch.nn.Module):
+    """A layer on each map of a list, as mmsegmentation's heads take them."""
+
+    def __init__(self, layer: torch.nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [self.layer(one) for one in maps]
 
 
 def depth_by_gradient(
-    train: torch.Tensor, judged: torch.Tensor, depths: list, truths: list, seed: int, rate: float
+    train: torch.Tensor, evaluated: torch.Tensor, depths: list, truths: list, seed: int, rate: float
 ) -> float:
     """RMSE of the 1x1 regression of metric depth trained by AdamW with warm-up and linear decay."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     head = torch.nn.Conv2d(train.shape[1], 1, 1)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=rate)
     steps = EPOCHS * -(-len(train) // 8)
-    scheduler = schedule(optimizer, steps, 0.15, power=1.0)
-    targets = np.stack([resample_nearest(depth, 24) for depth in depths])[..., None]
+    values = {"steps": steps, "batch_size": 8, "learning_rates": [rate], "weight_decays": [0.01], "warmup": 0.15}
+    options = protocol_of("voc", {}).semantic_segmentation.heads["linear"].model_copy(update={**values, "power": 1.0})
+    optimisation = Optimisation(head.parameters(), options, Candidate(rate, 0.01))
+    targets = np.stack(depths)[..., None]
     for batch in batches(len(train), 8, steps, generator):
         x, y = next(grid_points(train, targets, batch.numpy()))
-        loss = (x @ head.weight[:, :, 0, 0].T + head.bias - y).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
+        optimisation.step((x @ head.weight[:, :, 0, 0].T + head.bias - y).square().mean())
     with torch.no_grad():
-        maps = torch.nn.functional.interpolate(head(judged), size=truths[0].shape, mode="bilinear", align_corners=False)
+        maps = F.interpolate(head(evaluated), size=truths[0].shape, mode="bilinear", align_corners=False)
     return depth_metrics(zip(truths, maps[:, 0].numpy(), strict=True), 1e-3, 10)["rmse"]
 
 
-def read(benchmark: str, root: Path, part: str, field: str) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Images as the encoder takes them, and one truth of each."""
-    samples = find("benchmarks", benchmark)(root).samples(part)
-    chosen = [samples[index] for index in range(len(samples))]
-    return np.stack([squash(one["image"], 96, "bicubic") for one in chosen]), [one[field] for one in chosen]
+def solved_depth(root: Path, encoder: Encoder, scratch: Path, seed: int) -> tuple[float, list[float]]:
+    """RMSE in closed form, and by gradient descent at each rate."""
+    ridge = {"heads": {"linear": {"targets": ["metric"]}}}
+    task, data = protocol_of("nyuv2", {"depth": ridge}).depth, find("benchmarks", "nyuv2")(root)
+    truth = {
+        "depth": lambda sample, view: (
+            sample["depth"] if view is None else cut_truth(sample["depth"], view, (24, 24), np.nan)
+        )
+    }
+    readers = tuple(
+        Reader(data, part, range(len(data.samples(part))), task, encoder, truth) for part in ("train", "eval")
+    )
+    ((train, evaluated, kept),) = features_of(readers, {"random": encoder}, FeatureCache(scratch, 1e10), 1e10)
+    features = standardised([kept.train, kept.eval], (encoder.grid, encoder.grid))
+    truths = train.truths["depth"], evaluated.truths["depth"]
+    ours = probe_depth(*features, *truths, task, "linear", train.split(0.2, seed), seed, 0).metrics["rmse"]
+    return ours, [depth_by_gradient(*features, *truths, seed, rate) for rate in RATES]
 
 
-def report(name: str, ratios: list[float], goal: float, what: str, **more: object) -> dict:
+def report(name: str, ratios: list[float], goal: str, holds: bool, what: str, **more: Any) -> dict[str, Any]:
     return {
         "benchmark": name,
         "ratio": statistics.median(ratios),
         "spread": [min(ratios), max(ratios)],
-        "goal": f"<= {goal}",
-        "holds": statistics.median(ratios) <= goal,
+        "goal": goal,
+        "holds": holds,
         "what": what,
         "machine": {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "processor": platform.machine()},
         **more,
     }
 
 
+def rendered(folder: Path, **counts: dict[str, int]) -> None:
+    miniature: Miniature = Config.load({"miniature": {"benchmarks": counts}}).miniature
+    for name in counts:
+        render_benchmark(miniature, name, folder / name)
+
+
+def frozen(folder: Path, images: int, seeds: int) -> dict[str, Any]:
+    rendered(folder, voc={"train": images, "val": 2 * images})
+    encoder = untrained(folder / "vit", "ViT-B-16", 0)
+    entry = protocol_for(images)
+    encoder.dense(torch.zeros(1, 3, SIZE, SIZE))  # pays for start-up
+    usual, seconds_usual = usual_way(entry, folder / "voc", encoder, seed=0)
+    ours, shared, seconds = our_way(entry, folder / "voc", encoder, folder / "features", seeds)
+    ratios = [seconds_usual / (shared + one) for one in seconds]
+    spread = {name: [min(one[name] for one in ours), max(one[name] for one in ours)] for name in usual}
+    # one run of the usual way against some of ours: as far outside as theirs are apart is still the spread
+    equal = all(low - (high - low) <= usual[name] <= high + (high - low) for name, (low, high) in spread.items())
+    return report(
+        "probe/frozen",
+        ratios,
+        ">= 8",
+        statistics.median(ratios) >= 8 and equal,
+        "seconds of three segmentation heads, the encoder in every step / features computed once",
+        seconds={"usual": seconds_usual, "features": shared, "heads": seconds},
+        mIoU={"usual": usual, "ours": ours},
+        mIoU_equal=equal,
+        images=images,
+        steps=entry.semantic_segmentation.heads["linear"].steps,
+        batch_size=BATCH,
+        views=entry.semantic_segmentation.augment.views,
+    )
+
+
+def solver(folder: Path, seeds: int, images: int = 160) -> dict[str, Any]:
+    rendered(folder, nyuv2={"train": images, "val": images // 2})
+    error, by_rate = [], []
+    for seed in range(seeds):
+        encoder = untrained(folder / "small", SMALL, seed)
+        ours, trained = solved_depth(folder / "nyuv2", encoder, folder / "features", seed)
+        error.append(ours / min(trained))
+        by_rate.append([ours / rmse for rmse in trained])
+    what = "RMSE in metres, closed form / AdamW for ten epochs"
+    holds = statistics.median(error) <= 1.02
+    return report(
+        "probe/solver", error, "<= 1.02", holds, what, images=images, epochs=EPOCHS, rates=RATES, by_rate=by_rate
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=160, help="training images; half as many are held out")
-    count = parser.parse_args().images
+    parser.add_argument("--only", choices=["frozen", "solver"], help="one of the two")
+    parser.add_argument("--images", type=int, default=12, help="training images of `frozen`, a multiple of 12")
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    results = []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        splits = {name: {"train": count, "val": count // 2} for name in ("voc", "nyuv2")}
-        miniature: Miniature = Config.load({"miniature": {"benchmarks": splits}}).miniature
-        for name in splits:
-            render_benchmark(miniature, name, folder / name)
-        images, masks = read("voc", folder / "voc", "train", "mask")
-        masks = square_masks(masks, 96)
-        train_images, depths = read("nyuv2", folder / "nyuv2", "train", "depth")
-        eval_images, truths = read("nyuv2", folder / "nyuv2", "eval", "depth")
-        depth = protocol_of("nyuv2", {}).depth
-        speed, error, by_rate = [], [], []
-        for seed, encoder in enumerate(encoders(folder / "model")):
-            once, each = seconds_of_training(encoder, images, masks, seed)
-            speed.append(once / each)
-            features = standardise(dense_of(encoder, train_images), dense_of(encoder, eval_images))
-            ridge = depth.heads["linear"].model_copy(update={"targets": ("metric",)})
-            solved = probe_depth(*features, depths, truths, depth, ridge, 0.2, seed, 0)
-            trained = [depth_by_gradient(*features, depths, truths, seed, rate) for rate in RATES]
-            error.append(solved.metrics["rmse"] / min(trained))
-            by_rate.append([solved.metrics["rmse"] / rmse for rmse in trained])
-    what = [
-        "processor seconds, features computed once / at every step",
-        "RMSE in metres, closed form / AdamW for ten epochs",
-    ]
-    results = [
-        report("probe/features", speed, 0.5, what[0], images=count, steps=STEPS),
-        report("probe/solver", error, 1.02, what[1], images=count, epochs=EPOCHS, rates=RATES, by_rate=by_rate),
-    ]
+        if given.only != "solver":
+            results.append(frozen(Path(scratch), given.images, given.seeds))
+        if given.only != "frozen":
+            results.append(solver(Path(scratch), given.seeds))
     print(json.dumps(results))
 
 

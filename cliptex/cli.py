@@ -252,10 +252,11 @@ def plan(
         bool, typer.Option(help="Run untrained experts on a few images where no rate is known yet.")
     ] = True,
 ) -> None:
-    """Before any job: shards, jobs, bytes of images and labels, and the experts' time."""
+    """Before any job: shards, jobs, bytes of images, labels and features, and the experts' time."""
     from cliptex.plan import make_plan, shown
+    from cliptex.probes.protocols import folders_near, with_protocols
 
-    typer.echo(shown(make_plan(Config.load(config), measure)))
+    typer.echo(shown(make_plan(with_protocols(Config.load(config), folders_near(config)), measure)))
 
 
 @app.command(rich_help_panel=PROJECT)
@@ -463,6 +464,8 @@ def probe(
     seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; by default of the main run.")] = None,
     corruptions: CorruptionsOption = "null",
+    cache_gb: Annotated[float | None, typer.Option(min=0, help="In place of `probes.cache_gb`.")] = None,
+    memory_gb: Annotated[float | None, typer.Option(min=0, help="In place of `probes.memory_gb`.")] = None,
 ) -> None:
     """Train the probes of a benchmark on frozen encoders and judge them."""
     from cliptex.probe import probe
@@ -471,8 +474,11 @@ def probe(
     root = paths.benchmark(benchmark)
     out = out or paths.RESULTS / "probes" / benchmark
     settings = with_protocols(Config.load(config), folders_near(config))
+    limits = {"cache_gb": cache_gb, "memory_gb": memory_gb}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    settings = settings.model_copy(update={"probes": settings.probes.model_copy(update=limits)})
     data = _judged_on(benchmark, corruptions)
-    probe(settings, benchmark, models.split(","), seed, paths.RESULTS / "models", root, out, data=data)
+    probe(settings, benchmark, models.split(","), seed, paths.RESULTS / "models", root, out, paths.FEATURES, data)
 
 
 @app.command(rich_help_panel=JUDGING)

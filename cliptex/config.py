@@ -353,6 +353,11 @@ class Probes(Section):
     """Share of the training split on which a probe's hyper-parameters are chosen."""
     save_predictions: Annotated[int, Field(ge=0)] = 4
     """Evaluation samples whose predictions are kept beside the result."""
+    cache_gb: Annotated[float, Field(ge=0)] = 20.0
+    """Disk for the features of frozen encoders, results/features, in all; the least recently used are deleted for new
+    ones. The folder may be deleted at any time."""
+    memory_gb: Annotated[float, Field(gt=0)] = 4.0
+    """Memory for the features with which a head is trained; larger ones are read from disk batch by batch."""
 
 
 class CaptionSet(Section):

@@ -116,6 +116,10 @@ class Corrupted(Benchmark):
         return cls(plugin(resources / name), options, {x: plugin(resources / f"{name}_{x}") for x in options.looks})
 
     @property
+    def identity(self) -> list[Any]:
+        return [*self.clean.identity, self.options.model_dump(mode="json")]
+
+    @property
     def class_names(self) -> list[str]:
         return self.clean.class_names
 

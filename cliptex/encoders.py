@@ -6,23 +6,23 @@ Shapes: B images, S image side, C feature width, h x w feature map.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
-from open_clip.pos_embed import get_2d_sincos_pos_embed
+from open_clip.pos_embed import get_2d_sincos_pos_embed_from_grid
 from PIL import Image
+from torch.func import functional_call
 
 from cliptex.config import Student
 from cliptex.errors import CliptexError
-from cliptex.features import dense_features
-from cliptex.files import sha256_file
+from cliptex.features import dense_features, layer_tokens, number_of_blocks, resized_positions
+from cliptex.files import sha256_file, sha256_json
 from cliptex.student import CONFIG_FILE, WEIGHTS_FILE, build, exported_config, load
 
 BASELINES = ("random", "position")
-POOLED = "pooled feature before the projection"
 INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -36,6 +36,7 @@ class Encoder:
 
     image_size: side S of the square images it takes. mean, std: of the normalisation, per channel, for pixels in
     0..1. interpolation: how images are resized. sha256: of the weight file, or of the weights where there is none.
+    config_sha256: of the architecture.
     """
 
     def __init__(self, visual: torch.nn.Module, folder: Path, sha256: str):
@@ -43,14 +44,21 @@ class Encoder:
         height, width = (size, size) if isinstance(size, int) else size
         if height != width:
             raise CliptexError(f"{folder / CONFIG_FILE}: probes need a square image_size, this is {height} x {width}")
-        preprocess = exported_config(folder).get("preprocess_cfg", {})
+        config = exported_config(folder)
+        preprocess = config.get("preprocess_cfg", {})
+        self.config_sha256 = sha256_json(config["model_cfg"])
         self.image_size: int = height
         self.mean: tuple[float, ...] = tuple(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN))
         self.std: tuple[float, ...] = tuple(preprocess.get("std", open_clip.OPENAI_DATASET_STD))
         self.interpolation: str = preprocess.get("interpolation", "bicubic")
         self.sha256 = sha256
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._visual = _without_projection(visual).eval().requires_grad_(False).to(self.device)
+        self._visual, self._project = _split_projection(visual.eval().requires_grad_(False).to(self.device))
+
+    def input_size(self, size_px: int | tuple[int, int] | None) -> tuple[int, int]:
+        """Height and width of what the encoder is shown; its own for None."""
+        size_px = size_px or self.image_size
+        return (size_px, size_px) if isinstance(size_px, int) else tuple(size_px)
 
     def normalised(self, images_BHWC: np.ndarray) -> torch.Tensor:
         """uint8 images [B, S, S, 3] as the float32 [B, 3, S, S] that the network takes."""
@@ -65,38 +73,108 @@ class Encoder:
 
     @cached_property
     def grid(self) -> int:
-        """Side of the feature map, cells."""
-        blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
-        return self.dense(blank).shape[-1]
+        """Side of the feature map, cells, at the encoder's own size."""
+        return self.map_shape((self.image_size, self.image_size))[2]
+
+    @torch.no_grad()
+    def map_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Channels, rows and columns of the dense features of images of this height and width.
+
+        Raises CliptexError for a size that the encoder cannot take.
+        """
+        return tuple(dense_features(self._visual, torch.zeros(1, 3, *size, device=self.device)).shape[1:])
+
+    @torch.no_grad()
+    def tokens(self, images_BCHW: torch.Tensor, layers: Sequence[int] | str, norm: bool, cls: bool) -> torch.Tensor:
+        """Tokens [B, h * w, L * C] of the L blocks `layers`, row by row; with `cls` the class token comes first.
+
+        layers: block numbers, or "last", or "quarters" (after each quarter of the blocks). norm: whether the encoder's
+        final normalisation is applied to each.
+        """
+        out = layer_tokens(self._visual, images_BCHW, block_numbers(self._visual, layers), norm, cls)
+        tokens = torch.cat(out["image_intermediates"], 1).flatten(2).transpose(1, 2)
+        if not cls:
+            return tokens
+        if not (prefix := out.get("image_intermediates_prefix")):
+            raise CliptexError("features.cls: this encoder has no class token; set it to false")
+        return torch.cat([torch.cat([one[:, :1] for one in prefix], -1), tokens], 1)
 
     @torch.no_grad()
     def pooled(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """The feature [B, C] from which the encoder makes its embedding, before the projection."""
-        return self._visual(images_BCHW)
+        positions = resized_positions(self._visual, tuple(images_BCHW.shape[-2:]))
+        if positions is None:
+            return self._visual(images_BCHW)
+        return functional_call(self._visual, {"positional_embedding": positions}, (images_BCHW,))
+
+    @torch.no_grad()
+    def summary(self, images_BCHW: torch.Tensor, blocks: int) -> torch.Tensor:
+        """Class tokens of the last `blocks` blocks after the final normalisation, and the mean of the last one's patch
+        tokens: [B, (blocks + 1) C]."""
+        out = layer_tokens(self._visual, images_BCHW, blocks, class_tokens=True)
+        if not (prefix := out.get("image_intermediates_prefix")):
+            raise CliptexError("features.point: this encoder has no class token; choose pooled or embedding")
+        return torch.cat([*(one[:, 0] for one in prefix), out["image_intermediates"][-1].mean((2, 3))], 1)
+
+    @torch.no_grad()
+    def embedding(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """The embedding [B, D], which is compared with that of texts, not normalised."""
+        return self._project(self.pooled(images_BCHW))
 
 
 class PositionEncoder(Encoder):
-    """Knows where a pixel is and nothing else: a fixed 2-D sine-cosine code, the same for every image.
+    """Knows where a pixel is and nothing else: a fixed 2-D sine-cosine code, the same for every image and block.
 
-    Its grid and width are those of the encoder it is shown beside. Pooled, it is the mean of the code: a constant.
+    Its grid and width are those of the encoder it is shown beside. Pooled, as a class token and as an embedding it is
+    the mean of the code: a constant.
     """
 
     def __init__(self, visual: torch.nn.Module, folder: Path):
         super().__init__(visual, folder, "")
-        blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
-        _, channels, height, width = super().dense(blank).shape
-        if height != width or channels % 4:
-            raise CliptexError(f"{folder / CONFIG_FILE}: the position baseline needs a square grid and a width of 4 n")
-        code = get_2d_sincos_pos_embed(channels, height).astype(np.float32)
-        self.sha256 = hashlib.sha256(code.tobytes()).hexdigest()
-        self._code = torch.from_numpy(code).reshape(height, width, channels).permute(2, 0, 1).to(self.device)
-        self._visual = None
+        own = self.map_shape((self.image_size, self.image_size))
+        if own[0] % 4:
+            raise CliptexError(f"{folder / CONFIG_FILE}: the position baseline needs a width of 4 n")
+        self.sha256 = hashlib.sha256(_position_code(*own).tobytes()).hexdigest()
+        self._codes: dict[tuple[int, int], torch.Tensor] = {}
 
     def dense(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        return self._code.expand(len(images_BCHW), *self._code.shape)
+        size = tuple(images_BCHW.shape[-2:])
+        if size not in self._codes:
+            self._codes[size] = torch.from_numpy(_position_code(*self.map_shape(size))).to(self.device)
+        return self._codes[size].expand(len(images_BCHW), *self._codes[size].shape)
+
+    def tokens(self, images_BCHW: torch.Tensor, layers: Sequence[int] | str, norm: bool, cls: bool) -> torch.Tensor:
+        count = len(block_numbers(self._visual, layers))
+        tokens = self.dense(images_BCHW).flatten(2).transpose(1, 2).repeat(1, 1, count)
+        return torch.cat([tokens.mean(1, keepdim=True), tokens], 1) if cls else tokens
 
     def pooled(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         return self.dense(images_BCHW).mean(dim=(2, 3))
+
+    def summary(self, images_BCHW: torch.Tensor, blocks: int) -> torch.Tensor:
+        return self.pooled(images_BCHW).repeat(1, blocks + 1)
+
+    def embedding(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.pooled(images_BCHW)
+
+
+def _position_code(channels: int, rows: int, columns: int) -> np.ndarray:
+    """float32 [channels, rows, columns]; of a square grid open_clip's `get_2d_sincos_pos_embed`."""
+    places = np.stack(np.meshgrid(np.arange(columns, dtype=np.float32), np.arange(rows, dtype=np.float32)))
+    code = get_2d_sincos_pos_embed_from_grid(channels, places.reshape(2, 1, rows, columns))
+    return code.astype(np.float32).reshape(rows, columns, channels).transpose(2, 0, 1).copy()
+
+
+def block_numbers(visual: torch.nn.Module, layers: Sequence[int] | str) -> list[int]:
+    """Numbers from 0 of the blocks that `layers` means. Raises CliptexError for one that the encoder does not have."""
+    count = number_of_blocks(visual)
+    if layers == "last":
+        return [count - 1]
+    if layers == "quarters":
+        return [count * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+    if bad := [layer for layer in layers if not -count <= layer < count]:
+        raise CliptexError(f"features.layers: {bad[0]} is no block of the encoder, which has {count}")
+    return [layer % count for layer in layers]
 
 
 def load_encoder(kind_or_path: str | Path, *, reference: Path | None = None, seed: int = 0) -> Encoder:
@@ -131,18 +209,18 @@ def sha256_weights(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _without_projection(visual: torch.nn.Module) -> torch.nn.Module:
-    """`visual`, now returning what its projection was applied to."""
+def _split_projection(visual: torch.nn.Module) -> tuple[torch.nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
+    """`visual`, now returning what its projection was applied to, and the projection."""
     if isinstance(visual, open_clip.timm_model.TimmModel):
-        visual.head = torch.nn.Identity()
+        project, visual.head = visual.head, torch.nn.Identity()
     elif isinstance(getattr(visual, "proj", None), torch.nn.Parameter):
-        visual.proj = None
+        project, visual.proj = partial(torch.matmul, other=visual.proj), None
     else:
         raise CliptexError(
             f"student.architecture: probes know open_clip's vision transformers and timm towers, "
             f"not {type(visual).__name__}; choose one of those"
         )
-    return visual
+    return visual, project
 
 
 def squash(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
@@ -152,14 +230,16 @@ def squash(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((size, size), INTERPOLATION[interpolation]))
 
 
-def centre_crop(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
-    """uint8 [H, W, 3] to [size, size, 3]: shorter side to `size`, then the centre, as CLIP's own preprocessing."""
+def centre_crop(image: np.ndarray, size: int, interpolation: str, resize: int | None = None) -> np.ndarray:
+    """uint8 [H, W, 3] to [size, size, 3]: shorter side to `resize`, by default `size`, then the centre, as CLIP's own
+    preprocessing."""
     height, width = image.shape[:2]
-    if (height, width) == (size, size):
+    resize = resize or size
+    if (height, width) == (size, size) == (resize, resize):
         return image
     shorter = min(height, width)
     # as torchvision's Resize and CenterCrop round
-    height, width = int(size * height / shorter), int(size * width / shorter)
+    height, width = int(resize * height / shorter), int(resize * width / shorter)
     resized = np.asarray(Image.fromarray(image).resize((width, height), INTERPOLATION[interpolation]))
     top, left = round((height - size) / 2), round((width - size) / 2)
     return resized[top : top + size, left : left + size]

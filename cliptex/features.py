@@ -15,8 +15,6 @@ from torch.func import functional_call
 
 from cliptex.errors import CliptexError
 
-DENSE = "last block's patch tokens after the final normalisation"
-
 
 def dense_features(visual: nn.Module, images_BCHW: torch.Tensor) -> torch.Tensor:
     """Dense features [B, C, h, w] of normalised images [B, 3, H, W]; gradients flow.
@@ -29,20 +27,33 @@ def dense_features(visual: nn.Module, images_BCHW: torch.Tensor) -> torch.Tensor
 def layer_features(
     visual: nn.Module, images_BCHW: torch.Tensor, indices: int | Sequence[int], normalised: bool = True
 ) -> list[torch.Tensor]:
-    """Patch tokens after each of the blocks `indices` as maps [B, C, h, w]; gradients flow.
+    """Patch tokens after each of the blocks `indices` as maps [B, C, h, w]; arguments as of `layer_tokens`."""
+    return layer_tokens(visual, images_BCHW, indices, normalised)["image_intermediates"]
 
-    indices: the last so many blocks, or their numbers from 0 (or from the end, if negative). normalised: whether the
-    encoder's final normalisation is applied to each. H and W are the encoder's own image size; open_clip's own vision
-    transformers take other multiples of the patch size too, with the position embedding resized. Raises CliptexError
-    for a size that the encoder cannot take.
+
+def layer_tokens(
+    visual: nn.Module,
+    images_BCHW: torch.Tensor,
+    indices: int | Sequence[int],
+    normalised: bool = True,
+    class_tokens: bool = False,
+) -> dict[str, list[torch.Tensor]]:
+    """`image_intermediates`: patch tokens after each of the blocks `indices` as maps [B, C, h, w]; gradients flow.
+
+    With class_tokens also `image_intermediates_prefix`: the class token (and others before the patches, if the encoder
+    has any) [B, n, C] of each block; absent where the encoder has none. indices: the last so many blocks, or their
+    numbers from 0 (or from the end, if negative). normalised: whether the encoder's final normalisation is applied to
+    each. H and W are the encoder's own image size; open_clip's own vision transformers take other multiples of the
+    patch size too, with the position embedding resized. Raises CliptexError for a size that the encoder cannot take.
     """
     wanted = indices if isinstance(indices, int) else list(indices)
     options = {"indices": wanted, "normalize_intermediates": normalised, "intermediates_only": True}
+    options |= {"stop_early": True, "output_extra_tokens": class_tokens}
     resized = resized_positions(visual, tuple(images_BCHW.shape[-2:]))
     if resized is None:
-        return visual.forward_intermediates(images_BCHW, **options)["image_intermediates"]
+        return visual.forward_intermediates(images_BCHW, **options)
     replaced = {"visual.positional_embedding": resized}
-    return functional_call(_Intermediates(visual), replaced, (images_BCHW,), options)["image_intermediates"]
+    return functional_call(_Intermediates(visual), replaced, (images_BCHW,), options)
 
 
 class _Intermediates(nn.Module):
@@ -80,6 +91,12 @@ def resized_positions(visual: nn.Module, size: tuple[int, int]) -> torch.Tensor 
     shape = (size[0] // patch[0], size[1] // patch[1])
     grid = F.interpolate(grid, size=shape, mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([first, grid.permute(0, 2, 3, 1).flatten(0, 2)])
+
+
+def number_of_blocks(visual: nn.Module) -> int:
+    """Blocks of an encoder, by whose numbers `layer_features` goes."""
+    trunk = getattr(visual, "trunk", None)
+    return len(trunk.feature_info if trunk is not None else visual.transformer.resblocks)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

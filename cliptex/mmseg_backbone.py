@@ -17,7 +17,7 @@ import torch
 from cliptex import mmcv_ops, student
 from cliptex.config import Student
 from cliptex.errors import CliptexError
-from cliptex.features import layer_features, width
+from cliptex.features import layer_features, number_of_blocks, width
 
 mmcv_ops.import_heads()
 
@@ -56,7 +56,7 @@ class CliptexBackbone(BaseModule):
         for name in ("proj", "head"):
             if getattr(self.visual, name, None) is not None:
                 setattr(self.visual, name, None)
-        blocks = _number_of_blocks(self.visual)
+        blocks = number_of_blocks(self.visual)
         if bad := [index for index in out_indices if not -blocks <= index < blocks]:
             raise CliptexError(f"out_indices: {bad[0]} is no block of {model}, which has {blocks}")
         self.out_indices = sorted(index % blocks for index in out_indices)
@@ -99,8 +99,3 @@ def _load(model: str, pretrained: str | None) -> tuple[torch.nn.Module, dict[str
         raise CliptexError(f"model: {Path(model) / student.CONFIG_FILE}: no such file; train that model first")
     network = student.build(Student(architecture=model, pretrained=pretrained), seed=0)
     return network, student.preprocessing(network)
-
-
-def _number_of_blocks(visual: torch.nn.Module) -> int:
-    trunk = getattr(visual, "trunk", None)
-    return len(trunk.blocks if trunk is not None else visual.transformer.resblocks)

@@ -33,14 +33,18 @@ TYPICAL_SIZE_PX = (288, 384)
 
 def make_plan(config: Config, measure: bool = True) -> dict[str, Any]:
     """`images` (shards, number, bytes), `stores` (by name: jobs, label bytes, images a second, seconds), `benchmarks`
-    (by name: the official files that are not in place, as `cliptex.data_on_disk.official_files` has them).
+    (by name: the official files that are not in place, as `cliptex.data_on_disk.official_files` has them), `features`
+    (by benchmark: what frozen encoders' features will take, as `cliptex.probes.feature_plan` says).
 
     Each figure stands beside its origin, `*_from`. measure: run an expert whose rate is not known from finished jobs,
     untrained, on a few images.
     """
+    from cliptex.probes.feature_plan import plan_features
+
     images = _images(config)
     stores = {name: _store(config, name, images, measure) for name in config.label_stores}
-    return {"images": images, "stores": stores, "benchmarks": official_files(config)}
+    features = {name: plan_features(config, name) for name in config.probes.benchmarks}
+    return {"images": images, "stores": stores, "benchmarks": official_files(config), "features": features}
 
 
 def _images(config: Config) -> dict[str, Any]:
@@ -183,7 +187,28 @@ def shown(plan: dict[str, Any]) -> str:
         f"in all  {sum(store['jobs'] for store in stores):,} labelling jobs, labels {_bytes(sums['bytes'])},"
         f" experts {_hours(sums['seconds'])}"
     )
-    return "\n".join([*lines, *_benchmark_lines(plan["benchmarks"])])
+    return "\n".join([*lines, *_benchmark_lines(plan["benchmarks"]), *_feature_lines(plan["features"])])
+
+
+PLACES = {
+    "disk": "kept on disk",
+    "memory": "more than probes.cache_gb; held in memory, and computed again by the next run",
+    "nowhere": "more than probes.cache_gb and probes.memory_gb; the encoder would run in every step",
+    None: "not known before the encoder is built",
+}
+
+
+def _feature_lines(features: dict[str, dict[str, Any]]) -> list[str]:
+    """What the features take that a benchmark's probes are trained on."""
+    lines = []
+    for name, one in features.items():
+        if (views := one["views"]) is None:
+            lines.append(f"{name}  features ? bytes: how many images it has is not known")
+            continue
+        number = f"{views['train']:,} + {views['eval']:,} views"
+        size, memory = _bytes(one["bytes_a_model"]), _bytes(one["memory"])
+        lines.append(f"{name}  features of a model {size} ({number}), as float32 {memory}; {PLACES[one['place']]}")
+    return lines
 
 
 def _benchmark_lines(benchmarks: dict[str, list[dict[str, Any]]]) -> list[str]:

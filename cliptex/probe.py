@@ -26,42 +26,28 @@ from typing import Any
 import numpy as np
 import torch
 
+from cliptex import paths
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import source
 from cliptex.config import Config
-from cliptex.encoders import (
-    BASELINES,
-    BATCH_SIZE,
-    POOLED,
-    Encoder,
-    centre_crop,
-    dense_of,
-    in_order,
-    load_encoder,
-    squash,
-)
+from cliptex.encoders import BASELINES, Encoder, load_encoder
 from cliptex.errors import CliptexError
-from cliptex.features import DENSE
 from cliptex.files import replacing, write_json
 from cliptex.plugins import find
-from cliptex.probes.features import Outcome, resample_nearest, seed_of, standardise
-from cliptex.probes.per_image import check, per_image_path, write_per_image
+from cliptex.probes.feature_cache import FeatureCache
+from cliptex.probes.features import Features, Outcome, seed_of, standardised
+from cliptex.probes.metrics import IGNORE
+from cliptex.probes.parts import Kept, Part, Reader, TruthOf, features_of
+from cliptex.probes.per_image import Arrays, check, num_images, per_image_path, write_per_image
 from cliptex.probes.protocols import Entry, protocol_of
+from cliptex.probes.recipe import Classification, DenseTask, MapTask
 from cliptex.probes.thumbnails import thumbnails_path
+from cliptex.probes.views import Size, View, cut_truth, windows_of
 from cliptex.progress import track
 from cliptex.provenance import provenance
 from cliptex.student import CONFIG_FILE
 
 log = logging.getLogger("cliptex")
-
-
-@dataclass
-class Split:
-    """One part of a benchmark, decoded once for all models: network inputs and truths, not the original images."""
-
-    ids: list[str]
-    images: np.ndarray
-    truths: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -72,8 +58,18 @@ class Run:
     protocol: Entry
     holdout: float
     seed: int
-    keep: int
     kept: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """One encoder's features of both parts, and their truths."""
+
+    train: Part
+    judged: Part
+    size: Size
+    train_features: Features | torch.Tensor
+    eval_features: Features | torch.Tensor
 
 
 def probe(
@@ -84,18 +80,118 @@ def probe(
     models_dir: Path,
     benchmark_root: Path,
     out_dir: Path,
+    cache_dir: Path | None = None,
     data: Benchmark | None = None,
 ) -> None:
     """Probe several models (and baselines) on one benchmark and write one JSON file a model and head.
 
-    models_dir holds {model}/seed{seed}/; out_dir is `results/probes/{benchmark}`. data: what is judged on, in place of
-    the benchmark at benchmark_root, for a study. The baselines "random" and
-    "position" take their architecture from the first model of `models`, or else from any that is exported.
+    models_dir holds {model}/seed{seed}/; out_dir is `results/probes/{benchmark}`; features are kept in cache_dir, by
+    default `results/features`. data: what is judged on, in place of the benchmark at benchmark_root, for a study. The
+    baselines "random" and "position" take their architecture from the first model of `models`, or else from any that
+    is exported.
     """
     protocol = protocol_of(benchmark, config.probes.benchmarks.get(benchmark, {}))
     data = data or find("benchmarks", benchmark)(benchmark_root)
     if "classification" in data.tasks and len(data.tasks) > 1:
         raise CliptexError(f"{benchmark}: classification and dense tasks must be two benchmarks")
+    encoders = load_encoders(models, seed, models_dir)
+    first = encoders[models[0]]
+    indices = {
+        "train": _indices(len(data.samples("train")), protocol.max_train, seed),
+        "eval": _indices(len(data.samples("eval")), protocol.max_eval, None),
+    }
+    samples = data.samples("eval")
+    kept = [samples[index] for index in indices["eval"][: config.probes.save_predictions]]
+    run = Run(data, protocol, config.probes.holdout, seed_of(benchmark, seed), kept)
+    cache = FeatureCache(cache_dir or Path(out_dir).parent.parent / paths.FEATURES.name, config.probes.cache_gb * 1e9)
+    memory = config.probes.memory_gb * 1e9
+    streams = {}
+    for tasks in protocol.tasks_by_settings:
+        settings = getattr(protocol, tasks[0])
+        truths = {task: TRUTHS[task](run, first) for task in tasks}
+        readers = tuple(Reader(data, part, indices[part], settings, first, truths) for part in ("train", "eval"))
+        streams[tuple(tasks)] = features_of(readers, encoders, cache, memory)
+    settings = {
+        "benchmark": benchmark,
+        "protocol": protocol.model_dump(mode="json", exclude_none=True),
+        "holdout": config.probes.holdout,
+        "seed": seed,
+    }
+    for model, encoder in track(encoders.items(), f"probe {benchmark}", total=len(encoders)):
+        found: dict[str, Data] = {}
+        seconds_features = 0.0
+        for tasks, stream in streams.items():
+            train, judged, features = next(stream)
+            seconds_features += features.seconds
+            one = _data(train, judged, features, getattr(protocol, tasks[0]), encoder, memory)
+            found |= dict.fromkeys(tasks, one)
+        for head, tasks in protocol.heads.items():
+            rows, predictions, per_image, thumbnails = [], {}, {}, {}
+            for task in tasks:
+                start = time.perf_counter()
+                outcomes = TASKS[task](run, head, found[task])
+                seconds = (time.perf_counter() - start) / len(outcomes)
+                for outcome in outcomes:
+                    rows.append(_row(outcome, protocol, getattr(protocol, task), model, seed, head, seconds))
+                    predictions |= outcome.predictions
+                    check(outcome.task, outcome.per_image, outcome.metrics)
+                    per_image[outcome.task] = outcome.per_image
+                    thumbnails |= {outcome.task: outcome.thumbnails} if outcome.thumbnails else {}
+                    log.info("%s %s %s %s: %s", benchmark, model, head, outcome.task, _short(outcome.metrics))
+            train, judged = found[tasks[0]].train, found[tasks[0]].judged
+            _check_counts(data, protocol, train, judged, per_image)
+            result = {
+                "schema_version": 1,
+                "benchmark": benchmark,
+                "source": source(benchmark_root),
+                "variant": data.variant,
+                "split": data.eval_split,
+                "num_train": len(train.ids),
+                "num_eval": len(judged.ids),
+                "class_names": data.class_names,
+                "input": {
+                    "interpolation": encoder.interpolation,
+                    **{task: _input(getattr(protocol, task), encoder) for task in tasks},
+                },
+                "seconds_features": seconds_features,
+                "results": rows,
+                "provenance": provenance(settings) | {"model_sha256": {f"{model}/seed{seed}": encoder.sha256}},
+                "settings": settings,
+            }
+            folder = Path(out_dir) / model / f"seed{seed}"
+            if kept:
+                images = _images(kept, judged, getattr(protocol, tasks[0]))
+                _write_predictions(folder / f"{head}.npz", judged.ids[: len(kept)], images, predictions)
+            path = folder / f"{head}.json"
+            write_per_image(per_image_path(path), judged.ids, per_image)
+            if thumbnails:
+                write_per_image(thumbnails_path(path), judged.ids, thumbnails)
+            write_json(path, result)
+
+
+def _check_counts(data: Benchmark, protocol: Entry, train: Part, judged: Part, per_image: dict[str, Arrays]) -> None:
+    """Raise CliptexError where other numbers of images were used than the data set, or the protocol, has."""
+    parts = (("train", train, protocol.max_train), ("eval", judged, protocol.max_eval))
+    for part, found, most in parts:
+        wanted = data.official_counts.get(part) if data.source == "official" else _rendered(data, part)
+        if wanted is not None and len(found.ids) != min(wanted, most or wanted):
+            raise CliptexError(
+                f"{data.name}: {len(found.ids):,} images to {part} were used, it has {wanted:,}; "
+                f"put the data in place again, or set max_{part} in the benchmark's entry"
+            )
+    for task, arrays in per_image.items():
+        if num_images(arrays) != len(judged.ids):
+            raise CliptexError(
+                f"{data.name}: {task} was judged on {num_images(arrays):,} of {len(judged.ids):,} images; please report"
+            )
+
+
+def _rendered(data: Benchmark, part: str) -> int | None:
+    return data.mark.get("counts", {}).get({"train": "train", "eval": "val"}[part])
+
+
+def load_encoders(models: Sequence[str], seed: int, models_dir: Path) -> dict[str, Encoder]:
+    """The encoders of models and baselines. Raises CliptexError where they want differently sized images."""
     reference = reference_folder(models, seed, models_dir)
     encoders = {}
     for model in models:
@@ -107,77 +203,7 @@ def probe(
             raise CliptexError(
                 f"models.{model}: its image size differs from {models[0]}'s; probe them in separate jobs"
             )
-
-    pooled = data.tasks == ("classification",)
-    start = time.perf_counter()
-    if pooled:
-        train, train_features = _read_pooled(data, "train", encoders, protocol.max_train, seed)
-        judged, judged_features = _read_pooled(data, "eval", encoders, protocol.max_eval, None)
-    else:
-        train = _read_dense(data, "train", first, protocol, protocol.max_train, seed)
-        judged = _read_dense(data, "eval", first, protocol, protocol.max_eval, None)
-    log.info(
-        "%s: %d + %d images read in %.1f s", benchmark, len(train.ids), len(judged.ids), time.perf_counter() - start
-    )
-
-    samples = data.samples("eval")
-    keep = min(config.probes.save_predictions, len(judged.ids))
-    kept = [samples[index] for index in range(keep)]
-    run = Run(data, protocol, config.probes.holdout, seed_of(benchmark, seed), keep, kept)
-    settings = {
-        "benchmark": benchmark,
-        "protocol": protocol.model_dump(mode="json", exclude_none=True),
-        "holdout": config.probes.holdout,
-        "seed": seed,
-    }
-    for model, encoder in track(encoders.items(), f"probe {benchmark}", total=len(encoders)):
-        start = time.perf_counter()
-        if pooled:
-            features = train_features.pop(model), judged_features.pop(model)
-        else:
-            features = dense_of(encoder, train.images), dense_of(encoder, judged.images)
-        features = standardise(*features)
-        seconds_features = time.perf_counter() - start
-        for head, tasks in _tasks_by_head(protocol, data.tasks).items():
-            rows, predictions, per_image, thumbnails = [], {}, {}, {}
-            for task in tasks:
-                start = time.perf_counter()
-                outcomes = TASKS[task](run, head, train, judged, features)
-                seconds = (time.perf_counter() - start) / len(outcomes)
-                for outcome in outcomes:
-                    rows.append(_row(outcome, protocol, model, seed, head, seconds))
-                    predictions |= outcome.predictions
-                    check(outcome.task, outcome.per_image, outcome.metrics)
-                    per_image[outcome.task] = outcome.per_image
-                    thumbnails |= {outcome.task: outcome.thumbnails} if outcome.thumbnails else {}
-                    log.info("%s %s %s %s: %s", benchmark, model, head, outcome.task, _short(outcome.metrics))
-            result = {
-                "schema_version": 1,
-                "benchmark": benchmark,
-                "source": source(benchmark_root),
-                "split": data.eval_split,
-                "num_train": len(train.ids),
-                "num_eval": len(judged.ids),
-                "class_names": data.class_names,
-                "feature": POOLED if pooled else DENSE,
-                "input": {
-                    "image_size_px": encoder.image_size,
-                    "resize": "shorter side, centre crop" if pooled else "squashed",
-                    "interpolation": encoder.interpolation,
-                    "grid": encoder.grid,
-                },
-                "seconds_features": seconds_features,
-                "results": rows,
-                "provenance": provenance(settings) | {"model_sha256": {f"{model}/seed{seed}": encoder.sha256}},
-                "settings": settings,
-            }
-            folder = Path(out_dir) / model / f"seed{seed}"
-            if keep:
-                _write_predictions(folder / f"{head}.npz", judged.ids[:keep], kept, predictions)
-            write_per_image(per_image_path(folder / f"{head}.json"), judged.ids, per_image)
-            if thumbnails:
-                write_per_image(thumbnails_path(folder / f"{head}.json"), judged.ids, thumbnails)
-            write_json(folder / f"{head}.json", result)
+    return encoders
 
 
 def reference_folder(models: Sequence[str], seed: int, models_dir: Path) -> Path:
@@ -191,7 +217,15 @@ def reference_folder(models: Sequence[str], seed: int, models_dir: Path) -> Path
     return found[0].parent
 
 
-def _row(outcome: Outcome, protocol: Entry, model: str, seed: int, head: str, seconds: float) -> dict[str, Any]:
+def _row(
+    outcome: Outcome,
+    protocol: Entry,
+    task: DenseTask | Classification,
+    model: str,
+    seed: int,
+    head: str,
+    seconds: float,
+) -> dict[str, Any]:
     return {
         "task": outcome.task,
         "model": model,
@@ -200,7 +234,7 @@ def _row(outcome: Outcome, protocol: Entry, model: str, seed: int, head: str, se
         "metrics": outcome.metrics,
         "num_parameters": outcome.num_parameters,
         "seconds": seconds,
-        "protocol": f"{protocol.protocol} ({protocol.digest}): {outcome.protocol}",
+        "protocol": f"{protocol.protocol} ({protocol.digest}): {described(task)}; {outcome.protocol}",
         "protocol_name": protocol.protocol,
         "protocol_digest": protocol.digest,
         "hyperparameters": outcome.hyperparameters,
@@ -211,18 +245,58 @@ def _short(metrics: dict[str, float | None]) -> str:
     return " ".join(f"{name} {value:.2f}" for name, value in metrics.items() if value is not None)
 
 
-def _tasks_by_head(protocol: Entry, tasks: Sequence[str]) -> dict[str, list[str]]:
-    out: dict[str, list[str]] = {}
-    for task in tasks:
-        for head in getattr(protocol, task).heads:
-            out.setdefault(head, []).append(task)
-    return out
+def _data(
+    train: Part, judged: Part, kept: Kept, task: DenseTask | Classification, encoder: Encoder, memory_bytes: float
+) -> Data:
+    dense, size = isinstance(task, DenseTask), encoder.input_size(task.input.size_px)
+    grid = encoder.map_shape(size)[1:] if dense else None
+    cls = dense and task.features.cls
+    features = standardised([kept.train, kept.eval], grid, cls, task.features.standardise, memory_bytes)
+    return Data(train, judged, size, *features)
 
 
-def _write_predictions(
-    path: Path, ids: list[str], kept: list[dict[str, Any]], predictions: dict[str, np.ndarray]
-) -> None:
-    images = {f"image_{index}": sample["image"] for index, sample in enumerate(kept)}
+def _input(task: DenseTask | Classification, encoder: Encoder) -> dict[str, Any]:
+    size = encoder.input_size(task.input.size_px)
+    return {"size_px": list(size)} | (
+        {"grid": list(encoder.map_shape(size)[1:])} if isinstance(task, DenseTask) else {}
+    )
+
+
+def described(task: DenseTask | Classification) -> str:
+    """What a head gets to see, in words."""
+    wanted, views = task.features, task.augment.views
+    if isinstance(task, DenseTask):
+        layers = {"last": "the last block", "quarters": "the blocks after each quarter"}
+        which = layers.get(wanted.layers) if isinstance(wanted.layers, str) else f"blocks {list(wanted.layers)}"
+        features = f"patch tokens of {which}" + (" after the final normalisation" if wanted.norm else ", raw")
+        features += ", class token beside each" if wanted.cls else ""
+        seen = {
+            "squash": "the squashed image",
+            "crop": "the image's centre",
+            "windows": "windows that slide over the image",
+        }[task.input.fit]
+    else:
+        features = {
+            "pooled": "pooled feature before the projection",
+            "embedding": "embedding after the projection",
+            "tokens": f"class tokens of the last {wanted.blocks} blocks and mean patch token",
+        }[wanted.point]
+        seen = "the resized and centre-cropped image"
+    text = f"frozen {features}, of {seen}"
+    text += ", standardised a channel over the training split" if wanted.standardise else ""
+    text += f"; {views} augmented views of each training image" if views else "; no augmentation"
+    return text + (f"; features kept as {wanted.precision}" if wanted.precision != "fp32" else "")
+
+
+def _images(kept: list[dict[str, Any]], judged: Part, task: DenseTask | Classification) -> list[np.ndarray]:
+    """What of the kept samples' images is judged."""
+    if isinstance(task, DenseTask) and task.input.fit == "crop":
+        return [sample["image"][view.slices()] for sample, view in zip(kept, judged.views, strict=False)]
+    return [sample["image"] for sample in kept]
+
+
+def _write_predictions(path: Path, ids: list[str], kept: list[np.ndarray], predictions: dict[str, np.ndarray]) -> None:
+    images = {f"image_{index}": image for index, image in enumerate(kept)}
     with replacing(path) as scratch:
         np.savez_compressed(scratch, ids=np.array(ids), **images, **predictions)
 
@@ -236,147 +310,124 @@ def _indices(count: int, limit: int | None, seed: int | None) -> list[int]:
     return np.sort(np.random.default_rng(seed).permutation(count)[:limit]).tolist()
 
 
-def _read_dense(
-    data: Benchmark, part: str, encoder: Encoder, protocol: Entry, limit: int | None, seed: int | None
-) -> Split:
-    """Decode a part once. The images are kept as the encoder's input, the truths as the tasks need them."""
-    samples = data.samples(part)
-    indices = _indices(len(samples), limit, seed)
-    keepers = [KEEP[task] for task in data.tasks]
-    grid = encoder.grid
+def _mask(run: Run, encoder: Encoder) -> TruthOf:
+    side = run.protocol.semantic_segmentation.mask_size_px
 
-    def read(index: int) -> tuple[str, np.ndarray, dict[str, Any]]:
-        sample = samples[index]
-        truth: dict[str, Any] = {}
-        for keeper in keepers:
-            truth |= keeper(sample, part, protocol, grid)
-        return sample["id"], squash(sample["image"], encoder.image_size, encoder.interpolation), truth
+    def truth(sample: dict[str, Any], view: View | None) -> np.ndarray:
+        return sample["mask"] if view is None else cut_truth(sample["mask"], view, (side, side), IGNORE)
 
-    ids, images, truths = zip(*track(in_order(indices, read), f"read {data.name} {part}", len(indices)), strict=True)
-    return Split(list(ids), np.stack(images), list(truths))
+    return truth
 
 
-def _read_pooled(
-    data: Benchmark, part: str, encoders: dict[str, Encoder], limit: int | None, seed: int | None
-) -> tuple[Split, dict[str, torch.Tensor]]:
-    """Stream a part through all encoders: a million images are decoded once and not kept."""
-    samples = data.samples(part)
-    indices = _indices(len(samples), limit, seed)
-    one = next(iter(encoders.values()))
-    features: dict[str, list[torch.Tensor]] = {model: [] for model in encoders}
-    ids, labels, batch = [], [], []
+def _objects(run: Run, encoder: Encoder) -> TruthOf:
+    from cliptex.probes.detection import training_objects
+    from cliptex.probes.pyramid import frame_of
 
-    def read(index: int) -> tuple[str, int, np.ndarray]:
-        sample = samples[index]
-        return sample["id"], sample["label"], centre_crop(sample["image"], one.image_size, one.interpolation)
-
-    for number, (name, label, image) in enumerate(
-        track(in_order(indices, read), f"read {data.name} {part}", len(indices)), start=1
-    ):
-        ids.append(name)
-        labels.append({"label": label})
-        batch.append(image)
-        if len(batch) == BATCH_SIZE or number == len(indices):
-            stacked = np.stack(batch)
-            for model, encoder in encoders.items():
-                features[model].append(encoder.pooled(encoder.normalised(stacked)).cpu())
-            batch = []
-    return Split(ids, np.empty(0), labels), {model: torch.cat(parts) for model, parts in features.items()}
+    frame = frame_of(encoder.map_shape(encoder.input_size(run.protocol.detection.input.size_px))[1:])
+    return lambda sample, view: None if view is None else training_objects(sample, frame, view)
 
 
-def _keep_mask(sample: dict[str, Any], part: str, protocol: Entry, cells: int) -> dict[str, Any]:
-    mask = sample["mask"]
-    return {"mask": resample_nearest(mask, protocol.semantic_segmentation.mask_size_px) if part == "train" else mask}
+def _truth_grid(task: MapTask, encoder: Encoder) -> Size:
+    """The grid on which training truths are kept: as heads that are trained want it, or else those that are fitted."""
+    if all(head.kind == "ridge" for head in task.heads.values()):
+        return (max(head.grid for head in task.heads.values()),) * 2
+    return encoder.input_size(task.truth_px or task.input.size_px)
 
 
-def _keep_depth(sample: dict[str, Any], part: str, protocol: Entry, cells: int) -> dict[str, Any]:
-    grid = max(head.grid for head in protocol.depth.heads.values())
-    return {"depth": resample_nearest(sample["depth"], grid) if part == "train" else sample["depth"]}
+def _depth_map(run: Run, encoder: Encoder) -> TruthOf:
+    grid = _truth_grid(run.protocol.depth, encoder)
+    return lambda sample, view: sample["depth"] if view is None else cut_truth(sample["depth"], view, grid, np.nan)
 
 
-def _keep_normals(sample: dict[str, Any], part: str, protocol: Entry, cells: int) -> dict[str, Any]:
-    grid = max(head.grid for head in protocol.normals.heads.values())
-    return {"normals": resample_nearest(sample["normals"], grid) if part == "train" else sample["normals"]}
+def _normal_map(run: Run, encoder: Encoder) -> TruthOf:
+    grid = _truth_grid(run.protocol.normals, encoder)
+
+    def truth(sample: dict[str, Any], view: View | None) -> np.ndarray:
+        if view is None:
+            return sample["normals"]
+        normals = cut_truth(sample["normals"], view, grid, np.nan)
+        return normals * np.array([-1, 1, 1], np.float32) if view.flip else normals
+
+    return truth
 
 
-def _keep_objects(sample: dict[str, Any], part: str, protocol: Entry, cells: int) -> dict[str, Any]:
-    from cliptex.probes.detection import CELL, training_objects
-
-    if part == "train":
-        return {"objects": training_objects(sample, CELL * cells)}
-    return {"shape": sample["image"].shape[:2]}
-
-
-KEEP: dict[str, Callable] = {
-    "semantic_segmentation": _keep_mask,
-    "detection": _keep_objects,
-    "depth": _keep_depth,
-    "normals": _keep_normals,
+TRUTHS: dict[str, Callable[[Run, Encoder], TruthOf]] = {
+    "semantic_segmentation": _mask,
+    "detection": _objects,
+    "depth": _depth_map,
+    "normals": _normal_map,
+    "classification": lambda run, encoder: lambda sample, view: sample["label"],
 }
 
-Features = tuple[torch.Tensor, torch.Tensor]
 
-
-def _segmentation(run: Run, head: str, train: Split, judged: Split, features: Features) -> list[Outcome]:
+def _segmentation(run: Run, head: str, data: Data) -> list[Outcome]:
     from cliptex.probes.segmentation import SegmentationData, probe_segmentation
 
-    train_masks = np.stack([truth["mask"] for truth in train.truths])
-    data = SegmentationData(train_masks, [truth["mask"] for truth in judged.truths], len(run.benchmark.class_names))
+    task = run.protocol.semantic_segmentation
+    windows = None
+    if task.input.fit == "windows":
+        windows = [windows_of(shape, task.input, data.size) for shape in data.judged.shapes]
+    truths = SegmentationData(
+        np.stack(data.train.truths["semantic_segmentation"]),
+        data.judged.truths["semantic_segmentation"],
+        len(run.benchmark.class_names),
+        windows,
+    )
     seed = seed_of(head, run.seed)
-    options = run.protocol.semantic_segmentation.heads[head]
-    return [probe_segmentation(*features, data, options, run.holdout, seed, run.keep)]
+    split = data.train.split(run.holdout, seed)
+    features = data.train_features, data.eval_features
+    return [probe_segmentation(*features, truths, task.heads[head], split, seed, len(run.kept))]
 
 
-def _detection(run: Run, head: str, train: Split, judged: Split, features: Features) -> list[Outcome]:
+def _detection(run: Run, head: str, data: Data) -> list[Outcome]:
     from cliptex.probes.detection import probe_detection
 
+    seed = seed_of(head, run.seed)
     return probe_detection(
-        *features,
-        [truth["objects"] for truth in train.truths],
+        data.train_features,
+        data.eval_features,
+        data.train.truths["detection"],
         run.benchmark.annotations("eval"),
-        [int(name) for name in judged.ids],
-        [truth["shape"] for truth in judged.truths],
+        [int(name) for name in data.judged.ids],
+        data.judged.shapes,
         run.kept,
         run.protocol.detection.heads[head],
-        run.holdout,
-        seed_of(head, run.seed),
+        data.train.split(run.holdout, seed),
+        seed,
     )
 
 
-def _depth(run: Run, head: str, train: Split, judged: Split, features: Features) -> list[Outcome]:
+def _depth(run: Run, head: str, data: Data) -> list[Outcome]:
     from cliptex.probes.geometry import probe_depth
 
-    truths = ([truth["depth"] for truth in split.truths] for split in (train, judged))
-    task = run.protocol.depth
-    return [probe_depth(*features, *truths, task, task.heads[head], run.holdout, seed_of(head, run.seed), run.keep)]
+    return [_map_outcome(probe_depth, "depth", run, head, data)]
 
 
-def _normals(run: Run, head: str, train: Split, judged: Split, features: Features) -> list[Outcome]:
+def _normals(run: Run, head: str, data: Data) -> list[Outcome]:
     from cliptex.probes.geometry import probe_normals
 
-    truths = ([truth["normals"] for truth in split.truths] for split in (train, judged))
-    options = run.protocol.normals.heads[head]
-    return [probe_normals(*features, *truths, options, run.holdout, seed_of(head, run.seed), run.keep)]
+    return [_map_outcome(probe_normals, "normals", run, head, data)]
 
 
-def _classification(run: Run, head: str, train: Split, judged: Split, features: Features) -> list[Outcome]:
+def _map_outcome(judge: Callable[..., Outcome], task: str, run: Run, head: str, data: Data) -> Outcome:
+    truths = data.train.truths[task], data.judged.truths[task]
+    seed = seed_of(head, run.seed)
+    split = data.train.split(run.holdout, seed)
+    features = data.train_features, data.eval_features
+    return judge(*features, *truths, getattr(run.protocol, task), head, split, seed, len(run.kept))
+
+
+def _classification(run: Run, head: str, data: Data) -> list[Outcome]:
     from cliptex.probes.classification import probe_classification
 
-    labels = ([truth["label"] for truth in split.truths] for split in (train, judged))
-    return [
-        probe_classification(
-            *features,
-            *labels,
-            len(run.benchmark.class_names),
-            run.protocol.classification.heads[head],
-            run.holdout,
-            seed_of(head, run.seed),
-            run.keep,
-        )
-    ]
+    truths = data.train.truths["classification"], data.judged.truths["classification"]
+    classes, task, seed = len(run.benchmark.class_names), run.protocol.classification, seed_of(head, run.seed)
+    split = data.train.split(run.holdout, seed)
+    features = data.train_features, data.eval_features
+    return [probe_classification(*features, *truths, classes, task, head, split, seed, len(run.kept))]
 
 
-TASKS: dict[str, Callable[[Run, str, Split, Split, Features], list[Outcome]]] = {
+TASKS: dict[str, Callable[[Run, str, Data], list[Outcome]]] = {
     "semantic_segmentation": _segmentation,
     "detection": _detection,
     "depth": _depth,

@@ -91,6 +91,33 @@ def test_normals_metrics_of_all_pixels_pooled():
     )
 
 
+def test_depth_metrics_of_all_pixels_pooled():
+    assert metrics.depth_metrics(depth_pairs(), 1e-3, 10, "pooled") == pytest.approx(
+        {
+            "delta1": 100 * 4 / 9,  # 2 + 1 + 1 + 0 of nine pixels
+            "delta2": 100 * 7 / 9,  # 3 + 1 + 1 + 2
+            "delta3": 100 * 7 / 9,
+            "rmse": 2.0591260281974,  # sqrt((29.16 + 0 + 1 + 8) / 9)
+            "absrel": 2.65 / 9,  # 1.7 + 0 + 0.5 + 0.45
+            "log10": 0.1167947240,
+        }
+    )
+
+
+def test_normals_metrics_averaged_over_images():
+    assert metrics.normals_metrics(normals_pairs(), "image") == pytest.approx(
+        {
+            "mean": 16.4375,  # (12.5 + 25 + 0 + 28.25) / 4
+            "median": 15.0,  # (12.5 + 25 + 0 + 22.5) / 4
+            "rmse": 19.3513714,  # (sqrt(212.5) + sqrt(775) + 0 + sqrt(1224.25)) / 4
+            "within_11_25": 52.0833333,  # (50 + 33.3 + 100 + 25) / 4
+            "within_22_5": 70.8333333,  # (100 + 33.3 + 100 + 50) / 4
+            "within_30": 79.1666667,  # (100 + 66.7 + 100 + 50) / 4
+        },
+        rel=1e-5,
+    )
+
+
 # By other tools, on arrays
 
 

@@ -81,6 +81,8 @@ def test_a_corrupted_benchmark_shows_every_image_in_every_way(tmp_path):
     assert [sample["id"] for sample in shown.samples("train")] == ["train0", "train1"]
     assert_array_equal(shown.samples("train")[0]["image"], picture())
     few = Corrupted(Two(tmp_path), Corruptions(kinds=["jpeg"], severities=[3], images=2), {})
+    clean = Two(tmp_path)
+    assert len({str(one.identity) for one in (clean, shown, few)}) == 3  # features kept of one are not the others'
     assert [sample["id"] for sample in few.samples("eval")] == [
         "clean/eval0",
         "clean/eval1",

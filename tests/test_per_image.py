@@ -46,7 +46,7 @@ def segmentation():
 def depth():
     pairs = [(RNG.uniform(1, 12, (6, 7)), RNG.uniform(1, 9, (6, 7))) for _ in range(COUNT)]
     pairs[2][0][:] = np.nan
-    arrays = depth_statistics(metrics.depth_errors(pairs, 1e-3, 10))
+    arrays = depth_statistics(*metrics.depth_errors(pairs, 1e-3, 10), "image")
     return "depth", arrays, pairs, lambda some: metrics.depth_metrics(some, 1e-3, 10)["rmse"]
 
 
@@ -57,7 +57,7 @@ def normals():
         pair /= np.linalg.norm(pair, axis=-1, keepdims=True)
         pair[0][RNG.random((5, 6)) < RNG.random()] = np.nan
         pairs.append(tuple(pair))
-    arrays = normals_statistics([metrics.angles(*pair).astype(np.float32) for pair in pairs])
+    arrays = normals_statistics([metrics.angles(*pair).astype(np.float32) for pair in pairs], "pooled")
     return "normals", arrays, pairs, lambda some: metrics.normals_metrics(some)["mean"]
 
 

@@ -19,15 +19,20 @@ from cliptex.encoders import centre_crop, dense_of, load_encoder, squash
 from cliptex.errors import CliptexError
 from cliptex.probe import probe
 from cliptex.probe_tables import probe_files, tabulate
-from cliptex.probes import geometry, kinds, metrics
+from cliptex.probes import geometry, kinds, metrics, ridge
 from cliptex.probes.classification import fit_logistic, probe_classification
 from cliptex.probes.detection import average_precision, detect, train_detector, training_objects
-from cliptex.probes.features import batches, split_holdout, standardise
+from cliptex.probes.feature_cache import Compact
+from cliptex.probes.feature_plan import plan_features
+from cliptex.probes.features import split_holdout, standardised
+from cliptex.probes.parts import Part, Reader
 from cliptex.probes.per_image import MAIN_METRIC, main_metric, per_image_path, read_per_image
 from cliptex.probes.protocols import SHIPPED, Entry, Protocol, folders_near, protocol_of, resolve, with_protocols
 from cliptex.probes.segmentation import SegmentationData, probe_segmentation, resized_argmax
 from cliptex.probes.selection import candidates
 from cliptex.probes.thumbnails import thumbnails_path
+from cliptex.probes.training import batches
+from cliptex.probes.views import View
 
 pytestmark = pytest.mark.xdist_group("probes")
 
@@ -57,6 +62,16 @@ def models_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     for seed, model in enumerate(("clip", "cliptex")):
         student.export(student.build(TINY, seed), TINY, folder / model / "seed0")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def four_blocks(tmp_path_factory):
+    """A model of four blocks, as some protocols need."""
+    folder = tmp_path_factory.mktemp("deeper")
+    vision = {**TINY.architecture["vision_cfg"], "layers": 4}
+    deeper = Student(architecture={**TINY.architecture, "vision_cfg": vision})
+    student.export(student.build(deeper, 0), deeper, folder / "clip" / "seed0")
     return folder
 
 
@@ -92,8 +107,8 @@ def test_ridge_equals_scikit_learn_and_moments_add_up():
     x = rng.normal(2, 3, (200, 5)).astype(np.float32)
     y = (x @ rng.normal(size=(5, 2)) + rng.normal(size=(200, 2)) + 4).astype(np.float32)
     parts = [(torch.from_numpy(x[rows]), torch.from_numpy(y[rows])) for rows in (slice(0, 70), slice(70, None))]
-    sums = geometry.moments(iter(parts[:1])) + geometry.moments(iter(parts[1:]))
-    for penalty, (weights, bias) in zip((1e-3, 1.0, 50.0), geometry.ridge(sums, (1e-3, 1.0, 50.0)), strict=True):
+    sums = ridge.moments(iter(parts[:1])) + ridge.moments(iter(parts[1:]))
+    for penalty, (weights, bias) in zip((1e-3, 1.0, 50.0), ridge.ridge(sums, (1e-3, 1.0, 50.0)), strict=True):
         official = Ridge(alpha=penalty * 200).fit(x, y)
         np.testing.assert_allclose(weights.numpy().T, official.coef_, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(bias.numpy(), official.intercept_, rtol=1e-3, atol=1e-3)
@@ -114,7 +129,7 @@ def test_logistic_regression_equals_scikit_learn():
 def test_regression_and_resizing_commute():
     features = torch.randn(2, 5, 4, 4)
     weights, bias = torch.randn(5, 3), torch.randn(3)
-    small = geometry._maps(features, (weights, bias))
+    small = ridge.regressed(features, (weights, bias))
     resized = F.interpolate(features, size=(11, 9), mode="bilinear", align_corners=False)
     expected = torch.einsum("nchw,ct->nhwt", resized, weights) + bias
     np.testing.assert_allclose(geometry._resized(small[1], (11, 9)), expected[1], atol=1e-5)
@@ -131,16 +146,35 @@ def test_argmax_of_equal_logits_is_the_first_class():
     assert (resized_argmax(torch.zeros(4, 2, 2), 5, 5) == 0).all()
 
 
-def test_standardised_features_have_zero_mean_and_unit_variance_over_the_training_split():
+def rows(features, cls=None) -> Compact:
+    """Features [V, C, h, w] as they are kept, with the class tokens [V, C] before them if there are any."""
+    tokens = features.flatten(2).transpose(1, 2)
+    tokens = tokens if cls is None else torch.cat([cls[:, None], tokens], 1)
+    return Compact(tokens.contiguous().numpy(), None)
+
+
+@pytest.mark.parametrize("memory_bytes", [1e9, 1])
+def test_standardised_features_have_zero_mean_and_unit_variance_over_the_training_split(memory_bytes):
     train, other = torch.randn(50, 4, 3, 3) * 7 + 2, torch.randn(20, 4, 3, 3)
-    train[:, 2] = 5.0  # a channel that does not vary
-    scaled, scaled_other = standardise(train, other)
+    train[:, 2] = 500.0  # a channel that does not vary
+    scaled, scaled_other = standardised([rows(train), rows(other)], (3, 3), memory_bytes=memory_bytes)
+    assert isinstance(scaled, torch.Tensor) == (memory_bytes > 1) and scaled.shape == (50, 4, 3, 3)
+    scaled, scaled_other = scaled[:], scaled_other[torch.arange(20)]
     kept = [0, 1, 3]
     torch.testing.assert_close(scaled[:, kept].mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(scaled[:, kept].var((0, 2, 3), correction=0), torch.ones(3))
     assert (scaled[:, 2] == 0).all() and (scaled_other[:, 2] == 0).all()
     expected = (other[:, 0] - train[:, 0].mean()) / train[:, 0].std(correction=0)
     torch.testing.assert_close(scaled_other[:, 0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_class_token_stands_beside_every_cell():
+    features, cls = torch.randn(6, 2, 3, 4), torch.randn(6, 2)
+    (plain,) = standardised([rows(features, cls)], (3, 4), cls=True, standardise=False)
+    torch.testing.assert_close(plain, torch.cat([features, cls[..., None, None].expand(6, 2, 3, 4)], 1))
+    (scaled,) = standardised([rows(features, cls)], (3, 4), cls=True, memory_bytes=0)
+    torch.testing.assert_close(scaled[:].var((0, 2, 3), correction=0), torch.ones(4))
+    torch.testing.assert_close(scaled.take(np.array([4, 1]))[:], scaled[:][[4, 1]])
 
 
 def test_batches_go_through_the_training_set_again_and_again():
@@ -162,14 +196,14 @@ def test_the_evaluation_split_has_no_say_in_hyper_parameters():
     torch.manual_seed(0)
     train = torch.randn(60, 8)
     labels = (train[:, 0] > 0).long().tolist()
-    linear = head_of("classification", "linear")
-    a = probe_classification(train, torch.randn(30, 8), labels, [0] * 30, 2, linear, 0.25, 0, 0)
-    b = probe_classification(train, torch.randn(30, 8), labels, [1] * 30, 2, linear, 0.25, 0, 0)
+    task, split = miniature("imagenet").classification, split_holdout(60, 0.25, 0)
+    a = probe_classification(train, torch.randn(30, 8), labels, [0] * 30, 2, task, "linear", split, 0, 0)
+    b = probe_classification(train, torch.randn(30, 8), labels, [1] * 30, 2, task, "linear", split, 0, 0)
     assert a.hyperparameters == b.hyperparameters
     maps, depths = torch.randn(20, 8, 4, 4), list(np.random.default_rng(0).uniform(1, 8, (20, 24, 24)))
     task = miniature("nyuv2").depth
     c, d = (
-        geometry.probe_depth(maps, maps, depths, other, task, task.heads["linear"], 0.25, 0, 0)
+        geometry.probe_depth(maps, maps, depths, other, task, "linear", split_holdout(20, 0.25, 0), 0, 0)
         for other in (depths, [depth * 0 + 9 for depth in depths])
     )
     assert c.hyperparameters == d.hyperparameters and c.metrics != d.metrics
@@ -182,8 +216,9 @@ def test_penalty_is_the_one_with_the_smallest_loss_on_the_holdout_and_all_images
     train_labels, eval_labels = ((x @ rule + 4 * torch.randn(len(x)) > 0).long().tolist() for x in (train, judged))
 
     def judge(*grid):
-        options = head_of("classification", "linear", penalties=grid)
-        return probe_classification(train, judged, train_labels, eval_labels, 2, options, 0.3, 0, keep=100)
+        task = miniature("imagenet", classification={"heads": {"linear": {"penalties": grid}}}).classification
+        split = split_holdout(60, 0.3, 0)
+        return probe_classification(train, judged, train_labels, eval_labels, 2, task, "linear", split, 0, keep=100)
 
     several = judge(1e-6, 1e-1, 1.0)
     losses, best = several.hyperparameters["holdout_log_loss"], several.hyperparameters["penalty"]
@@ -210,7 +245,9 @@ def test_an_encoder_that_tells_the_classes_gets_nearly_everything(head):
     truth[:, ~np.tile(inner, (4, 4))] = 255
     data = SegmentationData(train_masks, list(truth), 4)
     options = head_of("semantic_segmentation", head, batch_size=16)
-    told = probe_segmentation(*standardise(train, judged), data, options, 0.2, 0, keep=2)
+    told = probe_segmentation(
+        *standardised([rows(train), rows(judged)], (4, 4)), data, options, split_holdout(80, 0.2, 0), 0, keep=2
+    )
     assert told.metrics["mIoU"] > 97
     assert set(told.predictions) == {"prediction_0", "truth_0", "prediction_1", "truth_1"}
     blind = probe_segmentation(
@@ -218,7 +255,7 @@ def test_an_encoder_that_tells_the_classes_gets_nearly_everything(head):
         torch.zeros_like(judged),
         data,
         options.model_copy(update={"steps": 10}),
-        0.2,
+        split_holdout(80, 0.2, 0),
         0,
         0,
     )
@@ -228,7 +265,8 @@ def test_an_encoder_that_tells_the_classes_gets_nearly_everything(head):
 def test_learning_rate_is_chosen_on_the_holdout():
     (train, masks), (judged, eval_masks) = planted_masks(0, 60, 3), planted_masks(1, 20, 3)
     options = head_of("semantic_segmentation", "linear", steps=40, learning_rates=[1e-7, 3e-2])
-    outcome = probe_segmentation(train, judged, SegmentationData(masks, list(eval_masks), 3), options, 0.3, 0, 0)
+    data = SegmentationData(masks, list(eval_masks), 3)
+    outcome = probe_segmentation(train, judged, data, options, split_holdout(60, 0.3, 0), 0, 0)
     assert outcome.hyperparameters["learning_rate"] == 3e-2
     scores = outcome.hyperparameters["holdout_mIoU"]
     assert scores["rate 0.03, decay 0.0001"] > scores["rate 1e-07, decay 0.0001"]
@@ -243,17 +281,20 @@ def test_an_encoder_that_tells_depth_and_normals_gets_nearly_everything():
     normals = list(F.normalize(normals, dim=-1).numpy())
     depths[0][:5], normals[0][:5] = np.nan, np.nan
     features = torch.cat([coarse, turned, torch.randn(40, 4, 4, 4)], 1)
-    train, judged = standardise(features[:30], features[30:])
-    task = miniature("nyuv2").depth
-    ridge = head_of("depth", "linear", penalties=[1e-8, 1e-2])
-    depth = geometry.probe_depth(train, judged, depths[:30], depths[30:], task, ridge, 0.2, 0, keep=1)
+    train, judged = standardised([rows(features[:30]), rows(features[30:])], (4, 4))
+    split = split_holdout(30, 0.2, 0)
+    penalties = {"heads": {"linear": {"penalties": [1e-8, 1e-2]}}}
+    both = miniature("nyuv2", depth=penalties, normals=penalties)
+    depth = geometry.probe_depth(train, judged, depths[:30], depths[30:], both.depth, "linear", split, 0, keep=1)
     assert depth.hyperparameters["target"] == "metric" and depth.hyperparameters["penalty"] == 1e-8
     assert depth.metrics["delta1"] > 99 and depth.metrics["rmse"] < 0.1
     assert depth.predictions["depth_prediction_0"].shape == (30, 42)
     # normalising is not linear, so a regression of unit vectors is near, not exact
-    told = geometry.probe_normals(train, judged, normals[:30], normals[30:], ridge, 0.2, 0, keep=1)
+    told = geometry.probe_normals(train, judged, normals[:30], normals[30:], both.normals, "linear", split, 0, keep=1)
     assert told.metrics["mean"] < 15
-    blind = geometry.probe_normals(train * 0, judged * 0, normals[:30], normals[30:], ridge, 0.2, 0, keep=0)
+    blind = geometry.probe_normals(
+        train * 0, judged * 0, normals[:30], normals[30:], both.normals, "linear", split, 0, keep=0
+    )
     assert blind.metrics["mean"] > 60
 
 
@@ -262,8 +303,9 @@ def test_depth_outside_the_range_is_neither_learned_nor_judged():
     depths = [np.full((24, 24), 2.0, np.float32) for _ in range(20)]
     for depth in depths:
         depth[:, :12] = 50.0
-    task, ridge = miniature("nyuv2").depth, head_of("depth", "linear", penalties=[1.0])
-    told = geometry.probe_depth(features, features, depths, depths, task, ridge, 0.2, 0, 0)
+    task = miniature("nyuv2", depth={"heads": {"linear": {"penalties": [1.0]}}}).depth
+    split = split_holdout(20, 0.2, 0)
+    told = geometry.probe_depth(features, features, depths, depths, task, "linear", split, 0, 0)
     assert told.metrics["rmse"] == pytest.approx(0, abs=1e-3)
 
 
@@ -271,7 +313,7 @@ def test_eigen_crop_needs_its_image_size():
     features, depths = torch.randn(4, 3, 4, 4), [np.full((24, 24), 2.0, np.float32)] * 4
     task = miniature("nyuv2", depth={"crop": "eigen"}).depth
     with pytest.raises(CliptexError, match=r"crop.*480 x 640"):
-        geometry.probe_depth(features, features, depths, depths, task, task.heads["linear"], 0.25, 0, 0)
+        geometry.probe_depth(features, features, depths, depths, task, "linear", split_holdout(4, 0.25, 0), 0, 0)
 
 
 def planted_objects(seed, count, side=8, size=64):
@@ -302,7 +344,7 @@ def planted_objects(seed, count, side=8, size=64):
 def test_an_encoder_that_tells_the_objects_is_near_in_boxes_and_masks():
     (train, train_samples), (judged, eval_samples) = planted_objects(0, 64), planted_objects(1, 24)
     options = head_of("detection", "mask_rcnn", steps=100, batch_size=8, learning_rates=[5e-3], proposals=20)
-    objects = [training_objects(one, 128) for one in train_samples]
+    objects = [training_objects(one, (128, 128), View(0, 0, 64, 128)) for one in train_samples]
     detector = train_detector(train, objects, 2, options, candidates(options)[0], seed=0)
     found = detect(detector, judged, [(64, 128)] * 24)
     annotations = []
@@ -334,7 +376,7 @@ def test_training_objects_leave_out_crowds_and_live_in_the_virtual_frame():
         "crowd": np.array([False, True, False]),
     }
     sample["masks"][0, :16, :32] = True
-    target = training_objects(sample, 128).target(128)
+    target = training_objects(sample, (128, 128), View(0, 0, 32, 64)).target()
     assert target["boxes"].tolist() == [[0, 0, 64, 64]] and target["labels"].tolist() == [5]
     assert target["masks"].shape == (1, 128, 128) and target["masks"][0, :64, :64].all()
     assert target["masks"].sum() == 64 * 64
@@ -407,16 +449,28 @@ WRITERS = {
 }
 
 
-def run(name, models_dir, tmp_path, models, keep=2):
+def run(name, models_dir, tmp_path, models, keep=2, limits=None, **changes):
     writer, options = WRITERS[name]
+    options = _merged(options, changes)
     root = tmp_path / "resources" / name
     if not root.exists():
         root.mkdir(parents=True)
         writer(root, 16, 8)
-    config = Config.load({"probes": {"benchmarks": {name: options}, "save_predictions": keep}})
+    config = Config.load({"probes": {"benchmarks": {name: options}, "save_predictions": keep, **(limits or {})}})
     out = tmp_path / "results" / "probes" / name
-    probe(config, name, models, 0, models_dir, root, out)
+    probe(config, name, models, 0, models_dir, root, out, tmp_path / "results" / "features")
     return out
+
+
+def metrics_of(out, model="clip"):
+    """All metrics of all heads, by name."""
+    return {
+        f"{path.stem} {row['task']} {name}": value
+        for path in sorted((out / model / "seed0").glob("*.json"))
+        for row in json.loads(path.read_text())["results"]
+        for name, value in row["metrics"].items()
+        if value is not None
+    }
 
 
 @pytest.mark.parametrize("name", list(WRITERS))
@@ -467,6 +521,184 @@ def test_the_same_seed_gives_the_same_result_whatever_models_share_the_job(model
         again = json.loads((alone / "cliptex" / "seed0" / f"{head}.json").read_text())
         before = next(value for path, value in first.items() if path.as_posix() == f"cliptex/seed0/{head}.json")
         assert again["results"][0]["metrics"] == before["results"][0]["metrics"]
+
+
+# Features, computed once
+
+SEEN = [
+    ("voc", {"semantic_segmentation": {"input": {"fit": "windows", "size_px": 24, "stride_px": 12}}}),
+    (
+        "voc",
+        {
+            "semantic_segmentation": {
+                "input": {"fit": "crop", "size_px": 36},
+                "augment": {"views": 3, "scale": [0.5, 2], "flip": 0.5},
+                "features": {"layers": [0, -1], "norm": False, "cls": True, "precision": "int8"},
+            }
+        },
+    ),
+    ("nyuv2", {"depth": {"input": {"fit": "crop"}}, "normals": {"augment": {"views": 2, "flip": 1}}}),
+    ("imagenet", {"classification": {"augment": {"views": 2}, "features": {"point": "embedding"}}}),
+    ("coco", {"detection": {"input": {"size_px": [36, 60]}, "augment": {"views": 2, "scale": [0.8, 1.2]}}}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), SEEN, ids=["windows", "int8", "two settings", "embedding", "not square"])
+def test_features_are_computed_once_and_where_they_are_kept_changes_no_result(
+    name, changes, models_dir, tmp_path, monkeypatch
+):
+    models = ["position", "clip"]
+    first = metrics_of(run(name, models_dir, tmp_path, models, **changes))
+    kept = sorted((tmp_path / "results/features").iterdir())
+    assert len(kept) == (8 if "normals" in changes else 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Reader, "encode", lambda self, encoder, images: torch.zeros(encode(self, encoder, images).shape))
+        assert metrics_of(run(name, models_dir, tmp_path, models, **changes)) == first
+    assert sorted((tmp_path / "results/features").iterdir()) == kept
+    # held in memory, and computed at every step
+    for number, limits in enumerate(({"cache_gb": 0}, {"cache_gb": 0, "memory_gb": 1e-9})):
+        elsewhere = tmp_path / str(number)
+        assert metrics_of(run(name, models_dir, elsewhere, models, limits=limits, **changes)) == pytest.approx(first)
+        assert not (elsewhere / "results/features").exists()
+
+
+encode = Reader.encode
+SHIPPED_RUNS = [
+    *[("paper", name) for name in ("voc", "coco", "nyuv2", "imagenet")],
+    *[("dinov2", name) for name in ("voc", "nyuv2", "imagenet")],
+    ("probe3d", "nyuv2"),
+]
+
+
+def shrunk(protocol, benchmark):
+    """A shipped protocol with fewer steps and channels on smaller images; all else is as it is."""
+    entry = resolve(benchmark, {"protocol": protocol})
+    sizes = {"steps": 2, "batch_size": 4, "channels": 8, "box_units": 8, "rois": 8, "proposals": 8, "grid": 8}
+    changes = {}
+    for task in protocol_of(benchmark, entry).tasks:
+        size = [36, 48] if isinstance(entry[task]["input"].get("size_px"), list) else 36
+        heads = {
+            name: {key: value for key, value in sizes.items() if key in head}
+            for name, head in entry[task]["heads"].items()
+        }
+        changes[task] = {"input": {"size_px": size}, "heads": heads}
+        changes[task] |= {"mask_size_px": 24} if "mask_size_px" in entry[task] else {}
+        changes[task] |= {"crop": "none"} if "crop" in entry[task] else {}  # Eigen's is for 480 x 640
+        changes[task]["input"] |= {"stride_px": 24} if "stride_px" in entry[task]["input"] else {}
+        changes[task]["input"] |= {"resize_px": 40} if "resize_px" in entry[task]["input"] else {}
+    return {"protocol": protocol, **changes}
+
+
+@pytest.mark.parametrize(("protocol", "name"), SHIPPED_RUNS, ids=["-".join(pair) for pair in SHIPPED_RUNS])
+def test_every_shipped_protocol_runs_and_keeps_the_predictions_of_every_head(protocol, name, tmp_path, four_blocks):
+    WRITERS[name][0](tmp_path / "data", 8, 4)
+    entry = shrunk(protocol, name)
+    config = Config.load({"probes": {"benchmarks": {name: entry}, "save_predictions": 2}})
+    out = tmp_path / "results/probes" / name
+    probe(config, name, ["clip"], 0, four_blocks, tmp_path / "data", out)
+    heads = protocol_of(name, entry).heads
+    assert {path.stem for path in out.rglob("*.json")} == set(heads)
+    for head, tasks in heads.items():
+        rows = json.loads((out / f"clip/seed0/{head}.json").read_text())["results"]
+        judged = [row["task"] for row in rows]
+        assert judged == (["detection", "instance_segmentation"] if head == "mask_rcnn" else tasks)
+        for row in rows:
+            assert row["protocol_name"] == protocol and row["num_parameters"] > 0
+            assert all(value is None or np.isfinite(value) for value in row["metrics"].values())
+        with np.load(out / f"clip/seed0/{head}.npz") as kept:
+            for task in tasks:
+                for number in range(1 if task == "classification" else 2):
+                    for name_of in KEPT[head if task == "detection" else task]:
+                        assert kept[name_of.format(number)].size >= 0
+                if task == "depth":
+                    assert kept["depth_prediction_1"].shape == kept["depth_truth_1"].shape
+
+
+BOXES = ("prediction_boxes_{}", "prediction_scores_{}", "truth_boxes_{}", "truth_crowd_{}", "image_{}")
+KEPT = {
+    "semantic_segmentation": ("prediction_{}", "truth_{}", "image_{}"),
+    "depth": ("depth_prediction_{}", "depth_truth_{}", "image_{}"),
+    "normals": ("normals_prediction_{}", "normals_truth_{}", "image_{}"),
+    "classification": ("prediction", "truth", "image_{}"),
+    "ssd": BOXES,
+    "mask_rcnn": (*BOXES, "prediction_masks_{}", "truth_masks_{}"),
+}
+
+
+def test_what_a_head_saw_is_in_the_result(models_dir, tmp_path):
+    out = run("voc", models_dir, tmp_path, ["clip"], **SEEN[1][1])
+    result = json.loads((out / "clip/seed0/linear.json").read_text())
+    assert result["input"]["semantic_segmentation"] == {"size_px": [36, 36], "grid": [3, 3]}
+    text = result["results"][0]["protocol"]
+    for words in ("blocks [0, -1], raw, class token beside each", "the image's centre", "3 augmented views", "int8"):
+        assert words in text
+    with np.load(out / "clip/seed0/linear.npz") as kept:
+        assert kept["image_0"].shape[:2] == kept["truth_0"].shape == kept["prediction_0"].shape == (48, 48)
+
+
+PLANNED = [
+    ("voc", {}),
+    ("voc", SEEN[1][1]),
+    ("nyuv2", SEEN[2][1]),
+    ("imagenet", {"classification": {"augment": {"views": 2}, "features": {"point": "tokens"}}}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), PLANNED, ids=["plain", "int8 with class token", "two settings", "tokens"])
+def test_the_plan_tells_what_the_features_take(name, changes, models_dir, tmp_path):
+    out = run(name, models_dir, tmp_path, ["clip"], **changes)
+    files = list((tmp_path / "results/features").rglob("*.bin"))
+    entry = json.loads((out / "clip/seed0/linear.json").read_text())["settings"]["protocol"]
+    counts = {"miniature": {"benchmarks": {name: {"train": 16, "val": 8}}}, "student": TINY.model_dump(mode="json")}
+
+    def plan(**limits):
+        return plan_features(Config.load({**counts, "probes": {"benchmarks": {name: entry}, **limits}}), name)
+
+    kept = sum(path.stat().st_size for path in files)
+    planned = plan()
+    assert planned["bytes_a_model"] == kept and planned["place"] == "disk"
+    shapes = [json.loads(path.read_text())["shape"] for path in (tmp_path / "results/features").rglob("about.json")]
+    assert sum(planned["views"].values()) == sum(shape[0] for shape in shapes)
+    assert plan(cache_gb=kept / 5e9)["place"] == "memory"
+    assert plan(cache_gb=kept / 5e9, memory_gb=kept / 5e9)["place"] == "nowhere"
+
+
+def test_a_plan_of_official_data_has_their_numbers_and_says_what_it_does_not_know():
+    given = {"student": {"architecture": "ViT-B-16"}, "benchmark_data": {"source": "official"}}
+    config = Config.load({**given, "probes": {"benchmarks": {"voc": {"protocol": "dinov2"}}}})
+    planned = plan_features(config, "voc")
+    assert planned["views"] == {"train": 4 * 1_464, "eval": 3 * 1_449}
+    # int8 with a float32 scale a channel; windows of 512 pixels in patches of 16
+    assert planned["bytes_a_model"] == (4 * 1_464 + 3 * 1_449) * 768 * (32 * 32 + 4)
+    assert planned["memory"] == (4 * 1_464 + 3 * 1_449) * 768 * 32 * 32 * 4 and planned["place"] == "disk"
+    unknown = config.model_copy(update={"student": Student(architecture="ViT-B-16-SigLIP")})
+    assert plan_features(unknown, "voc") == {**planned, "bytes_a_model": None, "memory": None, "place": None}
+
+
+@pytest.mark.parametrize(("counts", "part"), [({"train": 17, "val": 8}, "17"), ({"train": 16, "val": 9}, "9")])
+def test_another_number_of_images_than_there_should_be_is_refused(counts, part, models_dir, tmp_path):
+    root = tmp_path / "resources/voc"
+    write_voc(root, 16, 8)
+    (root / "miniature.json").write_text(json.dumps({"counts": counts}))
+    with pytest.raises(CliptexError, match=rf"images to \w+ were used, it has {part}"):
+        run("voc", models_dir, tmp_path, ["clip"])
+    run("voc", models_dir, tmp_path, ["clip"], max_train=10, max_eval=8)
+
+
+def test_views_of_one_image_are_on_the_same_side_of_the_holdout():
+    part = Part(ids=list("abcdefgh"), owner=[number // 3 for number in range(24)])
+    fit, held = part.split(0.25, 0)
+    assert len(held) == 6 and sorted([*fit, *held]) == list(range(24))
+    assert not {index // 3 for index in fit} & {index // 3 for index in held}
+
+
+def test_a_size_that_the_encoder_cannot_take_is_refused(models_dir, tmp_path):
+    with pytest.raises(CliptexError, match="no multiple of the encoder's patch size 12"):
+        run("voc", models_dir, tmp_path, ["clip"], semantic_segmentation={"input": {"size_px": 50}})
+    with pytest.raises(CliptexError, match=r"features\.layers: 7 is no block"):
+        run("voc", models_dir, tmp_path, ["clip"], semantic_segmentation={"features": {"layers": [7]}})
+    with pytest.raises(CliptexError, match=r"detection\.input\.fit: .*'squash'"):
+        run("coco", models_dir, tmp_path, ["clip"], detection={"input": {"fit": "crop"}})
 
 
 # Protocols

@@ -35,7 +35,7 @@ from cliptex.probes.thumbnails import (
     thumbnails_path,
 )
 from cliptex.provenance import provenance
-from cliptex.report import build_report
+from cliptex.report import build_report, names
 from cliptex.report.figures import FURTHER
 from cliptex.report.gallery import Judged, draw_detections
 from cliptex.report.gather import gather
@@ -874,6 +874,8 @@ def copied(root: Path, to: Path) -> Path:
 def test_gain_is_positive_where_the_new_value_is_better():
     assert relative_gain(12, 10, direction("mIoU")) == pytest.approx(20)
     assert relative_gain(0.8, 1.0, direction("rmse")) == pytest.approx(20)
+    assert direction("affine_rmse") == -1 and direction("affine_delta1") == 1
+    assert (names.metric("affine_rmse"), names.unit("depth", "affine_rmse")) == ("RMSE, scale and shift fitted", "m")
     assert relative_gain(36, 30, direction("mean")) == pytest.approx(-20)
     assert relative_gain(None, 10, 1) is None
     assert relative_gain(1, 0, 1) is None

@@ -36,6 +36,11 @@ class Benchmark(ABC):
         """Which of `variants` lies in `root`."""
 
     @property
+    def identity(self) -> list[Any]:
+        """What tells these samples from those of another benchmark, variant or corruption; goes into JSON."""
+        return [self.name, self.variant]
+
+    @property
     @abstractmethod
     def class_names(self) -> list[str]:
         """In label order, background first where it is a class; empty without classes."""

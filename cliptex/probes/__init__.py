@@ -16,9 +16,7 @@ def heads(benchmark: str, values: Mapping[str, Any] = MappingProxyType({})) -> l
 
     benchmark: a module in cliptex/benchmarks/, or "package.module:Class". values: its entry in `probes.benchmarks`.
     """
-    protocol = protocol_of(benchmark, values)
-    tasks = plugins.find("benchmarks", benchmark).tasks
-    return list(dict.fromkeys(head for task in tasks for head in getattr(protocol, task).heads))
+    return list(protocol_of(benchmark, values).heads)
 
 
 def kinds(benchmark: str) -> list[str]:

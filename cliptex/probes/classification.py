@@ -1,23 +1,26 @@
-"""Classification from the frozen pooled feature by multinomial logistic regression, fitted to convergence.
+"""Classification from one frozen feature an image: multinomial logistic regression, or a grid of linear classifiers.
 
-Shapes: N images, C feature width, K classes.
+Shapes: V views, N images, C feature width, K classes, G settings of a grid, B views of a batch.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
 
-from cliptex.probes.features import Outcome, split_holdout
+from cliptex.probes.features import Features, Outcome, take
 from cliptex.probes.metrics import top_metrics
 from cliptex.probes.per_image import ranking_statistics
-from cliptex.probes.protocols import Logistic
+from cliptex.probes.recipe import Classification, LinearSgd, Logistic
+from cliptex.probes.training import batches, rate_factor
 
-PROTOCOL = (
-    "frozen pooled feature before the projection, of the resized and centre-cropped image, standardised a channel "
-    "over the training split; multinomial logistic regression by L-BFGS; no augmentation"
-)
 CHUNK = 65536
+LOGISTIC = "multinomial logistic regression by L-BFGS"
+SGD = "linear classifiers by SGD, the one of a grid that is best on the holdout"
+Vectors = Features | torch.Tensor
 
 
 def fit_logistic(
@@ -68,22 +71,135 @@ def mean_log_loss(weights: torch.Tensor, features_NC: torch.Tensor, labels_N: to
     return float(torch.nn.functional.cross_entropy(features_NC @ weights[:-1] + weights[-1], labels_N))
 
 
-def probe_classification(
-    train_NC: torch.Tensor,
-    eval_NC: torch.Tensor,
-    train_labels: Sequence[int],
-    eval_labels: Sequence[int],
+@dataclass(frozen=True)
+class Setting:
+    """One classifier of a grid: its optimizer's values, and which columns of the feature it reads."""
+
+    learning_rate: float
+    weight_decay: float
+    blocks: int
+    mean_patch: bool
+    columns: slice
+
+    def __str__(self) -> str:
+        read = f"{self.blocks} blocks" + (" and mean patch" if self.mean_patch else "")
+        return f"{read}, rate {self.learning_rate:g}, decay {self.weight_decay:g}"
+
+
+def settings_of(options: LinearSgd, channels: int, blocks_kept: int) -> list[list[Setting]]:
+    """All settings, by what they read: those of a list are trained together. blocks_kept: 0 where the feature is none
+    of tokens, and is read whole."""
+    grid = list(product(options.learning_rates, options.weight_decays))
+    if not blocks_kept:
+        return [[Setting(*pair, 0, False, slice(None)) for pair in grid]]
+    width = channels // (blocks_kept + 1)  # class tokens of the blocks, then the mean patch
+    return [
+        [
+            Setting(*pair, blocks, mean, slice((blocks_kept - blocks) * width, (blocks_kept + mean) * width))
+            for pair in grid
+        ]
+        for blocks, mean in product(options.blocks, options.mean_patch)
+    ]
+
+
+def train_together(
+    features_VC: Vectors,
+    labels_V: torch.Tensor,
+    num_classes: int,
+    settings: Sequence[Setting],
+    options: LinearSgd,
+    seed: int,
+) -> torch.Tensor:
+    """Weights and, as the last row, bias of one classifier a setting: [G, C + 1, K].
+
+    One pass: each batch is read once and serves all of them, as one product of matrices. SGD with momentum, weight
+    decay added to the gradient; weights start from N(0, 0.01), the same for all.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = torch.Generator().manual_seed(seed)
+    columns = settings[0].columns
+    width = len(range(features_VC.shape[1])[columns])
+    start = torch.randn(width, num_classes, generator=generator) * 0.01
+    weights = torch.cat([start, torch.zeros(1, num_classes)]).to(device).repeat(len(settings), 1, 1)
+    momentum = torch.zeros_like(weights)
+    rates, decays = (
+        torch.tensor([getattr(one, name) for one in settings], device=device)[:, None, None]
+        for name in ("learning_rate", "weight_decay")
+    )
+    for step, batch in enumerate(batches(len(labels_V), options.batch_size, options.steps, generator)):
+        x_BC = torch.cat([features_VC[batch].to(device)[:, columns], torch.ones(len(batch), 1, device=device)], 1)
+        y_B = labels_V[batch].to(device)
+        residual_GBK = torch.softmax(x_BC @ weights, -1)
+        residual_GBK[:, torch.arange(len(y_B)), y_B] -= 1
+        gradient = x_BC.T @ residual_GBK / len(batch) + decays * weights
+        momentum = options.momentum * momentum + gradient
+        weights -= rates * rate_factor(options, step) * momentum
+    return weights
+
+
+def scores_of(weights_GCK: torch.Tensor, features_VC: Vectors, columns: slice) -> torch.Tensor:
+    """Scores [G, V, K] of classifiers, bias in the last row of each; on the CPU."""
+    device, parts = weights_GCK.device, []
+    for start in range(0, len(features_VC), CHUNK):
+        x_VC = features_VC[start : start + CHUNK].to(device)[:, columns]
+        parts.append((x_VC @ weights_GCK[:, :-1] + weights_GCK[:, -1:]).cpu())
+    return torch.cat(parts, 1)
+
+
+def _best_of_grid(
+    train_VC: Vectors,
+    labels_V: torch.Tensor,
+    num_classes: int,
+    task: Classification,
+    options: LinearSgd,
+    split: tuple[np.ndarray, np.ndarray],
+    seed: int,
+) -> tuple[Setting, dict[str, float]]:
+    """The setting with the highest accuracy on the holdout, and the accuracy of each, percent."""
+    kept = task.features.blocks if task.features.point == "tokens" else 0
+    groups = settings_of(options, train_VC.shape[1], kept)
+    if len(groups) == len(groups[0]) == 1:
+        return groups[0][0], {}
+    fit, held = split
+    accuracy: list[tuple[Setting, float]] = []
+    for settings in groups:
+        weights = train_together(take(train_VC, fit), labels_V[fit], num_classes, settings, options, seed)
+        for setting, one in zip(settings, weights, strict=True):
+            # a setting at a time: scores of all would be as many times larger
+            ranking = scores_of(one[None], take(train_VC, held), setting.columns)[0].argmax(1)
+            accuracy.append((setting, 100 * (ranking == labels_V[held]).double().mean().item()))
+    best, _ = max(accuracy, key=lambda pair: pair[1])
+    return best, {str(setting): value for setting, value in accuracy}
+
+
+def _by_sgd(
+    train_VC: Vectors,
+    eval_NC: Vectors,
+    labels_V: torch.Tensor,
+    num_classes: int,
+    task: Classification,
+    options: LinearSgd,
+    split: tuple[np.ndarray, np.ndarray],
+    seed: int,
+) -> tuple[torch.Tensor, int, dict[str, Any]]:
+    best, accuracy = _best_of_grid(train_VC, labels_V, num_classes, task, options, split, seed)
+    weights = train_together(train_VC, labels_V, num_classes, [best], options, seed)
+    chosen = {name: getattr(best, name) for name in ("learning_rate", "weight_decay", "blocks", "mean_patch")}
+    return scores_of(weights, eval_NC, best.columns)[0], weights.numel(), {**chosen, "holdout_top1": accuracy}
+
+
+def _by_logistic_regression(
+    train_VC: Vectors,
+    eval_NC: Vectors,
+    labels_V: torch.Tensor,
     num_classes: int,
     options: Logistic,
-    holdout: float,
-    seed: int,
-    keep: int,
-) -> Outcome:
-    """Fit on standardised features; the penalty with the smallest log loss on the holdout is taken, then all refit."""
+    split: tuple[np.ndarray, np.ndarray],
+) -> tuple[torch.Tensor, int, dict[str, Any]]:
+    """The penalty with the smallest log loss on the holdout is taken, then all refit."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    x, x_eval = train_NC.to(device), eval_NC.to(device)
-    y = torch.as_tensor(train_labels, dtype=torch.long, device=device)
-    fit, held = (torch.from_numpy(part).to(device) for part in split_holdout(len(x), holdout, seed))
+    x, y = train_VC[:].to(device), labels_V.to(device)
+    fit, held = (torch.from_numpy(part).to(device) for part in split)
     losses, weights = {}, None
     # from strong to weak, each from the one before, which is near
     penalties = sorted(options.penalties, reverse=True)
@@ -92,15 +208,36 @@ def probe_classification(
         losses[str(penalty)] = mean_log_loss(weights, x[held], y[held])
     best = min(penalties, key=lambda penalty: losses[str(penalty)])
     weights = fit_logistic(x, y, num_classes, best, options.iterations)
-    scores = x_eval @ weights[:-1] + weights[-1]
-    ranking = scores.topk(min(5, num_classes), dim=1).indices.cpu().numpy()
-    count = min(keep, len(ranking))
+    scores = scores_of(weights[None], eval_NC, slice(None))[0]
+    return scores, weights.numel(), {"penalty": best, "holdout_log_loss": losses}
+
+
+def probe_classification(
+    train_VC: Vectors,
+    eval_NC: Vectors,
+    train_labels: Sequence[int],
+    eval_labels: Sequence[int],
+    num_classes: int,
+    task: Classification,
+    head: str,
+    split: tuple[np.ndarray, np.ndarray],
+    seed: int,
+    keep: int,
+) -> Outcome:
+    """Classify by the head of that name. split: training views for fitting, and those held out."""
+    options, labels = task.heads[head], torch.as_tensor(train_labels, dtype=torch.long)
+    if options.kind == "logistic":
+        scores, count, chosen = _by_logistic_regression(train_VC, eval_NC, labels, num_classes, options, split)
+    else:
+        scores, count, chosen = _by_sgd(train_VC, eval_NC, labels, num_classes, task, options, split, seed)
+    ranking = scores.topk(min(5, num_classes), dim=1).indices.numpy()
+    kept = min(keep, len(ranking))
     return Outcome(
         task="classification",
         metrics=top_metrics(ranking, np.asarray(eval_labels)),
-        num_parameters=weights.numel(),
-        hyperparameters={"penalty": best, "holdout_log_loss": losses},
-        protocol=PROTOCOL,
-        predictions={"prediction": ranking[:count], "truth": np.asarray(eval_labels[:count])},
+        num_parameters=count,
+        hyperparameters=chosen,
+        protocol=LOGISTIC if options.kind == "logistic" else SGD,
+        predictions={"prediction": ranking[:kept], "truth": np.asarray(eval_labels[:kept])},
         per_image=ranking_statistics(ranking, eval_labels),
     )

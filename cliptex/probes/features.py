@@ -1,13 +1,15 @@
 """What the probes share: a benchmark's images decoded once, an encoder's features computed once, seeds, schedules."""
 
+import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+
+from cliptex.probes.feature_cache import Rows
 
 
 @dataclass(frozen=True)
@@ -41,39 +43,96 @@ def split_holdout(count: int, share: float, seed: int) -> tuple[np.ndarray, np.n
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def standardise(train: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Features [N, C, ...] with zero mean and unit variance a channel over the training split, as BatchNorm gives.
+class Features:
+    """Features of views, given out a batch at a time: maps [V, C, h, w], or vectors [V, C] where `grid` is None.
 
-    Channels that do not vary become zero.
+    Indexing like a tensor's first axis gives float32 tensors on the CPU; nothing else is held in memory. cls: the first
+    token of a view is its class token, concatenated to every cell. mean, scale: of the channels, see `standardised`.
     """
-    axes = [0, *range(2, train.ndim)]
-    variance, mean = torch.var_mean(train.double(), dim=axes, keepdim=True, correction=0)
-    scale = torch.where(variance > 1e-12, variance.rsqrt(), torch.zeros_like(variance)).float()
-    return tuple((features - mean.float()) * scale for features in (train, *others))
+
+    def __init__(
+        self,
+        rows: Rows,
+        grid: tuple[int, int] | None,
+        cls: bool,
+        mean_C: torch.Tensor,
+        scale_C: torch.Tensor,
+        index: np.ndarray | None = None,
+    ):
+        self._rows, self._grid, self._cls, self._mean, self._scale = rows, grid, cls, mean_C, scale_C
+        self._index = np.arange(rows.shape[0]) if index is None else index
+        self.shape = (len(self._index), len(mean_C), *(grid or ()))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: slice | np.ndarray | torch.Tensor) -> torch.Tensor:
+        tokens_BTC = self._rows.read(self._index[index.numpy() if isinstance(index, torch.Tensor) else index])
+        if self._cls:
+            tokens_BTC = torch.cat([tokens_BTC[:, 1:], tokens_BTC[:, :1].expand_as(tokens_BTC[:, 1:])], 2)
+        values_BCT = ((tokens_BTC - self._mean) * self._scale).transpose(1, 2)
+        return values_BCT.unflatten(2, self._grid).contiguous() if self._grid else values_BCT[..., 0]
+
+    def take(self, index: np.ndarray) -> Self:
+        """Only some of the views."""
+        return type(self)(self._rows, self._grid, self._cls, self._mean, self._scale, self._index[index])
+
+
+def take(features: Features | torch.Tensor, index: np.ndarray) -> Features | torch.Tensor:
+    """Only some of the views."""
+    return features.take(index) if isinstance(features, Features) else features[index]
+
+
+def statistics(rows: Rows, cls: bool, views: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and inverse standard deviation of the channels over all views and cells, float32 [C] each.
+
+    With cls first those of the patch tokens, then those of the class token. A channel that does not vary has the
+    inverse deviation 0, so that it becomes zero.
+    """
+
+    def chunks() -> Iterator[torch.Tensor]:
+        for start in range(0, rows.shape[0], views):
+            tokens_BTC = rows.read(np.arange(start, min(start + views, rows.shape[0]))).double()
+            yield [tokens_BTC[:, 1:], tokens_BTC[:, :1]] if cls else [tokens_BTC]
+
+    def means(of: Callable[[torch.Tensor, int], torch.Tensor]) -> list[torch.Tensor]:
+        sums: list[Any] = [0, 0]
+        counts = [0, 0]
+        for parts in chunks():
+            for kind, part in enumerate(parts):
+                sums[kind] += of(part, kind).sum((0, 1))
+                counts[kind] += part.shape[0] * part.shape[1]
+        return [total / count for total, count in zip(sums, counts, strict=True) if count]
+
+    mean = means(lambda part, kind: part)
+    variance = torch.cat(means(lambda part, kind: (part - mean[kind]).square()))
+    scale = torch.where(variance > 1e-12, variance.rsqrt(), torch.zeros_like(variance))
+    return torch.cat(mean).float(), scale.float()
+
+
+def standardised(
+    rows: Sequence[Rows],
+    grid: tuple[int, int] | None,
+    cls: bool = False,
+    standardise: bool = True,
+    memory_bytes: float = float("inf"),
+) -> list[Features | torch.Tensor]:
+    """Features of the parts of a benchmark, of which the first is the training split: tensors where they fit in memory.
+
+    standardise: channels get zero mean and unit variance over the training split, as BatchNorm gives.
+    """
+    mean, scale = statistics(rows[0], cls) if standardise else _unchanged(rows[0].shape[2] * (1 + cls))
+    parts = [Features(one, grid, cls, mean, scale) for one in rows]
+    if 4 * sum(math.prod(part.shape) for part in parts) > memory_bytes:
+        return parts
+    return [part[:] for part in parts]
+
+
+def _unchanged(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(channels), torch.ones(channels)
 
 
 def resample_nearest(array: np.ndarray, size: int) -> np.ndarray:
     """[H, W, ...] at the centres of a size x size grid."""
     rows, columns = (((np.arange(size) + 0.5) * side / size).astype(int) for side in array.shape[:2])
     return array[rows][:, columns]
-
-
-def batches(count: int, batch_size: int, steps: int, generator: torch.Generator) -> list[torch.Tensor]:
-    """Indices of `steps` batches: permutations of the training set one after another, each batch full."""
-    size = min(batch_size, count)
-    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-steps * size // count))])
-    return list(order[: steps * size].view(steps, size))
-
-
-def schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float, power: float) -> LambdaLR:
-    """Linear warm-up over a share of the steps, then polynomial decay to zero."""
-    rising = max(1, round(warmup * steps))
-    return LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / rising, 1) * (1 - max(0, step - rising) / max(1, steps - rising)) ** power,
-    )
-
-
-def first(samples: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The first samples themselves."""
-    return [samples[index] for index in range(min(count, len(samples)))]

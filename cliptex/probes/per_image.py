@@ -7,9 +7,11 @@ Holds          for weights of one the metric is the one in the JSON; a file for 
 The files hold `ids` [N], and arrays named `{task}.{name}`; K is the number of classes:
     semantic_segmentation   `hit`, `truth`, `predicted` int32 [N, K]: pixels of a class that are right, that the truth
                             has, that the prediction has, all where the truth is not ignored
-    depth                   the six metrics of each image, float64 [N]; NaN for an image without a valid pixel
-    normals                 `pixels` int64 [N], `angle_sum` (degrees), `square_sum` float64 [N], and the numbers of
-                            pixels `within_11_25`, `within_22_5`, `within_30` int64 [N]
+    depth                   the six metrics of each image, float64 [N]; NaN for an image without a valid pixel; where
+                            they are pooled over pixels also `pixels` int64 [N], whose weights they then have
+    normals                 where pooled over pixels `pixels` int64 [N], `angle_sum` (degrees), `square_sum` float64
+                            [N], and the numbers of pixels `within_11_25`, `within_22_5`, `within_30` int64 [N]; else
+                            the six metrics of each image, float64 [N], NaN for an image without a valid pixel
     classification          `top1`, `top5` bool [N]
     zero_shot_classification  the same as bool [R, N] for the R names in `rows` (`cliptex/seed0`)
     image_to_text_retrieval, text_to_image_retrieval
@@ -31,7 +33,7 @@ import numpy as np
 
 from cliptex.errors import CliptexError
 from cliptex.files import replacing
-from cliptex.probes.metrics import DEPTH_METRICS, WITHIN_DEGREES
+from cliptex.probes.metrics import DEPTH_METRICS, NORMALS_METRICS, WITHIN_DEGREES, Averaging, angle_metrics
 
 MAIN_METRIC = {
     "semantic_segmentation": "mIoU",
@@ -154,13 +156,17 @@ def segmentation_statistics(confusions: Iterable[np.ndarray]) -> tuple[np.ndarra
     return total, dict(zip(("hit", "truth", "predicted"), np.stack(counts, axis=1), strict=True))
 
 
-def depth_statistics(errors_N6: np.ndarray) -> Arrays:
+def depth_statistics(errors_N6: np.ndarray, pixels_N: np.ndarray, averaging: Averaging) -> Arrays:
     """Of the six metrics of each image, as `depth_errors` gives them."""
-    return dict(zip(DEPTH_METRICS, errors_N6.T.copy(), strict=True))
+    arrays = dict(zip(DEPTH_METRICS, errors_N6.T.copy(), strict=True))
+    return arrays | ({"pixels": pixels_N} if averaging == "pooled" else {})
 
 
-def normals_statistics(angles: Sequence[np.ndarray]) -> Arrays:
+def normals_statistics(angles: Sequence[np.ndarray], averaging: Averaging) -> Arrays:
     """Of the angles in degrees at each image's valid pixels."""
+    if averaging == "image":
+        rows = [angle_metrics(one) if len(one) else dict.fromkeys(NORMALS_METRICS, np.nan) for one in angles]
+        return {name: np.array([row[name] for row in rows]) for name in NORMALS_METRICS}
     return {
         "pixels": np.array([len(one) for one in angles], np.int64),
         "angle_sum": np.array([one.sum(dtype=np.float64) for one in angles]),
@@ -262,15 +268,21 @@ def _mean_iou(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
     return 100 * _ratio((hit / np.where(union > 0, union, 1)).sum(1), (union > 0).sum(1))
 
 
-def _mean_over_images(name: str) -> Callable[[Arrays, np.ndarray], np.ndarray]:
-    def mean(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
-        known = np.isfinite(arrays[name])
-        return _ratio(weights @ np.where(known, arrays[name], 0), weights @ known)
+def _depth_rmse(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
+    if "pixels" not in arrays:
+        return _mean_over_images(arrays["rmse"], weights)
+    squares = np.where(arrays["pixels"] > 0, arrays["rmse"], 0) ** 2 * arrays["pixels"]
+    return np.sqrt(_ratio(weights @ squares, weights @ arrays["pixels"]))
 
-    return mean
+
+def _mean_over_images(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    known = np.isfinite(values)
+    return _ratio(weights @ np.where(known, values, 0), weights @ known)
 
 
 def _mean_angle(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
+    if "pixels" not in arrays:
+        return _mean_over_images(arrays["mean"], weights)
     return _ratio(weights @ arrays["angle_sum"], weights @ arrays["pixels"])
 
 
@@ -323,7 +335,7 @@ _METRICS: dict[str, Callable[[Arrays, np.ndarray], np.ndarray]] = {
     "semantic_segmentation": _mean_iou,
     "detection": _average_precision,
     "instance_segmentation": _average_precision,
-    "depth": _mean_over_images("rmse"),
+    "depth": _depth_rmse,
     "normals": _mean_angle,
     "classification": _top1,
     "zero_shot_classification": _top1,

@@ -14,27 +14,30 @@ import torch
 import torch.nn.functional as F
 
 from cliptex.mmcv_ops import import_heads
-from cliptex.probes.features import Outcome, batches, resample_nearest, schedule, split_holdout
+from cliptex.probes.features import Features, Outcome, resample_nearest, take
 from cliptex.probes.metrics import IGNORE, confusion_matrix, segmentation_metrics
 from cliptex.probes.per_image import Arrays, segmentation_statistics
-from cliptex.probes.protocols import SegmentationHead
+from cliptex.probes.recipe import SegmentationHead
 from cliptex.probes.selection import Candidate, best_candidate
 from cliptex.probes.thumbnails import mask_thumbnails
+from cliptex.probes.training import Optimisation, batches
+from cliptex.probes.views import Windows
 
 log = logging.getLogger("cliptex")
-PROTOCOL = (
-    "frozen features of the squashed image, standardised a channel over the training split; AdamW, polynomial rate; "
-    "no augmentation; logits resized (bilinear) to the original resolution; confusion matrix over the whole split"
-)
+PROTOCOL = "logits resized (bilinear) to the original resolution; confusion matrix over the whole split"
 
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """Train: masks as squares [N, R, R] uint8. Eval: masks at the original resolution. 255 is ignored."""
+    """Train: masks of the views as squares [V, R, R] uint8. Eval: masks at the original resolution. 255 is ignored.
+
+    windows: of each evaluation image, where it is seen through several; None: each is seen once.
+    """
 
     train_masks: np.ndarray
     eval_masks: Sequence[np.ndarray]
     num_classes: int
+    windows: Sequence[Windows] | None = None
 
 
 def square_masks(masks: Sequence[np.ndarray], size: int) -> np.ndarray:
@@ -69,11 +72,22 @@ def build_head(options: SegmentationHead, channels_in: int, num_classes: int) ->
     # what head.init_weights() does to the classifier (the rest is initialised when built), without its log
     torch.nn.init.normal_(head.conv_seg.weight, std=0.01)
     torch.nn.init.zeros_(head.conv_seg.bias)
-    return head
+    return NormedHead(channels_in, head) if options.kind == "linear" and options.batch_norm else head
+
+
+class NormedHead(torch.nn.Module):
+    """Batch norm, then a head: DINOv2's linear segmentation."""
+
+    def __init__(self, channels: int, head: torch.nn.Module):
+        super().__init__()
+        self.norm, self.head = torch.nn.BatchNorm2d(channels), head
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        return self.head([self.norm(one) for one in features])
 
 
 def train_head(
-    features_NChw: torch.Tensor,
+    features_NChw: Features | torch.Tensor,
     masks_NRR: np.ndarray,
     num_classes: int,
     options: SegmentationHead,
@@ -86,9 +100,7 @@ def train_head(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _, channels, height, width = features_NChw.shape
     head = build_head(options, channels, num_classes).train().to(device)
-    rate, decay = candidate
-    optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=decay, fused=True)
-    scheduler = schedule(optimizer, options.steps, options.warmup, options.power)
+    optimisation = Optimisation(head.parameters(), options, candidate)
     size = masks_NRR.shape[1]
     points = min(options.loss_points or size, size)
     stride = size // points
@@ -105,11 +117,7 @@ def train_head(
         # not the function's own mean, which is NaN for a batch without any valid point
         loss = F.cross_entropy(logits, target, weights, ignore_index=IGNORE, reduction="sum")
         known = target[target != IGNORE]
-        loss = loss / weights[known].sum().clamp(min=1e-6)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
+        optimisation.step(loss / weights[known].sum().clamp(min=1e-6))
     return head.eval()
 
 
@@ -151,36 +159,62 @@ def resized_argmax(logits_Khw: torch.Tensor, height: int, width: int) -> np.ndar
 
 
 @torch.inference_mode()
-def predict(head: torch.nn.Module, features_NChw: torch.Tensor, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-    """Predicted masks uint8 at the given (height, width) of each image."""
+def predict(
+    head: torch.nn.Module,
+    features_VChw: Features | torch.Tensor,
+    shapes: Sequence[tuple[int, int]],
+    windows: Sequence[Windows] | None = None,
+) -> list[np.ndarray]:
+    """Predicted masks uint8 at the given (height, width) of each image, which is seen once, or through its windows."""
     device = next(head.parameters()).device
     masks = []
-    for start in range(0, len(shapes), 64):
-        logits = head([features_NChw[start : start + 64].to(device)])
-        masks += [resized_argmax(one, *shape) for one, shape in zip(logits, shapes[start : start + 64], strict=True)]
+    if windows is None:
+        for start in range(0, len(shapes), 64):
+            logits = head([features_VChw[start : start + 64].to(device)])
+            some = shapes[start : start + 64]
+            masks += [resized_argmax(one, *shape) for one, shape in zip(logits, some, strict=True)]
+        return masks
+    start = 0
+    for shape, seen in zip(shapes, windows, strict=True):
+        stop = start + len(seen.corners)
+        logits = head([features_VChw[start:stop].to(device)])
+        masks.append(resized_argmax(merged(logits, seen), *shape))
+        start = stop
     return masks
 
 
+def merged(logits_VKhw: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """The logits of an image's windows, resized (bilinear) to pixels and averaged where they overlap: [K, *canvas]."""
+    side = windows.side
+    total = logits_VKhw.new_zeros(logits_VKhw.shape[1], *windows.canvas)
+    count = logits_VKhw.new_zeros(windows.canvas)
+    resized = F.interpolate(logits_VKhw, size=(side, side), mode="bilinear", align_corners=False)
+    for one, (top, left) in zip(resized, windows.corners, strict=True):
+        total[:, top : top + side, left : left + side] += one
+        count[top : top + side, left : left + side] += 1
+    return total / count
+
+
 def probe_segmentation(
-    train_NChw: torch.Tensor,
-    eval_NChw: torch.Tensor,
+    train_NChw: Features | torch.Tensor,
+    eval_NChw: Features | torch.Tensor,
     data: SegmentationData,
     options: SegmentationHead,
-    holdout: float,
+    split: tuple[np.ndarray, np.ndarray],
     seed: int,
     keep: int,
 ) -> Outcome:
-    """Train one head on standardised features and judge it; see `PROTOCOL`."""
+    """Train one head and judge it; see `PROTOCOL`. split: training views for fitting, and those held out."""
     masks, classes = data.train_masks, data.num_classes
-    fit, held = split_holdout(len(train_NChw), holdout, seed)
+    fit, held = split
 
     def score(candidate: Candidate) -> float:
-        head = train_head(train_NChw[fit], masks[fit], classes, options, candidate, seed)
-        return segmentation_metrics(_judge(head, train_NChw[held], list(masks[held]), classes)[0])["mIoU"]
+        head = train_head(take(train_NChw, fit), masks[fit], classes, options, candidate, seed)
+        return segmentation_metrics(_judge(head, take(train_NChw, held), list(masks[held]), classes)[0])["mIoU"]
 
     best, scores = best_candidate(options, score)
     head = train_head(train_NChw, masks, classes, options, best, seed)
-    confusion, counts, predictions = _judge(head, eval_NChw, data.eval_masks, classes)
+    confusion, counts, predictions = _judge(head, eval_NChw, data.eval_masks, classes, data.windows)
     kept = {}
     for index in range(min(keep, len(predictions))):
         kept[f"prediction_{index}"] = predictions[index]
@@ -198,10 +232,14 @@ def probe_segmentation(
 
 
 def _judge(
-    head: torch.nn.Module, features: torch.Tensor, truths: Sequence[np.ndarray], num_classes: int
+    head: torch.nn.Module,
+    features: Features | torch.Tensor,
+    truths: Sequence[np.ndarray],
+    num_classes: int,
+    windows: Sequence[Windows] | None = None,
 ) -> tuple[np.ndarray, Arrays, list[np.ndarray]]:
     """The confusion matrix of all images, the pixel counts of each, and the predicted masks."""
-    predictions = predict(head, features, [truth.shape for truth in truths])
+    predictions = predict(head, features, [truth.shape for truth in truths], windows)
     pairs = zip(truths, predictions, strict=True)
     confusion, counts = segmentation_statistics(confusion_matrix(*pair, num_classes) for pair in pairs)
     return confusion, counts, predictions

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
 
-from cliptex.probes.protocols import Training
+from cliptex.probes.recipe import Training
 
 
 class Candidate(NamedTuple):

@@ -1,5 +1,7 @@
 """How models, benchmarks, tasks, heads and metrics are written on the page. What is not listed stands as it is."""
 
+from cliptex.report.statistics import ALIGNED
+
 MODELS = {"clip": "CLIP", "clip_ft": "CLIP-FT", "cliptex": "CLIPTeX", "random": "Random", "position": "Position"}
 SUBJECT, REFERENCE = "cliptex", "clip_ft"
 BASELINES = ("random", "position")
@@ -90,7 +92,8 @@ def head(name: str) -> str:
 
 def metric(name: str) -> str:
     """`rmse` -> `RMSE`."""
-    return _METRICS.get(name, name)
+    plain = name.removeprefix(ALIGNED)
+    return _METRICS.get(plain, plain) + (", scale and shift fitted" if plain != name else "")
 
 
 def known(name: str) -> bool:
@@ -102,6 +105,7 @@ def unit(task_name: str, metric_name: str) -> str:
     """`m`, `°`, `%`, or nothing for a ratio."""
     if metric_name.startswith("error_kappa") or (task_name == "normals" and metric_name in ("rmse", "mean", "median")):
         return "°"
+    metric_name = metric_name.removeprefix(ALIGNED)
     if metric_name in _METRES:
         return "m" if metric_name == "rmse" else ""
     return "%"
@@ -109,4 +113,5 @@ def unit(task_name: str, metric_name: str) -> str:
 
 def number(value: float, task_name: str, metric_name: str) -> str:
     """A value with the digits that are worth reading: three for depth errors, else one."""
+    metric_name = metric_name.removeprefix(ALIGNED)
     return f"{value:.{3 if metric_name in _METRES and task_name != 'normals' else 1}f}"

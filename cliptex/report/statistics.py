@@ -16,6 +16,8 @@ from cliptex.report.bootstrap import LEVEL, Interval, interval
 
 DENSE_TASKS = ("semantic_segmentation", "detection", "instance_segmentation", "depth", "normals")
 LOWER_IS_BETTER = frozenset({"rmse", "absrel", "log10", "silog", "mean", "median"})
+ALIGNED = "affine_"
+"""Before the name of a metric that was computed after scale and shift had been fitted."""
 HIGHER_IS_BETTER = frozenset(
     {"mIoU", "mAcc", "aAcc", "AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5"}
     | {"delta1", "delta2", "delta3", "within_11_25", "within_22_5", "within_30"}
@@ -25,6 +27,7 @@ HIGHER_IS_BETTER = frozenset(
 
 def direction(metric: str) -> int:
     """+1 where a higher value is better, -1 where a lower one is, 0 for a metric that is not known."""
+    metric = metric.removeprefix(ALIGNED)
     if metric in HIGHER_IS_BETTER or "R@" in metric:
         return 1
     return -1 if metric in LOWER_IS_BETTER else 0

@@ -28,6 +28,9 @@ for benchmark in CONFIG.probes.benchmarks:
                 mem="8GB",
                 runtime="12h",
                 gpu=1,
+                # no params: neither changes a result, so that another one redoes nothing
+                cache=lambda wildcards: str(CONFIG.probes.cache_gb),
+                held=lambda wildcards: str(CONFIG.probes.memory_gb),
             params:
                 config=CONFIG.subset(
                     f"probes.benchmarks.{benchmark}",
@@ -40,7 +43,8 @@ for benchmark in CONFIG.probes.benchmarks:
                 version=versions.PROBE,
             shell:
                 "cliptex --log {log} --threads {threads} probe --benchmark {params.benchmark} --models {params.models}"
-                " --seed {wildcards.seed} --config {params.config:q}"
+                " --seed {wildcards.seed} --cache-gb {resources.cache} --memory-gb {resources.held}"
+                " --config {params.config:q}"
 
 
 rule tabulate_probes:

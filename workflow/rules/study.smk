@@ -62,6 +62,9 @@ for benchmark in ASKED.probes if ASKED else []:
             mem="8GB",
             runtime="12h",
             gpu=1,
+            # no params, as for the main run's probes
+            cache=lambda wildcards: str(CONFIG.probes.cache_gb),
+            held=lambda wildcards: str(CONFIG.probes.memory_gb),
         params:
             config=subset(
                 f"probes.benchmarks.{benchmark}",
@@ -77,7 +80,8 @@ for benchmark in ASKED.probes if ASKED else []:
             version=versions.PROBE,
         shell:
             "cliptex --log {log} --threads {threads} probe --benchmark {params.benchmark} --models {params.models}"
-            " --seed {wildcards.seed} --out {params.out} --corruptions {params.corruptions:q} --config {params.config:q}"
+            " --seed {wildcards.seed} --out {params.out} --corruptions {params.corruptions:q}"
+            " --cache-gb {resources.cache} --memory-gb {resources.held} --config {params.config:q}"
 
 
 for benchmark in ASKED.zeroshot if ASKED else []:

@@ -1,0 +1,98 @@
+"""Features kept compactly: how exactly, that a folder is whole or not there, and that the bound holds."""
+
+import numpy as np
+import pytest
+import torch
+
+from cliptex.errors import CliptexError
+from cliptex.probes.feature_cache import ABOUT, FeatureCache, Writer, bytes_of, fingerprint
+
+SHAPE = (6, 5, 8)
+
+
+def features(seed=0, scale=1.0):
+    values = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)) * scale
+    values[..., 3] *= 100  # an outlier channel, as vision transformers have
+    values[:, :, 5] = 0
+    return values
+
+
+def kept(values, precision, batch=4):
+    writer = Writer(precision)
+    for start in range(0, len(values), batch):
+        writer.append(values[start : start + batch])
+    return writer.finish({})
+
+
+def add(cache, key, values, precision="fp16"):
+    with cache.new(key, precision, bytes_of(SHAPE, precision), {}) as writer:
+        writer.append(values[:4])
+        writer.append(values[4:])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 60.0])
+def test_what_is_read_back_is_within_the_bound(scale):
+    values = features(scale=scale)
+    everything = np.arange(len(values))
+    assert torch.equal(kept(values, "fp32").read(everything), values)
+    error = (kept(values, "fp16").read(everything) - values).abs()
+    assert (error <= torch.clamp(values.abs() / 2**11, min=2.0**-25)).all()
+    error = (kept(values, "int8").read(everything) - values).abs()
+    bound = values.abs().amax(1, keepdim=True) / 254
+    assert (error <= bound * (1 + 1e-5)).all() and error.max() > bound.max() / 3
+
+
+def test_any_views_are_read_in_any_order_the_same_from_disk_and_memory(tmp_path):
+    values, cache = features(), FeatureCache(tmp_path, 1e9)
+    for precision in ("fp32", "fp16", "int8"):
+        add(cache, precision, values, precision)
+        index = np.array([5, 0, 3])
+        assert torch.equal(cache.find(precision).read(index), kept(values, precision).read(index))
+        size = sum(path.stat().st_size for path in (tmp_path / precision).iterdir() if path.name != ABOUT)
+        assert size == bytes_of(SHAPE, precision)
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "not finite"), (-np.inf, "not finite"), (1e5, "beyond fp16")])
+def test_values_that_cannot_be_kept_are_refused(value, message):
+    values = features()
+    values[2, 1, 0] = value
+    with pytest.raises(CliptexError, match=message):
+        Writer("fp16").append(values)
+
+
+def test_a_folder_that_is_not_finished_does_not_exist(tmp_path):
+    cache = FeatureCache(tmp_path, 1e9)
+    with pytest.raises(ZeroDivisionError), cache.new("a", "fp16", 1, {}) as writer:
+        writer.append(features())
+        raise ZeroDivisionError
+    assert cache.find("a") is None and list(tmp_path.iterdir()) == []
+    add(cache, "a", features())
+    add(FeatureCache(tmp_path, 1e9), "a", features())  # another job that was second
+    assert cache.find("a") is not None and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_least_recently_used_make_room_but_not_what_is_in_use(tmp_path):
+    one = bytes_of(SHAPE, "fp16") + 100  # with about.json
+    for key in "abc":
+        add(FeatureCache(tmp_path, 3.5 * one), key, features())
+    cache = FeatureCache(tmp_path, 3.5 * one)
+    assert cache.find("a") is not None  # used last, and in use
+    add(cache, "d", features())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c", "d"]
+    small = FeatureCache(tmp_path, one)
+    small.find("a")
+    add(small, "e", features())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "e"]
+    small.release("a")
+    add(small, "f", features())
+    assert [path.name for path in tmp_path.iterdir() if path.name != "e"] == ["f"]
+
+
+def test_the_key_is_of_all_values_and_the_fingerprint_of_images_and_their_number():
+    cache = FeatureCache("x", 1)
+    assert cache.key({"a": 1, "b": 2}) == cache.key({"b": 2, "a": 1}) != cache.key({"a": 1, "b": 3})
+    images = np.random.default_rng(0).integers(0, 255, (30, 6, 7, 3), np.uint8)
+    samples = [{"id": str(index), "image": image} for index, image in enumerate(images)]
+    assert fingerprint(samples) == fingerprint(list(samples)) != fingerprint(samples[:-1])
+    rendered_again = [{"id": one["id"], "image": 255 - one["image"]} for one in samples]
+    assert fingerprint(rendered_again) != fingerprint(samples)
