@@ -18,6 +18,7 @@ include: "workflow/rules/experts.smk"
 include: "workflow/rules/labels.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/probes.smk"
+include: "workflow/rules/finetune.smk"
 include: "workflow/rules/retrieval.smk"
 include: "workflow/rules/clip_benchmark.smk"
 include: "workflow/rules/study.smk"
@@ -31,5 +32,5 @@ rule all:
         # Lost label files first and alone: made again they are the same, which only the next run can see.
         REDONE
         if REDONE and exists("results/report.html")
-        else ["results/report.html", *REDONE],
+        else ["results/report.html", *TUNED, *REDONE],
     localrule: True

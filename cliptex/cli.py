@@ -495,6 +495,36 @@ def tabulate_probes(
 
 
 @app.command(rich_help_panel=JUDGING)
+def finetune(
+    benchmark: Annotated[str, typer.Option(help="Name of an entry in `finetune.benchmarks`.")],
+    model: Annotated[str, typer.Option(help="Name of an entry in `models`, or random.")],
+    config: ConfigOption = DEFAULT,
+    seed: SeedOption = 0,
+) -> None:
+    """Train a model's encoder end to end with the heads of a benchmark, and judge it."""
+    from cliptex.finetune import finetune
+    from cliptex.probes.protocols import folders_near, with_protocols
+
+    settings = with_protocols(Config.load(config), folders_near(config))
+    out = paths.RESULTS / "finetuned" / benchmark
+    finetune(settings, benchmark, model, seed, paths.RESULTS / "models", paths.benchmark(benchmark), out)
+
+
+@app.command(rich_help_panel=JUDGING)
+def tabulate_finetuned(
+    benchmark: Annotated[str, typer.Option(help="Name of an entry in `finetune.benchmarks`.")],
+    config: ConfigOption = DEFAULT,
+) -> None:
+    """Gather a benchmark's fine-tuned models over seeds and heads into one table."""
+    from cliptex.finetune_files import finetune_files
+    from cliptex.probe_tables import tabulate
+    from cliptex.probes.protocols import folders_near, with_protocols
+
+    settings = with_protocols(Config.load(config), folders_near(config))
+    tabulate(benchmark, finetune_files(settings, benchmark), paths.RESULTS / "finetuned" / f"{benchmark}.json")
+
+
+@app.command(rich_help_panel=JUDGING)
 def zeroshot(
     benchmark: Annotated[str, typer.Option(help="Name of an entry in `zeroshot.benchmarks`.")],
     config: ConfigOption = DEFAULT,

@@ -360,6 +360,38 @@ class Probes(Section):
     """Memory for the features with which a head is trained; larger ones are read from disk batch by batch."""
 
 
+class FineTuning(Section):
+    """How an encoder is trained together with the heads of a benchmark's protocol."""
+
+    frozen: Literal[False] = False
+    """The encoder learns. One that does not is judged by `probes`."""
+    heads: list[Name] = []
+    """Heads of the protocol in `probes.benchmarks`; all that can be trained with an encoder when empty."""
+    encoder_rates: Annotated[tuple[Rate, ...], Field(min_length=1)] = (1e-4,)
+    """Peak learning rates of the encoder; of several the one best on the holdout is taken."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """AdamW weight decay of the encoder's matrices."""
+    grad_clip: Rate = 1.0
+    """Largest norm of the encoder's gradient."""
+    steps: Positive = 200
+    """Optimizer steps of heads that the protocol solves in closed form; trained heads keep their own number."""
+    batch_size: Positive = 32
+    """Images a step of these heads; trained heads keep their own."""
+    head_rate: Rate = 1e-3
+    """Peak learning rate of these heads, which start from their solution; trained heads keep their own."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the rates of these heads, and their encoder's, rise to their peaks."""
+
+
+class Finetune(Section):
+    """End-to-end fine-tuning on benchmarks: do the gains of frozen encoders survive it? Results lie apart."""
+
+    benchmarks: dict[Name, FineTuning] = {}
+    """Benchmarks to fine-tune on; protocol and number of images are those in `probes.benchmarks`."""
+    baselines: list[Literal["random"]] = ["random"]
+    """Untrained encoder, trained from scratch in the same way, beside the models."""
+
+
 class CaptionSet(Section):
     """Images with captions, on which retrieval is judged; exactly one of `rendered`, `shards` and `benchmark`."""
 
@@ -539,6 +571,7 @@ class Config(Section):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     """Seeds of training and probing; each gives one column of runs."""
     probes: Probes = Probes()
+    finetune: Finetune = Finetune()
     zeroshot: Zeroshot = Zeroshot()
     clip_benchmark: ClipBenchmark = ClipBenchmark()
     report: Report = Report()

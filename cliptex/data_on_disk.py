@@ -27,7 +27,8 @@ def benchmarks_in_use(config: Config) -> list[str]:
     """The benchmarks on which this configuration judges models."""
     watched = [config.train.watch.zero_shot] if config.train.watch.zero_shot else []
     sets = [given.benchmark for given in config.zeroshot.retrieval.values() if given and given.benchmark]
-    return list(dict.fromkeys([*config.probes.benchmarks, *config.zeroshot.benchmarks, *sets, *watched]))
+    tuned = config.finetune.benchmarks
+    return list(dict.fromkeys([*config.probes.benchmarks, *config.zeroshot.benchmarks, *tuned, *sets, *watched]))
 
 
 def benchmark_marks(config: Config) -> dict[str, str]:

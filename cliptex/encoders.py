@@ -6,8 +6,9 @@ Shapes: B images, S image side, C feature width, h x w feature map.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -29,6 +30,17 @@ INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 BATCH_SIZE = 32
+
+
+def _without_gradients(method: Callable) -> Callable:
+    """Features without gradients, unless the encoder is unfrozen and somebody wants them."""
+
+    @wraps(method)
+    def computed(self: "Encoder", *args: Any, **options: Any) -> torch.Tensor:
+        with torch.set_grad_enabled(self._learns and torch.is_grad_enabled()):
+            return method(self, *args, **options)
+
+    return computed
 
 
 class Encoder:
@@ -53,6 +65,7 @@ class Encoder:
         self.interpolation: str = preprocess.get("interpolation", "bicubic")
         self.sha256 = sha256
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._learns = False
         self._visual, self._project = _split_projection(visual.eval().requires_grad_(False).to(self.device))
 
     def input_size(self, size_px: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -66,10 +79,15 @@ class Encoder:
         mean = torch.tensor(self.mean, device=self.device).view(3, 1, 1)
         return (pixels - mean) / torch.tensor(self.std, device=self.device).view(3, 1, 1)
 
-    @torch.no_grad()
+    @_without_gradients
     def dense(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Dense features [B, C, h, w] of normalised images, as training uses them (`cliptex.features`)."""
         return dense_features(self._visual, images_BCHW)
+
+    def unfrozen(self) -> torch.nn.Module:
+        """The network that gives the features. From now on it can learn, and features have gradients."""
+        self._learns = True
+        return self._visual.requires_grad_(True)
 
     @cached_property
     def grid(self) -> int:
@@ -84,7 +102,7 @@ class Encoder:
         """
         return tuple(dense_features(self._visual, torch.zeros(1, 3, *size, device=self.device)).shape[1:])
 
-    @torch.no_grad()
+    @_without_gradients
     def tokens(self, images_BCHW: torch.Tensor, layers: Sequence[int] | str, norm: bool, cls: bool) -> torch.Tensor:
         """Tokens [B, h * w, L * C] of the L blocks `layers`, row by row; with `cls` the class token comes first.
 
@@ -99,7 +117,7 @@ class Encoder:
             raise CliptexError("features.cls: this encoder has no class token; set it to false")
         return torch.cat([torch.cat([one[:, :1] for one in prefix], -1), tokens], 1)
 
-    @torch.no_grad()
+    @_without_gradients
     def pooled(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """The feature [B, C] from which the encoder makes its embedding, before the projection."""
         positions = resized_positions(self._visual, tuple(images_BCHW.shape[-2:]))
@@ -107,7 +125,7 @@ class Encoder:
             return self._visual(images_BCHW)
         return functional_call(self._visual, {"positional_embedding": positions}, (images_BCHW,))
 
-    @torch.no_grad()
+    @_without_gradients
     def summary(self, images_BCHW: torch.Tensor, blocks: int) -> torch.Tensor:
         """Class tokens of the last `blocks` blocks after the final normalisation, and the mean of the last one's patch
         tokens: [B, (blocks + 1) C]."""
@@ -116,7 +134,7 @@ class Encoder:
             raise CliptexError("features.point: this encoder has no class token; choose pooled or embedding")
         return torch.cat([*(one[:, 0] for one in prefix), out["image_intermediates"][-1].mean((2, 3))], 1)
 
-    @torch.no_grad()
+    @_without_gradients
     def embedding(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """The embedding [B, D], which is compared with that of texts, not normalised."""
         return self._project(self.pooled(images_BCHW))

@@ -41,6 +41,11 @@ def probe(benchmark: str, name: str, seed: int) -> Path:
     return RESULTS / "probes" / benchmark / name / f"seed{seed}"
 
 
+def finetuned(benchmark: str, name: str, seed: int) -> Path:
+    """Folder of one model's results on a benchmark after fine-tuning on it."""
+    return RESULTS / "finetuned" / benchmark / name / f"seed{seed}"
+
+
 def benchmark(name: str) -> Path:
     """Folder of a benchmark's data in the official layout."""
     return RESOURCES / name

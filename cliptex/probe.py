@@ -97,8 +97,8 @@ def probe(
     encoders = load_encoders(models, seed, models_dir)
     first = encoders[models[0]]
     indices = {
-        "train": _indices(len(data.samples("train")), protocol.max_train, seed),
-        "eval": _indices(len(data.samples("eval")), protocol.max_eval, None),
+        "train": part_indices(len(data.samples("train")), protocol.max_train, seed),
+        "eval": part_indices(len(data.samples("eval")), protocol.max_eval, None),
     }
     samples = data.samples("eval")
     kept = [samples[index] for index in indices["eval"][: config.probes.save_predictions]]
@@ -125,48 +125,87 @@ def probe(
             seconds_features += features.seconds
             one = _data(train, judged, features, getattr(protocol, tasks[0]), encoder, memory)
             found |= dict.fromkeys(tasks, one)
+        subject = Subject(model, seed, encoder)
+        about = {"seconds_features": seconds_features, "settings": settings}
         for head, tasks in protocol.heads.items():
-            rows, predictions, per_image, thumbnails = [], {}, {}, {}
-            for task in tasks:
-                start = time.perf_counter()
-                outcomes = TASKS[task](run, head, found[task])
-                seconds = (time.perf_counter() - start) / len(outcomes)
-                for outcome in outcomes:
-                    rows.append(_row(outcome, protocol, getattr(protocol, task), model, seed, head, seconds))
-                    predictions |= outcome.predictions
-                    check(outcome.task, outcome.per_image, outcome.metrics)
-                    per_image[outcome.task] = outcome.per_image
-                    thumbnails |= {outcome.task: outcome.thumbnails} if outcome.thumbnails else {}
-                    log.info("%s %s %s %s: %s", benchmark, model, head, outcome.task, _short(outcome.metrics))
-            train, judged = found[tasks[0]].train, found[tasks[0]].judged
-            _check_counts(data, protocol, train, judged, per_image)
-            result = {
-                "schema_version": 1,
-                "benchmark": benchmark,
-                "source": source(benchmark_root),
-                "variant": data.variant,
-                "split": data.eval_split,
-                "num_train": len(train.ids),
-                "num_eval": len(judged.ids),
-                "class_names": data.class_names,
-                "input": {
-                    "interpolation": encoder.interpolation,
-                    **{task: _input(getattr(protocol, task), encoder) for task in tasks},
-                },
-                "seconds_features": seconds_features,
-                "results": rows,
-                "provenance": provenance(settings) | {"model_sha256": {f"{model}/seed{seed}": encoder.sha256}},
-                "settings": settings,
-            }
-            folder = Path(out_dir) / model / f"seed{seed}"
-            if kept:
-                images = _images(kept, judged, getattr(protocol, tasks[0]))
-                _write_predictions(folder / f"{head}.npz", judged.ids[: len(kept)], images, predictions)
-            path = folder / f"{head}.json"
-            write_per_image(per_image_path(path), judged.ids, per_image)
-            if thumbnails:
-                write_per_image(thumbnails_path(path), judged.ids, thumbnails)
-            write_json(path, result)
+            one = found[tasks[0]]
+            judge_head(
+                run,
+                subject,
+                head,
+                tasks,
+                (one.train, one.judged),
+                lambda task, head=head, found=found: TASKS[task](run, head, found[task]),
+                about,
+                Path(out_dir) / model / f"seed{seed}",
+            )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whose features a head is judged on."""
+
+    model: str
+    seed: int
+    encoder: Encoder
+
+
+def judge_head(
+    run: Run,
+    subject: Subject,
+    head: str,
+    tasks: Sequence[str],
+    parts: tuple[Part, Part],
+    outcomes_of: Callable[[str], list[Outcome]],
+    about: dict[str, Any],
+    folder: Path,
+    frozen: bool = True,
+) -> None:
+    """Train and judge one head in all its tasks, and write its files into `folder`.
+
+    outcomes_of: task -> outcomes. about: further values of the file, `settings` among them. frozen: each row says so
+    where the encoder was not.
+    """
+    protocol, data, encoder, (train, judged) = run.protocol, run.benchmark, subject.encoder, parts
+    rows, predictions, per_image, thumbnails = [], {}, {}, {}
+    for task in tasks:
+        start = time.perf_counter()
+        outcomes = outcomes_of(task)
+        seconds = (time.perf_counter() - start) / len(outcomes)
+        for outcome in outcomes:
+            check(outcome.task, outcome.per_image, outcome.metrics)
+            rows.append(_row(outcome, protocol, getattr(protocol, task), subject, head, seconds, frozen))
+            predictions |= outcome.predictions
+            per_image[outcome.task] = outcome.per_image
+            thumbnails |= {outcome.task: outcome.thumbnails} if outcome.thumbnails else {}
+            log.info("%s %s %s %s: %s", data.name, subject.model, head, outcome.task, _short(outcome.metrics))
+    _check_counts(data, protocol, train, judged, per_image)
+    shas = {f"{subject.model}/seed{subject.seed}": encoder.sha256}
+    result = {
+        "schema_version": 1,
+        "benchmark": data.name,
+        "source": source(data.root),
+        "variant": data.variant,
+        "split": data.eval_split,
+        "num_train": len(train.ids),
+        "num_eval": len(judged.ids),
+        "class_names": data.class_names,
+        "input": {
+            "interpolation": encoder.interpolation,
+            **{task: _input(getattr(protocol, task), encoder) for task in tasks},
+        },
+        "results": rows,
+        "provenance": provenance(about["settings"]) | {"model_sha256": shas},
+        **about,
+    }
+    if run.kept:
+        images = _images(run.kept, judged, getattr(protocol, tasks[0]))
+        _write_predictions(folder / f"{head}.npz", judged.ids[: len(run.kept)], images, predictions)
+    path = folder / f"{head}.json"
+    write_per_image(per_image_path(path), judged.ids, per_image)
+    if thumbnails:
+        write_per_image(thumbnails_path(path), judged.ids, thumbnails)
+    write_json(path, result)
 
 
 def _check_counts(data: Benchmark, protocol: Entry, train: Part, judged: Part, per_image: dict[str, Arrays]) -> None:
@@ -221,23 +260,24 @@ def _row(
     outcome: Outcome,
     protocol: Entry,
     task: DenseTask | Classification,
-    model: str,
-    seed: int,
+    subject: Subject,
     head: str,
     seconds: float,
+    frozen: bool,
 ) -> dict[str, Any]:
     return {
         "task": outcome.task,
-        "model": model,
-        "seed": seed,
+        "model": subject.model,
+        "seed": subject.seed,
         "head": head,
         "metrics": outcome.metrics,
         "num_parameters": outcome.num_parameters,
         "seconds": seconds,
-        "protocol": f"{protocol.protocol} ({protocol.digest}): {described(task)}; {outcome.protocol}",
+        "protocol": f"{protocol.protocol} ({protocol.digest}): {described(task, frozen)}; {outcome.protocol}",
         "protocol_name": protocol.protocol,
         "protocol_digest": protocol.digest,
         "hyperparameters": outcome.hyperparameters,
+        **({} if frozen else {"frozen": False}),
     }
 
 
@@ -262,7 +302,7 @@ def _input(task: DenseTask | Classification, encoder: Encoder) -> dict[str, Any]
     )
 
 
-def described(task: DenseTask | Classification) -> str:
+def described(task: DenseTask | Classification, frozen: bool = True) -> str:
     """What a head gets to see, in words."""
     wanted, views = task.features, task.augment.views
     if isinstance(task, DenseTask):
@@ -282,10 +322,10 @@ def described(task: DenseTask | Classification) -> str:
             "tokens": f"class tokens of the last {wanted.blocks} blocks and mean patch token",
         }[wanted.point]
         seen = "the resized and centre-cropped image"
-    text = f"frozen {features}, of {seen}"
+    text = f"{'frozen ' if frozen else ''}{features}, of {seen}"
     text += ", standardised a channel over the training split" if wanted.standardise else ""
     text += f"; {views} augmented views of each training image" if views else "; no augmentation"
-    return text + (f"; features kept as {wanted.precision}" if wanted.precision != "fp32" else "")
+    return text + (f"; features kept as {wanted.precision}" if frozen and wanted.precision != "fp32" else "")
 
 
 def _images(kept: list[dict[str, Any]], judged: Part, task: DenseTask | Classification) -> list[np.ndarray]:
@@ -301,8 +341,8 @@ def _write_predictions(path: Path, ids: list[str], kept: list[np.ndarray], predi
         np.savez_compressed(scratch, ids=np.array(ids), **images, **predictions)
 
 
-def _indices(count: int, limit: int | None, seed: int | None) -> list[int]:
-    """All indices, or `limit` of them: drawn from `seed`, or the first ones where it is None."""
+def part_indices(count: int, limit: int | None, seed: int | None) -> list[int]:
+    """Which samples of a part are used: all, or `limit` of them, drawn from `seed`, or the first where it is None."""
     if limit is None or limit >= count:
         return list(range(count))
     if seed is None:

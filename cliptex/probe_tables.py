@@ -42,10 +42,15 @@ def tabulate(benchmark: str, files: Sequence[Path], out: Path) -> None:
         protocol, others = (result["settings"]["protocol"] for result in (one, first))
         if protocol != others:
             raise CliptexError(f"{path}: its protocol differs from that of {files[0]}; delete it and probe again")
+        tuning, others = (result["settings"].get("fine_tuning") for result in (one, first))
+        if tuning != others:
+            raise CliptexError(f"{path}: was fine-tuned otherwise than {files[0]}; delete it and run again")
         results += one["results"]
         shas |= one["provenance"]["model_sha256"]
     table = {"schema_version": 1} | {key: first[key] for key in SAME}
     table["results"] = results
     table["provenance"] = first["provenance"] | {"model_sha256": shas}
     table["protocol"] = first["settings"]["protocol"]
+    if "fine_tuning" in first["settings"]:
+        table |= {"frozen": False, "fine_tuning": first["settings"]["fine_tuning"]}
     write_json(out, table)

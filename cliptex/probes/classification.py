@@ -174,29 +174,29 @@ def _best_of_grid(
 
 def _by_sgd(
     train_VC: Vectors,
-    eval_NC: Vectors,
     labels_V: torch.Tensor,
     num_classes: int,
     task: Classification,
     options: LinearSgd,
     split: tuple[np.ndarray, np.ndarray],
     seed: int,
-) -> tuple[torch.Tensor, int, dict[str, Any]]:
+) -> tuple[torch.Tensor, slice, dict[str, Any]]:
+    """Weights and, as the last row, bias [C + 1, K] of the best setting, the columns it reads, and what was chosen."""
     best, accuracy = _best_of_grid(train_VC, labels_V, num_classes, task, options, split, seed)
     weights = train_together(train_VC, labels_V, num_classes, [best], options, seed)
     chosen = {name: getattr(best, name) for name in ("learning_rate", "weight_decay", "blocks", "mean_patch")}
-    return scores_of(weights, eval_NC, best.columns)[0], weights.numel(), {**chosen, "holdout_top1": accuracy}
+    return weights[0], best.columns, {**chosen, "holdout_top1": accuracy}
 
 
-def _by_logistic_regression(
+def solve_logistic(
     train_VC: Vectors,
-    eval_NC: Vectors,
     labels_V: torch.Tensor,
     num_classes: int,
     options: Logistic,
     split: tuple[np.ndarray, np.ndarray],
-) -> tuple[torch.Tensor, int, dict[str, Any]]:
-    """The penalty with the smallest log loss on the holdout is taken, then all refit."""
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Weights and, as the last row, bias [C + 1, K] of all views, with the penalty that has the smallest log loss on
+    the holdout, and what was chosen."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     x, y = train_VC[:].to(device), labels_V.to(device)
     fit, held = (torch.from_numpy(part).to(device) for part in split)
@@ -208,8 +208,7 @@ def _by_logistic_regression(
         losses[str(penalty)] = mean_log_loss(weights, x[held], y[held])
     best = min(penalties, key=lambda penalty: losses[str(penalty)])
     weights = fit_logistic(x, y, num_classes, best, options.iterations)
-    scores = scores_of(weights[None], eval_NC, slice(None))[0]
-    return scores, weights.numel(), {"penalty": best, "holdout_log_loss": losses}
+    return weights, {"penalty": best, "holdout_log_loss": losses}
 
 
 def probe_classification(
@@ -227,17 +226,30 @@ def probe_classification(
     """Classify by the head of that name. split: training views for fitting, and those held out."""
     options, labels = task.heads[head], torch.as_tensor(train_labels, dtype=torch.long)
     if options.kind == "logistic":
-        scores, count, chosen = _by_logistic_regression(train_VC, eval_NC, labels, num_classes, options, split)
-    else:
-        scores, count, chosen = _by_sgd(train_VC, eval_NC, labels, num_classes, task, options, split, seed)
-    ranking = scores.topk(min(5, num_classes), dim=1).indices.numpy()
+        weights, chosen = solve_logistic(train_VC, labels, num_classes, options, split)
+        return linear_outcome(weights, eval_NC, slice(None), eval_labels, chosen, LOGISTIC, keep)
+    weights, columns, chosen = _by_sgd(train_VC, labels, num_classes, task, options, split, seed)
+    return linear_outcome(weights, eval_NC, columns, eval_labels, chosen, SGD, keep)
+
+
+def linear_outcome(
+    weights_CK: torch.Tensor,
+    eval_NC: Vectors,
+    columns: slice,
+    eval_labels: Sequence[int],
+    hyperparameters: dict[str, Any],
+    protocol: str,
+    keep: int,
+) -> Outcome:
+    """A linear classifier, bias in its last row, of some columns of the features, judged on the evaluation images."""
+    ranking = scores_of(weights_CK[None], eval_NC, columns)[0].topk(min(5, weights_CK.shape[1]), dim=1).indices.numpy()
     kept = min(keep, len(ranking))
     return Outcome(
         task="classification",
         metrics=top_metrics(ranking, np.asarray(eval_labels)),
-        num_parameters=count,
-        hyperparameters=chosen,
-        protocol=LOGISTIC if options.kind == "logistic" else SGD,
+        num_parameters=weights_CK.numel(),
+        hyperparameters=hyperparameters,
+        protocol=protocol,
         predictions={"prediction": ranking[:kept], "truth": np.asarray(eval_labels[:kept])},
         per_image=ranking_statistics(ranking, eval_labels),
     )

@@ -17,7 +17,7 @@ from cliptex.probes.features import Features, Outcome, resample_nearest, take
 from cliptex.probes.metrics import affine_aligned, angles, depth_errors, mean_angles, mean_depth
 from cliptex.probes.per_image import depth_statistics, normals_statistics
 from cliptex.probes.recipe import AngularNormals, Depth, DepthBins, DepthRidge, MapTask, Normals, Ridge
-from cliptex.probes.ridge import fit_ridge, regressed
+from cliptex.probes.ridge import Solution, fit_ridge, regressed
 from cliptex.probes.selection import Candidate, best_candidate
 from cliptex.probes.thumbnails import MAP_SIDE_PX, depth_thumbnails, normals_thumbnails, shrunk
 
@@ -49,13 +49,20 @@ def probe_depth(
 ) -> Outcome:
     """Depth in metres by the head of that name. Training depths on the truths' grid, evaluation depths at the original
     resolution, NaN = invalid."""
-    low, high = task.min_depth_m, task.max_depth_m
-    known = [np.where((depth >= low) & (depth <= high), depth, np.nan).astype(np.float32) for depth in train_depths]
     options = task.heads[head]
     if options.kind == "ridge":
-        fitted = _fit_depth(train_VChw, known, options, split, low, high)
+        fitted = regression_of_depth(solve_depth(train_VChw, train_depths, task, options, split), task, RIDGE)
     else:
-        fitted = _train_depth(train_VChw, known, options, split, seed, low, high)
+        low, high = task.min_depth_m, task.max_depth_m
+        fitted = _train_depth(train_VChw, _known(train_depths, task), options, split, seed, low, high)
+    return depth_outcome(fitted, eval_NChw, eval_depths, task, keep)
+
+
+def depth_outcome(
+    fitted: Fitted, eval_NChw: Maps, eval_depths: Sequence[np.ndarray], task: Depth, keep: int
+) -> Outcome:
+    """A head for depth judged on the evaluation images."""
+    low, high = task.min_depth_m, task.max_depth_m
     window = _window(task, eval_depths)
     kept, shown, plain, aligned = {}, [], [], []
     for index, truth in enumerate(eval_depths):
@@ -98,9 +105,16 @@ def probe_normals(
     """Unit normals [H, W, 3] by the head of that name, NaN = invalid: what it predicts is resized, then normalised."""
     options = task.heads[head]
     if options.kind == "ridge":
-        fitted = _fit_normals(train_VChw, train_normals, options, split)
+        fitted = regression_of_normals(solve_normals(train_VChw, train_normals, options, split), RIDGE)
     else:
         fitted = _train_normals(train_VChw, train_normals, options, split, seed)
+    return normals_outcome(fitted, eval_NChw, eval_normals, task, keep)
+
+
+def normals_outcome(
+    fitted: Fitted, eval_NChw: Maps, eval_normals: Sequence[np.ndarray], task: Normals, keep: int
+) -> Outcome:
+    """A head for normals judged on the evaluation images."""
     window = _window(task, eval_normals)
     kept, shown, errors = {}, [], []
     for index, truth in enumerate(eval_normals):
@@ -157,10 +171,31 @@ def _on_grid(truths: Sequence[np.ndarray], side: int) -> np.ndarray:
 RIDGE = "ridge regression with bias in closed form; prediction resized (bilinear) to the original resolution"
 
 
-def _fit_depth(
-    train_VChw: Maps, depths: Sequence[np.ndarray], options: DepthRidge, split: Split, low: float, high: float
-) -> Fitted:
-    grid = _on_grid(depths, options.grid)
+@dataclass(frozen=True)
+class Solved:
+    """A regression on features, with what was chosen for it.
+
+    target: "metric", "log" or "normals". targets_VGGT: what was regressed, NaN = not known.
+    """
+
+    solution: Solution
+    target: str
+    targets_VGGT: np.ndarray
+    hyperparameters: dict[str, Any]
+
+
+def _known(depths: Sequence[np.ndarray], task: Depth) -> list[np.ndarray]:
+    """Depths outside of the protocol's range as NaN."""
+    low, high = task.min_depth_m, task.max_depth_m
+    return [np.where((depth >= low) & (depth <= high), depth, np.nan).astype(np.float32) for depth in depths]
+
+
+def solve_depth(
+    train_VChw: Maps, depths: Sequence[np.ndarray], task: Depth, options: DepthRidge, split: Split
+) -> Solved:
+    """The regression of depth or its logarithm, with the penalty that is best on the holdout, on all views."""
+    low, high = task.min_depth_m, task.max_depth_m
+    grid = _on_grid(_known(depths, task), options.grid)
 
     def metric_error(truth: np.ndarray, prediction: np.ndarray) -> float:
         return float(np.sqrt(np.mean((truth - np.clip(prediction, low, high)) ** 2)))
@@ -175,28 +210,40 @@ def _fit_depth(
         candidates["log"] = fit_ridge(train_VChw, np.log(grid), *split, options.penalties, log_error)
     target = min(candidates, key=lambda name: min(candidates[name][0].values()))
     _, penalty, solution = candidates[target]
-
-    def predict(features: Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
-        depth = _resized(regressed(features[np.array([index])], solution)[0], shape)[..., 0]
-        return np.clip(np.exp(np.minimum(depth, np.log(high))) if target == "log" else depth, low, high)
-
     errors = {name: by_penalty for name, (by_penalty, _, _) in candidates.items()}
     chosen = {"target": target, "penalty": penalty, "holdout_rmse": errors}
-    return Fitted(predict, solution[0].numel() + solution[1].numel(), chosen, RIDGE)
+    return Solved(solution, target, np.log(grid) if target == "log" else grid, chosen)
 
 
-def _fit_normals(train_VChw: Maps, normals: Sequence[np.ndarray], options: Ridge, split: Split) -> Fitted:
+def regression_of_depth(solved: Solved, task: Depth, protocol: str) -> Fitted:
+    """The head that such a regression is."""
+    low, high = task.min_depth_m, task.max_depth_m
+
+    def predict(features: Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
+        depth = _resized(regressed(features[np.array([index])], solved.solution)[0], shape)[..., 0]
+        return np.clip(np.exp(np.minimum(depth, np.log(high))) if solved.target == "log" else depth, low, high)
+
+    return Fitted(predict, sum(part.numel() for part in solved.solution), solved.hyperparameters, protocol)
+
+
+def solve_normals(train_VChw: Maps, normals: Sequence[np.ndarray], options: Ridge, split: Split) -> Solved:
+    """The regression of x, y and z, with the penalty that is best on the holdout, on all views."""
+
     def angle(truth: np.ndarray, prediction: np.ndarray) -> float:
         return float(angles(truth, _unit(prediction)).mean())
 
     grid = _on_grid(normals, options.grid)
     errors, penalty, solution = fit_ridge(train_VChw, grid, *split, options.penalties, angle)
+    return Solved(solution, "normals", grid, {"penalty": penalty, "holdout_mean": errors})
+
+
+def regression_of_normals(solved: Solved, protocol: str) -> Fitted:
+    """The head that such a regression is."""
 
     def predict(features: Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
-        return _unit(_resized(regressed(features[np.array([index])], solution)[0], shape))
+        return _unit(_resized(regressed(features[np.array([index])], solved.solution)[0], shape))
 
-    chosen = {"penalty": penalty, "holdout_mean": errors}
-    return Fitted(predict, solution[0].numel() + solution[1].numel(), chosen, RIDGE)
+    return Fitted(predict, sum(part.numel() for part in solved.solution), solved.hyperparameters, protocol)
 
 
 def _train_depth(

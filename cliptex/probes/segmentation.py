@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,24 +102,43 @@ def train_head(
     _, channels, height, width = features_NChw.shape
     head = build_head(options, channels, num_classes).train().to(device)
     optimisation = Optimisation(head.parameters(), options, candidate)
-    size = masks_NRR.shape[1]
-    points = min(options.loss_points or size, size)
-    stride = size // points
-    rows, columns = (_interpolation(side, size).to(device) for side in (height, width))
-    masks = torch.from_numpy(masks_NRR)
-    weights = class_weights(masks_NRR, num_classes, options.balance).to(device)
-    for batch in batches(len(masks), options.batch_size, options.steps, generator):
-        top, left = torch.randint(stride, (2,), generator=generator).tolist()
-        at_rows, at_columns = (slice(start, start + points * stride, stride) for start in (top, left))
-        target = masks[batch][:, at_rows, at_columns].long().to(device)
-        logits = head([features_NChw[batch].to(device)])
-        # bilinear resizing to the mask's grid, computed at the points of the loss only
-        logits = (logits.flatten(2) @ torch.kron(rows[at_rows], columns[at_columns]).T).unflatten(2, target.shape[1:])
-        # not the function's own mean, which is NaN for a batch without any valid point
-        loss = F.cross_entropy(logits, target, weights, ignore_index=IGNORE, reduction="sum")
-        known = target[target != IGNORE]
-        optimisation.step(loss / weights[known].sum().clamp(min=1e-6))
+    loss = PointLoss(masks_NRR, (height, width), num_classes, options, device)
+    for batch in batches(len(masks_NRR), options.batch_size, options.steps, generator):
+        optimisation.step(loss(head([features_NChw[batch].to(device)]), batch, generator))
     return head.eval()
+
+
+class PointLoss:
+    """Weighted cross-entropy at a regular sub-grid of the masks [N, R, R], at a random offset each time."""
+
+    def __init__(
+        self,
+        masks_NRR: np.ndarray,
+        grid: tuple[int, int],
+        num_classes: int,
+        options: SegmentationHead,
+        device: torch.device,
+    ):
+        self._masks = torch.from_numpy(masks_NRR)
+        size = masks_NRR.shape[1]
+        self._points = min(options.loss_points or size, size)
+        self._stride = size // self._points
+        self._rows, self._columns = (_interpolation(side, size).to(device) for side in grid)
+        self._weights = class_weights(masks_NRR, num_classes, options.balance).to(device)
+
+    def __call__(self, logits_BKhw: torch.Tensor, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The loss of the views `batch`, whose logits are given on the feature map's grid."""
+        top, left = torch.randint(self._stride, (2,), generator=generator).tolist()
+        length = self._points * self._stride
+        at_rows, at_columns = (slice(start, start + length, self._stride) for start in (top, left))
+        target = self._masks[batch][:, at_rows, at_columns].long().to(logits_BKhw.device)
+        # bilinear resizing to the mask's grid, computed at the points of the loss only
+        at_points = torch.kron(self._rows[at_rows], self._columns[at_columns]).T
+        logits = (logits_BKhw.flatten(2) @ at_points).unflatten(2, target.shape[1:])
+        # not the function's own mean, which is NaN for a batch without any valid point
+        loss = F.cross_entropy(logits, target, self._weights, ignore_index=IGNORE, reduction="sum")
+        known = target[target != IGNORE]
+        return loss / self._weights[known].sum().clamp(min=1e-6)
 
 
 def class_weights(masks: np.ndarray, num_classes: int, balance: float) -> torch.Tensor:
@@ -210,11 +230,23 @@ def probe_segmentation(
 
     def score(candidate: Candidate) -> float:
         head = train_head(take(train_NChw, fit), masks[fit], classes, options, candidate, seed)
-        return segmentation_metrics(_judge(head, take(train_NChw, held), list(masks[held]), classes)[0])["mIoU"]
+        return segmentation_metrics(judge(head, take(train_NChw, held), list(masks[held]), classes)[0])["mIoU"]
 
     best, scores = best_candidate(options, score)
     head = train_head(train_NChw, masks, classes, options, best, seed)
-    confusion, counts, predictions = _judge(head, eval_NChw, data.eval_masks, classes, data.windows)
+    return segmentation_outcome(head, eval_NChw, data, {**best._asdict(), "holdout_mIoU": scores}, PROTOCOL, keep)
+
+
+def segmentation_outcome(
+    head: torch.nn.Module,
+    eval_NChw: Features | torch.Tensor,
+    data: SegmentationData,
+    hyperparameters: dict[str, Any],
+    protocol: str,
+    keep: int,
+) -> Outcome:
+    """A trained head judged on the evaluation images."""
+    confusion, counts, predictions = judge(head, eval_NChw, data.eval_masks, data.num_classes, data.windows)
     kept = {}
     for index in range(min(keep, len(predictions))):
         kept[f"prediction_{index}"] = predictions[index]
@@ -223,15 +255,15 @@ def probe_segmentation(
         task="semantic_segmentation",
         metrics=segmentation_metrics(confusion),
         num_parameters=sum(parameter.numel() for parameter in head.parameters()),
-        hyperparameters={**best._asdict(), "holdout_mIoU": scores},
-        protocol=PROTOCOL,
+        hyperparameters=hyperparameters,
+        protocol=protocol,
         predictions=kept,
         per_image=counts,
         thumbnails=mask_thumbnails(predictions),
     )
 
 
-def _judge(
+def judge(
     head: torch.nn.Module,
     features: Features | torch.Tensor,
     truths: Sequence[np.ndarray],

@@ -14,9 +14,10 @@ from cliptex import versions
 from cliptex.config import Config, dataset_slug
 from cliptex.data_on_disk import benchmark_marks, is_published, missing_data
 from cliptex.errors import CliptexError
+from cliptex.finetune_files import finetune_files, tuned_heads, tuned_models
 from cliptex.labels_on_disk import batches_to_redo
 from cliptex.probes import heads, kinds
-from cliptex.probes.protocols import with_protocols
+from cliptex.probes.protocols import protocol_of, with_protocols
 from cliptex.shard_batches import (
     caption_tars,
     is_remote,

@@ -1,0 +1,178 @@
+"""Fine-tuning: the encoder learns, the start is the frozen probe, and nothing is mixed with frozen results."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from official_layouts import write_coco, write_imagenet, write_nyuv2, write_voc
+
+from cliptex import paths, student
+from cliptex.config import Config, FineTuning, Student
+from cliptex.encoders import load_encoder
+from cliptex.errors import CliptexError
+from cliptex.files import read_json
+from cliptex.finetune import Recipe, Tuned, finetune, train_together
+from cliptex.finetune_files import finetune_files, tuned_heads
+from cliptex.plugins import find
+from cliptex.probe import probe
+from cliptex.probe_tables import tabulate
+from cliptex.probes.parts import Reader
+from cliptex.probes.protocols import protocol_of
+from cliptex.probes.recipe import Training
+from cliptex.probes.selection import candidates
+
+TINY = Student(
+    architecture={
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 48, "patch_size": 12, "width": 32, "layers": 1, "head_width": 16},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+)
+LINEAR = {"steps": 30, "batch_size": 8, "learning_rates": [0.05]}
+VOC = {"semantic_segmentation": {"mask_size_px": 48, "heads": {"linear": LINEAR, "deeplabv3": None, "pspnet": None}}}
+WRITERS = {
+    "voc": (write_voc, VOC),
+    "nyuv2": (write_nyuv2, {}),
+    "imagenet": (lambda root, train, val: write_imagenet(root, train, val, classes=7), {}),
+}
+TASKS = {"voc": ["semantic_segmentation"], "nyuv2": ["depth", "normals"], "imagenet": ["classification"]}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    student.export(student.build(TINY, 0), TINY, paths.model("clip", 0))
+    return tmp_path
+
+
+def configured(name, **options):
+    given = {"steps": 30, "batch_size": 8, "encoder_rates": [1e-3], **options}
+    return Config.load(
+        {
+            "models": {"clip": {}},
+            "probes": {"benchmarks": {name: WRITERS[name][1]}, "save_predictions": 2, "holdout": 0.25},
+            "finetune": {"benchmarks": {name: given}},
+        }
+    )
+
+
+def run(config, name, model="clip"):
+    out = paths.RESULTS / "finetuned" / name
+    finetune(config, name, model, 0, paths.RESULTS / "models", paths.benchmark(name), out)
+    return {task: row for row in read_json(out / model / "seed0/linear.json")["results"] for task in [row["task"]]}
+
+
+def prepared(name, train=24, val=12):
+    WRITERS[name][0](paths.benchmark(name), train, val)
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_rows_say_that_the_encoder_was_not_frozen_and_lie_apart(place, name):
+    prepared(name)
+    config = configured(name)
+    for model in ("random", "clip"):
+        assert list(run(config, name, model)) == TASKS[name]
+    files = finetune_files(config, name)
+    assert [str(path) for path in files] == [
+        f"results/finetuned/{name}/{model}/seed0/linear.json" for model in ("random", "clip")
+    ]
+    tabulate(name, files, paths.RESULTS / "finetuned" / f"{name}.json")
+    table = read_json(paths.RESULTS / "finetuned" / f"{name}.json")
+    assert table["frozen"] is False and all(row["frozen"] is False for row in table["results"])
+    assert all("fine-tuned end to end" in row["protocol"] for row in table["results"])
+    assert table["fine_tuning"]["encoder_rates"] == [1e-3] and table["num_eval"] == 12
+    assert not (paths.RESULTS / "probes").exists()
+    with np.load(files[1].with_suffix(".npz")) as kept:
+        assert len(kept["ids"]) == 2
+    assert files[1].with_suffix(".per_image.npz").exists()
+    other = read_json(files[1])
+    other["settings"]["fine_tuning"]["steps"] = 7
+    files[1].write_text(json.dumps(other))
+    with pytest.raises(CliptexError, match=r"clip/seed0/linear\.json: was fine-tuned otherwise"):
+        tabulate(name, files, paths.RESULTS / "finetuned" / f"{name}.json")
+
+
+@pytest.mark.parametrize("name", ["nyuv2", "imagenet", "voc"])
+def test_without_a_rate_it_is_the_frozen_probe(place, name):
+    """Heads in closed form stay at their solution; trained ones see the same batches from the same first weights."""
+    prepared(name)
+    config = configured(name, encoder_rates=[1e-30], head_rate=1e-30, weight_decay=0)
+    probe(config, name, ["clip"], 0, paths.RESULTS / "models", paths.benchmark(name), paths.RESULTS / "probes" / name)
+    frozen = read_json(paths.RESULTS / "probes" / name / "clip/seed0/linear.json")["results"]
+    tuned = run(config, name)
+    for row in frozen:
+        assert tuned[row["task"]]["metrics"] == pytest.approx(row["metrics"], rel=2e-3, abs=0.2)
+
+
+def test_the_encoder_learns_what_its_frozen_features_cannot_tell(place):
+    """Random targets: a head with the encoder fits them better than the best head on the frozen one."""
+    prepared("nyuv2", 16, 2)
+    data, section = find("benchmarks", "nyuv2")(paths.benchmark("nyuv2")), protocol_of("nyuv2", {}).depth
+    encoder = load_encoder(paths.model("clip", 0))
+    readers = tuple(
+        Reader(data, part, range(count), section, encoder, {}) for part, count in (("train", 16), ("eval", 2))
+    )
+    tuned = Tuned(encoder, readers, tuple(reader.read({})[0] for reader in readers))
+    before = tuned.network.conv1.weight.detach().clone()
+    with torch.no_grad():
+        start = tuned.train[:]
+    torch.testing.assert_close(start.mean((0, 2, 3)), torch.zeros(32), atol=1e-4, rtol=0)
+    torch.testing.assert_close(start.var((0, 2, 3), correction=0), torch.ones(32), atol=1e-3, rtol=0)
+    target = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    head = torch.nn.Conv2d(32, 1, 1)
+    losses = []
+
+    def loss(output, batch, generator):
+        value = (output - target[batch]).square().mean()
+        losses.append(value.item())
+        return value
+
+    training = Training(steps=80, batch_size=8, learning_rates=[1e-2], weight_decays=[0.0])
+    recipe = Recipe(training, *candidates(training))
+    train_together(tuned, head, loss, np.arange(16), recipe, 3e-3, FineTuning(), 0)
+    cells = torch.cat([start.permute(0, 2, 3, 1).reshape(-1, 32), torch.ones(256, 1)], 1)
+    best = torch.linalg.lstsq(cells, target.reshape(-1, 1)).solution
+    frozen_best = float((cells @ best - target.reshape(-1, 1)).square().mean())
+    assert sum(losses[-4:]) / 4 < 0.8 * frozen_best
+    assert not torch.equal(tuned.network.conv1.weight, before)
+
+
+def test_a_frozen_encoder_has_no_gradients(place):
+    encoder = load_encoder(paths.model("clip", 0))
+    images = encoder.normalised(np.zeros((1, 48, 48, 3), np.uint8))
+    assert not encoder.tokens(images, "last", True, False).requires_grad and not encoder.pooled(images).requires_grad
+    encoder.unfrozen()
+    assert encoder.tokens(images, "last", True, False).requires_grad and encoder.pooled(images).requires_grad
+    with torch.no_grad():
+        assert not encoder.pooled(images).requires_grad
+
+
+def test_the_same_seed_gives_the_same_result(place):
+    prepared("voc")
+    config = configured("voc")
+    first = run(config, "voc")["semantic_segmentation"]["metrics"]
+    assert run(config, "voc")["semantic_segmentation"]["metrics"] == first
+
+
+def test_of_several_rates_the_one_best_on_the_holdout_is_taken(place):
+    prepared("imagenet", 42, 7)
+    config = configured("imagenet", encoder_rates=[1e-4, 3.0], steps=12)
+    found = run(config, "imagenet")["classification"]["hyperparameters"]
+    scores = found["holdout_score"]
+    best, other = (f"encoder {rate}, head 0.001, decay 0" for rate in ("0.0001", "3"))
+    assert found["encoder_rate"] == 1e-4 and scores[best] > scores[other]
+
+
+def test_what_cannot_be_tuned_is_refused_by_name(place):
+    write_coco(paths.benchmark("coco"), 2, 2)
+    config = Config.load({"models": {"clip": {}}, "finetune": {"benchmarks": {"coco": {}, "voc": {"heads": ["dpt"]}}}})
+    with pytest.raises(CliptexError, match=r"finetune\.benchmarks\.coco: protocol 'miniature' has no head"):
+        finetune(config, "coco", "clip", 0, paths.RESULTS / "models", paths.benchmark("coco"), place / "out")
+    with pytest.raises(CliptexError, match=r"finetune\.benchmarks\.voc\.heads: 'dpt' is no head of protocol 'mini"):
+        tuned_heads("voc", protocol_of("voc", {}), config.finetune.benchmarks["voc"])
+    with pytest.raises(CliptexError, match=r"'nyuv2' is not one of \['coco', 'voc'\]"):
+        finetune(config, "nyuv2", "clip", 0, paths.RESULTS / "models", paths.benchmark("nyuv2"), place / "out")
+    with pytest.raises(CliptexError, match=r"finetune\.benchmarks\.voc\.frozen"):
+        Config.load({"finetune": {"benchmarks": {"voc": {"frozen": True}}}})
