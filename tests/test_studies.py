@@ -311,6 +311,56 @@ def test_a_page_has_one_plot_one_table_and_two_sentences(tmp_path, name):
         assert build_study(config, tmp_path).about == about  # the same draws again
 
 
+def test_frozen_and_tuned_encoders_are_told_apart(tmp_path):
+    """A gain that only frozen encoders have is not said to survive."""
+    config = study_config(study("finetune"))
+    results(tmp_path, config, {"clip_ft": 0.3, "cliptex": 0.5})
+    folder = tmp_path / "results/studies/finetune/probes"
+    for path in folder.rglob("*"):
+        if path.is_file():
+            model = "clip_ft"  # tuned, the two are the same
+            source = folder / path.relative_to(folder).parts[0] / model / "seed0" / path.name
+            tuned = tmp_path / "results/finetuned" / path.relative_to(folder)
+            tuned.parent.mkdir(parents=True, exist_ok=True)
+            tuned.write_bytes(source.read_bytes())
+    page = build_study(config, tmp_path)
+    assert page.seen.startswith("Of 2 gains of frozen “CLIPTeX” over “CLIP-FT” 0 are seen after fine-tuning too: ")
+    assert [row[0].text for row in page.table.groups[0].rows] == ["frozen", "fine-tuned"]
+    rows = [row for row in page.about["results"] if row["model"] == "cliptex" and row["benchmark"] == "voc"]
+    assert [(row.get("frozen", True), row["state"]) for row in rows] == [
+        (True, "better"),
+        (False, "no difference seen"),
+    ]
+
+
+def test_each_kind_of_harm_has_a_row_of_its_own(tmp_path):
+    config = study_config(study("robustness"))
+    config = config.model_copy(update={"study": config.study.model_copy(update={"zeroshot": []})})
+    results(tmp_path, config, {"clip_ft": 0.3, "cliptex": 0.5})
+    for path in (tmp_path / "results/studies/robustness/probes").rglob("*.per_image.npz"):
+        arrays = dict(np.load(path))
+        # the first half of the images clean, the others in fog, where the two models are the same
+        names = [
+            f"{'clean' if number < 40 else 'fog-3'}/{name}" for number, name in enumerate(arrays.pop("ids").tolist())
+        ]
+        other = np.load(str(path).replace("cliptex", "clip_ft"))
+        tasks = {}
+        for key, values in arrays.items():
+            task, _, name = key.partition(".")
+            tasks.setdefault(task, {})[name] = np.concatenate([values[:40], other[key][40:]])
+        write_per_image(path, names, tasks)
+    page = build_study(config, tmp_path)
+    assert [row[0].text for row in page.table.groups[0].rows] == ["clean", "fog 3"]
+    states = {
+        (row["benchmark"], row["task"], row["variant"]): row["state"]
+        for row in page.about["results"]
+        if row["model"] == "cliptex"
+    }
+    assert states["voc", "semantic_segmentation", "clean"] == states["nyuv2", "depth", "clean"] == "better"
+    assert states["voc", "semantic_segmentation", "fog-3"] == states["nyuv2", "depth", "fog-3"] == "no difference seen"
+    assert "in the mean of the 1 others, better in 0 of them" in page.seen
+
+
 def test_images_that_differ_between_models_are_refused(tmp_path):
     config = study_config(study("heads"))
     results(tmp_path, config, dict.fromkeys(config.study.judged, 0.4))

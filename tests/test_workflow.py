@@ -178,7 +178,9 @@ def test_every_study_can_be_planned(tmp_path, study):
     trained = {"clip", own.get("reference", "clip_ft"), *own.get("shown", ["cliptex"]), *own.get("models", {})}
     assert jobs(result)["train"] == len(trained)
     assert jobs(result)["study_page"] == 1
-    assert not {"report", "probe_voc_0", "tabulate_probes"} & jobs(result).keys()
+    assert not {"report", "probe_voc_0", "tabulate_probes", "tabulate_finetuned"} & jobs(result).keys()
+    tuned = {name: count for name, count in jobs(result).items() if name.startswith("finetune_")}
+    assert tuned == ({"finetune_voc": 2, "finetune_nyuv2": 2} if study == "finetune" else {})
 
 
 def test_without_a_study_its_target_says_what_to_do(tmp_path):

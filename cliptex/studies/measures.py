@@ -14,6 +14,7 @@ from statistics import fmean
 
 import numpy as np
 
+from cliptex import paths
 from cliptex.config import Config
 from cliptex.corruptions import CLEAN, variant_of
 from cliptex.errors import CliptexError
@@ -143,20 +144,27 @@ def compare(measure: Measure, reference: str, models: Sequence[str], resamples: 
     return out
 
 
-def read_measures(config: Config, folder: Path) -> list[Measure]:
-    """All measures of a study from its folder, benchmarks in the order in which the report has them.
+def read_measures(config: Config, root: Path) -> list[Measure]:
+    """All measures of a study, benchmarks in the order in which the report has them.
 
-    config: the study's (`study_config`). Raises CliptexError that names a file that is missing or broken.
+    config: the study's (`study_config`). root: the working directory of the run. In the form `finetuning` there are
+    those of tuned encoders besides. Raises CliptexError that names a file that is missing or broken.
     """
-    study, seeds = config.study, config.seeds
+    study, seeds, folder = config.study, config.seeds, root / paths.study(config.study.name)
     found: list[Measure] = []
     for benchmark in study.probes:
         for head in heads(benchmark, config.probes.benchmarks[benchmark]):
-            paths = {
+            frozen = {
                 model: [folder / "probes" / benchmark / model / f"seed{seed}" / f"{head}.json" for seed in seeds]
                 for model in study.judged
             }
-            found += _probed(benchmark, head, paths)
+            found += _probed(benchmark, head, frozen)
+            if study.form == "finetuning":
+                tuned = {
+                    model: [root / paths.finetuned(benchmark, model, seed) / f"{head}.json" for seed in seeds]
+                    for model in study.judged
+                }
+                found += _probed(benchmark, head, tuned, tuned=True)
     for benchmark in study.zeroshot:
         path = folder / "zeroshot" / f"{benchmark}.json"
         file = read_per_image(per_image_path(path))
@@ -168,12 +176,12 @@ def read_measures(config: Config, folder: Path) -> list[Measure]:
     return sorted(found, key=lambda one: order.index(one.benchmark) if one.benchmark in order else len(order))
 
 
-def _probed(benchmark: str, head: str, paths: dict[str, list[Path]], tuned: bool = False) -> list[Measure]:
-    files = {model: [read_per_image(per_image_path(path)) for path in own] for model, own in paths.items()}
-    first_model, first_path = next(iter(paths)), next(iter(paths.values()))[0]
+def _probed(benchmark: str, head: str, places: dict[str, list[Path]], tuned: bool = False) -> list[Measure]:
+    files = {model: [read_per_image(per_image_path(path)) for path in own] for model, own in places.items()}
+    first_model, first_path = next(iter(places)), next(iter(places.values()))[0]
     ids = files[first_model][0].ids
     for model, own in files.items():
-        for path, file in zip(paths[model], own, strict=True):
+        for path, file in zip(places[model], own, strict=True):
             if file.ids.tolist() != ids.tolist():
                 raise CliptexError(f"{path}: judged on other images than {first_path}; delete it and run again")
     source = read_json(first_path)["source"]

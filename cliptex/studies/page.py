@@ -69,9 +69,8 @@ def build_study(config: Config, root: Path = Path()) -> StudyPage:
 def study_page(config: Config, root: Path) -> StudyPage:
     """Gather and compare. Raises CliptexError that names the first file that is missing or broken."""
     study = study_of(config)
-    folder = root / paths.study(study.name)
     labels = {model: names.model(model) for model in study.judged} | dict(study.rows)
-    measures = read_measures(config, folder)
+    measures = read_measures(config, root)
     if not measures:
         raise CliptexError("study: neither `probes` nor `zeroshot` names a benchmark; name at least one")
     resamples = config.report.resamples

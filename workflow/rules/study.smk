@@ -134,6 +134,14 @@ if ASKED:
                 for head in heads(benchmark, STUDY.probes.benchmarks[benchmark])
                 for kind in ("json", "per_image.npz")
             ],
+            tuned=[
+                f"results/finetuned/{benchmark}/{model}/seed{seed}/{head}.{kind}"
+                for benchmark in (ASKED.probes if ASKED.form == "finetuning" else [])
+                for model in JUDGED
+                for seed in CONFIG.seeds
+                for head in heads(benchmark, STUDY.probes.benchmarks[benchmark])
+                for kind in ("json", "per_image.npz")
+            ],
             zeroshot=[
                 f"results/studies/{ASKED.name}/zeroshot/{benchmark}.{kind}"
                 for benchmark in ASKED.zeroshot
