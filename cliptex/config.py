@@ -466,7 +466,7 @@ class Report(Section):
     extremes: Positive = 3
     """Evaluation images shown of those where CLIPTeX helps most, and of those where it hurts most, a task."""
     resamples: Annotated[int, Field(ge=100)] = 1000
-    """Draws of the evaluation images from which the intervals of differences between models are computed."""
+    """Draws of the evaluation images and seeds from which the intervals of differences between models are computed."""
 
 
 class BenchmarkSource(Section):

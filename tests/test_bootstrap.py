@@ -63,14 +63,40 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 0.91 <= covered / 400 <= 0.98
 
 
-def test_seeds_are_averaged_in_the_same_draws():
+def test_each_draw_has_seeds_of_its_own_and_the_images_of_its_weights():
     rng = np.random.default_rng(0)
     seeds = [errors(rng.random(40)) for _ in range(3)]
-    weights = draws(40, 100, 0)
+    weights = draws(40, 2000, 0)
     together = resampled("depth", seeds, weights)
-    assert np.allclose(together, np.mean([resampled("depth", [one], weights) for one in seeds], axis=0))
-    by_hand = weights[7] @ np.mean([one["rmse"] for one in seeds], axis=0) / 40
-    assert together[7] == pytest.approx(by_hand)
+    alone = np.stack([resampled("depth", [one], weights) for one in seeds], axis=1)
+    chosen = np.array([(a, b, c) for a in range(4) for b in range(4 - a) for c in [3 - a - b]]) / 3
+    fits = np.isclose(together[:, None], alone @ chosen.T, rtol=1e-12, atol=0)
+    assert (fits.sum(1) == 1).all()
+    # each of the three is left out of a draw with probability (2/3)^3
+    assert (chosen[fits.argmax(1)] == 0).mean(0) == pytest.approx(np.full(3, 8 / 27), abs=0.04)
+
+
+def test_interval_covers_seeds_that_disagree_about_the_same_images():
+    """Two of three seeds gain one on every image and the third loses one: images alone would leave no doubt."""
+    reference = np.random.default_rng(0).uniform(5, 6, 60)
+    weights = draws(60, 2000, 0)
+    base = resampled("depth", [errors(reference)] * 3, weights)
+    found = interval(resampled("depth", [errors(reference + change) for change in (1, 1, -1)], weights) - base)
+    assert (found.low, found.high) == (pytest.approx(-1), pytest.approx(1))
+    agreed = interval(resampled("depth", [errors(reference + 1)] * 3, weights) - base)
+    assert (agreed.low, agreed.high) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_models_are_paired_over_seeds():
+    """Seeds move both models by far more than they move the difference."""
+    images = np.random.default_rng(0).uniform(5, 6, 60)
+    weights = draws(60, 1000, 0)
+    subject, reference = (
+        resampled("depth", [errors(images + move + own) for move in (-3, 0, 3)], weights) for own in (0.2, 0.0)
+    )
+    found = interval(subject - reference)
+    assert (found.low, found.high) == (pytest.approx(0.2), pytest.approx(0.2))
+    assert interval(reference).high - interval(reference).low > 2
 
 
 def test_blocks_of_draws_change_nothing(monkeypatch):

@@ -167,6 +167,9 @@ def test_tables_scroll_in_themselves_and_fold_open(opened, size):
         if region.is_visible():
             box = region.bounding_box()
             assert box["x"] >= 0 and box["x"] + box["width"] <= size["viewport"]["width"]
+    # no word runs into the next column
+    narrow = "one => one.checkVisibility() && one.scrollWidth > one.clientWidth + 1"
+    assert page.evaluate(f"[...document.querySelectorAll('th, td')].filter({narrow}).map(one => one.innerText)") == []
     main = page.locator("#table-main")
     assert main.locator("thead th").count() == 7 and main.locator("tbody tr").count() > 7
     details = page.locator("#details details").first

@@ -36,6 +36,7 @@ from cliptex.probes.thumbnails import (
 )
 from cliptex.provenance import provenance
 from cliptex.report import build_report, names
+from cliptex.report.differences import Comparison, differences_table
 from cliptex.report.figures import FURTHER
 from cliptex.report.gallery import Judged, draw_detections
 from cliptex.report.gather import gather
@@ -779,8 +780,8 @@ def test_times_are_summed_by_stage(parsed):
     assert rows["Data"] == ["1", "10", "8 %", "10"] or rows["Data"] == ["1", "11", "8 %", "10"]
     assert rows["Labels"] == ["1", "4", "3 %", "–"]
     assert rows["All"] == ["6", "130", "100 %", "–"]
-    stages = {rule: stage_of(rule) for rule in ("index_shards", "render_experts", "index_labels", "tabulate_probes")}
-    assert list(stages.values()) == ["Data", "Data", "Labels", "Probes"]
+    rules = ("index_shards", "render_experts", "index_labels", "tabulate_probes", "retrieval")
+    assert [stage_of(rule) for rule in rules] == ["Data", "Data", "Labels", "Probes", "Zero-shot"]
 
 
 def test_dropped_pairs_and_failed_labels_are_counted(parsed):
@@ -805,6 +806,17 @@ def test_images_that_differ_most_are_shown(three_seeds, parsed):
     worst = [ids_of("nyuv2", root)[index] for index in np.argsort(-swing)[:3]]
     assert re.findall(r"CLIPTeX hurts, \d of 3: (\d+)", parsed.text)[-3:] == worst
     assert "CLIPTeX hurts, 1 of 3: 2007" not in parsed.text
+
+
+@pytest.mark.parametrize(("better", "worse", "bold"), [(13, 12, [False, False]), (18, 12, [True, False])])
+def test_shares_that_read_the_same_are_not_told_apart(better, worse, bold):
+    subject = np.r_[np.ones(better), np.zeros(600 - better)]
+    reference = np.r_[np.zeros(600 - worse), np.ones(worse)]
+    scores = SimpleNamespace(benchmark="captions")
+    one = Comparison(scores, "classification", "linear", {"cliptex": subject, "clip_ft": reference}, {})
+    table = differences_table(SimpleNamespace(config=SimpleNamespace(seeds=[0])), [one])
+    cells = table.groups[0].rows[0]
+    assert [cell.best for cell in cells[1:3]] == bold and [cell.value for cell in cells[1:3]] == [better, worse]
 
 
 def test_pictures_of_other_images_than_were_judged_are_refused(three_seeds, tmp_path):

@@ -1,8 +1,10 @@
-"""The paired bootstrap: how far a difference between two models depends on which images happened to be judged.
+"""The paired bootstrap: how far a difference between two models depends on the images and seeds at hand.
 
-Images are drawn with replacement, as many as there are, and every model and seed is judged again on the same draw. A
-model's value in a draw is the mean over its seeds. The 2.5th and 97.5th percentile of the difference bound the interval
-(Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3).
+Images are drawn with replacement, as many as there are, and so are seeds; every model is judged again on the same
+images and with the same seeds. Its value in a draw is the mean over the seeds drawn. The 2.5th and 97.5th percentile of
+the difference bound the interval (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3). Drawing
+from n seeds finds (n - 1) / n of their variance, from a single one nothing, so the spread over seeds is looked at as
+well (`cliptex.report.statistics`).
 """
 
 from collections.abc import Sequence
@@ -35,13 +37,19 @@ class Interval:
 
 
 def draws(images: int, number: int, seed: int) -> np.ndarray:
-    """How often each image is in each draw: float64 [number, images], rows sum to `images`; the same for a seed."""
+    """How often each image is in each draw: float64 [number, images], rows sum to `images`; the same for a `seed`."""
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=number).astype(np.float64)
 
 
 def resampled(task: str, seeds: Sequence[Arrays], weights_BN: np.ndarray) -> np.ndarray:
-    """The task's main metric in every draw, mean over the statistics of several seeds: float64 [B]."""
-    return np.mean([_values(task, arrays, weights_BN) for arrays in seeds], axis=0)
+    """The task's main metric in every draw, mean over the seeds that are drawn with it: float64 [B].
+
+    seeds: the images' statistics of each seed, in the same order for all models. Which seeds a draw has depends on
+    their number alone: it is the same for every model, and for every benchmark, since one training is judged on all.
+    """
+    values_SB = np.stack([_values(task, arrays, weights_BN) for arrays in seeds])
+    weights_BS = draws(len(seeds), len(weights_BN), len(seeds)) / len(seeds)
+    return np.einsum("sb,bs->b", values_SB, weights_BS)
 
 
 def _values(task: str, arrays: Arrays, weights_BN: np.ndarray) -> np.ndarray:
@@ -50,6 +58,11 @@ def _values(task: str, arrays: Arrays, weights_BN: np.ndarray) -> np.ndarray:
     rows = max(1, BLOCK // max(len(values) for values in arrays.values()))
     blocks = (weights_BN[start : start + rows] for start in range(0, len(weights_BN), rows))
     return np.concatenate([main_metric(task, arrays, block) for block in blocks])
+
+
+def drawn_anew(seeds: Sequence[int]) -> str:
+    """In words, what the intervals of a run with these seeds are over."""
+    return "evaluation images and seeds" if len(seeds) > 1 else "evaluation images"
 
 
 def interval(values_B: np.ndarray) -> Interval | None:

@@ -1,7 +1,7 @@
 """Where CLIP-FT and CLIPTeX differ: on which evaluation images, and in which classes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -104,8 +104,9 @@ def differences_table(results: Results, comparisons: Sequence[Comparison]) -> Ta
         known = found[np.isfinite(found)]
         counts = [int((known > 0).sum()), int((known < 0).sum()), int((known == 0).sum())]
         shares = [Cell(f"{100 * count / max(len(known), 1):.0f} %", count) for count in counts]
-        shares[0] = Cell(shares[0].text, counts[0], best=counts[0] > counts[1])
-        shares[1] = Cell(shares[1].text, counts[1], best=counts[1] > counts[0])
+        if shares[0].text != shares[1].text:  # what reads the same is not called more
+            more = int(counts[1] > counts[0])
+            shares[more] = replace(shares[more], best=True)
         ranked = sorted(one.classes.items(), key=lambda item: -item[1])
         gained = [f"{name} {signed(points)}" for name, points in ranked[:MOST_CLASSES] if points > 0]
         lost = [f"{name} {signed(points)}" for name, points in ranked[::-1][:MOST_CLASSES] if points < 0]

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from cliptex.files import replacing
 from cliptex.report import names
-from cliptex.report.bootstrap import LEVEL
+from cliptex.report.bootstrap import LEVEL, drawn_anew
 from cliptex.report.gather import Results
 from cliptex.report.statistics import direction, relative_gain, signed
 from cliptex.report.tables import MainCell
@@ -164,7 +164,8 @@ def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
 
     return Chart(
         "gains",
-        f"Relative gain over CLIP-FT, with CLIPTeX’s {LEVEL:.0f} % interval over evaluation images. Better "
+        f"Relative gain over CLIP-FT, with CLIPTeX’s {LEVEL:.0f} % interval over "
+        f"{drawn_anew(results.config.seeds)}. Better "
         "baseline: Random or Position, whichever is better there",
         "Dot chart: one line for each benchmark, task and head. Each line shows how far CLIPTeX with its interval, "
         "CLIP and the better of the two baselines lie from CLIP-FT, in percent, to the right where better. The "

@@ -1,7 +1,8 @@
 """What the numbers say: direction of each metric, spread over seeds, relative gain, verdict. Pure functions.
 
 A cell is one (benchmark, task, head), judged by the task's main metric. Values are one number a seed. Noise has two
-parts, each known or not: the spread over seeds, and the interval over evaluation images (`cliptex.report.bootstrap`).
+parts, each known or not: the spread over seeds, and the interval over evaluation images and seeds that are drawn anew
+(`cliptex.report.bootstrap`).
 """
 
 import math
@@ -72,8 +73,8 @@ def relative_gain(new: float | None, old: float | None, better: int) -> float | 
 class Difference:
     """Subject minus other, in the metric's unit, signed so that positive is better.
 
-    spread: pooled standard deviation over seeds; None with one seed. interval: 95 % over evaluation images; None where
-    the images' statistics were not kept.
+    spread: pooled standard deviation over seeds; None with one seed. interval: 95 % over evaluation images and
+    seeds; None where the images' statistics were not kept.
     """
 
     value: float
@@ -94,7 +95,7 @@ def difference(
 ) -> Difference | None:
     """Compare two models' values; None where either has none or the metric's direction is not known.
 
-    draws: the values of the subject and of the other in the same draws of images.
+    draws: the values of the subject and of the other in the same draws of images and seeds.
     """
     if not subject or not other or not better:
         return None
@@ -133,7 +134,7 @@ BETTER = (Outcome.REAL, Outcome.ONE_SEED, Outcome.WITHIN_NOISE, Outcome.BASELINE
 class Judgement:
     """A cell's outcome, its relative gain and the gain's interval in percent, and the baselines in the way.
 
-    gains: the relative gain in every draw of images, percent of the reference's value over all images.
+    gains: the relative gain in every draw of images and seeds, percent of the reference's value over all images.
     """
 
     outcome: Outcome
@@ -155,8 +156,8 @@ def judge(
 ) -> Judgement:
     """Judge one cell.
 
-    values: model -> one number a seed. draws: model -> its value in each draw of images, mean over seeds. "Better"
-    means a better mean. A gain counts only beyond the noise: with two or more seeds it must exceed the pooled standard
+    values: model -> one number a seed. draws: model -> its value in each draw of images and seeds. "Better" means
+    a better mean. A gain counts only beyond the noise: with two or more seeds it must exceed the pooled standard
     deviation of the two models compared, and with `draws` the 95 % interval of the difference must exclude zero,
     against the reference and each baseline alike.
     """
@@ -197,8 +198,8 @@ def judge(
 class ZeroShot:
     """A zero-shot metric of one benchmark: subject and reference, one number a seed, and chance, all in percent.
 
-    benchmark, metric: as shown. draws: the values of the subject and of the reference in the same draws of images.
-    key: benchmark and task in the results.
+    benchmark, metric: as shown. draws: the values of the subject and of the reference in the same draws of images
+    and seeds. key: benchmark and task in the results.
     """
 
     benchmark: str
@@ -298,8 +299,8 @@ def verdict(
         headline = f"A real gain in {real} of {total}"
         sentences.append(
             f"{_number(real)} of these {'gains is' if real == 1 else 'gains are'} real: beyond the spread over {seeds} "
-            f"seeds{' and beyond chance in which images were judged' if imaged else ''}, against {reference} and "
-            "against both baselines (an untrained encoder, and the position of a patch alone)."
+            f"seeds{' and beyond chance in which images and seeds there were' if imaged else ''}, against {reference} "
+            "and against both baselines (an untrained encoder, and the position of a patch alone)."
         )
     else:
         clear = len(groups[Outcome.ONE_SEED])

@@ -10,7 +10,7 @@ import numpy as np
 
 from cliptex.probes.per_image import MAIN_METRIC, num_images
 from cliptex.report import names
-from cliptex.report.bootstrap import LEVEL, draws, resampled
+from cliptex.report.bootstrap import LEVEL, drawn_anew, draws, resampled
 from cliptex.report.gather import Results, Scores
 from cliptex.report.statistics import (
     DENSE_TASKS,
@@ -51,7 +51,7 @@ STAGES = ("Data", "Experts", "Labels", "Training", "Probes", "Zero-shot", "Repor
 class MainCell:
     """One cell of the main table: a benchmark's task and head by its main metric, model -> one value a seed.
 
-    draws: model -> the metric in every draw of evaluation images, mean over seeds.
+    draws: model -> the metric in every draw of evaluation images and seeds.
     """
 
     benchmark: str
@@ -89,7 +89,7 @@ def main_cells(results: Results) -> list[MainCell]:
 
 
 def _drawn(results: Results, scores: Scores, task: str, head: str, metric: str) -> dict[str, np.ndarray]:
-    """Model -> its metric in draws of the evaluation images, the same draws for every model, seed and head."""
+    """Model -> its metric in draws of the evaluation images and seeds, the same draws for every model and head."""
     if metric != MAIN_METRIC.get(task):
         return {}
     images = scores.images(task, head)
@@ -140,10 +140,9 @@ def main_table(results: Results, cells: Sequence[MainCell]) -> Table:
     imaged = any(cell.judgement.gain_interval for cell in cells)
     if imaged:
         notes.append(
-            f"Below each gain its {LEVEL:.0f} % interval over evaluation images: the images are drawn anew with "
-            f"replacement {_count(results.config.report.resamples)} times, and both models are judged on the same draws"
-            f"{', each by the mean over its seeds' if several else ''} (paired bootstrap; in percent of CLIP-FT’s "
-            "value)."
+            f"Below each gain its {LEVEL:.0f} % interval over {drawn_anew(results.config.seeds)}: they are drawn anew "
+            f"with replacement {_count(results.config.report.resamples)} times, and both models are judged on the same "
+            "draws (paired bootstrap; in percent of CLIP-FT’s value)."
         )
     if several:
         notes.append(
@@ -367,8 +366,9 @@ def zeroshot_table(results: Results, zeroshot: Sequence[ZeroShot]) -> Table | No
     columns = ["Task, metric", "Chance", *map(names.model, models), "CLIPTeX − CLIP-FT"]
     more = [*_csv_columns(models), "difference low", "difference high"]
     notes = [
-        f"Last column: difference of the means in points, its {LEVEL:.0f} % interval over evaluation images (paired "
-        "bootstrap), and whether zero-shot is kept: not below CLIP-FT by more than the noise."
+        f"Last column: difference of the means in points, its {LEVEL:.0f} % interval over "
+        f"{drawn_anew(results.config.seeds)} (paired bootstrap), and whether zero-shot is kept: not below CLIP-FT by "
+        "more than the noise."
     ]
     return Table(
         "zeroshot",
@@ -642,6 +642,7 @@ def stage_of(rule: str) -> str:
     """The stage to which a rule's time is counted, by the words in its name."""
     words = (
         ("zeroshot", "Zero-shot"),
+        ("retrieval", "Zero-shot"),
         ("probe", "Probes"),
         ("label", "Labels"),
         *((word, "Data") for word in ("render", "fetch", "download", "retrieve", "unpack", "shard")),

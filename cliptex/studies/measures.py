@@ -2,8 +2,8 @@
 
 A measure is a benchmark's task with one head, judged by the task's main metric; under corruptions each variant of the
 images has measures of its own. A difference is signed so that positive is better. Two kinds of noise are looked at, as
-in the report (docs/report.md): which images happened to be judged (a paired bootstrap), and, with several seeds, the
-spread over them.
+in the report (docs/report.md): which images were judged and which seeds there were (a paired bootstrap), and, with
+several seeds, the spread over them.
 """
 
 import zlib
@@ -122,7 +122,7 @@ class Compared:
 
 
 def compare(measure: Measure, reference: str, models: Sequence[str], resamples: int) -> dict[str, Compared]:
-    """Each model against the reference, all on the same draws of images; the reference is among the results."""
+    """Each model against the reference, on the same draws of images and seeds; the reference is among the results."""
     weights = draws(measure.images, resamples, zlib.crc32(measure.benchmark.encode()))
     values = {
         model: [float(main_metric(measure.task, arrays)[0]) for arrays in measure.statistics[model]]

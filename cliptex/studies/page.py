@@ -23,7 +23,7 @@ from cliptex.errors import CliptexError
 from cliptex.files import read_json, replacing, write_json
 from cliptex.provenance import provenance
 from cliptex.report import names
-from cliptex.report.bootstrap import LEVEL, Interval
+from cliptex.report.bootstrap import LEVEL, Interval, drawn_anew
 from cliptex.report.figures import Chart
 from cliptex.report.table import Cell, Group, Table
 from cliptex.studies import study_of, words
@@ -94,7 +94,7 @@ def study_page(config: Config, root: Path) -> StudyPage:
         "reference": study.reference,
         "seen": seen,
         "not_proved": not_proved,
-        "interval": {"level_percent": LEVEL, "resamples": resamples, "over": "evaluation images, paired"},
+        "interval": {"level_percent": LEVEL, "resamples": resamples, "over": f"{drawn_anew(config.seeds)}, paired"},
         "models": {model: _about_model(labels[model], run) for model, run in runs.items()},
         "experts": {name: _about_expert(root, name) for name in study.experts},
         "results": [_row(measure, one) for measure, compared in findings for one in compared.values()],
@@ -227,7 +227,7 @@ def _two_models(found: _Found, rows: Mapping[Any, str], row_of: Any, what: str) 
     chart = dots_plot(panels, caption, _alt("dot", found, f"the two models for each kind of {what}"), found.miniature)
     body = [[Cell(name), *(_pair_cell(*cells[key, row]) for key in found.keys)] for row, name in rows.items()]
     columns = [what, *(_column(measure) for measure in first.values())]
-    note = f"Values: {labels[found.reference]} → {labels[subject]}; below them the difference. {_SIGNED}"
+    note = f"Values: {labels[found.reference]} → {labels[subject]}; below them the difference. {_signed_note(found)}"
     return chart, _table(found, columns, body, [note])
 
 
@@ -239,13 +239,14 @@ def _models_table(found: _Found) -> Table:
         body.append([Cell(label), *cells, Cell(f"{found.flops[model]:.2f}", found.flops[model])])
     columns = ["Model", *(_column(measure) for measure, _ in found.findings), "Forward computation, contrastive = 1"]
     reference = found.labels[found.reference]
-    return _table(found, columns, body, [f"Below each value the difference to “{reference}”. {_SIGNED}"])
+    return _table(found, columns, body, [f"Below each value the difference to “{reference}”. {_signed_note(found)}"])
 
 
-_SIGNED = (
-    f"Differences are signed so that + is better, with their {LEVEL:.0f} % interval over evaluation images; where it "
-    "holds zero, no difference is seen."
-)
+def _signed_note(found: _Found) -> str:
+    return (
+        f"Differences are signed so that + is better, with their {LEVEL:.0f} % interval over "
+        f"{drawn_anew(found.config.seeds)}; where it holds zero, no difference is seen."
+    )
 
 
 def _table(found: _Found, columns: list[str], body: list[list[Cell]], notes: list[str]) -> Table:
