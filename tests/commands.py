@@ -32,6 +32,8 @@ TIMES = (
     "seconds",
     "seconds_features",
     "cpu_seconds",
+    "images_per_cpu_second",
+    "resumed",
     "seconds_loading",
     "images_per_s",
     "images_per_second",
@@ -39,7 +41,8 @@ TIMES = (
     "peak_memory_mb",
     "git",
 )
-"""Keys of results that differ from run to run; `git` where somebody commits in between."""
+"""Keys of results that differ from run to run: times, whether a labelling job found a shard done, and `git` where
+somebody commits in between."""
 
 
 def command_line(folder: Path, arguments: list[str], die_at: int | None, limits: dict, tell: Connection) -> None:
