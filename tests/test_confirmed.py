@@ -308,7 +308,7 @@ def test_kept_depths_give_the_reported_metrics_by_mmsegmentation(kept):
         pair = {"gt_depth_map": arrays[f"depth_truth_{index}"], "pred_depth_map": arrays[f"depth_prediction_{index}"]}
         official.process(None, [{name: {"data": torch.from_numpy(depth)[None]} for name, depth in pair.items()}])
     theirs = official.evaluate(12)
-    ours = reported["depth"]
+    ours = {name: value for name, value in reported["depth"].items() if not name.startswith("affine_")}
     assert 0 < ours["delta1"] < 100
     assert ours == pytest.approx(
         {

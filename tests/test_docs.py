@@ -115,7 +115,7 @@ def plans(folder: Path) -> dict[tuple[str, ...], set[str]]:
                         path.write_text(written)
                         value = str(path)
                     options += [word, value]
-                elif word in ("--cores", "--directory", "--forcerun"):
+                elif word in ("--cores", "--directory", "--forcerun", "--report"):
                     words.pop(0)
                 elif not word.startswith("-"):
                     targets.add(word)
