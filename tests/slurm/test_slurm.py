@@ -202,11 +202,11 @@ def test_training_on_two_nodes_equals_training_on_one(finished, again):
     profiles = ("--profile", str(PROFILES / "slurm"), "--workflow-profile", str(ROOT / "tests/slurm/two_nodes.yaml"))
     run = snakemake(directory, *profiles, *YOURS, "--", "results/models/cliptex/seed0/train.json")
     run.finish()
+    (job,) = [job for job in jobs(run) if job["rule"] == "train"]
     beside = snakemake(directory, *GRES, *YOURS, "--", "results/doctor/label.json")
     beside.finish()
     record = json.loads((directory / "results/models/cliptex/seed0/train.json").read_text())
     assert record["processes"] == 2
-    (job,) = [job for job in jobs(run) if job["rule"] == "train"]
     assert job["node"] == "n[1-2]"
     steps = ask("sacct", "--noheader", "--parsable2", "--jobs", job["id"], "--format=JobID,NTasks,NodeList,State")
     assert f"{job['id']}.0|2|n[1-2]|COMPLETED" in steps.splitlines()
