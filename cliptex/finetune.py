@@ -13,6 +13,7 @@ Shapes: N images, S image side, C feature width, h x w feature map, G grid side,
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -165,7 +166,7 @@ class FirstMap(torch.nn.Module):
         return self.head([features_BChw])
 
 
-class Task:
+class Task(ABC):
     """One task with one head, judged on the features of an encoder that was tuned with it.
 
     `recipes` are what is tried; `start` gives a fresh head; `loss` as `Loss`; `score` says how good a head is on some
@@ -174,11 +175,11 @@ class Task:
 
     recipes: list[Recipe]
 
-    def start(self) -> torch.nn.Module:
-        raise NotImplementedError
+    @abstractmethod
+    def start(self) -> torch.nn.Module: ...
 
-    def loss(self, output: torch.Tensor, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def loss(self, output: torch.Tensor, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor: ...
 
     def score(self, head: torch.nn.Module, tuned: Tuned, chosen: np.ndarray) -> float:
         """The loss with the sign turned."""
@@ -189,8 +190,8 @@ class Task:
             total += float(self.loss(output, some, torch.Generator())) * len(some)
         return -total / len(chosen)
 
-    def outcome(self, head: torch.nn.Module, tuned: Tuned, about: dict[str, Any], keep: int) -> Outcome:
-        raise NotImplementedError
+    @abstractmethod
+    def outcome(self, head: torch.nn.Module, tuned: Tuned, about: dict[str, Any], keep: int) -> Outcome: ...
 
 
 class Segmentation(Task):
