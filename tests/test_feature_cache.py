@@ -71,6 +71,15 @@ def test_a_folder_that_is_not_finished_does_not_exist(tmp_path):
     assert cache.find("a") is not None and len(list(tmp_path.iterdir())) == 1
 
 
+def test_one_whose_deletion_was_cut_short_is_made_anew(tmp_path):
+    cache = FeatureCache(tmp_path, 1e9)
+    add(cache, "a", features())
+    (tmp_path / "a" / ABOUT).unlink()
+    assert cache.find("a") is None
+    add(cache, "a", features())
+    assert cache.find("a").shape == SHAPE
+
+
 def test_the_least_recently_used_make_room_but_not_what_is_in_use(tmp_path):
     one = bytes_of(SHAPE, "fp16") + 100  # with about.json
     for key in "abc":

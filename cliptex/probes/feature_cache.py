@@ -154,6 +154,9 @@ class FeatureCache:
             writer = Writer(precision, scratch)
             yield writer
             writer.finish(about)
+            if not (self.folder / key / ABOUT).exists():
+                # what is left of one whose deletion was cut short
+                shutil.rmtree(self.folder / key, ignore_errors=True)
             try:
                 scratch.rename(self.folder / key)
             except OSError:  # another job was first, with the same content
