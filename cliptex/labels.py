@@ -80,6 +80,7 @@ def label_batch(
         )
     give_labels(config, store, expert, task, entries, out_dir.parent)
     recipe = _recipe(config, store, task, expert.weights_sha256, out_dir.parent)
+    scalars = list(task.scalars(task.missing(1)))
     start, records = time.monotonic(), []
     with Labeller(settings.expert, expert, task, expert_config.batch_size, config.labels, workers) as labeller:
         for entry in entries:
@@ -88,7 +89,7 @@ def label_batch(
             metadata["extra_columns"] = list(expert.extra_columns())
             for half_made in out_dir.glob(f".{entry['shard']}.*.parquet"):  # by a job that was killed
                 half_made.unlink()
-            if resumed := _is_done(path, entry, metadata):
+            if resumed := _is_done(path, entry, metadata, scalars, expert.extra_columns()):
                 log.info("%s: already labelled", path)
             else:
                 labeller.label_shard(entry, metadata, path)
@@ -158,18 +159,41 @@ def _recipe(config: Config, store: str, task: Task, weights_sha256: str | None, 
     return {**recipe, "recipe_sha256": sha256_json(recipe), "licence": expert.licence_name, "weights": expert.weights}
 
 
-def _is_done(path: Path, entry: dict[str, Any], metadata: dict[str, Any]) -> bool:
-    """Whether a label file is whole (page checksums) and made by the same recipe from the same shard."""
+def _is_done(
+    path: Path, entry: dict[str, Any], metadata: dict[str, Any], scalars: list[str], extras: dict[str, Any]
+) -> bool:
+    """Whether a label file is whole and made by the same recipe from the same shard; then it has the bytes that
+    labelling would give."""
     if not path.is_file():
         return False
     try:
         file = LabelFile(path)
-        file.load()
+        same = all(file.metadata.get(name) == metadata[name] for name in ("recipe_sha256", "shard_sha256", "shard"))
+        if not same or file.keys != entry["keys"]:
+            return False
+        _write_again(file, metadata, scalars, extras)
     except CliptexError as error:
         log.warning("%s; labelling the shard again", str(error).partition(";")[0])
         return False
-    same = all(file.metadata.get(name) == metadata[name] for name in ("recipe_sha256", "shard_sha256", "shard"))
-    return same and file.keys == entry["keys"]
+    return True
+
+
+def _write_again(file: "LabelFile", metadata: dict[str, Any], scalars: list[str], extras: dict[str, Any]) -> None:
+    """Replace a label file by one of the same rows where that differs: page checksums tell of every change of
+    the labels, but not of what the file says of itself."""
+    again = file.path.with_name(f".{file.path.stem}.again.parquet")
+
+    def copy(source: "parquet.ParquetFile") -> None:
+        with _writing(again, scalars, extras, metadata) as write:
+            for group in range(source.num_row_groups):
+                write(source.read_row_group(group).to_pylist())
+
+    file.read_with(copy)
+    if sha256_file(again) == sha256_file(file.path):
+        again.unlink()
+    else:
+        log.warning("%s: its labels are whole, what it says of itself is not; written again", file.path)
+        again.replace(file.path)
 
 
 def _record(path: Path, entry: dict[str, Any], task: Task) -> dict[str, Any]:
@@ -538,7 +562,7 @@ class LabelFile:
                         found[row] = None if payload is None else (payload, *size)
                 first = end
 
-        self._with_file(read)
+        self.read_with(read)
         return found
 
     def label(self, row: int) -> np.ndarray | None:
@@ -558,9 +582,10 @@ class LabelFile:
             self._names = file.schema_arrow.names
             return file.read(columns).columns
 
-        return self._with_file(read)
+        return self.read_with(read)
 
-    def _with_file(self, read: "Callable[[parquet.ParquetFile], Found]") -> Found:
+    def read_with(self, read: "Callable[[parquet.ParquetFile], Found]") -> Found:
+        """What `read` makes of the open file; its errors name the file and the remedy."""
         import pyarrow as pa
         from pyarrow import parquet
 

@@ -103,7 +103,7 @@ def begin(folder: Path, arguments: list[str], die_at: int | None = 0, **limits) 
 def run(folder: Path, arguments: list[str], die_at: int | None = None) -> list[bool]:
     """The touches of a run to its end; none of one that is killed, as it must be."""
     process, hear = begin(folder, arguments, die_at)
-    process.join(240)
+    process.join(PATIENCE_S)
     assert process.exitcode == (-signal.SIGKILL if die_at else 0)
     return [] if die_at else hear.recv()
 

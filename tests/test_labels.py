@@ -215,6 +215,18 @@ def test_a_label_file_with_a_flipped_byte_is_done_again(work):
     assert work.file(0).read_bytes() == whole
 
 
+def test_a_flipped_bit_anywhere_in_a_label_file_is_mended(work):
+    """Also where no checksum is: in what the file says of itself."""
+    work.label(0)
+    whole = work.file(0).read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for place in np.linspace(footer, len(whole) - 9, 25).astype(int).tolist():
+        work.file(0).write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+        work.label(0)
+        assert work.file(0).read_bytes() == whole, place
+    assert not list(work.file(0).parent.glob(".*.parquet"))
+
+
 @pytest.mark.parametrize("change", ["weights", "network", "batch_size", "precision", "shard", "max_side_px"])
 def test_labels_made_otherwise_are_done_again(work, change):
     work.label(0)

@@ -132,7 +132,7 @@ def places(stage: Stage, folder: Path) -> set[Path]:
         return {folder / "resources"}
     if stage.rule == "report":
         return {folder / "results"}
-    return {(folder / name).parent for name in stage.made}
+    return {(folder / name).parent for name in stage.made if "features" not in Path(name).parts}  # a mere cache
 
 
 def ends_as_ever(stage: Stage, folder: Path, ended: Ended) -> None:

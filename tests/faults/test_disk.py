@@ -86,12 +86,12 @@ def test_checkpoints_on_a_full_disk(pipeline, tmp_path):
     """The checkpoint before stays, and from it training goes on to the same weights."""
     stage = pipeline.stage("train", "cliptex")
     weights = max((pipeline.folder / name).stat().st_size for name in stage.made)
-    with fault("full disk", "a second checkpoint"), disk(tmp_path / "disk", 512) as folder:
+    with fault("full disk", "the weights after a checkpoint"), disk(tmp_path / "disk", 512) as folder:
         if folder is None:
             pytest.skip("no file system can be mounted; tests/test_train.py has checkpoints that cannot be written")
         pipeline.before(stage, folder)
-        # a checkpoint has the weights and two moments of the optimiser
-        filler = fill(folder, int(4.5 * weights))
+        # a checkpoint has the weights and two moments of the optimiser; then the weights alone have no room
+        filler = fill(folder, int(3.3 * weights))
         ended = command(folder, stage.arguments, said=tmp_path / "said.txt")
         filler.unlink()
         refused(ended, "make room")
