@@ -1,6 +1,7 @@
 """Find a task, an expert or a benchmark by name: a module of ours, or a user's own by import path."""
 
 import importlib
+import os
 from typing import Any
 
 from cliptex.errors import CliptexError
@@ -26,3 +27,8 @@ def find(kind: str, name: str) -> Any:
     if not hasattr(module, attribute):
         raise CliptexError(f"{kind}: module {module_name!r} has no {attribute!r}")
     return getattr(module, attribute)
+
+
+def put_on_path(folders: list[str]) -> None:
+    """Let the processes that this one starts import modules from `folders`, before all others."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -67,9 +67,7 @@ if CONFIG.plugins:
         )
         for folder in CONFIG.plugins
     ]
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [*found, *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
+    put_on_path(found)
 
 MODELS = list(CONFIG.models)
 INTERPOLATED = [name for name, model in STUDY.models.items() if model.interpolate]
@@ -182,3 +180,17 @@ def submission(wildcards, resources):
         for option, key in keys.items()
         if resources.get(key)
     ]
+
+
+def study_inputs(benchmark):
+    """Marks of a benchmark, and of its scenes in other looks."""
+    looks = [f"resources/{benchmark}_{look}/miniature.json" for look in LOOKS]
+    return [MARKS[benchmark], *looks]
+
+
+def asked_pages():
+    """The page of the study. Raises WorkflowError where there is none."""
+    try:
+        return f"results/studies/{study_of(CONFIG).name}.html"
+    except CliptexError as error:
+        raise WorkflowError(str(error)) from None

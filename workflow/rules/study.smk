@@ -7,12 +7,6 @@ HARMED = ASKED.corruptions.model_dump_json() if ASKED and ASKED.corruptions else
 LOOKS = ASKED.corruptions.looks if ASKED and ASKED.corruptions else []
 
 
-def study_inputs(benchmark):
-    """Marks of a benchmark, and of its scenes in other looks."""
-    looks = [f"resources/{benchmark}_{look}/miniature.json" for look in LOOKS]
-    return [MARKS[benchmark], *looks]
-
-
 rule render_look:
     output:
         "resources/{benchmark}_{look}/miniature.json",
@@ -198,11 +192,3 @@ rule study:
     input:
         lambda wildcards: asked_pages(),
     localrule: True
-
-
-def asked_pages():
-    """The page of the study. Raises WorkflowError where there is none."""
-    try:
-        return f"results/studies/{study_of(CONFIG).name}.html"
-    except CliptexError as error:
-        raise WorkflowError(str(error)) from None
