@@ -16,6 +16,7 @@ from cliptex.data_on_disk import benchmark_marks, is_published, missing_data
 from cliptex.errors import CliptexError
 from cliptex.finetune_files import finetune_files, tuned_heads, tuned_models
 from cliptex.labels_on_disk import batches_to_redo
+from cliptex.plugins import put_on_path
 from cliptex.probes import heads, kinds
 from cliptex.probes.protocols import protocol_of, with_protocols
 from cliptex.shard_batches import (
