@@ -3,8 +3,9 @@
     python benchmarks/loader.py [--images 96] [--repeats 3] [--epochs 6]
 
 `loader`  samples a second of one worker that makes 224 px crops of images with captions AND the labels of three stores
-          (decoded, cropped and resized to 32 px alike), over those of a plain webdataset pipeline that makes the same
-          crops of the same images with captions. Both decode, crop and stack by the same functions, without training.
+          (decoded, cropped and resized alike), over those of a plain webdataset pipeline that makes the same crops of
+          the same images with captions. Both decode, crop and stack by the same functions, without training. Sizes of
+          labels and targets, and the crops, are those of config/paper.yaml.
           Repeats alternate; the ratio is by processor seconds of one thread, since several that wait for each other
           count as work (median; the spread is the least and the greatest).
 `memory`  resident memory after the last of many epochs over that after the second, in a window smaller than the data.
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset
+import yaml
 from threadpoolctl import threadpool_limits
 
 from cliptex import paths
@@ -37,6 +39,7 @@ from cliptex.miniature import scene_for_key
 from cliptex.plugins import find
 from cliptex.shards import Pair, index_shards, write_shard
 
+PAPER = Path(__file__).resolve().parents[1] / "config" / "paper.yaml"
 TASKS = ("segmentation", "depth", "normals")
 CROP_PX = 224
 SIZE_PX = 256
@@ -47,6 +50,8 @@ GOAL = 0.7
 
 def make_data(folder: Path, images: int) -> Config:
     """Shards of rendered scenes and their exact label stores below `folder`, the working directory."""
+    paper = yaml.safe_load(PAPER.read_text())
+    train = {name: paper["train"][name] for name in ("target_size_px", "crop_scale")}
     shards = [str(paths.shard(number)) for number in range(SHARDS)]
     config = Config.load(
         {
@@ -54,7 +59,8 @@ def make_data(folder: Path, images: int) -> Config:
             "miniature": {"image_size_px": SIZE_PX},
             "experts": {f"true_{task}": {"plugin": "truth", "network": {"task": task}} for task in TASKS},
             "label_stores": {task: {"task": task, "expert": f"true_{task}"} for task in TASKS},
-            "train": {"batch_size": BATCH_SIZE, "shuffle_shards": 2},
+            "labels": {"max_side_px": paper["labels"]["max_side_px"]},
+            "train": {"batch_size": BATCH_SIZE, "shuffle_shards": 2, **train},
         }
     )
     for number in range(SHARDS):
@@ -147,6 +153,8 @@ def main() -> None:
             "samples_per_s": {name: round(statistics.median(found), 1) for name, found in rates.items()},
             "images": options.images,
             "image_size": SIZE_PX,
+            "label_size": config.labels.max_side_px,
+            "target_size": config.train.target_size_px,
             "machine": machine,
         },
         {

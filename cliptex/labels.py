@@ -556,7 +556,9 @@ class LabelFile:
                 end = first + file.metadata.row_group(group).num_rows
                 here = wanted[(wanted >= first) & (wanted < end)]
                 if here.size:
-                    table = file.read_row_group(group, ["payload", "height", "width"]).take(here - first)
+                    table = file.read_row_group(group, ["payload", "height", "width"], use_threads=False).take(
+                        here - first
+                    )
                     columns = (table[name].to_pylist() for name in ("payload", "height", "width"))
                     for row, payload, *size in zip(here.tolist(), *columns, strict=True):
                         found[row] = None if payload is None else (payload, *size)

@@ -10,10 +10,11 @@ import bisect
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -154,31 +155,34 @@ class Decoder:
 
     def __getitem__(self, work: Work) -> Batch:
         samples, step = work
-        images, captions = [], []
+        images, captions, views = [], [], {}
         for sample in samples:
             pair = sample.place.read()
-            images.append(crop_image(decode_image(pair.image), self._view(step.epoch, pair.key), step.size))
+            view = views[pair.key] = self._view(step.epoch, pair.key)
+            images.append(crop_image(decode_image(pair.image), view, step.size))
             captions.append(pair.caption)
         return Batch(
             [sample.place.key for sample in samples],
             torch.from_numpy(np.stack(images)),
             captions,
-            {store: torch.from_numpy(target) for store, target in self.targets(samples, step.epoch).items()},
+            {store: torch.from_numpy(target) for store, target in self.targets(samples, step.epoch, views).items()},
             None if self.tokenizer is None else self.tokenizer(captions),
             step.epoch,
             step.ends_epoch,
         )
 
-    def targets(self, samples: list[Encoded], epoch: int) -> dict[str, np.ndarray]:
-        """Per store the stacked targets of some samples."""
+    def targets(
+        self, samples: list[Encoded], epoch: int, views: Mapping[str, View] = MappingProxyType({})
+    ) -> dict[str, np.ndarray]:
+        """Per store the stacked targets of some samples. views: by key, those that were drawn already."""
         size = self.train.target_size_px
         targets: dict[str, list[np.ndarray]] = {store: [] for store in self.tasks}
         for sample in samples:
             # another image's labels are cropped as that image is: a crop in common would still tell where it was taken
-            view = self._view(epoch, sample.label_key)
+            view = views.get(sample.label_key) or self._view(epoch, sample.label_key)
             for store, task in self.tasks.items():
                 found = sample.labels[store]
-                label = task.missing(size) if found is None else task.crop(task.decode(*found), view, size)
+                label = task.missing(size) if found is None else task.target(*found, view, size)
                 targets[store].append(label)
         return {store: np.stack(values) for store, values in targets.items()}
 

@@ -7,8 +7,8 @@ edits in a module that a rule only calls. Imports nothing, because the Snakefile
 RENDER = 2
 FETCH = 1
 EXPERT = 3
-LABEL = 3
-TRAIN = 4
+LABEL = 4
+TRAIN = 5
 PROBE = 5
 FINETUNE = 1
 ZEROSHOT = 2

@@ -188,6 +188,31 @@ def test_flip_twice_is_the_identity(name, data):
     np.testing.assert_allclose(again, label, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+def test_a_target_is_the_crop_of_the_decoded_label(name, data):
+    task, label = TASKS[name], data.draw(labels(name))
+    view, size = data.draw(views()), data.draw(st.integers(1, 24))
+    payload, sides = task.encode(label), label.shape[:2]
+    found, expected = task.target(payload, *sides, view, size), task.crop(task.decode(payload, *sides), view, size)
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    if name == "segmentation":
+        np.testing.assert_array_equal(found, expected)
+        return
+    extent = np.nanmax(np.abs(label)) if name == "depth" else 1
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * extent)
+
+
+@pytest.mark.parametrize("name", ["depth", "normals"])
+def test_a_target_of_a_damaged_or_misfitting_payload_is_an_error(name):
+    task = TASKS[name]
+    payload = task.encode(make_label(name, 9, 9, 0, 0))
+    with pytest.raises(ValueError, match="damaged"):
+        task.target(payload[:-4], 9, 9, WHOLE, 4)
+    with pytest.raises(ValueError, match="damaged"):
+        task.target(payload, 9, 8, WHOLE, 4)
+
+
 @given(labels("normals"), views())
 def test_a_flip_mirrors_normals_and_negates_their_x(label, view):
     task = TASKS["normals"]

@@ -94,6 +94,10 @@ class Task(ABC):
     def crop(self, label: np.ndarray, view: View, size: int) -> np.ndarray:
         """The training target [size, size] or [size, size, C] under `view` (a flip turns directions too)."""
 
+    def target(self, payload: bytes, height: int, width: int, view: View, size: int) -> np.ndarray:
+        """`crop` of `decode`, to rounding; a task may do both at once, which is quicker."""
+        return self.crop(self.decode(payload, height, width), view, size)
+
     @abstractmethod
     def missing(self, size: int) -> np.ndarray:
         """The training target of an image whose label failed: every pixel invalid."""

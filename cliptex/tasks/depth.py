@@ -10,7 +10,15 @@ import numpy as np
 
 from cliptex.tasks.base import LossOptions, Task, View
 from cliptex.tasks.batch_mean import batch_mean
-from cliptex.tasks.grid import INVALID_COLOUR, WHOLE, area_mean, pack_picture, unpack_picture
+from cliptex.tasks.grid import (
+    INVALID_COLOUR,
+    WHOLE,
+    area_mean,
+    area_mean_of_planes,
+    pack_picture,
+    unpack_picture,
+    unpack_picture_with_torch,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +95,14 @@ class Depth(Task):
 
     def crop(self, label: np.ndarray, view: View, size: int) -> np.ndarray:
         return area_mean(label[..., None], np.isfinite(label), view, size, size)[..., 0]
+
+    def target(self, payload: bytes, height: int, width: int, view: View, size: int) -> np.ndarray:
+        """The mean of codes, taken between the label's least and greatest value."""
+        low, high = struct.unpack_from("<ff", payload)
+        codes = unpack_picture_with_torch(memoryview(payload)[8:], height, width)[..., 0]
+        (mean,) = area_mean_of_planes(codes[None].astype(np.float32, order="C"), codes != 0, view, size, size)
+        position = (mean - 1) / (LEVELS - 1)
+        return low * (1 - position) + high * position  # their difference may be no float32
 
     def missing(self, size: int) -> np.ndarray:
         return np.full((size, size), np.nan, np.float32)

@@ -35,33 +35,40 @@ def area_mean(values_HWC: np.ndarray, valid_HW: np.ndarray, view: View, height: 
 
     Invalid values have no weight; an output pixel with less than half of its area valid is NaN.
     """
-    rows = _overlaps(values_HWC.shape[0], view.top, view.height, height)
-    columns = _overlaps(values_HWC.shape[1], view.left, view.width, width)
-    if view.flip:
-        columns = columns[::-1]
-    if valid_HW.all():
-        return _mean(rows, columns, values_HWC)
-    values_HWC = np.where(valid_HW[..., None], values_HWC, np.float32(0))
-    mean = _mean(rows, columns, np.concatenate([values_HWC, valid_HW[..., None]], axis=-1, dtype=np.float32))
-    share = mean[..., -1:]
-    return np.where(share >= 0.5, mean[..., :-1] / np.maximum(share, 0.5), np.float32(np.nan))
+    planes = np.where(valid_HW, np.moveaxis(values_HWC, -1, 0), np.float32(0))
+    return np.moveaxis(area_mean_of_planes(planes, valid_HW, view, height, width), 0, -1)
+
+
+def area_mean_of_planes(
+    planes_CHW: np.ndarray, valid_HW: np.ndarray, view: View, height: int, width: int
+) -> np.ndarray:
+    """`area_mean` of contiguous float32 [C, H, W] that are 0 where invalid, as float32 [C, height, width]."""
+    mean = _mean(planes_CHW, view, height, width)
+    if not valid_HW.all():
+        (share,) = _mean(valid_HW[None].astype(np.float32), view, height, width)
+        mean /= np.maximum(share, 0.5)
+        mean[:, share < 0.5] = np.nan
+    return mean
+
+
+def _mean(planes_CHW: np.ndarray, view: View, height: int, width: int) -> np.ndarray:
+    channels, rows, columns = planes_CHW.shape
+    across = planes_CHW.reshape(-1, columns) @ _overlaps(columns, view.left, view.width, width, view.flip).T
+    return _overlaps(rows, view.top, view.height, height) @ across.reshape(channels, rows, width)
 
 
 @lru_cache(maxsize=8)  # the tasks of one sample share a view
-def _overlaps(pixels: int, start: float, length: float, size: int) -> np.ndarray:
+def _overlaps(pixels: int, start: float, length: float, size: int, flip: bool = False) -> np.ndarray:
     """float32 [size, pixels]: share of each output pixel's extent that lies in each input pixel; rows sum to 1."""
     edges = (np.arange(size + 1) * (length / size) + start) * pixels
-    covered = np.clip(edges[:, None] - np.arange(pixels), 0, 1)
+    covered = (edges[:, None] - np.arange(pixels)).astype(np.float32)
+    np.minimum(np.maximum(covered, 0, out=covered), 1, out=covered)
     overlaps = covered[1:] - covered[:-1]
-    overlaps = (overlaps / overlaps.sum(axis=1, keepdims=True)).astype(np.float32)
+    overlaps /= overlaps.sum(axis=1, keepdims=True)
+    if flip:
+        overlaps = np.ascontiguousarray(overlaps[::-1])  # BLAS takes no negative strides
     overlaps.flags.writeable = False
     return overlaps
-
-
-def _mean(rows: np.ndarray, columns: np.ndarray, values_HWC: np.ndarray) -> np.ndarray:
-    height, width, channels = values_HWC.shape
-    halfway = rows @ np.ascontiguousarray(values_HWC).reshape(height, width * channels)
-    return columns @ halfway.reshape(-1, width, channels)
 
 
 @cache
@@ -105,6 +112,21 @@ def unpack_picture(payload: bytes | memoryview, height: int, width: int) -> np.n
         with Image.open(io.BytesIO(payload), formats=("WEBP",)) as image:
             if image.size != (width, height):
                 raise ValueError(f"payload is damaged (a picture of {image.size}, not {(width, height)})")
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except OSError as error:
         raise ValueError(f"payload is damaged ({error})") from error
+
+
+def unpack_picture_with_torch(payload: bytes | memoryview, height: int, width: int) -> np.ndarray:
+    """`unpack_picture` in half the time, by torchvision: for training, where it is loaded anyway."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_webp
+
+    try:
+        planes = decode_webp(torch.frombuffer(bytearray(payload), dtype=torch.uint8), ImageReadMode.RGB)
+    except (RuntimeError, ValueError):  # damaged, as Pillow will say; or torchvision was built without WebP
+        return unpack_picture(payload, height, width)
+    picture = planes.permute(1, 2, 0).numpy()
+    if picture.shape[:2] != (height, width):
+        raise ValueError(f"payload is damaged (a picture of {picture.shape[1::-1]}, not {(width, height)})")
+    return picture

@@ -16,7 +16,14 @@ import numpy as np
 
 from cliptex.tasks.base import LossOptions, Task, View
 from cliptex.tasks.batch_mean import batch_mean
-from cliptex.tasks.grid import INVALID_COLOUR, WHOLE, area_mean, pack_picture, unpack_picture
+from cliptex.tasks.grid import (
+    INVALID_COLOUR,
+    WHOLE,
+    area_mean_of_planes,
+    pack_picture,
+    unpack_picture,
+    unpack_picture_with_torch,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +111,17 @@ class Normals(Task):
 
     def crop(self, label: np.ndarray, view: View, size: int) -> np.ndarray:
         return _resample(label, view, size, size)
+
+    def target(self, payload: bytes, height: int, width: int, view: View, size: int) -> np.ndarray:
+        """Looked up plane by plane: no label in between."""
+        *axes, kappas = _plane_tables()
+        codes = unpack_picture_with_torch(payload, height, width)
+        planes = np.empty((4, height, width), np.float32)
+        both = (codes[..., 0].astype(np.intp) << 7) | codes[..., 1]
+        for axis, plane in zip(axes, planes[:3], strict=True):
+            axis.take(both, out=plane, mode="clip")
+        kappas.take(codes[..., 2], out=planes[3], mode="clip")
+        return _resampled(planes, codes[..., 2] != 0, view, size, size)
 
     def missing(self, size: int) -> np.ndarray:
         return np.full((size, size, 4), np.nan, np.float32)
@@ -196,15 +214,22 @@ def _valid(label_HWC: np.ndarray) -> np.ndarray:
 
 
 def _resample(label: np.ndarray, view: View, height: int, width: int) -> np.ndarray:
+    valid = _valid(label)
+    planes = np.where(valid, np.moveaxis(label, -1, 0), np.float32(0))
+    return _resampled(planes, valid, view, height, width)
+
+
+def _resampled(planes_CHW: np.ndarray, valid_HW: np.ndarray, view: View, height: int, width: int) -> np.ndarray:
     """Mean direction and mean kappa over the valid area; NaN where directions cancel out."""
-    out = area_mean(label, _valid(label), view, height, width)
-    length = np.sqrt(np.einsum("hwc,hwc->hw", out[..., :3], out[..., :3]))
-    length[length < 1e-3] = np.nan
-    out[..., :3] /= length[..., None]
-    out[..., 3] = np.where(np.isnan(length), np.float32(np.nan), out[..., 3])
+    out = area_mean_of_planes(planes_CHW, valid_HW, view, height, width)
+    length = np.sqrt(np.einsum("chw,chw->hw", out[:3], out[:3]))
+    lost = length < 1e-3
+    if lost.any():
+        out[:, lost], length[lost] = np.nan, np.nan
+    out[:3] /= length
     if view.flip:
-        out[..., 0] *= -1
-    return out
+        out[0] *= -1
+    return np.ascontiguousarray(np.moveaxis(out, 0, -1))
 
 
 @cache
@@ -220,6 +245,16 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
     positions = np.concatenate([[0], np.linspace(0, 1, KAPPA_CODES)])
     kappas = KAPPA_MIN * (KAPPA_MAX / KAPPA_MIN) ** positions
     return directions.astype(np.float32), kappas.astype(np.float32)
+
+
+@cache
+def _plane_tables() -> tuple[np.ndarray, ...]:
+    """`_tables` by column: x, y, z and kappa. 0 where all codes are, as they are in an invalid pixel and no other."""
+    directions, kappas = _tables()
+    tables = [*directions.T[:3].copy(), kappas.copy()]
+    for table in tables:
+        table[0] = 0
+    return tuple(tables)
 
 
 PLUGIN = Normals
