@@ -44,6 +44,11 @@ def replacing(path: Path) -> Iterator[Path]:
         # the writers of tensors, tables and pictures have errors of their own, some of which name no file
         if found := unwritable(error, path):
             raise found from error
+        if isinstance(error, FileNotFoundError) and str(error.filename) == str(scratch):
+            raise CliptexError(
+                f"{path}: its scratch file is gone, as when another job of the same stage sweeps up after a kill; wait"
+                " until that one has ended, then run the same command again"
+            ) from error
         raise
     finally:
         scratch.unlink(missing_ok=True)

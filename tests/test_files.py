@@ -84,3 +84,14 @@ def test_where_nothing_may_be_written_the_file_is_named():
     assert said.startswith("results/a.json: Permission denied; mend its permissions")
     assert unwritable(ValueError("no such thing")) is None
     assert unwritable(FileNotFoundError(errno.ENOENT, "No such file", "a")) is None
+
+
+def test_a_scratch_file_that_another_job_took_away_is_an_error_with_a_remedy(tmp_path):
+    with (
+        pytest.raises(CliptexError, match=r"a\.txt: its scratch file is gone"),
+        replacing(tmp_path / "a.txt") as scratch,
+    ):
+        scratch.write_text("a")
+        scratch.unlink()
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a.txt"):
+        (tmp_path / "another").read_text()
