@@ -94,7 +94,6 @@ def test_a_wrong_account_or_partition_fails_and_the_right_ones_are_named(cluster
     ("name", "script", "check", "remedy"),
     [
         ("sbatch", "echo 'allocation failure: Invalid qos' >&2; exit 1", "submission", "must fit together"),
-        ("sacct", "echo 'accounting storage is disabled' >&2; exit 1", "accounting", "slurm-status-command: squeue"),
         ("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1", "queue", "slurmctld"),
     ],
 )
@@ -104,6 +103,14 @@ def test_what_the_scheduler_refuses_is_said_in_its_own_words(cluster, name, scri
     assert failed(found) == {check}
     assert found[check]["found"] in script
     assert remedy in found[check]["remedy"]
+
+
+def test_missing_accounting_is_noted_since_the_profile_does_without(cluster):
+    command(cluster, "sacct", "echo 'accounting storage is disabled' >&2; exit 1")
+    found = checks(Submission("lab", "gpu"))
+    assert failed(found) == set()
+    assert found["accounting"]["status"] == "note" and "storage is disabled" in found["accounting"]["found"]
+    assert "slurm-status-command: squeue" in found["accounting"]["remedy"]
 
 
 def test_a_missing_command_is_named(cluster):
