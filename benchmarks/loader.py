@@ -1,6 +1,6 @@
 """Joint loading against plain image-text loading, and whether memory stays flat.
 
-    python benchmarks/loader.py [--images 96] [--repeats 3] [--epochs 6]
+    python benchmarks/loader.py [--images 512] [--repeats 3] [--epochs 6]
 
 `loader`  samples a second of one worker that makes 224 px crops of images with captions AND the labels of three stores
           (decoded, cropped and resized alike), over those of a plain webdataset pipeline that makes the same crops of
@@ -116,7 +116,7 @@ def resident_mb() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=96, help="images in four shards")
+    parser.add_argument("--images", type=int, default=512, help="images in four shards")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6, help="epochs over which memory is watched")
     options = parser.parse_args()

@@ -14,6 +14,8 @@ from typing import NoReturn
 from cliptex.errors import CliptexError
 
 log = logging.getLogger("cliptex")
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""What torchrun passes on to the processes."""
 
 
 def launch(arguments: list[str], nodes: int, gpus: int, threads: int | None) -> None:
@@ -40,13 +42,25 @@ def launch(arguments: list[str], nodes: int, gpus: int, threads: int | None) -> 
 
 def torchrun(nodes: int, processes: int) -> list[str]:
     """torchrun's elastic launch of `processes` on each of `nodes`, which meet at this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *_signals()]
     if nodes == 1:
         return [*command, "--standalone"]
     # a batch script runs on the first node of its job
     meeting = f"{socket.gethostname()}:{_free_port()}"
     job = os.environ.get("SLURM_JOB_ID", "0")
     return [*command, "--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", meeting, "--rdzv-id", job]
+
+
+def _signals() -> list[str]:
+    """To the processes goes SIGUSR1, too, by which SLURM warns of a preemption; older releases ask a variable."""
+    from dataclasses import fields
+
+    from torch.distributed.launcher import LaunchConfig
+
+    if any(field.name == "signals_to_handle" for field in fields(LaunchConfig)):
+        return ["--signals-to-handle", SIGNALS]
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = SIGNALS
+    return []
 
 
 def srun(nodes: int, threads: int | None) -> list[str]:

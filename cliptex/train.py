@@ -232,6 +232,8 @@ class _Run:
                 self.alarms.append(alarm)
                 log.warning("%s", alarm)
             if self.world.agree(int(alarm is not None and self.options.watch.on_drop == "stop")):
+                self.history.append(line | found)
+                self._write_history(self.checkpoints.folder)
                 raise CliptexError(
                     alarm or "stopped by the first process",
                 )
@@ -243,6 +245,7 @@ class _Run:
         write_json(
             path, {"step": step, "losses": {key: str(value) for key, value in losses.items()}, "keys": batch.keys}
         )
+        self._write_history(self.checkpoints.folder)
         what = "loss" if not math.isfinite(losses["loss"]) else "grad_norm"
         return CliptexError(
             f"models.{self.name}: the {what} at step {step} is {losses[what]} ({losses}); the keys of the batch are in"
@@ -265,6 +268,8 @@ class _Run:
         self._write_history(self.checkpoints.folder)
 
     def _write_history(self, folder: Path) -> None:
+        if not self.world.leads:
+            return
         with replacing(folder / "metrics.jsonl") as scratch:
             scratch.write_text("".join(json.dumps(line) + "\n" for line in self.history))
 

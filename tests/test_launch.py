@@ -56,6 +56,7 @@ def test_torchrun_leaves_our_options_alone(became):
     launch.launch(arguments, nodes=1, gpus=2, threads=2)
     parsed = parse_args(became[0][became[0].index("torch.distributed.run") + 1 :])
     assert (parsed.module, parsed.training_script, parsed.training_script_args) == (True, "cliptex", arguments)
+    assert "SIGUSR1" in parsed.signals_to_handle.split(",")
 
 
 def test_each_node_of_a_job_gets_one_torchrun_and_all_meet_at_one_place(became, job):

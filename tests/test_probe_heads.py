@@ -9,10 +9,11 @@ from cliptex.probes import decoders, recipe
 from cliptex.probes.classification import Setting, probe_classification, settings_of, train_together
 from cliptex.probes.detection import build_detector, detect, train_detector, training_objects
 from cliptex.probes.features import split_holdout
-from cliptex.probes.geometry import probe_depth, probe_normals
+from cliptex.probes.geometry import _window, probe_depth, probe_normals
+from cliptex.probes.metrics import IGNORE, affine_aligned
 from cliptex.probes.protocols import protocol_of
 from cliptex.probes.pyramid import Anchors, Pyramid, frames
-from cliptex.probes.segmentation import build_head
+from cliptex.probes.segmentation import build_head, class_weights
 from cliptex.probes.selection import Candidate, best_candidate, candidates
 from cliptex.probes.training import rate_factor
 from cliptex.probes.views import View
@@ -339,3 +340,30 @@ def test_a_lone_candidate_is_not_tried_and_of_many_the_best_is_taken():
     assert best == Candidate(0.2, 0.0) and len(scores) == 4
     lone = recipe.Training.model_validate({**values, "learning_rates": [0.3], "weight_decays": [0.0]})
     assert best_candidate(lone, lambda one: 1 / 0) == (Candidate(0.3, 0.0), {})
+
+
+def test_class_weights_are_shares_of_valid_pixels_and_nothing_is_counted_without_balance():
+    masks = np.array([[[0, 0], [1, IGNORE]], [[0, 0], [1, 3]]], np.uint8)
+    assert torch.allclose(class_weights(masks, 4, 0.5), torch.tensor([1, 0.5**-0.5, 1, 0.25**-0.5]))
+    assert class_weights(masks, 4, 0.0).tolist() == [1, 1, 1, 1]
+
+
+def test_affine_alignment_is_the_least_squares_fit_of_the_valid_pixels():
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.uniform(0.5, 9, (6, 7)), rng.uniform(0.5, 9, (6, 7))
+    truth[0, :3] = [0, np.nan, 11]
+    valid = np.isfinite(truth) & (truth > 1e-3) & (truth <= 10)
+    scale, shift = np.polyfit(prediction[valid], truth[valid], 1)
+    np.testing.assert_allclose(affine_aligned(truth, prediction, 1e-3, 10), scale * prediction + shift, rtol=1e-9)
+
+
+def test_the_crop_of_eigen_keeps_what_mmsegmentations_keeps():
+    from mmseg.evaluation import DepthMetric
+
+    theirs = DepthMetric(crop_type="nyu_crop", min_depth_eval=1e-3, max_depth_eval=10)
+    kept = theirs._get_eval_mask(torch.ones(480, 640)).numpy()
+    task = protocol_of("nyuv2", {"protocol": "paper"}).depth
+    assert task.crop == "eigen"
+    ours = np.zeros((480, 640), bool)
+    ours[_window(task, [ours])] = True
+    np.testing.assert_array_equal(ours, kept)

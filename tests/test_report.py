@@ -38,7 +38,7 @@ from cliptex.provenance import provenance
 from cliptex.report import build_report, names
 from cliptex.report.differences import Comparison, differences_table
 from cliptex.report.figures import FURTHER
-from cliptex.report.gallery import Judged, draw_detections
+from cliptex.report.gallery import Judged, _read_pairs, draw_detections
 from cliptex.report.gather import gather
 from cliptex.report.page import make_parts
 from cliptex.report.statistics import (
@@ -56,7 +56,7 @@ from cliptex.report.statistics import (
 )
 from cliptex.report.table import Cell, Group, Table
 from cliptex.report.tables import stage_of
-from cliptex.shards import Pair, index_shards, write_shard
+from cliptex.shards import Pair, index_shards, write_shard, write_tar
 
 pytestmark = pytest.mark.xdist_group("report")
 
@@ -1052,3 +1052,15 @@ def test_markdown_cells_cannot_end_early():
     table = Table("t", "a | b", ["x", "y"], [Group([[Cell("a|b"), Cell("1.0", 1.0, best=True)]])], frozenset({1}))
     assert "| a\\|b | **1.0** |" in table.markdown()
     assert table.csv() == "x,y\na|b,1.0\n"
+
+
+def test_the_gallery_reads_a_user_s_tar_in_any_order_and_form(tmp_path):
+    """As shards.py does: `photo (1).jpg` before `photo.jpg`, suffixes in capitals, captions in JSON."""
+    image = encode_jpeg(np.zeros((8, 8, 3), np.uint8))
+    members = [("photo (1).JPG", image), ("photo (1).json", b'{"caption": "first"}')]
+    members += [("photo.jpg", image), ("photo.txt", b"second"), ("a.jpg", image), ("a.txt", b"third")]
+    write_tar(tmp_path / "mine.tar", members)
+    found = _read_pairs(tmp_path / "mine.tar", ["a", "photo", "photo (1)"])
+    assert found == {"photo (1)": (image, "first"), "photo": (image, "second"), "a": (image, "third")}
+    with pytest.raises(CliptexError, match=r"mine\.tar: 'b' is not in it"):
+        _read_pairs(tmp_path / "mine.tar", ["a", "b"])

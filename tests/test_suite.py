@@ -1,13 +1,14 @@
 """The suite of clip_benchmark: its table, and what goes wrong. test_confirmed.py runs the command itself."""
 
 import json
+import pickle
 import sys
 from pathlib import Path
 
 import pytest
 
 from cliptex import paths, suite
-from cliptex.clip_benchmark_job import float_as_before
+from cliptex.clip_benchmark_job import UNPICKLED, float_as_before, unpickle_nothing
 from cliptex.config import ClipBenchmark, Config
 from cliptex.errors import CliptexError
 from cliptex.files import read_json, write_json
@@ -34,6 +35,31 @@ def run(dataset="wds/vtab/pets", task="auto", model="clip", root="data/{dataset_
     out = paths.clip_benchmark("one", model, 0)
     run_clip_benchmark(ClipBenchmark(root=root), dataset, task, model, 0, paths.model(model, 0), out)
     return read_json(out)
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_in_a_tar_is_not_executed(tmp_path, monkeypatch):
+    from webdataset import autodecode
+
+    monkeypatch.setattr(autodecode, "decoders", dict(autodecode.decoders))
+    data, ran = pickle.dumps(Touch(tmp_path / "ran")), tmp_path / "ran"
+    autodecode.basichandlers("a.pyd", data)
+    assert ran.exists(), "the planted pickle works"
+    ran.unlink()
+    unpickle_nothing()
+    decode = autodecode.Decoder([autodecode.basichandlers])
+    for suffix in UNPICKLED:
+        assert decode({"__key__": "a", f"a.{suffix}": data})[f"a.{suffix}"] == data
+    assert not ran.exists()
 
 
 def test_the_command_gets_the_folder_the_model_and_no_half_precision(place, monkeypatch):

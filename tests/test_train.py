@@ -300,6 +300,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(clip, monkeypatch):
     (path,) = (paths.model("cliptex", 0) / "checkpoints").glob("not-finite-step-00000001-rank-0.json")
     assert str(path) in str(caught.value)
     assert read_json(path)["keys"] == keys
+    assert (path.parent / "metrics.jsonl").exists()
     assert not (paths.model("cliptex", 0) / "open_clip_model.safetensors").exists()
 
 
@@ -324,6 +325,8 @@ def test_weights_that_overflow_stop_the_run(clip, monkeypatch):
     keys = poisoned(monkeypatch, 3, poison)
     with pytest.raises(CliptexError, match=r"models\.cliptex: the loss at step 3 is nan"):
         train(clip, "cliptex", 0)
+    lines = (paths.model("cliptex", 0) / "checkpoints" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines][-1] >= 1
     assert read_json(paths.model("cliptex", 0) / "checkpoints" / "not-finite-step-00000003-rank-0.json")["keys"] == keys
 
 
@@ -565,6 +568,8 @@ def test_a_fall_in_zero_shot_is_an_alarm_or_the_end(clip, monkeypatch, caplog):
     assert alarm in caplog.text
     with pytest.raises(CliptexError, match=r"models\.clip_ft: zero-shot accuracy on imagenet fell .*max_drop = 2"):
         train(watched(clip, max_drop=2, on_drop="stop"), "clip_ft", 0)
+    lines = (paths.model("clip_ft", 0) / "checkpoints" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["zero_shot_top1"] == 30
 
 
 def test_heads_are_compared_with_labels_held_out(clip):

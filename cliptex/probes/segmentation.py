@@ -146,8 +146,12 @@ def class_weights(masks: np.ndarray, num_classes: int, balance: float) -> torch.
 
     The most frequent class has weight 1, and so have classes that do not occur.
     """
-    counts = np.bincount(masks[masks != IGNORE].astype(np.int64), minlength=num_classes).astype(np.float64)
     weights = np.ones(num_classes)
+    if not balance:
+        return torch.from_numpy(weights).float()
+    counts = np.zeros(num_classes)
+    for mask in masks:  # one at a time: the masks of a large data set take gigabytes as they are
+        counts += np.bincount(mask[mask != IGNORE].astype(np.int64), minlength=num_classes)
     weights[counts > 0] = (counts[counts > 0] / counts.max()) ** -balance
     return torch.from_numpy(weights).float()
 

@@ -1,6 +1,5 @@
 """The albums that one can page through: labelled pairs, evaluation images, and those that differ most."""
 
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +34,7 @@ from cliptex.report.pictures import (
     swatch,
     with_boxes,
 )
-from cliptex.shards import IMAGE_SUFFIXES
+from cliptex.shards import iterate_shard
 from cliptex.tasks.base import Task
 
 MAX_NAMED = 3
@@ -101,21 +100,15 @@ def _spread(entries: Sequence[dict], count: int) -> dict[str, list[str]]:
 
 
 def _read_pairs(path: Path, keys: Sequence[str]) -> dict[str, tuple[bytes, str]]:
-    """Image bytes and caption of the first keys of a shard; the rest of the tar is not read."""
-    found: dict[str, dict[str, bytes]] = {key: {} for key in keys}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, suffix = member.name.rpartition("/")[2].partition(".")
-                if key > keys[-1]:  # keys are in order
-                    break
-                if key in found:
-                    found[key]["image" if suffix in IMAGE_SUFFIXES else suffix] = tar.extractfile(member).read()
-        return {key: (parts["image"], parts["txt"].decode("utf-8", "replace").strip()) for key, parts in found.items()}
-    except (OSError, tarfile.TarError, KeyError) as error:
-        raise CliptexError(
-            f"{path}: shard cannot be read ({error!r}); delete it and run the same command again"
-        ) from error
+    """Image bytes and caption of some keys of a shard, in whatever order it has them; what follows the last is not read."""
+    found: dict[str, tuple[bytes, str]] = {}
+    for pair in iterate_shard(path):
+        if pair.key in keys:
+            found[pair.key] = pair.image, pair.caption
+        if len(found) == len(keys):
+            return found
+    missing = next(key for key in keys if key not in found)
+    raise CliptexError(f"{path}: {missing!r} is not in it; it is no longer the shard that was indexed")
 
 
 def _label_picture(file: LabelFile, task: Task, key: str, store: str) -> tuple[Picture, list[Key]]:
