@@ -29,7 +29,17 @@ MinYieldOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the run.")]
 DEFAULT = "config/config.yaml"
-ON_A_GPU = {"train-backbone", "train-expert", "label", "train", "probe", "finetune", "zeroshot", "retrieval", "clip-benchmark"}
+ON_A_GPU = {
+    "train-backbone",
+    "train-expert",
+    "label",
+    "train",
+    "probe",
+    "finetune",
+    "zeroshot",
+    "retrieval",
+    "clip-benchmark",
+}
 """Stages that compute where the GPU is."""
 
 

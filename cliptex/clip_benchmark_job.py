@@ -1,8 +1,8 @@
 """The clip_benchmark command, on any NumPy: `python -m cliptex.clip_benchmark_job eval --dataset ...`.
 
 clip_benchmark 1.6.1 counts its hits with `float(array)` of an array of one element, which NumPy 2.4 refuses. Here
-`float` means in that one module what it meant before. Members of tars that webdataset would unpickle stay bytes. All else
-is clip_benchmark's own.
+`float` means in that one module what it meant before. Members of tars that webdataset would unpickle stay bytes.
+All else is clip_benchmark's own.
 """
 
 from typing import Any

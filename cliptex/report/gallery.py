@@ -100,7 +100,7 @@ def _spread(entries: Sequence[dict], count: int) -> dict[str, list[str]]:
 
 
 def _read_pairs(path: Path, keys: Sequence[str]) -> dict[str, tuple[bytes, str]]:
-    """Image bytes and caption of some keys of a shard, in whatever order it has them; what follows the last is not read."""
+    """Image bytes and caption of some keys of a shard, in whatever order it has them."""
     found: dict[str, tuple[bytes, str]] = {}
     for pair in iterate_shard(path):
         if pair.key in keys:

@@ -101,22 +101,19 @@ SHARDS = (
     "download.shards_per_job",
 )
 
-# What a profile sets for `probe` holds for the probing jobs of every benchmark and group of models; what it sets for one
-# of them by name goes before.
-PROBING = [
-    f"probe_{benchmark}_{number}"
-    for benchmark in CONFIG.probes.benchmarks
-    for number in range(len(GROUPS))
-]
-settings = workflow.resource_settings
-if "probe" in settings.overwrite_threads:
-    for name in PROBING:
-        settings.overwrite_threads.setdefault(name, settings.overwrite_threads["probe"])
-if "probe" in settings.overwrite_resources:
-    for name in PROBING:
-        resources = settings.overwrite_resources["probe"].copy()
-        resources.update(settings.overwrite_resources.get(name, {}))
-        settings.overwrite_resources[name] = resources
+
+def as_for(rule, names):
+    """What a profile sets for `rule` holds for the rules `names`, too; what it sets for one of them by name goes before."""
+    settings = workflow.resource_settings
+    for name in names:
+        if rule in settings.overwrite_threads:
+            settings.overwrite_threads.setdefault(
+                name, settings.overwrite_threads[rule]
+            )
+        if rule in settings.overwrite_resources:
+            resources = settings.overwrite_resources[rule].copy()
+            resources.update(settings.overwrite_resources.get(name, {}))
+            settings.overwrite_resources[name] = resources
 
 
 # a pattern that no name fits
