@@ -102,16 +102,16 @@ SHARDS = (
 )
 
 
-def as_for(rule, names):
-    """What a profile sets for `rule` holds for the rules `names`, too; what it sets for one of them by name goes before."""
+def as_for(kind, names):
+    """What a profile sets for `kind` holds for all `names`, too; what it sets for one of them by name goes before."""
     settings = workflow.resource_settings
     for name in names:
-        if rule in settings.overwrite_threads:
+        if kind in settings.overwrite_threads:
             settings.overwrite_threads.setdefault(
-                name, settings.overwrite_threads[rule]
+                name, settings.overwrite_threads[kind]
             )
-        if rule in settings.overwrite_resources:
-            resources = settings.overwrite_resources[rule].copy()
+        if kind in settings.overwrite_resources:
+            resources = settings.overwrite_resources[kind].copy()
             resources.update(settings.overwrite_resources.get(name, {}))
             settings.overwrite_resources[name] = resources
 
