@@ -116,6 +116,20 @@ def as_for(kind, names):
             settings.overwrite_resources[name] = resources
 
 
+# before the first rule, by which what the profile says is taken as read
+as_for(
+    "probe",
+    [
+        f"probe_{benchmark}_{number}"
+        for benchmark in CONFIG.probes.benchmarks
+        for number in range(len(GROUPS))
+    ],
+)
+as_for("finetune", [f"finetune_{name}" for name in CONFIG.finetune.benchmarks])
+if CONFIG.study:
+    as_for("probe", [f"probe_study_{name}" for name in CONFIG.study.probes])
+    as_for("zeroshot", [f"zeroshot_study_{name}" for name in CONFIG.study.zeroshot])
+
 # a pattern that no name fits
 NONE = r"(?!)"
 

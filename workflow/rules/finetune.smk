@@ -4,8 +4,6 @@ TUNED = [
     f"results/finetuned/{benchmark}.json" for benchmark in CONFIG.finetune.benchmarks
 ]
 
-as_for("finetune", [f"finetune_{name}" for name in CONFIG.finetune.benchmarks])
-
 for benchmark in CONFIG.finetune.benchmarks:
 
     rule:

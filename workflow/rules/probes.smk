@@ -1,14 +1,5 @@
 # Frozen encoders judged. One job does several models of a benchmark, which share start-up and decoded images.
 
-as_for(
-    "probe",
-    [
-        f"probe_{benchmark}_{number}"
-        for benchmark in CONFIG.probes.benchmarks
-        for number in range(len(GROUPS))
-    ],
-)
-
 for benchmark in CONFIG.probes.benchmarks:
     for number, group in enumerate(GROUPS):
 

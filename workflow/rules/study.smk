@@ -29,11 +29,6 @@ rule render_look:
         " --look {wildcards.look} --config {params.config:q}"
 
 
-as_for("probe", [f"probe_study_{name}" for name in (ASKED.probes if ASKED else [])])
-as_for(
-    "zeroshot", [f"zeroshot_study_{name}" for name in (ASKED.zeroshot if ASKED else [])]
-)
-
 for benchmark in ASKED.probes if ASKED else []:
 
     rule:
