@@ -156,7 +156,16 @@ def _recipe(config: Config, store: str, task: Task, weights_sha256: str | None, 
     }
     if (other := config.label_stores[store].of) is not None:
         recipe["of"] = {"store": other, "index_sha256": sha256_json(read_json(labels_dir / other / "index.json"))}
-    return {**recipe, "recipe_sha256": sha256_json(recipe), "licence": expert.licence_name, "weights": expert.weights}
+    origin = {"licence": expert.licence_name, "weights": weights_of(config, store)}
+    return {**recipe, "recipe_sha256": sha256_json(recipe), **origin}
+
+
+def weights_of(config: Config, store: str) -> str:
+    """Where a store's labels come from: its expert's `weights`, or "random" where the store it is made `of` is."""
+    settings = config.label_stores[store]
+    if settings.of is not None and weights_of(config, settings.of) == "random":
+        return "random"
+    return config.experts[settings.expert].weights
 
 
 def _is_done(
@@ -425,7 +434,7 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
         raise CliptexError(f"{out_dir}: no image has a label ({failures}); mend the expert {settings.expert!r}")
     if failures:
         log.warning("%s: %d of %d images have no label: %s", out_dir, images - labelled, images, failures)
-    if config.experts[settings.expert].weights == "random":
+    if weights_of(config, store) == "random":
         log.warning("%s: labels of a network with RANDOM weights, for tests and benchmarks only", out_dir)
     statistics = _class_statistics(records, task)
     if len(statistics.get("classes", "many")) == 1:

@@ -11,7 +11,7 @@ from cliptex.expert_training import load_expert, train_expert
 from cliptex.experts.degraded import DegradedExpert
 from cliptex.files import read_json
 from cliptex.label_audit import audit_labels
-from cliptex.labels import LabelFile, index_labels, label_batch
+from cliptex.labels import LabelFile, index_labels, label_batch, weights_of
 from cliptex.plugins import find
 from cliptex.studies import study_config
 
@@ -111,3 +111,16 @@ def test_wrong_sources_are_named(tiny):
     ):
         with pytest.raises(CliptexError, match=message):
             label_batch(without, store, 0, paths.SHARD_INDEX, paths.expert(expert), paths.labels(store))
+
+
+def test_labels_made_of_random_ones_are_marked_random():
+    experts = {"dpt": {"weights": "random"}, "worse": {"plugin": "degraded", "network": {"task": "depth"}}}
+    stores = {
+        "depth": {"task": "depth", "expert": "dpt"},
+        "worse": {"task": "depth", "expert": "worse", "of": "depth"},
+    }
+    config = Config.load({"experts": experts, "label_stores": stores})
+    assert [weights_of(config, store) for store in stores] == ["random"] * 2
+    experts["dpt"]["weights"] = "trained"
+    config = Config.load({"experts": experts, "label_stores": stores})
+    assert [weights_of(config, store) for store in stores] == ["trained"] * 2
