@@ -104,19 +104,20 @@ def scenes(count=COUNT, classes=3):
 
     Scores are often equal too, but not within an image: of an image twice, its equal ones would be interleaved.
     """
+    rng = np.random.default_rng(2)  # the same whichever tests ran before
     annotations, found = [], []
-    ids = RNG.permutation(count) + 3
+    ids = rng.permutation(count) + 3
     for image in ids:
         rows = []
-        for number in range(RNG.integers(0, 6)):
-            x, y, w, h = *(4 * RNG.integers(0, 12, 2)), *(4 * RNG.integers(2, 6, 2))
+        for number in range(rng.integers(0, 6)):
+            x, y, w, h = *(4 * rng.integers(0, 12, 2)), *(4 * rng.integers(2, 6, 2))
             rows.append((x, y, w, h))
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": int(image),
                     # the last class has no object
-                    "category_id": [7, 90, 91][RNG.integers(classes - 1)],
+                    "category_id": [7, 90, 91][rng.integers(classes - 1)],
                     "bbox": [int(value) for value in (x, y, w, h)],
                     "area": int(w * h),
                     "iscrowd": int(number == 3),
@@ -125,17 +126,17 @@ def scenes(count=COUNT, classes=3):
             )
         boxes, masks = [], []
         for x, y, w, h in [*rows, *rows, (0, 0, 8, 8)]:
-            x, y = x + RNG.choice([0, 0, 1, 4]), y + RNG.choice([0, 1])
+            x, y = x + rng.choice([0, 0, 1, 4]), y + rng.choice([0, 1])
             boxes.append([x, y, x + w, y + h])
             masks.append(np.zeros((80, 80), bool))
             masks[-1][y : y + h, x : x + w] = True
-        kept = RNG.random(len(boxes)) < 0.8
+        kept = rng.random(len(boxes)) < 0.8
         found.append(
             {
                 "boxes": np.array(boxes, np.float32)[kept],
-                "labels": RNG.integers(0, classes, len(boxes))[kept],
+                "labels": rng.integers(0, classes, len(boxes))[kept],
                 "masks": np.array(masks)[kept],
-                "scores": (RNG.permutation(20)[: len(boxes)] / 32).astype(np.float32)[kept],
+                "scores": (rng.permutation(20)[: len(boxes)] / 32).astype(np.float32)[kept],
             }
         )
     categories = [{"id": number, "name": str(number)} for number in (90, 7, 91)]
