@@ -32,7 +32,6 @@ def main() -> None:
     from clip_benchmark.metrics import zeroshot_classification
 
     unpickle_nothing()
-
     zeroshot_classification.float = float_as_before
     cli.main()
 
