@@ -1,5 +1,6 @@
 """Studies: what is planned, how models are compared, and that the sentences say no more than the numbers."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -92,7 +93,24 @@ def test_loss_weights_is_a_grid_of_the_main_runs_weights():
         factors = {round(model.tasks[task] / weight, 6) for task, weight in usual.items() if model.tasks}
         assert len(factors) <= 1, name
         grid.add((model.contrastive_weight, *factors))
-    assert grid == {(1,), (1, 0.3), (1, 1), (1, 3), (0.3, 3), (0, 1)}
+    assert grid == {(1,), (0, 1), *itertools.product((1, 0.3), (0.3, 1, 3))}
+
+
+def test_experts_swaps_and_spoils_each_expert_alone():
+    config = study_config(study("experts"))
+    usual = config.models["cliptex"].tasks
+    changed = set()
+    for name in config.study.judged:
+        stores = [store for store in config.models[name].tasks if store not in usual]
+        of_degraded = [config.experts[config.label_stores[store].expert].network.get("strength") for store in stores]
+        changed.add((frozenset(config.label_stores[store].task for store in stores), *set(of_degraded)))
+    alone = [frozenset([task]) for task in usual]
+    assert changed == {
+        (frozenset(),),
+        *((task, None) for task in alone),
+        *((task, 0.6) for task in alone),
+        *((frozenset(usual), strength) for strength in (0.3, 0.6)),
+    }
 
 
 def test_only_the_heads_differ_in_heads_and_the_classes_in_alignment():

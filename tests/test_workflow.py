@@ -6,10 +6,12 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 import yaml
+from PIL import Image
 from small_run import BIN, ROOT, snakemake
 
 pytestmark = pytest.mark.xdist_group("workflow")
@@ -58,6 +60,14 @@ def test_snakemakes_own_report_has_captions_and_categories(finished):
     for caption in ("The whole report as one page", "heads trained on frozen features", "rendered stand-in data"):
         assert caption in text, caption
     out.unlink()
+
+
+def test_the_readmes_picture_is_drawn_from_a_finished_run(finished, tmp_path):
+    out = tmp_path / "result.png"
+    command = [sys.executable, ROOT / "docs/figures/result.py", finished / "results", out]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(out).size == (1200, 740)
 
 
 def test_a_second_run_has_nothing_to_do(finished):

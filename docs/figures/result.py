@@ -22,8 +22,9 @@ from cliptex.files import read_json
 from cliptex.images import decode_image
 from cliptex.labels import LabelFile
 from cliptex.plugins import find
+from cliptex.probes.per_image import MAIN_METRIC
 from cliptex.report import names
-from cliptex.report.statistics import MAIN_METRIC, direction, relative_gain
+from cliptex.report.statistics import direction, relative_gain
 from cliptex.shards import read_shard
 from cliptex.sheets import class_names
 from cliptex.tasks.segmentation import palette
