@@ -246,6 +246,25 @@ def test_a_dpt_folder_that_is_not_whole_is_refused_by_name(what, tmp_path):
     assert not (tmp_path / "out" / "expert.json").exists()
 
 
+def test_weights_without_a_place_in_a_dpt_are_refused_by_name(tmp_path):
+    """As of another network; but for those from which no depth is computed."""
+    folder = tmp_path / "dpt"
+    save_dpt(folder, LARGE)
+    state = weights.read_tensors(folder / "model.safetensors")
+    unused = {"dpt.pooler.dense.weight": torch.zeros(32, 32), "dpt.pooler.dense.bias": torch.zeros(32)}
+    save_file(state | unused, folder / "model.safetensors", metadata={"format": "pt"})
+    dpt.PLUGIN({}).load(folder)
+    deeper = {
+        name.replace("layer.3.", "layer.4."): tensor.clone() for name, tensor in state.items() if "layer.3." in name
+    }
+    assert len(deeper) == 16
+    save_file(state | unused | deeper, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        CliptexError, match=r"dpt: its weights have no place .*: dpt\.encoder\.layer\.4\.\w.*, 16 in all; copy"
+    ):
+        dpt.PLUGIN({}).load(folder)
+
+
 def test_a_config_beside_that_of_the_folder_is_refused(tmp_path):
     save_dpt(tmp_path / "dpt", LARGE)
     with pytest.raises(CliptexError, match=r"has a config\.json of its own"):

@@ -4,7 +4,6 @@ Trained with the scale- and shift-invariant loss of MiDaS (Ranftl et al., TPAMI 
 depth, where the sky is 0. Shape suffixes: B batch, C channels, H height, W width.
 """
 
-import logging
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,7 +21,6 @@ from cliptex.errors import CliptexError
 from cliptex.experts.network import NetworkExpert, normalise, resize, seen_together, to_host
 from cliptex.experts.weights import refused
 
-log = logging.getLogger("cliptex")
 MEAN = STD = (0.5, 0.5, 0.5)
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Intel/dpt-large": {
@@ -39,6 +37,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 """Repository on the hub -> what its config.json gives DPTConfig, for a network of that size without its weights."""
 UNUSED = "neck.fusion_stage.layers.0.residual_layer1."
 """The first fusion has no second input, so that its layers are never called; the published files leave them out."""
+NOT_FOR_DEPTH = ("dpt.pooler.", UNUSED)
+"""What a file may have beyond the network: no depth is computed from it."""
 
 
 def scale_shift_invariant_loss(
@@ -195,8 +195,11 @@ def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor
         raise CliptexError(
             f"{folder}: its weights do not fit its config.json: {', '.join(sorted(wrong)[:3])}, {len(wrong)} in all"
         )
-    if found["unexpected_keys"]:
-        log.warning("%s: weights without a place in the network: %s", folder, ", ".join(found["unexpected_keys"]))
+    if unknown := sorted(name for name in found["unexpected_keys"] if not name.startswith(NOT_FOR_DEPTH)):
+        raise CliptexError(
+            f"{folder}: its weights have no place in the network of its config.json: {', '.join(unknown[:3])},"
+            f" {len(unknown)} in all; copy the config.json that belongs to them"
+        )
     size, side = processor.size, module.config.image_size
     if processor.keep_aspect_ratio or size["height"] != size["width"]:
         raise CliptexError(
