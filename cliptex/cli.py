@@ -259,7 +259,7 @@ def index_labels(
 def plan(
     config: ConfigOption = DEFAULT,
     measure: Annotated[
-        bool, typer.Option(help="Run untrained experts on a few images where no rate is known yet.")
+        bool, typer.Option(help="Look at tars on the web, and run untrained experts, for what is not known yet.")
     ] = True,
 ) -> None:
     """Before any job: shards, jobs, bytes of images, labels and features, and the experts' time."""

@@ -45,7 +45,7 @@ from cliptex.shards import (
     write_rows,
     write_shard,
 )
-from cliptex.web_files import PAUSES_S, check_digest, fetch_file
+from cliptex.web_files import PAUSES_S, check_digest, fetch_file, start_of_file
 
 log = logging.getLogger("cliptex")
 CHUNK = 256
@@ -167,17 +167,31 @@ def fetch_tar(source: str, path: Path, sha256: str | None = None) -> None:
     part.replace(path)
 
 
-def _fetch_from_hub(source: str, part: Path) -> str | None:
-    """Download into `part`; the SHA-256 that the hub names, which it does for large files."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+def start_of_tar(source: str, count: int) -> tuple[bytes, int | None]:
+    """The first `count` bytes of a tar on the web or the hub, and its size; see `start_of_file`. No token is used."""
+    if source.startswith("hf://"):
+        from huggingface_hub import hf_hub_url
 
+        source = hf_hub_url(**_place_on_hub(source))
+    return start_of_file(source, "dataset.shards", count)
+
+
+def _place_on_hub(source: str) -> dict[str, Any]:
+    """A tar of the hub as the arguments of its library's functions."""
     kind, _, rest = source.removeprefix("hf://").partition("/")
     owner, _, rest = rest.partition("/")
     name, _, filename = rest.partition("/")
     name, _, revision = name.partition("@")
     if kind != "datasets" or not filename:
         raise CliptexError(f"{source}: not a file of the hub; write hf://datasets/owner/name/file.tar")
-    where = {"repo_id": f"{owner}/{name}", "filename": filename, "repo_type": "dataset", "revision": revision or None}
+    return {"repo_id": f"{owner}/{name}", "filename": filename, "repo_type": "dataset", "revision": revision or None}
+
+
+def _fetch_from_hub(source: str, part: Path) -> str | None:
+    """Download into `part`; the SHA-256 that the hub names, which it does for large files."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    where = _place_on_hub(source)
     for pause in (*PAUSES_S, None):
         try:
             tag = get_hf_file_metadata(hf_hub_url(**where)).etag or ""

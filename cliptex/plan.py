@@ -1,11 +1,14 @@
 """What labelling a data set will take, before any job of it has run.
 
-Reads   the configuration, and what of results/ is there already.
+Reads   the configuration, what of results/ is there already, and the beginning of a few tars that are still on the web.
 Writes  nothing.
 Holds   every figure says where it comes from; what cannot be known is None, never a guess.
 """
 
+import io
+import tarfile
 import time
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,11 +16,13 @@ import numpy as np
 from cliptex import paths
 from cliptex.config import Config
 from cliptex.data_on_disk import official_files
+from cliptex.download import start_of_tar
+from cliptex.errors import CliptexError
 from cliptex.expert_training import load_expert
 from cliptex.files import read_json
 from cliptex.images import decode_image
 from cliptex.plugins import find
-from cliptex.shard_batches import num_batches, shard_paths
+from cliptex.shard_batches import is_remote, num_batches, shard_paths, shard_sources
 from cliptex.shards import iterate_shard, read_index
 
 BYTES_A_PIXEL = {"segmentation": 528 / 224**2, "depth": 9849 / 224**2, "normals": 21846 / 224**2}
@@ -27,6 +32,9 @@ IMAGE_BYTES_A_PIXEL = 0.28
 MEASURED_IMAGES = 4
 SAID = {"download": "to download", "missing": "to be got by hand", "": "to be taken from where they are"}
 """What is said of a benchmark's file, by `cliptex.archives.Place.how`."""
+TARS_LOOKED_AT = 3
+START_BYTES = 1 << 20
+"""Bytes of a tar on the web by which its samples are judged."""
 TYPICAL_SIZE_PX = (288, 384)
 """Height and width taken for an image of the web where no shard is there to look at."""
 
@@ -36,18 +44,18 @@ def make_plan(config: Config, measure: bool = True) -> dict[str, Any]:
     (by name: the official files that are not in place, as `cliptex.data_on_disk.official_files` has them), `features`
     (by benchmark: what frozen encoders' features will take, as `cliptex.probes.feature_plan` says).
 
-    Each figure stands beside its origin, `*_from`. measure: run an expert whose rate is not known from finished jobs,
-    untrained, on a few images.
+    Each figure stands beside its origin, `*_from`. measure: look at the beginning of a few tars where all are on the
+    web, and run an expert whose rate is not known from finished jobs, untrained, on a few images.
     """
     from cliptex.probes.feature_plan import plan_features
 
-    images = _images(config)
+    images = _images(config, measure)
     stores = {name: _store(config, name, images, measure) for name in config.label_stores}
     features = {name: plan_features(config, name) for name in config.probes.benchmarks}
     return {"images": images, "stores": stores, "benchmarks": official_files(config), "features": features}
 
 
-def _images(config: Config) -> dict[str, Any]:
+def _images(config: Config, measure: bool) -> dict[str, Any]:
     shards = shard_paths(config)
     out: dict[str, Any] = {"shards": len(shards), "number": None, "bytes": None, "bytes_from": "not known yet"}
     out["number_from"] = "not known before results/shards/index.json"
@@ -71,7 +79,39 @@ def _images(config: Config) -> dict[str, Any]:
         height, width = _image_size(config)
         out["bytes"] = round(IMAGE_BYTES_A_PIXEL * height * width * out["number"])
         out["bytes_from"] = f"photographs of {height} x {width} as JPEG"
+    elif remote := [source for source in shard_sources(config) if is_remote(source)]:
+        out |= _on_the_web(remote, len(shards)) if measure else {"bytes_from": "tars on the web, not looked at"}
     return out
+
+
+def _on_the_web(sources: list[str], shards: int) -> dict[str, Any]:
+    """Bytes and number of all samples by the beginning of a few tars; where it cannot be had, why not."""
+    few = sources[:: -(-len(sources) // TARS_LOOKED_AT)]
+    try:
+        starts, sizes = zip(*(start_of_tar(source, START_BYTES) for source in few), strict=True)
+    except CliptexError as error:
+        return {"bytes_from": f"not known: {error}"}
+    if None in sizes:
+        return {"bytes_from": f"not known: the server does not say how long {few[sizes.index(None)]} is"}
+    total, taken = sum(sizes) * shards // len(few), [_bytes_a_sample(start) for start in starts]
+    out = {"bytes": total, "bytes_from": f"{len(few)} of {shards} shards, by their servers now"}
+    if None not in taken:
+        each = sum(taken) / len(taken)
+        out |= {
+            "number": round(total / each),
+            "number_from": f"{_bytes(each)} a sample at the beginning of these shards",
+        }
+    return out
+
+
+def _bytes_a_sample(start: bytes) -> float | None:
+    """Bytes that a sample takes in the beginning of a tar; None where that has no whole one."""
+    begins: dict[str, int] = {}
+    with suppress(tarfile.ReadError), tarfile.open(fileobj=io.BytesIO(start), mode="r:") as tar:  # which is cut off
+        for member in tar:
+            if member.isfile():
+                begins.setdefault(member.name.rpartition("/")[2].partition(".")[0], member.offset)
+    return max(begins.values()) / (len(begins) - 1) if len(begins) > 1 else None
 
 
 def _store(config: Config, name: str, images: dict[str, Any], measure: bool) -> dict[str, Any]:

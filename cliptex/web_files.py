@@ -1,4 +1,5 @@
-"""Fetch a file from the web: what was interrupted goes on, what fails is tried again, what has come is checked.
+"""Fetch a file from the web: what was interrupted goes on, what fails is tried again, what has come is checked. Or look
+at its beginning alone.
 
 Reads   an http or https address.
 Writes  the file, under its name only when it is whole and checked; until then beside it, `.{name}.part`, with a note of
@@ -10,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib import request
 from urllib.error import HTTPError
@@ -25,7 +26,9 @@ from cliptex.progress import track
 log = logging.getLogger("cliptex")
 PAUSES_S = (1, 4, 16, 64)
 """Waits between attempts."""
+AGENT = f"cliptex/{__version__}"
 TIMEOUT_S = 60
+GLANCE_TIMEOUT_S = 10
 BLOCK = 1 << 20
 SPARED = 1 << 30
 """Bytes that an answer of unknown length leaves free on the disk."""
@@ -46,14 +49,7 @@ def fetch_file(
     """
     from filelock import FileLock
 
-    parts = urlsplit(url)
-    if parts.username is not None:
-        raise CliptexError(
-            f"{key}: {without_secrets(url)} has a user or a password in it, which would be written down with it; fetch"
-            " the file by other means and give its path"
-        )
-    if parts.scheme not in ("http", "https"):
-        raise CliptexError(f"{key}: {url} is not an http or https address; give a file that is here by its path")
+    _check_address(url, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     with FileLock(path.with_name(f".{path.name}.lock")):  # two jobs may want one file
@@ -67,6 +63,34 @@ def fetch_file(
             os.fsync(file.fileno())
         part.replace(path)
         _note(part).unlink(missing_ok=True)
+
+
+def start_of_file(url: str, key: str, count: int) -> tuple[bytes, int | None]:
+    """The first `count` bytes of a file on the web, or all of a shorter one, and its size where the server says that.
+
+    Tried once. Raises CliptexError, which begins with `key`, when they cannot be had or are of a web page.
+    """
+    _check_address(url, key)
+    headers = {"User-Agent": AGENT, "Accept-Encoding": "identity", "Range": f"bytes=0-{count - 1}"}
+    try:
+        with _opener().open(request.Request(url, headers=headers), timeout=GLANCE_TIMEOUT_S) as answer:
+            _refuse_page(answer, url, key)
+            whole = answer.headers.get("Content-Range" if answer.status == 206 else "Content-Length", "")
+            size = whole.rpartition("/")[2]
+            return answer.read(count), int(size) if size.isdecimal() else None
+    except (OSError, HTTPException) as error:
+        raise CliptexError(f"{key}: {url} cannot be looked at ({error}); mend the address, or try again") from error
+
+
+def _check_address(url: str, key: str) -> None:
+    parts = urlsplit(url)
+    if parts.username is not None:
+        raise CliptexError(
+            f"{key}: {without_secrets(url)} has a user or a password in it, which would be written down with it; fetch"
+            " the file by other means and give its path"
+        )
+    if parts.scheme not in ("http", "https"):
+        raise CliptexError(f"{key}: {url} is not an http or https address; give a file that is here by its path")
 
 
 def check_digest(path: Path, digest: str, what: str, remedy: str, remove: bool = False) -> None:
@@ -127,6 +151,11 @@ def _opener() -> request.OpenerDirector:
     return opener
 
 
+def _refuse_page(answer: HTTPResponse, url: str, key: str) -> None:
+    if answer.headers.get_content_type() == "text/html":
+        raise CliptexError(f"{key}: {url} is a web page, not a file; download it by hand and give its path")
+
+
 def _fetch(url: str, part: Path, key: str, resume: bool) -> None:
     """One attempt. Raises OSError when the answer ends early, and CliptexError when it is a web page.
 
@@ -134,7 +163,7 @@ def _fetch(url: str, part: Path, key: str, resume: bool) -> None:
     """
     note = read_json(_note(part)) if part.exists() and _note(part).exists() else {}
     have = part.stat().st_size if note.get("url") == url else 0
-    headers = {"User-Agent": f"cliptex/{__version__}", "Accept-Encoding": "identity"}
+    headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
     if have and (note["validator"] or resume):
         if have == note["bytes"]:
             return
@@ -142,8 +171,7 @@ def _fetch(url: str, part: Path, key: str, resume: bool) -> None:
         if note["validator"]:  # the whole file comes when it has changed since
             headers["If-Range"] = note["validator"]
     with _opener().open(request.Request(url, headers=headers), timeout=TIMEOUT_S) as answer:
-        if answer.headers.get_content_type() == "text/html":
-            raise CliptexError(f"{key}: {url} is a web page, not a file; download it by hand and give its path")
+        _refuse_page(answer, url, key)
         resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         if not resumed:
             have = 0

@@ -691,6 +691,7 @@ def test_tars_come_from_the_hub(tmp_path, server):
     configs = [tars_config([f"hf://datasets/pixparse/cc3m-wds/{tar}.tar"]) for tar in wanted]
     code = "import sys; from cliptex import download; from cliptex.config import Config; download.time.sleep = print\n"
     code += "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 1000  # of ten million\n"
+    code += "print(download.start_of_tar('hf://datasets/pixparse/cc3m-wds/cc3m-train-bad.tar', 3))\n"
     code += "for given in sys.argv[1:]:\n"
     code += "    try: print('built', len(download.build_shards(Config.load(given), 0)['shards']))\n"
     code += "    except download.CliptexError as error: print(error)\n"
@@ -698,7 +699,8 @@ def test_tars_come_from_the_hub(tmp_path, server):
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-c", code, *(given.subset("dataset", "download") for given in configs)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
-    said = [line for line in result.stdout.splitlines() if not line.isdigit()]
+    looked_at, *said = [line for line in result.stdout.splitlines() if not line.isdigit()]
+    assert looked_at == "(b'rep', 8)"
     assert said[0] == "built 2", result.stderr[-3000:]
     assert re.match(r"hf://datasets/pixparse/cc3m-wds/nothing\.tar: not given by the hub \(.*404", said[1])
     assert "cc3m-train-bad.tar is not the file wanted: its SHA-256" in said[2]

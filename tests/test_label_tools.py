@@ -9,6 +9,7 @@ import pytest
 from conftest import Brightness, drawn_pair
 from PIL import Image
 from typer.testing import CliRunner
+from web_server import WebServer
 
 from cliptex import paths
 from cliptex.cli import app
@@ -183,14 +184,14 @@ def test_the_audit_command_fails_where_labels_cannot_be_made_again(tiny, monkeyp
 # ---- plan
 
 
-def planned(tmp_path, monkeypatch, **sections):
+def planned(tmp_path, monkeypatch, measure=True, **sections):
     monkeypatch.chdir(tmp_path)
     config = {
         "dataset": {"source": "webdataset", "shards": [f"data/{number:05d}.tar" for number in range(25)]},
         "experts": {"bright": {"plugin": "conftest:Brightness", "network": {"task": "depth"}}},
         "label_stores": {"depth": {"task": "depth", "expert": "bright"}},
     }
-    return make_plan(Config.load(config | sections), measure=sections.pop("measure", True))
+    return make_plan(Config.load(config | sections), measure)
 
 
 def test_a_plan_before_anything_is_there_says_what_cannot_be_known(tmp_path, monkeypatch):
@@ -212,6 +213,46 @@ def test_a_plan_extrapolates_from_the_shards_that_are_there(tmp_path, monkeypatc
     assert (images["bytes"], images["bytes_from"]) == (25 * size, "1 of 25 shards that are there")
     assert plan["stores"]["depth"]["seconds"] > 0
     assert "4 images of 40 x 56" in plan["stores"]["depth"]["seconds_from"]
+
+
+def test_a_plan_looks_at_the_beginning_of_a_few_tars_on_the_web(tmp_path, monkeypatch):
+    monkeypatch.setattr("cliptex.plan.START_BYTES", 100_000)
+    write_shard(tmp_path / "40.tar", [drawn_pair(f"{number:09d}", number, 400, 400) for number in range(40)])
+    tar = (tmp_path / "40.tar").read_bytes()
+    assert len(tar) > 250_000
+    with WebServer() as server:
+        server.files = {f"/{number:05d}.tar": tar for number in range(25)}
+        source = {"source": "webdataset", "shards": [server.url + "/{00000..00024}.tar"]}
+        images = planned(tmp_path, monkeypatch, measure=False, dataset=source)["images"]
+        assert (images["number"], images["bytes"], images["bytes_from"]) == (
+            None,
+            None,
+            "tars on the web, not looked at",
+        )
+        assert not server.requests
+
+        found = planned(tmp_path, monkeypatch, dataset=source)
+        images = found["images"]
+        assert server.requests == {"/00000.tar": 1, "/00009.tar": 1, "/00018.tar": 1}
+        assert (images["bytes"], images["bytes_from"]) == (25 * len(tar), "3 of 25 shards, by their servers now")
+        assert images["number"] == pytest.approx(25 * 40, rel=0.1)
+        assert re.fullmatch(r"[\d.]+ kB a sample at the beginning of these shards", images["number_from"])
+        assert found["stores"]["depth"]["seconds"] > 0 and not re.search(r"\?", shown(found))
+
+        del server.files["/00009.tar"]
+        images = planned(tmp_path, monkeypatch, dataset=source)["images"]
+        assert images["bytes"] is None
+        assert images["bytes_from"].startswith(
+            f"not known: dataset.shards: {server.url}/00009.tar cannot be looked at (HTTP"
+        )
+
+
+def test_what_is_no_tar_has_a_size_but_no_number(tmp_path, monkeypatch):
+    with WebServer() as server:
+        server.files = {"/a.tar": b"\x1f\x8b no plain tar"}
+        source = {"source": "webdataset", "shards": [f"{server.url}/a.tar"]}
+        images = planned(tmp_path, monkeypatch, dataset=source)["images"]
+    assert (images["bytes"], images["number"]) == (15, None)
 
 
 def test_a_plan_of_a_list_of_urls_knows_all_before_any_job(tmp_path, monkeypatch):

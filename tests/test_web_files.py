@@ -6,11 +6,11 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-from web_server import PlannedServer
+from web_server import PlannedServer, WebServer
 
 from cliptex import web_files
 from cliptex.errors import CliptexError
-from cliptex.web_files import fetch_file
+from cliptex.web_files import fetch_file, start_of_file
 
 BODY = np.random.default_rng(0).bytes(300_000)
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -96,3 +96,32 @@ def test_no_room_is_said_before_anything_is_fetched(server, tmp_path, monkeypatc
     with pytest.raises(CliptexError, match=rf"{tmp_path}: 1,000 bytes free, 300,000 needed for .*make room"):
         fetch_file(f"{server.url}/net.tar", tmp_path / "net.tar", "url")
     assert not (tmp_path / ".net.tar.part").exists()
+
+
+def test_the_beginning_of_a_file_and_its_size_with_or_without_ranges(server):
+    server.files = {"/net.tar": BODY, "/short.tar": BODY[:5]}
+    assert start_of_file(f"{server.url}/net.tar", "url", 1000) == (BODY[:1000], len(BODY))
+    assert start_of_file(f"{server.url}/short.tar", "url", 1000) == (BODY[:5], 5)
+    assert server.asked == [("/net.tar", "bytes=0-999"), ("/short.tar", "bytes=0-999")]
+    with WebServer() as ranges:
+        ranges.files = {"/net.tar": BODY}
+        assert start_of_file(f"{ranges.url}/net.tar", "url", 1000) == (BODY[:1000], len(BODY))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("file:///etc/passwd", "not an http or https address"),
+        ("https://me:secret@example.org/a.tar", "has a user or a password"),
+        ("{}/gone.tar", r"cannot be looked at \(HTTP Error 404"),
+        ("{}/page.tar", "is a web page"),
+        ("{}/inside.jpg", "cannot be looked at"),
+    ],
+)
+def test_a_beginning_is_refused_as_a_download_is(url, message, server):
+    with WebServer() as web:
+        web.private = "file:///etc/passwd"
+        server.files, server.plan = {"/page.tar": BODY}, ["page"] if "page" in url else []
+        place = url.format(web.url if "inside" in url else server.url)
+        with pytest.raises(CliptexError, match=f"^key: .*{message}"):
+            start_of_file(place, "key", 10)
