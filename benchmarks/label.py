@@ -3,11 +3,12 @@
     python benchmarks/label.py [--experts mask_rcnn dpt_large dpt_hybrid nll_angmf] [--images 16] [--batch-size 4]
         [--repeats 3] [--threads 1]
 
-The stage reads the shard, decodes its images, runs the expert, resizes its labels and writes the label file. The bare
-side is nothing but the calls of the expert's network on the very tensors that it gets in the stage, recorded before.
-Same network, batch size, threads, number format and images. The networks are those of the published weights at full
-size, with random weights; Mask R-CNN has no score threshold, so that it always has its 100 instances to paint, which is
-the most work beside its forward passes. Loading the network is left out: it happens once a job.
+The stage reads the shard, decodes its images, runs the expert, resizes its labels, writes the label file, and reads it
+again for the job's record (digest, counts, pixels of each class). The bare side is nothing but the calls of the
+expert's network on the very tensors that it gets in the stage, recorded before. Same network, batch size, threads,
+number format and images. The networks are those of the published weights at full size, with random weights; Mask R-CNN
+has no score threshold, so that it always has its 100 instances to paint, which is the most work beside its forward
+passes. Loading the network is left out: it happens once a job.
 
 Repeats alternate between the sides. `ratio` is the stage's images a second over the bare ones, by the clock (median;
 the spread is the least and the greatest); `processor_ratio` is the same by processor seconds of this process, where
@@ -67,7 +68,7 @@ def measure(name: str, folder: Path, entry: dict, batch_size: int, repeats: int)
     """The result of one expert."""
     import torch
 
-    from cliptex.labels import Labeller
+    from cliptex.labels import SCHEMA_VERSION, Labeller, describe_labels
     from cliptex.plugins import find
     from cliptex.precision import mixed_precision
 
@@ -77,11 +78,14 @@ def measure(name: str, folder: Path, entry: dict, batch_size: int, repeats: int)
     expert = find("experts", plugin)(settings)
     expert.load(None)
     task = find("tasks", expert.task)()
+    path = folder / f"{name}.parquet"
+    metadata = {"schema_version": SCHEMA_VERSION, "store": name, "task": task.name, "codec": task.codec()}
     calls: list[tuple[tuple, dict]] = []
     with Labeller(name, expert, task, batch_size, Labels()) as labeller:
 
         def stage() -> None:
-            labeller.label_shard(entry, {"store": name}, folder / f"{name}.parquet")
+            labeller.label_shard(entry, metadata, path)
+            describe_labels(path, entry, task)
 
         def bare() -> None:
             with torch.inference_mode(), mixed_precision(expert.precision):
@@ -116,7 +120,7 @@ def measure(name: str, folder: Path, entry: dict, batch_size: int, repeats: int)
         "batch_size": batch_size,
         "threads": torch.get_num_threads(),
         "repeats": repeats,
-        "bytes_an_image": round((folder / f"{name}.parquet").stat().st_size / images),
+        "bytes_an_image": round(path.stat().st_size / images),
         "machine": {
             "processor": platform.machine(),
             "device": str(expert.device),

@@ -45,10 +45,10 @@ def audit_labels(
 ) -> list[Finding]:
     """Label `samples` random images again, one at a time, and compare them with the store.
 
-    Both sides pass through the codec. A pixel differs when its class does, or when a value is off by more than 2 % of
-    the label's range or valid on one side only; an image agrees when at most 2 % of its pixels differ. Images need not
-    be identical to the byte: the store's were labelled in batches, and a library may add in another order for another
-    batch size. An image that has no label on both sides agrees.
+    Both sides pass through the codec. A pixel differs when its class does, or when a value, such as the score beside a
+    class, is off by more than 2 % of its range in the label or valid on one side only; an image agrees when at most 2 %
+    of its pixels differ. Images need not be identical to the byte: the store's were labelled in batches, and a library
+    may add in another order for another batch size. An image that has no label on both sides agrees.
     """
     task: Task = find("tasks", config.label_stores[store].task)()
     entries = read_index(shard_index)["shards"]
@@ -87,12 +87,18 @@ def _compare(task: Task, shard: str, again: dict[str, Any], stored: tuple[bytes,
 
 
 def differing(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of the pixels of two labels [H, W] or [H, W, C] that differ; see `audit_labels`."""
+    """Share of the pixels of two labels [H, W] or [H, W, C] that differ; see `audit_labels`.
+
+    The first channel of a label of integers is the class, all others are values. Of a value that is an integer, 1 is
+    rounding, whatever the range.
+    """
     a, b = (label.reshape(*label.shape[:2], -1) for label in (a, b))
-    if a.dtype.kind != "f":
-        return float(np.mean((a != b).any(axis=-1)))
-    step = TOLERANCE * (np.nanmax(a, axis=(0, 1)) - np.nanmin(a, axis=(0, 1)))
-    return float(np.mean((~np.isclose(a, b, rtol=1e-4, atol=step, equal_nan=True)).any(axis=-1)))
+    exact = 0 if a.dtype.kind == "f" else 1
+    differ_HW = (a[..., :exact] != b[..., :exact]).any(axis=-1)
+    a, b = (label[..., exact:].astype(np.float64) for label in (a, b))
+    step = np.maximum(TOLERANCE * (np.nanmax(a, axis=(0, 1)) - np.nanmin(a, axis=(0, 1))), exact)
+    differ_HW |= (~np.isclose(a, b, rtol=1e-4, atol=step, equal_nan=True)).any(axis=-1)
+    return float(differ_HW.mean())
 
 
 def report(findings: list[Finding], store: str) -> str:

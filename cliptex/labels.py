@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,8 +63,8 @@ def label_batch(
 
     workers: processes that decode and encode, see `Labeller`; they change nothing in what is written.
     An image on which the expert fails, or whose label is all invalid, becomes a row with a reason. Raises CliptexError
-    when the shard is not what was indexed, when memory runs out, and when 8 images in a row fail, since then it is
-    not the images.
+    when the shard is not what was indexed, when memory runs out, when a worker dies, and when 8 images in a row fail,
+    since then it is not the images.
     """
     from cliptex.expert_training import load_expert
 
@@ -93,7 +94,7 @@ def label_batch(
                 log.info("%s: already labelled", path)
             else:
                 labeller.label_shard(entry, metadata, path)
-            records.append({**_record(path, entry, task), "resumed": resumed})
+            records.append({**describe_labels(path, entry, task), "resumed": resumed})
     seconds = time.monotonic() - start
     images = sum(record["rows"] for record in records)
     fresh = sum(record["rows"] for record in records if not record["resumed"])
@@ -205,7 +206,7 @@ def _write_again(file: "LabelFile", metadata: dict[str, Any], scalars: list[str]
         again.replace(file.path)
 
 
-def _record(path: Path, entry: dict[str, Any], task: Task) -> dict[str, Any]:
+def describe_labels(path: Path, entry: dict[str, Any], task: Task) -> dict[str, Any]:
     """What a batch file says of one label file."""
     file = LabelFile(path, task)
     errors = file.column("error")
@@ -285,10 +286,17 @@ class Labeller:
         scalars = list(self.task.scalars(self.task.missing(1)))
         with _writing(path, scalars, self.expert.extra_columns(), metadata) as write:
             found = self._pipeline.rows(batches, self._predict)
-            for rows in track(found, f"{metadata['store']} {entry['shard']}", len(batches)):
-                for row in rows:
-                    self._count_failure(row, entry)
-                write(rows)
+            try:
+                for rows in track(found, f"{metadata['store']} {entry['shard']}", len(batches)):
+                    for row in rows:
+                        self._count_failure(row, entry)
+                    write(rows)
+            except BrokenExecutor as error:
+                raise CliptexError(
+                    f"{entry['path']}: a worker process that decodes its images or encodes its labels has died, most"
+                    " often killed because memory ran out; give the job more memory (`mem`) or fewer `threads`, then"
+                    " run the same command again, it goes on with this shard"
+                ) from error
 
     def label_pairs(self, pairs: list[Pair]) -> list[dict[str, Any]]:
         """The rows of some pairs, labelled in one batch: `key`, and `error` or what a label file has."""

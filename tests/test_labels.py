@@ -1,7 +1,9 @@
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from cliptex.errors import CliptexError
 from cliptex.experts.base import Expert
 from cliptex.files import read_json, sha256_file, write_json
 from cliptex.images import decode_image, encode_jpeg
-from cliptex.label_audit import audit_labels, report
+from cliptex.label_audit import audit_labels, differing, report
 from cliptex.labels import (
     LabelFile,
     index_labels,
@@ -239,6 +241,18 @@ def test_labels_made_otherwise_are_done_again(work, change):
     options |= {"batch_size": {"batch_size": 2}, "precision": {"precision": "fp32"}}
     options = options.get(change, {})
     assert not work.label(0, **options)["shards"][0]["resumed"]
+
+
+def test_another_licence_is_written_into_the_files_without_labelling_again(work):
+    work.label(0)
+    before = work.rows(0)
+    calls.clear()
+    config = work.config()
+    expert = config.experts["bright"].model_copy(update={"licence": "MIT", "revision": "v2", "sha256": "0" * 8})
+    config = config.model_copy(update={"experts": {"bright": expert}})
+    label_batch(config, "depth", 0, work.index, work.expert, work.out)
+    assert calls == [] and work.rows(0) == before
+    assert LabelFile(work.file(0)).metadata["licence"] == "MIT"
 
 
 def test_how_shards_are_shared_out_does_not_matter(work):
@@ -594,6 +608,24 @@ def test_the_audit_tells_how_much_of_a_label_differs(work):
     assert "10.00% of the pixels differ" in report(found, "depth")
 
 
+def test_the_audit_wants_the_same_class_and_nearly_the_same_score():
+    label = np.stack(
+        np.broadcast_arrays(np.arange(10, dtype=np.uint8)[:, None], np.arange(0, 250, 25, dtype=np.uint8)), -1
+    )
+    other = label.copy()  # 10 x 10; scores from 0 to 225, of which 2 % are 4.5
+    other[..., 1] += 4
+    assert differing(label, other) == 0
+    other[0, :3, 1] += 1
+    assert differing(label, other) == 0.03
+    other[0, 2, 0] += 1  # in a pixel that differs already
+    other[1, 2, 0] += 1
+    assert differing(label, other) == differing(other, label) == 0.04
+    assert differing(label[..., 0], other[..., 0]) == 0.02
+    flat = np.full((4, 5, 2), 200, np.uint8)  # no object: one score everywhere, without a range
+    assert differing(flat, flat + np.array([0, 1], np.uint8)) == 0
+    assert differing(flat, flat + np.array([0, 2], np.uint8)) == 1
+
+
 def test_a_loss_is_remembered_by_the_index_when_the_batch_file_is_gone(tmp_path):
     item = {"batch": "batch-000.json", "file": "00000.parquet", "bytes": 3}
     write_json(tmp_path / "index.json", {"files": [item]})
@@ -615,6 +647,28 @@ def test_worker_processes_change_nothing_in_what_is_written(work):
     work.file(0).unlink()
     label_batch(work.config(raises=[bad]), "depth", 0, work.index, work.expert, work.out, workers=2)
     assert work.file(0).read_bytes() == before
+
+
+class Deadly(find("tasks", "depth")):
+    """Depth whose encoding gets a worker killed, as one is where memory runs out."""
+
+    def encode(self, label):
+        assert multiprocessing.parent_process() is not None  # else the tests themselves would be killed
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_ends_the_job_with_a_remedy(work):
+    work.label(0)
+    before = work.file(0).stat().st_mtime_ns
+    config = work.config(shards_per_job=2, task="test_labels:Deadly")
+    with pytest.raises(
+        CliptexError, match=r"00001\.tar: a worker .* has died.*`mem`.*`threads`.*the same command again"
+    ):
+        label_batch(config, "depth", 0, work.index, work.expert, work.out, workers=2)
+    assert sorted(path.name for path in work.out.iterdir()) == ["00000.parquet", "batch-000.json"]
+    record = work.label(0, shards_per_job=2)
+    assert [shard["resumed"] for shard in record["shards"]] == [True, False]
+    assert work.file(0).stat().st_mtime_ns == before
 
 
 def test_what_a_killed_job_left_half_made_is_swept_away(work):
