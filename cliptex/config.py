@@ -200,7 +200,8 @@ class Labels(Section):
     """How shards are labelled."""
 
     shards_per_job: Positive = 10
-    """Shards that one labelling job does."""
+    """Shards that one labelling job does. Choose it before labelling: a change keeps the labels, but trains the models
+    that learn from them again."""
     max_side_px: Positive = 256
     """Label grids are no larger than this; larger images are labelled at full size and the label is resized."""
     max_image_side_px: Positive = 2048

@@ -112,6 +112,22 @@ def test_the_size_of_labels_redoes_all_labels_but_no_expert(run, size):
     assert run.redone(config=changed("labels", **{size: 128})) == {**LABELLING, "train": 1}
 
 
+@pytest.mark.parametrize(("per_job", "jobs"), [(1, 12), (4, 3)])
+def test_how_many_shards_a_job_does_goes_through_all_that_is_labelled(run, per_job, jobs):
+    """The jobs keep every label file (tests/test_labels.py), which the plan cannot know."""
+    redone = run.redone(config=changed("labels", shards_per_job=per_job))
+    assert redone == {"label": jobs, "index_labels": 3, "train": 1}
+
+
+@pytest.mark.parametrize(
+    "option", [{"licence": "MIT"}, {"sha256": "0" * 8}, {"revision": "v2"}, {"path": "elsewhere.pt"}]
+)
+def test_what_is_said_of_an_experts_weights_goes_through_its_labels(run, option):
+    """Of the same weights the jobs keep every label (tests/test_labels.py)."""
+    redone = run.redone(config=changed("experts.mask_rcnn", **option))
+    assert redone == {"train_expert": 1, "label": 2, "index_labels": 1, "train": 1}
+
+
 def test_what_is_asked_of_the_data_redoes_no_label(run):
     """Where other repeated images are dropped the jobs run, and keep the label files of all shards that stay as they
     are (tests/test_labels.py)."""
