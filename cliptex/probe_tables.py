@@ -14,7 +14,7 @@ from cliptex.errors import CliptexError
 from cliptex.files import read_json, write_json
 from cliptex.probes import heads
 
-SAME = ("benchmark", "source", "split", "num_train", "num_eval", "class_names")
+SAME = ("benchmark", "source", "variant", "split", "num_train", "num_eval", "class_names")
 
 
 def probe_files(config: Config, benchmark: str) -> list[Path]:

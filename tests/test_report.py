@@ -39,7 +39,7 @@ from cliptex.report import build_report, names
 from cliptex.report.differences import Comparison, differences_table
 from cliptex.report.figures import FURTHER
 from cliptex.report.gallery import Judged, _read_pairs, draw_detections
-from cliptex.report.gather import gather
+from cliptex.report.gather import Scores, gather
 from cliptex.report.page import make_parts
 from cliptex.report.statistics import (
     Outcome,
@@ -241,6 +241,7 @@ def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> No
         )
     for benchmark in config.zeroshot.benchmarks:
         row = {"task": "zero_shot_classification", "head": "zero_shot", "num_parameters": 9, "seconds": 1.0}
+        row["protocol"] = "how names were asked"
         rows = [
             {**row, "model": model, "seed": seed, "metrics": {"top1": mean * (1 + noise[seed]), "top5": 2 * mean}}
             for model, mean in ZEROSHOT[benchmark].items()
@@ -254,6 +255,18 @@ def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> No
             root / f"results/zeroshot/{benchmark}.json",
             {**head, **about, "results": rows, "provenance": provenance({})},
         )
+
+
+def make_finetuned(config: Config, root: Path) -> None:
+    """Tables of tuned encoders as `cliptex.probe_tables` writes them: CLIPTeX has become CLIP-FT's equal."""
+    for benchmark in config.finetune.benchmarks:
+        data = json.loads((root / f"results/probes/{benchmark}.json").read_text())
+        equal = {row["seed"]: row["metrics"] for row in data["results"] if row["model"] == "clip_ft"}
+        rows = [row | {"frozen": False, "protocol": "tuned"} for row in data["results"] if row["model"] != "position"]
+        for row in rows:
+            row["metrics"] = equal[row["seed"]] if row["model"] == "cliptex" else row["metrics"]
+        make_statistics(root / "results/finetuned" / benchmark, rows, ids_of(benchmark, root))
+        write_json(root / f"results/finetuned/{benchmark}.json", data | {"frozen": False, "results": rows})
 
 
 def statistics_of(task: str, mean: float, count: int) -> dict[str, np.ndarray]:
@@ -469,8 +482,11 @@ def test_official_data_are_not_called_miniature(three_seeds, tmp_path):
     path = copy / "results/zeroshot/imagenet.json"
     write_json(path, json.loads(path.read_text()) | {"source": "official"})
     official = config.model_copy(update={"dataset": config.dataset.model_copy(update={"source": "webdataset"})})
+    path = copy / "results/probes/voc.json"
+    write_json(path, json.loads(path.read_text()) | {"variant": "trainaug"})
     build_report(official, copy)
     page = (copy / "results/report.html").read_text()
+    assert "variant trainaug, heads trained on 600 of its images" in page
     assert "(miniature)" not in page
     assert "MINIATURE" not in page
 
@@ -544,6 +560,51 @@ def test_csv_has_full_precision_and_every_seed(three_seeds):
     (row,) = [row for row in rows if wanted.items() <= row.items()]
     assert float(row["value"]) == pytest.approx(15.2 * 1.01)
     assert row["source"] == "miniature"
+
+
+def test_every_table_of_results_says_how_they_were_made(three_seeds):
+    _, root, _ = three_seeds
+    protocols = {
+        "main": "how depth was done",
+        "probes_nyuv2": "how normals was done",
+        "differences": "how detection was done",
+        "zeroshot": "how names were asked",
+    }
+    for name, protocol in protocols.items():
+        with (root / f"results/report/{name}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert rows and protocol in {row["protocol"] for row in rows}
+        for row in rows:
+            assert (row["seeds"], row["evaluation images"], row["source"]) == ("0 1 2", "40", "miniature")
+            assert row["training images"] == ("0" if row["protocol"] == protocols["zeroshot"] else "600")
+            assert row["encoders trained on"] == "12 rendered image-caption pairs" and row["metric"]
+        notes = (root / f"results/report/{name}.md").read_text()
+        for said in (protocol, "12 rendered image-caption pairs", "Seeds: 0, 1, 2.", "judged on 40", "depth by depth"):
+            assert said in notes, (name, said)
+
+
+def test_gains_of_tuned_encoders_stand_beside_those_of_frozen_ones(three_seeds, tmp_path):
+    config, root, _ = three_seeds
+    copy = copied(root, tmp_path)
+    tuned = Config.load(config.plain() | {"finetune": {"benchmarks": {"imagenet": {}}}})
+    with pytest.raises(CliptexError, match=r"finetuned/imagenet\.json: no such file"):
+        build_report(tuned, copy)
+    make_finetuned(tuned, copy)
+    build_report(tuned, copy)
+    page = Page((copy / "results/report.html").read_text())
+    heading, group, row = page.table("finetuned")
+    assert heading[1:] == ["CLIP", "CLIP-FT", "CLIPTeX", "Random", "CLIPTeX over CLIP-FT", "the same, frozen"]
+    assert group[0].endswith("encoders and heads trained on 600 of its images, judged on 40 (val)")
+    assert row[2] == row[3] and row[5] == "0.0 % 0.0 to 0.0 = tie" and row[6].startswith("+15.6 %")
+    assert "#finetuning" in {attributes["href"] for tag, attributes in page.tags if tag == "a"}
+    with (copy / "results/report/all_metrics.csv").open() as file:
+        kinds = {(row["kind"], row["protocol"]) for row in csv.DictReader(file) if row["benchmark"] == "imagenet"}
+    assert {("finetuned", "tuned"), ("probe", "how classification was done")} < kinds
+    assert "tuned" in (copy / "results/report/finetuned_imagenet.md").read_text()
+    path = copy / "results/finetuned/imagenet.json"
+    write_json(path, json.loads(path.read_text()) | {"num_train": 599})
+    with pytest.raises(CliptexError, match=r"finetuned/imagenet\.json: its num_train differs from that of .*probes"):
+        gather(tuned, copy)
 
 
 def test_verdict_counts_real_gains_only(parsed):
@@ -764,8 +825,8 @@ def test_as_many_boxes_are_drawn_as_the_truth_has_objects(three_seeds, parsed):
 
 
 def test_heads_of_one_protocol_share_a_note(parsed):
-    # under the first table and under the benchmark's own
-    assert parsed.text.count("how semantic_segmentation was done") == 2
+    # under the first table, the one of differences, and the benchmark's own
+    assert parsed.text.count("how semantic_segmentation was done") == 3
     assert parsed.text.count("Semantic segmentation, linear, PSPNet: how semantic_segmentation was done.") == 2
 
 
@@ -812,9 +873,10 @@ def test_images_that_differ_most_are_shown(three_seeds, parsed):
 def test_shares_that_read_the_same_are_not_told_apart(better, worse, bold):
     subject = np.r_[np.ones(better), np.zeros(600 - better)]
     reference = np.r_[np.zeros(600 - worse), np.ones(worse)]
-    scores = SimpleNamespace(benchmark="captions")
+    scores = Scores("captions", Path("x.json"), "official", "test", 0, 600, [], [], {}, {})
     one = Comparison(scores, "classification", "linear", {"cliptex": subject, "clip_ft": reference}, {})
-    table = differences_table(SimpleNamespace(config=SimpleNamespace(seeds=[0])), [one])
+    results = SimpleNamespace(config=Config.load({}), shards={"num_samples": 1})
+    table = differences_table(results, [one])
     cells = table.groups[0].rows[0]
     assert [cell.best for cell in cells[1:3]] == bold and [cell.value for cell in cells[1:3]] == [better, worse]
 

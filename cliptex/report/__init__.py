@@ -1,6 +1,6 @@
 """The report: tables, charts, pictures, a verdict, and one page that holds them all.
 
-Reads   results/{shards,experts,labels,models,probes,zeroshot,timings}/ as the config names them.
+Reads   results/{shards,experts,labels,models,probes,zeroshot,finetuned,timings}/ as the config names them.
 Writes  results/report/: each table as CSV and Markdown, all_metrics.csv, charts as SVG and PNG; results/report.html,
         last.
 Holds   every number on the page is in a results file; the page is one file that opens offline.

@@ -10,6 +10,7 @@ from cliptex.report import names
 from cliptex.report.gather import Results, Scores
 from cliptex.report.statistics import direction, signed
 from cliptex.report.table import MISSING, Cell, Group, Table
+from cliptex.report.tables import ABOUT_COLUMNS, about_cells, fine_notes
 
 MOST_CLASSES = 3
 
@@ -112,18 +113,23 @@ def differences_table(results: Results, comparisons: Sequence[Comparison]) -> Ta
         lost = [f"{name} {signed(points)}" for name, points in ranked[::-1][:MOST_CLASSES] if points < 0]
         words = [Cell(", ".join(some) or MISSING) for some in (gained, lost)]
         about = f"{names.head(one.head)}, {names.metric(one.metric)} of each image"
-        rows.append([Cell(one.title, note=about), *shares, *words])
+        how = about_cells(results, one.scores, one.task, one.head, one.metric)
+        rows.append([Cell(one.title, note=about), *shares, *words, Cell(names.head(one.head)), *how])
     if not rows:
         return None
+    columns = ["Benchmark", "Better", "Worse", "Same", "Classes that gain most", "Classes that lose most"]
+    more = ["head", *ABOUT_COLUMNS]
     several = " Metrics are means over seeds." if len(results.config.seeds) > 1 else ""
     return Table(
         "differences",
         "CLIPTeX against CLIP-FT, image by image",
-        ["Benchmark", "Better", "Worse", "Same", "Classes that gain most", "Classes that lose most"],
+        [*columns, *more],
         [Group(rows)],
         frozenset({1, 2, 3}),
         [
             "Better, worse, same: share of the evaluation images, each judged by itself; in the CSV their number. "
             f"Classes: points of IoU over all images.{several}"
         ],
+        fine=fine_notes(results, {one.scores.path: one.scores for one in comparisons}.values()),
+        csv_only=len(more),
     )

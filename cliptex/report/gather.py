@@ -12,6 +12,7 @@ from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.files import read_json
 from cliptex.labels import read_label_index
+from cliptex.probe_tables import SAME
 from cliptex.probes.per_image import Arrays, PerImage, per_image_path, read_per_image
 from cliptex.report import names
 
@@ -43,6 +44,10 @@ class Scores:
     provenance: dict[str, Any]
     chance: dict[str, Any]
     """Metric -> what guessing gives, percent, of retrieval by task; zero-shot only."""
+    variant: str | None = None
+    """Form of the official data."""
+    frozen: bool = True
+    """Whether the encoders stayed as they were."""
     folder: Path | None = None
     """Where the probes of each model lie; None for zero-shot."""
     _files: dict[Path, PerImage] = field(default_factory=dict, repr=False, compare=False)
@@ -117,6 +122,7 @@ class Results:
     baselines: list[str]
     probes: dict[str, Scores]
     zeroshot: dict[str, Scores]
+    finetuned: dict[str, Scores]
     runs: dict[str, dict[int, Run]]
     shards: dict[str, Any]
     stores: dict[str, dict[str, Any]]
@@ -126,8 +132,13 @@ class Results:
     @property
     def miniature(self) -> bool:
         """Whether any number rests on rendered stand-in data."""
-        sources = [scores.source for scores in (*self.probes.values(), *self.zeroshot.values())]
-        return "miniature" in (self.config.dataset.source, *sources)
+        return "miniature" in (self.config.dataset.source, *(scores.source for _, scores in self.judged))
+
+    @property
+    def judged(self) -> list[tuple[str, Scores]]:
+        """All results files, each with how encoders were judged: `probe`, `finetuned` or `zeroshot`."""
+        kinds = {"probe": self.probes, "finetuned": self.finetuned, "zeroshot": self.zeroshot}
+        return [(kind, scores) for kind, found in kinds.items() for scores in found.values()]
 
 
 def gather(config: Config, root: Path) -> Results:
@@ -144,6 +155,14 @@ def gather(config: Config, root: Path) -> Results:
         name: _scores(root / paths.RESULTS / "zeroshot" / f"{name}.json", models, config.seeds)
         for name in [*config.zeroshot.benchmarks, *config.zeroshot.caption_sets]
     }
+    finetuned = {
+        name: _scores(
+            root / paths.RESULTS / "finetuned" / f"{name}.json", models, config.seeds, config.finetune.baselines
+        )
+        for name in _in_order(config.finetune.benchmarks, names.BENCHMARKS)
+    }
+    for name in finetuned.keys() & probes.keys():
+        _check_same(finetuned[name], probes[name])
     runs = {
         name: {seed: _run(root / paths.model(name, seed)) for seed in config.seeds}
         for name in _in_order(config.models, names.MODELS)
@@ -159,6 +178,7 @@ def gather(config: Config, root: Path) -> Results:
         baselines=baselines,
         probes=probes,
         zeroshot=zeroshot,
+        finetuned=finetuned,
         runs=runs,
         shards=read_json(root / paths.SHARD_INDEX),
         stores=stores,
@@ -197,7 +217,9 @@ def _scores(path: Path, models: list[str], seeds: list[int], baselines: Iterable
             ],
             provenance=data["provenance"],
             chance=data.get("chance", {}),
-            folder=path.with_suffix("") if path.parent.name == "probes" else None,
+            variant=data.get("variant"),
+            frozen=data.get("frozen", True),
+            folder=None if path.parent.name == "zeroshot" else path.with_suffix(""),
         )
     except (KeyError, TypeError) as error:
         raise CliptexError(f"{path}: lacks {error}; delete it and run the same command again") from error
@@ -210,6 +232,14 @@ def _scores(path: Path, models: list[str], seeds: list[int], baselines: Iterable
         if not any(model == name for model, _ in there):
             raise CliptexError(f"{path}: no result of the baseline {name!r}; run the workflow again")
     return scores
+
+
+def _check_same(one: Scores, other: Scores) -> None:
+    """Raises CliptexError where two results that stand side by side are of other data, as far as both say."""
+    for key in SAME:
+        pair = getattr(one, key), getattr(other, key)
+        if None not in pair and pair[0] != pair[1]:
+            raise CliptexError(f"{one.path}: its {key} differs from that of {other.path}; delete both and run again")
 
 
 def _expert(folder: Path) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ SUFFIX = " (miniature)"
 SECTIONS = {
     "results": "Results",
     "zeroshot": "Zero-shot",
+    "finetuning": "End-to-end fine-tuning",
     "training": "Training and cost",
     "labels": "Label quality",
     "differences": "What differs most",
@@ -59,6 +60,7 @@ def make_parts(results: Results) -> Parts:
         "further_values": tables.further_values_table(results, cells),
         "further": tables.further_table(results, cells),
         "zeroshot": tables.zeroshot_table(results, zeroshot),
+        "finetuned": tables.finetuned_table(results, tables.finetuned_cells(results), cells),
         "cost": tables.cost_table(results),
         "differences": differences_table(results, comparisons),
         "labels": tables.labels_table(results),
@@ -69,7 +71,9 @@ def make_parts(results: Results) -> Parts:
         "packages": tables.packages_table(results),
         "weights": tables.weights_table(results),
     }
-    metrics = [tables.metrics_table(scores, shown) for scores in results.probes.values()]
+    tuned = [*results.config.finetune.baselines, *results.models]
+    metrics = [tables.metrics_table(results, scores, shown) for scores in results.probes.values()]
+    metrics += [tables.metrics_table(results, scores, tuned) for scores in results.finetuned.values()]
     charts = {
         "gains": figures.gains_chart(results, cells),
         "contrastive_loss": figures.loss_chart(results),
@@ -111,6 +115,7 @@ def render(results: Results, parts: Parts) -> str:
     studies, left_out = found_studies(results.root, own)
     there = {
         "zeroshot": "zeroshot" in parts.tables,
+        "finetuning": "finetuned" in parts.tables,
         "differences": bool(judged.extremes) or "differences" in parts.tables,
         "pictures": bool(albums),
         "studies": bool(studies or left_out),
@@ -119,9 +124,9 @@ def render(results: Results, parts: Parts) -> str:
     source = files("cliptex.report")
     template = environment.from_string(source.joinpath("page.html").read_text())
     script = source.joinpath("page.js").read_text()
-    optional = ("further_values", "further", "zeroshot", "labels", "experts", "differences", "timings", "weights")
+    optional = ("further_values", "further", "zeroshot", "finetuned", "labels", "experts", "differences", "timings")
     return template.render(
-        dict.fromkeys(optional)
+        dict.fromkeys((*optional, "weights"))
         | parts.tables
         | {
             "title": results.config.report.title,

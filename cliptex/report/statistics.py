@@ -152,14 +152,15 @@ def judge(
     subject: str,
     reference: str,
     baselines: Sequence[str] = ("random", "position"),
+    needed: Sequence[str] = ("random", "position"),
     draws: Mapping[str, np.ndarray] | None = None,
 ) -> Judgement:
     """Judge one cell.
 
-    values: model -> one number a seed. draws: model -> its value in each draw of images and seeds. "Better" means
-    a better mean. A gain counts only beyond the noise: with two or more seeds it must exceed the pooled standard
-    deviation of the two models compared, and with `draws` the 95 % interval of the difference must exclude zero,
-    against the reference and each baseline alike.
+    values: model -> one number a seed. needed: baselines without which no gain is real. draws: model -> its value in
+    each draw of images and seeds. "Better" means a better mean. A gain counts only beyond the noise: with two or more
+    seeds it must exceed the pooled standard deviation of the two models compared, and with `draws` the 95 % interval of
+    the difference must exclude zero, against the reference and each baseline alike.
     """
     draws = draws or {}
 
@@ -189,7 +190,7 @@ def judge(
     as_good = [n for n, m in margins.items() if m is not None and (m.value <= 0 or m.beyond_noise is False)]
     if as_good:
         return outcome(Outcome.BASELINE, as_good)
-    if missing := [name for name in ("random", "position") if margins.get(name) is None]:
+    if missing := [name for name in needed if margins.get(name) is None]:
         return outcome(Outcome.UNCHECKED, missing)
     return outcome(Outcome.ONE_SEED if against.spread is None else Outcome.REAL)
 

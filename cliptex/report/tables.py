@@ -1,7 +1,7 @@
 """The report's tables, built from the gathered results."""
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -44,7 +44,7 @@ ZEROSHOT_MARKS = {
     "lost": ("▼ lost in part", "bad"),
     "at chance": ("at chance", ""),
 }
-STAGES = ("Data", "Experts", "Labels", "Training", "Probes", "Zero-shot", "Report")
+STAGES = ("Data", "Experts", "Labels", "Training", "Probes", "Fine-tuning", "Zero-shot", "Report")
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,22 @@ class MainCell:
 
 def main_cells(results: Results) -> list[MainCell]:
     """Every cell of every probed benchmark, in the config's order of benchmarks."""
+    return _cells(results, results.probes, results.baselines)
+
+
+def finetuned_cells(results: Results) -> list[MainCell]:
+    """The same of encoders that were trained end to end; there the one baseline is an untrained encoder."""
+    return _cells(results, results.finetuned, results.config.finetune.baselines, ("random",))
+
+
+def _cells(
+    results: Results,
+    benchmarks: Mapping[str, Scores],
+    baselines: Sequence[str],
+    needed: Sequence[str] = ("random", "position"),
+) -> list[MainCell]:
     out = []
-    for name, scores in results.probes.items():
+    for name, scores in benchmarks.items():
         for task, head in scores.cells():
             metric = _main_metric(scores, task, head)
             values = scores.values(task, head, metric)
@@ -81,7 +95,8 @@ def main_cells(results: Results) -> list[MainCell]:
                 direction(metric),
                 subject=names.SUBJECT,
                 reference=names.REFERENCE,
-                baselines=results.baselines,
+                baselines=baselines,
+                needed=needed,
                 draws=drawn,
             )
             out.append(MainCell(name, task, head, metric, values, judgement, drawn))
@@ -125,9 +140,10 @@ def main_table(results: Results, cells: Sequence[MainCell]) -> Table:
     columns = ["Task, head, metric", *headings[: len(models)], "CLIPTeX over CLIP-FT", *headings[len(models) :]]
     groups = _value_groups(
         results,
+        results.probes,
         cells,
         shown,
-        (len(models), lambda cell: _gain_cell(cell.judgement)),
+        (len(models), lambda cell: [_gain_cell(cell.judgement)]),
         lambda cell: _difference_cells(cell.judgement),
     )
     several = len(results.config.seeds) > 1
@@ -168,7 +184,7 @@ def main_table(results: Results, cells: Sequence[MainCell]) -> Table:
         notes,
         "benchmark",
         shown.index(names.SUBJECT) + 1 if names.SUBJECT in shown else None,
-        _fine(results, results.probes.values()),
+        fine_notes(results, results.probes.values()),
         len(_csv_columns(shown)) + len(DIFFERENCE_COLUMNS),
     )
 
@@ -191,43 +207,71 @@ def _difference_cells(judgement: Judgement) -> list[Cell]:
     ]
 
 
-def _csv_columns(shown: Sequence[str]) -> list[str]:
-    deviations = [f"{names.model(model)} standard deviation" for model in shown]
-    return [*deviations, "seeds", "split", "training images", "evaluation images", "protocol"]
+ABOUT_COLUMNS = (
+    "metric",
+    "seeds",
+    "source",
+    "variant",
+    "split",
+    "training images",
+    "evaluation images",
+    "encoders trained on",
+    "protocol",
+)
 
 
-def _csv_cells(scores: Scores, task: str, head: str, values: Sequence[Sequence[float]]) -> list[Cell]:
-    """For the CSV, under `_csv_columns`: the spread of each model's values, and how they were made."""
+def about_cells(results: Results, scores: Scores, task: str, head: str, metric: str) -> list[Cell]:
+    """For the CSV, under `ABOUT_COLUMNS`: how a row's numbers were made."""
     rows = [row for row in scores.rows if (row.task, row.head) == (task, head)]
-    spreads = [summary(one) for one in values]
     return [
-        *(_number_cell(spread and spread.std) for spread in spreads),
+        Cell(metric),
         Cell(" ".join(map(str, sorted({row.seed for row in rows})))),
+        Cell(scores.source),
+        Cell(scores.variant or MISSING),
         Cell(scores.split),
         _number_cell(scores.num_train),
         _number_cell(scores.num_eval),
+        Cell(_training_set(results)),
         Cell("; ".join(dict.fromkeys(row.protocol for row in rows if row.protocol))),
     ]
+
+
+def _csv_columns(shown: Sequence[str]) -> list[str]:
+    return [*(f"{names.model(model)} standard deviation" for model in shown), *ABOUT_COLUMNS]
+
+
+def _csv_cells(
+    results: Results, scores: Scores, task: str, head: str, metric: str, values: Sequence[Sequence[float]]
+) -> list[Cell]:
+    """For the CSV, under `_csv_columns`: the spread of each model's values, and how they were made."""
+    spreads = [summary(one) for one in values]
+    about = about_cells(results, scores, task, head, metric)
+    return [*(_number_cell(spread and spread.std) for spread in spreads), *about]
 
 
 def _number_cell(value: float | None) -> Cell:
     return Cell(MISSING) if value is None else Cell(str(value), value)
 
 
-def _fine(results: Results, benchmarks: Iterable[Scores]) -> list[str]:
+def fine_notes(results: Results, benchmarks: Iterable[Scores]) -> list[str]:
     """Under a table of results: protocol and samples of each benchmark, what the encoders were trained on, seeds."""
     notes = []
     for scores in benchmarks:
-        about = _sizes(scores) if scores.num_train else f"judged on {_count(scores.num_eval)} images ({scores.split})"
+        about = _sizes(scores)
         protocols = [f"{what}: {text}" for text, what in _protocols(scores).items()]
         notes.append(f"{names.benchmark(scores.benchmark)}: {'. '.join([about, *protocols])}.")
     return [*notes, *_training_sets(results)]
 
 
-def _training_sets(results: Results) -> list[str]:
-    config, pairs = results.config, _count(results.shards["num_samples"])
+def _training_set(results: Results) -> str:
     kind = {"miniature": "rendered image-caption pairs", "urls": "image-caption pairs from a list of urls"}
-    notes = [f"Encoders were trained on {pairs} {kind.get(config.dataset.source, 'image-caption pairs')}."]
+    pairs = _count(results.shards["num_samples"])
+    return f"{pairs} {kind.get(results.config.dataset.source, 'image-caption pairs')}"
+
+
+def _training_sets(results: Results) -> list[str]:
+    config = results.config
+    notes = [f"Encoders were trained on {_training_set(results)}."]
     for name, model in config.models.items():
         if model.tasks:
             stores = [f"{store} by {names.head(config.label_stores[store].expert)}" for store in model.tasks]
@@ -238,18 +282,19 @@ def _training_sets(results: Results) -> list[str]:
 
 def _value_groups(
     results: Results,
+    benchmarks: Mapping[str, Scores],
     cells: Sequence[MainCell],
     shown: Sequence[str],
-    inserted: tuple[int, Callable[[MainCell], Cell]] | None = None,
+    inserted: tuple[int, Callable[[MainCell], list[Cell]]] = (0, lambda cell: []),
     csv_only: Callable[[MainCell], list[Cell]] = lambda cell: [],
 ) -> list[Group]:
     """Rows of every benchmark: task, head and main metric, and the values of the models `shown`.
 
-    inserted: a cell of another kind, after so many models. After these come the cells under `_csv_columns`, and those
+    inserted: cells of another kind, after so many models. After these come the cells under `_csv_columns`, and those
     of `csv_only`.
     """
     groups = []
-    for name, scores in results.probes.items():
+    for name, scores in benchmarks.items():
         rows = []
         for cell in cells:
             if cell.benchmark != name:
@@ -259,12 +304,51 @@ def _value_groups(
             first = Cell(head, note=_metric_label(cell.task, cell.metric))
             seeds = [cell.values.get(model, []) for model in shown]
             values = [_value_cell(one, cell.task, cell.metric, best) for one in seeds]
-            extra = [*_csv_cells(scores, cell.task, cell.head, seeds), *csv_only(cell)]
-            if inserted:
-                values.insert(inserted[0], inserted[1](cell))
-            rows.append([first, *values, *extra])
+            extra = [*_csv_cells(results, scores, cell.task, cell.head, cell.metric, seeds), *csv_only(cell)]
+            at, more = inserted
+            rows.append([first, *values[:at], *more(cell), *values[at:], *extra])
         groups.append(Group(rows, names.benchmark(name), _sizes(scores)))
     return groups
+
+
+def finetuned_table(results: Results, tuned: Sequence[MainCell], frozen: Sequence[MainCell]) -> Table | None:
+    """The main metric of encoders that were trained end to end, and the gain of CLIPTeX beside that of frozen ones."""
+    if not tuned:
+        return None
+    shown = [*results.models, *results.config.finetune.baselines]
+    before = {(cell.benchmark, cell.task, cell.head): cell.judgement for cell in frozen}
+
+    def gains_of(cell: MainCell) -> list[Cell]:
+        of_frozen = before.get((cell.benchmark, cell.task, cell.head), Judgement(Outcome.MISSING))
+        return [_gain_cell(cell.judgement), _gain_cell(of_frozen)]
+
+    groups = _value_groups(
+        results,
+        results.finetuned,
+        tuned,
+        shown,
+        (len(shown), gains_of),
+        lambda cell: _difference_cells(cell.judgement),
+    )
+    gains = ["CLIPTeX over CLIP-FT", "the same, frozen"]
+    columns = ["Task, head, metric", *(names.model(name) for name in shown), *gains]
+    more = [*_csv_columns(shown), *DIFFERENCE_COLUMNS]
+    return Table(
+        "finetuned",
+        "End-to-end fine-tuning",
+        [*columns, *more],
+        groups,
+        frozenset(range(1, len(columns))),
+        [
+            "Here the encoder learns on the benchmark together with the head. The last two columns: CLIPTeX's relative "
+            "gain over CLIP-FT then, and with frozen encoders; intervals and marks as in the first table. Random: the "
+            "same network trained from scratch."
+        ],
+        "benchmark",
+        shown.index(names.SUBJECT) + 1 if names.SUBJECT in shown else None,
+        fine_notes(results, results.finetuned.values()),
+        len(more),
+    )
 
 
 def further_models(results: Results) -> list[str]:
@@ -295,11 +379,11 @@ def further_values_table(results: Results, cells: Sequence[MainCell]) -> Table |
         "further_values",
         "Further models beside CLIP-FT and CLIPTeX",
         [*columns, *_csv_columns(shown)],
-        _value_groups(results, cells, shown),
+        _value_groups(results, results.probes, cells, shown),
         frozenset(range(1, len(columns))),
         ["As in the first table."],
         "benchmark",
-        fine=_fine(results, results.probes.values()),
+        fine=fine_notes(results, results.probes.values()),
         csv_only=len(_csv_columns(shown)),
     )
 
@@ -318,11 +402,13 @@ def further_table(results: Results, cells: Sequence[MainCell]) -> Table | None:
                 judged = [judge_model(cell, model, results.baselines) for model in shown]
                 head = f"{names.task(cell.task)}, {names.head(cell.head)}"
                 more = [one for judgement in judged for one in _difference_cells(judgement)]
+                more += about_cells(results, results.probes[name], cell.task, cell.head, cell.metric)
                 gains = map(_gain_cell, judged)
                 rows.append([Cell(head, note=_metric_label(cell.task, cell.metric)), *gains, *more])
         groups.append(Group(rows, names.benchmark(name)))
     columns = ["Task, head, metric", *map(names.model, shown)]
     more = [f"{names.model(model)} {column}" for model in shown for column in DIFFERENCE_COLUMNS]
+    more += ABOUT_COLUMNS
     return Table(
         "further_models",
         "Gain over CLIP-FT of CLIPTeX and of the further models",
@@ -331,7 +417,7 @@ def further_table(results: Results, cells: Sequence[MainCell]) -> Table | None:
         frozenset(range(1, len(columns))),
         ["Relative gain in percent, signed so that + is better; intervals and marks as in the first table."],
         "benchmark",
-        fine=_fine(results, results.probes.values()),
+        fine=fine_notes(results, results.probes.values()),
         csv_only=len(more),
     )
 
@@ -356,13 +442,10 @@ def zeroshot_table(results: Results, zeroshot: Sequence[ZeroShot]) -> Table | No
                 guess = Cell(MISSING) if chance is None else Cell(f"{chance:.1f}", chance)
                 cells = [_value_cell(v, task, metric, best) for v in shown]
                 item = against[name, task] if metric == _main_metric(scores, task, head) else None
-                extra = _csv_cells(scores, task, head, shown)
+                extra = _csv_cells(results, scores, task, head, metric, shown)
                 rows.append([first, guess, *cells, _points_cell(item), *extra, *_points_csv(item)])
-        about = ["rendered stand-in"] if scores.source == "miniature" else []
-        about += [f"{scores.split} split", f"{_count(scores.num_eval)} images"]
-        if scores.class_names:
-            about.append(f"{len(scores.class_names)} classes")
-        groups.append(Group(rows, names.benchmark(name), ", ".join(about)))
+        classes = f", {len(scores.class_names)} classes" if scores.class_names else ""
+        groups.append(Group(rows, names.benchmark(name), _sizes(scores) + classes))
     columns = ["Task, metric", "Chance", *map(names.model, models), "CLIPTeX − CLIP-FT"]
     more = [*_csv_columns(models), "difference low", "difference high"]
     notes = [
@@ -379,7 +462,7 @@ def zeroshot_table(results: Results, zeroshot: Sequence[ZeroShot]) -> Table | No
         notes,
         group_column="benchmark",
         key=models.index(names.SUBJECT) + 2 if names.SUBJECT in models else None,
-        fine=_fine(results, results.zeroshot.values()),
+        fine=fine_notes(results, results.zeroshot.values()),
         csv_only=len(more),
     )
 
@@ -565,8 +648,8 @@ def experts_table(results: Results) -> Table | None:
     )
 
 
-def metrics_table(scores: Scores, models: Sequence[str]) -> Table:
-    """Every metric of one probed benchmark; one row a task, head and metric."""
+def metrics_table(results: Results, scores: Scores, models: Sequence[str]) -> Table:
+    """Every metric of one benchmark, probed or fine-tuned on; one row a task, head and metric."""
     rows = []
     for task, head in scores.cells():
         for metric in _metrics(scores, task, head):
@@ -574,33 +657,30 @@ def metrics_table(scores: Scores, models: Sequence[str]) -> Table:
             shown = [values.get(model, []) for model in models]
             best = best_of([fmean(v) for v in shown if v], direction(metric))
             label = Cell(f"{names.task(task)}, {names.head(head)}", note=_metric_label(task, metric))
-            rows.append([label, *(_value_cell(v, task, metric, best) for v in shown)])
-    columns = ["Task, head, metric", *map(names.model, models)]
+            values = [_value_cell(v, task, metric, best) for v in shown]
+            rows.append([label, *values, *_csv_cells(results, scores, task, head, metric, shown)])
+    columns, more = ["Task, head, metric", *map(names.model, models)], _csv_columns(models)
     return Table(
-        f"probes_{scores.benchmark}",
-        f"{names.benchmark(scores.benchmark)}, all metrics",
-        columns,
+        f"{'probes' if scores.frozen else 'finetuned'}_{scores.benchmark}",
+        f"{names.benchmark(scores.benchmark)}{'' if scores.frozen else ', fine-tuned'}, all metrics",
+        [*columns, *more],
         [Group(rows)],
         frozenset(range(1, len(columns))),
-        [
-            f"{_sizes(scores).capitalize()}.",
-            *(f"{what}: {text}." for text, what in _protocols(scores).items()),
-        ],
+        fine=fine_notes(results, [scores]),
+        csv_only=len(more),
     )
 
 
 def long_rows(results: Results) -> list[list[Any]]:
     """Every number of every seed, tidy: one row each, heading first; for the CSV only."""
-    columns = ["kind", "benchmark", "source", "split", "num_train", "num_eval"]
-    out: list[list[Any]] = [[*columns, "task", "head", "model", "seed", "metric", "value"]]
-    for kind, benchmarks in (("probe", results.probes), ("zeroshot", results.zeroshot)):
-        for name, scores in benchmarks.items():
-            about = [kind, name, scores.source, scores.split, scores.num_train, scores.num_eval]
-            for row in scores.rows:
-                for metric, value in row.metrics.items():
-                    out.append(
-                        [*about, row.task, row.head, row.model, row.seed, metric, "" if value is None else value]
-                    )
+    columns = ["kind", "benchmark", "source", "variant", "split", "num_train", "num_eval"]
+    out: list[list[Any]] = [[*columns, "task", "head", "protocol", "model", "seed", "metric", "value"]]
+    for kind, scores in results.judged:
+        about = [kind, scores.benchmark, scores.source, scores.variant, scores.split, scores.num_train, scores.num_eval]
+        for row in scores.rows:
+            judged = [*about, row.task, row.head, row.protocol, row.model, row.seed]
+            for metric, value in row.metrics.items():
+                out.append([*judged, metric, value])
     return out
 
 
@@ -644,6 +724,7 @@ def stage_of(rule: str) -> str:
         ("zeroshot", "Zero-shot"),
         ("retrieval", "Zero-shot"),
         ("probe", "Probes"),
+        ("finetune", "Fine-tuning"),
         ("label", "Labels"),
         *((word, "Data") for word in ("render", "fetch", "download", "retrieve", "unpack", "shard")),
         ("expert", "Experts"),
@@ -674,9 +755,9 @@ def dropped_table(results: Results) -> Table:
 def provenance_table(results: Results) -> Table:
     """Which code and configuration made each result."""
     rows = []
-    for kind, benchmarks in (("Probes", results.probes), ("Zero-shot", results.zeroshot)):
-        for name, scores in benchmarks.items():
-            rows.append(_provenance_row(f"{kind}, {names.benchmark(name)}", scores.provenance))
+    kinds = {"probe": "Probes", "finetuned": "Fine-tuning", "zeroshot": "Zero-shot"}
+    for kind, scores in results.judged:
+        rows.append(_provenance_row(f"{kinds[kind]}, {names.benchmark(scores.benchmark)}", scores.provenance))
     for name, runs in results.runs.items():
         for seed, run in runs.items():
             rows.append(
@@ -718,7 +799,7 @@ def weights_table(results: Results) -> Table | None:
 
 
 def _provenances(results: Results) -> list[dict[str, Any]]:
-    found = [scores.provenance for scores in (*results.probes.values(), *results.zeroshot.values())]
+    found = [scores.provenance for _, scores in results.judged]
     return found + [run.record.get("provenance", {}) for runs in results.runs.values() for run in runs.values()]
 
 
@@ -792,11 +873,17 @@ def _gain_cell(judgement: Judgement) -> Cell:
 
 
 def _sizes(scores: Scores) -> str:
-    stand_in = "rendered stand-in, " if scores.source == "miniature" else ""
-    return (
-        f"{stand_in}heads trained on {_count(scores.num_train)} of its images, judged on {_count(scores.num_eval)} "
-        f"({scores.split})"
-    )
+    """Which data, and how many images, in words."""
+    about = ["rendered stand-in"] if scores.source == "miniature" else []
+    if scores.variant and scores.source == "official":
+        about.append(f"variant {scores.variant}")
+    judged = f"judged on {_count(scores.num_eval)}"
+    if scores.num_train:
+        what = "heads" if scores.frozen else "encoders and heads"
+        about += [f"{what} trained on {_count(scores.num_train)} of its images", judged]
+    else:
+        about.append(f"{judged} images")
+    return f"{', '.join(about)} ({scores.split})"
 
 
 def _parameters(record: Record, parts: tuple[str, ...]) -> int:

@@ -14,6 +14,7 @@ rule report:
                 *CONFIG.zeroshot.caption_sets,
             ]
         ],
+        finetuned=TUNED,
         images=[
             f"results/probes/{benchmark}/{model}/seed{seed}/{head}.{kind}"
             for benchmark in CONFIG.probes.benchmarks
@@ -21,6 +22,11 @@ rule report:
             for seed in CONFIG.seeds
             for head in heads(benchmark, CONFIG.probes.benchmarks[benchmark])
             for kind in kinds(benchmark)
+        ]
+        + [
+            str(path.with_suffix(".per_image.npz"))
+            for benchmark in CONFIG.finetune.benchmarks
+            for path in finetune_files(CONFIG, benchmark)
         ],
         models=[
             f"results/models/{model}/seed{seed}/train.json"
@@ -55,11 +61,11 @@ rule report:
         mem="4GB",
         runtime="30m",
     params:
-        # a function, for braces in it are no wildcards; none of the four is part of it
+        # a function, for braces in it are no wildcards; none of the three is part of it
         config=subset(
             *(
                 type(CONFIG).model_fields.keys()
-                - {"clip_benchmark", "finetune", "plugins", "study"}
+                - {"clip_benchmark", "plugins", "study"}
             )
         ),
         version=versions.REPORT,
