@@ -827,7 +827,7 @@ def test_as_many_boxes_are_drawn_as_the_truth_has_objects(three_seeds, parsed):
 def test_heads_of_one_protocol_share_a_note(parsed):
     # under the first table, the one of differences, and the benchmark's own
     assert parsed.text.count("how semantic_segmentation was done") == 3
-    assert parsed.text.count("Semantic segmentation, linear, PSPNet: how semantic_segmentation was done.") == 2
+    assert parsed.text.count("Semantic segmentation, linear, PSPNet: how semantic_segmentation was done.") == 3
 
 
 def test_command_to_reproduce_names_the_target_before_the_configuration(three_seeds):
