@@ -7,7 +7,9 @@
           mmsegmentation does it: in every step fresh random views go through the encoder, and the loss is taken at
           every pixel. The same steps, batch size, rates and first weights; sixty passes over the training images, as
           the protocol makes over Pascal VOC. Ratio of seconds in all: images decoded, features, heads, evaluation. Each
-          head's mIoU beside: that of the usual way must lie within the spread of the seeds' of ours.
+          head's mIoU beside: that of the usual way, which is run once, must lie no further outside the range of our
+          seeds than that range is wide. With three seeds one more run of our own would pass in 87 of 100 cases, were
+          they normally distributed; a difference smaller than that is not seen.
 `solver`  RMSE of the depth probe solved in closed form, against the same 1x1 regression trained by AdamW for ten
           epochs (the length of probe3d's protocol), at the best of three rates on the very images it is judged on,
           which favours it. Ratio of RMSE in metres; `by_rate` has the ratio to each of the rates.
@@ -234,17 +236,17 @@ def frozen(folder: Path, images: int, seeds: int) -> dict[str, Any]:
     ours, shared, seconds = our_way(entry, folder / "voc", encoder, folder / "features", seeds)
     ratios = [seconds_usual / (shared + one) for one in seconds]
     spread = {name: [min(one[name] for one in ours), max(one[name] for one in ours)] for name in usual}
-    # one run of the usual way against some of ours: as far outside as theirs are apart is still the spread
-    equal = all(low - (high - low) <= usual[name] <= high + (high - low) for name, (low, high) in spread.items())
+    # one run against a few: it may lie outside of their range without being different
+    near = all(low - (high - low) <= usual[name] <= high + (high - low) for name, (low, high) in spread.items())
     return report(
         "probe/frozen",
         ratios,
         ">= 8",
-        statistics.median(ratios) >= 8 and equal,
+        statistics.median(ratios) >= 8 and near,
         "seconds of three segmentation heads, the encoder in every step / features computed once",
         seconds={"usual": seconds_usual, "features": shared, "heads": seconds},
         mIoU={"usual": usual, "ours": ours},
-        mIoU_equal=equal,
+        mIoU_near=near,
         images=images,
         steps=entry.semantic_segmentation.heads["linear"].steps,
         batch_size=BATCH,
