@@ -28,9 +28,10 @@ class Captioned:
 
 @dataclass(frozen=True)
 class Captions:
-    """A set that is being read. count: images, where it is known before they are read."""
+    """A set that is being read. count: images, where it is known before they are read; another number is an error."""
 
     source: str
+    """`miniature`, `official`, or `own` for tars of the user's."""
     split: str
     count: int | None
     items: Iterator[Captioned]
@@ -48,15 +49,22 @@ def open_captions(config: Config, name: str) -> Captions:
         if not hasattr(data, "captions"):
             raise CliptexError(f"zeroshot.retrieval.{name}.benchmark: {given.benchmark!r} has no captions; name coco")
         captions, read = data.captions("eval"), lambda path: path.read_bytes()
+        wanted = data.expected("eval")
+        if wanted is not None and len(captions) != wanted:
+            raise CliptexError(
+                f"{root}: captions of {len(captions):,} images, the split has {wanted:,}; put the data in place again"
+            )
         items = (Captioned(path.stem, read(path), tuple(texts)) for path, texts in captions)
         known = Captions(source(root), data.eval_split, len(captions), items)
     else:
         tars = caption_tars(config, name)
-        where = "miniature" if (tars[0].parent / "miniature.json").exists() else "official"
+        where = "miniature" if (tars[0].parent / "miniature.json").exists() else "own"
         known = Captions(where, "held out" if given.rendered else "test", given.rendered, _from_tars(tars))
     if given.images is None:
         return known
-    count = given.images if known.count is None else min(given.images, known.count)
+    if known.count is not None and given.images > known.count:
+        raise CliptexError(f"zeroshot.retrieval.{name}.images: {given.images:,}, and there are {known.count:,}")
+    count = given.images
     return Captions(known.source, f"{known.split}, first {count}", count, islice(known.items, count))
 
 

@@ -70,8 +70,9 @@ def fetch(config: Config, name: str, root: Path) -> dict[str, Any]:
 
 
 def _check(data: Any) -> dict[str, int]:
-    """The numbers of samples, asserted by `samples`; some are read."""
+    """The numbers of samples, asserted by `samples`; some are read. No image may be in both parts."""
     counts = {}
+    data.check_apart()
     for part in ("train", "eval"):
         samples = data.samples(part)
         counts[part] = len(samples)

@@ -350,6 +350,7 @@ def finetune(
         raise CliptexError(f"finetune.benchmarks: {benchmark!r} is not one of {sorted(config.finetune.benchmarks)}")
     protocol = protocol_of(benchmark, config.probes.benchmarks.get(benchmark, {}))
     data = find("benchmarks", benchmark)(root)
+    data.check_apart()
     wanted = tuned_heads(benchmark, protocol, options)
     indices = {
         "train": part_indices(len(data.samples("train")), protocol.max_train, seed),

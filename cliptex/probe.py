@@ -94,6 +94,7 @@ def probe(
     data = data or find("benchmarks", benchmark)(benchmark_root)
     if "classification" in data.tasks and len(data.tasks) > 1:
         raise CliptexError(f"{benchmark}: classification and dense tasks must be two benchmarks")
+    data.check_apart()
     encoders = load_encoders(models, seed, models_dir)
     first = encoders[models[0]]
     indices = {
@@ -212,7 +213,7 @@ def _check_counts(data: Benchmark, protocol: Entry, train: Part, judged: Part, p
     """Raise CliptexError where other numbers of images were used than the data set, or the protocol, has."""
     parts = (("train", train, protocol.max_train), ("eval", judged, protocol.max_eval))
     for part, found, most in parts:
-        wanted = data.official_counts.get(part) if data.source == "official" else _rendered(data, part)
+        wanted = data.expected(part)
         if wanted is not None and len(found.ids) != min(wanted, most or wanted):
             raise CliptexError(
                 f"{data.name}: {len(found.ids):,} images to {part} were used, it has {wanted:,}; "
@@ -223,10 +224,6 @@ def _check_counts(data: Benchmark, protocol: Entry, train: Part, judged: Part, p
             raise CliptexError(
                 f"{data.name}: {task} was judged on {num_images(arrays):,} of {len(judged.ids):,} images; please report"
             )
-
-
-def _rendered(data: Benchmark, part: str) -> int | None:
-    return data.mark.get("counts", {}).get({"train": "train", "eval": "val"}[part])
 
 
 def load_encoders(models: Sequence[str], seed: int, models_dir: Path) -> dict[str, Encoder]:

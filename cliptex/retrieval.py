@@ -29,11 +29,12 @@ from cliptex.probes.per_image import Arrays, check, per_image_path, retrieval_st
 from cliptex.progress import track
 from cliptex.provenance import provenance
 from cliptex.student import parameters
-from cliptex.zeroshot import BATCH_SIZE, Contender, contenders, shown_preprocessing
+from cliptex.zeroshot import BATCH_SIZE, Contender, contenders, described_preprocessing, shown_preprocessing
 
 log = logging.getLogger("cliptex")
 KS = (1, 5, 10)
 TASKS = ("image_to_text_retrieval", "text_to_image_retrieval")
+RANKED = "the nearest by cosine; one right answer among the k is enough, wrong ones as near as it count before it"
 CHUNK = 1024
 
 
@@ -115,6 +116,8 @@ def embed(
         flush()
     if not captions:
         raise CliptexError(f"zeroshot.retrieval.{name}: holds no image")
+    if given.count is not None and len(ids) != given.count:
+        raise CliptexError(f"zeroshot.retrieval.{name}: {len(ids):,} images were read, not {given.count:,}")
     out = []
     for parts, one in zip(images, judged, strict=True):
         texts = [
@@ -153,6 +156,7 @@ def retrieval(config: Config, name: str, models_dir: Path, out: Path) -> None:
                     "head": "zero_shot",
                     "metrics": metrics,
                     "num_parameters": parameters(one.model),
+                    "protocol": f"{RANKED}; {described_preprocessing(one)}",
                 }
             )
     seconds = (time.perf_counter() - start) / len(rows)

@@ -85,6 +85,19 @@ def shown_preprocessing(one: Contender) -> dict[str, Any]:
     }
 
 
+RESIZED = {
+    "shortest": "the shorter side of images resized, then the centre cropped",
+    "longest": "the longer side of images resized, then padded",
+    "squash": "images squashed",
+}
+
+
+def described_preprocessing(one: Contender) -> str:
+    """How images were prepared, in words."""
+    size = one.preprocess.size if isinstance(one.preprocess.size, int) else " x ".join(map(str, one.preprocess.size))
+    return f"{RESIZED[one.preprocess.resize_mode]} to {size} pixels ({one.preprocess.interpolation})"
+
+
 @torch.inference_mode()
 def rankings(
     contenders: list[Contender], samples: Any, classifiers: list[torch.Tensor]
@@ -148,7 +161,12 @@ def zeroshot(
             open_clip.build_zero_shot_classifier(one.model, one.tokenizer, names, templates, device=device)
         )
     ids, ranked, labels = rankings(judged, data.samples("eval"), classifiers)
+    wanted = data.expected("eval")
+    if wanted is not None and len(ids) != wanted:
+        raise CliptexError(f"{root}: {len(ids):,} images were judged, not {wanted:,}; put the data in place again")
     seconds = (time.perf_counter() - start) / len(judged)
+    how = f"the class nearest by cosine to the image, each class the mean of {len(templates)} prompts"
+    how += f" ({config.zeroshot.templates})"
     rows, hits = [], []
     for one, ranking in zip(judged, ranked, strict=True):
         metrics = top_metrics(ranking, labels)
@@ -164,6 +182,7 @@ def zeroshot(
                 "metrics": metrics,
                 "num_parameters": parameters(one.model),
                 "seconds": seconds,
+                "protocol": f"{how}; {described_preprocessing(one)}",
             }
         )
     settings = {"benchmark": benchmark, "templates": config.zeroshot.templates, "seeds": config.seeds}
@@ -172,6 +191,7 @@ def zeroshot(
         "schema_version": 1,
         "benchmark": benchmark,
         "source": source(root),
+        "variant": data.variant,
         "split": data.eval_split,
         "num_train": 0,
         "num_eval": len(labels),

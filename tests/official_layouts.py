@@ -266,11 +266,11 @@ def write_places365(root: Path, train: int, val: int, variant: str = "easyformat
         for number in range(count):
             label = number % 3
             image = scene(first + number, [label + 1], **size)["image"]
-            name = f"{number // 3 + 1:08d}.jpg"
+            name = f"{number // 3 + 1:08d}.jpg" if split == "train" else f"Places365_val_{number + 1:08d}.jpg"
             if variant == "easyformat":
                 save(root / "places365_standard" / split / CATEGORIES[label] / name, image, quality=95)
                 continue
-            place = f"{paths[label]}/{name}" if split == "train" else f"Places365_val_{number + 1:08d}.jpg"
+            place = f"{paths[label]}/{name}" if split == "train" else name
             save(root / ("data_256" if split == "train" else "val_256") / place.lstrip("/"), image, quality=95)
             listed.append(f"{place} {label}\n")
         if variant == "small":

@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from official_layouts import (
     write_voc,
 )
 from PIL import Image
+from scipy.io import savemat
 
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.benchmarks.imagenet import official_wnids
@@ -47,6 +49,55 @@ BENCHMARKS = list(WRITERS)
 
 def reader(name, root):
     return find("benchmarks", name)(root)
+
+
+def shared_voc(root):
+    listed = root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
+    listed.write_text(listed.read_text() + "2007_000001\n")
+    return "2007_000001"
+
+
+def shared_ade20k(root):
+    folder = root / "ADEChallengeData2016/images"
+    shutil.copy(folder / "training/ADE_train_00000001.jpg", folder / "validation")
+    return r"ADE_train_00000001\.jpg"
+
+
+def shared_coco(root):
+    train, val = (root / f"annotations/instances_{split}2017.json" for split in ("train", "val"))
+    both = json.loads(val.read_text())
+    both["images"].append(json.loads(train.read_text())["images"][0])
+    val.write_text(json.dumps(both))
+    return both["images"][-1]["file_name"]
+
+
+def shared_nyuv2(root):
+    savemat(root / "splits.mat", {"trainNdxs": np.array([[1], [2]]), "testNdxs": np.array([[2], [3]])})
+    return "image 2"
+
+
+def shared_imagenet(root):
+    image = next((root / "train").rglob("*.JPEG"))
+    shutil.copy(image, root / "val" / image.parent.name)
+    return image.name
+
+
+def shared_places365(root):
+    folder = root / "places365_standard"
+    shutil.copy(next((folder / "train" / CATEGORIES[0]).iterdir()), folder / "val" / CATEGORIES[0])
+    return f"{CATEGORIES[0]}/00000001"
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_an_image_in_both_parts_of_official_data_is_refused_by_name(name, tmp_path):
+    flat = {"flat": False} if name == "imagenet" else {}
+    root = WRITERS[name](tmp_path, 3, 3, **flat)
+    data = find("benchmarks", name)(root, {"source": "official"})
+    data.check_apart()
+    shared = globals()[f"shared_{name}"](root)
+    data = find("benchmarks", name)(root, {"source": "official"})
+    with pytest.raises(CliptexError, match=f"{shared} is in the training split and in {data.eval_split}"):
+        data.check_apart()
 
 
 def test_voc_masks_are_read_as_palette_indices_with_the_ring_ignored(tmp_path):

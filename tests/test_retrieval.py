@@ -76,6 +76,11 @@ def test_cocos_captions_go_to_their_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_coco_captions(paths.benchmark("coco"), 5)
     config = Config.load({"zeroshot": {"retrieval": {"pairs": {"benchmark": "coco", "images": 4}}}})
+    mark = paths.benchmark("coco") / "miniature.json"
+    mark.write_text('{"counts": {"train": 1, "val": 7}}')
+    with pytest.raises(CliptexError, match="coco: captions of 5 images, the split has 7"):
+        open_captions(config, "pairs")
+    mark.write_text("{}")
     given = open_captions(config, "pairs")
     items = list(given.items)
     assert (given.count, len(items), given.split) == (4, 4, "val2017, first 4")
@@ -107,6 +112,25 @@ def test_a_sample_that_cannot_be_used_is_named(tmp_path, members, message):
         retrieval(config, "pairs", tmp_path / "models", tmp_path / "out.json")
 
 
+def test_tars_of_the_users_are_called_own_and_another_number_of_images_is_refused(tmp_path):
+    members = [(f"0000{n}.{kind}", data) for n in (0, 1) for kind, data in (("jpg", IMAGE), ("txt", b"a caption"))]
+    write_tar(tmp_path / "pairs.tar", members)
+    tiny = Student(architecture=ARCHITECTURE)
+    student.export(student.build(tiny, 0), tiny, tmp_path / "models" / "clip" / "seed0")
+
+    def judge(**given):
+        sets = {"pairs": {"shards": [str(tmp_path / "pairs.tar")], **given}}
+        values = {"models": {"clip": {}}, "probes": {"baselines": []}, "zeroshot": {"retrieval": sets}}
+        retrieval(Config.load(values), "pairs", tmp_path / "models", tmp_path / "out.json")
+        return read_json(tmp_path / "out.json")
+
+    assert (judge()["source"], judge()["num_eval"], judge(images=1)["num_eval"]) == ("own", 2, 1)
+    assert all("resized" in row["protocol"] for row in judge()["results"])
+    with pytest.raises(CliptexError, match=r"retrieval\.pairs: 2 images were read, not 3"):
+        judge(images=3)
+
+
+IMAGE = drawn_pair("", 0).image
 ARCHITECTURE = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},

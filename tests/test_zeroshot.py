@@ -47,6 +47,10 @@ def test_results_equal_those_of_open_clip_by_hand(models_dir, tmp_path):
     assert result["chance"] == {"top1": pytest.approx(100 / 7), "top5": pytest.approx(500 / 7)}
     assert (result["num_eval"], result["num_templates"], len(result["class_names"])) == (20, 7, 7)
     assert len(set(result["provenance"]["model_sha256"].values())) == 4
+    assert {row["protocol"] for row in result["results"]} == {
+        "the class nearest by cosine to the image, each class the mean of 7 prompts (simple); "
+        "the shorter side of images resized, then the centre cropped to 48 x 48 pixels (bicubic)"
+    }
 
     samples = find("benchmarks", "imagenet")(root).samples("eval")
     judged = read_per_image(tmp_path / "out.per_image.npz")
@@ -73,6 +77,14 @@ def test_results_equal_those_of_open_clip_by_hand(models_dir, tmp_path):
             "top1": pytest.approx(100 * (rank == 0).mean()),
             "top5": pytest.approx(100 * (rank < 5).mean()),
         }
+
+
+def test_another_number_of_images_than_the_split_has_is_refused(models_dir, tmp_path):
+    write_imagenet(tmp_path / "imagenet", 3, 3)
+    (tmp_path / "imagenet/miniature.json").write_text('{"counts": {"train": 3, "val": 4}}')
+    config = Config.load({"models": {"clip": {}}, "probes": {"baselines": []}})
+    with pytest.raises(CliptexError, match="imagenet: 3 images were judged, not 4"):
+        zeroshot(config, "imagenet", models_dir, tmp_path / "imagenet", tmp_path / "out.json")
 
 
 def test_prompts_digest_follows_the_templates(models_dir, tmp_path):

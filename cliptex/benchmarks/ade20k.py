@@ -44,6 +44,9 @@ class Ade20k(Benchmark):
         images = files_in(self.folder / "images" / split, (".jpg",), UNPACK)
         return Lazy(images, lambda path: self._read(Path(path), split))
 
+    def names(self, part: str) -> Sequence[str]:
+        return [Path(image).name for image in self.read(part).items]
+
     def prepare(self) -> dict[str, Any]:
         """Checks that every picture has its mask, and the classes their names."""
         for part, split in (("train", "training"), ("eval", "validation")):

@@ -64,6 +64,25 @@ class Benchmark(ABC):
             )
         return found
 
+    def expected(self, part: str) -> int | None:
+        """How many samples a part has, officially or as rendered; None where nobody knows."""
+        if self.source == "official":
+            return self.official_counts.get(part)
+        return self.mark.get("counts", {}).get({"train": "train", "eval": "val"}[part])
+
+    def names(self, part: str) -> Sequence[str]:
+        """What tells the images of both parts apart, without reading any; none where nothing does."""
+        return ()
+
+    def check_apart(self) -> None:
+        """Raises CliptexError that names an image of official data which is in both parts."""
+        if self.source == "official" and (both := set(self.names("train")).intersection(self.names("eval"))):
+            raise CliptexError(
+                f"{self.root}: {min(both)} is in the training split and in {self.eval_split}, and so are"
+                f" {len(both) - 1:,} others; what was learned must not judge: unpack the official archives again"
+                " (docs/data.md)"
+            )
+
     @abstractmethod
     def read(self, part: str) -> Sequence[dict[str, Any]]:
         """What `samples` gives, however many there are."""

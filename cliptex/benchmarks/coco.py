@@ -81,6 +81,9 @@ class Coco(Benchmark):
         images = sorted(data["images"], key=lambda image: image["id"])
         return Lazy(images, lambda image: self._read(image, objects[image["id"]], part))
 
+    def names(self, part: str) -> Sequence[str]:
+        return [image["file_name"] for image in self.annotations(part)["images"]]
+
     def prepare(self) -> dict[str, Any]:
         """Checks that every picture of the annotations is there."""
         for part, folder in FOLDERS.items():

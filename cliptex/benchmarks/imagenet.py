@@ -51,6 +51,9 @@ class Imagenet(Benchmark):
             items = list(zip(*self._flat_val(), strict=True))
         return Lazy(items, self._read)
 
+    def names(self, part: str) -> Sequence[str]:
+        return [Path(path).name for path, _ in self.read(part).items]
+
     def _read(self, item: tuple[str, int]) -> dict[str, Any]:
         path = Path(item[0])
         return {"id": path.stem, "file": path, "image": read_rgb(path), "label": item[1]}

@@ -75,6 +75,9 @@ class Nyuv2(Benchmark):
             raise CliptexError(f"{path}: {field} must hold 1-based indices up to {count}; {DOWNLOAD}")
         return Lazy(numbers, lambda number: self._read(number, "train" if part == "train" else "test"))
 
+    def names(self, part: str) -> Sequence[str]:
+        return [f"image {number}" for number in self.read(part).items]
+
     def prepare(self) -> dict[str, Any]:
         """Ladicky's normals into a file that is read picture by picture; the axes of the normals, found by depth."""
         if self.variant == "ladicky" and not (self.root / LADICKY).exists():

@@ -59,6 +59,9 @@ class Places365(Benchmark):
         items = self._listed(part) if self.variant == "small" else self._in_folders(part)
         return Lazy(items, self._read)
 
+    def names(self, part: str) -> Sequence[str]:
+        return [self._name(item) for item in self.read(part).items]
+
     def prepare(self) -> dict[str, Any]:
         """Checks that what the lists of the small images name is there."""
         for part in LISTS if self.variant == "small" else ():
@@ -95,10 +98,12 @@ class Places365(Benchmark):
         return items
 
     def _read(self, item: tuple[str, int]) -> dict[str, Any]:
-        path, label = Path(item[0]), item[1]
-        # names of files repeat over categories, so the category is part of the id
-        name = f"{self.categories[label].replace('/', '-')}/{path.stem}"
-        return {"id": name, "file": path, "image": read_rgb(path), "label": label}
+        path = Path(item[0])
+        return {"id": self._name(item), "file": path, "image": read_rgb(path), "label": item[1]}
+
+    def _name(self, item: tuple[str, int]) -> str:
+        # names of files repeat over categories
+        return f"{self.categories[item[1]].replace('/', '-')}/{Path(item[0]).stem}"
 
 
 def category_name(category: str) -> str:

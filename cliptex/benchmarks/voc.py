@@ -61,6 +61,9 @@ class Voc(Benchmark):
         more = {name for split in ("train", "val") for name in read_lines(self.sbd / f"{split}.txt", UNPACK_SBD)}
         return Lazy(sorted((more | set(own)) - set(self._listed("val"))), self._read)
 
+    def names(self, part: str) -> Sequence[str]:
+        return self.read(part).items
+
     def prepare(self) -> dict[str, Any]:
         """Checks that all listed pictures and masks are there."""
         train = self._listed("train")
