@@ -275,11 +275,3 @@ def in_order(samples: Sequence, read: Callable) -> Iterator:
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(samples), ahead):
             yield from pool.map(lambda index: read(samples[index]), range(start, min(start + ahead, len(samples))))
-
-
-def dense_of(encoder: Encoder, images_NHWC: np.ndarray) -> torch.Tensor:
-    """Dense features [N, C, h, w] of uint8 images [N, S, S, 3], float32, on the CPU."""
-    batches = range(0, len(images_NHWC), BATCH_SIZE)
-    return torch.cat(
-        [encoder.dense(encoder.normalised(images_NHWC[start : start + BATCH_SIZE])).cpu() for start in batches]
-    )

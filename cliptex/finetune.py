@@ -203,7 +203,7 @@ class Segmentation(Task):
         seen = None
         if task.input.fit == "windows":
             seen = [windows_of(shape, task.input, tuned.readers[1].size) for shape in judged.shapes]
-        masks = np.stack(train.truths["semantic_segmentation"])
+        masks = train.truths["semantic_segmentation"]
         classes = len(run.benchmark.class_names)
         self.data = SegmentationData(masks, judged.truths["semantic_segmentation"], classes, seen)
         _, self.channels, *grid = tuned.train.shape
@@ -218,7 +218,7 @@ class Segmentation(Task):
         return self._loss(output, batch, generator)
 
     def score(self, head: torch.nn.Module, tuned: Tuned, chosen: np.ndarray) -> float:
-        masks = list(self.data.train_masks[chosen])
+        masks = [self.data.train_masks[index] for index in chosen]
         return segmentation_metrics(judge(head.head, take(tuned.train, chosen), masks, self.data.num_classes)[0])[
             "mIoU"
         ]

@@ -247,7 +247,10 @@ def _feature_lines(features: dict[str, dict[str, Any]]) -> list[str]:
             continue
         number = f"{views['train']:,} + {views['eval']:,} views"
         size, memory = _bytes(one["bytes_a_model"]), _bytes(one["memory"])
-        lines.append(f"{name}  features of a model {size} ({number}), as float32 {memory}; {PLACES[one['place']]}")
+        truths = f", training truths {_bytes(one['truths'])}" if one["truths"] else ""
+        lines.append(
+            f"{name}  features of a model {size} ({number}), as float32 {memory}{truths}; {PLACES[one['place']]}"
+        )
     return lines
 
 

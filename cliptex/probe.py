@@ -40,7 +40,7 @@ from cliptex.probes.metrics import IGNORE
 from cliptex.probes.parts import Kept, Part, Reader, TruthOf, features_of
 from cliptex.probes.per_image import Arrays, check, num_images, per_image_path, write_per_image
 from cliptex.probes.protocols import Entry, protocol_of
-from cliptex.probes.recipe import Classification, DenseTask, MapTask
+from cliptex.probes.recipe import Classification, DenseTask, MapTask, ridge_grid
 from cliptex.probes.thumbnails import thumbnails_path
 from cliptex.probes.views import Size, View, cut_truth, windows_of
 from cliptex.progress import track
@@ -366,8 +366,8 @@ def _objects(run: Run, encoder: Encoder) -> TruthOf:
 
 def _truth_grid(task: MapTask, encoder: Encoder) -> Size:
     """The grid on which training truths are kept: as heads that are trained want it, or else those that are fitted."""
-    if all(head.kind == "ridge" for head in task.heads.values()):
-        return (max(head.grid for head in task.heads.values()),) * 2
+    if (side := ridge_grid(task)) is not None:
+        return side, side
     return encoder.input_size(task.truth_px or task.input.size_px)
 
 
@@ -405,7 +405,7 @@ def _segmentation(run: Run, head: str, data: Data) -> list[Outcome]:
     if task.input.fit == "windows":
         windows = [windows_of(shape, task.input, data.size) for shape in data.judged.shapes]
     truths = SegmentationData(
-        np.stack(data.train.truths["semantic_segmentation"]),
+        data.train.truths["semantic_segmentation"],
         data.judged.truths["semantic_segmentation"],
         len(run.benchmark.class_names),
         windows,

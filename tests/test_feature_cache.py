@@ -1,5 +1,9 @@
 """Features kept compactly: how exactly, that a folder is whole or not there, and that the bound holds."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +82,9 @@ def test_one_whose_deletion_was_cut_short_is_made_anew(tmp_path):
     assert cache.find("a") is None
     add(cache, "a", features())
     assert cache.find("a").shape == SHAPE
+    (tmp_path / "a" / ABOUT).unlink()
+    add(cache, "b", features())
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]  # what is left takes room, too
 
 
 def test_the_least_recently_used_make_room_but_not_what_is_in_use(tmp_path):
@@ -95,6 +102,50 @@ def test_the_least_recently_used_make_room_but_not_what_is_in_use(tmp_path):
     small.release("a")
     add(small, "f", features())
     assert [path.name for path in tmp_path.iterdir() if path.name != "e"] == ["f"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from cliptex.probes.feature_cache import FeatureCache
+with FeatureCache(Path(sys.argv[1]), 1e9).new("a", "fp32", 5e8, {}) as writer:
+    writer.append(torch.zeros(6, 5, 8))
+    if len(sys.argv) > 2:
+        print("written", flush=True)
+        sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_job_left_is_removed_and_what_a_living_one_writes_is_counted(tmp_path):
+    one = bytes_of(SHAPE, "fp16") + 100  # with about.json
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    add(FeatureCache(tmp_path, 1e9), "b", features())
+    assert not left.exists() and [path.name for path in tmp_path.iterdir()] == ["b"]
+    with subprocess.Popen([*command, "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
+        assert living.stdout.readline() == b"written\n"
+        # it has promised to write half a gigabyte, so that b makes room though hardly anything is there
+        add(FeatureCache(tmp_path, 5e8 + 1.5 * one), "c", features())
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == ["c"]
+        assert len(list(tmp_path.iterdir())) == 2
+        living.communicate(b"")
+    add(FeatureCache(tmp_path, 1e9), "d", features())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "d"]
+
+
+def test_several_that_are_written_at_once_make_room_for_all_of_them(tmp_path):
+    one = bytes_of(SHAPE, "fp16") + 100
+    cache = FeatureCache(tmp_path, 3.5 * one)
+    add(cache, "a", features())
+    add(cache, "b", features())
+    cache.release("ab")
+    with cache.new("c", "fp16", one, {}) as first, cache.new("d", "fp16", one, {}) as second:
+        for writer in (first, second):
+            writer.append(features())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c", "d"]
 
 
 def test_the_key_is_of_all_values_and_the_fingerprint_of_images_and_their_number():

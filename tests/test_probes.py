@@ -1,9 +1,11 @@
 """Probes: metrics against independent computations, solvers against scikit-learn, and that nothing leaks."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from PIL import Image
 
 from cliptex import student
 from cliptex.config import Config, Student
-from cliptex.encoders import centre_crop, dense_of, load_encoder, squash
+from cliptex.encoders import centre_crop, load_encoder, squash
 from cliptex.errors import CliptexError
-from cliptex.probe import probe
+from cliptex.plugins import find
+from cliptex.probe import TRUTHS, probe
 from cliptex.probe_tables import probe_files, tabulate
 from cliptex.probes import geometry, kinds, metrics, ridge
 from cliptex.probes.classification import fit_logistic, probe_classification
@@ -388,7 +391,7 @@ def test_training_objects_leave_out_crowds_and_live_in_the_virtual_frame():
 def test_position_baseline_is_the_same_for_every_image_and_differs_over_positions(models_dir):
     encoder = load_encoder("position", reference=models_dir / "clip" / "seed0")
     images = np.random.default_rng(0).integers(0, 255, (3, 48, 48, 3), dtype=np.uint8)
-    dense = dense_of(encoder, images)
+    dense = encoder.dense(encoder.normalised(images))
     assert dense.shape == (3, 32, 4, 4) and encoder.grid == 4
     assert (dense[0] == dense[1]).all() and (dense[0] == dense[2]).all()
     assert len(torch.unique(dense[0].flatten(1), dim=1).T) == 16
@@ -402,8 +405,8 @@ def test_random_baseline_has_the_models_shape_and_follows_its_seed(models_dir):
     trained = load_encoder(reference)
     assert one.sha256 == same.sha256 and len({one.sha256, other.sha256, trained.sha256}) == 3
     images = np.random.default_rng(0).integers(0, 255, (2, 48, 48, 3), dtype=np.uint8)
-    assert torch.equal(dense_of(one, images), dense_of(same, images))
-    assert dense_of(one, images).shape == dense_of(trained, images).shape
+    first, again, shape = (each.dense(each.normalised(images)) for each in (one, same, trained))
+    assert torch.equal(first, again) and first.shape == shape.shape
 
 
 def test_pooled_feature_times_the_projection_is_the_embedding(models_dir):
@@ -449,7 +452,7 @@ WRITERS = {
 }
 
 
-def run(name, models_dir, tmp_path, models, keep=2, limits=None, **changes):
+def run(name, models_dir, tmp_path, models, keep=2, limits=None, seed=0, **changes):
     writer, options = WRITERS[name]
     options = _merged(options, changes)
     root = tmp_path / "resources" / name
@@ -458,15 +461,15 @@ def run(name, models_dir, tmp_path, models, keep=2, limits=None, **changes):
         writer(root, 16, 8)
     config = Config.load({"probes": {"benchmarks": {name: options}, "save_predictions": keep, **(limits or {})}})
     out = tmp_path / "results" / "probes" / name
-    probe(config, name, models, 0, models_dir, root, out, tmp_path / "results" / "features")
+    probe(config, name, models, seed, models_dir, root, out, tmp_path / "results" / "features")
     return out
 
 
-def metrics_of(out, model="clip"):
+def metrics_of(out, model="clip", seed=0):
     """All metrics of all heads, by name."""
     return {
         f"{path.stem} {row['task']} {name}": value
-        for path in sorted((out / model / "seed0").glob("*.json"))
+        for path in sorted((out / model / f"seed{seed}").glob("*.json"))
         for row in json.loads(path.read_text())["results"]
         for name, value in row["metrics"].items()
         if value is not None
@@ -560,6 +563,29 @@ def test_features_are_computed_once_and_where_they_are_kept_changes_no_result(
         elsewhere = tmp_path / str(number)
         assert metrics_of(run(name, models_dir, elsewhere, models, limits=limits, **changes)) == pytest.approx(first)
         assert not (elsewhere / "results/features").exists()
+
+
+def test_heads_share_features_and_so_do_seeds_of_an_encoder_that_is_not_trained(models_dir, tmp_path, monkeypatch):
+    seen, seconds = [], []
+
+    def counted(self, encoder, images):
+        seen.append(images)
+        return encode(self, encoder, images)
+
+    monkeypatch.setattr(Reader, "encode", counted)
+    for seed in (0, 1):
+        if seed:
+            shutil.copytree(models_dir / "clip/seed0", models_dir / "clip/seed1", dirs_exist_ok=True)
+        out = run("voc", models_dir, tmp_path, ["clip"], seed=seed)
+        files = list((out / f"clip/seed{seed}").glob("*.json"))
+        assert len(files) == 3
+        seconds.append({json.loads(path.read_text())["seconds_features"] for path in files})
+    # all heads say the same, and the other seed computed nothing
+    assert len(seconds[0]) == 1 and min(seconds[0]) > 0 and seconds[1] == {0.0}
+    encoded = sum(len(images) for images in seen if images.any())  # without those by which the size is known
+    assert encoded == 16 + 8
+    scores = [metrics_of(out, seed=seed) for seed in (0, 1)]
+    assert scores[0] != scores[1]  # first weights and batches are the seed's
 
 
 encode = Reader.encode
@@ -659,6 +685,14 @@ def test_the_plan_tells_what_the_features_take(name, changes, models_dir, tmp_pa
     assert planned["bytes_a_model"] == kept and planned["place"] == "disk"
     shapes = [json.loads(path.read_text())["shape"] for path in (tmp_path / "results/features").rglob("about.json")]
     assert sum(planned["views"].values()) == sum(shape[0] for shape in shapes)
+    data, held = find("benchmarks", name)(tmp_path / "resources" / name), 0
+    encoder = load_encoder(models_dir / "clip/seed0")
+    for task in set(protocol_of(name, entry).tasks) - {"classification"}:
+        section = getattr(protocol_of(name, entry), task)
+        truths = {task: TRUTHS[task](SimpleNamespace(protocol=protocol_of(name, entry)), encoder)}
+        part, _ = Reader(data, "train", range(16), section, encoder, truths).read({})
+        held += sum(truth.nbytes for truth in part.truths[task])
+    assert planned["truths"] == held
     assert plan(cache_gb=kept / 5e9)["place"] == "memory"
     assert plan(cache_gb=kept / 5e9, memory_gb=kept / 5e9)["place"] == "nowhere"
 
@@ -672,7 +706,8 @@ def test_a_plan_of_official_data_has_their_numbers_and_says_what_it_does_not_kno
     assert planned["bytes_a_model"] == (4 * 1_464 + 3 * 1_449) * 768 * (32 * 32 + 4)
     assert planned["memory"] == (4 * 1_464 + 3 * 1_449) * 768 * 32 * 32 * 4 and planned["place"] == "disk"
     unknown = config.model_copy(update={"student": Student(architecture="ViT-B-16-SigLIP")})
-    assert plan_features(unknown, "voc") == {**planned, "bytes_a_model": None, "memory": None, "place": None}
+    not_known = dict.fromkeys(("bytes_a_model", "memory", "truths", "place"))
+    assert plan_features(unknown, "voc") == {**planned, **not_known}
 
 
 @pytest.mark.parametrize(("counts", "part"), [({"train": 17, "val": 8}, "17"), ({"train": 16, "val": 9}, "9")])

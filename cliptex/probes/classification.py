@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cliptex.probes.features import Features, Outcome, take
+from cliptex.probes.features import Features, Outcome, Taken, take
 from cliptex.probes.metrics import top_metrics
 from cliptex.probes.per_image import ranking_statistics
 from cliptex.probes.recipe import Classification, LinearSgd, Logistic
@@ -20,11 +20,11 @@ from cliptex.probes.training import batches, rate_factor
 CHUNK = 65536
 LOGISTIC = "multinomial logistic regression by L-BFGS"
 SGD = "linear classifiers by SGD, the one of a grid that is best on the holdout"
-Vectors = Features | torch.Tensor
+Vectors = Features | Taken | torch.Tensor
 
 
 def fit_logistic(
-    features_NC: torch.Tensor,
+    features_NC: Vectors,
     labels_N: torch.Tensor,
     num_classes: int,
     penalty: float,
@@ -36,7 +36,8 @@ def fit_logistic(
     The bias is not penalised. scikit-learn's LogisticRegression has the same optimum at C = 1 / (penalty * N).
     """
     count, channels = features_NC.shape
-    weights = torch.zeros(channels + 1, num_classes, device=features_NC.device) if start is None else start.clone()
+    device = labels_N.device
+    weights = torch.zeros(channels + 1, num_classes, device=device) if start is None else start.clone()
     optimizer = torch.optim.LBFGS(
         [weights],
         max_iter=iterations,
@@ -51,7 +52,7 @@ def fit_logistic(
         gradient = torch.cat([penalty * weights[:-1], torch.zeros_like(weights[-1:])])
         loss = penalty / 2 * weights[:-1].square().sum()
         for at in range(0, count, CHUNK):
-            x, y = features_NC[at : at + CHUNK], labels_N[at : at + CHUNK]
+            x, y = features_NC[at : at + CHUNK].to(device), labels_N[at : at + CHUNK]
             scores = torch.log_softmax(x @ weights[:-1] + weights[-1], dim=1)
             loss = loss - scores.gather(1, y[:, None]).sum() / count
             residual = scores.exp_()
@@ -66,9 +67,13 @@ def fit_logistic(
     return weights
 
 
-def mean_log_loss(weights: torch.Tensor, features_NC: torch.Tensor, labels_N: torch.Tensor) -> float:
+def mean_log_loss(weights: torch.Tensor, features_NC: Vectors, labels_N: torch.Tensor) -> float:
     """Mean cross-entropy of the classes [N]."""
-    return float(torch.nn.functional.cross_entropy(features_NC @ weights[:-1] + weights[-1], labels_N))
+    total = 0.0
+    for at in range(0, len(labels_N), CHUNK):
+        x, y = features_NC[at : at + CHUNK].to(weights.device), labels_N[at : at + CHUNK]
+        total += float(torch.nn.functional.cross_entropy(x @ weights[:-1] + weights[-1], y)) * len(y)
+    return total / len(labels_N)
 
 
 @dataclass(frozen=True)
@@ -198,14 +203,16 @@ def solve_logistic(
     """Weights and, as the last row, bias [C + 1, K] of all views, with the penalty that has the smallest log loss on
     the holdout, and what was chosen."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    x, y = train_VC[:].to(device), labels_V.to(device)
-    fit, held = (torch.from_numpy(part).to(device) for part in split)
+    if isinstance(train_VC, Features) and train_VC.computed:  # at each of some hundred steps
+        train_VC = train_VC[:]
+    x, y = train_VC.to(device) if isinstance(train_VC, torch.Tensor) else train_VC, labels_V.to(device)
+    (x_fit, y_fit), (x_held, y_held) = ((take(x, part), y[torch.from_numpy(part).to(device)]) for part in split)
     losses, weights = {}, None
     # from strong to weak, each from the one before, which is near
     penalties = sorted(options.penalties, reverse=True)
     for penalty in penalties:
-        weights = fit_logistic(x[fit], y[fit], num_classes, penalty, options.iterations, weights)
-        losses[str(penalty)] = mean_log_loss(weights, x[held], y[held])
+        weights = fit_logistic(x_fit, y_fit, num_classes, penalty, options.iterations, weights)
+        losses[str(penalty)] = mean_log_loss(weights, x_held, y_held)
     best = min(penalties, key=lambda penalty: losses[str(penalty)])
     weights = fit_logistic(x, y, num_classes, best, options.iterations)
     return weights, {"penalty": best, "holdout_log_loss": losses}

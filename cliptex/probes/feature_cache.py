@@ -3,7 +3,8 @@
 Reads, writes  results/features/{key}/: tokens.bin [V, T, C], scales.bin float32 [V, C] (int8 only), both little-endian
                without a header, and about.json with shape and precision.
 Holds          a folder is there whole or not at all; its key is a digest of everything that its content depends on;
-               all folders together take no more than a bound. It may be deleted at any time.
+               all folders together, with those that are being written, take no more than a bound. It may be deleted
+               at any time.
 
 V views, T tokens of each (the cells of the map row by row, after the class token where there is one), C channels.
 
@@ -13,12 +14,13 @@ What is read back differs from what the encoder gave by no more than, for a valu
     int8   m / 254, where m is the largest |value| of that channel over the view's tokens
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
 from uuid import uuid4
@@ -33,6 +35,8 @@ KINDS = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 VERSION = 1
 """Raised when the same key would have another content."""
 TOKENS, SCALES, ABOUT = "tokens.bin", "scales.bin", "about.json"
+HELD = "held"
+"""In a folder that is being written: locked as long as the writer lives; says how many bytes there will be."""
 
 
 class Rows(Protocol):
@@ -40,6 +44,8 @@ class Rows(Protocol):
 
     shape: tuple[int, int, int]
     """Views, tokens, channels."""
+    computed: bool
+    """Whether the encoder runs at every reading."""
 
     def read(self, index: np.ndarray) -> torch.Tensor:
         """float32 [len(index), T, C], on the CPU."""
@@ -48,6 +54,8 @@ class Rows(Protocol):
 
 class Compact:
     """Features in arrays, on disk or in memory."""
+
+    computed = False
 
     def __init__(self, tokens_VTC: np.ndarray, scales_VC: np.ndarray | None):
         self.tokens, self.scales = tokens_VTC, scales_VC
@@ -152,8 +160,9 @@ class FeatureCache:
         scratch.mkdir(parents=True)
         try:
             writer = Writer(precision, scratch)
-            yield writer
-            writer.finish(about)
+            with _holding(scratch, size):
+                yield writer
+                writer.finish(about)
             if not (self.folder / key / ABOUT).exists():
                 # what is left of one whose deletion was cut short
                 shutil.rmtree(self.folder / key, ignore_errors=True)
@@ -166,20 +175,59 @@ class FeatureCache:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _make_room(self, size: float) -> None:
-        found = []
-        for about in self.folder.glob(f"*/{ABOUT}"):
+        found, total = [], size
+        for folder in self.folder.glob("*"):
             try:
-                used = sum(path.stat().st_size for path in about.parent.iterdir())
-                found.append((about.stat().st_mtime, used, about.parent))
-            except OSError:  # another job deletes it just now
+                written = folder.name.startswith(".")
+                if _abandoned(folder) if written else not (folder / ABOUT).exists():
+                    _remove(folder)  # what a kill has left
+                    continue
+                used = sum(path.stat().st_size for path in folder.iterdir())
+                if written:
+                    with suppress(FileNotFoundError):
+                        used = max(used, int((folder / HELD).read_text()))
+                else:
+                    found.append(((folder / ABOUT).stat().st_mtime, used, folder))
+                total += used
+            except OSError:  # another job finishes or deletes it just now
                 continue
-        total = size + sum(used for _, used, _ in found)
         for _, used, folder in sorted(found):
             if total <= self.limit_bytes:
                 return
             if folder.name not in self._in_use:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
                 total -= used
+
+
+def _remove(folder: Path) -> None:
+    with suppress(OSError):
+        (folder / ABOUT).unlink(missing_ok=True)  # first: without it the rest is not taken for whole
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _holding(scratch: Path, size: float) -> Iterator[None]:
+    """Tells all processes that this one, as long as it lives, writes about `size` bytes into a folder."""
+    file = scratch / HELD
+    with file.with_suffix(".new").open("w") as lock:
+        lock.write(f"{size:.0f}")
+        lock.flush()
+        with suppress(OSError):  # where a file system has no locks, nothing is taken for abandoned
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.with_suffix(".new").rename(file)  # not before it is locked
+        yield
+        for path in (file, file.with_suffix(".new")):
+            path.unlink(missing_ok=True)
+
+
+def _abandoned(scratch: Path) -> bool:
+    """Whether the process that wrote into a folder has been killed."""
+    try:
+        with (scratch / HELD).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or just being made or finished
+        return False
+    return True
 
 
 def fingerprint(samples: Sequence[dict[str, Any]], count: int = 8) -> str:

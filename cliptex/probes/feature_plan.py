@@ -7,13 +7,22 @@ from cliptex.config import Config
 from cliptex.plugins import find
 from cliptex.probes.feature_cache import bytes_of
 from cliptex.probes.protocols import protocol_of
-from cliptex.probes.recipe import Classification, DenseTask, views_of_each
+from cliptex.probes.recipe import (
+    Classification,
+    DenseTask,
+    MapTask,
+    Normals,
+    SemanticSegmentation,
+    ridge_grid,
+    views_of_each,
+)
 from cliptex.student import model_config
 
 
 def plan_features(config: Config, benchmark: str) -> dict[str, Any]:
     """`views` (train, eval), `bytes_a_model` as they are kept, `memory` of the float32 maps that heads are trained on,
-    and `place`: "disk", "memory", or "nowhere" where the encoder has to run in every step.
+    `truths`: of the training truths (without those of detection, which are run lengths), and `place`: "disk", "memory",
+    or "nowhere" where the encoder has to run in every step.
 
     Summed over the tasks that need features of their own; the place is that of the largest. What is not known is None:
     the views of a data set without official numbers, the bytes of an encoder whose shape is not known before it is
@@ -21,16 +30,17 @@ def plan_features(config: Config, benchmark: str) -> dict[str, Any]:
     """
     protocol = protocol_of(benchmark, config.probes.benchmarks.get(benchmark, {}))
     counts = _counts(config, benchmark, protocol.max_train, protocol.max_eval)
-    unknown = {"views": None, "bytes_a_model": None, "memory": None, "place": None}
+    unknown = {"views": None, "bytes_a_model": None, "memory": None, "truths": None, "place": None}
     if counts is None:
         return unknown
-    sizes = []
-    for task, *_ in protocol.tasks_by_settings:
+    sizes, truths = [], 0
+    for task, *others in protocol.tasks_by_settings:
         section = getattr(protocol, task)
         shape = _tokens_and_channels(config, section)
         views = {part: count * views_of_each(section, part) for part, count in counts.items()}
         if shape is None:
             return unknown | {"views": views}
+        truths += views["train"] * sum(_truth_bytes(config, getattr(protocol, one)) for one in (task, *others))
         tokens, channels, doubled = shape
         both = sum(views.values())
         kept = sum(bytes_of((number, tokens, channels), section.features.precision) for number in views.values())
@@ -41,6 +51,7 @@ def plan_features(config: Config, benchmark: str) -> dict[str, Any]:
         "views": {part: sum(views[part] for _, _, views in sizes) for part in counts},
         "bytes_a_model": sum(kept for kept, _, _ in sizes),
         "memory": sum(memory for _, memory, _ in sizes),
+        "truths": truths,
         "place": place,
     }
 
@@ -57,6 +68,18 @@ def _counts(config: Config, benchmark: str, max_train: int | None, max_eval: int
     if not counts:
         return None
     return {part: min(count, most[part] or count) for part, count in counts.items()}
+
+
+def _truth_bytes(config: Config, task: DenseTask | Classification) -> int:
+    """Of a training view's truth in memory, as `cliptex.probe` keeps it."""
+    if isinstance(task, SemanticSegmentation):
+        return task.mask_size_px**2
+    if not isinstance(task, MapTask):
+        return 0
+    if (side := ridge_grid(task)) is None:
+        side = task.truth_px or task.input.size_px or model_config(config.student)["vision_cfg"].get("image_size", 224)
+    height, width = (side, side) if isinstance(side, int) else side
+    return 4 * height * width * (3 if isinstance(task, Normals) else 1)
 
 
 def _tokens_and_channels(config: Config, task: DenseTask | Classification) -> tuple[int, int, bool] | None:

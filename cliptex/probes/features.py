@@ -62,6 +62,7 @@ class Features:
         self._rows, self._grid, self._cls, self._mean, self._scale = rows, grid, cls, mean_C, scale_C
         self._index = np.arange(rows.shape[0]) if index is None else index
         self.shape = (len(self._index), len(mean_C), *(grid or ()))
+        self.computed = rows.computed
 
     def __len__(self) -> int:
         return len(self._index)
@@ -78,9 +79,23 @@ class Features:
         return type(self)(self._rows, self._grid, self._cls, self._mean, self._scale, self._index[index])
 
 
-def take(features: Features | torch.Tensor, index: np.ndarray) -> Features | torch.Tensor:
+class Taken:
+    """Some of the views of a tensor, which are copied a batch at a time."""
+
+    def __init__(self, values: torch.Tensor, index: np.ndarray):
+        self._values, self._index = values, index
+        self.shape = (len(index), *values.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: slice | np.ndarray | torch.Tensor) -> torch.Tensor:
+        return self._values[self._index[index.numpy() if isinstance(index, torch.Tensor) else index]]
+
+
+def take(features: Features | torch.Tensor, index: np.ndarray) -> Features | Taken:
     """Only some of the views."""
-    return features.take(index) if isinstance(features, Features) else features[index]
+    return features.take(index) if isinstance(features, Features) else Taken(features, index)
 
 
 def statistics(rows: Rows, cls: bool, views: int = 256) -> tuple[torch.Tensor, torch.Tensor]:

@@ -164,6 +164,8 @@ class Reader:
 class Computed(Rows):
     """Features computed whenever they are asked for, where they are too many to be kept."""
 
+    computed = True
+
     def __init__(self, reader: Reader, part: Part, encoder: Encoder):
         self._reader, self._part, self._encoder = reader, part, encoder
         self._owner = np.array(part.owner)

@@ -444,3 +444,9 @@ def views_of_each(task: DenseTask | Classification, part: str) -> int:
     if part == "train" and task.augment.views:
         return task.augment.views
     return WINDOWS if isinstance(task, DenseTask) and task.input.fit == "windows" else 1
+
+
+def ridge_grid(task: MapTask) -> int | None:
+    """The grid's side that training truths need where all heads are solved in closed form; None where one is not."""
+    heads = task.heads.values()
+    return max(head.grid for head in heads) if all(head.kind == "ridge" for head in heads) else None

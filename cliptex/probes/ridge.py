@@ -98,11 +98,22 @@ def fit_ridge(
     error: (truth [P, T], prediction [P, T]) -> number, smaller is better.
     """
     sums_fit = moments(grid_points(features, targets_VGGT, fit))
-    held_points = list(grid_points(features, targets_VGGT, held))
-    truth = np.concatenate([y.numpy() for _, y in held_points])
-    errors = {}
-    for penalty, (weights, bias) in zip(penalties, ridge(sums_fit, penalties), strict=True):
-        prediction = np.concatenate([(x @ weights + bias).numpy() for x, _ in held_points])
-        errors[str(penalty)] = error(truth, prediction)
+    solutions = ridge(sums_fit, penalties)
+    truths: list[np.ndarray] = []
+    predictions: list[list[np.ndarray]] = [[] for _ in penalties]
+
+    def predicted() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        # a chunk at a time: the held-out points of a large data set do not fit in memory
+        for x, y in grid_points(features, targets_VGGT, held):
+            truths.append(y.numpy())
+            for kept, (weights, bias) in zip(predictions, solutions, strict=True):
+                kept.append((x @ weights + bias).numpy())
+            yield x, y
+
+    sums_held = moments(predicted())
+    truth = np.concatenate(truths)
+    errors = {
+        str(penalty): error(truth, np.concatenate(kept)) for penalty, kept in zip(penalties, predictions, strict=True)
+    }
     best = min(penalties, key=lambda penalty: errors[str(penalty)])
-    return errors, best, ridge(sums_fit + moments(iter(held_points)), [best])[0]
+    return errors, best, ridge(sums_fit + sums_held, [best])[0]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from cliptex.mmcv_ops import import_heads
-from cliptex.probes.features import Features, Outcome, resample_nearest, take
+from cliptex.probes.features import Features, Outcome, take
 from cliptex.probes.metrics import IGNORE, confusion_matrix, segmentation_metrics
 from cliptex.probes.per_image import Arrays, segmentation_statistics
 from cliptex.probes.recipe import SegmentationHead
@@ -30,20 +30,15 @@ PROTOCOL = "logits resized (bilinear) to the original resolution; confusion matr
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """Train: masks of the views as squares [V, R, R] uint8. Eval: masks at the original resolution. 255 is ignored.
+    """Train: masks of the V views as squares [R, R] uint8. Eval: masks at the original resolution. 255 is ignored.
 
     windows: of each evaluation image, where it is seen through several; None: each is seen once.
     """
 
-    train_masks: np.ndarray
+    train_masks: Sequence[np.ndarray]
     eval_masks: Sequence[np.ndarray]
     num_classes: int
     windows: Sequence[Windows] | None = None
-
-
-def square_masks(masks: Sequence[np.ndarray], size: int) -> np.ndarray:
-    """Masks of any size as uint8 [N, size, size], nearest."""
-    return np.stack([resample_nearest(mask, size) for mask in masks])
 
 
 def build_head(options: SegmentationHead, channels_in: int, num_classes: int) -> torch.nn.Module:
@@ -89,7 +84,7 @@ class NormedHead(torch.nn.Module):
 
 def train_head(
     features_NChw: Features | torch.Tensor,
-    masks_NRR: np.ndarray,
+    masks_NRR: Sequence[np.ndarray],
     num_classes: int,
     options: SegmentationHead,
     candidate: Candidate,
@@ -113,14 +108,14 @@ class PointLoss:
 
     def __init__(
         self,
-        masks_NRR: np.ndarray,
+        masks_NRR: Sequence[np.ndarray],
         grid: tuple[int, int],
         num_classes: int,
         options: SegmentationHead,
         device: torch.device,
     ):
-        self._masks = torch.from_numpy(masks_NRR)
-        size = masks_NRR.shape[1]
+        self._masks = masks_NRR
+        size = len(masks_NRR[0])
         self._points = min(options.loss_points or size, size)
         self._stride = size // self._points
         self._rows, self._columns = (_interpolation(side, size).to(device) for side in grid)
@@ -131,7 +126,8 @@ class PointLoss:
         top, left = torch.randint(self._stride, (2,), generator=generator).tolist()
         length = self._points * self._stride
         at_rows, at_columns = (slice(start, start + length, self._stride) for start in (top, left))
-        target = self._masks[batch][:, at_rows, at_columns].long().to(logits_BKhw.device)
+        points = np.stack([self._masks[index][at_rows, at_columns] for index in batch.tolist()])
+        target = torch.from_numpy(points).long().to(logits_BKhw.device)
         # bilinear resizing to the mask's grid, computed at the points of the loss only
         at_points = torch.kron(self._rows[at_rows], self._columns[at_columns]).T
         logits = (logits_BKhw.flatten(2) @ at_points).unflatten(2, target.shape[1:])
@@ -141,7 +137,7 @@ class PointLoss:
         return loss / self._weights[known].sum().clamp(min=1e-6)
 
 
-def class_weights(masks: np.ndarray, num_classes: int, balance: float) -> torch.Tensor:
+def class_weights(masks: Sequence[np.ndarray], num_classes: int, balance: float) -> torch.Tensor:
     """Weight of each class in the loss: its share of the valid pixels to the power of -`balance`, float32 [K].
 
     The most frequent class has weight 1, and so have classes that do not occur.
@@ -230,11 +226,11 @@ def probe_segmentation(
 ) -> Outcome:
     """Train one head and judge it; see `PROTOCOL`. split: training views for fitting, and those held out."""
     masks, classes = data.train_masks, data.num_classes
-    fit, held = split
+    (fit, fit_masks), (held, held_masks) = ((part, [masks[index] for index in part]) for part in split)
 
     def score(candidate: Candidate) -> float:
-        head = train_head(take(train_NChw, fit), masks[fit], classes, options, candidate, seed)
-        return segmentation_metrics(judge(head, take(train_NChw, held), list(masks[held]), classes)[0])["mIoU"]
+        head = train_head(take(train_NChw, fit), fit_masks, classes, options, candidate, seed)
+        return segmentation_metrics(judge(head, take(train_NChw, held), held_masks, classes)[0])["mIoU"]
 
     best, scores = best_candidate(options, score)
     head = train_head(train_NChw, masks, classes, options, best, seed)
