@@ -42,7 +42,7 @@ def launch(arguments: list[str], nodes: int, gpus: int, threads: int | None) -> 
 
 def torchrun(nodes: int, processes: int) -> list[str]:
     """torchrun's elastic launch of `processes` on each of `nodes`, which meet at this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *_signals()]
+    command = [sys.executable, "-m", "cliptex.launch", "--nproc-per-node", str(processes), *_signals()]
     if nodes == 1:
         return [*command, "--standalone"]
     # a batch script runs on the first node of its job
@@ -91,3 +91,27 @@ def _free_port() -> int:
 def _become(command: list[str]) -> NoReturn:
     log.info("%s", shlex.join(command[: command.index("cliptex") + 1]))
     os.execvp(command[0], command)
+
+
+def main() -> None:
+    """torchrun, which ends as its processes do where it, or they, were asked to stop: with EXIT_STOPPED."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as run
+
+    from cliptex.checkpoints import EXIT_STOPPED, StopRequest
+
+    try:
+        run()
+    except SignalException as asked:
+        if asked.sigval not in StopRequest.SIGNALS:
+            raise
+        sys.exit(EXIT_STOPPED)
+    except ChildFailedError as failed:
+        if {failure.exitcode for failure in failed.failures.values()} != {EXIT_STOPPED}:
+            raise
+        sys.exit(EXIT_STOPPED)
+
+
+if __name__ == "__main__":
+    main()

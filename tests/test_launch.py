@@ -54,7 +54,7 @@ def test_torchrun_leaves_our_options_alone(became):
 
     arguments = ["--log", "some.log", "--threads", "2", "train", "--nodes", "1", "--gpus", "2"]
     launch.launch(arguments, nodes=1, gpus=2, threads=2)
-    parsed = parse_args(became[0][became[0].index("torch.distributed.run") + 1 :])
+    parsed = parse_args(became[0][became[0].index("cliptex.launch") + 1 :])
     assert (parsed.module, parsed.training_script, parsed.training_script_args) == (True, "cliptex", arguments)
     assert "SIGUSR1" in parsed.signals_to_handle.split(",")
 
