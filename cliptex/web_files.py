@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib import request
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 from cliptex import __version__
 from cliptex.errors import CliptexError
 from cliptex.files import NO_SPACE, digest_file, read_json, write_json
-from cliptex.plain_text import without_secrets
+from cliptex.plain_text import harmless, without_secrets
 from cliptex.progress import track
 
 log = logging.getLogger("cliptex")
@@ -29,6 +30,8 @@ PAUSES_S = (1, 4, 16, 64)
 AGENT = f"cliptex/{__version__}"
 TIMEOUT_S = 60
 GLANCE_TIMEOUT_S = 10
+LEAST_BYTES_S, SLOW_S = 1000, 60
+"""An attempt ends when fewer bytes a second have come for so many seconds."""
 BLOCK = 1 << 20
 SPARED = 1 << 30
 """Bytes that an answer of unknown length leaves free on the disk."""
@@ -156,6 +159,19 @@ def _refuse_page(answer: HTTPResponse, url: str, key: str) -> None:
         raise CliptexError(f"{key}: {url} is a web page, not a file; download it by hand and give its path")
 
 
+def _quick_enough(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The blocks. Raises OSError for a server that trickles, which no time limit of a read ends."""
+    since, came = time.monotonic(), 0
+    for block in blocks:
+        came += len(block)
+        seconds = time.monotonic() - since
+        if seconds >= SLOW_S:
+            if came < LEAST_BYTES_S * seconds:
+                raise OSError(f"{came / seconds:.0f} bytes a second for {seconds:.0f} s, too slow to wait for")
+            since, came = time.monotonic(), 0
+        yield block
+
+
 def _fetch(url: str, part: Path, key: str, resume: bool) -> None:
     """One attempt. Raises OSError when the answer ends early, and CliptexError when it is a web page.
 
@@ -189,8 +205,9 @@ def _fetch(url: str, part: Path, key: str, resume: bool) -> None:
             validator = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified")
             write_json(_note(part), {"url": url, "validator": validator, "bytes": total})
         with part.open("ab" if resumed else "wb") as file:
-            blocks = iter(lambda: answer.read1(BLOCK), b"")
-            for block in track(blocks, f"download {url.rpartition('/')[2]}, blocks"):
+            blocks = _quick_enough(iter(lambda: answer.read1(BLOCK), b""))
+            # without the query, which may let one in
+            for block in track(blocks, f"download {harmless(urlsplit(url).path.rpartition('/')[2])}, blocks"):
                 if total is None and shutil.disk_usage(part.parent).free < SPARED:
                     raise CliptexError(
                         f"{part.parent}: less than {SPARED:,} bytes free, and {url} does not say how long it is; make"

@@ -125,3 +125,21 @@ def test_a_beginning_is_refused_as_a_download_is(url, message, server):
         place = url.format(web.url if "inside" in url else server.url)
         with pytest.raises(CliptexError, match=f"^key: .*{message}"):
             start_of_file(place, "key", 10)
+
+
+def test_a_server_that_trickles_is_given_up(tmp_path, monkeypatch):
+    """Its bytes come often enough for the time limit of a read, and would for hours."""
+    monkeypatch.setattr(web_files, "PAUSES_S", ())
+    monkeypatch.setattr(web_files, "SLOW_S", 1)
+    with WebServer() as server:
+        with pytest.raises(CliptexError, match=r"\d bytes a second for 1 s, too slow .*goes on after \d+ bytes"):
+            fetch_file(f"{server.url}/drip.jpg", tmp_path / "drip.jpg", "url")
+        assert server.requests["/drip.jpg"] == 1
+
+
+def test_progress_shows_no_query(server, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(web_files, "track", lambda blocks, what: shown.append(what) or blocks)
+    server.files["/net.pth"] = BODY
+    fetch_file(f"{server.url}/net.pth?sig=private/1", tmp_path / "net.pth", "url")
+    assert shown == ["download net.pth, blocks"]
