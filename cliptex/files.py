@@ -22,21 +22,21 @@ NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a scratch path beside `path`; it takes the place of `path` on success and is gone on error.
 
-    The parent folder is made. The data is on disk (fsync) before the name is, so that a crash leaves the old
-    file or the new one. The scratch name keeps the suffix, since some writers choose the format by it. Raises
-    CliptexError where the disk is full or not to be written to, whatever the writer's own error is.
+    The parent folder is made. The scratch file is there already, empty, and nobody else's to read. The data is on disk
+    (fsync) before the name is, so that a crash leaves the old file or the new one. The scratch name keeps the suffix,
+    since some writers choose the format by it. Raises CliptexError where the disk is full or not to be written to,
+    whatever the writer's own error is.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not mkstemp: that leaves mode 0600, which is wrong on a shared disk.
     scratch = path.with_name(f".{path.stem}.{uuid4().hex}{path.suffix}")
     try:
         scratch.touch()
-        mode = scratch.stat().st_mode  # as the umask has it
+        mode = scratch.stat().st_mode  # as the umask has it, which is what a shared disk needs
         scratch.unlink()
+        os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield scratch
-        if scratch.stat().st_mode != mode:  # safetensors, too, leaves 0600
-            scratch.chmod(mode)
+        scratch.chmod(mode)
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
         scratch.replace(path)

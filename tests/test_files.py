@@ -44,6 +44,19 @@ def test_mode_follows_the_umask(tmp_path):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o644
 
 
+def test_a_scratch_file_is_private_and_another_one_each_time(tmp_path):
+    old = os.umask(0)
+    try:
+        for _ in range(2):
+            with replacing(tmp_path / "a") as scratch, scratch.open("w") as file:
+                file.write("half")
+                (private,) = tmp_path.glob(".a.*")
+                assert private == scratch and private.stat().st_mode & 0o777 == 0o600
+            assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(old)
+
+
 def test_json_refuses_nan_and_broken_files_are_named(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"x": float("nan")})
