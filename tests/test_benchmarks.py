@@ -1,8 +1,10 @@
 """The readers of the official layouts: each trap of a layout, and errors that name the file."""
 
 import gzip
+import io
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -141,7 +143,7 @@ def test_voc_trainaug_is_sbd_and_voc_train_without_voc_val(tmp_path):
 def test_sbd_masks_that_are_none_are_refused_by_name(tmp_path):
     root = write_voc(tmp_path, 1, 1, sbd=2)
     path = root / "benchmark_RELEASE/dataset/cls/2007_000003.mat"
-    for content, message in ((b"<html>", "not one of SBD's class maps"), (None, "not found")):
+    for content, message in ((b"<html>", "damaged, or not a MATLAB file"), (None, "not found")):
         path.unlink()
         if content:
             path.write_bytes(content)
@@ -363,6 +365,35 @@ def test_nyuv2_wrong_files_are_refused_by_name(tmp_path):
     (tmp_path / "nyu_depth_v2_labeled.mat").write_text("<html>not found</html>")
     with pytest.raises(CliptexError, match=r"nyu_depth_v2_labeled\.mat.*HDF5"):
         reader("nyuv2", tmp_path).samples("train")
+
+
+def damaged(whole: bytes):
+    """Cut at some lengths, files of other programs, and a MATLAB file of other variables."""
+    for share in np.linspace(0, 0.999, 40):
+        yield whole[: int(share * len(whole))]
+    yield from (b"<html>not found</html>", b"PK\x03\x04" + whole, b"\x89HDF\r\n\x1a\n" + whole, b"\0" * len(whole))
+    other = io.BytesIO()
+    savemat(other, {"synsets": "?", "trainNdxs": "?", "testNdxs": {"a": 1}, "GTcls": [1]}, do_compression=True)
+    yield other.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "mark", "file"),
+    [
+        ("nyuv2", {}, "splits.mat"),
+        ("nyuv2", {}, "nyu_depth_v2_labeled.mat"),
+        ("imagenet", {}, "ILSVRC2012_devkit_t12/data/meta.mat"),
+        ("voc", {"variant": "trainaug"}, "benchmark_RELEASE/dataset/cls/2007_000011.mat"),
+    ],
+)
+def test_a_damaged_mat_file_is_named_with_what_to_do(tmp_path, name, mark, file):
+    write = {"nyuv2": write_nyuv2, "imagenet": write_imagenet, "voc": lambda *given: write_voc(*given, sbd=2)}[name]
+    root = write(tmp_path, 6, 4)
+    for content in damaged((root / file).read_bytes()):
+        (root / file).write_bytes(content)
+        with pytest.raises(CliptexError, match=rf"{re.escape(Path(file).name)}: .*(put the official file|unpack)"):
+            for part in ("train", "eval"):
+                list(find("benchmarks", name)(root, mark).samples(part))
 
 
 @pytest.mark.parametrize("flat", [True, False])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cliptex.benchmarks.base import Benchmark
-from cliptex.benchmarks.reading import Lazy, existing, files_in, folders_in, read_lines, read_rgb
+from cliptex.benchmarks.reading import Lazy, existing, files_in, folders_in, read_lines, read_mat, read_rgb
 from cliptex.errors import CliptexError
 
 SUFFIXES = (".jpeg", ".jpg")
@@ -90,13 +90,11 @@ class Imagenet(Benchmark):
 
 def read_meta(path: Path) -> dict[int, str]:
     """ILSVRC id -> wnid of the leaf synsets (those without children) in the development kit's meta.mat."""
-    from scipy.io import loadmat
-
-    existing(path, UNPACK)
+    found = read_mat(path, UNPACK, squeeze_me=True)
     try:
-        synsets = loadmat(path, squeeze_me=True)["synsets"]
+        synsets = found["synsets"]
         rows = [(int(row["ILSVRC2012_ID"]), str(row["WNID"]), int(row["num_children"])) for row in synsets]
-    except (KeyError, ValueError, OSError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise CliptexError(f"{path}: not the development kit's meta.mat ({error}); {UNPACK}") from error
     return {number: wnid for number, wnid, children in rows if children == 0}
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.nyuv2_normals import Axes, axes_by_depth, decode_normals, store_ladicky
-from cliptex.benchmarks.reading import Lazy, existing, read_rgb, require_files
+from cliptex.benchmarks.reading import Lazy, existing, read_mat, read_rgb, require_files
 from cliptex.errors import CliptexError
 
 DOWNLOAD = "put the official file here (docs/data.md)"
@@ -50,26 +50,25 @@ class Nyuv2(Benchmark):
         path = existing(self.root / "nyu_depth_v2_labeled.mat", DOWNLOAD)
         try:
             file = h5py.File(path, "r")
-        except OSError as error:
-            raise CliptexError(f"{path}: not an HDF5 (MATLAB v7.3) file ({error}); {DOWNLOAD}") from error
+            shapes = {field: getattr(file.get(field), "shape", ()) for field in ("images", "depths")}
+        except (OSError, RuntimeError, KeyError) as error:
+            raise CliptexError(f"{path}: damaged, or not an HDF5 (MATLAB v7.3) file ({error}); {DOWNLOAD}") from error
         for field, dimensions in (("images", 4), ("depths", 3)):
-            if field not in file or file[field].ndim != dimensions:
+            if len(shapes[field]) != dimensions:
                 raise CliptexError(f"{path}: has no {dimensions}-dimensional {field!r}; {DOWNLOAD}")
         # MATLAB's H x W x 3 x N is N x 3 x W x H in HDF5: the order of the axes is reversed
-        count, channels, width, height = file["images"].shape
-        if channels != 3 or file["depths"].shape != (count, width, height):
-            raise CliptexError(f"{path}: images {file['images'].shape} and depths {file['depths'].shape} disagree")
+        count, channels, width, height = shapes["images"]
+        if channels != 3 or shapes["depths"] != (count, width, height):
+            raise CliptexError(f"{path}: images {shapes['images']} and depths {shapes['depths']} disagree; {DOWNLOAD}")
         return file
 
     def read(self, part: str) -> Sequence[dict[str, Any]]:
-        from scipy.io import loadmat
-
         count = self._file["images"].shape[0]
-        path = existing(self.root / "splits.mat", DOWNLOAD)
+        path = self.root / "splits.mat"
         field = "trainNdxs" if part == "train" else "testNdxs"
-        splits = loadmat(path)
-        if field not in splits:
-            raise CliptexError(f"{path}: has no {field!r}; {DOWNLOAD}")
+        splits = read_mat(path, DOWNLOAD)
+        if field not in splits or splits[field].dtype.kind not in "iuf":
+            raise CliptexError(f"{path}: has no numbers {field!r}; {DOWNLOAD}")
         numbers = splits[field].ravel().astype(int).tolist()
         if not numbers or min(numbers) < 1 or max(numbers) > count:
             raise CliptexError(f"{path}: {field} must hold 1-based indices up to {count}; {DOWNLOAD}")
@@ -94,8 +93,11 @@ class Nyuv2(Benchmark):
 
     def _read(self, number: int, split: str) -> dict[str, Any]:
         """number: 1-based, as in splits.mat."""
-        image = np.ascontiguousarray(self._file["images"][number - 1].transpose(2, 1, 0))
-        depth = np.ascontiguousarray(self._file["depths"][number - 1].T).astype(np.float32)
+        try:
+            image = np.ascontiguousarray(self._file["images"][number - 1].transpose(2, 1, 0))
+            depth = np.ascontiguousarray(self._file["depths"][number - 1].T).astype(np.float32)
+        except (OSError, RuntimeError) as error:
+            raise CliptexError(f"{self._file.filename}: image {number} is damaged ({error}); {DOWNLOAD}") from error
         depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
         normals, path = self._normals(number - 1, split)
         if normals.shape != image.shape:

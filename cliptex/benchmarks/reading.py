@@ -55,6 +55,18 @@ def existing(path: Path, what: str) -> Path:
     return path
 
 
+def read_mat(path: Path, what: str, **options: Any) -> dict[str, Any]:
+    """Variables of a MATLAB file before version 7.3. options: scipy's."""
+    from scipy.io import loadmat
+
+    try:
+        return loadmat(existing(path, what), **options)
+    except CliptexError:
+        raise
+    except Exception as error:  # it has a kind of error for every way in which a file can be wrong
+        raise CliptexError(f"{path}: damaged, or not a MATLAB file ({error}); {what}") from error
+
+
 def require_files(folder: Path, names: Iterable[str], what: str) -> None:
     """CliptexError, with the first of them, where files of these names are missing in a folder."""
     there = {entry.name for entry in os.scandir(existing(folder, what))}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
-from cliptex.benchmarks.reading import Lazy, existing, read_indices, read_lines, read_rgb, require_files
+from cliptex.benchmarks.reading import Lazy, read_indices, read_lines, read_mat, read_rgb, require_files
 from cliptex.errors import CliptexError
 
 CLASS_NAMES = (
@@ -100,14 +100,12 @@ class Voc(Benchmark):
 
 def read_sbd_mask(path: Path) -> np.ndarray:
     """The class map uint8 [H, W] of SBD's cls/{name}.mat: GTcls.Segmentation."""
-    from scipy.io import loadmat
-
-    existing(path, UNPACK_SBD)
+    found = read_mat(path, UNPACK_SBD)
     try:
-        mask = loadmat(path)["GTcls"][0]["Segmentation"][0]
-    except Exception as error:  # loadmat has a kind of error for every way in which a file can be wrong
+        mask = found["GTcls"][0]["Segmentation"][0]
+    except (LookupError, TypeError, ValueError) as error:
         raise CliptexError(f"{path}: not one of SBD's class maps ({error}); {UNPACK_SBD}") from error
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2:
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype.kind not in "iu":
         raise CliptexError(f"{path}: its GTcls.Segmentation is no picture; {UNPACK_SBD}")
     return mask.astype(np.uint8)
 
