@@ -72,7 +72,7 @@ def examine(config: Config, submission: Submission | None, kind: str | None, wan
     job = os.environ.get("SLURM_JOB_ID")
     checks = [_python(), _packages(), *_machine(), _gpu(config, wants_gpu)]
     if job is not None:
-        checks += _inside(job)
+        checks += _inside(job, submission)
     elif submission is not None or shutil.which("sbatch"):
         checks += _scheduler(submission)
     checks += [*_disk(config), _hub()]
@@ -146,6 +146,11 @@ def _gpu(config: Config, wanted: bool) -> Check:
         # a login node may have a driver and no GPU to give away
         status = "failed" if wanted or gpu.allotted() else "note"
         return Check("gpu", status, reason, "install a fitting build, https://pytorch.org/get-started")
+    if reason := gpu.unseen():
+        remedy = "tell the administrators: `nvidia-smi`, or `rocm-smi`, must work in a job that has a GPU"
+        # the miniature needs none, and runs on clusters whose GPUs are made up
+        status = "failed" if config.dataset.source != "miniature" else "note"
+        return Check("gpu", status, f"{named}; {reason}", remedy)
     if present is None:
         if wanted and config.dataset.source != "miniature":
             remedy = "ask for one: the profile's `gpu` or `gres`, and a partition that has them (sinfo -o '%P %G')"
@@ -169,15 +174,27 @@ def _ask(*command: str) -> tuple[bool, str]:
     return done.returncode == 0, (done.stdout if done.returncode == 0 else done.stderr).strip()
 
 
-def _inside(job: str) -> list[Check]:
-    """Of a SLURM job, in it."""
+def _inside(job: str, submission: Submission | None) -> list[Check]:
+    """Of a SLURM job, in it: where it runs, and where jobs will go, as far as the scheduler's commands are there.
+
+    Nodes may lack some of them, or forbid to submit: what they cannot say is no failure.
+    """
     fine, said = _ask("squeue", "--noheader", "--jobs", job, "--format", "%P|%a|%N|%l")
     if not fine:
         return [Check("job", "note", f"{job}; squeue cannot be asked here ({said})")]
     partition, account, nodes, limit = (part.strip() for part in (said.splitlines() or ["|||"])[0].split("|"))
     gpus = os.environ.get("SLURM_GPUS_ON_NODE", "0")
     found = f"{job}: partition {partition}, account {account}, node {nodes}, limit {limit}, GPUs here: {gpus}"
-    return [Check("job", "ok", found)]
+    checks = [Check("job", "ok", found)]
+    if missing := [name for name in COMMANDS if shutil.which(name) is None]:
+        checks.append(Check("scheduler", "note", f"not on this node's PATH: {', '.join(missing)}"))
+    if submission is None:  # its own
+        submission = Submission(account if account != "(null)" else None, partition)
+    if shutil.which("sacctmgr"):
+        checks.append(_account(submission))
+    if shutil.which("sinfo"):
+        checks.append(_partition(submission))
+    return checks
 
 
 def _scheduler(submission: Submission | None) -> list[Check]:

@@ -1,12 +1,14 @@
 """Whether PyTorch can use the GPUs that a machine or a job has, found out without loading it where that will do."""
 
 import importlib.util
+import logging
 import os
 import re
 from pathlib import Path
 
 from cliptex.errors import CliptexError
 
+log = logging.getLogger("cliptex")
 DRIVERS = {"/dev/nvidiactl": "CUDA", "/dev/kfd": "ROCm"}
 """Device file that a loaded driver makes, and the build of PyTorch that goes with it."""
 
@@ -34,6 +36,18 @@ def allotted() -> bool:
     return any(os.environ.get(name) for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"))
 
 
+def unseen() -> str | None:
+    """What says that there is a GPU where none is to be seen; None where nothing does, or PyTorch has one."""
+    names = ["SLURM_JOB_GPUS", "SLURM_STEP_GPUS", *(["CUDA_VISIBLE_DEVICES"] if "SLURM_JOB_ID" in os.environ else [])]
+    given = {name: os.environ.get(name, "") for name in names}
+    told = [f"{name}={value}" for name, value in given.items() if value not in ("", "-1", "NoDevFiles")]
+    if not told or driver() is not None:
+        return None
+    import torch
+
+    return None if torch.cuda.is_available() else f"{told[0]}, but the driver of a GPU is not to be seen here"
+
+
 def problem() -> str | None:
     """Why PyTorch cannot use the GPU whose driver is loaded here; None where it can, or there is none."""
     present = driver()
@@ -50,6 +64,11 @@ def problem() -> str | None:
 
 
 def require_allotted() -> None:
-    """Raise CliptexError in a SLURM job with a GPU that PyTorch cannot use, before it computes for days without."""
+    """Raise CliptexError in a SLURM job with a GPU that PyTorch cannot use, before it computes for days without.
+
+    Where no driver is to be seen it is a warning, for clusters to try things on have GPUs that are made up.
+    """
+    if reason := unseen():
+        log.warning("%s: computing without; see `cliptex doctor`", reason)
     if allotted() and (reason := problem()):
         raise CliptexError(f"{reason}; install a fitting build (https://pytorch.org/get-started), see `cliptex doctor`")

@@ -36,7 +36,7 @@ def cluster(tmp_path, monkeypatch):
         command(folder, name, script)
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setattr(doctor, "_version", lambda package: "2.8.0" if "slurm" in package else real_version(package))
-    for name in ("SLURM_JOB_ID", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return folder
@@ -138,9 +138,45 @@ def test_a_job_says_where_it_runs(cluster, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
     command(cluster, "squeue", 'echo "gpu|lab|node7|10:00"')
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    monkeypatch.setattr(gpu, "driver", lambda: "CUDA")
+    monkeypatch.setattr(gpu, "problem", lambda: "has a GPU")
     found = checks()
     assert found["job"]["found"] == "42: partition gpu, account lab, node node7, limit 10:00, GPUs here: 1"
-    assert "partition" not in found
+    assert failed(found) == {"gpu"} and found["account"]["found"] == "lab"
+    assert found["partition"]["found"] == "gpu: 4 nodes, gpu:a100:4, limit 2-00:00:00"
+    assert "scheduler" not in found and "submission" not in found
+
+
+def test_in_a_job_too_a_wrong_account_or_partition_fails(cluster, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    command(cluster, "squeue", 'echo "gpu|lab|node7|10:00"')
+    found = checks(Submission("elsewhere", "big"))
+    assert failed(found) == {"account", "partition"}
+    assert "yours: guests, lab" in found["account"]["remedy"] and "there are gpu, old" in found["partition"]["remedy"]
+    for name in ("sinfo", "sacctmgr", "sbatch"):
+        (cluster / name).unlink()
+    found = checks(Submission("elsewhere", "big"))
+    assert failed(found) == set()
+    assert found["scheduler"]["found"] == "not on this node's PATH: sbatch, sinfo"
+
+
+@pytest.mark.parametrize(("name", "value"), [("SLURM_JOB_GPUS", "0"), ("CUDA_VISIBLE_DEVICES", "0,1")])
+def test_a_gpu_that_is_allotted_and_cannot_be_seen_is_named(cluster, monkeypatch, caplog, name, value):
+    monkeypatch.setattr(gpu, "driver", lambda: None)
+    monkeypatch.setenv(name, value)
+    if name == "CUDA_VISIBLE_DEVICES":
+        assert not gpu.unseen(), "outside a job it says nothing"
+        monkeypatch.setenv("SLURM_JOB_ID", "42")
+        command(cluster, "squeue", 'echo "gpu|lab|node7|10:00"')
+    found = checks(config={"dataset": {"source": "webdataset", "shards": ["a.tar"]}})
+    assert failed(found) == {"gpu"} and failed(checks()) == set(), "the miniature needs none"
+    assert f"{name}={value}, but the driver of a GPU is not to be seen here" in found["gpu"]["found"]
+    with caplog.at_level("WARNING", "cliptex"):
+        gpu.require_allotted()
+    assert f"{name}={value}, but the driver" in caplog.text
+    monkeypatch.setenv(name, "-1")
+    assert not gpu.unseen()
 
 
 def test_a_gpu_job_without_a_gpu_fails_but_for_the_miniature(cluster, monkeypatch):

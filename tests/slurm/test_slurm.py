@@ -103,6 +103,9 @@ def test_the_doctor_looks_into_a_job_of_each_kind(finished):
         said = places[kind]["job"]["found"]
         assert f"partition {PARTITION}, account {ACCOUNT}, node n" in said
         assert f"GPUs here: {int(kind != 'cpu')}" in said
+        assert places[kind]["account"]["found"] == ACCOUNT
+        assert places[kind]["partition"]["found"].startswith(f"{PARTITION}: 2 nodes")
+        assert ("not to be seen" in places[kind]["gpu"]["found"]) == (kind != "cpu")
         assert "offline" in places[kind]["hub"]["found"]
     assert "online" in places["here"]["hub"]["found"]
 

@@ -36,10 +36,11 @@ for kind in ("cpu", "label", "train", "probe"):
             # found now: asked for again, looked for again
             asked=time.time(),
             kind=f"--kind {kind}" + ("" if kind == "cpu" else " --gpu"),
+            submission=submission,
             config=subset(*type(CONFIG).model_fields),
         # what it finds is its output, good or bad; doctor judges
         shell:
-            "cliptex --log {log} doctor {params.kind} --out {output} --config {params.config:q} || test -s {output}"
+            "cliptex --log {log} doctor {params.kind} {params.submission:q} --out {output} --config {params.config:q} || test -s {output}"
 
 
 rule doctor:
