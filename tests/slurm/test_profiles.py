@@ -3,11 +3,13 @@
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from runs import GRES, PROFILES, SLURM, YOURS, snakemake
+from runs import GRES, PROFILES, ROOT, SLURM, YOURS, snakemake
 
 pytestmark = pytest.mark.slurm
 
@@ -118,6 +120,29 @@ def test_the_gres_profile_says_of_memory_what_the_other_says():
     }
     assert {"label", "probe", "finetune", "zeroshot"} <= with_gpu
     assert with_gpu - gres.keys() == set()
+
+
+def documented() -> dict[tuple[str, ...], None]:
+    """The commands of Snakemake and of the package in docs/slurm.md, each once, without what plans only."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "docs/slurm.md").read_text(), re.M | re.S)
+    blocks = [text for kind, text in found if not kind]
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith(("snakemake ", "cliptex "))]
+    return dict.fromkeys(tuple(word for word in shlex.split(line) if word != "--dry-run") for line in lines)
+
+
+@pytest.mark.parametrize("command", documented(), ids=shlex.join)
+def test_commands_of_the_documentation_can_be_planned(plugin, sbatch, tmp_path, command):
+    (tmp_path / "resources/cc3m").mkdir(parents=True)
+    (tmp_path / "resources/cc3m/Train_GCC-training.tsv").touch()
+    here = ["--dry-run", "--directory", str(tmp_path)] if command[0] == "snakemake" else []
+    done = subprocess.run(
+        [sys.executable, "-m", *command, *here], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    if here:
+        assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+        assert re.search(r"^total +\d+", done.stdout + done.stderr, re.M)
+    else:  # the profile as it is shipped
+        assert done.returncode == 1 and "still the placeholder" in done.stdout, done.stderr
 
 
 def test_account_and_partition_stand_in_one_place():
