@@ -13,7 +13,7 @@ from cliptex import gpu, paths, progress
 from cliptex.config import Config, dataset_slug
 from cliptex.errors import CliptexError
 from cliptex.files import unwritable
-from cliptex.plain_text import Formatter
+from cliptex.plain_text import Formatter, harmless
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -93,6 +93,11 @@ def common(
     logging.captureWarnings(True)
     if context.invoked_subcommand in ON_A_GPU:
         gpu.require_allotted()
+
+
+def _say(text: str) -> None:
+    """Print what may have text of others in it: keys, reasons, names of classes."""
+    typer.echo(harmless(text))
 
 
 def _store(config: Config, name: str, option: str = "--store") -> str:
@@ -266,7 +271,7 @@ def plan(
     from cliptex.plan import make_plan, shown
     from cliptex.probes.protocols import folders_near, with_protocols
 
-    typer.echo(shown(make_plan(with_protocols(Config.load(config), folders_near(config)), measure)))
+    _say(shown(make_plan(with_protocols(Config.load(config), folders_near(config)), measure)))
 
 
 @app.command(rich_help_panel=PROJECT)
@@ -298,7 +303,7 @@ def doctor(
     fine = all(place["ok"] for place in places)
     if out is not None:
         write_json(out, {"schema_version": 1, "ok": fine, "places": places} if found else here)
-    typer.echo(table(places))
+    _say(table(places))
     if not fine:
         raise CliptexError("something must be mended first, see FAILED above")
 
@@ -338,7 +343,7 @@ def export_labels(
         chosen = range(int(first), int(last or first) + 1)
     export = Export(_stores(settings, stores), form, images, chosen)
     record = export_labels(settings, export, paths.SHARD_INDEX, paths.LABELS, out)
-    typer.echo(f"{out}: {len(record['files'])} tars, {sum(file['samples'] for file in record['files'])} samples")
+    _say(f"{out}: {len(record['files'])} tars, {sum(file['samples'] for file in record['files'])} samples")
 
 
 @labels_app.command("inspect")
@@ -354,7 +359,7 @@ def inspect_labels(
     settings = Config.load(config)
     names = _stores(settings, stores)
     contact_sheet(settings, names, paths.SHARD_INDEX, paths.LABELS, out, images)
-    typer.echo("\n".join([*(statistics(settings, name, paths.LABELS) for name in names), f"contact sheet: {out}"]))
+    _say("\n".join([*(statistics(settings, name, paths.LABELS) for name in names), f"contact sheet: {out}"]))
 
 
 @labels_app.command("audit")
@@ -374,7 +379,7 @@ def audit_labels(
         expert = settings.label_stores[name].expert
         loaded = load_expert(expert, settings.experts[expert], paths.expert(expert))
         found = audit_labels(settings, name, paths.SHARD_INDEX, loaded, paths.labels(name), samples, seed)
-        typer.echo(report(found, name))
+        _say(report(found, name))
         differing += [paths.labels(name)] * (not all(one.agrees for one in found))
     if differing:
         folders = " ".join(map(str, differing))
@@ -432,7 +437,7 @@ def predict(
     from cliptex.predict import draw_predictions
 
     found = draw_predictions(TrainedModel(model), images, out)
-    typer.echo("\n".join([*(f"{store}: {', '.join(classes)}" for store, classes in found.items()), f"sheet: {out}"]))
+    _say("\n".join([*(f"{store}: {', '.join(classes)}" for store, classes in found.items()), f"sheet: {out}"]))
 
 
 @app.command("export", rich_help_panel=MODELS)
@@ -448,7 +453,7 @@ def export_model(
     from cliptex.model_export import export_model
 
     export_model(Config.load(config), model, seed, out, heads=heads, licence=licence)
-    typer.echo(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    _say(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
 CorruptionsOption = Annotated[
@@ -574,7 +579,7 @@ def export_benchmark(
     from cliptex.benchmark_export import export_benchmark
 
     counts = export_benchmark(Config.load(config), name, out, splits.split(","), per_tar)
-    typer.echo(f"{out}: {', '.join(f'{count} samples ({split})' for split, count in counts.items())}")
+    _say(f"{out}: {', '.join(f'{count} samples ({split})' for split, count in counts.items())}")
 
 
 @app.command(rich_help_panel=JUDGING)

@@ -113,6 +113,10 @@ def _samples(
                         raise CliptexError(
                             f"{path}: the members of sample {name!r} are not adjacent; write the shard again"
                         )
+                    if "\n" in name:
+                        raise CliptexError(
+                            f"{path}: the key {name!r} has a line break; write the shard again with another"
+                        )
                     seen.add(name)
                     if members:
                         yield key, members
@@ -415,12 +419,18 @@ class Places:
 
 
 def check_indexed(entry: dict[str, Any]) -> None:
-    """Raise CliptexError when a shard of the index is missing or of another size, without reading it."""
+    """Raise CliptexError when a shard of the index is missing, of another size, or begins with another sample.
+
+    No more of it is read; all its headers are when it is drawn from, see `Places`.
+    """
     path = Path(entry["path"])
     if not path.exists():
         raise CliptexError(f"{path}: shard is missing; {_remedy(path)}")
     if path.stat().st_size != entry["bytes"]:
         raise CliptexError(f"{path}: size differs from the index; {index_again()}")
+    first = next((key for key, _ in _samples(path, lambda *_: None)), None)
+    if first is not None and first not in entry["keys"] and first not in entry["dropped"]:
+        raise CliptexError(f"{path}: its first key, {first!r}, is not in the index; {index_again()}")
 
 
 def index_again() -> str:

@@ -3,6 +3,9 @@
 import io
 import json
 import re
+import tarfile
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +173,54 @@ def test_the_commands_work_on_a_finished_run(tiny):
     assert found.exit_code == 0
     assert "depth: 16 of 16 images agree, 16 of them to the byte" in found.output
     assert isinstance(run(tiny, "labels", "audit", "--stores", "edges").exception, CliptexError)
+
+
+HOSTILE = (
+    "-rf",
+    "$(touch pwned)`touch pwned`;|&",
+    "<script>alert('x')<script>",
+    "\x1b[2J\x1b]0;title\x07\r",
+    "\\\\host\\out",
+    "\u202etuo",
+    "quotes'\" {shard} %s",
+    "CON",
+)
+"""Parts of keys that mean something to a shell, a page, a terminal, a file system or a template."""
+
+
+def test_hostile_keys_and_captions_of_good_images_do_no_harm(tiny, tmp_path, monkeypatch):
+    pairs = [drawn_pair(f"{number:04d}{part}", number) for number, part in enumerate(HOSTILE)]
+    keys = [pair.key for pair in pairs]
+    write_shard(paths.shard(0), [replace(pair, caption=f"{pair.key}/../x.y") for pair in pairs])
+    plain = tiny.plain()
+    for expert in plain["experts"].values():
+        expert["network"]["fail"] = [keys[0]]
+    config = Config.load(plain)
+    before = {path.parent for path in tmp_path.rglob("*")}
+    said = ""
+    for line in (
+        "build-shards --batch 0",
+        "index-shards",
+        *(f"{command} --store {store}" for store in TASKS for command in ("label --batch 0", "index-labels")),
+        "labels inspect --images 16 --out sheet.png",
+        "labels audit --samples 16",
+        "labels export --out exported",
+    ):
+        found = run(config, *line.split())
+        assert found.exit_code == 0, (line, found.exception)
+        said += found.output
+    usual = Brightness.label
+    monkeypatch.setattr(Brightness, "label", lambda self, image, key: usual(self, 255 - image, key))
+    said += run(config, "labels", "audit", "--samples", "16").output
+    assert "key 0003\\x1b[2J" in said and "key 0005\\u202etuo: " in said
+    assert not re.search("[\x1b\x07\r\u202e]", said)
+    assert decoded("depth")[keys[1]] is not None and decoded("depth")[keys[0]] is None
+    with tarfile.open("exported/00000.tar") as tar:
+        tar.extractall("unpacked", filter="data")
+    assert {path.name.partition(".")[0] for path in Path("unpacked").iterdir()} == set(keys)
+    after = {path.parent for path in tmp_path.rglob("*")}
+    assert after - before == {tmp_path / "exported", tmp_path / "unpacked"}
+    assert not list(tmp_path.rglob("pwned"))
 
 
 def test_the_audit_command_fails_where_labels_cannot_be_made_again(tiny, monkeypatch):

@@ -257,6 +257,14 @@ def test_a_missing_or_foreign_key_is_named_with_its_shard_before_training(tiny, 
         train(tiny, "cliptex", 0)
 
 
+def test_a_shard_replaced_by_one_of_the_same_size_is_named_before_training(tiny):
+    one, other = (paths.SHARDS / f"0000{number}.tar" for number in range(2))
+    content, size = one.read_bytes(), other.stat().st_size
+    other.write_bytes(content[:size].ljust(size, b"\0"))
+    with pytest.raises(CliptexError, match=r"00001\.tar: its first key, '000000000', is not in the index; run: rm -f"):
+        loader(tiny)
+
+
 def test_a_shard_that_is_gone_is_named_before_training(tiny):
     (paths.SHARDS / "00001.tar").unlink()
     with pytest.raises(CliptexError, match=r"00001\.tar: shard is missing"):

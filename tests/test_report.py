@@ -61,6 +61,7 @@ from cliptex.shards import Pair, index_shards, write_shard, write_tar
 pytestmark = pytest.mark.xdist_group("report")
 
 CAPTIONS = ["a <script>alert('x')</script> chair & a “sofa”", 'quotes " and | pipes </figcaption>', "a plain caption"]
+HOSTILE_KEY = "<script>alert(1)\"' onerror=x ${y} \x1b[2J"
 MODELS = ("random", "position", "clip", "clip_ft", "cliptex")
 MAIN = {  # benchmark, task, head, metric -> one mean a model, in the order of MODELS
     ("voc", "semantic_segmentation", "linear", "mIoU"): (8.4, 5.1, 9.2, 10.1, 11.9),
@@ -151,7 +152,13 @@ def make_data(config: Config, root: Path) -> None:
             if i == 1:
                 coarse[0, 0] = 255
             pixels = np.kron(coarse, np.ones((8, 8, 1))).astype(np.uint8)
-            pairs.append(Pair(f"{shard:05d}{i:04d}", encode_jpeg(pixels, 98), CAPTIONS[i % 3] + f" {shard}{i}"))
+            pairs.append(
+                Pair(
+                    f"{shard:05d}{i:04d}{HOSTILE_KEY * (i == 0)}",
+                    encode_jpeg(pixels, 98),
+                    CAPTIONS[i % 3] + f" {shard}{i}",
+                )
+            )
         path = root / paths.shard(shard)
         write_shard(path, [*pairs, Pair(f"{shard:05d}0009", b"not an image", "lost")])
         shards.append(path)
@@ -706,6 +713,7 @@ def test_text_from_data_cannot_become_markup(three_seeds, parsed):
     _, root, text = three_seeds
     assert text.count("<script") == 1
     assert "a <script>alert('x')</script> chair & a “sofa” 00" in parsed.text
+    assert "Pair 000000000<script>alert(1)\"' onerror=x ${y}" in parsed.text
     assert "Did it <b>work</b>?" in parsed.text
     assert "table & <lamp>" in parsed.text
     assert "no label: expert failed: ValueError: too <bright>" in parsed.text

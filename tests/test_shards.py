@@ -82,6 +82,13 @@ def test_samples_whose_members_are_apart_are_refused(tmp_path):
         read_shard(tmp_path / "a.tar")
 
 
+def test_a_key_with_a_line_break_is_refused(tmp_path):
+    """Keys are kept as lines."""
+    write_shard(tmp_path / "a.tar", [drawn_pair("one\ntwo", 0)])
+    with pytest.raises(CliptexError, match=r"a\.tar: the key 'one\\ntwo' has a line break"):
+        index_shards([tmp_path / "a.tar"], tmp_path / "index.json", 0.5)
+
+
 def test_bad_samples_are_counted_by_reason_and_left_out(tmp_path):
     good = [drawn_pair(f"{i:09d}", i) for i in range(6)]
     with tarfile.open(tmp_path / "00000.tar", "w") as tar:
