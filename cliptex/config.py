@@ -227,11 +227,20 @@ class Watch(Section):
     zero_shot_images: Positive = 1000
     """Images of the benchmark's evaluation split that are used, evenly spread over it."""
     max_drop: Annotated[float, Field(ge=0)] | None = None
-    """Points of top-1 accuracy that may be lost against the start before `on_drop` happens; null: any."""
+    """Points of top-1 accuracy that may be lost against the start before `on_drop` happens; 5 where `zero_shot` is set
+    and this is left out, null: any."""
     on_drop: Literal["warn", "stop"] = "warn"
     """`warn`: a line in the log and in train.json. `stop`: the run ends with an error."""
     every_epochs: Positive = 1
     """Epochs between measurements, of zero-shot and on held-out pairs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_an_alarm(cls, given: Any) -> Any:
+        """In place of another default, which would be a changed parameter of trainings without `zero_shot`, too."""
+        if isinstance(given, dict) and given.get("zero_shot") and "max_drop" not in given:
+            return given | {"max_drop": 5.0}
+        return given
 
 
 class Train(Section):

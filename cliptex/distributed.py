@@ -43,6 +43,14 @@ class World:
         dist.all_reduce(values)
         return values / self.size
 
+    def most(self, value: float) -> float:
+        """The largest of the processes' values."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return float(found)
+
     def agree(self, number: int) -> int:
         """The first process' number."""
         if self.size == 1:

@@ -65,8 +65,9 @@ def train(config: Config, name: str, seed: int, root: Path = Path(), workers: in
             workers = torch.get_num_threads() if world.device.type == "cuda" else 0
         run = _Run(config, name, seed, root, world, workers)
         run.train()
+        peak_memory_mb = world.most(cost.peak_memory_mb())
         if world.leads:
-            run.export()
+            run.export(peak_memory_mb)
         world.wait()
 
 
@@ -92,6 +93,8 @@ class _Run:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self._settings())
         self.history: list[dict[str, float]] = []
         self.first_step, self.seconds, self.seconds_loading = 0, 0.0, 0.0
+        self.looking = 0.0
+        """Seconds of this part of the run that the watcher took, which are not the training's."""
         self.overhead: float | None = None
         self.alarms: list[str] = []
 
@@ -190,12 +193,12 @@ class _Run:
                     trackers.write(line)
                 stopping = self.world.mean(torch.tensor(float(stop.name is not None), device=self.engine.device)) > 0
                 if step < steps and (stopping or step % self.options.checkpoint_every == 0):
-                    self._save(step, self.seconds + time.monotonic() - begun)
+                    self._save(step, self.seconds + time.monotonic() - begun - self.looking)
                 if step < steps and stopping:
                     self.world.wait()
                     log.info("%s: %s after step %d; saved, the same command goes on", label, stop.name, step)
                     raise Stopped(step)
-            self.seconds += time.monotonic() - begun
+            self.seconds += time.monotonic() - begun - self.looking
             if self.tasks:
                 self.overhead = self.engine.overhead(batch)
 
@@ -226,7 +229,9 @@ class _Run:
             means = self.world.mean(torch.stack(list(shares.values())).to(self.engine.device)).tolist()
             line |= {key: round(value, 6) for key, value in zip(shares, means, strict=True)}
         if looks:
+            begun = time.monotonic()
             found = self.watcher.measure() if self.world.leads else {}
+            self.looking += time.monotonic() - begun
             alarm = self.watcher.check(found, step, f"models.{self.name}")
             if alarm:
                 self.alarms.append(alarm)
@@ -273,17 +278,17 @@ class _Run:
         with replacing(folder / "metrics.jsonl") as scratch:
             scratch.write_text("".join(json.dumps(line) + "\n" for line in self.history))
 
-    def export(self) -> None:
-        """Write the outputs, train.json last, and remove the checkpoints."""
+    def export(self, peak_memory_mb: float) -> None:
+        """Write the outputs, train.json last, and remove the checkpoints. peak_memory_mb: of any of the processes."""
         network, heads = self.engine.averaged()
         weights = student.export(network, self.config.student, self.folder)
         stores = {store: self.config.label_stores[store].task for store in self.model.tasks}
         save_heads(heads, self.folder / student.HEADS_FILE, stores, self.model.losses)
         self._write_history(self.folder)
-        write_json(self.folder / "train.json", self._record(weights))
+        write_json(self.folder / "train.json", self._record(weights, peak_memory_mb))
         self.checkpoints.remove()
 
-    def _record(self, weights: str) -> dict[str, Any]:
+    def _record(self, weights: str, peak_memory_mb: float) -> dict[str, Any]:
         steps, options = self.model.steps, self.options
         network, heads = self.engine.averaged()
         seen, unique = self.loader.samples_seen(steps)
@@ -311,7 +316,7 @@ class _Run:
             "seconds": round(self.seconds, 2),
             "seconds_loading": round(self.seconds_loading, 2),
             "images_per_s": round(seen / self.seconds, 2) if steps and self.seconds else None,
-            "peak_memory_mb": round(cost.peak_memory_mb(), 1),
+            "peak_memory_mb": round(peak_memory_mb, 1),
             "parameters": cost.parameters_of(network, heads),
             "flops": flops,
             "flops_over_contrastive": round(sum(flops.values()) / plain, 4),

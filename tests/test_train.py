@@ -482,7 +482,8 @@ def test_micro_batches_equal_one_big_batch(tiny, name):
 
 
 BOTH = """
-import signal, sys
+import os, signal, sys
+from cliptex import cost
 from cliptex.checkpoints import Stopped
 from cliptex.config import Config
 from cliptex.engine import Engine
@@ -498,6 +499,8 @@ def step(self, batch, number):
 
 Engine.step = step
 for text, name in zip(sys.argv[1::2], sys.argv[2::2]):
+    if name == "cliptex":
+        cost.peak_memory_mb = lambda: 1000.0 + int(os.environ["RANK"])
     try:
         train(Config.load(text), name, 0)
     except Stopped as stopped:
@@ -518,7 +521,8 @@ def test_two_processes_equal_one(tiny, tmp_path, monkeypatch):
     ended = subprocess.run(launch, env={**os.environ, **SLURM}, capture_output=True, text=True, timeout=1200)
     assert ended.returncode == 0, ended.stderr
     shared = {name: outcome(name) for name in ("clip", "cliptex")}
-    assert read_json(paths.model("cliptex", 0) / "train.json")["processes"] == 2
+    record = read_json(paths.model("cliptex", 0) / "train.json")
+    assert (record["processes"], record["peak_memory_mb"]) == (2, 1001.0), "the largest of both"
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     train(config, "clip", 0)
@@ -570,6 +574,32 @@ def test_a_fall_in_zero_shot_is_an_alarm_or_the_end(clip, monkeypatch, caplog):
         train(watched(clip, max_drop=2, on_drop="stop"), "clip_ft", 0)
     lines = (paths.model("clip_ft", 0) / "checkpoints" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["zero_shot_top1"] == 30
+
+
+def test_a_fall_is_an_alarm_where_no_limit_is_set(clip, monkeypatch):
+    found = iter([50.0, 46.0, 44.0])
+    monkeypatch.setattr(Watcher, "measure", lambda self: {"zero_shot_top1": next(found)})
+    train(watched(clip), "clip_ft", 0)
+    (alarm,) = read_json(paths.model("clip_ft", 0) / "train.json")["alarms"]
+    assert "fell from 50.00 to 44.00 at step 6, by more than train.watch.max_drop = 5 points" in alarm
+
+
+def test_looking_does_not_count_as_training(clip, monkeypatch):
+    monkeypatch.setattr(Watcher, "measure", lambda self: time.sleep(0.5) or {"zero_shot_top1": 50.0})
+    original = Engine.step
+
+    def slow(self, batch, step):
+        time.sleep(0.02)
+        return original(self, batch, step)
+
+    monkeypatch.setattr(Engine, "step", slow)
+    begun = time.monotonic()
+    train_until(watched(clip), "clip_ft", 5, monkeypatch)  # a look after step 4, and another at the end
+    train(watched(clip), "clip_ft", 0)
+    whole = time.monotonic() - begun
+    record = read_json(paths.model("clip_ft", 0) / "train.json")
+    assert 6 * 0.02 < record["seconds"] < whole - 3 * 0.5
+    assert record["images_per_s"] == pytest.approx(24 / record["seconds"], rel=0.1)
 
 
 def test_heads_are_compared_with_labels_held_out(clip):
