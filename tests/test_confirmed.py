@@ -358,11 +358,12 @@ def test_kept_classes_give_the_reported_metrics_by_scikit_learn(kept):
 # Zero-shot by open_clip's own classifier and by the clip_benchmark command
 
 DATASETS = {"wds/imagenet": "auto", "wds/captions": "zeroshot_retrieval"}
+COMPARED = [("wds/imagenet", "clip"), ("wds/imagenet", "cliptex"), ("wds/captions", "cliptex")]
 
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """A folder with two models, zero-shot results of ours, and the clip_benchmark command's of the second."""
+    """A folder with two models, zero-shot results of ours, and the clip_benchmark command's."""
     from cliptex.benchmark_export import export_benchmark
     from cliptex.retrieval import retrieval
     from cliptex.suite import run_clip_benchmark
@@ -388,9 +389,9 @@ def judged(tmp_path_factory):
         retrieval(config, "captions", paths.RESULTS / "models", paths.RESULTS / "zeroshot/captions.json")
         for name in ("imagenet", "captions"):
             export_benchmark(config, name, Path("exported") / name, per_tar=25)
-        for dataset, task in DATASETS.items():
-            out = paths.clip_benchmark(dataset.replace("/", "-"), "cliptex", 0)
-            run_clip_benchmark(config.clip_benchmark, dataset, task, "cliptex", 0, paths.model("cliptex", 0), out)
+        for dataset, model in COMPARED:
+            out = paths.clip_benchmark(dataset.replace("/", "-"), model, 0)
+            run_clip_benchmark(config.clip_benchmark, dataset, DATASETS[dataset], model, 0, paths.model(model, 0), out)
     return folder
 
 
@@ -440,10 +441,11 @@ def test_zero_shot_equals_open_clips_own(judged, monkeypatch):
         assert 0 < mine["top1"] < mine["top5"] < 100
 
 
-def test_zero_shot_equals_the_clip_benchmark_command(judged):
-    found = read_json(judged / "results/clip_benchmark/wds-imagenet/cliptex/seed0.json")
+@pytest.mark.parametrize("model", ["clip", "cliptex"])
+def test_zero_shot_equals_the_clip_benchmark_command(judged, model):
+    found = read_json(judged / f"results/clip_benchmark/wds-imagenet/{model}/seed0.json")
     assert (found["task"], found["clip_benchmark"]) == ("zeroshot_classification", "1.6.1")
-    mine = ours(judged, "imagenet")["cliptex", "zero_shot_classification"]
+    mine = ours(judged, "imagenet")[model, "zero_shot_classification"]
     assert {name: found["metrics"][name] for name in mine} == pytest.approx(mine, abs=0.01)
 
 
