@@ -11,6 +11,8 @@ import torch
 
 from cliptex.probes.feature_cache import Rows
 
+CHUNK_BYTES = 2**28
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -98,22 +100,28 @@ def take(features: Features | torch.Tensor, index: np.ndarray) -> Features | Tak
     return features.take(index) if isinstance(features, Features) else Taken(features, index)
 
 
-def statistics(rows: Rows, cls: bool, views: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
+def chunks(shape: Sequence[int]) -> Iterator[slice]:
+    """Views a few at a time, so many that in float64 they take no more than `CHUNK_BYTES`."""
+    views = min(256, max(1, CHUNK_BYTES // (8 * math.prod(shape[1:]))))
+    return (slice(start, min(start + views, shape[0])) for start in range(0, shape[0], views))
+
+
+def statistics(rows: Rows, cls: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and inverse standard deviation of the channels over all views and cells, float32 [C] each.
 
     With cls first those of the patch tokens, then those of the class token. A channel that does not vary has the
     inverse deviation 0, so that it becomes zero.
     """
 
-    def chunks() -> Iterator[torch.Tensor]:
-        for start in range(0, rows.shape[0], views):
-            tokens_BTC = rows.read(np.arange(start, min(start + views, rows.shape[0]))).double()
+    def read() -> Iterator[list[torch.Tensor]]:
+        for some in chunks(rows.shape):
+            tokens_BTC = rows.read(np.arange(some.start, some.stop)).double()
             yield [tokens_BTC[:, 1:], tokens_BTC[:, :1]] if cls else [tokens_BTC]
 
     def means(of: Callable[[torch.Tensor, int], torch.Tensor]) -> list[torch.Tensor]:
         sums: list[Any] = [0, 0]
         counts = [0, 0]
-        for parts in chunks():
+        for parts in read():
             for kind, part in enumerate(parts):
                 sums[kind] += of(part, kind).sum((0, 1))
                 counts[kind] += part.shape[0] * part.shape[1]
@@ -140,7 +148,15 @@ def standardised(
     parts = [Features(one, grid, cls, mean, scale) for one in rows]
     if 4 * sum(math.prod(part.shape) for part in parts) > memory_bytes:
         return parts
-    return [part[:] for part in parts]
+    return [_in_memory(part) for part in parts]
+
+
+def _in_memory(features: Features) -> torch.Tensor:
+    """All of them, without a second copy at any time."""
+    out = torch.empty(features.shape)
+    for some in chunks(features.shape):
+        out[some] = features[some]
+    return out
 
 
 def _unchanged(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
