@@ -178,11 +178,12 @@ class FeatureCache:
         found, total = [], size
         for folder in self.folder.glob("*"):
             try:
-                written = folder.name.startswith(".")
-                if _abandoned(folder) if written else not (folder / ABOUT).exists():
-                    _remove(folder)  # what a kill has left
+                files, written = list(folder.iterdir()), folder.name.startswith(".")
+                # what a kill has left, of writing or of deleting
+                if _abandoned(folder) if written else {path.name for path in files} <= {TOKENS, SCALES}:
+                    _remove(folder)
                     continue
-                used = sum(path.stat().st_size for path in folder.iterdir())
+                used = sum(path.stat().st_size for path in files)
                 if written:
                     with suppress(FileNotFoundError):
                         used = max(used, int((folder / HELD).read_text()))
