@@ -134,7 +134,7 @@ def _write_split(
         raise CliptexError(f"{folder}: there is no sample to export")
     for stale in folder.glob("*.tar"):
         if stale.stem.isdigit() and int(stale.stem) >= len(files):
-            stale.unlink()
+            stale.unlink(missing_ok=True)
     samples_written = sum(file["samples"] for file in files)
     write_json(
         folder / "split.json", about | {"samples": samples_written, "files": files, "provenance": provenance(about)}

@@ -89,7 +89,7 @@ def label_batch(
             metadata = {**recipe, "store": store, "shard": entry["shard"], "shard_sha256": entry["sha256"]}
             metadata["extra_columns"] = list(expert.extra_columns())
             for half_made in out_dir.glob(f".{entry['shard']}.*.parquet"):  # by a job that was killed
-                half_made.unlink()
+                half_made.unlink(missing_ok=True)
             if resumed := _is_done(path, entry, metadata, scalars, expert.extra_columns()):
                 log.info("%s: already labelled", path)
             else:

@@ -31,7 +31,7 @@ def build_report(config: Config, root: Path = Path(), out: Path = paths.RESULTS 
     page = render(results, parts)
     folder = root / paths.REPORT
     for stale in folder.glob("*.*"):  # of a run with other benchmarks or models
-        stale.unlink()
+        stale.unlink(missing_ok=True)
     for table in (*parts.tables.values(), *parts.metrics):
         for suffix, text in (("csv", table.csv()), ("md", table.markdown())):
             with replacing(folder / f"{table.name}.{suffix}") as scratch:
