@@ -511,8 +511,8 @@ def test_a_receipt_counts_only_while_what_it_speaks_of_is_there(tmp_path, monkey
 # ---- the workflow
 
 
-def tiny_voc(folder: Path) -> dict[str, bytes]:
-    """VOC's archive and SBD's with as many pictures as the official ones, of a few pixels."""
+def tiny_voc(more: int = 10_582 - 1464) -> dict[str, bytes]:
+    """VOC's archive and SBD's with as many pictures as the official ones, of a few pixels. more: those of SBD alone."""
     from PIL import Image
     from scipy.io import savemat
 
@@ -526,7 +526,7 @@ def tiny_voc(folder: Path) -> dict[str, bytes]:
     names = {
         "train": [f"2007_{n:06d}" for n in range(1464)],
         "val": [f"2008_{n:06d}" for n in range(1449)],
-        "more": [f"2009_{n:06d}" for n in range(10_582 - 1464)],
+        "more": [f"2009_{n:06d}" for n in range(more)],
     }
     voc, sbd = "VOCdevkit/VOC2012", "benchmark_RELEASE/dataset"
     content = {f"{voc}/JPEGImages/{name}.jpg": picture.getvalue() for part in names.values() for name in part}
@@ -549,7 +549,7 @@ def tiny_voc(folder: Path) -> dict[str, bytes]:
 
 def test_the_workflow_fetches_official_data_before_it_probes(tmp_path, server):
     """As many pictures as VOC has with SBD, from a mirror; then the plan of the probes needs nothing more of data."""
-    files = tiny_voc(tmp_path)
+    files = tiny_voc()
     server.files = {f"/{file}": data for file, data in files.items()}
     given = {
         "source": "official",

@@ -1,9 +1,12 @@
 """Faults survived of all that were tried, at the end of a run; what every fault starts from."""
 
+import json
 import time
 
 import pytest
-from pipeline import SAID, SURVIVED, Pipeline, say
+from pipeline import SAID, SURVIVED, Pipeline, Stage, planned, say
+from test_fetch import table, tiny_voc
+from web_server import WebServer
 
 BEGAN = time.monotonic()
 
@@ -11,7 +14,41 @@ BEGAN = time.monotonic()
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory):
     """A run that nothing disturbed."""
-    return Pipeline(tmp_path_factory.mktemp("undisturbed"))
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return Pipeline(folder, planned(folder))
+
+
+@pytest.fixture(scope="session")
+def web(pipeline, tmp_path_factory):
+    """Commands that fetch, from a server of this process: VOC's archive, and tars of pairs."""
+    folder = tmp_path_factory.mktemp("web")
+    with WebServer() as server:
+        archives = {"VOCtrainval_11-May-2012.tar": tiny_voc(more=0)["VOCtrainval_11-May-2012.tar"]}
+        server.files = {f"/{name}": data for name, data in archives.items()}
+        made = [pipeline.stage("render_pairs", number).made for number in ("00000", "00001")]
+        tars = {f"/{number}.tar": data for number, files in enumerate(made) for data in files.values()}
+        server.files |= tars
+        mirrors = table(folder / "mirrors.tsv", "voc", archives, server.url)
+        official = {"source": "official", "archives": mirrors, "benchmarks": {"voc": {"variant": "train"}}}
+        pairs = {"source": "webdataset", "shards": [f"{server.url}{name}" for name in tars]}
+        stages = [
+            Stage(
+                rule,
+                ["--log", f"logs/{rule}.log", "--threads", "2", *line.split(), "--config", json.dumps(config)],
+                set(),
+                {done},
+            )
+            for rule, line, config, done in (
+                (
+                    "fetch_benchmark",
+                    "fetch --benchmark voc",
+                    {"benchmark_data": official},
+                    "resources/voc/official.json",
+                ),
+                ("build_shards", "build-shards --batch 0", {"dataset": pairs}, "results/shards/batch-000.json"),
+            )
+        ]
+        yield Pipeline(folder, stages)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,5 +1,6 @@
-"""A finished run of config/test.yaml, its commands, and copies of it in which one of them is disturbed."""
+"""A finished run of config/test.yaml with more.yaml, its commands, and copies of it in which one is disturbed."""
 
+import json
 import os
 import random
 import re
@@ -8,21 +9,27 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 
+import yaml
 from commands import Ended, command, content
+from small_run import merged
 
 ROOT = Path(__file__).parents[2]
+CONFIGS = (ROOT / "config/config.yaml", ROOT / "config/test.yaml", Path(__file__).parent / "more.yaml")
 BIN = Path(sys.executable).parent
 SURVIVED: dict[str, list[bool]] = defaultdict(list)
 """Kind of fault -> whether each was survived."""
 MINE = "the user's own\n"
 PASSING = ("logs", ".snakemake", "tensorboard", "checkpoints")
 """Folders of what no result depends on."""
+TREES = ("render_benchmark", "render_look", "fetch_benchmark")
+"""Rules that make a benchmark's folder."""
 
 
 SAID: list[str] = []
@@ -66,18 +73,36 @@ class Stage:
         return " ".join(given[4:])
 
 
-class Pipeline:
-    """A run of config/test.yaml in `folder`, of which every command is done once, undisturbed, when it is asked for."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        plan = snakemake(folder, "--dry-run", "--printshellcmds", "--forceall", "all").stdout
-        self.stages = []
+def planned(folder: Path) -> list[Stage]:
+    """The commands of the whole run and of the study, and some that users run on their results."""
+    stages: dict[frozenset[str], Stage] = {}
+    for target in ("all", "study"):
+        plan = snakemake(folder, "--dry-run", "--printshellcmds", "--forceall", target, config=CONFIGS[1:]).stdout
         for rule, facts, line in re.findall(r"^rule (\w+):\n((?:    .*\n)+)Shell command: (.*)$", plan, re.M):
             of = dict(re.findall(r"^    (input|output): (.*)$", facts, re.M))
             inputs, outputs = (set(filter(None, of.get(kind, "").split(", "))) for kind in ("input", "output"))
-            self.stages.append(Stage(rule, shlex.split(line)[1:], inputs, outputs))
-        assert len(self.stages) > 40, plan[-3000:]
+            stages.setdefault(frozenset(outputs), Stage(rule, shlex.split(line)[1:], inputs, outputs))
+        assert len(stages) > 40, plan[-3000:]
+    whole = json.dumps(reduce(merged, (yaml.safe_load(path.read_text()) for path in CONFIGS)))
+    model = "results/models/cliptex/seed0/"
+    labels = {f"results/labels/{store}/index.json" for store in ("segmentation", "depth", "normals")}
+    for line, inputs in (
+        ("export --model cliptex --out exported", {f"{model}train.json", *labels}),
+        ("labels export --out exported-labels", labels),
+        ("labels inspect --out sheets/labels.png", labels),
+        ("export-benchmark --name imagenet --out exported-benchmark", {"resources/imagenet/miniature.json"}),
+    ):
+        words = line.split()
+        arguments = ["--log", f"logs/{words[0]}-{words[1]}.log", "--threads", "2", *words, "--config", whole]
+        stages[frozenset(words)] = Stage(" ".join(words[: words.index("--out")]), arguments, inputs, set())
+    return list(stages.values())
+
+
+class Pipeline:
+    """A run in `folder`, of whose commands each is done once, undisturbed, when it is asked for."""
+
+    def __init__(self, folder: Path, stages: list[Stage]):
+        self.folder, self.stages = folder, stages
 
     def _do(self, stage: Stage) -> None:
         """A command, after those that it needs."""
@@ -117,8 +142,10 @@ class Pipeline:
         )
         for name in stage.made:
             (folder / name).unlink()
-        if stage.rule == "render_benchmark":
+        if stage.rule in TREES:
             shutil.rmtree((folder / next(iter(stage.outputs))).parent)
+        if stage.rule == "report":  # it has a section for each study, and there may have been none yet
+            shutil.rmtree(folder / "results/studies", ignore_errors=True)
         for place in places(stage, folder):
             place.mkdir(parents=True, exist_ok=True)
             (place / "mine.txt").write_text(MINE)
@@ -126,9 +153,9 @@ class Pipeline:
 
 
 def places(stage: Stage, folder: Path) -> set[Path]:
-    """Where a user may have files beside those of a stage: not in a rendered tree, which is the renderer's whole (and
-    refused if it holds more), nor in results/report, which is declared as one output."""
-    if stage.rule == "render_benchmark":
+    """Where a user may have files beside those of a stage: not in a benchmark's tree, which is the renderer's
+    whole (and refused if it holds more), nor in results/report, which is declared as one output."""
+    if stage.rule in TREES:
         return {folder / "resources"}
     if stage.rule == "report":
         return {folder / "results"}
@@ -163,9 +190,9 @@ def moments(name: str, count: int) -> list[float]:
     return sorted(rng.uniform(0.02, 0.98) for _ in range(count))
 
 
-def arguments_of_snakemake(directory: Path, *arguments: str, config: Path = ROOT / "config/test.yaml") -> list[str]:
+def arguments_of_snakemake(directory: Path, *arguments: str, config: Sequence[Path] = CONFIGS[1:2]) -> list[str]:
     command = [BIN / "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2", "--directory", directory]
-    return list(map(str, [*command, *arguments[:-1], "--configfile", config, "--", arguments[-1]]))
+    return list(map(str, [*command, *arguments[:-1], "--configfile", *config, "--", arguments[-1]]))
 
 
 def environment() -> dict[str, str]:

@@ -1,10 +1,11 @@
 """SIGKILL of every stage at random moments: the same command again ends with the same bytes."""
 
 import signal
+from pathlib import Path
 
 import pytest
 from commands import command
-from pipeline import at_a_time, ends_as_ever, fault, half_made, moments
+from pipeline import Pipeline, at_a_time, ends_as_ever, fault, half_made, moments
 
 pytestmark = pytest.mark.faults
 MOMENTS = 5
@@ -36,11 +37,32 @@ STAGES = [
     ("zeroshot", "imagenet"),
     ("retrieval",),
     ("report",),
+    ("finetune_imagenet", "cliptex"),
+    ("tabulate_finetuned",),
+    ("render_look", "nyuv2"),
+    ("probe_study_nyuv2",),
+    ("zeroshot_study_imagenet",),
+    ("study_page",),
+    ("export --model cliptex",),
+    ("labels export",),
+    ("labels inspect",),
+    ("export-benchmark --name imagenet",),
 ]
+FETCHED = [("fetch_benchmark",), ("build_shards",)]
+"""download_pairs, whose processes are img2dataset's, is killed in tests/test_download.py."""
 
 
 @pytest.mark.parametrize("chosen", STAGES, ids=" ".join)
 def test_a_killed_stage_ends_as_ever(pipeline, tmp_path, chosen):
+    killed_at_moments(pipeline, tmp_path, chosen)
+
+
+@pytest.mark.parametrize("chosen", FETCHED, ids=" ".join)
+def test_a_killed_stage_that_fetches_ends_as_ever(web, tmp_path, chosen):
+    killed_at_moments(web, tmp_path, chosen)
+
+
+def killed_at_moments(pipeline: Pipeline, tmp_path: Path, chosen: tuple[str, ...]) -> None:
     stage = pipeline.stage(*chosen)
 
     def kill(share: float) -> None:

@@ -27,7 +27,7 @@ CONFIG = {
 def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "config.json"
     path.write_text(json.dumps(CONFIG))
-    return path
+    return [path]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,13 @@ def begin(folder, config):
         env=environment(),
         start_new_session=True,
     )
+
+
+def locks(folder, head) -> None:
+    """Wait until Snakemake has taken its lock."""
+    while not list((folder / ".snakemake/locks").glob("*")):
+        assert head.poll() is None
+        time.sleep(0.05)
 
 
 def unlocked(folder, config) -> None:
@@ -100,9 +107,7 @@ def test_two_at_once(undisturbed, config, tmp_path):
     folder = tmp_path / "run"
     with fault("two at once", "two Snakemakes"):
         first = begin(folder, config)
-        while not list((folder / ".snakemake/locks").glob("*")):
-            assert first.poll() is None
-            time.sleep(0.05)
+        locks(folder, first)
         second = snakemake(folder, TARGET, config=config)
         said = second.stdout + second.stderr
         assert second.returncode and str(folder) in said and "--unlock" in said, said[-2000:]
@@ -117,9 +122,7 @@ def test_a_stale_lock_of_snakemake(undisturbed, config, tmp_path):
     folder = tmp_path / "run"
     with fault("stale lock", "of Snakemake"):
         head = begin(folder, config)
-        while not list((folder / ".snakemake/locks").glob("*")):
-            assert head.poll() is None
-            time.sleep(0.05)
+        locks(folder, head)
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()
         unlocked(folder, config)
