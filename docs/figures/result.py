@@ -112,7 +112,9 @@ def draw_gains(axes: Axes, results: Path) -> None:
             new, old = (fmean(values[task, head, model]) for model in ("cliptex", "clip_ft"))
             label = f"{names.benchmark(table['benchmark'])}: {names.task(task).lower()}, {names.head(head)}"
             shown = f"{names.number(old, task, metric)} → {names.number(new, task, metric)} {names.metric(metric)}"
-            bars[label] = (relative_gain(new, old, direction(metric)), shown)
+            gain = relative_gain(new, old, direction(metric))
+            if gain is not None:  # nothing is a percentage of zero
+                bars[label] = (gain, shown)
     places = np.arange(len(bars))
     gains = [gain for gain, _ in bars.values()]
     axes.barh(places, gains, height=0.62, color=[BLUE if gain >= 0 else ORANGE for gain in gains])
