@@ -155,18 +155,13 @@ def _recipe(config: Config, store: str, task: Task, weights_sha256: str | None, 
         "frame": "the stored image's frame; longer side of the label grid at most max_side_px",
         "versions": {"label": versions.LABEL},
     }
+    weights = expert.weights
     if (other := config.label_stores[store].of) is not None:
-        recipe["of"] = {"store": other, "index_sha256": sha256_json(read_json(labels_dir / other / "index.json"))}
-    origin = {"licence": expert.licence_name, "weights": weights_of(config, store)}
-    return {**recipe, "recipe_sha256": sha256_json(recipe), **origin}
-
-
-def weights_of(config: Config, store: str) -> str:
-    """Where a store's labels come from: its expert's `weights`, or "random" where the store it is made `of` is."""
-    settings = config.label_stores[store]
-    if settings.of is not None and weights_of(config, settings.of) == "random":
-        return "random"
-    return config.experts[settings.expert].weights
+        index = read_json(labels_dir / other / "index.json")
+        recipe["of"] = {"store": other, "index_sha256": sha256_json(index)}
+        # what is made of labels without meaning has none
+        weights = "random" if index["weights"] == "random" else weights
+    return {**recipe, "recipe_sha256": sha256_json(recipe), "licence": expert.licence_name, "weights": weights}
 
 
 def _is_done(
@@ -442,12 +437,12 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
         raise CliptexError(f"{out_dir}: no image has a label ({failures}); mend the expert {settings.expert!r}")
     if failures:
         log.warning("%s: %d of %d images have no label: %s", out_dir, images - labelled, images, failures)
-    if weights_of(config, store) == "random":
+    recipe = _recipe(config, store, task, weights, out_dir.parent)
+    if recipe["weights"] == "random":
         log.warning("%s: labels of a network with RANDOM weights, for tests and benchmarks only", out_dir)
     statistics = _class_statistics(records, task)
     if len(statistics.get("classes", "many")) == 1:
         log.warning("%s: every pixel is %s; look at the expert's quality", out_dir, *statistics["classes"])
-    recipe = _recipe(config, store, task, weights, out_dir.parent)
     index = {
         "schema_version": SCHEMA_VERSION,
         "store": store,

@@ -1,5 +1,7 @@
 """Labels made worse by a known amount."""
 
+import json
+
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -9,9 +11,9 @@ from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.expert_training import load_expert, train_expert
 from cliptex.experts.degraded import DegradedExpert
-from cliptex.files import read_json
+from cliptex.files import read_json, write_json
 from cliptex.label_audit import audit_labels
-from cliptex.labels import LabelFile, index_labels, label_batch, weights_of
+from cliptex.labels import LabelFile, index_labels, label_batch
 from cliptex.plugins import find
 from cliptex.studies import study_config
 
@@ -26,6 +28,8 @@ def with_degraded(config, task, strength, of=None, blocks=4):
 
 
 def made(config):
+    # what the workflow hands to a job: nothing of the store whose labels are changed
+    config = Config.load(json.loads(config.subset("label_stores.worse", "experts.degraded", "labels")))
     folder = paths.expert("degraded")
     train_expert(config, "degraded", paths.EXPERT_RENDERS, folder, 0)
     label_batch(config, "worse", 0, paths.SHARD_INDEX, folder, paths.labels("worse"))
@@ -113,14 +117,10 @@ def test_wrong_sources_are_named(tiny):
             label_batch(without, store, 0, paths.SHARD_INDEX, paths.expert(expert), paths.labels(store))
 
 
-def test_labels_made_of_random_ones_are_marked_random():
-    experts = {"dpt": {"weights": "random"}, "worse": {"plugin": "degraded", "network": {"task": "depth"}}}
-    stores = {
-        "depth": {"task": "depth", "expert": "dpt"},
-        "worse": {"task": "depth", "expert": "worse", "of": "depth"},
-    }
-    config = Config.load({"experts": experts, "label_stores": stores})
-    assert [weights_of(config, store) for store in stores] == ["random"] * 2
-    experts["dpt"]["weights"] = "trained"
-    config = Config.load({"experts": experts, "label_stores": stores})
-    assert [weights_of(config, store) for store in stores] == ["trained"] * 2
+def test_labels_made_of_random_ones_are_marked_random(tiny):
+    config = with_degraded(tiny, "depth", 0.5)
+    assert made(config)["weights"] == "trained"
+    source = paths.labels("depth") / "index.json"
+    write_json(source, {**read_json(source), "weights": "random"})
+    assert made(config)["weights"] == "random"
+    assert files("depth")[1].metadata["weights"] == "random"
