@@ -27,7 +27,8 @@ PROCESSES.set_forkserver_preload(
         "cliptex.miniature",
     ]
 )
-PATIENCE_S = 240
+PATIENCE_S = 900
+"""A command that has not ended after so long hangs, however loaded the machine is."""
 TIMES = (
     "seconds",
     "seconds_features",

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from commands import content
+from commands import PATIENCE_S, content
 from pipeline import fault
 
 from cliptex.checkpoints import EXIT_STOPPED
@@ -28,7 +28,7 @@ def launched(pipeline, tmp_path_factory):
     command = [sys.executable, "-m", "cliptex", *arguments[:-1], json.dumps(config)]
     folder = pipeline.before(stage, tmp_path_factory.mktemp("launched"))
     ended = begin(command, folder)
-    assert ended.wait(240) == 0, said(folder)
+    assert ended.wait(PATIENCE_S) == 0, said(folder)
     return stage, command, {name: content(folder / name) for name in stage.made}
 
 
@@ -52,12 +52,12 @@ def test_a_launcher_that_is_asked_to_stop_saves_and_goes_on_later(pipeline, laun
             assert launcher.poll() is None, said(folder)
             time.sleep(0.02)
         launcher.send_signal(getattr(signal, name))
-        assert launcher.wait(60) == EXIT_STOPPED, said(folder)
+        assert launcher.wait(PATIENCE_S) == EXIT_STOPPED, said(folder)
         assert not (folder / FOLDER / "train.json").exists()
         newest = max(int(path.stem[5:]) for path in checkpoints.glob("step-*.pt"))
         log = (folder / stage.arguments[1]).read_text()
         assert f"{name} after step {newest}; saved" in log, log
         launcher = begin(command, folder)
-        assert launcher.wait(240) == 0, said(folder)
+        assert launcher.wait(PATIENCE_S) == 0, said(folder)
         assert f"going on from step {newest}" in (folder / stage.arguments[1]).read_text()
         assert {name: content(folder / name) for name in stage.made} == expected
