@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import suppress
 
 import pytest
 from commands import content
@@ -68,12 +67,15 @@ def begin(folder, config):
 def begin_and_kill(folder, config, after) -> None:
     """SIGKILL of the head alone after some seconds; after fewer, where it has ended by then, being quicker now."""
     head = begin(folder, config)
-    with suppress(subprocess.TimeoutExpired):
-        assert head.wait(after) == 0, (folder / "said.txt").read_text()[-3000:]
+    try:
+        code = head.wait(after)
+    except subprocess.TimeoutExpired:
+        head.kill()
+        head.wait()
+    else:
+        assert code == 0, (folder / "said.txt").read_text()[-3000:]
         shutil.rmtree(folder)
-        return begin_and_kill(folder, config, 0.8 * after)
-    head.kill()
-    head.wait()
+        begin_and_kill(folder, config, 0.8 * after)
 
 
 def locks(folder, head) -> None:
