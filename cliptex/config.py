@@ -122,7 +122,7 @@ class Download(Section):
     timeout_s: Annotated[float, Field(gt=0)] = 10.0
     """Longest silence of a server, seconds."""
     max_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Longest time for one image's body, seconds."""
+    """Longest time for one image's headers and body, seconds."""
     retries: Annotated[int, Field(ge=0)] = 1
     """Immediate tries again of a failed url."""
     second_try: bool = True

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import hashlib
 import http.client
+import io
 import ipaddress
 import json
 import multiprocessing
@@ -67,23 +68,46 @@ def connect_publicly(address, timeout=None, source_address=None):
     raise error
 
 
+class Until(io.RawIOBase):
+    """What comes by a socket until `end` (of `time.monotonic`), which a read's own time limit does not see as long as
+    there is a byte now and then."""
+
+    def __init__(self, sock: socket.socket, end: float):
+        self.raw, self.end = sock.makefile("rb", buffering=0), end
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        if time.monotonic() > self.end:
+            raise TimeoutError("timed out")
+        return self.raw.readinto(buffer)
+
+    def close(self):
+        self.raw.close()
+        super().close()
+
+
 def limited_response(max_bytes: int, max_seconds: float) -> type[http.client.HTTPResponse]:
-    """Responses whose body has a largest size and a longest duration; a short one is an error."""
+    """Responses with a longest duration, and whose body has a largest size; a short one is an error."""
 
     class Limited(http.client.HTTPResponse):
+        def __init__(self, sock, *given, **options):
+            super().__init__(sock, *given, **options)
+            self.fp.close()
+            self.fp = io.BufferedReader(Until(sock, time.monotonic() + max_seconds))
+
         def read(self, amt=None):
             if amt is not None:
                 return super().read(amt)
             if (self.length or 0) > max_bytes:
                 raise Refused("too many bytes")
-            start, size, parts = time.monotonic(), 0, []
+            size, parts = 0, []
             while part := self.read1(BLOCK):
                 parts.append(part)
                 size += len(part)
                 if size > max_bytes:
                     raise Refused("too many bytes")
-                if time.monotonic() - start > max_seconds:
-                    raise TimeoutError("timed out")
             if self.length:
                 raise http.client.IncompleteRead(b"", self.length)
             return b"".join(parts)

@@ -7,12 +7,14 @@ Writes  the file, under its name only when it is whole and checked; until then b
 Holds   a file under its name is the one wanted. Nothing is fetched twice, whoever asks and however often it was killed.
 """
 
+import io
 import logging
+import math
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from urllib import request
 from urllib.error import HTTPError
@@ -21,6 +23,7 @@ from urllib.parse import urlsplit
 from cliptex import __version__
 from cliptex.errors import CliptexError
 from cliptex.files import NO_SPACE, digest_file, read_json, write_json
+from cliptex.img2dataset_job import Until
 from cliptex.plain_text import harmless, without_secrets
 from cliptex.progress import track
 
@@ -31,7 +34,7 @@ AGENT = f"cliptex/{__version__}"
 TIMEOUT_S = 60
 GLANCE_TIMEOUT_S = 10
 LEAST_BYTES_S, SLOW_S = 1000, 60
-"""An attempt ends when fewer bytes a second have come for so many seconds."""
+"""An attempt ends when fewer bytes a second have come for so many seconds, or headers have taken so long."""
 BLOCK = 1 << 20
 SPARED = 1 << 30
 """Bytes that an answer of unknown length leaves free on the disk."""
@@ -76,7 +79,7 @@ def start_of_file(url: str, key: str, count: int) -> tuple[bytes, int | None]:
     _check_address(url, key)
     headers = {"User-Agent": AGENT, "Accept-Encoding": "identity", "Range": f"bytes=0-{count - 1}"}
     try:
-        with _opener().open(request.Request(url, headers=headers), timeout=GLANCE_TIMEOUT_S) as answer:
+        with _opener(whole=True).open(request.Request(url, headers=headers), timeout=GLANCE_TIMEOUT_S) as answer:
             _refuse_page(answer, url, key)
             whole = answer.headers.get("Content-Range" if answer.status == 206 else "Content-Length", "")
             size = whole.rpartition("/")[2]
@@ -138,14 +141,39 @@ def _fetch_patiently(url: str, part: Path, key: str, resume: bool) -> None:
         time.sleep(pause)
 
 
-def _opener() -> request.OpenerDirector:
-    """Opens http and https alone, redirects included: the usual one would also follow them to ftp."""
+def _opener(whole: bool = False) -> request.OpenerDirector:
+    """Opens http and https alone, redirects included: the usual one would also follow them to ftp. Answers have SLOW_S
+    seconds for their headers; with `whole`, for all of them."""
+
+    class Answer(HTTPResponse):
+        def __init__(self, sock, *given, **options):
+            super().__init__(sock, *given, **options)
+            self.fp.close()
+            self.until = Until(sock, time.monotonic() + SLOW_S)
+            self.fp = io.BufferedReader(self.until)
+
+        def begin(self):
+            super().begin()
+            if not whole:
+                self.until.end = math.inf
+
+    def connection(kind):
+        return type("Connection", (kind,), {"response_class": Answer})
+
+    class Http(request.HTTPHandler):
+        def http_open(self, req):
+            return self.do_open(connection(HTTPConnection), req)
+
+    class Https(request.HTTPSHandler):
+        def https_open(self, req):
+            return self.do_open(connection(HTTPSConnection), req, context=self._context)
+
     opener = request.OpenerDirector()
     for handler in (
         request.ProxyHandler(),
         request.UnknownHandler(),
-        request.HTTPHandler(),
-        request.HTTPSHandler(),
+        Http(),
+        Https(),
         request.HTTPDefaultErrorHandler(),
         request.HTTPRedirectHandler(),
         request.HTTPErrorProcessor(),

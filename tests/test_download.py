@@ -119,6 +119,7 @@ def test_a_body_without_an_end_is_refused(server, name):
     [
         ("stall", {"timeout": 0.5}, "timed out"),
         ("drip", {"max_seconds": 1.0}, "timed out"),
+        ("head", {"max_seconds": 1.0}, "timed out"),
         ("cut", {}, "body cut off"),
         ("404", {}, "HTTP 404"),
     ],

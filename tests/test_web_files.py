@@ -137,6 +137,18 @@ def test_a_server_that_trickles_is_given_up(tmp_path, monkeypatch):
         assert server.requests["/drip.jpg"] == 1
 
 
+def test_headers_and_beginnings_that_trickle_are_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(web_files, "PAUSES_S", ())
+    monkeypatch.setattr(web_files, "SLOW_S", 1)
+    with WebServer() as server:
+        with pytest.raises(CliptexError, match=r"cannot be fetched \(timed out"):
+            fetch_file(f"{server.url}/head.jpg", tmp_path / "head.jpg", "url")
+        for name in ("head", "drip"):
+            with pytest.raises(CliptexError, match=r"cannot be looked at \(timed out"):
+                start_of_file(f"{server.url}/{name}.jpg", "url", 1000)
+        assert server.requests == {"/head.jpg": 2, "/drip.jpg": 1}
+
+
 def test_progress_shows_no_query(server, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(web_files, "track", lambda blocks, what: shown.append(what) or blocks)

@@ -53,7 +53,8 @@ class WebServer:
     Hugging Face hub serves large files: a redirect to where they lie, which names commit, size and SHA-256.
 
     Paths: /ok/N.jpg (a picture made of N), /wide.png (400 x 200), /turned.jpg, /404.jpg, /busy/N.jpg (503 once, then
-    the picture), /down/N.jpg (503 `down` times), /stall.jpg, /drip.jpg (a byte now and then), /cut.jpg (fewer bytes
+    the picture), /down/N.jpg (503 `down` times), /stall.jpg, /drip.jpg (a byte now and then), /head.jpg (so
+    its headers), /cut.jpg (fewer bytes
     than promised), /endless.jpg, /huge.jpg (a large promise), /gone/N.jpg (a placeholder), /page.jpg (HTML with
     status 200), /bomb.png, /inside.jpg (a redirect to `private`), /moved.jpg (a redirect to a picture), /robots.jpg
     (a picture with X-Robots-Tag: noai).
@@ -120,8 +121,11 @@ class WebServer:
             handler.wfile.flush()
             self.closing.wait(20)
             return None
-        if path == "/drip.jpg":
-            self.send(handler, 200, b"\xff\xd8\xff", length=5000)
+        if path in ("/drip.jpg", "/head.jpg"):
+            if path == "/drip.jpg":
+                self.send(handler, 200, b"\xff\xd8\xff", length=5000)
+            else:
+                handler.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
             while not self.closing.wait(0.2):
                 handler.wfile.write(b"\0")
                 handler.wfile.flush()
