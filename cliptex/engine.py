@@ -8,8 +8,7 @@ Shapes  B rows of this process, S image side, L tokens, C encoder width, h x w t
 import copy
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -74,24 +73,27 @@ class SharedPatchDropout(PatchDropout):
 
     def __init__(self, prob: float):
         super().__init__(prob)
-        self.rows = slice(None)
-        self._kept = torch.empty(0, 0)
+        self._drawn = self._kept = torch.empty(0, 0)
 
     @property
     def drawn(self) -> int:
         """Rows of the step."""
-        return len(self._kept)
+        return len(self._drawn)
 
     def draw(self, rows: int, patches: int) -> None:
         """Choose, for `rows` images of `patches` patches, those that stay."""
-        self._kept = torch.randn(rows, patches).topk(max(1, int(patches * (1 - self.prob))), dim=-1).indices
+        self._drawn = torch.randn(rows, patches).topk(max(1, int(patches * (1 - self.prob))), dim=-1).indices
+
+    def expect(self, rows: slice) -> None:
+        """Say which rows of the step come next."""
+        self._kept = self._drawn[rows]  # a slice kept in its place would be compiled for each of its values
 
     def forward(self, tokens_BLC: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return tokens_BLC
         first, patches = tokens_BLC[:, :1], tokens_BLC[:, 1:]
-        rows = torch.arange(len(patches))[:, None]
-        return torch.cat((first, patches[rows, self._kept[self.rows]]), dim=1)
+        rows = torch.arange(len(patches), device=patches.device)[:, None]
+        return torch.cat((first, patches[rows, self._kept.to(patches.device)]), dim=1)
 
 
 class Engine:
@@ -235,9 +237,9 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         with mixed_precision(self.precision):
             if self.options.accumulate == 1:
-                with self._rows(slice(0, len(images))):
-                    total, losses = self.losses(self.towers(images, tokens), targets)
-                    self.scaler.scale(total).backward()
+                self._expect(slice(0, len(images)))
+                total, losses = self.losses(self.towers(images, tokens), targets)
+                self.scaler.scale(total).backward()
             else:
                 total, losses = self._accumulated(images, tokens, targets)
         return total, losses
@@ -300,7 +302,8 @@ class Engine:
         states, parts = [], []
         for rows in micro:
             states.append(_random_state(self.device))
-            with torch.no_grad(), self._rows(rows):
+            self._expect(rows)
+            with torch.no_grad():
                 parts.append(towers(images[rows], tokens[rows])[:3])
         after = _random_state(self.device)
         whole = [
@@ -314,7 +317,8 @@ class Engine:
             last = number == len(micro) - 1
             alone = self.towers is towers or last
             _set_random_state(states[number], self.device)  # what is dropped must be the same again
-            with nullcontext() if alone else self.towers.no_sync(), self._rows(rows):
+            self._expect(rows)
+            with nullcontext() if alone else self.towers.no_sync():
                 outputs = self.towers(images[rows], tokens[rows])
                 tensors = [one for one in outputs[:3] if one is not None]
                 gradients = [one.grad[rows] for one in wholes]
@@ -324,13 +328,11 @@ class Engine:
         _set_random_state(after, self.device)
         return total, losses
 
-    @contextmanager
-    def _rows(self, rows: slice) -> Iterator[None]:
-        """While rows of this process' part of the batch go through the towers."""
+    def _expect(self, rows: slice) -> None:
+        """Before rows of this process' part of the batch go through the towers."""
         if self.dropout is not None:
             first = self.world.rank * (self.dropout.drawn // self.world.size)
-            self.dropout.rows = slice(first + rows.start, first + rows.stop)
-        yield
+            self.dropout.expect(slice(first + rows.start, first + rows.stop))
 
     def averaged(self) -> tuple[nn.Module, DenseHeads]:
         """The model and the heads that are exported: the moving average where there is one."""

@@ -46,7 +46,9 @@ def drawn(rows=4, names=NAMES, seed=0, size=SIZE_PX):
     return Batch(captions, images, captions, {name: torch.from_numpy(targets[name]) for name in names}, tokens)
 
 
-def engine(weights=None, *, architecture=STUDENT, model=None, precision="fp32", steps=10, rate=1e-3, **train):
+def engine(
+    weights=None, *, architecture=STUDENT, model=None, precision="fp32", steps=10, rate=1e-3, patch_dropout=0.0, **train
+):
     """An engine with the tasks in `weights`, and other options of `train`."""
     weights, options = weights or {}, Train.model_validate({"warmup_steps": 2, "target_size_px": GRID, **train})
     network = student.build(Student(architecture=architecture), 0) if model is None else model
@@ -60,7 +62,9 @@ def engine(weights=None, *, architecture=STUDENT, model=None, precision="fp32", 
         options.heads,
         (1, 2),
     )
-    settings = Model(steps=steps, learning_rate=rate, tasks=weights, contrastive_weight=0.5)
+    settings = Model(
+        steps=steps, learning_rate=rate, tasks=weights, contrastive_weight=0.5, patch_dropout=patch_dropout
+    )
     return Engine(network, heads, tasks, settings, options, precision, World(0, 1, torch.device("cpu")))
 
 
@@ -194,6 +198,13 @@ def shallow():
     return found
 
 
+@pytest.fixture
+def nothing_compiled():
+    """Each test begins anew: compiled code is limited in number, and what follows the last runs as it is."""
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 def test_compiled_towers_give_the_same_losses():
     """By the machine's C++ compiler."""
     weights = dict.fromkeys(NAMES, 1.0)
@@ -206,6 +217,7 @@ def test_compiled_towers_give_the_same_losses():
         torch.testing.assert_close(tensor, states(plain)[name], rtol=1e-3, atol=2e-4, msg=name)
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize(
     ("options", "sizes"), [({}, (32, 24)), ({"accumulate": 2, "checkpoint_activations": True}, (24,))]
 )
@@ -219,3 +231,26 @@ def test_towers_are_captured_with_other_crop_sizes_and_micro_batches(monkeypatch
     for step, size in enumerate(sizes, start=1):
         found, wanted = (run.step(drawn(seed=step, size=size), step) for run in (captured, plain))
         assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_micro_batches_with_dropped_patches_are_captured_no_more_often_than_one(monkeypatch):
+    """Once without gradients and once with them, however many there are; and the average is of what was learned."""
+    compiler, captured = torch.compile, []
+
+    def note(graph, inputs):
+        captured.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda module: compiler(module, backend=note))
+    options = {"architecture": shallow(), "patch_dropout": 0.5, "accumulate": 4, "ema": 0.5}
+    plain, compiled = (engine(compile=one, **options) for one in (False, True))
+    for step in (1, 2):
+        batch, found = drawn(rows=8, names=(), seed=step), []
+        for run in (compiled, plain):
+            torch.manual_seed(step)  # of the patches that are dropped
+            found.append(run.step(batch, step))
+        assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-5)
+    assert len(captured) == 2
+    for name, tensor in compiled.averaged()[0].state_dict().items():
+        torch.testing.assert_close(tensor, plain.averaged()[0].state_dict()[name], rtol=1e-4, atol=1e-5, msg=name)

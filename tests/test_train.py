@@ -482,7 +482,7 @@ def test_micro_batches_equal_one_big_batch(tiny, name):
 
 
 BOTH = """
-import os, signal, sys
+import functools, os, signal, sys, torch
 from cliptex import cost
 from cliptex.checkpoints import Stopped
 from cliptex.config import Config
@@ -498,6 +498,7 @@ def step(self, batch, number):
     return original(self, batch, number)
 
 Engine.step = step
+torch.compile = functools.partial(torch.compile, backend="aot_eager")  # without the compiler's minutes
 for text, name in zip(sys.argv[1::2], sys.argv[2::2]):
     if name == "cliptex":
         cost.peak_memory_mb = lambda: 1000.0 + int(os.environ["RANK"])
@@ -511,22 +512,26 @@ for text, name in zip(sys.argv[1::2], sys.argv[2::2]):
 
 def test_two_processes_equal_one(tiny, tmp_path, monkeypatch):
     """Started by torchrun inside what looks like a SLURM job of other sizes, with crops, flips, held-out pairs and a
-    look at zero-shot; one of the two is asked to stop half-way, both save and go on."""
+    look at zero-shot; one of the two is asked to stop half-way, both save and go on. A third model is compiled."""
     config = exact(tiny)
     write_imagenet(paths.benchmark("imagenet"), 6, 6)
     micro = watched(changed(config, train=MICRO))
+    eager = changed(config, "shuffled", train=MICRO, steps=3, learning_rate=1e-4)
+    compiled = changed(eager, train={"compile": True})
     (tmp_path / "both.py").write_text(BOTH)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "both.py"]
     launch += [json.dumps(config.plain()), "clip", json.dumps(micro.plain()), "cliptex"]
+    launch += [json.dumps(compiled.plain()), "shuffled"]
     ended = subprocess.run(launch, env={**os.environ, **SLURM}, capture_output=True, text=True, timeout=1200)
     assert ended.returncode == 0, ended.stderr
-    shared = {name: outcome(name) for name in ("clip", "cliptex")}
+    shared = {name: outcome(name) for name in ("clip", "cliptex", "shuffled")}
     record = read_json(paths.model("cliptex", 0) / "train.json")
     assert (record["processes"], record["peak_memory_mb"]) == (2, 1001.0), "the largest of both"
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     train(config, "clip", 0)
     train(micro, "cliptex", 0)
+    train(eager, "shuffled", 0)
     assert read_json(paths.model("cliptex", 0) / "train.json")["processes"] == 1
     for name, found in shared.items():
         assert_close(found, outcome(name))
@@ -631,11 +636,20 @@ def test_the_moving_average_is_what_is_exported(clip, monkeypatch):
         torch.testing.assert_close(tensor, average[name], msg=name)
 
 
-def test_activations_computed_again_change_nothing(clip):
+def test_activations_computed_again_change_nothing(clip, monkeypatch):
+    original, blocks = open_clip.transformer.checkpoint, []
+
+    def noting(block, *arguments, **options):
+        blocks.append(block)
+        return original(block, *arguments, **options)
+
+    monkeypatch.setattr(open_clip.transformer, "checkpoint", noting)
     train(changed(clip, train={"precision": "fp32"}), "cliptex", 0)
     plain = weights("cliptex")
+    assert not blocks
     train(changed(clip, train={"precision": "fp32", "checkpoint_activations": True}), "cliptex", 0)
     assert same(plain, weights("cliptex"))
+    assert len(set(blocks)) == 3, "two of the image tower, one of the text tower"
 
 
 def test_what_a_run_costs_is_written_down(clip):
