@@ -5,6 +5,7 @@ Writes  open_clip_config.json, open_clip_model.safetensors, heads.safetensors, t
 Holds   the weights are copied as they are; the card says of every expert its licence, and whether it was random.
 """
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from cliptex import paths
+from cliptex.checkpoints import differences
 from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.files import read_json, replacing
@@ -21,6 +23,7 @@ from cliptex.probes.per_image import MAIN_METRIC
 from cliptex.report import names
 from cliptex.student import CONFIG_FILE, HEADS_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
 
+log = logging.getLogger("cliptex")
 TIMM_NAMES = {
     (32, 768, 12): "vit_base_patch32_clip_224",
     (16, 768, 12): "vit_base_patch16_clip_224",
@@ -40,6 +43,8 @@ HUB_TASKS = {
 }
 """Our tasks by the Hugging Face hub's names. It merges the results of one task and data set, so that a head has to be
 named beside the metric."""
+RECORDED = ("interpolate", "steps", "learning_rate", "tasks", "losses", "shuffle_labels", "batch_size", "ema")
+"""Settings of a model and of `train` that train.json has, too."""
 TIMM_KEYS = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "patch_dropout"}
 
 
@@ -78,7 +83,7 @@ def export_model(
     """Copy model `name` of `seed` to the folder `out` and write its card.
 
     heads: whether the heads go with it. licence: as the Hugging Face hub writes it, e.g. "apache-2.0"; "other" when
-    empty. Raises CliptexError when the model is not in the configuration or not trained.
+    empty. Raises CliptexError when the model is not in the configuration, not trained, or trained with other settings.
     """
     if name not in config.models:
         raise CliptexError(f"--model: no model {name!r}; there are {', '.join(config.models)}")
@@ -86,6 +91,7 @@ def export_model(
     record = read_json(folder / "train.json")
     if out.resolve() == folder.resolve():
         raise CliptexError(f"--out: {out} is the trained model itself; give another folder")
+    _check_settings(config, name, record)
     copied = [CONFIG_FILE, WEIGHTS_FILE, "train.json"]
     with_heads = heads and bool(record["tasks"]) and (folder / HEADS_FILE).exists()
     for file in [*copied, *([HEADS_FILE] if with_heads else [])]:
@@ -100,13 +106,28 @@ def export_model(
         scratch.write_text(model_card(config, name, seed, record, with_heads, licence, root))
 
 
+def _check_settings(config: Config, name: str, record: dict[str, Any]) -> None:
+    """The card tells the configuration: it has to be that of the training."""
+    plain, found = config.plain(), []
+    if mixed := record.get("interpolate"):
+        record = record | {"interpolate": {key: mixed[key] for key in ("of", "with", "alpha")}}
+    for where, now in ((f"models.{name}", plain["models"][name]), ("train", plain["train"])):
+        both = [key for key in RECORDED if key in record and key in now]
+        found += differences({key: record[key] for key in both}, {key: now[key] for key in both}, where)
+    if found:
+        raise CliptexError(
+            f"{paths.model(name, record['seed'])}: made with {'; '.join(found)}; export it with the --config that it"
+            " was made with, or train it again"
+        )
+
+
 def model_card(
     config: Config, name: str, seed: int, record: dict[str, Any], heads: bool, licence: str, root: Path = Path()
 ) -> str:
     """The model card: YAML front matter as the Hugging Face hub expects it, then Markdown. record: its train.json."""
     model_cfg = exported_config(root / paths.model(name, seed))["model_cfg"]
-    stores = [_store(config, store, root) for store in _stores(config, name)]
-    results = _results(config, name, seed, root)
+    stores = [_store(store, root) for store in _stores(config, name)]
+    results = _results(config, name, seed, record["model_sha256"], root)
     # for `other` the hub wants a name, and a link or a file
     terms = (
         {"license": licence}
@@ -236,7 +257,7 @@ def _stores(config: Config, name: str) -> list[str]:
     return list(found)
 
 
-def _store(config: Config, store: str, root: Path) -> dict[str, Any]:
+def _store(store: str, root: Path) -> dict[str, Any]:
     return {"store": store} | read_json(root / paths.labels(store) / "index.json")
 
 
@@ -261,13 +282,17 @@ def _training(config: Config, name: str, record: dict[str, Any]) -> str:
     plain = config.plain()
     shown = {"student": plain["student"], "train": plain["train"], "models": {name: plain["models"][name]}}
     seen = f"{record['steps']:,} steps" + (f" of {record['batch_size']:,} pairs" if record["steps"] else "")
-    where = f"cliptex {record['provenance']['cliptex']}, code {record['provenance']['git']}"
+    code = record["provenance"]["git"]  # None where the package was installed without its history
+    where = f"cliptex {record['provenance']['cliptex']}" + (f", code {code}" if code else "")
     text = without_secrets(yaml.safe_dump(shown, sort_keys=False))
     return f"## Training\n\n{seen}, seed {record['seed']}; {where}.\n\n```yaml\n{text}```\n"
 
 
-def _results(config: Config, name: str, seed: int, root: Path) -> list[dict[str, Any]]:
-    """The main metric of each benchmark, task and head that was measured for this model and seed."""
+def _results(config: Config, name: str, seed: int, sha256: str, root: Path) -> list[dict[str, Any]]:
+    """The main metric of each benchmark, task and head that was measured for this model and seed.
+
+    sha256: of the model's weights; results of others, from before another training, are named in the log and left out.
+    """
     found = []
     zeroshot = [*config.zeroshot.benchmarks, *config.zeroshot.caption_sets]
     for kind, benchmarks in (("probes", config.probes.benchmarks), ("zeroshot", zeroshot)):
@@ -276,6 +301,12 @@ def _results(config: Config, name: str, seed: int, root: Path) -> list[dict[str,
             if not path.exists():
                 continue
             table = read_json(path)
+            judged = table.get("provenance", {}).get("model_sha256", {})
+            if judged.get(f"{name}/seed{seed}", sha256) != sha256:
+                log.warning(
+                    "%s: of other weights than %s seed %d has now, so left out; judge it again", path, name, seed
+                )
+                continue
             for row in table["results"]:
                 metric = MAIN_METRIC.get(row["task"], "R@1" if row["task"].endswith("retrieval") else "top1")
                 if (row["model"], row["seed"]) == (name, seed) and row["metrics"].get(metric) is not None:

@@ -292,6 +292,17 @@ def test_the_card_has_front_matter_for_the_hub_and_tells_where_everything_is_fro
     assert "## Experts" not in card.text
 
 
+def test_results_of_weights_that_are_no_more_are_left_out(exported, caplog):
+    config, _ = exported
+    record = read_json(paths.model("cliptex", 0) / "train.json")
+    path = paths.RESULTS / "probes" / "voc.json"
+    for sha, told in ((record["model_sha256"], True), ("0" * 64, False)):
+        write_json(path, read_json(path) | {"provenance": {"model_sha256": {"cliptex/seed0": sha}}})
+        card = model_card(config, "cliptex", 0, record, True, "")
+        assert ("Pascal VOC" in card, "NYUv2" in card) == (told, True)
+    assert "voc.json: of other weights than cliptex seed 0 has now" in caplog.text
+
+
 def test_random_experts_and_rendered_data_are_called_what_they_are(exported):
     config, _ = exported
     path = paths.labels("depth") / "index.json"
@@ -317,6 +328,13 @@ def test_what_cannot_be_exported_is_named(exported):
     ):
         with pytest.raises(CliptexError, match=message):
             export_model(config, *arguments)
+    plain = config.plain()
+    plain["train"]["batch_size"] = 8
+    plain["models"]["cliptex"]["losses"]["normals"] = {}
+    with pytest.raises(CliptexError) as caught:
+        export_model(Config.load(plain), "cliptex", 0, out)
+    assert "models.cliptex.losses.normals.kind = 'angmf', which now is 'absent'" in str(caught.value)
+    assert "train.batch_size = 4, which now is 8; export it with the --config" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-B-16-quickgelu", "ViT-L-14-336"])
