@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import multiprocessing
 import pickle
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io.matlab
 from official_layouts import (
     CATEGORIES,
     WNIDS,
@@ -23,10 +25,11 @@ from official_layouts import (
     write_voc,
 )
 from PIL import Image
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.benchmarks.imagenet import official_wnids
+from cliptex.benchmarks.mat_structure import require_sound
 from cliptex.benchmarks.nyuv2_normals import (
     axes_by_depth,
     decode_normals,
@@ -34,7 +37,7 @@ from cliptex.benchmarks.nyuv2_normals import (
     store_ladicky,
 )
 from cliptex.benchmarks.places365 import category_name
-from cliptex.benchmarks.reading import Lazy, source
+from cliptex.benchmarks.reading import Lazy, read_mat, source
 from cliptex.errors import CliptexError
 from cliptex.plugins import find
 
@@ -394,6 +397,53 @@ def test_a_damaged_mat_file_is_named_with_what_to_do(tmp_path, name, mark, file)
         with pytest.raises(CliptexError, match=rf"{re.escape(Path(file).name)}: .*(put the official file|unpack)"):
             for part in ("train", "eval"):
                 list(find("benchmarks", name)(root, mark).samples(part))
+
+
+def read_every_damage(path: Path) -> None:
+    """Change each byte of a file in turn and read it; how often it was read and refused goes into tally.json."""
+    whole, tally = path.read_bytes(), {"read": 0, "refused": 0}
+    for at, value in enumerate(whole):
+        for other in (value ^ 0xFF, value ^ 0x40, value ^ 1):
+            path.write_bytes(whole[:at] + bytes([other]) + whole[at + 1 :])
+            try:
+                read_mat(path, "unpack")
+                tally["read"] += 1
+            except CliptexError:
+                tally["refused"] += 1
+    (path.parent / "tally.json").write_text(json.dumps(tally))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"trainNdxs": np.arange(9, dtype=np.uint16)[:, None], "testNdxs": np.arange(9.0)},
+        {"synsets": np.array([(1, "n1", "a", 0), (2, "n2", "b", 3)], [(name, "O") for name in "abcd"])},
+        {"GTcls": np.array([[([1, "x"], np.eye(6, dtype=np.uint8), 1j)]], [(name, "O") for name in "abc"])},
+    ],
+    ids=["numbers", "rows", "cells"],
+)
+def test_no_damage_of_a_mat_file_ends_the_process(tmp_path, content):
+    """scipy's reader ends it for dozens of these changes."""
+    savemat(tmp_path / "a.mat", content)
+    process = multiprocessing.get_context("spawn").Process(target=read_every_damage, args=(tmp_path / "a.mat",))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    tally = json.loads((tmp_path / "tally.json").read_text())
+    assert min(tally.values()) > 100, tally
+
+
+def test_files_that_matlab_wrote_are_sound():
+    """Those of scipy's own tests that scipy reads, but for functions, which no data set has."""
+    found = sorted(Path(scipy.io.matlab.__file__).parent.glob("tests/data/*_[5678].*.mat"))
+    if not found:
+        pytest.skip("scipy is installed without its tests")
+    for path in found:
+        data = path.read_bytes()
+        if not re.search("func|hdf5", path.name):
+            loadmat(io.BytesIO(data))
+            require_sound(data)
+    assert len(found) > 40
 
 
 @pytest.mark.parametrize("flat", [True, False])

@@ -1,5 +1,6 @@
 """What the readers of the official layouts share: errors that name the file, samples read when they are indexed."""
 
+import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cliptex.benchmarks.mat_structure import require_sound
 from cliptex.errors import CliptexError
 from cliptex.files import read_json
 
@@ -59,10 +61,11 @@ def read_mat(path: Path, what: str, **options: Any) -> dict[str, Any]:
     """Variables of a MATLAB file before version 7.3. options: scipy's."""
     from scipy.io import loadmat
 
+    existing(path, what)
     try:
-        return loadmat(existing(path, what), **options)
-    except CliptexError:
-        raise
+        data = path.read_bytes()
+        require_sound(data)
+        return loadmat(io.BytesIO(data), **options)
     except Exception as error:  # it has a kind of error for every way in which a file can be wrong
         raise CliptexError(f"{path}: damaged, or not a MATLAB file ({error}); {what}") from error
 
