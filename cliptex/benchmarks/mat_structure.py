@@ -1,5 +1,5 @@
-"""Is a MATLAB file of versions 5 to 7 sound? scipy's reader trusts what it says of its own kinds and sizes, and a damaged
-byte there ends the whole process. A file that passes here is one that scipy reads, or refuses."""
+"""Is a MATLAB file of versions 5 to 7 sound? scipy's reader trusts what it says of its own kinds and sizes, and wrong
+ones end the whole process. A file that passes here is one that scipy reads, or refuses."""
 
 import struct
 import zlib
