@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from cliptex.errors import CliptexError
 
@@ -19,6 +20,16 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _in_order(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise PydanticCustomError("order", "The smaller end comes first")
+    return ends
+
+
+Shares = Annotated[tuple[Share, Share], AfterValidator(_in_order)]
+Rates = Annotated[tuple[Rate, Rate], AfterValidator(_in_order)]
 HeadKind = Literal["light", "heavy", "heavier"]
 MultiScale = Literal["ppm", "aspp", "none"]
 
@@ -262,7 +273,7 @@ class Train(Section):
     """AdamW second-moment decay."""
     grad_clip: Rate = 1.0
     """Largest gradient norm."""
-    crop_scale: tuple[Share, Share] = (0.5, 1.0)
+    crop_scale: Shares = (0.5, 1.0)
     """Area of the random crop as a share of the image."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""

@@ -30,9 +30,9 @@ from cliptex.encoders import BATCH_SIZE, Encoder
 from cliptex.errors import CliptexError
 from cliptex.finetune_files import tuned_heads
 from cliptex.plugins import find
-from cliptex.probe import TRUTHS, Run, Subject, judge_head, load_encoders, part_indices
+from cliptex.probe import TRUTHS, Run, Subject, judge_head, load_encoders, prepared
 from cliptex.probes.classification import linear_outcome, solve_logistic
-from cliptex.probes.features import Features, Outcome, seed_of, statistics, take
+from cliptex.probes.features import Features, Outcome, seed_of, standardised, take
 from cliptex.probes.geometry import (
     Solved,
     depth_outcome,
@@ -46,6 +46,7 @@ from cliptex.probes.metrics import segmentation_metrics
 from cliptex.probes.parts import Computed, Part, Reader
 from cliptex.probes.protocols import protocol_of
 from cliptex.probes.recipe import DenseTask, Training
+from cliptex.probes.segmentation import PROTOCOL as JUDGED
 from cliptex.probes.segmentation import PointLoss, SegmentationData, build_head, judge, segmentation_outcome
 from cliptex.probes.selection import Candidate, candidates
 from cliptex.probes.training import batches, rate_factor
@@ -89,12 +90,7 @@ class Tuned:
         grid = self.encoder.map_shape(self.readers[0].size)[1:] if dense else None
         with torch.no_grad():
             rows = [Learning(*pair, self.encoder) for pair in zip(self.readers, self.parts, strict=True)]
-            if task.features.standardise:
-                scales = statistics(rows[0], cls)
-            else:
-                channels = rows[0].shape[2] * (1 + cls)
-                scales = torch.zeros(channels), torch.ones(channels)
-        self.train, self.judged = (Features(one, grid, cls, *scales) for one in rows)
+            self.train, self.judged = standardised(rows, grid, cls, task.features.standardise, memory_bytes=0)
 
 
 @dataclass(frozen=True)
@@ -224,8 +220,7 @@ class Segmentation(Task):
         ]
 
     def outcome(self, head: torch.nn.Module, tuned: Tuned, about: dict[str, Any], keep: int) -> Outcome:
-        ending = "logits resized (bilinear) to the original resolution; confusion matrix over the whole split"
-        return segmentation_outcome(head.head, tuned.judged, self.data, about, PROTOCOL + ending, keep)
+        return segmentation_outcome(head.head, tuned.judged, self.data, about, PROTOCOL + JUDGED, keep)
 
 
 class Geometry(Task):
@@ -352,13 +347,7 @@ def finetune(
     data = find("benchmarks", benchmark)(root)
     data.check_apart()
     wanted = tuned_heads(benchmark, protocol, options)
-    indices = {
-        "train": part_indices(len(data.samples("train")), protocol.max_train, seed),
-        "eval": part_indices(len(data.samples("eval")), protocol.max_eval, None),
-    }
-    samples = data.samples("eval")
-    kept = [samples[index] for index in indices["eval"][: config.probes.save_predictions]]
-    run = Run(data, protocol, config.probes.holdout, seed_of(benchmark, seed), kept)
+    run, indices = prepared(config, benchmark, data, protocol, seed)
     settings = {
         "benchmark": benchmark,
         "protocol": protocol.model_dump(mode="json", exclude_none=True),

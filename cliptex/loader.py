@@ -243,7 +243,10 @@ class JointLoader:
         for size in self.train.crop_sizes_px or (self.image_size,):
             rows = self._rows(size)
             if self.num_samples < rows:
-                raise CliptexError(f"train.batch_size: {rows} is more than the {self.num_samples} samples of {index}")
+                kept = f" that train.held_out = {self.train.held_out} leaves" if self.train.held_out else ""
+                raise CliptexError(
+                    f"train.batch_size: {rows} is more than the {self.num_samples} samples of {index}{kept}"
+                )
             if rows % share:
                 raise CliptexError(
                     f"train.batch_size: {rows} images at {size} px cannot be shared by {self.processes} processes"

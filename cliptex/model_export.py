@@ -117,7 +117,7 @@ def _check_settings(config: Config, name: str, record: dict[str, Any]) -> None:
     if found:
         raise CliptexError(
             f"{paths.model(name, record['seed'])}: made with {'; '.join(found)}; export it with the --config that it"
-            " was made with, or train it again"
+            " was made with, or make it again"
         )
 
 

@@ -97,13 +97,7 @@ def probe(
     data.check_apart()
     encoders = load_encoders(models, seed, models_dir)
     first = encoders[models[0]]
-    indices = {
-        "train": part_indices(len(data.samples("train")), protocol.max_train, seed),
-        "eval": part_indices(len(data.samples("eval")), protocol.max_eval, None),
-    }
-    samples = data.samples("eval")
-    kept = [samples[index] for index in indices["eval"][: config.probes.save_predictions]]
-    run = Run(data, protocol, config.probes.holdout, seed_of(benchmark, seed), kept)
+    run, indices = prepared(config, benchmark, data, protocol, seed)
     cache = FeatureCache(cache_dir or Path(out_dir).parent.parent / paths.FEATURES.name, config.probes.cache_gb * 1e9)
     memory = config.probes.memory_gb * 1e9
     streams = {}
@@ -140,6 +134,19 @@ def probe(
                 about,
                 Path(out_dir) / model / f"seed{seed}",
             )
+
+
+def prepared(
+    config: Config, benchmark: str, data: Benchmark, protocol: Entry, seed: int
+) -> tuple[Run, dict[str, list[int]]]:
+    """What the tasks' functions need besides the data, and which samples of the parts "train" and "eval" are used."""
+    samples = data.samples("eval")
+    indices = {
+        "train": part_indices(len(data.samples("train")), protocol.max_train, seed),
+        "eval": part_indices(len(samples), protocol.max_eval, None),
+    }
+    kept = [samples[index] for index in indices["eval"][: config.probes.save_predictions]]
+    return Run(data, protocol, config.probes.holdout, seed_of(benchmark, seed), kept), indices
 
 
 @dataclass(frozen=True)

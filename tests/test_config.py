@@ -30,6 +30,7 @@ def test_shipped_configurations_are_valid(path):
         ("{train: {batchsize: 3}}", "train.batchsize: unknown key"),
         ("{train: {batch_size: many}}", "train.batch_size: .*valid integer.*'many'"),
         ("{train: {batch_size: 0}}", "train.batch_size: .*greater than 0"),
+        ("{train: {crop_scale: [1, 0.5]}}", r"train.crop_scale: The smaller end comes first, got \[1, 0.5\]"),
         ("{models: {clip: {init: clip}}}", "models.clip.init: .*circle"),
         (
             "{models: {a: {tasks: {dept: 1}}}, label_stores: {depth: {task: depth, expert: dpt}}}",

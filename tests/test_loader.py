@@ -144,6 +144,8 @@ def test_too_large_a_batch_is_refused(tiny):
     big = tiny.model_copy(update={"train": tiny.train.model_copy(update={"batch_size": 17})})
     with pytest.raises(CliptexError, match=r"train\.batch_size: 17 is more than the 16 samples"):
         loader(big)
+    with pytest.raises(CliptexError, match=r"4 is more than the 3 samples of .* that train\.held_out = 13 leaves"):
+        loader(with_train(tiny, held_out=13))
 
 
 def with_train(config, **train):

@@ -769,6 +769,10 @@ def test_the_digest_is_of_the_values_that_count_for_the_benchmark(tmp_path):
     [
         ({"semantic_segmentation": {"mask_sise_px": 3}}, r"semantic_segmentation\.mask_sise_px: unknown key"),
         (
+            {"semantic_segmentation": {"augment": {"scale": [2, 1]}}},
+            r"semantic_segmentation\.augment\.scale: The smaller end comes first",
+        ),
+        (
             {"semantic_segmentation": {"heads": {"linear": {"stepz": 3}}}},
             r"semantic_segmentation\.heads\.linear\.stepz: unknown key",
         ),

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from cliptex.config import Positive, Rate, Section, Share
+from cliptex.config import Positive, Rate, Section, Share, Shares
 from cliptex.errors import CliptexError
 from cliptex.progress import track
 
@@ -38,7 +38,7 @@ class Training(Section):
     """Share of the steps in which the rate rises, before a cosine to zero."""
     grad_clip: Rate = 5.0
     """Largest gradient norm."""
-    crop_scale: tuple[Share, Share] = (0.5, 1.0)
+    crop_scale: Shares = (0.5, 1.0)
     """Area of the random crop as a share of the render."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cliptex.config import Name, Positive, Rate, Section, Share
+from cliptex.config import Name, Positive, Rate, Rates, Section, Share, Shares
 
 Grid = Annotated[tuple[Rate, ...], Field(min_length=1)]
 Decays = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
@@ -48,7 +48,7 @@ class Augmentation(Section):
 
     views: Annotated[int, Field(ge=0)] = 0
     """Views of each training image; 0: one, as in evaluation."""
-    scale: tuple[Rate, Rate] = (1.0, 1.0)
+    scale: Rates = (1.0, 1.0)
     """Range of the factor by which a view enlarges; below 1 it may reach beyond the image, which is ignored there."""
     flip: Share = 0.0
     """Probability that a view is mirrored."""
@@ -394,7 +394,7 @@ class RandomCrops(Section):
 
     views: Annotated[int, Field(ge=0)] = 0
     """Crops of each training image; 0: one, as in evaluation."""
-    area: tuple[Share, Share] = (0.08, 1.0)
+    area: Shares = (0.08, 1.0)
     """Range of a crop's area as a share of the image; its ratio is between 3:4 and 4:3."""
     flip: Share = 0.5
     """Probability that a crop is mirrored."""
