@@ -1,4 +1,5 @@
 import re
+import tomllib
 from pathlib import Path
 
 import yaml
@@ -26,3 +27,20 @@ def test_the_tools_of_the_test_extra_are_those_of_pre_commit():
     pinned = {repo["repo"].split("/")[-1]: repo.get("rev", "").lstrip("v") for repo in hooks}
     assert f"ruff=={pinned['ruff-pre-commit']}" in text
     assert f"snakefmt=={pinned['snakefmt']}" in text
+
+
+def test_the_citation_is_of_this_version_and_licence():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["title"] and citation["authors"]
+
+
+def test_the_entry_of_the_workflow_catalog_says_what_the_rules_can():
+    usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    rules = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    assert set(usage) == {"mandatory-flags", "software-stack-deployment", "report"}
+    assert set(usage["mandatory-flags"]) == {"desc", "flags"}
+    deployed = usage["software-stack-deployment"]
+    assert deployed == {"conda": "conda:" in rules, "apptainer": "container:" in rules, "apptainer+conda": False}
+    assert usage["report"] == bool(re.search(r"\breport\(", rules))
