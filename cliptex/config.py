@@ -667,13 +667,17 @@ class Config(Section):
                 try:
                     text = Path(source).read_text()
                 except OSError as error:
-                    raise CliptexError(f"{where}: cannot be read ({error.strerror})") from error
+                    raise CliptexError(
+                        f"{where}: cannot be read ({error.strerror}); name a configuration file, as --config FILE"
+                    ) from error
                 except ValueError as error:  # bytes that are no text
                     raise CliptexError(f"{where}: not a text in UTF-8 ({error})") from error
             try:
                 source = yaml.safe_load(text) or {}
             except (yaml.YAMLError, ValueError) as error:  # the latter for a date or a number that is none
-                raise CliptexError(f"{where}: not valid YAML ({error})") from error
+                mark = getattr(error, "problem_mark", None)
+                what = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}" if mark else error
+                raise CliptexError(f"{where}: not valid YAML ({what})") from error
             except RecursionError as error:
                 raise CliptexError(f"{where}: not a configuration: nested too deeply") from error
             if not isinstance(source, Mapping):

@@ -39,7 +39,7 @@ def test_shipped_configurations_are_valid(path):
         ("{experts: {dpt: {}}, label_stores: {depth: {task: depth, expert: dtp}}}", "'dtp' is not one of"),
         ("{seeds: []}", "seeds: "),
         ("{models: {Big: {}}}", r"models.Big"),
-        ("{seeds: [0", "not valid YAML"),
+        ("{seeds: [0", r"not valid YAML \(line 1, column 11: expected ',' or '\]'"),
     ],
 )
 def test_a_mistake_is_one_readable_error_that_names_the_key(tmp_path, text, message):
@@ -47,11 +47,11 @@ def test_a_mistake_is_one_readable_error_that_names_the_key(tmp_path, text, mess
     path.write_text(text)
     with pytest.raises(CliptexError, match=message) as caught:
         Config.load(path)
-    assert "mine.yaml" in str(caught.value)
+    assert "mine.yaml" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(CliptexError, match=r"nothing\.yaml: cannot be read"):
+    with pytest.raises(CliptexError, match=r"nothing\.yaml: cannot be read .*--config FILE"):
         Config.load(tmp_path / "nothing.yaml")
 
 

@@ -18,7 +18,7 @@ from cliptex.probes.per_image import per_image_path, write_per_image
 from cliptex.probes.protocols import with_protocols
 from cliptex.report.bootstrap import Interval
 from cliptex.studies import study_config, study_of, words
-from cliptex.studies.measures import Compared, Measure, compare
+from cliptex.studies.measures import Compared, Measure, compare, read_measures
 from cliptex.studies.page import build_study
 
 ROOT = Path(__file__).parent.parent
@@ -166,6 +166,12 @@ def test_without_a_study_nothing_changes_and_the_target_says_so():
     assert study_config(config) is config
     with pytest.raises(CliptexError, match="study: there is none; lay a file of config/studies/"):
         study_of(config)
+
+
+def test_a_studys_file_alone_is_no_configuration():
+    config = Config.load(ROOT / "config/studies/heads.yaml")
+    with pytest.raises(CliptexError, match=r"study.probes: 'voc' is not one of \[\]; .*snakemake study --configfile"):
+        read_measures(config, Path())
 
 
 # ---- what is said

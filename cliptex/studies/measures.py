@@ -153,6 +153,12 @@ def read_measures(config: Config, root: Path) -> list[Measure]:
     study, seeds, folder = config.study, config.seeds, root / paths.study(config.study.name)
     found: list[Measure] = []
     for benchmark in study.probes:
+        if benchmark not in config.probes.benchmarks:
+            there = sorted(config.probes.benchmarks)
+            raise CliptexError(
+                f"study.probes: {benchmark!r} is not one of {there}; a study's file alone is no configuration, "
+                "run: snakemake study --configfile FILE, which lays it over the default one"
+            )
         for head in heads(benchmark, config.probes.benchmarks[benchmark]):
             frozen = {
                 model: [folder / "probes" / benchmark / model / f"seed{seed}" / f"{head}.json" for seed in seeds]
