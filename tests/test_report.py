@@ -7,14 +7,18 @@ import html
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from official_layouts import write_coco, write_nyuv2, write_voc
 
 from cliptex import paths
@@ -36,8 +40,9 @@ from cliptex.probes.thumbnails import (
 )
 from cliptex.provenance import provenance
 from cliptex.report import build_report, names
+from cliptex.report.bootstrap import Interval
 from cliptex.report.differences import Comparison, differences_table
-from cliptex.report.figures import FURTHER
+from cliptex.report.figures import FURTHER, STYLE, WIDTH_INCHES, gains_chart
 from cliptex.report.gallery import Judged, _read_pairs, draw_detections
 from cliptex.report.gather import Scores, gather
 from cliptex.report.page import make_parts
@@ -55,7 +60,7 @@ from cliptex.report.statistics import (
     verdict,
 )
 from cliptex.report.table import Cell, Group, Table
-from cliptex.report.tables import stage_of
+from cliptex.report.tables import main_cells, stage_of
 from cliptex.shards import Pair, index_shards, write_shard, write_tar
 
 pytestmark = pytest.mark.xdist_group("report")
@@ -1134,3 +1139,24 @@ def test_the_gallery_reads_a_user_s_tar_in_any_order_and_form(tmp_path):
     assert found == {"photo (1)": (image, "first"), "photo": (image, "second"), "a": (image, "third")}
     with pytest.raises(CliptexError, match=r"mine\.tar: 'b' is not in it"):
         _read_pairs(tmp_path / "mine.tar", ["a", "b"])
+
+
+def test_labels_of_the_chart_of_gains_do_not_touch(three_seeds):
+    """However wide the intervals are."""
+    config, root, _ = three_seeds
+    results = gather(config, root)
+    cells = main_cells(results)
+    for low, high in ((-20, 20), (-63, 136), (-200, 200)):
+        wide = replace(cells[0].judgement, gain=float(high), gain_interval=Interval(low, high))
+        chart = gains_chart(results, [replace(cells[0], judgement=wide), *cells[1:]])
+        figure = Figure(figsize=(WIDTH_INCHES, chart.height), layout="constrained")
+        with matplotlib.rc_context(STYLE):
+            chart.draw(figure)
+            figure.draw_without_rendering()
+            (axes,) = figure.axes
+            low, high = axes.get_xlim()
+            shown = [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+            ends = [label.get_window_extent() for label in shown]
+        assert len(ends) > 2
+        # a fifth of a label's width apart, for the reader's own font may be wider
+        assert all(left.x1 + 0.2 * left.width < right.x0 for left, right in pairwise(ends))

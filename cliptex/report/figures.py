@@ -28,7 +28,7 @@ FONTS = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'Liber
 WIDTH_INCHES = 7.6
 SMOOTH_SHARE = 1 / 20
 MAX_GAIN = 200.0
-
+STAMP = "miniature: rendered stand-in data"
 
 INK, FAINT, GRID = "#1d2129", "#5c6370", "#e3e6eb"
 MODELS = {"clip": "#56b4e9", "clip_ft": "#e69f00", "cliptex": "#0072b2"}
@@ -142,6 +142,7 @@ def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
         axes.set_yticks(positions, labels)
         axes.set_ylim(positions[-1] + 0.8, positions[0] - 0.8)
         axes.set_xlim(1.06 * low, 1.06 * high)
+        axes.locator_params(axis="x", nbins=6)  # more of these labels would touch
         axes.xaxis.set_major_formatter(lambda value, _: f"{signed(value, 0)} %")
         axes.set_xlabel("relative gain over CLIP-FT (signed so that right is better)")
         axes.tick_params(axis="y", length=0)
@@ -160,7 +161,7 @@ def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
         if len(results.config.seeds) > 1:
             handles.insert(1, axes.plot([], [], "|", color=blue, markersize=9, label="CLIPTeX, one seed")[0])
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
-        _stamp(figure, results)
+        stamp(figure, results.miniature)
 
     return Chart(
         "gains",
@@ -188,7 +189,7 @@ def loss_chart(results: Results) -> Chart | None:
         _finish(axes, "contrastive loss")
         axes.set_xlabel("step (a model that continues another starts where that one ended)")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False)
-        _stamp(figure, results)
+        stamp(figure, results.miniature)
 
     shown = ", ".join(map(names.model, trained))
     return Chart(
@@ -217,7 +218,7 @@ def task_loss_chart(results: Results) -> Chart | None:
             _finish(axes, "loss" if axes is every[0] else "")
             handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=5, frameon=False)
-        _stamp(figure, results)
+        stamp(figure, results.miniature)
 
     return Chart(
         "task_losses",
@@ -260,8 +261,8 @@ def _series(history: list[dict[str, float]], key: str) -> list[tuple[float, floa
 
 
 def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Running mean over a twentieth of the logged steps (shorter windows at the ends)."""
-    reach = int(len(values) * SMOOTH_SHARE / 2)
+    """Running mean over a twentieth of the logged steps, at least three (shorter windows at the ends)."""
+    reach = max(1, int(len(values) * SMOOTH_SHARE / 2))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     start = np.maximum(np.arange(len(values)) - reach, 0)
     stop = np.minimum(np.arange(len(values)) + reach + 1, len(values))
@@ -304,10 +305,10 @@ def _mark(
         )
 
 
-def _stamp(figure: Figure, results: Results) -> None:
+def stamp(figure: Figure, miniature: bool) -> None:
     """The word that must stand on every figure of stand-in data, since figures are copied without their caption."""
-    if results.miniature:
-        figure.supxlabel("miniature: rendered stand-in data", x=1.0, ha="right", fontsize=7.5, color=FAINT)
+    if miniature:
+        figure.supxlabel(STAMP, x=1.0, ha="right", fontsize=7.5, color=FAINT)
 
 
 STYLE = {

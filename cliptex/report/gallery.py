@@ -183,6 +183,8 @@ def _add_albums(out: Albums, results: Results, one: Comparison, samples: Sequenc
     seed = results.config.seeds[0]
     files = {model: _thumbnails(one, model, seed) for model in models}
     about = f"{names.head(one.head)} heads, models of seed {seed}"
+    if len(results.config.seeds) > 1:
+        about += ", while the numbers are means over the seeds"
 
     def items(indices: Sequence[int], shown: Sequence[str], titles: Sequence[str]) -> list[Item]:
         images = [_judged(one, samples, {model: files[model] for model in shown}, index) for index in indices]
@@ -199,10 +201,9 @@ def _add_albums(out: Albums, results: Results, one: Comparison, samples: Sequenc
         return
     words = [f"CLIPTeX helps, {rank} of {len(helped)}: " for rank in range(1, len(helped) + 1)]
     words += [f"CLIPTeX hurts, {rank} of {len(hurt)}: " for rank in range(1, len(hurt) + 1)]
-    several = ", in the mean over seeds" if len(results.config.seeds) > 1 else ""
     note = (
-        f"Of all evaluation images those in which {names.metric(one.metric)} differs most between CLIP-FT and CLIPTeX"
-        f"{several}: first where CLIPTeX is better, then where it is worse; {about}. {_NOTES[one.task]}"
+        f"Of all evaluation images those in which {names.metric(one.metric)} differs most between CLIP-FT and CLIPTeX: "
+        f"first where CLIPTeX is better, then where it is worse; {about}. {_NOTES[one.task]}"
     )
     out.extremes.append(Album(one.title, note, items([*helped, *hurt], (names.REFERENCE, names.SUBJECT), words)))
 
@@ -223,7 +224,8 @@ def _judged(one: Comparison, samples: Sequence[dict], files: dict[str, PerImage]
         predictions[model] = unpacked(one.task, file.tasks[one.task], index)
         value = one.values[model][index]
         unit = names.unit(one.task, one.metric)
-        shown = names.number(value, one.task, one.metric) + (f" {unit}" if unit else "") if np.isfinite(value) else "–"
+        between = " " if unit and unit != "°" else ""
+        shown = f"{names.number(value, one.task, one.metric)}{between}{unit}" if np.isfinite(value) else "–"
         values[model] = f"{names.metric(one.metric)} {shown}"
     return Judged(sample, predictions, values)
 
@@ -347,7 +349,8 @@ _NOTES = {
     "semantic_segmentation": "One colour a class, the same in the whole album.",
     "detection": (
         "Of each model the boxes with the highest scores, as many as the truth has objects in the image (at least "
-        "one); below, their classes and scores. One colour a class, the same in the whole album."
+        "one); below, their classes and scores. AP ranks the boxes of each class by themselves, and counts those "
+        "that are not drawn, too. One colour a class, the same in the whole album."
     ),
     "depth": "The pictures of an image share one range, the 1st to the 99th percentile of its truth.",
     "normals": "Red, green, blue: the surface faces right, up, the viewer.",

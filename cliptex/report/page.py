@@ -17,8 +17,9 @@ from cliptex.report import figures, gallery, names, tables
 from cliptex.report.bootstrap import LEVEL
 from cliptex.report.differences import Comparison, compare, differences_table
 from cliptex.report.gather import Results
+from cliptex.report.pictures import embedded
 from cliptex.report.statistics import Outcome, Verdict, beside, ranging, signed, verdict
-from cliptex.report.studies import FoundStudy, found_studies
+from cliptex.report.studies import found_studies
 from cliptex.report.table import Table
 
 SUFFIX = " (miniature)"
@@ -110,7 +111,9 @@ def render(results: Results, parts: Parts) -> str:
     pairs = gallery.labelled_pairs(results)
     judged = gallery.evaluation_albums(results, parts.comparisons)
     albums = [*([pairs] if pairs else []), *judged.spread]
-    charts = {name: _embedded(chart) for name, chart in parts.charts.items()}
+    charts = {
+        name: _drawn(name, chart.caption, chart.alt, chart.svg, chart.dark_svg) for name, chart in parts.charts.items()
+    }
     own = {model: runs[results.config.seeds[0]].record.get("model_sha256", "") for model, runs in results.runs.items()}
     studies, left_out = found_studies(results.root, own)
     there = {
@@ -147,7 +150,10 @@ def render(results: Results, parts: Parts) -> str:
             "albums": albums,
             "extremes": judged.extremes,
             "missing_pictures": judged.missing,
-            "studies": [(study, _study_chart(study)) for study in studies],
+            "studies": [
+                (study, _drawn(study.table.name, study.caption, study.alt, study.light, study.dark))
+                for study in studies
+            ],
             "studies_left_out": left_out,
             "metrics": parts.metrics,
             # escaped already, so that its spaces stay as they are and it can be copied
@@ -161,7 +167,7 @@ def render(results: Results, parts: Parts) -> str:
 
 def _source(results: Results) -> str:
     """Which data the numbers rest on, where none are rendered."""
-    pairs = f"{results.shards['num_samples']:,} image-caption pairs".replace(",", "\u2009")
+    pairs = f"{results.shards['num_samples']:,} image-caption pairs".replace(",", "\u202f")
     return f"official benchmark data; encoders trained on {pairs}"
 
 
@@ -170,28 +176,10 @@ def _unbroken(value: Any) -> Any:
     return re.sub(r"(?<=[±▲△▼▽=]) | (?=[%↑↓])", "\u00a0", value) if type(value) is str else value
 
 
-def _embedded(chart: figures.Chart) -> dict[str, str]:
-    return {
-        "name": chart.name,
-        "caption": chart.caption,
-        "alt": chart.alt,
-        "light": _svg_uri(chart.svg),
-        "dark": _svg_uri(chart.dark_svg),
-    }
-
-
-def _study_chart(study: FoundStudy) -> dict[str, str]:
-    return {
-        "name": study.table.name,
-        "caption": study.caption,
-        "alt": study.alt,
-        "light": _svg_uri(study.light),
-        "dark": _svg_uri(study.dark),
-    }
-
-
-def _svg_uri(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+def _drawn(name: str, caption: str, alt: str, light: str, dark: str) -> dict[str, str]:
+    """A chart for the page. light, dark: SVG."""
+    light, dark = (embedded(svg.encode(), "image/svg+xml") for svg in (light, dark))
+    return {"name": name, "caption": caption, "alt": alt, "light": light, "dark": dark}
 
 
 def _tiles(results: Results, parts: Parts) -> list[dict[str, Any]]:

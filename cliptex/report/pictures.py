@@ -38,6 +38,11 @@ class Key:
     shape: str = ""
 
 
+def embedded(content: bytes, kind: str) -> str:
+    """A file of a kind such as `image/png` as a data URI."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
 def data_uri(pixels: np.ndarray, kind: str) -> str:
     """uint8 [H, W, 3] as a data URI. kind: "photo" (JPEG), "smooth" (WebP) or "flat" (PNG; few colours, exact)."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
@@ -52,7 +57,7 @@ def data_uri(pixels: np.ndarray, kind: str) -> str:
     else:
         image.save(out, "PNG", optimize=True)
     mime = {"photo": "image/jpeg", "smooth": "image/webp", "flat": "image/png"}[kind]
-    return f"data:{mime};base64,{base64.b64encode(out.getvalue()).decode()}"
+    return embedded(out.getvalue(), mime)
 
 
 def picture(pixels: np.ndarray, kind: str, alt: str, title: str = "", note: str = "") -> Picture:
@@ -127,8 +132,7 @@ def hemisphere() -> Key:
     rgba = np.concatenate([pixels, np.where(square <= 1, 255, 0)[..., None].astype(np.uint8)], axis=-1)
     out = io.BytesIO()
     Image.fromarray(rgba).save(out, "PNG", optimize=True)
-    src = f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
-    return Key(src, "Normals: the colours of a ball", "tall")
+    return Key(embedded(out.getvalue(), "image/png"), "normals: the colours of a ball", "tall")
 
 
 def normals_legend() -> list[Key]:

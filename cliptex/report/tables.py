@@ -449,9 +449,9 @@ def zeroshot_table(results: Results, zeroshot: Sequence[ZeroShot]) -> Table | No
     columns = ["Task, metric", "Chance", *map(names.model, models), "CLIPTeX − CLIP-FT"]
     more = [*_csv_columns(models), "difference low", "difference high"]
     notes = [
-        f"Last column: difference of the means in points, its {LEVEL:.0f} % interval over "
-        f"{drawn_anew(results.config.seeds)} (paired bootstrap), and whether zero-shot is kept: not below CLIP-FT by "
-        "more than the noise."
+        "Last column, for the first metric of each task: difference of the means in points, its "
+        f"{LEVEL:.0f} % interval over {drawn_anew(results.config.seeds)} (paired bootstrap), and whether zero-shot is "
+        "kept: not below CLIP-FT by more than the noise."
     ]
     return Table(
         "zeroshot",
@@ -529,9 +529,9 @@ def cost_table(results: Results) -> Table:
         across("Labels learned", "store × weight of its loss", lambda record: _weights(record["tasks"])),
     ]
     cost = [
-        across("Time", "seconds", lambda record: record["seconds"], "{:.0f}".format),
+        across("Time", "seconds", lambda record: record["seconds"], _count),
         across("Time a step", "milliseconds", lambda record: 1000 * record["seconds"] / record["steps"], _count),
-        across("Throughput", "images a second", lambda record: record["images_per_s"], "{:.0f}".format),
+        across("Throughput", "images a second", lambda record: record["images_per_s"], _count),
         across("Peak memory", "MB", lambda record: record["peak_memory_mb"], _count, trained=False),
         *(
             across(title, note, lambda record, parts=parts: _parameters(record, parts), _count, trained=False)
@@ -700,13 +700,13 @@ def timing_table(results: Results) -> Table | None:
             [
                 Cell(stage, note=", ".join(t.rule for t in stages[stage])),
                 Cell(_count(jobs), jobs),
-                Cell(f"{wall:.0f}", wall),
+                Cell(_count(wall), wall),
                 Cell(f"{100 * wall / total:.0f} %" if total else MISSING, 100 * wall / total if total else None),
                 _cpu_cell([t.cpu for t in stages[stage]]),
             ]
         )
     jobs = sum(timing.jobs for timing in results.timings)
-    everything = [Cell("All"), Cell(_count(jobs), jobs), Cell(f"{total:.0f}", total), Cell("100 %", 100.0)]
+    everything = [Cell("All"), Cell(_count(jobs), jobs), Cell(_count(total), total), Cell("100 %", 100.0)]
     rows.append([*everything, _cpu_cell([timing.cpu for timing in results.timings])])
     return Table(
         "timings",
@@ -910,7 +910,7 @@ def _weights(tasks: dict[str, float]) -> str:
 def _cpu_cell(seconds: Sequence[float | None]) -> Cell:
     if any(value is None for value in seconds):
         return Cell(MISSING)
-    return Cell(f"{sum(seconds):.0f}", sum(seconds))
+    return Cell(_count(sum(seconds)), sum(seconds))
 
 
 def _share_cell(count: int, total: int) -> Cell:
@@ -918,8 +918,8 @@ def _share_cell(count: int, total: int) -> Cell:
 
 
 def _count(value: float) -> str:
-    """Thousands apart by a thin space."""
-    return f"{value:,.0f}".replace(",", "\u2009")
+    """Thousands apart by a narrow space that ends no line."""
+    return f"{value:,.0f}".replace(",", "\u202f")
 
 
 def dense(cells: Sequence[MainCell]) -> list[MainCell]:

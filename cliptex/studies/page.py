@@ -6,7 +6,6 @@ Writes  results/studies/{study}/: table.csv, table.md, plot.svg, plot.png, and s
 Holds   every sentence is made from the numbers by rule (`cliptex.studies.words`); a page of rendered data says so.
 """
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -25,6 +24,7 @@ from cliptex.provenance import provenance
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, Interval, drawn_anew
 from cliptex.report.figures import Chart
+from cliptex.report.pictures import embedded
 from cliptex.report.table import Cell, Group, Table
 from cliptex.studies import study_of, words
 from cliptex.studies.measures import Compared, Measure, compare, read_measures
@@ -357,15 +357,11 @@ def render(page: StudyPage) -> str:
     """The page as HTML text; no request leaves it."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(files("cliptex.studies").joinpath("page.html").read_text())
-
-    def uri(svg: str) -> str:
-        return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-
     return template.render(
         page=page,
         css=Markup(files("cliptex.report").joinpath("page.css").read_text()),
-        light=uri(page.chart.svg),
-        dark=uri(page.chart.dark_svg),
+        light=embedded(page.chart.svg.encode(), "image/svg+xml"),
+        dark=embedded(page.chart.dark_svg.encode(), "image/svg+xml"),
         command=page.about["command"],
         provenance=page.about["provenance"],
         version=__version__,

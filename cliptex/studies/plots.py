@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL
-from cliptex.report.figures import FAINT, FURTHER, GRID, INK, MODELS, Chart
+from cliptex.report.figures import FAINT, FURTHER, GRID, INK, MODELS, STAMP, Chart, stamp
 from cliptex.report.statistics import signed
 from cliptex.studies.measures import Compared, Measure
 from cliptex.studies.words import Findings
@@ -44,7 +44,7 @@ def dots_plot(panels: Sequence[Panel], caption: str, alt: str, miniature: bool) 
             for state, shade in TONES.items()
         ]
         figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False)
-        _stamp(figure, miniature)
+        stamp(figure, miniature)
 
     caption = f"{caption}, with {LEVEL:.0f} % intervals over images; right is better"
     return Chart("plot", caption, alt, 1.55 + 0.26 * len(rows), draw)
@@ -95,11 +95,3 @@ def scatter_plot(
 
     height = 3.2 + 0.17 * ((len(findings[0][1]) + 1) // 2)
     return Chart("plot", f"{caption}, with {LEVEL:.0f} % intervals over images; up is better", alt, height, draw)
-
-
-STAMP = "miniature: rendered stand-in data"
-
-
-def _stamp(figure: Figure, miniature: bool) -> None:
-    if miniature:
-        figure.supxlabel(STAMP, x=1.0, ha="right", fontsize=7.5, color=FAINT)
