@@ -24,13 +24,13 @@ from cliptex.labels import LabelFile
 from cliptex.plugins import find
 from cliptex.probes.per_image import MAIN_METRIC
 from cliptex.report import names
-from cliptex.report.statistics import direction, relative_gain
+from cliptex.report.statistics import direction, relative_gain, signed
 from cliptex.shards import read_shard
 from cliptex.sheets import class_names
 from cliptex.tasks.segmentation import palette
 
 ROWS = 2
-STORES = {"segmentation": "classes", "depth": "depth", "normals": "normals"}
+STORES = {"segmentation": "classes", "depth": "depth, near is bright", "normals": "normals"}
 MODELS = {"clip_ft": "CLIP-FT", "cliptex": "CLIPTeX"}
 BLUE, ORANGE, INK, FAINT, GRID = "#0072b2", "#e69f00", "#1d2129", "#5c6370", "#e3e6eb"
 IGNORED = 255
@@ -86,12 +86,12 @@ def draw_probes(figure: Figure, axes: np.ndarray, results: Path) -> None:
         for benchmark, head in (("voc", "deeplabv3"), ("nyuv2", "linear"))
     )
     colours, normals, seen = palette(), find("tasks", "normals")(), set()
-    show(axes[0, 0], voc["cliptex"]["image_0"], "held-out image")
+    show(axes[0, 0], voc["cliptex"]["image_0"], "held-out image", "classes")
     maps = {title: voc[name]["prediction_0"] for name, title in MODELS.items()} | {"truth": voc["cliptex"]["truth_0"]}
     for column, (title, codes) in enumerate(maps.items(), start=1):
         show(axes[0, column], colours[codes], title)
         seen |= visible(codes)
-    show(axes[1, 0], nyu["cliptex"]["image_0"])
+    show(axes[1, 0], nyu["cliptex"]["image_0"], text="normals, a colour a direction")
     for column, name in enumerate(MODELS, start=1):
         show(axes[1, column], normals.picture(nyu[name]["normals_prediction_0"]))
     show(axes[1, 3], normals.picture(nyu["cliptex"]["normals_truth_0"]))
@@ -111,7 +111,8 @@ def draw_gains(axes: Axes, results: Path) -> None:
             metric = MAIN_METRIC[task]
             new, old = (fmean(values[task, head, model]) for model in ("cliptex", "clip_ft"))
             label = f"{names.benchmark(table['benchmark'])}: {names.task(task).lower()}, {names.head(head)}"
-            shown = f"{names.number(old, task, metric)} → {names.number(new, task, metric)} {names.metric(metric)}"
+            values_of = " → ".join(names.number(value, task, metric) for value in (old, new))
+            shown = f"{names.metric(metric)} {values_of} {names.unit(task, metric)}"
             gain = relative_gain(new, old, direction(metric))
             if gain is not None:  # nothing is a percentage of zero
                 bars[label] = (gain, shown)
@@ -122,9 +123,9 @@ def draw_gains(axes: Axes, results: Path) -> None:
     axes.set_yticks(places, [f"{label}\n{shown}" for label, (_, shown) in bars.items()], color=INK)
     axes.invert_yaxis()
     for place, gain in zip(places, gains, strict=True):
-        axes.annotate(f"{gain:+.0f} %", (max(gain, 0), place), (4, 0), textcoords="offset points", va="center")
+        axes.annotate(f"{signed(gain, 0)} %", (max(gain, 0), place), (4, 0), textcoords="offset points", va="center")
     axes.set_xlim(min(0, *gains) * 1.2, max(gains) * 1.25)
-    axes.xaxis.set_major_formatter("{x:+.0f} %")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{signed(value, 0)} %")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=GRID)
     axes.set_axisbelow(True)
