@@ -38,7 +38,7 @@ def forward_flops(model: nn.Module, heads: DenseHeads, tokens_BL: torch.Tensor) 
     height, width = (size, size) if isinstance(size, int) else size
     image = torch.zeros(1, 3, height, width, device=device)
     flops = {}
-    with _evaluating(model, heads), torch.no_grad():
+    with evaluating(model, heads), torch.no_grad():
         dense, flops["encoder"] = _counted(lambda: features_and_embedding(model.visual, image)[0])
         _, flops["text"] = _counted(lambda: model.encode_text(tokens_BL[:1].to(device)))
         if len(heads.heads):
@@ -60,7 +60,8 @@ def _counted(run: Any) -> tuple[Any, int]:
 
 
 @contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Modules in evaluation mode; afterwards each is in the mode that it was in."""
     was = [module.training for module in modules]
     for module in modules:
         module.eval()

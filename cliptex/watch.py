@@ -5,8 +5,6 @@ Holds   looking changes nothing: no weight, no running statistic, no random numb
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 
 from cliptex import paths, student
 from cliptex.config import Config
+from cliptex.cost import evaluating
 from cliptex.distributed import alone
 from cliptex.engine import Engine
 from cliptex.errors import CliptexError
@@ -62,7 +61,7 @@ class Watcher:
 
     def measure(self) -> dict[str, float]:
         """`zero_shot_top1`, `zero_shot_top5` (percent); `held_out/{store}/loss` and `held_out/{store}/{metric}`."""
-        with _looking(self.engine), torch.random.fork_rng(), alone():
+        with evaluating(*self.engine.averaged()), torch.random.fork_rng(), alone():
             return (self._zero_shot() if self.settings.zero_shot else {}) | (
                 self._held_out() if self._judges_heads else {}
             )
@@ -138,16 +137,3 @@ class Spread:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._samples[index * len(self._samples) // self._count]
-
-
-@contextmanager
-def _looking(engine: Engine) -> Iterator[None]:
-    modules = engine.averaged()
-    was = [module.training for module in modules]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, training in zip(modules, was, strict=True):
-            module.train(training)
