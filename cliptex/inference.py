@@ -50,12 +50,14 @@ class TrainedModel:
     @torch.inference_mode()
     def encode_image(self, images: Sequence[Picture], normalize: bool = True) -> torch.Tensor:
         """Embeddings float32 [N, D], of unit length if `normalize`; images go through the model's preprocessing."""
-        batch = torch.stack([self.preprocess(Image.fromarray(read_picture(image))) for image in images])
+        batch = torch.stack([self.preprocess(Image.fromarray(pixels)) for pixels in _read(images)])
         return self.model.encode_image(batch.to(self.device), normalize=normalize)
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> torch.Tensor:
         """Embeddings float32 [N, D], of unit length if `normalize`."""
+        if isinstance(texts, str):  # whose letters would be embedded
+            raise CliptexError(f"encode_text takes a list of texts; write [{texts!r}]")
         return self.model.encode_text(self.tokenizer(list(texts)).to(self.device), normalize=normalize)
 
     @torch.inference_mode()
@@ -88,10 +90,16 @@ class TrainedModel:
         """Normalised [N, 3, S, S] of images squeezed to a square."""
         config = self.preprocess_cfg
         interpolation = config.interpolation if config.interpolation in INTERPOLATION else "bicubic"
-        squashed = [squash(read_picture(image), self.image_size, interpolation) for image in images]
+        squashed = [squash(pixels, self.image_size, interpolation) for pixels in _read(images)]
         pixels = torch.from_numpy(np.stack(squashed)).to(self.device).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(value, device=self.device).view(3, 1, 1) for value in (config.mean, config.std))
         return (pixels - mean) / std
+
+
+def _read(images: Sequence[Picture]) -> list[np.ndarray]:
+    if isinstance(images, str | Path | Image.Image):
+        raise CliptexError(f"several images are wanted, a list of them; write [{images!r}]")
+    return [read_picture(image) for image in images]
 
 
 def read_picture(image: Picture) -> np.ndarray:

@@ -181,6 +181,16 @@ def test_what_cannot_be_drawn_is_named_and_nothing_is_written(trained, pictures,
         cliptex.load(folder).predict(np.zeros((4, 4, 3)))
 
 
+def test_one_text_or_picture_in_place_of_a_list_is_refused(trained, pictures):
+    model = cliptex.load(paths.model("clip", 0))
+    with pytest.raises(CliptexError, match=r"list of texts; write \['a cat'\]"):
+        model.encode_text("a cat")
+    for one in (str(pictures[0]), pictures[0], Image.open(pictures[0])):
+        for method in (model.encode_image, model.dense_features):
+            with pytest.raises(CliptexError, match="a list of them"):
+                method(one)
+
+
 def test_importing_the_package_imports_no_network():
     code = "import sys, cliptex; print([name for name in ('torch', 'numpy', 'open_clip') if name in sys.modules])"
     assert json.loads(subprocess.check_output([sys.executable, "-c", code], text=True).replace("'", '"')) == []
