@@ -40,7 +40,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "commands.md", content=command_line()))
     named = set(_pages(config.nav))
     guides = next(entry["Guides"] for entry in config.nav if "Guides" in entry)
-    guides += [file.src_uri for file in files.documentation_pages() if file.src_uri not in named]
+    pages = [file.src_uri for file in files.documentation_pages()]
+    # the tables of studies are reached from the page of results
+    guides += [page for page in pages if page not in named and not page.startswith("results/")]
     for file in list(files.documentation_pages()):
         for link in LINK.findall(file.content_string):
             target = _in_repository(file.src_uri, link)
