@@ -228,6 +228,18 @@ def test_the_sentence_names_each_model_once_with_its_numbers():
     assert text.endswith("is not seen to differ with any of them.") and "better" not in text
 
 
+def test_of_many_models_the_sentence_names_the_ends():
+    gains = {f"model{number}": 0.05 * number for number in range(1, 6)}
+    measure = made_up({**gains, **dict.fromkeys(("same0", "same1", "same2", "same3"), 0.0)}, noise=0.02)
+    names = [name for name in measure.statistics if name != "base"]
+    compared = compare(measure, "base", names, 2000)
+    labels = {name: f"the {name}" for name in ("base", *names)}
+    text = words.differences([(measure, compared)], labels, "base")
+    most, least = (words.amount(measure, compared[name]) for name in ("model5", "model1"))
+    assert f"is better with 5 of the 9, most with “the model5” {most}, least with “the model1” {least}" in text
+    assert text.endswith("and not seen to differ with the other 4.")
+
+
 def zero_shot(hits: dict[str, float], images: int = 400) -> Measure:
     rng = np.random.default_rng(1)
     draw = rng.random(images)

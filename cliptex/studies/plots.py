@@ -1,5 +1,6 @@
 """A study's plot. Colours and text as in the report's charts (`cliptex.report.figures`)."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -31,7 +32,9 @@ def dots_plot(panels: Sequence[Panel], caption: str, alt: str, miniature: bool) 
             for place, (_, one) in enumerate(found):
                 _dot(axes, one, place)
             axes.grid(axis="x", color=GRID, linewidth=0.8)
-            axes.set_title(f"{names.benchmark(measure.benchmark)}\n{measure.what}", loc="left", fontsize=8)
+            # beside long names of rows, four panels are narrow
+            what = textwrap.fill(measure.what, 16 if len(panels) > 3 else 30)
+            axes.set_title(f"{names.benchmark(measure.benchmark)}\n{what}", loc="left", fontsize=8)
             axes.set_xlabel({"%": "points", "": "difference"}.get(measure.unit, measure.unit))
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)

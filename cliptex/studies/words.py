@@ -34,22 +34,31 @@ def _others(compared: Mapping[str, Compared], reference: str) -> list[Compared]:
     return [one for model, one in compared.items() if model != reference]
 
 
+def _told(found: Sequence[Compared], measure: Measure, labels: Mapping[str, str], count: int) -> str:
+    """Who it is, the largest difference first; of many only their number and the two at the ends."""
+    said = [f"“{labels[one.model]}” {amount(measure, one)}" for one in found]
+    if len(said) <= 2:
+        return listed(said)
+    return f"{'all' if len(said) == count else len(said)} of the {count}, most with {said[0]}, least with {said[-1]}"
+
+
 def differences(findings: Findings, labels: Mapping[str, str], reference: str) -> str:
     """By measure: who is better, who is worse, and of whom no difference is seen."""
     parts = []
     for measure, compared in findings:
         groups: dict[str, list[Compared]] = {"better": [], "worse": [], "no difference seen": []}
-        for one in _others(compared, reference):
+        others = _others(compared, reference)
+        for one in others:
             groups[one.state].append(one)
         said = []
         for state in ("better", "worse"):
             found = sorted(groups[state], key=lambda one: -abs(one.difference))
             if found:
-                who = listed([f"“{labels[one.model]}” {amount(measure, one)}" for one in found])
-                said.append(f"{'is ' * (not said)}{state} with {who}")
+                said.append(f"{'is ' * (not said)}{state} with {_told(found, measure, labels, len(others))}")
         rest = groups["no difference seen"]
         if rest and said:
-            said.append(f"not seen to differ with {listed([f'“{labels[one.model]}”' for one in rest])}")
+            who = listed([f"“{labels[one.model]}”" for one in rest]) if len(rest) <= 3 else f"the other {len(rest)}"
+            said.append(f"not seen to differ with {who}")
         elif rest:
             said.append("is not seen to differ with any of them" if len(rest) > 1 else "is not seen to differ")
         value = f"{measure.shown(compared[reference].value)} {measure.unit}".rstrip()
