@@ -1,8 +1,8 @@
 """Two choices of the probes against what is usually done, on rendered scenes and untrained encoders.
 
-    python benchmarks/probe.py [--only frozen|equal|solver] [--images 12] [--seeds 3] [--encoder DIR]
+    python benchmarks/probe.py [--only frozen|equal|solver] [--images 12] [--seeds 3] [--views 4] [--encoder DIR]
 
-`frozen`  the three segmentation heads of the protocol `paper`, at ViT-B-16 and 224 pixels: features of four augmented
+`frozen`  the three segmentation heads of the protocol `paper`, at ViT-B-16 and 224 pixels: features of a few augmented
           views of each image computed once, kept as int8 and shared by the heads, against the usual way, as
           mmsegmentation does it: in every step fresh random views go through the encoder, and the loss is taken at
           every pixel. The same steps, batch size, rates and first weights; sixty passes over the training images, as
@@ -76,10 +76,11 @@ def untrained(folder: Path, architecture: str | dict, seed: int) -> Encoder:
     return load_encoder("random", reference=folder, seed=seed)
 
 
-def protocol_for(images: int, size: int) -> Entry:
-    """The paper's, at `size` pixels, whole images in evaluation, and as many steps as make sixty passes."""
+def protocol_for(images: int, size: int, views: int) -> Entry:
+    """The paper's, at `size` pixels, with `views` random views of each training image and whole images in
+    evaluation, and as many steps as make sixty passes."""
     heads = {"steps": PASSES * images // BATCH, "batch_size": BATCH, "learning_rates": [1e-3]}
-    section = {"input": {"fit": "squash", "size_px": size}, "mask_size_px": size, "heads": {}}
+    section = {"input": {"fit": "squash", "size_px": size}, "mask_size_px": size, "augment": {"views": views}}
     section["heads"] = {name: {**heads, "loss_points": size // 4} for name in ("linear", "deeplabv3", "pspnet")}
     return protocol_of("voc", {"protocol": "paper", "semantic_segmentation": section})
 
@@ -235,10 +236,10 @@ def rendered(folder: Path, **counts: dict[str, int]) -> None:
         render_benchmark(miniature, name, folder / name)
 
 
-def frozen(folder: Path, images: int, seeds: int) -> dict[str, Any]:
+def frozen(folder: Path, images: int, seeds: int, views: int) -> dict[str, Any]:
     rendered(folder, voc={"train": images, "val": 2 * images})
     encoder = untrained(folder / "vit", "ViT-B-16", 0)
-    entry = protocol_for(images, SIZE)
+    entry = protocol_for(images, SIZE, views)
     encoder.dense(torch.zeros(1, 3, SIZE, SIZE))  # pays for start-up
     usual, seconds_usual = usual_way(entry, folder / "voc", encoder, seed=0)
     ours, shared, seconds = our_way(entry, folder / "voc", encoder, folder / "features", seeds)
@@ -258,9 +259,11 @@ def frozen(folder: Path, images: int, seeds: int) -> dict[str, Any]:
     )
 
 
-def equal(folder: Path, encoder: Encoder, seeds: int = 4, images: int = 96, evaluated: int = 300) -> dict[str, Any]:
+def equal(
+    folder: Path, encoder: Encoder, views: int, seeds: int = 4, images: int = 96, evaluated: int = 300
+) -> dict[str, Any]:
     rendered(folder, voc={"train": images, "val": evaluated})
-    entry = protocol_for(images, encoder.image_size)
+    entry = protocol_for(images, encoder.image_size, views)
     ours, _, _ = our_way(entry, folder / "voc", encoder, folder / "features", seeds)
     usual = [usual_way(entry, folder / "voc", encoder, seed)[0] for seed in range(seeds)]
     heads = {}
@@ -304,6 +307,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["frozen", "equal", "solver"], help="one of the three")
     parser.add_argument("--images", type=int, default=12, help="training images of `frozen`, a multiple of 12")
     parser.add_argument("--seeds", type=int, default=3, help="of `frozen` and `solver`")
+    parser.add_argument("--views", type=int, default=4, help="of a training image, in `frozen` and `equal`")
     parser.add_argument(
         "--encoder", type=Path, default=paths.model("cliptex", 0), help="exported folder, of `equal` (the miniature's)"
     )
@@ -311,9 +315,9 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         if given.only in (None, "frozen"):
-            results.append(frozen(Path(scratch, "frozen"), given.images, given.seeds))
+            results.append(frozen(Path(scratch, "frozen"), given.images, given.seeds, given.views))
         if given.only in (None, "equal"):
-            results.append(equal(Path(scratch, "equal"), load_encoder(given.encoder)))
+            results.append(equal(Path(scratch, "equal"), load_encoder(given.encoder), given.views))
         if given.only in (None, "solver"):
             results.append(solver(Path(scratch, "solver"), given.seeds))
     print(json.dumps(results))
