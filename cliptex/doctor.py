@@ -166,12 +166,12 @@ def _gpu(config: Config, wanted: bool) -> Check:
 
 
 def _ask(*command: str) -> tuple[bool, str]:
-    """Whether a command succeeds, and what it says."""
+    """Whether a command succeeds, and what it says; an error on one line."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         return False, str(error)
-    return done.returncode == 0, (done.stdout if done.returncode == 0 else done.stderr).strip()
+    return (True, done.stdout.strip()) if done.returncode == 0 else (False, " ".join(done.stderr.split()))
 
 
 def _inside(job: str, submission: Submission | None) -> list[Check]:
