@@ -467,6 +467,8 @@ class ClipBenchmark(Section):
     def _slugs_differ(self) -> Self:
         slugs: dict[str, str] = {}
         for name in self.datasets:
+            if not dataset_slug(name).strip("."):
+                raise ValueError(f"clip_benchmark.datasets: {name!r} names no data set")
             if (other := slugs.setdefault(dataset_slug(name), name)) != name:
                 raise ValueError(f"clip_benchmark.datasets: {name!r} and {other!r} would write the same files")
         return self

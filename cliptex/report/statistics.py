@@ -336,7 +336,7 @@ def verdict(
         sentences.append(f"Equal: {_listing(names)}.")
     if names := groups[Outcome.MISSING]:
         sentences.append(f"Not compared, since a value is missing: {_listing(names)}.")
-    sentences += [_zeroshot_sentence(item, subject, reference) for item in zeroshot]
+    sentences += [_zeroshot_sentence(item, reference) for item in zeroshot]
     return Verdict(headline, sentences, counts, typical, bounds)
 
 
@@ -353,7 +353,7 @@ def beside(model: str, cells: Sequence[Judgement], *, reference: str) -> str:
     return f"{model}: median gain over {reference} {signed(median(gains))} %, {counts} dense probes."
 
 
-def _zeroshot_sentence(item: ZeroShot, subject: str, reference: str) -> str:
+def _zeroshot_sentence(item: ZeroShot, reference: str) -> str:
     if item.state == "missing":
         return f"Zero-shot {item.benchmark} was not measured for both models."
     numbers = f"{fmean(item.subject):.1f} % {item.metric} against {reference}’s {fmean(item.reference):.1f} %"

@@ -51,7 +51,7 @@ rule download_pairs:
         config=subset("dataset.urls", "download.shards_per_job"),
         job=f"{workflow.basedir}/cliptex/img2dataset_job.py",
     shell:
-        "{resources.python} -P {params.job} --log {log} --batch {wildcards.batch} --processes {threads}"
+        "{resources.python:q} -P {params.job:q} --log {log} --batch {wildcards.batch} --processes {threads}"
         " --how {resources.how:q} --config {params.config:q}"
 
 
