@@ -32,6 +32,8 @@ from cliptex.finetune_files import tuned_heads
 from cliptex.plugins import find
 from cliptex.probe import TRUTHS, Run, Subject, judge_head, load_encoders, prepared
 from cliptex.probes.classification import linear_outcome, solve_logistic
+from cliptex.probes.detection import PROTOCOL as DETECTED
+from cliptex.probes.detection import DetectionData, build_detector, detection_outcomes, detector_loss, held_score
 from cliptex.probes.features import Features, Outcome, seed_of, standardised, take
 from cliptex.probes.geometry import (
     Solved,
@@ -49,12 +51,12 @@ from cliptex.probes.recipe import DenseTask, Training
 from cliptex.probes.segmentation import PROTOCOL as JUDGED
 from cliptex.probes.segmentation import PointLoss, SegmentationData, build_head, judge, segmentation_outcome
 from cliptex.probes.selection import Candidate, candidates
-from cliptex.probes.training import batches, rate_factor
+from cliptex.probes.training import Optimisation, batches, rate_factor
 from cliptex.probes.views import windows_of
 from cliptex.progress import track
 
 log = logging.getLogger("cliptex")
-PROTOCOL = "fine-tuned end to end: encoder and head trained together with AdamW; "
+PROTOCOL = "fine-tuned end to end: the encoder by AdamW, together with the head; "
 FROM_RIDGE = PROTOCOL + "the head starts from ridge regression; its map resized (bilinear) to the original resolution"
 
 
@@ -101,8 +103,8 @@ class Recipe:
     head: Candidate
 
 
-Loss = Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
-"""(output of the head, numbers of the views, generator) -> value."""
+Loss = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
+"""(head, features of a batch, numbers of its views, generator) -> value."""
 
 
 def train_together(
@@ -120,34 +122,23 @@ def train_together(
     The encoder stays in it, since it has neither dropout nor running statistics.
     """
     generator = torch.Generator().manual_seed(seed)
+    training, device = recipe.training, tuned.encoder.device
     matrices = [one for one in tuned.network.parameters() if one.ndim >= 2]
     others = [one for one in tuned.network.parameters() if one.ndim < 2]
-    groups = [
-        {
-            "params": list(head.parameters()),
-            "lr": recipe.head.learning_rate,
-            "weight_decay": recipe.head.weight_decay,
-        },
-        {"params": matrices, "lr": encoder_rate, "weight_decay": options.weight_decay},
-        {"params": others, "lr": encoder_rate, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
-    training = recipe.training
-    scheduler = LambdaLR(optimizer, lambda step: rate_factor(training, step))
+    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=encoder_rate, fused=True)
+    schedule = LambdaLR(optimizer, lambda step: rate_factor(training, step))
+    of_the_head = Optimisation(head.parameters(), training, recipe.head)
     head.train()
-    device = tuned.encoder.device
     numbers = torch.from_numpy(chosen)
     drawn = batches(len(chosen), training.batch_size, training.steps, generator)
     for batch in track(drawn, "fine-tune", len(drawn)):
         batch = numbers[batch]
-        value = loss(head(tuned.train[batch].to(device)), batch, generator)
         optimizer.zero_grad()
-        value.backward()
+        of_the_head.step(loss(head, tuned.train[batch].to(device), batch, generator))
         torch.nn.utils.clip_grad_norm_(tuned.network.parameters(), options.grad_clip)
-        if training.clip is not None:
-            torch.nn.utils.clip_grad_norm_(head.parameters(), training.clip)
         optimizer.step()
-        scheduler.step()
+        schedule.step()
     head.eval()
 
 
@@ -166,7 +157,7 @@ class Task(ABC):
     """One task with one head, judged on the features of an encoder that was tuned with it.
 
     `recipes` are what is tried; `start` gives a fresh head; `loss` as `Loss`; `score` says how good a head is on some
-    training views (larger is better); `outcome` judges it on the evaluation images.
+    training views (larger is better); `outcomes` judge it on the evaluation images.
     """
 
     recipes: list[Recipe]
@@ -175,19 +166,21 @@ class Task(ABC):
     def start(self) -> torch.nn.Module: ...
 
     @abstractmethod
-    def loss(self, output: torch.Tensor, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor: ...
+    def loss(
+        self, head: torch.nn.Module, features: torch.Tensor, batch: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor: ...
 
     def score(self, head: torch.nn.Module, tuned: Tuned, chosen: np.ndarray) -> float:
         """The loss with the sign turned."""
         total = 0.0
         for start in range(0, len(chosen), BATCH_SIZE):
             some = torch.from_numpy(chosen[start : start + BATCH_SIZE])
-            output = head(tuned.train[some].to(tuned.encoder.device))
-            total += float(self.loss(output, some, torch.Generator())) * len(some)
+            features = tuned.train[some].to(tuned.encoder.device)
+            total += float(self.loss(head, features, some, torch.Generator())) * len(some)
         return -total / len(chosen)
 
     @abstractmethod
-    def outcome(self, head: torch.nn.Module, tuned: Tuned, about: dict[str, Any], keep: int) -> Outcome: ...
+    def outcomes(self, head: torch.nn.Module, tuned: Tuned, about: dict[str, Any], keep: int) -> list[Outcome]: ...
 
 
 class Segmentation(Task):
@@ -210,8 +203,10 @@ class Segmentation(Task):
         torch.manual_seed(self.seed)
         return FirstMap(build_head(self.options, self.channels, self.data.num_classes)).to(self.device)
 
-    def loss(self, output: torch.Tensor, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return self._loss(output, batch, generator)
+    def loss(
+        self, head: torch.nn.Module, features: torch.Tensor, batch: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        return self._loss(head(features), batch, generator)
 
     def score(self, head: torch.nn.Module, tuned: Tuned, chosen: np.ndarray) -> float:
         masks = [self.data.train_masks[index] for index in chosen]
@@ -219,8 +214,34 @@ class Segmentation(Task):
             "mIoU"
         ]
 
-    def outcome(self, head: torch.nn.Module, tuned: Tuned, about: dict[str, Any], keep: int) -> Outcome:
-        return segmentation_outcome(head.head, tuned.judged, self.data, about, PROTOCOL + JUDGED, keep)
+    def outcomes(self, head: torch.nn.Module, tuned: Tuned, about: dict[str, Any], keep: int) -> list[Outcome]:
+        return [segmentation_outcome(head.head, tuned.judged, self.data, about, PROTOCOL + JUDGED, keep)]
+
+
+class Detection(Task):
+    """A detector, from its first weights."""
+
+    def __init__(self, run: Run, name: str, tuned: Tuned, split: Any, seed: int, options: FineTuning):
+        self.options, self.seed, self.device = run.protocol.detection.heads[name], seed, tuned.encoder.device
+        self.data = DetectionData.of(*tuned.parts, run.benchmark.annotations("eval"), run.kept)
+        self.channels = tuned.train.shape[1]
+        self.recipes = [Recipe(self.options, candidate) for candidate in candidates(self.options)]
+
+    def start(self) -> torch.nn.Module:
+        torch.manual_seed(self.seed)
+        return build_detector(self.channels, self.data.num_classes, self.options).to(self.device)
+
+    def loss(
+        self, head: torch.nn.Module, features: torch.Tensor, batch: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        return detector_loss(head, features, [self.data.train_objects[index] for index in batch.tolist()])
+
+    def score(self, head: torch.nn.Module, tuned: Tuned, chosen: np.ndarray) -> float:
+        objects = [self.data.train_objects[index] for index in chosen]
+        return held_score(head, take(tuned.train, chosen), objects, self.data.num_classes)
+
+    def outcomes(self, head: torch.nn.Module, tuned: Tuned, about: dict[str, Any], keep: int) -> list[Outcome]:
+        return detection_outcomes(head, tuned.judged, self.data, about, PROTOCOL + DETECTED[self.options.kind])
 
 
 class Geometry(Task):
@@ -255,19 +276,22 @@ class Geometry(Task):
         head.bias.data = bias.clone()
         return head.to(self.device)
 
-    def loss(self, output: torch.Tensor, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def loss(
+        self, head: torch.nn.Module, features: torch.Tensor, batch: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
         """The ridge regression's own: mean squared error at the valid points of the grid."""
+        output = head(features)
         target = self.targets_NTGG[batch].to(output.device)
         output = F.interpolate(output, size=target.shape[-2:], mode="bilinear", align_corners=False)
         valid = target.isfinite().all(1, keepdim=True)
         error = torch.where(valid, output - target.nan_to_num(), 0.0)
         return error.square().sum() / (valid.sum() * target.shape[1]).clamp(min=1)
 
-    def outcome(self, head: torch.nn.Module, tuned: Tuned, about: dict[str, Any], keep: int) -> Outcome:
+    def outcomes(self, head: torch.nn.Module, tuned: Tuned, about: dict[str, Any], keep: int) -> list[Outcome]:
         weights, bias = head.weight.data[:, :, 0, 0].T.cpu(), head.bias.data.cpu()
         about = self.solved.hyperparameters | about
         solved = replace(self.solved, solution=(weights, bias), hyperparameters=about)
-        return self._judged(solved, tuned.judged, keep)
+        return [self._judged(solved, tuned.judged, keep)]
 
 
 class Normals(Geometry):
@@ -302,13 +326,16 @@ class Classification(Task):
         head.weight.data, head.bias.data = self.weights[:-1].T.clone(), self.weights[-1].clone()
         return head.to(self.device)
 
-    def loss(self, output: torch.Tensor, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return F.cross_entropy(output, self.labels[batch].to(output.device))
+    def loss(
+        self, head: torch.nn.Module, features: torch.Tensor, batch: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        return F.cross_entropy(head(features), self.labels[batch].to(features.device))
 
-    def outcome(self, head: torch.nn.Module, tuned: Tuned, about: dict[str, Any], keep: int) -> Outcome:
+    def outcomes(self, head: torch.nn.Module, tuned: Tuned, about: dict[str, Any], keep: int) -> list[Outcome]:
         weights = torch.cat([head.weight.data.T, head.bias.data[None]])
         ending = PROTOCOL + "the head starts from logistic regression"
-        return linear_outcome(weights, tuned.judged, slice(None), self.eval_labels, self.about | about, ending, keep)
+        about = self.about | about
+        return [linear_outcome(weights, tuned.judged, slice(None), self.eval_labels, about, ending, keep)]
 
 
 def _recipe(options: FineTuning) -> Recipe:
@@ -326,6 +353,7 @@ def _recipe(options: FineTuning) -> Recipe:
 
 TASKS: Mapping[str, type[Task]] = {
     "semantic_segmentation": Segmentation,
+    "detection": Detection,
     "depth": Geometry,
     "normals": Normals,
     "classification": Classification,
@@ -368,7 +396,7 @@ def finetune(
         parts[task] = readers, tuple(reader.read({})[0] for reader in readers)
 
     def tune(task: str, head: str) -> list[Outcome]:
-        return [_tune(run, task, head, partial(_tuned, fresh, *parts[task]), options)]
+        return _tune(run, task, head, partial(_tuned, fresh, *parts[task]), options)
 
     for head, tasks in wanted.items():
         judge_head(
@@ -388,7 +416,7 @@ def _tuned(fresh: Callable[[], Encoder], readers: tuple[Reader, Reader], parts: 
     return Tuned(fresh(), readers, parts)
 
 
-def _tune(run: Run, name: str, head: str, fresh: Callable[[], Tuned], options: FineTuning) -> Outcome:
+def _tune(run: Run, name: str, head: str, fresh: Callable[[], Tuned], options: FineTuning) -> list[Outcome]:
     """One task and head. Where several rates are given, the ones best on the holdout are taken, then all views."""
     seed = seed_of(head, run.seed)
     tuned = fresh()
@@ -420,7 +448,7 @@ def _tune(run: Run, name: str, head: str, fresh: Callable[[], Tuned], options: F
         "holdout_score": scores,
     }
     with torch.no_grad():
-        return task.outcome(network, tuned, about, len(run.kept))
+        return task.outcomes(network, tuned, about, len(run.kept))
 
 
 def _said(recipe: Recipe, rate: float) -> str:

@@ -11,6 +11,7 @@ from cliptex.probes.protocols import Entry, protocol_of
 
 TUNABLE = {
     "semantic_segmentation": ("linear", "deeplabv3", "pspnet"),
+    "detection": ("mask_rcnn", "ssd"),
     "depth": ("ridge",),
     "normals": ("ridge",),
     "classification": ("logistic",),

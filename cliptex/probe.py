@@ -424,21 +424,12 @@ def _segmentation(run: Run, head: str, data: Data) -> list[Outcome]:
 
 
 def _detection(run: Run, head: str, data: Data) -> list[Outcome]:
-    from cliptex.probes.detection import probe_detection
+    from cliptex.probes.detection import DetectionData, probe_detection
 
     seed = seed_of(head, run.seed)
-    return probe_detection(
-        data.train_features,
-        data.eval_features,
-        data.train.truths["detection"],
-        run.benchmark.annotations("eval"),
-        [int(name) for name in data.judged.ids],
-        data.judged.shapes,
-        run.kept,
-        run.protocol.detection.heads[head],
-        data.train.split(run.holdout, seed),
-        seed,
-    )
+    truths = DetectionData.of(data.train, data.judged, run.benchmark.annotations("eval"), run.kept)
+    split, options = data.train.split(run.holdout, seed), run.protocol.detection.heads[head]
+    return probe_detection(data.train_features, data.eval_features, truths, options, split, seed)
 
 
 def _depth(run: Run, head: str, data: Data) -> list[Outcome]:

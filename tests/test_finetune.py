@@ -31,12 +31,26 @@ TINY = Student(
 )
 LINEAR = {"steps": 30, "batch_size": 8, "learning_rates": [0.05]}
 VOC = {"semantic_segmentation": {"mask_size_px": 48, "heads": {"linear": LINEAR, "deeplabv3": None, "pspnet": None}}}
+DETECTOR = {"steps": 40, "batch_size": 8, "learning_rates": [1e-2]}
+SSD = {
+    "kind": "ssd",
+    "optimizer": "sgd",
+    "learning_rates": [2e-3],
+    "weight_decays": [0.0],
+    "steps": 10,
+    "batch_size": 8,
+}
+SSD |= {"channels": 16, "strides": [8, 16, 32], "aspect_ratios": [2], "scales": [0.1, 1.0], "iou": 0.5, "negatives": 3}
+SSD |= {"suppression": 0.45, "detections": 15, "score_threshold": 0.01}
+COCO = {"detection": {"heads": {"mask_rcnn": {**DETECTOR, "channels": 16}, "ssd": SSD}}}
 WRITERS = {
     "voc": (write_voc, VOC),
+    "coco": (write_coco, COCO),
     "nyuv2": (write_nyuv2, {}),
     "imagenet": (lambda root, train, val: write_imagenet(root, train, val, classes=7), {}),
 }
-TASKS = {"voc": ["semantic_segmentation"], "nyuv2": ["depth", "normals"], "imagenet": ["classification"]}
+TASKS = {"voc": ["semantic_segmentation"], "coco": ["detection", "instance_segmentation"]}
+TASKS |= {"nyuv2": ["depth", "normals"], "imagenet": ["classification"]}
 
 
 @pytest.fixture
@@ -57,10 +71,18 @@ def configured(name, **options):
     )
 
 
+HEADS = {"coco": ["mask_rcnn", "ssd"]}
+
+
+def rows(folder, head):
+    return {row["task"]: row for row in read_json(folder / f"seed0/{head}.json")["results"]}
+
+
 def run(config, name, model="clip"):
+    """Task -> row, of the benchmark's first head."""
     out = paths.RESULTS / "finetuned" / name
     finetune(config, name, model, 0, paths.RESULTS / "models", paths.benchmark(name), out)
-    return {task: row for row in read_json(out / model / "seed0/linear.json")["results"] for task in [row["task"]]}
+    return rows(out / model, HEADS.get(name, ["linear"])[0])
 
 
 def prepared(name, train=24, val=12):
@@ -75,7 +97,9 @@ def test_rows_say_that_the_encoder_was_not_frozen_and_lie_apart(place, name):
         assert list(run(config, name, model)) == TASKS[name]
     files = finetune_files(config, name)
     assert [str(path) for path in files] == [
-        f"results/finetuned/{name}/{model}/seed0/linear.json" for model in ("random", "clip")
+        f"results/finetuned/{name}/{model}/seed0/{head}.json"
+        for model in ("random", "clip")
+        for head in HEADS.get(name, ["linear"])
     ]
     tabulate(name, files, paths.RESULTS / "finetuned" / f"{name}.json")
     table = read_json(paths.RESULTS / "finetuned" / f"{name}.json")
@@ -86,23 +110,28 @@ def test_rows_say_that_the_encoder_was_not_frozen_and_lie_apart(place, name):
     with np.load(files[1].with_suffix(".npz")) as kept:
         assert len(kept["ids"]) == 2
     assert files[1].with_suffix(".per_image.npz").exists()
-    other = read_json(files[1])
+    other = read_json(files[-1])
     other["settings"]["fine_tuning"]["steps"] = 7
-    files[1].write_text(json.dumps(other))
-    with pytest.raises(CliptexError, match=r"clip/seed0/linear\.json: was fine-tuned otherwise"):
+    files[-1].write_text(json.dumps(other))
+    with pytest.raises(CliptexError, match=r"clip/seed0/\w+\.json: was fine-tuned otherwise"):
         tabulate(name, files, paths.RESULTS / "finetuned" / f"{name}.json")
 
 
-@pytest.mark.parametrize("name", ["nyuv2", "imagenet", "voc"])
+@pytest.mark.parametrize("name", list(WRITERS))
 def test_without_a_rate_it_is_the_frozen_probe(place, name):
     """Heads in closed form stay at their solution; trained ones see the same batches from the same first weights."""
     prepared(name)
     config = configured(name, encoder_rates=[1e-30], head_rate=1e-30, weight_decay=0)
     probe(config, name, ["clip"], 0, paths.RESULTS / "models", paths.benchmark(name), paths.RESULTS / "probes" / name)
-    frozen = read_json(paths.RESULTS / "probes" / name / "clip/seed0/linear.json")["results"]
-    tuned = run(config, name)
-    for row in frozen:
-        assert tuned[row["task"]]["metrics"] == pytest.approx(row["metrics"], rel=2e-3, abs=0.2)
+    run(config, name)
+    for head in HEADS.get(name, ["linear"]):
+        frozen, tuned = (rows(paths.RESULTS / kind / name / "clip", head) for kind in ("probes", "finetuned"))
+        assert list(frozen) == list(tuned)
+        for task, row in frozen.items():
+            found = {metric: value for metric, value in row["metrics"].items() if value is not None}
+            # average precision of few boxes jumps where rounding turns the order of two
+            close = pytest.approx(found, abs=1.5) if name == "coco" else pytest.approx(found, rel=2e-3, abs=0.2)
+            assert {metric: tuned[task]["metrics"][metric] for metric in found} == close
 
 
 def test_the_encoder_learns_what_its_frozen_features_cannot_tell(place):
@@ -124,8 +153,8 @@ def test_the_encoder_learns_what_its_frozen_features_cannot_tell(place):
     head = torch.nn.Conv2d(32, 1, 1)
     losses = []
 
-    def loss(output, batch, generator):
-        value = (output - target[batch]).square().mean()
+    def loss(head, features, batch, generator):
+        value = (head(features) - target[batch]).square().mean()
         losses.append(value.item())
         return value
 
@@ -166,13 +195,15 @@ def test_of_several_rates_the_one_best_on_the_holdout_is_taken(place):
 
 
 def test_what_cannot_be_tuned_is_refused_by_name(place):
-    write_coco(paths.benchmark("coco"), 2, 2)
-    config = Config.load({"models": {"clip": {}}, "finetune": {"benchmarks": {"coco": {}, "voc": {"heads": ["dpt"]}}}})
-    with pytest.raises(CliptexError, match=r"finetune\.benchmarks\.coco: protocol 'miniature' has no head"):
-        finetune(config, "coco", "clip", 0, paths.RESULTS / "models", paths.benchmark("coco"), place / "out")
+    write_nyuv2(paths.benchmark("nyuv2"), 2, 2)
+    decoders = {"benchmarks": {"nyuv2": {"protocol": "probe3d"}}}
+    tuned = {"benchmarks": {"nyuv2": {}, "voc": {"heads": ["dpt"]}}}
+    config = Config.load({"models": {"clip": {}}, "probes": decoders, "finetune": tuned})
+    with pytest.raises(CliptexError, match=r"finetune\.benchmarks\.nyuv2: protocol 'probe3d' has no head"):
+        finetune(config, "nyuv2", "clip", 0, paths.RESULTS / "models", paths.benchmark("nyuv2"), place / "out")
     with pytest.raises(CliptexError, match=r"finetune\.benchmarks\.voc\.heads: 'dpt' is no head of protocol 'mini"):
         tuned_heads("voc", protocol_of("voc", {}), config.finetune.benchmarks["voc"])
-    with pytest.raises(CliptexError, match=r"'nyuv2' is not one of \['coco', 'voc'\]"):
-        finetune(config, "nyuv2", "clip", 0, paths.RESULTS / "models", paths.benchmark("nyuv2"), place / "out")
+    with pytest.raises(CliptexError, match=r"'coco' is not one of \['nyuv2', 'voc'\]"):
+        finetune(config, "coco", "clip", 0, paths.RESULTS / "models", paths.benchmark("coco"), place / "out")
     with pytest.raises(CliptexError, match=r"finetune\.benchmarks\.voc\.frozen"):
         Config.load({"finetune": {"benchmarks": {"voc": {"frozen": True}}}})

@@ -6,7 +6,7 @@ Shapes: V views, C feature width, h x w feature map.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from cliptex.probes.features import Features, Outcome, take
 from cliptex.probes.mask_rcnn import MaskRCNNDetector
+from cliptex.probes.parts import Part
 from cliptex.probes.per_image import Arrays, detection_statistics
 from cliptex.probes.pyramid import Frame, frame_of
 from cliptex.probes.recipe import DetectionHead
@@ -66,6 +67,28 @@ def training_objects(sample: dict[str, Any], frame: Frame, view: View) -> Object
     return Objects(frame, torch.from_numpy(boxes[used]), labels, _encoded(np.array(masks)) if masks else [])
 
 
+@dataclass(frozen=True)
+class DetectionData:
+    """What detectors learn from and are judged on: the objects of each training view; a COCO file's content, and of
+    each evaluation image its id there and (height, width); the first evaluation samples, whose predictions are kept."""
+
+    train_objects: Sequence[Objects]
+    annotations: dict[str, Any]
+    eval_ids: Sequence[int]
+    eval_shapes: Sequence[tuple[int, int]]
+    kept_truths: Sequence[dict[str, np.ndarray]]
+
+    @classmethod
+    def of(cls, train: Part, judged: Part, annotations: dict[str, Any], kept_truths: Sequence[dict[str, Any]]) -> Self:
+        """annotations: those of the evaluation split."""
+        ids = [int(name) for name in judged.ids]
+        return cls(train.truths["detection"], annotations, ids, judged.shapes, kept_truths)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.annotations["categories"])
+
+
 def build_detector(channels_in: int, num_classes: int, options: DetectionHead) -> nn.Module:
     """A network that takes maps [B, C, h, w], and in training targets, and gives losses or detections in the frame."""
     if options.kind == "ssd":
@@ -88,10 +111,15 @@ def train_detector(
     detector = build_detector(features_VChw.shape[1], num_classes, options).train().to(device)
     optimisation = Optimisation(detector.parameters(), options, candidate)
     for batch in batches(len(objects), options.batch_size, options.steps, generator):
-        targets = [objects[index].target() for index in batch.tolist()]
-        targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
-        optimisation.step(sum(detector(features_VChw[batch].to(device), targets).values()))
+        some = [objects[index] for index in batch.tolist()]
+        optimisation.step(detector_loss(detector, features_VChw[batch].to(device), some))
     return detector.eval()
+
+
+def detector_loss(detector: nn.Module, features_BChw: torch.Tensor, objects: Sequence[Objects]) -> torch.Tensor:
+    """The sum of the losses of a detector in training mode."""
+    targets = [{name: value.to(features_BChw.device) for name, value in one.target().items()} for one in objects]
+    return sum(detector(features_BChw, targets).values())
 
 
 @torch.inference_mode()
@@ -191,55 +219,67 @@ def held_annotations(objects: Sequence[Objects], num_classes: int) -> dict[str, 
     }
 
 
+def held_score(
+    detector: nn.Module, features_VChw: Features | torch.Tensor, objects: Sequence[Objects], num_classes: int
+) -> float:
+    """AP of boxes on training views that are held out, in percent; 0 where they have no object."""
+    found = detect(detector, features_VChw, [one.frame for one in objects])
+    truth = held_annotations(objects, num_classes)
+    return average_precision(truth, range(len(objects)), found, "bbox")["AP"] or 0.0
+
+
 def probe_detection(
     train_VChw: Features | torch.Tensor,
     eval_NChw: Features | torch.Tensor,
-    train_objects: Sequence[Objects],
-    annotations: dict[str, Any],
-    eval_ids: Sequence[int],
-    eval_shapes: Sequence[tuple[int, int]],
-    kept_truths: Sequence[dict[str, np.ndarray]],
+    data: DetectionData,
     options: DetectionHead,
     split: tuple[np.ndarray, np.ndarray],
     seed: int,
 ) -> list[Outcome]:
     """Train a detector and judge its boxes, and its masks if it gives any: outcomes of one network.
 
-    kept_truths: the first evaluation samples, whose predictions are kept. split: training views for fitting, and those
-    held out.
+    split: training views for fitting, and those held out.
     """
-    classes = len(annotations["categories"])
     fit, held = split
 
     def score(candidate: Candidate) -> float:
-        chosen = [train_objects[index] for index in fit]
-        detector = train_detector(take(train_VChw, fit), chosen, classes, options, candidate, seed)
-        left_out = [train_objects[index] for index in held]
-        found = detect(detector, take(train_VChw, held), [one.frame for one in left_out])
-        truth = held_annotations(left_out, classes)
-        return average_precision(truth, range(len(held)), found, "bbox")["AP"] or 0.0
+        chosen, left_out = ([data.train_objects[index] for index in some] for some in split)
+        detector = train_detector(take(train_VChw, fit), chosen, data.num_classes, options, candidate, seed)
+        return held_score(detector, take(train_VChw, held), left_out, data.num_classes)
 
     best, scores = best_candidate(options, score)
-    detector = train_detector(train_VChw, train_objects, classes, options, best, seed)
-    detections = detect(detector, eval_NChw, eval_shapes)
-    masks = options.kind == "mask_rcnn"
+    detector = train_detector(train_VChw, data.train_objects, data.num_classes, options, best, seed)
+    about = {**best._asdict(), "holdout_AP": scores}
+    return detection_outcomes(detector, eval_NChw, data, about, PROTOCOL[options.kind])
+
+
+def detection_outcomes(
+    detector: nn.Module,
+    eval_NChw: Features | torch.Tensor,
+    data: DetectionData,
+    hyperparameters: dict[str, Any],
+    protocol: str,
+) -> list[Outcome]:
+    """Boxes of a trained detector, and its masks if it gives any, judged."""
+    detections = detect(detector, eval_NChw, data.eval_shapes)
+    masks = isinstance(detector, MaskRCNNDetector)
     kept = {}
-    for index, truth in enumerate(kept_truths):
+    for index, truth in enumerate(data.kept_truths):
         for name in ("boxes", "labels", "scores"):
             kept[f"prediction_{name}_{index}"] = detections[index][name]
         if masks:
-            kept[f"prediction_masks_{index}"] = _decoded(detections[index]["masks"], eval_shapes[index])
+            kept[f"prediction_masks_{index}"] = _decoded(detections[index]["masks"], data.eval_shapes[index])
         for name in ("boxes", "labels", "masks", "crowd"):
             kept[f"truth_{name}_{index}"] = truth[name]
     outcomes = []
     for task, kind in (("detection", "bbox"), ("instance_segmentation", "segm"))[: 1 + masks]:
-        metrics, per_image = judge_detections(annotations, eval_ids, detections, kind)
+        metrics, per_image = judge_detections(data.annotations, data.eval_ids, detections, kind)
         outcome = Outcome(
             task=task,
             metrics=metrics,
             num_parameters=sum(parameter.numel() for parameter in detector.parameters()),
-            hyperparameters={**best._asdict(), "holdout_AP": scores},
-            protocol=PROTOCOL[options.kind],
+            hyperparameters=hyperparameters,
+            protocol=protocol,
             predictions=kept,
             per_image=per_image,
             thumbnails=box_thumbnails(detections) if kind == "bbox" else {},
