@@ -20,7 +20,7 @@ def pipeline(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def web(pipeline, tmp_path_factory):
-    """Commands that fetch, from a server of this process: VOC's archive, and tars of pairs."""
+    """Commands that fetch, from a server of this process: VOC's archive, an expert's weights, and tars of pairs."""
     folder = tmp_path_factory.mktemp("web")
     with WebServer() as server:
         archives = {"VOCtrainval_11-May-2012.tar": tiny_voc(more=0)["VOCtrainval_11-May-2012.tar"]}
@@ -31,6 +31,10 @@ def web(pipeline, tmp_path_factory):
         mirrors = table(folder / "mirrors.tsv", "voc", archives, server.url)
         official = {"source": "official", "archives": mirrors, "benchmarks": {"voc": {"variant": "train"}}}
         pairs = {"source": "webdataset", "shards": [f"{server.url}{name}" for name in tars]}
+        trained = pipeline.stage("train_expert", "dpt")
+        server.files["/dpt.safetensors"] = trained.made["results/experts/dpt/weights.safetensors"]
+        dpt = json.loads(trained.arguments[-1])
+        dpt["experts"]["dpt"] |= {"weights": "url", "url": f"{server.url}/dpt.safetensors"}
         stages = [
             Stage(
                 rule,
@@ -45,6 +49,7 @@ def web(pipeline, tmp_path_factory):
                     {"benchmark_data": official},
                     "resources/voc/official.json",
                 ),
+                ("fetch_expert", "train-expert --name dpt", dpt, "results/experts/dpt/expert.json"),
                 ("build_shards", "build-shards --batch 0", {"dataset": pairs}, "results/shards/batch-000.json"),
             )
         ]
