@@ -3,12 +3,13 @@
     python benchmarks/probe.py [--only frozen|equal|solver] [--images N] [--seeds N] [--views 16] [--encoder DIR]
 
 `frozen`  the three segmentation heads of the protocol `paper`, at ViT-B-16 and 224 pixels: features of a few augmented
-          views of each image computed once, kept as int8 and shared by the heads, against the usual way, as
+          views of each image computed once, kept as int8 and shared by the heads and seeds, against the usual way, as
           mmsegmentation does it: in every step fresh random views go through the encoder, and the loss is taken at
-          every pixel. The same steps, batch size, rates and first weights; sixty passes over the training images, as
-          the protocol makes over Pascal VOC. Ratio of processor seconds in all, of all seeds: images decoded,
-          features, heads, evaluation. `alone` has the ratio of each seed that pays for its features by itself. Each
-          head's mIoU stands beside, of a few images and an untrained encoder.
+          every pixel. The same steps, batch size, rates, first weights and standardisation of features (the usual way
+          is given ours, for nothing); sixty passes over the training images, as the protocol makes over Pascal VOC.
+          Ratio of processor seconds in all, of all seeds: images decoded, features, heads, evaluation. `alone` has the
+          ratio of each seed that pays for its features by itself. Each head's mIoU stands beside, of a few images and
+          an untrained encoder.
 `equal`   the same two ways with a trained encoder, 96 training and 300 evaluation images, each way with four seeds:
           each head's mean mIoU, its standard deviation over seeds, and the difference. It holds where no head's mean
           of the usual way is further from ours than two of the standard deviations of ours or of theirs, the greater
@@ -26,6 +27,8 @@ import os
 import platform
 import statistics
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ from cliptex.miniature import render_benchmark
 from cliptex.plugins import find
 from cliptex.probes.feature_cache import FeatureCache
 from cliptex.probes.features import standardised
+from cliptex.probes.features import statistics as channel_statistics
 from cliptex.probes.geometry import probe_depth
 from cliptex.probes.metrics import IGNORE, confusion_matrix, depth_metrics, segmentation_metrics
 from cliptex.probes.parts import Reader, features_of
@@ -101,8 +105,18 @@ def judged(head: torch.nn.Module, features: torch.Tensor, masks: list[np.ndarray
     return segmentation_metrics(sum(confusion_matrix(*pair, CLASSES) for pair in pairs))["mIoU"]
 
 
-def our_way(entry: Entry, root: Path, encoder: Encoder, scratch: Path, seeds: int) -> tuple[list[dict], float, list]:
-    """Head -> mIoU for each seed; seconds of the features, and those of all heads for each seed."""
+@dataclass(frozen=True)
+class Ours:
+    """Head -> mIoU of each seed; seconds of the features, and those of all heads of each seed; mean and scale of the
+    features' channels."""
+
+    scores: list[dict[str, float]]
+    shared: float
+    seconds: list[float]
+    standard: tuple[torch.Tensor, torch.Tensor]
+
+
+def our_way(entry: Entry, root: Path, encoder: Encoder, scratch: Path, seeds: int) -> Ours:
     start = spent()
     readers = readers_of(entry, root, encoder)
     cache = FeatureCache(scratch, 1e10)
@@ -120,36 +134,44 @@ def our_way(entry: Entry, root: Path, encoder: Encoder, scratch: Path, seeds: in
             found[name] = judged(head, features[1], evaluated.truths["semantic_segmentation"])
         seconds.append(spent() - start)
         scores.append(found)
-    return scores, shared, seconds
+    return Ours(scores, shared, seconds, channel_statistics(kept.train, False))
 
 
-def usual_way(entry: Entry, root: Path, encoder: Encoder, seed: int) -> tuple[dict[str, float], float]:
-    """Head -> mIoU, and seconds of all heads, with the encoder in every step."""
+def usual_way(
+    entry: Entry, root: Path, encoder: Encoder, standard: tuple[torch.Tensor, torch.Tensor], seed: int
+) -> tuple[dict[str, float], float]:
+    """Head -> mIoU, and seconds of all heads, with the encoder in every step. standard: as `Ours` has it."""
     start = spent()
+    mean, scale = (one[:, None, None] for one in standard)
+
+    def features(images: list[np.ndarray]) -> torch.Tensor:
+        with torch.no_grad():
+            return (encoder.dense(encoder.normalised(np.stack(images))) - mean) * scale
+
     scores = {}
     for name, options in entry.semantic_segmentation.heads.items():
         train, evaluated = readers_of(entry, root, encoder)
         samples = [train.samples[index] for index in train.indices]
-        head = _train_usually(train, samples, encoder, options, candidates(options)[0], seed)
+        width = encoder.map_shape(train.size)[0]
+        head = _train_usually(train, samples, features, width, options, candidates(options)[0], seed)
         images = [evaluated.samples[index] for index in evaluated.indices]
-        pixels = np.stack(
-            [evaluated.pixels(one["image"], evaluated.views(0, one["image"].shape[:2])[0]) for one in images]
-        )
-        with torch.no_grad():
-            features = encoder.dense(encoder.normalised(pixels))
-        scores[name] = judged(head, features, [one["mask"] for one in images])
+        pixels = [evaluated.pixels(one["image"], evaluated.views(0, one["image"].shape[:2])[0]) for one in images]
+        scores[name] = judged(head, features(pixels), [one["mask"] for one in images])
     return scores, spent() - start
 
 
 def _train_usually(
-    reader: Reader, samples: list, encoder: Encoder, options: SegmentationHead, candidate: Candidate, seed: int
+    reader: Reader,
+    samples: list,
+    features: Callable[[list[np.ndarray]], torch.Tensor],
+    width: int,
+    options: SegmentationHead,
+    candidate: Candidate,
+    seed: int,
 ) -> torch.nn.Module:
     torch.manual_seed(seed)
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    width = encoder.map_shape(reader.size)[0]
     head = build_head(options, width, CLASSES).train()
-    # in place of standardised features, which need all of them beforehand
-    norm = torch.nn.BatchNorm2d(width, affine=False).train()
     optimisation = Optimisation(head.parameters(), options, candidate)
     one = reader.task.augment.model_copy(update={"views": 1})
     for batch in batches(len(samples), options.batch_size, options.steps, generator):
@@ -159,24 +181,11 @@ def _train_usually(
             (view,) = random_views(image.shape[:2], reader.task.input, reader.size, one, rng)
             pixels.append(reader.pixels(image, view))
             masks.append(cut_truth(mask, view, reader.size, IGNORE))
-        with torch.no_grad():
-            features = encoder.dense(encoder.normalised(np.stack(pixels)))
-        logits = head([norm(features)])
+        logits = head([features(pixels)])
         logits = F.interpolate(logits, size=reader.size, mode="bilinear", align_corners=False)
         target = torch.from_numpy(np.stack(masks)).long()
         optimisation.step(F.cross_entropy(logits, target, ignore_index=IGNORE))
-    return torch.nn.Sequential(_OnMaps(norm.eval()), head.eval())
-
-
-class _OnMaps(torch.nn.Module):
-    """A layer on each map of a list, as mmsegmentation's heads take them."""
-
-    def __init__(self, layer: torch.nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [self.layer(one) for one in maps]
+    return head.eval()
 
 
 def depth_by_gradient(
@@ -242,20 +251,21 @@ def frozen(folder: Path, images: int, seeds: int, views: int) -> dict[str, Any]:
     encoder = untrained(folder / "vit", "ViT-B-16", 0)
     entry = protocol_for(images, SIZE, views)
     encoder.dense(torch.zeros(1, 3, SIZE, SIZE))  # pays for start-up
-    ours, shared, seconds = our_way(entry, folder / "voc", encoder, folder / "features", seeds)
-    usual, seconds_usual = zip(*(usual_way(entry, folder / "voc", encoder, seed) for seed in range(seeds)), strict=True)
-    both = list(zip(seconds_usual, seconds, strict=True))
-    ratio = sum(seconds_usual) / (shared + sum(seconds))
+    ours = our_way(entry, folder / "voc", encoder, folder / "features", seeds)
+    runs = [usual_way(entry, folder / "voc", encoder, ours.standard, seed) for seed in range(seeds)]
+    usual, seconds = zip(*runs, strict=True)
+    both = list(zip(seconds, ours.seconds, strict=True))
+    ratio = sum(seconds) / (ours.shared + sum(ours.seconds))
     return report(
         "probe/frozen",
-        [theirs / (shared / seeds + heads) for theirs, heads in both],
+        [theirs / (ours.shared / seeds + heads) for theirs, heads in both],
         ">= 8",
         ratio >= 8,
         "processor seconds of three segmentation heads, the encoder in every step / features computed once",
         ratio=ratio,
-        alone=[theirs / (shared + heads) for theirs, heads in both],
-        seconds={"usual": seconds_usual, "features": shared, "heads": seconds},
-        mIoU={"usual": usual, "ours": ours},
+        alone=[theirs / (ours.shared + heads) for theirs, heads in both],
+        seconds={"usual": seconds, "features": ours.shared, "heads": ours.seconds},
+        mIoU={"usual": usual, "ours": ours.scores},
         images=images,
         steps=entry.semantic_segmentation.heads["linear"].steps,
         batch_size=BATCH,
@@ -266,11 +276,11 @@ def frozen(folder: Path, images: int, seeds: int, views: int) -> dict[str, Any]:
 def equal(folder: Path, encoder: Encoder, images: int, seeds: int, views: int, evaluated: int = 300) -> dict[str, Any]:
     rendered(folder, voc={"train": images, "val": evaluated})
     entry = protocol_for(images, encoder.image_size, views)
-    ours, _, _ = our_way(entry, folder / "voc", encoder, folder / "features", seeds)
-    usual = [usual_way(entry, folder / "voc", encoder, seed)[0] for seed in range(seeds)]
+    ours = our_way(entry, folder / "voc", encoder, folder / "features", seeds)
+    usual = [usual_way(entry, folder / "voc", encoder, ours.standard, seed)[0] for seed in range(seeds)]
     heads = {}
     for name in usual[0]:
-        sides = {"usual": [one[name] for one in usual], "ours": [one[name] for one in ours]}
+        sides = {"usual": [one[name] for one in usual], "ours": [one[name] for one in ours.scores]}
         found = {f"{side}_{what}": of(runs) for side, runs in sides.items() for what, of in SUMMARIES.items()}
         heads[name] = {**found, "difference": found["ours_mean"] - found["usual_mean"]}
     return report(
