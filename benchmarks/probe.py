@@ -1,6 +1,6 @@
 """Two choices of the probes against what is usually done, on rendered scenes and untrained encoders.
 
-    python benchmarks/probe.py [--only frozen|equal|solver] [--images N] [--seeds N] [--views 16] [--encoder DIR]
+    python benchmarks/probe.py [--only frozen|equal|solver] [--images N] [--seeds N] [--views 24] [--encoder DIR]
 
 `frozen`  the three segmentation heads of the protocol `paper`, at ViT-B-16 and 224 pixels: features of a few augmented
           views of each image computed once, kept as int8 and shared by the heads and seeds, against the usual way, as
@@ -318,8 +318,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["frozen", "equal", "solver"], help="one of the three")
     parser.add_argument("--images", type=int, help="training images, a multiple of 12: 12 in `frozen`, 96 in `equal`")
-    parser.add_argument("--seeds", type=int, help="3 in `frozen` and `solver`, 4 in `equal`")
-    parser.add_argument("--views", type=int, default=16, help="of a training image, in `frozen` and `equal`")
+    parser.add_argument("--seeds", type=int, help="4 in `frozen` and `equal`, 3 in `solver`")
+    parser.add_argument("--views", type=int, default=24, help="of a training image, in `frozen` and `equal`")
     parser.add_argument(
         "--encoder", type=Path, default=paths.model("cliptex", 0), help="exported folder, of `equal` (the miniature's)"
     )
@@ -327,7 +327,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         if given.only in (None, "frozen"):
-            results.append(frozen(Path(scratch, "frozen"), given.images or 12, given.seeds or 3, given.views))
+            results.append(frozen(Path(scratch, "frozen"), given.images or 12, given.seeds or 4, given.views))
         if given.only in (None, "equal"):
             encoder = load_encoder(given.encoder)
             results.append(equal(Path(scratch, "equal"), encoder, given.images or 96, given.seeds or 4, given.views))
