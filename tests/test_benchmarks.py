@@ -485,6 +485,22 @@ def test_imagenet_wrong_layout_is_refused_by_name(tmp_path):
         reader("imagenet", tmp_path).class_names  # noqa: B018
 
 
+def test_imagenet_flat_val_under_other_names_gets_no_labels_by_position(tmp_path):
+    val = write_imagenet(tmp_path, 6, 12) / "val"
+    for number, path in enumerate(sorted(val.iterdir()), 1):
+        path.rename(val / f"{number}.JPEG")  # sorts as 1, 10, 11, 12, 2
+    with pytest.raises(CliptexError, match=r"1\.JPEG: expected ILSVRC2012_val_00000001"):
+        reader("imagenet", tmp_path).samples("eval")
+
+
+def test_imagenet_ground_truth_of_wnids_is_refused_by_name(tmp_path):
+    write_imagenet(tmp_path, 6, 4)
+    truth = tmp_path / "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
+    truth.write_text(f"1\n{WNIDS[0]}\n1\n1\n")
+    with pytest.raises(CliptexError, match=rf"validation_ground_truth\.txt: '{WNIDS[0]}' is not an ILSVRC id"):
+        reader("imagenet", tmp_path).samples("eval")
+
+
 def test_places365_sub_levels_come_first_in_the_name_and_ids_are_unique(tmp_path):
     places = reader("places365", write_places365(tmp_path, 6, 6))
     assert places.class_names == ["outdoor apartment building", "beach", "living room"]

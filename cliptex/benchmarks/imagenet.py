@@ -75,11 +75,20 @@ class Imagenet(Benchmark):
         devkit = self.root / "ILSVRC2012_devkit_t12" / "data"
         images = files_in(self.root / "val", SUFFIXES, UNPACK)
         truth = devkit / "ILSVRC2012_validation_ground_truth.txt"
-        ids = [int(line) for line in read_lines(truth, UNPACK)]
+        lines = read_lines(truth, UNPACK)
+        if wrong := [line for line in lines if not line.isdecimal()]:
+            raise CliptexError(f"{truth}: {wrong[0]!r} is not an ILSVRC id; {UNPACK}")
+        ids = [int(line) for line in lines]
         if len(ids) != len(images):
             raise CliptexError(
                 f"{truth}: {len(ids)} lines for the {len(images)} images of {self.root / 'val'}; {UNPACK}"
             )
+        # line n is of image n, so names in another order would give every image another's label
+        for number, image in enumerate(images, 1):
+            if Path(image).stem != f"ILSVRC2012_val_{number:08d}":
+                raise CliptexError(
+                    f"{image}: expected ILSVRC2012_val_{number:08d} here, for line {number} of {truth}; {UNPACK}"
+                )
         wnid_of = read_meta(devkit / "meta.mat")
         label = {wnid: index for index, wnid in enumerate(self.wnids)}
         unknown = {number for number in ids if wnid_of.get(number) not in label}
