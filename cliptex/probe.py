@@ -32,13 +32,13 @@ from cliptex.benchmarks.reading import source
 from cliptex.config import Config
 from cliptex.encoders import BASELINES, Encoder, load_encoder
 from cliptex.errors import CliptexError
-from cliptex.files import replacing, write_json
+from cliptex.files import write_json
 from cliptex.plugins import find
 from cliptex.probes.feature_cache import FeatureCache
 from cliptex.probes.features import Features, Outcome, seed_of, standardised
 from cliptex.probes.metrics import IGNORE
 from cliptex.probes.parts import Kept, Part, Reader, TruthOf, features_of
-from cliptex.probes.per_image import Arrays, check, num_images, per_image_path, write_per_image
+from cliptex.probes.per_image import Arrays, check, num_images, per_image_path, write_per_image, write_predictions
 from cliptex.probes.protocols import Entry, protocol_of
 from cliptex.probes.recipe import Classification, DenseTask, MapTask, ridge_grid
 from cliptex.probes.thumbnails import thumbnails_path
@@ -208,7 +208,7 @@ def judge_head(
     }
     if run.kept:
         images = _images(run.kept, judged, getattr(protocol, tasks[0]))
-        _write_predictions(folder / f"{head}.npz", judged.ids[: len(run.kept)], images, predictions)
+        write_predictions(folder / f"{head}.npz", judged.ids[: len(run.kept)], images, predictions)
     path = folder / f"{head}.json"
     write_per_image(per_image_path(path), judged.ids, per_image)
     if thumbnails:
@@ -337,12 +337,6 @@ def _images(kept: list[dict[str, Any]], judged: Part, task: DenseTask | Classifi
     if isinstance(task, DenseTask) and task.input.fit == "crop":
         return [sample["image"][view.slices()] for sample, view in zip(kept, judged.views, strict=False)]
     return [sample["image"] for sample in kept]
-
-
-def _write_predictions(path: Path, ids: list[str], kept: list[np.ndarray], predictions: dict[str, np.ndarray]) -> None:
-    images = {f"image_{index}": image for index, image in enumerate(kept)}
-    with replacing(path) as scratch:
-        np.savez_compressed(scratch, ids=np.array(ids), **images, **predictions)
 
 
 def part_indices(count: int, limit: int | None, seed: int | None) -> list[int]:

@@ -1,7 +1,9 @@
 """Zero-shot classification: class names become text, the nearest text wins.
 
 Reads   results/models/{model}/seed{seed}/ and the evaluation split of resources/{benchmark}/.
-Writes  results/zeroshot/{benchmark}.json, and beside it {benchmark}.per_image.npz (see `cliptex.probes.per_image`)
+Writes  results/zeroshot/{benchmark}.json, and beside it {benchmark}.per_image.npz (see `cliptex.probes.per_image`) and
+        {benchmark}.npz, with the first `probes.save_predictions` evaluation samples: `ids` [n], `image_{i}` (uint8
+        [H, W, 3] as in the data set), `truth` [n], `rows` [M] (model/seed), `prediction` [M, n, 5] (classes, best first)
 Holds   nothing is trained or chosen; images go through open_clip's own preprocessing of the exported folder.
 """
 
@@ -27,7 +29,14 @@ from cliptex.files import sha256_file, sha256_json, write_json
 from cliptex.plugins import find
 from cliptex.probes.features import seed_of
 from cliptex.probes.metrics import top_metrics
-from cliptex.probes.per_image import check, per_image_path, ranking_statistics, stacked_rows, write_per_image
+from cliptex.probes.per_image import (
+    check,
+    per_image_path,
+    ranking_statistics,
+    stacked_rows,
+    write_per_image,
+    write_predictions,
+)
 from cliptex.progress import track
 from cliptex.provenance import provenance
 from cliptex.student import WEIGHTS_FILE, exported_config, exported_preprocessing, load, parameters
@@ -160,7 +169,8 @@ def zeroshot(
         classifiers.append(
             open_clip.build_zero_shot_classifier(one.model, one.tokenizer, names, templates, device=device)
         )
-    ids, ranked, labels = rankings(judged, data.samples("eval"), classifiers)
+    samples, keep = data.samples("eval"), config.probes.save_predictions
+    ids, ranked, labels = rankings(judged, samples, classifiers)
     wanted = data.expected("eval")
     if wanted is not None and len(ids) != wanted:
         raise CliptexError(f"{root}: {len(ids):,} images were judged, not {wanted:,}; put the data in place again")
@@ -204,5 +214,9 @@ def zeroshot(
         "results": rows,
         "provenance": provenance(settings) | {"model_sha256": shas},
     }
+    if keep:
+        kept = {"truth": labels[:keep], "rows": np.array(list(shas)), "prediction": np.stack(ranked)[:, :keep]}
+        images = [samples[index]["image"] for index in range(min(keep, len(ids)))]
+        write_predictions(out.with_suffix(".npz"), ids[:keep], images, kept)
     write_per_image(per_image_path(out), ids, {"zero_shot_classification": stacked_rows(hits)}, rows=list(shas))
     write_json(out, result)

@@ -399,6 +399,19 @@ def test_a_damaged_mat_file_is_named_with_what_to_do(tmp_path, name, mark, file)
                 list(find("benchmarks", name)(root, mark).samples(part))
 
 
+def test_classes_that_no_byte_holds_and_lists_that_are_no_text_are_named(tmp_path):
+    write_voc(tmp_path, 6, 4, sbd=2)
+    data = find("benchmarks", "voc")(tmp_path, {"variant": "trainaug"})
+    path = tmp_path / "benchmark_RELEASE/dataset/cls/2007_000011.mat"
+    large = np.array([[(np.full((48, 48), 256, np.uint16),)]], [("Segmentation", "O")])
+    savemat(path, {"GTcls": large})
+    with pytest.raises(CliptexError, match=r"2007_000011\.mat: has values 256 to 256, not classes up to 255; unpack"):
+        list(data.samples("train"))
+    (tmp_path / "benchmark_RELEASE/dataset/val.txt").write_bytes(b"2007_\xff\xfe\n")
+    with pytest.raises(CliptexError, match=r"val\.txt: is not text \(invalid start byte at byte 5\); unpack"):
+        data.samples("train")
+
+
 def read_every_damage(path: Path) -> None:
     """Change each byte of a file in turn and read it; how often it was read and refused goes into tally.json."""
     whole, tally = path.read_bytes(), {"read": 0, "refused": 0}

@@ -44,7 +44,7 @@ DEPTHS = [
     # a ratio of exactly 1.25 is not below 1.25
     ([[10, 8]], [[8, 10]]),
 ]
-ANGLES = [[5, 20], [25, NAN, 40, 10], [0], [60, 33, 12, 8]]
+ANGLES = [[6, 20], [25, NAN, 40, 10], [0], [60, 33, 12, 8]]
 """Degrees between truth and prediction at each pixel of four images; NaN: no truth."""
 
 
@@ -80,9 +80,11 @@ def test_depth_metrics_averaged_over_images():
 def test_normals_metrics_of_all_pixels_pooled():
     assert metrics.normals_metrics(normals_pairs()) == pytest.approx(
         {
-            "mean": 21.3,  # 213 / 10
+            "mean": 21.4,  # 214 / 10
             "median": 16.0,  # between 12 and 20
-            "rmse": 27.6532095,  # sqrt(7647 / 10)
+            "rmse": 27.6730916,  # sqrt(7658 / 10)
+            "within_5": 10.0,
+            "within_7_5": 20.0,
             "within_11_25": 40.0,
             "within_22_5": 60.0,
             "within_30": 70.0,
@@ -107,9 +109,11 @@ def test_depth_metrics_of_all_pixels_pooled():
 def test_normals_metrics_averaged_over_images():
     assert metrics.normals_metrics(normals_pairs(), "image") == pytest.approx(
         {
-            "mean": 16.4375,  # (12.5 + 25 + 0 + 28.25) / 4
-            "median": 15.0,  # (12.5 + 25 + 0 + 22.5) / 4
-            "rmse": 19.3513714,  # (sqrt(212.5) + sqrt(775) + 0 + sqrt(1224.25)) / 4
+            "mean": 16.5625,  # (13 + 25 + 0 + 28.25) / 4
+            "median": 15.125,  # (13 + 25 + 0 + 22.5) / 4
+            "rmse": 19.3982322,  # (sqrt(218) + sqrt(775) + 0 + sqrt(1224.25)) / 4
+            "within_5": 25.0,  # (0 + 0 + 100 + 0) / 4
+            "within_7_5": 37.5,  # (50 + 0 + 100 + 0) / 4
             "within_11_25": 52.0833333,  # (50 + 33.3 + 100 + 25) / 4
             "within_22_5": 70.8333333,  # (100 + 33.3 + 100 + 50) / 4
             "within_30": 79.1666667,  # (100 + 66.7 + 100 + 50) / 4
@@ -338,7 +342,13 @@ def test_kept_normals_give_the_reported_metrics_by_the_definition(kept):
         "rmse": (sum(error**2 for error in errors) / count) ** 0.5,
         **{
             name: 100 * sum(error < limit for error in errors) / count
-            for name, limit in (("within_11_25", 11.25), ("within_22_5", 22.5), ("within_30", 30))
+            for name, limit in (
+                ("within_5", 5),
+                ("within_7_5", 7.5),
+                ("within_11_25", 11.25),
+                ("within_22_5", 22.5),
+                ("within_30", 30),
+            )
         },
     }
     assert reported["normals"] == pytest.approx(theirs, rel=1e-4)

@@ -35,7 +35,8 @@ def models_dir(tmp_path):
 def test_results_equal_those_of_open_clip_by_hand(models_dir, tmp_path):
     root = tmp_path / "imagenet"
     write_imagenet(root, 9, 20, classes=7, height=40, width=64)
-    config = Config.load({"models": {"clip": {}}, "seeds": [0, 1], "probes": {"baselines": ["random", "position"]}})
+    probes = {"baselines": ["random", "position"], "save_predictions": 3}
+    config = Config.load({"models": {"clip": {}}, "seeds": [0, 1], "probes": probes})
     zeroshot(config, "imagenet", models_dir, root, tmp_path / "out.json")
     result = json.loads((tmp_path / "out.json").read_text())
     assert [(row["model"], row["seed"]) for row in result["results"]] == [
@@ -59,6 +60,14 @@ def test_results_equal_those_of_open_clip_by_hand(models_dir, tmp_path):
         hits = judged.of("zero_shot_classification", f"{row['model']}/seed{row['seed']}")
         assert main_metric("zero_shot_classification", hits)[0] == row["metrics"]["top1"]
         assert 100 * hits["top5"].mean() == row["metrics"]["top5"]
+    with np.load(tmp_path / "out.npz") as kept:
+        assert kept["rows"].tolist() == ["random/seed0", "random/seed1", "clip/seed0", "clip/seed1"]
+        assert kept["ids"].tolist() == judged.ids[:3].tolist() and kept["prediction"].shape == (4, 3, 5)
+        for index in range(3):
+            np.testing.assert_array_equal(kept[f"image_{index}"], samples[index]["image"])
+            assert kept["truth"][index] == samples[index]["label"]
+        hits = judged.of("zero_shot_classification", "clip/seed1")["top1"][:3]
+        assert (kept["prediction"][3, :, 0] == kept["truth"]).tolist() == hits.astype(bool).tolist()
     for row in result["results"][2:]:
         folder = models_dir / "clip" / f"seed{row['seed']}"
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", require_pretrained=True)

@@ -104,8 +104,12 @@ def read_indices(path: Path) -> np.ndarray:
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """The non-empty lines of a text file, stripped."""
-    return [line.strip() for line in existing(path, what).read_text().splitlines() if line.strip()]
+    """The non-empty lines of a text file, stripped. Raises CliptexError where it is not text."""
+    try:
+        text = existing(path, what).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise CliptexError(f"{path}: is not text ({error.reason} at byte {error.start}); {what}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def files_in(folder: Path, suffixes: tuple[str, ...], what: str) -> list[str]:

@@ -107,6 +107,8 @@ def read_sbd_mask(path: Path) -> np.ndarray:
         raise CliptexError(f"{path}: not one of SBD's class maps ({error}); {UNPACK_SBD}") from error
     if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype.kind not in "iu":
         raise CliptexError(f"{path}: its GTcls.Segmentation is no picture; {UNPACK_SBD}")
+    if mask.size and not 0 <= mask.min() <= mask.max() <= 255:
+        raise CliptexError(f"{path}: has values {mask.min()} to {mask.max()}, not classes up to 255; {UNPACK_SBD}")
     return mask.astype(np.uint8)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 IGNORE = 255
 DEPTH_METRICS = ("delta1", "delta2", "delta3", "rmse", "absrel", "log10")
-WITHIN_DEGREES = {"within_11_25": 11.25, "within_22_5": 22.5, "within_30": 30.0}
+WITHIN_DEGREES = {"within_5": 5.0, "within_7_5": 7.5, "within_11_25": 11.25, "within_22_5": 22.5, "within_30": 30.0}
 NORMALS_METRICS = ("mean", "median", "rmse", *WITHIN_DEGREES)
 Averaging = Literal["image", "pooled"]
 
@@ -130,7 +130,7 @@ def mean_angles(errors: Sequence[np.ndarray], averaging: Averaging) -> dict[str,
 
 
 def angle_metrics(error: np.ndarray) -> dict[str, float]:
-    """`mean median rmse` (degrees), `within_11_25 within_22_5 within_30` (percent) of angles in degrees."""
+    """`mean median rmse` (degrees), and the names of `WITHIN_DEGREES` (percent), of angles in degrees."""
     values = [
         float(error.mean(dtype=np.float64)),
         float(np.median(error)),

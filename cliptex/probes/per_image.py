@@ -10,7 +10,7 @@ The files hold `ids` [N], and arrays named `{task}.{name}`; K is the number of c
     depth                   the six metrics of each image, float64 [N]; NaN for an image without a valid pixel; where
                             they are pooled over pixels also `pixels` int64 [N], whose weights they then have
     normals                 where pooled over pixels `pixels` int64 [N], `angle_sum` (degrees), `square_sum` float64
-                            [N], and the numbers of pixels `within_11_25`, `within_22_5`, `within_30` int64 [N]; else
+                            [N], and the numbers of pixels `within_5` to `within_30` int64 [N]; else
                             the six metrics of each image, float64 [N], NaN for an image without a valid pixel
     classification          `top1`, `top5` bool [N]
     zero_shot_classification  the same as bool [R, N] for the R names in `rows` (`cliptex/seed0`)
@@ -78,6 +78,15 @@ def write_per_image(path: Path, ids: Sequence[str], tasks: Mapping[str, Arrays],
         named["rows"] = np.array(rows)
     with replacing(path) as scratch:
         np.savez_compressed(scratch, ids=np.array(ids), **named)
+
+
+def write_predictions(
+    path: Path, ids: Sequence[str], images: Sequence[np.ndarray], predictions: Mapping[str, np.ndarray]
+) -> None:
+    """Keep the first evaluation samples: `ids` [n], `image_{i}` uint8 [H, W, 3], and the arrays of `predictions`."""
+    numbered = {f"image_{index}": image for index, image in enumerate(images)}
+    with replacing(path) as scratch:
+        np.savez_compressed(scratch, ids=np.array(ids), **numbered, **predictions)
 
 
 def read_per_image(path: Path) -> PerImage:

@@ -55,6 +55,8 @@ _METRICS = {
     "delta1": "δ < 1.25",
     "delta2": "δ < 1.25²",
     "delta3": "δ < 1.25³",
+    "within_5": "within 5°",
+    "within_7_5": "within 7.5°",
     "within_11_25": "within 11.25°",
     "within_22_5": "within 22.5°",
     "within_30": "within 30°",

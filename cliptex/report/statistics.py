@@ -21,7 +21,7 @@ ALIGNED = "affine_"
 """Before the name of a metric that was computed after scale and shift had been fitted."""
 HIGHER_IS_BETTER = frozenset(
     {"mIoU", "mAcc", "aAcc", "AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5"}
-    | {"delta1", "delta2", "delta3", "within_11_25", "within_22_5", "within_30"}
+    | {"delta1", "delta2", "delta3", "within_5", "within_7_5", "within_11_25", "within_22_5", "within_30"}
     | {"box_AP", "box_AP50", "mask_AP", "mask_AP50"}
 )
 

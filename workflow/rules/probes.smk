@@ -110,6 +110,7 @@ rule zeroshot:
     params:
         config=CONFIG.subset(
             "zeroshot.templates",
+            "probes.save_predictions",
             "probes.models",
             "probes.baselines",
             "seeds",

@@ -102,6 +102,7 @@ for benchmark in ASKED.zeroshot if ASKED else []:
         params:
             config=subset(
                 "zeroshot.templates",
+                "probes.save_predictions",
                 "probes.models",
                 "probes.baselines",
                 "seeds",
