@@ -3,7 +3,7 @@
 Reads   results/models/{model}/seed{seed}/ and the evaluation split of resources/{benchmark}/.
 Writes  results/zeroshot/{benchmark}.json, and beside it {benchmark}.per_image.npz (see `cliptex.probes.per_image`) and
         {benchmark}.npz, with the first `probes.save_predictions` evaluation samples: `ids` [n], `image_{i}` (uint8
-        [H, W, 3] as in the data set), `truth` [n], `rows` [M] (model/seed), `prediction` [M, n, 5] (classes, best first)
+        [H, W, 3] as in the data set), `truth` [n], `rows` [M] (model/seed), `prediction` [M, n, 5], best class first
 Holds   nothing is trained or chosen; images go through open_clip's own preprocessing of the exported folder.
 """
 
