@@ -120,6 +120,22 @@ def test_random_views_show_what_their_truths_say():
     assert set(plain) == {View(0, 0, 60, 90)}
 
 
+def test_random_views_leave_out_no_part_of_the_range():
+    """One view in each of as many parts of the scales and places, and as many mirrored ones as are wanted."""
+    shape, count = (60, 60), 16
+    augment = Augmentation(views=count, scale=(2.0, 4.0), flip=0.25)
+    for seed in range(20):
+        views = random_views(shape, DenseInput(), (32, 32), augment, np.random.default_rng(seed))
+        scales = np.array([60 / view.height for view in views])
+        down, across = (
+            np.array([getattr(view, name) / (60 - view.height) for view in views]) for name in ("top", "left")
+        )
+        for values in ((scales - 2) / 2, down, across):
+            assert sorted(np.floor(values * count).astype(int)) == list(range(count))
+        assert sum(view.flip for view in views) == 4
+    assert random_views(shape, DenseInput(), (32, 32), Augmentation(views=0), np.random.default_rng(0)) == []
+
+
 def test_random_crops_are_of_the_area_and_ratio_that_torchvision_draws():
     rng = np.random.default_rng(0)
     crops = random_crops((90, 120), RandomCrops(views=500, area=(0.2, 0.9)), rng)

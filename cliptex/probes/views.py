@@ -86,15 +86,19 @@ def random_views(
 ) -> list[View]:
     """`augment.views` boxes of an image: those of `evaluation_views`, smaller or larger by a random factor, anywhere.
 
-    A box larger than the image begins at its corner and reaches beyond it.
+    A box larger than the image begins at its corner and reaches beyond it. Factors, places and mirrorings are a Latin
+    hypercube (McKay et al. 1979): each view alone is as likely anywhere, together they leave out no part of the range.
     """
-    views = []
+    views, count = [], augment.views
     base = shape if settings.fit == "squash" else _centred(shape, size)
-    for _ in range(augment.views):
-        scale = rng.uniform(*augment.scale)
+    strata = rng.permuted(np.tile(np.arange(count), (4, 1)), axis=1)
+    low, high = augment.scale
+    for factor, down, across, mirrored in ((strata + rng.random((4, count))) / max(1, count)).T.tolist():
+        scale = low + (high - low) * factor
         box = base[0] / scale, base[1] / scale
-        corner = [rng.uniform(0, max(0.0, whole - side)) for whole, side in zip(shape, box, strict=True)]
-        views.append(View(*corner, *box, flip=bool(rng.random() < augment.flip)))
+        free = (max(0.0, whole - side) for whole, side in zip(shape, box, strict=True))
+        top, left = (place * room for place, room in zip((down, across), free, strict=True))
+        views.append(View(top, left, *box, flip=mirrored < augment.flip))
     return views
 
 
