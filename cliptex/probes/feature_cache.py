@@ -32,7 +32,7 @@ from cliptex.errors import CliptexError
 from cliptex.files import sha256_json, write_json
 
 KINDS = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
-VERSION = 2
+VERSION = 3
 """Raised when the same key would have another content."""
 TOKENS, SCALES, ABOUT = "tokens.bin", "scales.bin", "about.json"
 HELD = "held"
