@@ -439,6 +439,9 @@ class Zeroshot(Section):
     """Classification benchmarks to run."""
     templates: Literal["openai", "simple"] = "simple"
     """Prompt templates of open_clip: OpenAI's 80, or the 7 of the simple list."""
+    published: dict[Name, dict[Name, Annotated[float, Field(ge=0, le=100)]]] = {}
+    """Top-1 accuracy in percent that its publication says of a released model, by model and benchmark; another by more
+    than 0.2 points is an error."""
     retrieval: dict[Name, CaptionSet | None] = {}
     """Sets of captioned images on which image-text retrieval is judged, by name; null leaves one out."""
 
@@ -630,6 +633,12 @@ class Config(Section):
         for name in self.probes.models:
             if self.models and name not in self.models:
                 raise ValueError(f"probes.models: {name!r} is not one of {sorted(self.models)}")
+        for name, figures in self.zeroshot.published.items():
+            if self.models and name not in self.models:
+                raise ValueError(f"zeroshot.published: {name!r} is not one of {sorted(self.models)}")
+            if self.zeroshot.benchmarks and (unknown := sorted(figures.keys() - set(self.zeroshot.benchmarks))):
+                known = sorted(self.zeroshot.benchmarks)
+                raise ValueError(f"zeroshot.published.{name}: {unknown[0]!r} is not one of {known}")
         taken = {*self.zeroshot.benchmarks, *self.probes.benchmarks, *self.miniature.benchmarks}
         if both := [name for name in self.zeroshot.caption_sets if name in taken]:
             raise ValueError(f"zeroshot.retrieval: {both[0]!r} is the name of a benchmark; choose another")

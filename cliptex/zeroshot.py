@@ -44,6 +44,8 @@ from cliptex.student import WEIGHTS_FILE, exported_config, exported_preprocessin
 log = logging.getLogger("cliptex")
 TEMPLATES = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
 BATCH_SIZE = 64
+AS_PUBLISHED = 0.2
+"""Points by which a released model's top-1 may differ from the published: half precision, decoding of JPEGs."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,18 @@ def prompts(names: Sequence[str], templates: Sequence[Callable[[str], str]]) -> 
     return [[template(name) for template in templates] for name in names]
 
 
+def check_published(one: Contender, benchmark: str, top1: float, published: float) -> None:
+    """Raises CliptexError where the top-1 accuracy of a released model, in percent, is not the published one."""
+    if abs(top1 - published) > AS_PUBLISHED:
+        shown = shown_preprocessing(one)
+        raise CliptexError(
+            f"zeroshot.published.{one.name}.{benchmark}: {published:g} % is published, {top1:.2f} % measured (seed "
+            f"{one.seed}; {described_preprocessing(one)}, {shown['activation']}), which is more than {AS_PUBLISHED} "
+            "points apart; compare weights, prompts (zeroshot.templates), preprocessing and activation with the "
+            "publication's, or remove the key"
+        )
+
+
 def zeroshot(
     config: Config, benchmark: str, models_dir: Path, root: Path, out: Path, data: Benchmark | None = None
 ) -> None:
@@ -156,6 +170,7 @@ def zeroshot(
 
     data: what is judged on, in place of the benchmark at root, for a study.
     """
+    figures = config.zeroshot.published if data is None else {}
     data = data or find("benchmarks", benchmark)(root)
     if data.tasks != ("classification",):
         raise CliptexError(f"zeroshot.benchmarks: {benchmark!r} is not a classification benchmark; remove it")
@@ -177,11 +192,14 @@ def zeroshot(
     seconds = (time.perf_counter() - start) / len(judged)
     how = f"the class nearest by cosine to the image, each class the mean of {len(templates)} prompts"
     how += f" ({config.zeroshot.templates})"
-    rows, hits = [], []
+    rows, hits, published = [], [], {}
     for one, ranking in zip(judged, ranked, strict=True):
         metrics = top_metrics(ranking, labels)
         hits.append(ranking_statistics(ranking, labels))
         check("zero_shot_classification", hits[-1], metrics)
+        if (figure := figures.get(one.name, {}).get(benchmark)) is not None:
+            check_published(one, benchmark, metrics["top1"], figure)
+            published[one.name] = figure
         log.info("%s %s seed %d: top1 %.2f top5 %.2f", benchmark, one.name, one.seed, metrics["top1"], metrics["top5"])
         rows.append(
             {
@@ -210,6 +228,7 @@ def zeroshot(
         "templates": config.zeroshot.templates,
         "num_templates": len(templates),
         "prompts_sha256": sha256_json(prompts(names, templates)),
+        "published": published,
         **shown_preprocessing(judged[-1]),
         "results": rows,
         "provenance": provenance(settings) | {"model_sha256": shas},

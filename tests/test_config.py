@@ -36,6 +36,11 @@ def test_shipped_configurations_are_valid(path):
             "{models: {a: {tasks: {dept: 1}}}, label_stores: {depth: {task: depth, expert: dpt}}}",
             "'dept' is not one of",
         ),
+        ("{models: {clip: {}}, zeroshot: {published: {clipp: {imagenet: 70}}}}", "'clipp' is not one of"),
+        (
+            "{zeroshot: {benchmarks: [imagenet], published: {clip: {imagnet: 70}}}}",
+            "zeroshot.published.clip: 'imagnet' is not one",
+        ),
         ("{experts: {dpt: {}}, label_stores: {depth: {task: depth, expert: dtp}}}", "'dtp' is not one of"),
         ("{seeds: []}", "seeds: "),
         ("{models: {Big: {}}}", r"models.Big"),
@@ -74,6 +79,7 @@ def test_the_study_at_full_size_names_what_there_is():
     for store in config.label_stores.values():
         settings = config.experts[store.expert]
         assert find("experts", settings.plugin)(settings.model_dump(mode="json")).task == store.task
+    assert config.zeroshot.published.keys() == {"clip"} and config.models["clip"].steps == 0
     assert config.student.pretrained in list_pretrained_tags_by_model(config.student.architecture)
     plan = make_plan(Config.load(paper), measure=False)
     assert (plan["images"]["shards"], plan["images"]["number"]) == (332, 3_318_333)

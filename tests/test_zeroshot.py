@@ -96,6 +96,25 @@ def test_another_number_of_images_than_the_split_has_is_refused(models_dir, tmp_
         zeroshot(config, "imagenet", models_dir, tmp_path / "imagenet", tmp_path / "out.json")
 
 
+def test_a_released_model_has_its_published_accuracy_or_there_is_no_result(models_dir, tmp_path):
+    root, out = tmp_path / "imagenet", tmp_path / "out.json"
+    write_imagenet(root, 9, 20, classes=7, height=40, width=64)
+
+    def judged(published):
+        sections = {"models": {"clip": {}, "other": {}}, "probes": {"models": ["clip"], "baselines": []}}
+        zeroshot(Config.load(sections | {"zeroshot": {"published": published}}), "imagenet", models_dir, root, out)
+        return json.loads(out.read_text())
+
+    top1 = judged({})["results"][0]["metrics"]["top1"]
+    assert judged({"clip": {"imagenet": top1 + 0.15}})["published"] == {"clip": top1 + 0.15}
+    assert judged({"clip": {"places365": 0.0}, "other": {"imagenet": 99.0}})["published"] == {}
+    out.unlink()
+    for off in (-0.25, 0.25):
+        with pytest.raises(CliptexError, match=r"published.clip.imagenet: .* published, .* measured \(seed 0; .*gelu"):
+            judged({"clip": {"imagenet": top1 + off}})
+    assert not out.exists()
+
+
 def test_prompts_digest_follows_the_templates(models_dir, tmp_path):
     write_imagenet(tmp_path / "imagenet", 3, 3)
     digests = set()

@@ -110,6 +110,7 @@ rule zeroshot:
     params:
         config=CONFIG.subset(
             "zeroshot.templates",
+            "zeroshot.published",
             "probes.save_predictions",
             "probes.models",
             "probes.baselines",
