@@ -44,6 +44,8 @@ class Scores:
     provenance: dict[str, Any]
     chance: dict[str, Any]
     """Metric -> what guessing gives, percent, of retrieval by task; zero-shot only."""
+    published: dict[str, float] = field(default_factory=dict)
+    """Released model -> its published top-1, percent, from which its own is no further than 0.2; zero-shot only."""
     variant: str | None = None
     """Form of the official data."""
     frozen: bool = True
@@ -217,6 +219,7 @@ def _scores(path: Path, models: list[str], seeds: list[int], baselines: Iterable
             ],
             provenance=data["provenance"],
             chance=data.get("chance", {}),
+            published=data.get("published", {}),
             variant=data.get("variant"),
             frozen=data.get("frozen", True),
             folder=None if path.parent.name == "zeroshot" else path.with_suffix(""),

@@ -453,6 +453,11 @@ def zeroshot_table(results: Results, zeroshot: Sequence[ZeroShot]) -> Table | No
         f"{LEVEL:.0f} % interval over {drawn_anew(results.config.seeds)} (paired bootstrap), and whether zero-shot is "
         "kept: not below CLIP-FT by more than the noise."
     ]
+    notes += [
+        f"{names.benchmark(name)}: {figure:g} % is published of {names.model(model)}; ours is within 0.2 points of it."
+        for name, scores in results.zeroshot.items()
+        for model, figure in scores.published.items()
+    ]
     return Table(
         "zeroshot",
         "Zero-shot",
