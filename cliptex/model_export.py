@@ -20,6 +20,7 @@ from cliptex.errors import CliptexError
 from cliptex.files import read_json, replacing
 from cliptex.plain_text import without_secrets
 from cliptex.probes.per_image import MAIN_METRIC
+from cliptex.provenance import code
 from cliptex.report import names
 from cliptex.student import CONFIG_FILE, HEADS_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
 
@@ -282,8 +283,7 @@ def _training(config: Config, name: str, record: dict[str, Any]) -> str:
     plain = config.plain()
     shown = {"student": plain["student"], "train": plain["train"], "models": {name: plain["models"][name]}}
     seen = f"{record['steps']:,} steps" + (f" of {record['batch_size']:,} pairs" if record["steps"] else "")
-    code = record["provenance"]["git"]  # None where the package was installed without its history
-    where = f"cliptex {record['provenance']['cliptex']}" + (f", code {code}" if code else "")
+    where = f"cliptex {record['provenance']['cliptex']}, code {code(record['provenance']) or 'unknown'}"
     text = without_secrets(yaml.safe_dump(shown, sort_keys=False))
     return f"## Training\n\n{seen}, seed {record['seed']}; {where}.\n\n```yaml\n{text}```\n"
 

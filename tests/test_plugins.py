@@ -1,5 +1,11 @@
+import json
 import logging
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -7,7 +13,9 @@ from cliptex import progress
 from cliptex.errors import CliptexError
 from cliptex.plugins import find
 from cliptex.progress import track
-from cliptex.provenance import provenance
+from cliptex.provenance import code, provenance
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", ["segmentation", "depth", "normals"])
@@ -45,6 +53,26 @@ def test_short_work_is_quiet(caplog):
     with caplog.at_level(logging.INFO, "cliptex"):
         assert list(track(iter("ab"), "count")) == ["a", "b"]
     assert caplog.text == ""
+
+
+def test_provenance_tells_code_apart_where_there_is_no_commit(tmp_path):
+    shutil.copytree(ROOT / "cliptex", tmp_path / "cliptex", ignore=shutil.ignore_patterns("__pycache__"))
+    ask = "import json; from cliptex.provenance import code, provenance; print(json.dumps(provenance({})))"
+
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+
+    def asked():
+        command = [sys.executable, "-c", ask]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+        return json.loads(shown.stdout)
+
+    same = asked()
+    assert same["git"] is None and same["code_sha256"] == provenance({})["code_sha256"]
+    with (tmp_path / "cliptex/tasks/depth.py").open("a") as file:
+        file.write("# another\n")
+    other = asked()
+    assert code(other) == other["code_sha256"][:12] != code(same)
+    assert code(same | {"git": "a1b2c3d"}) == "a1b2c3d" and code({"git": None}) is None
 
 
 def test_provenance_tells_configurations_apart():

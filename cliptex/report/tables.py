@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cliptex.probes.per_image import MAIN_METRIC, num_images
+from cliptex.provenance import code
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, drawn_anew, draws, resampled
 from cliptex.report.gather import Results, Scores
@@ -771,9 +772,12 @@ def provenance_table(results: Results) -> Table:
     return Table(
         "provenance",
         "Code and configuration behind each result",
-        ["Result", "cliptex", "Git", "Configuration (SHA-256)", "Python", "Machine"],
+        ["Result", "cliptex", "Code", "Configuration (SHA-256)", "Python", "Machine"],
         [Group(rows)],
-        notes=["The configuration's hash covers the keys that the stage was given."],
+        notes=[
+            "Code: the commit, or, of an installed package, the beginning of its modules' SHA-256. The configuration's "
+            "hash covers the keys that the stage was given."
+        ],
     )
 
 
@@ -809,8 +813,8 @@ def _provenances(results: Results) -> list[dict[str, Any]]:
 
 
 def _provenance_row(what: str, source: dict[str, Any]) -> list[Cell]:
-    keys = ("cliptex", "git", "config_sha256", "python", "machine")
-    texts = [str(source[key]) if source.get(key) else MISSING for key in keys]
+    values = (source.get("cliptex"), code(source), *map(source.get, ("config_sha256", "python", "machine")))
+    texts = [str(value) if value else MISSING for value in values]
     texts[2] = texts[2][:12]
     cells = text_row(what, *texts)
     if source.get("config_sha256"):
