@@ -318,7 +318,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["frozen", "equal", "solver"], help="one of the three")
     parser.add_argument("--images", type=int, help="training images, a multiple of 12: 12 in `frozen`, 96 in `equal`")
-    parser.add_argument("--seeds", type=int, help="4 in `frozen` and `equal`, 3 in `solver`")
+    parser.add_argument("--seeds", type=int, help="6 in `frozen`, 4 in `equal`, 3 in `solver`")
     parser.add_argument("--views", type=int, default=24, help="of a training image, in `frozen` and `equal`")
     parser.add_argument(
         "--encoder", type=Path, default=paths.model("cliptex", 0), help="exported folder, of `equal` (the miniature's)"
@@ -327,7 +327,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         if given.only in (None, "frozen"):
-            results.append(frozen(Path(scratch, "frozen"), given.images or 12, given.seeds or 4, given.views))
+            results.append(frozen(Path(scratch, "frozen"), given.images or 12, given.seeds or 6, given.views))
         if given.only in (None, "equal"):
             encoder = load_encoder(given.encoder)
             results.append(equal(Path(scratch, "equal"), encoder, given.images or 96, given.seeds or 4, given.views))
