@@ -57,8 +57,7 @@ def test_short_work_is_quiet(caplog):
 
 def test_provenance_tells_code_apart_where_there_is_no_commit(tmp_path):
     shutil.copytree(ROOT / "cliptex", tmp_path / "cliptex", ignore=shutil.ignore_patterns("__pycache__"))
-    ask = "import json; from cliptex.provenance import code, provenance; print(json.dumps(provenance({})))"
-
+    ask = "import json; from cliptex.provenance import provenance; print(json.dumps(provenance({})))"
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
 
     def asked():

@@ -237,6 +237,11 @@ def test_the_study_at_full_size_can_be_planned(tmp_path):
         "fetch_benchmark": 6,
         "fetch": 1,
     }
+    # whether the pre-trained model is as published can be asked before anything is labelled or trained
+    asked = [*command[:-2], "--config", "probes={models: [clip]}", "--", "results/zeroshot/imagenet.json"]
+    asked = jobs(subprocess.run(list(map(str, asked)), capture_output=True, text=True, cwd=ROOT))
+    assert (asked["train"], asked["zeroshot"], asked["fetch_benchmark"]) == (3, 1, 1)  # exports of clip, one a seed
+    assert not {"label", "fetch_expert"} & asked.keys()
 
 
 def test_what_is_set_for_probing_holds_for_every_group_of_models(tmp_path):

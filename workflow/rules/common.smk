@@ -73,7 +73,8 @@ if CONFIG.plugins:
 MODELS = list(CONFIG.models)
 INTERPOLATED = [name for name, model in STUDY.models.items() if model.interpolate]
 TRAINED = [name for name in STUDY.models if name not in INTERPOLATED]
-PROBED = [*CONFIG.probes.baselines, *(CONFIG.probes.models or MODELS)]
+COMPARED = CONFIG.probes.models or MODELS
+PROBED = [*CONFIG.probes.baselines, *COMPARED]
 # models that one probing job does
 GROUPS = [
     PROBED[start : start + CONFIG.probes.models_per_job]

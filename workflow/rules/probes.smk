@@ -86,7 +86,7 @@ rule tabulate_probes:
 rule zeroshot:
     input:
         data=lambda wildcards: MARKS[wildcards.benchmark],
-        encoders=[weights(model, seed) for model in MODELS for seed in CONFIG.seeds],
+        encoders=[weights(model, seed) for model in COMPARED for seed in CONFIG.seeds],
     output:
         report(
             "results/zeroshot/{benchmark}.json",

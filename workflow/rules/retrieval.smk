@@ -35,7 +35,7 @@ rule retrieval:
         data=lambda wildcards: MARKS.get(
             CONFIG.zeroshot.retrieval[wildcards.captions].benchmark, []
         ),
-        encoders=[weights(model, seed) for model in MODELS for seed in CONFIG.seeds],
+        encoders=[weights(model, seed) for model in COMPARED for seed in CONFIG.seeds],
     output:
         report(
             "results/zeroshot/{captions}.json",
