@@ -23,7 +23,15 @@ from cliptex.errors import CliptexError
 from cliptex.files import NO_SPACE
 from cliptex.progress import track
 
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+BROKEN = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    UnicodeDecodeError,
+)
 """What the libraries raise for a damaged archive, or one with features that they do not know."""
 
 
@@ -162,6 +170,8 @@ class _Unpacking:
         """A member's name as a path below `into`."""
         if "\0" in member or "\\" in member or PurePosixPath(member).is_absolute() or member[1:2] == ":":
             self.refuse(member, "has a path of another system, or an absolute one")
+        if not member:
+            self.refuse(member, "has no name")
         name = PurePosixPath(member)
         if ".." in name.parts:
             self.refuse(member, "lies outside of the archive")

@@ -254,6 +254,23 @@ def test_a_damaged_archive_is_an_error_with_its_name(tmp_path, kind):
         assert tree(tmp_path / "out2") == {}
 
 
+@pytest.mark.parametrize(
+    ("local", "central", "words"),
+    [
+        (b"\x80a", b"\xc2\x80", "damaged, or no zip"),
+        (b"\xc2\x80", b"\x80a", "damaged, or no zip"),
+        (b"\0a", b"\0a", "its member '' has no name"),
+    ],
+)
+def test_a_zip_whose_names_are_no_text_is_an_error_with_its_name(tmp_path, local, central, words):
+    """A member's name stands before its bytes and in the list at the end."""
+    before, between, after = make_zip(tmp_path / "odd.zip", {"\x80": b"x" * 100}).read_bytes().split(b"\xc2\x80")
+    (tmp_path / "odd.zip").write_bytes(before + local + between + central + after)
+    with pytest.raises(CliptexError, match=rf"odd\.zip: {words}"):
+        unpack(tmp_path / "odd.zip", "zip", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_what_is_there_already_is_not_written_again(tmp_path, kind):
     archive = MAKERS[kind](tmp_path / f"archive.{kind}")
