@@ -112,11 +112,11 @@ def test_any_bytes_as_a_shard(tmp_path_factory, request, data):
     assert pairs is None or all(isinstance(pair, Pair) for pair in pairs)
     rows = ends_well(verify_shard, path)
     if rows is not None and rows.num_rows:
-        keys = [
-            key for key, status in zip(*(rows[n].to_pylist() for n in ("key", "status")), strict=True) if status == "ok"
-        ]
+        found = list(zip(*(rows[name].to_pylist() for name in ("key", "status")), strict=True))
+        keys = [key for key, status in found if status == "ok"]
         if keys:
-            places = ends_well(Places, {**describe_shard(0, path), "keys": keys})
+            dropped = {key: status for key, status in found if status != "ok"}
+            places = ends_well(Places, {**describe_shard(0, path), "keys": keys, "dropped": dropped})
             assert places is not None and ends_well(places.at(0, keys[0]).read).image
 
 
