@@ -6,6 +6,7 @@ Holds   a member that would lie elsewhere, a link, a device, or more than the li
         owners and times of the archive are not taken over.
 """
 
+import errno
 import lzma
 import os
 import shutil
@@ -84,9 +85,10 @@ def unpack(
         else:
             with tarfile.open(archive, "r:*", tarinfo=_bounded_header(archive, limits)) as tar:
                 work.tar(tar, PurePosixPath(), nested=kind == "tars")
-    except BROKEN as error:
-        raise CliptexError(f"{archive}: damaged, or no {kind.removesuffix('s')} ({error}); get it again") from error
-    except OSError as error:
+    except (*BROKEN, OSError) as error:
+        # of OSErrors, gzip's own have no number, and EINVAL is of a zip whose member lies before its beginning
+        if not isinstance(error, OSError) or error.errno in (None, errno.EINVAL):
+            raise CliptexError(f"{archive}: damaged, or no {kind.removesuffix('s')} ({error}); get it again") from error
         if error.errno in NO_SPACE:
             raise CliptexError(
                 f"{into}: {error.strerror}, while {archive.name} is unpacked; make room, then run the same command"

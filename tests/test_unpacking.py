@@ -271,6 +271,15 @@ def test_a_zip_whose_names_are_no_text_is_an_error_with_its_name(tmp_path, local
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_zip_whose_member_lies_before_its_beginning_is_an_error_with_its_name(tmp_path):
+    whole = make_zip(tmp_path / "odd.zip", {"a": b"x" * 100}).read_bytes()
+    end = len(whole) - 22  # of the list of members; its size stands 12 bytes in
+    (size,) = struct.unpack_from("<L", whole, end + 12)
+    (tmp_path / "odd.zip").write_bytes(whole[: end + 16] + struct.pack("<L", end - size + 5) + whole[end + 20 :])
+    with pytest.raises(CliptexError, match=r"odd\.zip: damaged, or no zip"):
+        unpack(tmp_path / "odd.zip", "zip", tmp_path / "out")
+
+
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_what_is_there_already_is_not_written_again(tmp_path, kind):
     archive = MAKERS[kind](tmp_path / f"archive.{kind}")
