@@ -32,6 +32,8 @@ Shares = Annotated[tuple[Share, Share], AfterValidator(_in_order)]
 Rates = Annotated[tuple[Rate, Rate], AfterValidator(_in_order)]
 HeadKind = Literal["light", "heavy", "heavier"]
 MultiScale = Literal["ppm", "aspp", "none"]
+AS_PUBLISHED = 0.2
+"""Points by which a released model's top-1 may differ from the published: half precision, decoding of JPEGs."""
 
 
 class Section(BaseModel):

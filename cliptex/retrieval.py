@@ -1,7 +1,10 @@
 """Image-text retrieval: which caption belongs to a picture, and which picture to a caption.
 
 Reads   results/models/{model}/seed{seed}/ and a set of captioned images (`cliptex.captions`).
-Writes  results/zeroshot/{name}.json, and beside it {name}.per_image.npz (see `cliptex.probes.per_image`)
+Writes  results/zeroshot/{name}.json, and beside it {name}.per_image.npz (see `cliptex.probes.per_image`) and
+        {name}.npz, with the first `probes.save_predictions` images: `ids` [n], `image_{i}` (uint8 [H, W, 3]), their
+        `captions` [m] and the image of each, `image_of_caption` [m]; for the R names in `rows` (model/seed) the five
+        nearest, best first: `nearest_captions` [R, n, 5], texts, and `nearest_images` [R, m, 5], ids
 Holds   nothing is trained or chosen; images go through open_clip's own preprocessing of the exported folder.
 
 R@k is the share of the queries of which the k nearest of the other kind hold a right one, as in Karpathy and Fei-Fei
@@ -25,7 +28,15 @@ from cliptex.config import Config
 from cliptex.errors import CliptexError
 from cliptex.files import sha256_json, write_json
 from cliptex.images import BadImage, open_image
-from cliptex.probes.per_image import Arrays, check, per_image_path, retrieval_statistics, stacked_rows, write_per_image
+from cliptex.probes.per_image import (
+    Arrays,
+    check,
+    per_image_path,
+    retrieval_statistics,
+    stacked_rows,
+    write_per_image,
+    write_predictions,
+)
 from cliptex.progress import track
 from cliptex.provenance import provenance
 from cliptex.student import parameters
@@ -36,6 +47,7 @@ KS = (1, 5, 10)
 TASKS = ("image_to_text_retrieval", "text_to_image_retrieval")
 RANKED = "the nearest by cosine; one right answer among the k is enough, wrong ones as near as it count before it"
 CHUNK = 1024
+NEAREST = 5
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,16 @@ class Embedded:
 
     images: torch.Tensor
     captions: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read: the images' ids [N], the captions [M], the image of each, int64 [M], and the first pictures."""
+
+    ids: list[str]
+    captions: list[str]
+    image_of_caption: np.ndarray
+    pictures: list[np.ndarray]
 
 
 def ranks(
@@ -80,20 +102,33 @@ def chances(right_Q: Sequence[int], others: int) -> dict[str, float]:
     return out
 
 
-@torch.inference_mode()
-def embed(
-    judged: Sequence[Contender], given: Captions, name: str
-) -> tuple[list[Embedded], list[str], np.ndarray, list[str]]:
-    """The embeddings of each model, the images' ids, the image of each caption [M], and the captions.
+def nearest(queries_QD: torch.Tensor, others_MD: torch.Tensor) -> np.ndarray:
+    """The `NEAREST` others of each query, fewer where there are not as many, best first: int64 [Q, 5]."""
+    return (queries_QD @ others_MD.T).topk(min(NEAREST, len(others_MD)), dim=1).indices.numpy()
 
-    Images are decoded once.
-    """
+
+def kept_predictions(read: Read, embedded: Sequence[Embedded]) -> dict[str, np.ndarray]:
+    """The arrays of {name}.npz but `ids` and the pictures, see the head of this module."""
+    first = len(read.pictures)
+    of_first = np.flatnonzero(read.image_of_caption < first)
+    captions, ids = np.array(read.captions), np.array(read.ids)
+    return {
+        "captions": captions[of_first],
+        "image_of_caption": read.image_of_caption[of_first],
+        "nearest_captions": captions[np.stack([nearest(one.images[:first], one.captions) for one in embedded])],
+        "nearest_images": ids[np.stack([nearest(one.captions[of_first], one.images) for one in embedded])],
+    }
+
+
+@torch.inference_mode()
+def embed(judged: Sequence[Contender], given: Captions, name: str, keep: int = 0) -> tuple[list[Embedded], Read]:
+    """The embeddings of each model, and what they are of; images are decoded once. keep: how many pictures to keep."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     transforms = {str(one.preprocess): image_transform_v2(one.preprocess, is_train=False) for one in judged}
     for one in judged:
         one.model.to(device)
     images: list[list[torch.Tensor]] = [[] for _ in judged]
-    ids, image_of, captions, batch = [], [], [], []
+    ids, image_of, captions, pictures, batch = [], [], [], [], []
 
     def flush() -> None:
         for parts, one in zip(images, judged, strict=True):
@@ -106,6 +141,8 @@ def embed(
             image = open_image(item.image)
         except BadImage as error:
             raise CliptexError(f"zeroshot.retrieval.{name}: the image of {item.id} cannot be used: {error}") from error
+        if number < keep:
+            pictures.append(np.asarray(image))
         batch.append({key: transform(image) for key, transform in transforms.items()})
         ids.append(item.id)
         captions += item.captions
@@ -125,7 +162,7 @@ def embed(
             for start in range(0, len(captions), 256)
         ]
         out.append(Embedded(torch.cat(parts), torch.cat(texts)))
-    return out, ids, np.array(image_of), captions
+    return out, Read(ids, captions, np.array(image_of), pictures)
 
 
 def retrieval(config: Config, name: str, models_dir: Path, out: Path) -> None:
@@ -133,7 +170,9 @@ def retrieval(config: Config, name: str, models_dir: Path, out: Path) -> None:
     given = open_captions(config, name)
     judged = contenders(config, models_dir)
     start = time.perf_counter()
-    embedded, ids, image_of_caption, captions = embed(judged, given, name)
+    keep = config.probes.save_predictions
+    embedded, read = embed(judged, given, name, keep)
+    image_of_caption = read.image_of_caption
     images = np.arange(len(embedded[0].images))
     rows: list[dict[str, Any]] = []
     statistics: dict[str, list[Arrays]] = {task: [] for task in TASKS}
@@ -170,17 +209,20 @@ def retrieval(config: Config, name: str, models_dir: Path, out: Path) -> None:
         "split": given.split,
         "num_train": 0,
         "num_eval": len(images),
-        "num_captions": len(captions),
+        "num_captions": len(read.captions),
         "class_names": [],
         "chance": {
-            TASKS[0]: chances(an_image, len(captions)),
-            TASKS[1]: chances([1] * len(captions), len(images)),
+            TASKS[0]: chances(an_image, len(read.captions)),
+            TASKS[1]: chances([1] * len(read.captions), len(images)),
         },
-        "captions_sha256": sha256_json(captions),
+        "captions_sha256": sha256_json(read.captions),
         **shown_preprocessing(judged[-1]),
         "results": [row | {"seconds": seconds} for row in rows],
         "provenance": provenance(settings) | {"model_sha256": shas},
     }
+    if keep:
+        kept = kept_predictions(read, embedded) | {"rows": np.array(list(shas))}
+        write_predictions(out.with_suffix(".npz"), read.ids[:keep], read.pictures, kept)
     stacked = {task: stacked_rows(found) for task, found in statistics.items()}
-    write_per_image(per_image_path(out), ids, stacked, rows=list(shas))
+    write_per_image(per_image_path(out), read.ids, stacked, rows=list(shas))
     write_json(out, result)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import source
-from cliptex.config import Config
+from cliptex.config import AS_PUBLISHED, Config
 from cliptex.encoders import in_order, sha256_weights, untrained
 from cliptex.errors import CliptexError
 from cliptex.files import sha256_file, sha256_json, write_json
@@ -44,8 +44,6 @@ from cliptex.student import WEIGHTS_FILE, exported_config, exported_preprocessin
 log = logging.getLogger("cliptex")
 TEMPLATES = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
 BATCH_SIZE = 64
-AS_PUBLISHED = 0.2
-"""Points by which a released model's top-1 may differ from the published: half precision, decoding of JPEGs."""
 
 
 @dataclass(frozen=True)

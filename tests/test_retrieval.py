@@ -15,7 +15,7 @@ from cliptex.errors import CliptexError
 from cliptex.files import read_json
 from cliptex.miniature import render_captions
 from cliptex.probes.per_image import main_metric, read_per_image
-from cliptex.retrieval import TASKS, chances, ranks, recalls, retrieval
+from cliptex.retrieval import TASKS, Embedded, Read, chances, kept_predictions, ranks, recalls, retrieval
 from cliptex.shards import read_shard, write_tar
 
 
@@ -37,6 +37,22 @@ def test_recalls_equal_a_plain_loop_over_queries():
         assert recalls(ranks(captions, images, owner, np.arange(30)))[f"R@{k}"] == pytest.approx(
             100 * np.mean(to_image)
         )
+
+
+def test_kept_predictions_are_the_nearest_of_the_first_images_and_of_their_captions():
+    owner = np.array([0, 0, 1, 2, 2, 2, 3])
+    images = unit(np.eye(4))
+    captions = unit(np.eye(4)[owner] + 0.1 * np.eye(4)[[1, 2, 2, 3, 3, 0, 0]])
+    names = [f"caption {number}" for number in range(7)]
+    pictures = [np.zeros((2, 2, 3), np.uint8)] * 2
+    kept = kept_predictions(Read(list("abcd"), names, owner, pictures), [Embedded(images, captions)] * 3)
+    assert kept["captions"].tolist() == ["caption 0", "caption 1", "caption 2"]  # of the first two images
+    assert kept["image_of_caption"].tolist() == [0, 0, 1]
+    assert kept["nearest_images"].shape == (3, 3, 4)  # there are only four
+    assert kept["nearest_images"][2, :, :2].tolist() == [["a", "b"], ["a", "c"], ["b", "c"]]
+    assert kept["nearest_captions"].shape == (3, 2, 5)
+    assert {*kept["nearest_captions"][0, 0, :2].tolist()} == {"caption 0", "caption 1"}
+    assert kept["nearest_captions"][0, 1, :2].tolist() == ["caption 2", "caption 0"]
 
 
 def test_a_model_that_says_the_same_of_everything_finds_nothing():
@@ -145,7 +161,7 @@ def test_the_miniatures_held_out_captions_are_judged_like_any_others(tmp_path, m
             "miniature": {"image_size_px": 32, "pairs": 6},
             "models": {"clip": {}},
             "seeds": [0, 1],
-            "probes": {"baselines": ["random", "position"]},
+            "probes": {"baselines": ["random", "position"], "save_predictions": 3},
             "zeroshot": {"retrieval": {"captions": {"rendered": 12}, "none": None}},
         }
     )
@@ -171,6 +187,13 @@ def test_the_miniatures_held_out_captions_are_judged_like_any_others(tmp_path, m
         arrays = judged.of(row["task"], f"{row['model']}/seed{row['seed']}")
         assert main_metric(row["task"], arrays)[0] == pytest.approx(row["metrics"]["R@1"])
 
+    with np.load(paths.RESULTS / "zeroshot/captions.npz", allow_pickle=False) as file:
+        kept = dict(file)
+    assert kept["ids"].tolist() == [pair.key for pair in pairs][:3]
+    assert (kept["image_2"] == np.asarray(opened(pairs[2].image))).all() and "image_3" not in kept
+    assert kept["captions"].tolist() == [pair.caption for pair in pairs][:3]
+    assert kept["image_of_caption"].tolist() == [0, 1, 2]
+
     import open_clip
 
     for seed in (0, 1):
@@ -180,6 +203,11 @@ def test_the_miniatures_held_out_captions_are_judged_like_any_others(tmp_path, m
             texts = model.eval().encode_text(open_clip.get_tokenizer(place)([pair.caption for pair in pairs]))
             images = model.encode_image(torch.stack([preprocess(opened(pair.image)) for pair in pairs]))
         scores = torch.cosine_similarity(images[:, None], texts[None], dim=-1)
+        row = kept["rows"].tolist().index(f"clip/seed{seed}")
+        captions = np.array([pair.caption for pair in pairs])
+        keys = np.array([pair.key for pair in pairs])
+        assert (kept["nearest_captions"][row] == captions[scores[:3].topk(5).indices]).all()
+        assert (kept["nearest_images"][row] == keys[scores.T[:3].topk(5).indices]).all()
         for task, one in zip(TASKS, (scores, scores.T), strict=True):
             better = (one > one.diagonal()[:, None]).sum(1)
             row = next(r for r in result["results"] if (r["model"], r["seed"], r["task"]) == ("clip", seed, task))

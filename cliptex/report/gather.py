@@ -45,7 +45,7 @@ class Scores:
     chance: dict[str, Any]
     """Metric -> what guessing gives, percent, of retrieval by task; zero-shot only."""
     published: dict[str, float] = field(default_factory=dict)
-    """Released model -> its published top-1, percent, from which its own is no further than 0.2; zero-shot only."""
+    """Released model -> its published top-1, percent, with which its own agrees; zero-shot only."""
     variant: str | None = None
     """Form of the official data."""
     frozen: bool = True

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cliptex.config import AS_PUBLISHED
 from cliptex.probes.per_image import MAIN_METRIC, num_images
 from cliptex.provenance import code
 from cliptex.report import names
@@ -455,7 +456,8 @@ def zeroshot_table(results: Results, zeroshot: Sequence[ZeroShot]) -> Table | No
         "kept: not below CLIP-FT by more than the noise."
     ]
     notes += [
-        f"{names.benchmark(name)}: {figure:g} % is published of {names.model(model)}; ours is within 0.2 points of it."
+        f"{names.benchmark(name)}: {figure:g} % is published of {names.model(model)}; ours is within {AS_PUBLISHED} "
+        "points of it."
         for name, scores in results.zeroshot.items()
         for model, figure in scores.published.items()
     ]
