@@ -132,23 +132,22 @@ def test_the_doctor_names_what_the_cluster_refuses(cluster):
 
 def test_killed_jobs_are_submitted_again_and_go_on(finished, again):
     """scancel --signal=KILL of a labelling job, and of a training job that has saved a checkpoint."""
-    directory = again("labels/depth", "models/clip_ft", "probes", "zeroshot")
-    checkpoints = directory / "results/models/clip_ft/seed0/checkpoints"
-    # the labels by name: no probe needs them where the models are there
-    run = snakemake(directory, *SLURM, *YOURS, "--", *TARGETS, "results/labels/depth/index.json")
+    directory = again("labels/depth", "models/cliptex", "probes", "zeroshot")
+    checkpoints = directory / "results/models/cliptex/seed0/checkpoints"
+    run = snakemake(directory, *SLURM, *YOURS, "--", *TARGETS)
     run.until(lambda: running("label", "depth_000") and (directory / "logs/label/depth/000.log").exists())
     ask("scancel", "--signal=KILL", *running("label", "depth_000"))
     run.until(lambda: list(checkpoints.glob("step-*.pt")))
-    ask("scancel", "--signal=KILL", *running("train", "clip_ft_0"))
+    ask("scancel", "--signal=KILL", *running("train", "cliptex_0"))
     run.finish()
     tries = {rule: [job for job in jobs(run) if job["rule"] == rule] for rule in ("label", "train")}
     killed = [job for job in tries["label"] if job["wildcards"] == "depth_000"]
-    trained = [job for job in tries["train"] if job["wildcards"] == "clip_ft_0"]
+    trained = [job for job in tries["train"] if job["wildcards"] == "cliptex_0"]
     for first, second in (killed, trained):
         # SLURM calls a job cancelled whose script was killed, and failed whose step was
         assert first["state"] in ("CANCELLED", "FAILED")
         assert second["state"] == "COMPLETED"
-    assert "going on from step" in (directory / "logs/train/clip_ft/seed0.log").read_text()
+    assert "going on from step" in (directory / "logs/train/cliptex/seed0.log").read_text()
     assert content(directory) == content(finished.directory)
 
 
@@ -221,7 +220,9 @@ def test_training_on_two_nodes_equals_training_on_one(finished, again):
             if key.endswith("attn.in_proj_bias"):  # of the keys it has no gradient but rounding's, which Adam magnifies
                 for found in (one, two):
                     found[key].chunk(3)[1].zero_()
-        # the learning rate is 2e-3: another batch, or half of it, would be seen
-        torch.testing.assert_close(two, one, atol=2e-4, rtol=1e-3)
+        # Half of the batch leaves 23 % of the heads' values this close, as the learning rate is 2e-3. Of the heads, a
+        # channel of a pooled branch, which has a single value an image, may lie within rounding of ReLU's edge.
+        close = [torch.isclose(two[key], one[key], atol=2e-4, rtol=1e-3).flatten() for key in one]
+        assert torch.cat(close).float().mean() >= (1 if file.startswith("open_clip") else 0.99)
     checks = json.loads((directory / "results/doctor/label.json").read_text())["checks"]
     assert any("GPUs here: 1" in check["found"] for check in checks if check["name"] == "job")
