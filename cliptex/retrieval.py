@@ -121,7 +121,7 @@ def kept_predictions(read: Read, embedded: Sequence[Embedded]) -> dict[str, np.n
 
 
 @torch.inference_mode()
-def embed(judged: Sequence[Contender], given: Captions, name: str, keep: int = 0) -> tuple[list[Embedded], Read]:
+def embed(judged: Sequence[Contender], given: Captions, name: str, keep: int) -> tuple[list[Embedded], Read]:
     """The embeddings of each model, and what they are of; images are decoded once. keep: how many pictures to keep."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     transforms = {str(one.preprocess): image_transform_v2(one.preprocess, is_train=False) for one in judged}
