@@ -44,9 +44,9 @@ def write_images(path: Path, count: int) -> None:
     import numpy as np
     from PIL import Image
 
-    from cliptex.images import encode_jpeg
-    from cliptex.miniature import scene_for_key
-    from cliptex.shards import Pair, write_shard
+    from cliptex.data.images import encode_jpeg
+    from cliptex.data.miniature import scene_for_key
+    from cliptex.data.shards import Pair, write_shard
 
     miniature = Miniature(image_size_px=WIDTH)
     pairs = []
@@ -68,9 +68,9 @@ def measure(name: str, folder: Path, entry: dict, batch_size: int, repeats: int)
     """The result of one expert."""
     import torch
 
-    from cliptex.labels import SCHEMA_VERSION, Labeller, describe_labels
-    from cliptex.plugins import find
-    from cliptex.precision import mixed_precision
+    from cliptex.core.plugins import find
+    from cliptex.experts.precision import mixed_precision
+    from cliptex.labels.label import SCHEMA_VERSION, Labeller, describe_labels
 
     plugin, network, options = EXPERTS[name]
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch is loaded
 
-    from cliptex.shards import index_shards
+    from cliptex.data.shards import index_shards
 
     results = []
     with tempfile.TemporaryDirectory() as name:

@@ -29,15 +29,15 @@ import webdataset
 import yaml
 from threadpoolctl import threadpool_limits
 
-from cliptex import paths
 from cliptex.config import Config
-from cliptex.expert_training import train_expert
-from cliptex.images import decode_image, encode_jpeg
-from cliptex.labels import index_labels, label_batch
-from cliptex.loader import JointLoader, crop_image, draw_view
-from cliptex.miniature import scene_for_key
-from cliptex.plugins import find
-from cliptex.shards import Pair, index_shards, write_shard
+from cliptex.core import paths
+from cliptex.core.plugins import find
+from cliptex.data.images import decode_image, encode_jpeg
+from cliptex.data.miniature import scene_for_key
+from cliptex.data.shards import Pair, index_shards, write_shard
+from cliptex.experts.training import train_expert
+from cliptex.labels.label import index_labels, label_batch
+from cliptex.training.loader import JointLoader, crop_image, draw_view
 
 PAPER = Path(__file__).resolve().parents[1] / "config" / "paper.yaml"
 TASKS = ("segmentation", "depth", "normals")

@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 import yaml
 
-from cliptex import student
 from cliptex.config import Config
-from cliptex.distributed import World
-from cliptex.engine import Engine
-from cliptex.features import width
-from cliptex.loader import Batch
-from cliptex.multi_scale import DenseHeads
-from cliptex.precision import native_precision
+from cliptex.experts.precision import native_precision
+from cliptex.models import clip as student
+from cliptex.models.dense_features import width
+from cliptex.models.heads import DenseHeads
+from cliptex.training.distributed import World
+from cliptex.training.loader import Batch
+from cliptex.training.trainer import Engine
 
 CONFIG = Path(__file__).parent.parent / "config" / "config.yaml"
 

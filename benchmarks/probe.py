@@ -36,24 +36,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cliptex import paths, student
 from cliptex.config import Config, Miniature, Student
-from cliptex.encoders import Encoder, load_encoder
-from cliptex.miniature import render_benchmark
-from cliptex.plugins import find
-from cliptex.probes.feature_cache import FeatureCache
-from cliptex.probes.features import standardised
-from cliptex.probes.features import statistics as channel_statistics
-from cliptex.probes.geometry import probe_depth
-from cliptex.probes.metrics import IGNORE, confusion_matrix, depth_metrics, segmentation_metrics
-from cliptex.probes.parts import Reader, features_of
-from cliptex.probes.protocols import Entry, protocol_of
-from cliptex.probes.recipe import SegmentationHead
-from cliptex.probes.ridge import grid_points
-from cliptex.probes.segmentation import build_head, predict, train_head
-from cliptex.probes.selection import Candidate, candidates
-from cliptex.probes.training import Optimisation, batches
-from cliptex.probes.views import cut_truth, random_views
+from cliptex.core import paths
+from cliptex.core.plugins import find
+from cliptex.data.miniature import render_benchmark
+from cliptex.evaluation.metrics import IGNORE, confusion_matrix, depth_metrics, segmentation_metrics
+from cliptex.evaluation.probes.feature_cache import FeatureCache
+from cliptex.evaluation.probes.features import standardised
+from cliptex.evaluation.probes.features import statistics as channel_statistics
+from cliptex.evaluation.probes.geometry import probe_depth
+from cliptex.evaluation.probes.parts import Reader, features_of
+from cliptex.evaluation.probes.ridge import grid_points
+from cliptex.evaluation.probes.segmentation import build_head, predict, train_head
+from cliptex.evaluation.probes.selection import Candidate, candidates
+from cliptex.evaluation.probes.training import Optimisation, batches
+from cliptex.evaluation.probes.views import cut_truth, random_views
+from cliptex.evaluation.protocols import Entry, protocol_of
+from cliptex.evaluation.protocols.base import SegmentationHead
+from cliptex.models import clip as student
+from cliptex.models.encoders import Encoder, load_encoder
 
 CLASSES = 21
 PASSES = 60

@@ -20,8 +20,8 @@ import numpy as np
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
-from cliptex.images import encode_jpeg
-from cliptex.miniature.scenes import Wish, compose, render
+from cliptex.data.images import encode_jpeg
+from cliptex.data.miniature.scenes import Wish, compose, render
 
 REPEATS = 5
 GOALS = {96: 70, 128: 40}

@@ -34,9 +34,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from cliptex.config import Miniature
-from cliptex.images import encode_png
-from cliptex.labels import LabelFile
-from cliptex.plugins import find
+from cliptex.core.plugins import find
+from cliptex.data.images import encode_png
+from cliptex.labels.label import LabelFile
 from cliptex.tasks.base import Task
 from cliptex.tasks.normals import KAPPA_MAX, KAPPA_MIN
 

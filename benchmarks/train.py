@@ -28,16 +28,16 @@ import numpy as np
 import open_clip
 import torch
 
-from cliptex import student
 from cliptex.config import Model, Student, Train
-from cliptex.distributed import World
-from cliptex.engine import Engine
-from cliptex.features import width
-from cliptex.images import encode_jpeg
-from cliptex.loader import Batch, JointLoader
-from cliptex.multi_scale import DenseHeads
-from cliptex.plugins import find
-from cliptex.shards import Pair, index_shards, write_shard
+from cliptex.core.plugins import find
+from cliptex.data.images import encode_jpeg
+from cliptex.data.shards import Pair, index_shards, write_shard
+from cliptex.models import clip as student
+from cliptex.models.dense_features import width
+from cliptex.models.heads import DenseHeads
+from cliptex.training.distributed import World
+from cliptex.training.loader import Batch, JointLoader
+from cliptex.training.trainer import Engine
 
 TASKS = ("segmentation", "depth", "normals")
 STEP_GOAL, LOOP_GOAL = 1.15, 1.05

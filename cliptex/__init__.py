@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cliptex.inference import TrainedModel
+    from cliptex.models.inference import TrainedModel
 
 __version__ = "0.1.0"
 
@@ -18,6 +18,6 @@ def load(folder: str | Path, device: str | None = None) -> TrainedModel:
     folder: as training or `cliptex export` leaves it. device: "cpu", "cuda", ...; a GPU where there is one by default.
     Raises CliptexError when files are missing or do not fit.
     """
-    from cliptex.inference import TrainedModel
+    from cliptex.models.inference import TrainedModel
 
     return TrainedModel(folder, device)

@@ -17,14 +17,14 @@ from pathlib import Path
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
-        "cliptex.probe",
-        "cliptex.probes.geometry",
-        "cliptex.probes.detection",
-        "cliptex.zeroshot",
+        "cliptex.evaluation.probe",
+        "cliptex.evaluation.probes.geometry",
+        "cliptex.evaluation.probes.detection",
+        "cliptex.evaluation.zeroshot",
         "cliptex.report.page",
-        "cliptex.expert_training",
-        "cliptex.train",
-        "cliptex.miniature",
+        "cliptex.experts.training",
+        "cliptex.training.run",
+        "cliptex.data.miniature",
     ]
 )
 PATIENCE_S = 900

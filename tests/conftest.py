@@ -10,13 +10,13 @@ import pytest
 import torch
 from small_run import snakemake
 
-from cliptex import paths
 from cliptex.config import Config
-from cliptex.expert_training import train_expert
+from cliptex.core import paths
+from cliptex.data.images import encode_jpeg
+from cliptex.data.shards import Pair, index_shards, write_shard
 from cliptex.experts.base import Expert
-from cliptex.images import encode_jpeg
-from cliptex.labels import index_labels, label_batch
-from cliptex.shards import Pair, index_shards, write_shard
+from cliptex.experts.training import train_expert
+from cliptex.labels.label import index_labels, label_batch
 
 
 @pytest.fixture(autouse=True)

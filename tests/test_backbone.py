@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from test_experts import ball_scenes
 
 from cliptex.config import Config
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 from cliptex.experts import dpt, mask_rcnn, nll_angmf
 from cliptex.experts.backbone import train_backbone
 

@@ -9,13 +9,13 @@ import pytest
 from official_layouts import write_imagenet, write_places365, write_voc
 from PIL import Image
 
-from cliptex import paths
-from cliptex.benchmark_export import export_benchmark
 from cliptex.config import Config
-from cliptex.errors import CliptexError
-from cliptex.files import read_json, sha256_file
-from cliptex.plugins import find
-from cliptex.shards import write_tar
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, sha256_file
+from cliptex.core.plugins import find
+from cliptex.data.shards import write_tar
+from cliptex.evaluation.export_benchmark import export_benchmark
 
 
 def samples_in(folder):

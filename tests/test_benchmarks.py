@@ -38,8 +38,8 @@ from cliptex.benchmarks.nyuv2_normals import (
 )
 from cliptex.benchmarks.places365 import category_name
 from cliptex.benchmarks.reading import Lazy, read_mat, source
-from cliptex.errors import CliptexError
-from cliptex.plugins import find
+from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import find
 
 WRITERS = {
     "voc": write_voc,

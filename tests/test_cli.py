@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from cliptex import __version__, progress
+from cliptex import __version__
 from cliptex.cli import app, main
+from cliptex.core import progress
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,7 +39,7 @@ def test_version_names_what_computes_without_importing_it():
     assert lines["cliptex"].split()[0] == __version__
     for package in ("torch", "open_clip_torch", "mmsegmentation", "snakemake"):
         assert lines[package] == version(package)
-    code = "import sys; from cliptex.provenance import versions; versions(); print('torch' in sys.modules)"
+    code = "import sys; from cliptex.core.provenance import versions; versions(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
@@ -185,8 +186,10 @@ def test_the_log_file_holds_the_error_too(tmp_path):
 
 
 def test_the_workflow_is_parsed_without_heavy_imports():
-    code = "import cliptex.config, cliptex.labels_on_disk, cliptex.probes, cliptex.shard_batches, sys\n"
-    code += "[cliptex.probes.heads(b) for b in ('voc', 'ade20k', 'coco', 'nyuv2', 'imagenet', 'places365')]\n"
+    code = "import cliptex.config, cliptex.labels.lost, cliptex.evaluation.probes, cliptex.data.shard_paths, sys\n"
+    code += (
+        "[cliptex.evaluation.probes.heads(b) for b in ('voc', 'ade20k', 'coco', 'nyuv2', 'imagenet', 'places365')]\n"
+    )
     code += "print([m for m in ('torch', 'numpy.random', 'pyarrow', 'scipy', 'h5py', 'trimesh') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

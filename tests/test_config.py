@@ -5,14 +5,14 @@ import pytest
 import yaml
 from small_run import merged
 
+from cliptex.cluster.plan import make_plan, shown
 from cliptex.config import Config
-from cliptex.config_reference import reference
-from cliptex.data_on_disk import missing_data
-from cliptex.errors import CliptexError
-from cliptex.plan import make_plan, shown
-from cliptex.plugins import find
-from cliptex.probes.protocols import protocol_of
-from cliptex.shard_batches import shard_paths
+from cliptex.config.reference import reference
+from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import find
+from cliptex.data.official.status import missing_data
+from cliptex.data.shard_paths import shard_paths
+from cliptex.evaluation.protocols import protocol_of
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(path for path in (ROOT / "config").rglob("*.yaml") if path.parent.name != "protocols")

@@ -11,15 +11,16 @@ import torch
 from official_layouts import write_coco, write_imagenet, write_nyuv2, write_voc
 from PIL import Image
 
-from cliptex import paths, student
-from cliptex.clip_benchmark_job import float_as_before
 from cliptex.config import Config, Student
-from cliptex.files import read_json
-from cliptex.mmcv_ops import import_heads
-from cliptex.plugins import find
-from cliptex.probe import probe
-from cliptex.probes import metrics
-from cliptex.probes.detection import average_precision
+from cliptex.core import paths
+from cliptex.core.files import read_json
+from cliptex.core.plugins import find
+from cliptex.evaluation.clip_benchmark_job import float_as_before
+from cliptex.evaluation.probe import probe
+from cliptex.evaluation.probes import metrics
+from cliptex.evaluation.probes.detection import average_precision
+from cliptex.models import clip as student
+from cliptex.models.mmcv_ops import import_heads
 
 pytestmark = pytest.mark.xdist_group("confirmed")
 
@@ -374,10 +375,10 @@ COMPARED = [("wds/imagenet", "clip"), ("wds/imagenet", "cliptex"), ("wds/caption
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
     """A folder with two models, zero-shot results of ours, and the clip_benchmark command's."""
-    from cliptex.benchmark_export import export_benchmark
-    from cliptex.retrieval import retrieval
-    from cliptex.suite import run_clip_benchmark
-    from cliptex.zeroshot import zeroshot
+    from cliptex.evaluation.clip_benchmark import run_clip_benchmark
+    from cliptex.evaluation.export_benchmark import export_benchmark
+    from cliptex.evaluation.retrieval import retrieval
+    from cliptex.evaluation.zeroshot import zeroshot
 
     folder = tmp_path_factory.mktemp("judged")
     with pytest.MonkeyPatch.context() as patch:
@@ -409,7 +410,7 @@ def write_captions(path, count):
     """Pictures with one to three captions, in one tar."""
     from conftest import drawn_pair
 
-    from cliptex.shards import write_tar
+    from cliptex.data.shards import write_tar
 
     members = []
     for number in range(count):

@@ -6,10 +6,10 @@ from numpy.testing import assert_array_equal
 
 from cliptex.benchmarks.base import Benchmark
 from cliptex.config import Corruptions, Miniature
-from cliptex.corruptions import KINDS, Corrupted, corrupt, variant_of, variants
-from cliptex.errors import CliptexError
-from cliptex.miniature import render_benchmark
-from cliptex.plugins import find
+from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import find
+from cliptex.data.miniature import render_benchmark
+from cliptex.evaluation.corruptions import KINDS, Corrupted, corrupt, variant_of, variants
 
 
 def picture(height=64, width=48):

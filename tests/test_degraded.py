@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from cliptex import paths
 from cliptex.config import Config
-from cliptex.errors import CliptexError
-from cliptex.expert_training import load_expert, train_expert
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, write_json
+from cliptex.core.plugins import find
 from cliptex.experts.degraded import DegradedExpert
-from cliptex.files import read_json, write_json
-from cliptex.label_audit import audit_labels
-from cliptex.labels import LabelFile, index_labels, label_batch
-from cliptex.plugins import find
-from cliptex.studies import study_config
+from cliptex.experts.training import load_expert, train_expert
+from cliptex.labels.audit import audit_labels
+from cliptex.labels.label import LabelFile, index_labels, label_batch
+from cliptex.report.studies import study_config
 
 
 def with_degraded(config, task, strength, of=None, blocks=4):

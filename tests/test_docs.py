@@ -20,9 +20,9 @@ from PIL import Image
 from small_run import BIN, ROOT, merged
 
 from cliptex.config import Config
-from cliptex.plugins import find
-from cliptex.probes import heads
-from cliptex.shards import read_shard
+from cliptex.core.plugins import find
+from cliptex.data.shards import read_shard
+from cliptex.evaluation.probes import heads
 
 ELSEWHERE = {"CHANGELOG.md", "docs/slurm.md"}
 """Not looked at here: what changed; what tests/slurm runs."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cliptex import doctor, gpu
+from cliptex.cluster import doctor, gpu
+from cliptex.cluster.doctor import Submission, examine, table
 from cliptex.config import Config
-from cliptex.doctor import Submission, examine, table
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 
 ROOT = Path(__file__).parent.parent
 ANSWERS = {

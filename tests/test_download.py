@@ -26,14 +26,16 @@ from conftest import drawn_pair
 from PIL import Image, features
 from web_server import WebServer, picture
 
-from cliptex import download, img2dataset_job, paths, shards, web_files
 from cliptex.config import Config
-from cliptex.download import build_shards, built_shards, fetch_tar
-from cliptex.errors import CliptexError
-from cliptex.images import decode_image
-from cliptex.img2dataset_job import Refused, guarded_opener, public_addresses, reason_of
-from cliptex.shard_batches import num_downloads, shard_paths, shard_sources
-from cliptex.shards import Pair, read_index, read_indexed, read_shard, write_index, write_shard
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.data import download, img2dataset_job, shards
+from cliptex.data import http as web_files
+from cliptex.data.download import build_shards, built_shards, fetch_tar
+from cliptex.data.images import decode_image
+from cliptex.data.img2dataset_job import Refused, guarded_opener, public_addresses, reason_of
+from cliptex.data.shard_paths import num_downloads, shard_paths, shard_sources
+from cliptex.data.shards import Pair, read_index, read_indexed, read_shard, write_index, write_shard
 
 needs_img2dataset = pytest.mark.skipif(
     importlib.util.find_spec("img2dataset") is None, reason="img2dataset cannot be imported"

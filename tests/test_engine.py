@@ -11,14 +11,14 @@ import torch
 from conftest import STUDENT
 from open_clip.model import resize_pos_embed
 
-from cliptex import student
 from cliptex.config import Model, Student, Train
-from cliptex.distributed import World
-from cliptex.engine import Engine
-from cliptex.features import resized_positions, width
-from cliptex.loader import Batch
-from cliptex.multi_scale import DenseHeads
-from cliptex.plugins import find
+from cliptex.core.plugins import find
+from cliptex.models import clip as student
+from cliptex.models.dense_features import resized_positions, width
+from cliptex.models.heads import DenseHeads
+from cliptex.training.distributed import World
+from cliptex.training.loader import Batch
+from cliptex.training.trainer import Engine
 
 NAMES = ("segmentation", "depth", "normals")
 SIZE_PX, GRID = 32, 8

@@ -11,17 +11,17 @@ from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import load_file
 from small_run import merged
 
-from cliptex import paths
 from cliptex.config import Config
-from cliptex.errors import CliptexError
-from cliptex.expert_training import train_expert
-from cliptex.files import read_json
-from cliptex.images import decode_image
-from cliptex.labels import LabelFile, index_labels, label_batch
-from cliptex.plugins import find
-from cliptex.shards import read_shard
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json
+from cliptex.core.plugins import find
+from cliptex.data.images import decode_image
+from cliptex.data.shards import read_shard
+from cliptex.experts.training import train_expert
+from cliptex.labels.label import LabelFile, index_labels, label_batch
 from cliptex.tasks.base import View
-from cliptex.train import train
+from cliptex.training.run import train
 
 ROOT = Path(__file__).parent.parent
 EDGES = ROOT / "examples" / "edges"

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import save_file
 
-from cliptex import angular_mf
 from cliptex.config import Config
-from cliptex.errors import CliptexError
-from cliptex.expert_training import load_expert, train_expert
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json
 from cliptex.experts import dpt, mask_rcnn, nll_angmf, truth
 from cliptex.experts.fitting import Training, augment
 from cliptex.experts.network import load_weights
-from cliptex.files import read_json
+from cliptex.experts.training import load_expert, train_expert
+from cliptex.tasks import angular_mf
 
 pytestmark = pytest.mark.xdist_group("experts")
 
@@ -281,9 +281,9 @@ def test_a_pixel_has_the_score_of_what_was_painted_there():
 
 
 def test_a_store_with_scores_has_the_same_classes_as_one_without(tiny):
-    from cliptex import paths
-    from cliptex.labels import LabelFile, index_labels, label_batch
-    from cliptex.plugins import find
+    from cliptex.core import paths
+    from cliptex.core.plugins import find
+    from cliptex.labels.label import LabelFile, index_labels, label_batch
 
     network = SMALL["mask_rcnn"] | {"score_threshold": 0.015, "mask_threshold": 0.3}
     found = {}
@@ -324,8 +324,8 @@ def test_the_label_store_carries_the_instances(tiny):
     from pyarrow import parquet
     from pycocotools import mask as rle
 
-    from cliptex import paths
-    from cliptex.labels import LabelFile, index_labels, label_batch
+    from cliptex.core import paths
+    from cliptex.labels.label import LabelFile, index_labels, label_batch
 
     network = SMALL["mask_rcnn"] | {"score_threshold": 0.015, "mask_threshold": 0.3}
     tables = {}
@@ -483,7 +483,7 @@ def test_normals_loss_is_finite_when_every_pixel_is_sky():
 
 @pytest.mark.parametrize("name", EXPERTS)
 def test_labels_are_what_the_task_encodes_at_any_size(name, trained):
-    from cliptex.plugins import find
+    from cliptex.core.plugins import find
 
     rng = np.random.default_rng(0)
     shapes = [(48, 64), (33, 71), (64, 40), (48, 64), (8, 9)]
@@ -649,7 +649,7 @@ def test_wrong_options_are_named(name, network, training, renders):
 
 
 def test_true_labels_have_the_form_of_each_task():
-    from cliptex.plugins import find
+    from cliptex.core.plugins import find
 
     scene = {name: array[0] for name, array in ball_scenes(1, 48, 64, 12).items()}
     labels = {task: truth.true_label(task, scene) for task in ("segmentation", "depth", "normals")}
@@ -665,9 +665,9 @@ def test_true_labels_have_the_form_of_each_task():
 
 
 def test_the_truth_is_the_pair_rendered_again(tmp_path):
-    from cliptex.images import decode_image
-    from cliptex.miniature import render_pairs
-    from cliptex.shards import read_shard
+    from cliptex.data.images import decode_image
+    from cliptex.data.miniature import render_pairs
+    from cliptex.data.shards import read_shard
 
     names = ("segmentation", "depth", "normals")
     experts = {f"true_{task}": {"plugin": "truth", "network": {"task": task}} for task in names}

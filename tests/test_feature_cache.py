@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cliptex.errors import CliptexError
-from cliptex.probes.feature_cache import ABOUT, FeatureCache, Writer, bytes_of, fingerprint
+from cliptex.core.errors import CliptexError
+from cliptex.evaluation.probes.feature_cache import ABOUT, FeatureCache, Writer, bytes_of, fingerprint
 
 SHAPE = (6, 5, 8)
 
@@ -111,7 +111,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from cliptex.probes.feature_cache import FeatureCache
+from cliptex.evaluation.probes.feature_cache import FeatureCache
 with FeatureCache(Path(sys.argv[1]), 1e9).new("a", "fp32", 5e8, {}) as writer:
     writer.append(torch.zeros(6, 5, 8))
     if len(sys.argv) > 2:

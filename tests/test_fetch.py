@@ -18,16 +18,17 @@ import pytest
 from official_layouts import WNIDS, write_ade20k, write_coco, write_imagenet, write_nyuv2, write_places365, write_voc
 from web_server import PlannedServer
 
-from cliptex import fetch as fetching
-from cliptex import paths, web_files
-from cliptex.archives import archives, receipt
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import source
 from cliptex.config import Config
-from cliptex.data_on_disk import benchmark_marks, chosen_variant, missing_data, official_files
-from cliptex.errors import CliptexError
-from cliptex.fetch import fetch
-from cliptex.plugins import find
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import find
+from cliptex.data import http as web_files
+from cliptex.data.official import fetch as fetching
+from cliptex.data.official.archives import archives, receipt
+from cliptex.data.official.fetch import fetch
+from cliptex.data.official.status import benchmark_marks, chosen_variant, missing_data, official_files
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cliptex.errors import CliptexError
-from cliptex.files import read_json, replacing, sha256_file, sha256_json, unwritable, write_json
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, replacing, sha256_file, sha256_json, unwritable, write_json
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

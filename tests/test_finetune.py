@@ -7,20 +7,21 @@ import pytest
 import torch
 from official_layouts import write_coco, write_imagenet, write_nyuv2, write_voc
 
-from cliptex import paths, student
 from cliptex.config import Config, FineTuning, Student
-from cliptex.encoders import load_encoder
-from cliptex.errors import CliptexError
-from cliptex.files import read_json
-from cliptex.finetune import Recipe, Tuned, finetune, train_together
-from cliptex.finetune_files import finetune_files, tuned_heads
-from cliptex.plugins import find
-from cliptex.probe import probe
-from cliptex.probe_tables import tabulate
-from cliptex.probes.parts import Reader
-from cliptex.probes.protocols import protocol_of
-from cliptex.probes.recipe import Training
-from cliptex.probes.selection import candidates
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json
+from cliptex.core.plugins import find
+from cliptex.evaluation.finetune import Recipe, Tuned, finetune, train_together
+from cliptex.evaluation.finetune_targets import finetune_files, tuned_heads
+from cliptex.evaluation.probe import probe
+from cliptex.evaluation.probes.parts import Reader
+from cliptex.evaluation.probes.selection import candidates
+from cliptex.evaluation.protocols import protocol_of
+from cliptex.evaluation.protocols.base import Training
+from cliptex.evaluation.tabulate import tabulate
+from cliptex.models import clip as student
+from cliptex.models.encoders import load_encoder
 
 TINY = Student(
     architecture={

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cliptex.config import Config
-from cliptex.errors import CliptexError
-from cliptex.labels import LabelFile
-from cliptex.shards import Pair, Places, describe_shard, read_shard, verify_shard, write_shard
+from cliptex.core.errors import CliptexError
+from cliptex.data.official.unpack import Limits, unpack
+from cliptex.data.shards import Pair, Places, describe_shard, read_shard, verify_shard, write_shard
+from cliptex.labels.label import LabelFile
 from cliptex.tasks.depth import Depth
-from cliptex.unpacking import Limits, unpack
 
 bounded = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 ANYTHING = st.recursive(
@@ -156,7 +156,7 @@ def tiny_labels(tmp_path_factory):
     """Bytes of a label file, its keys, and its labels as they are stored."""
     import numpy as np
 
-    from cliptex.labels import SCHEMA_VERSION, _writing
+    from cliptex.labels.label import SCHEMA_VERSION, _writing
 
     path, task = tmp_path_factory.mktemp("labels") / "00000.parquet", Depth()
     metadata = {"schema_version": SCHEMA_VERSION, "task": task.name, "codec": task.codec(), "extra_columns": []}

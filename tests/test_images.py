@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from cliptex import images
-from cliptex.errors import CliptexError
-from cliptex.images import BadImage, decode_image, encode_jpeg, encode_png, open_image, require_codecs
+from cliptex.core.errors import CliptexError
+from cliptex.data import images
+from cliptex.data.images import BadImage, decode_image, encode_jpeg, encode_png, open_image, require_codecs
 
 RED, GREEN, BLUE, WHITE = (220, 20, 30), (10, 200, 40), (20, 30, 210), (255, 255, 255)
 

@@ -6,14 +6,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from cliptex import paths, student
 from cliptex.cli import app
 from cliptex.config import Config, Student
-from cliptex.errors import CliptexError
-from cliptex.files import read_json, sha256_file, write_json
-from cliptex.interpolate import between, interpolate
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, sha256_file, write_json
+from cliptex.models import clip as student
+from cliptex.models.interpolate import between, interpolate
 from cliptex.report.gather import _run
-from cliptex.report.tables import _start
+from cliptex.report.tables.cells import _start
 
 TINY = {
     "embed_dim": 16,

@@ -10,12 +10,13 @@ from commands import finished, run
 from conftest import STUDENT
 from official_layouts import write_imagenet, write_nyuv2
 
-from cliptex import paths, student
 from cliptex.config import Config, Student
-from cliptex.probe import probe
-from cliptex.probe_tables import probe_files, tabulate
-from cliptex.train import train
-from cliptex.zeroshot import zeroshot
+from cliptex.core import paths
+from cliptex.evaluation.probe import probe
+from cliptex.evaluation.tabulate import probe_files, tabulate
+from cliptex.evaluation.zeroshot import zeroshot
+from cliptex.models import clip as student
+from cliptex.training.run import train
 
 NYUV2 = {task: {"heads": {"linear": {"grid": 8, "penalties": [0.01, 1.0]}}} for task in ("depth", "normals")}
 

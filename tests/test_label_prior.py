@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from cliptex.label_prior import BATCHES, fit_label_prior
-from cliptex.multi_scale import DenseHeads
-from cliptex.plugins import find
+from cliptex.core.plugins import find
+from cliptex.models.heads import DenseHeads
+from cliptex.training.label_prior import BATCHES, fit_label_prior
 
 SIZE = 8
 

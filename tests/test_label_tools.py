@@ -14,17 +14,17 @@ from PIL import Image
 from typer.testing import CliRunner
 from web_server import WebServer
 
-from cliptex import paths
 from cliptex.cli import app
+from cliptex.cluster.plan import make_plan, shown
 from cliptex.config import Config
-from cliptex.errors import CliptexError
-from cliptex.files import read_json, sha256_file, write_json
-from cliptex.label_export import Export, export_labels
-from cliptex.label_inspect import _spread, contact_sheet, statistics
-from cliptex.labels import LabelFile
-from cliptex.plan import make_plan, shown
-from cliptex.plugins import find
-from cliptex.shards import read_index, read_indexed, write_shard
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, sha256_file, write_json
+from cliptex.core.plugins import find
+from cliptex.data.shards import read_index, read_indexed, write_shard
+from cliptex.labels.export import Export, export_labels
+from cliptex.labels.inspect import _spread, contact_sheet, statistics
+from cliptex.labels.label import LabelFile
 
 TASKS = ("segmentation", "depth", "normals")
 FAILED = "000010003"  # conftest's experts fail on it
@@ -89,7 +89,7 @@ def test_png_members_hold_what_labels_json_says(tiny, tmp_path):
 
 
 def test_invalid_pixels_are_zero_in_the_pngs(tiny):
-    from cliptex.label_export import depth_png, normals_png
+    from cliptex.labels.export import depth_png, normals_png
 
     depth = np.array([[np.nan, 1, 3]], np.float32)
     data, about = depth_png(depth)
@@ -268,7 +268,7 @@ def test_a_plan_extrapolates_from_the_shards_that_are_there(tmp_path, monkeypatc
 
 
 def test_a_plan_looks_at_the_beginning_of_a_few_tars_on_the_web(tmp_path, monkeypatch):
-    monkeypatch.setattr("cliptex.plan.START_BYTES", 100_000)
+    monkeypatch.setattr("cliptex.cluster.plan.START_BYTES", 100_000)
     write_shard(tmp_path / "40.tar", [drawn_pair(f"{number:09d}", number, 400, 400) for number in range(40)])
     tar = (tmp_path / "40.tar").read_bytes()
     assert len(tar) > 250_000

@@ -15,24 +15,24 @@ from conftest import drawn_pair
 from PIL import features
 from pyarrow import dataset, parquet
 
-from cliptex import labels
 from cliptex.config import Config
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, sha256_file, write_json
+from cliptex.core.plugins import find
+from cliptex.data.images import decode_image, encode_jpeg
+from cliptex.data.packed import plain
+from cliptex.data.shards import Pair, index_shards, read_index, read_indexed, write_shard
 from cliptex.experts.base import Expert
-from cliptex.files import read_json, sha256_file, write_json
-from cliptex.images import decode_image, encode_jpeg
-from cliptex.label_audit import audit_labels, differing, report
-from cliptex.labels import (
+from cliptex.labels.audit import audit_labels, differing, report
+from cliptex.labels.label import (
     LabelFile,
     index_labels,
     label_batch,
     open_store,
     read_label_index,
 )
-from cliptex.labels_on_disk import batches_to_redo
-from cliptex.packed import plain
-from cliptex.plugins import find
-from cliptex.shards import Pair, index_shards, read_index, read_indexed, write_shard
+from cliptex.labels.label import label as labels
+from cliptex.labels.lost import batches_to_redo
 
 calls: list[list[str]] = []
 killed_at: set[str] = set()

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from cliptex import launch
-from cliptex.errors import CliptexError
+from cliptex.cluster import launch
+from cliptex.core.errors import CliptexError
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_torchrun_leaves_our_options_alone(became):
 
     arguments = ["--log", "some.log", "--threads", "2", "train", "--nodes", "1", "--gpus", "2"]
     launch.launch(arguments, nodes=1, gpus=2, threads=2)
-    parsed = parse_args(became[0][became[0].index("cliptex.launch") + 1 :])
+    parsed = parse_args(became[0][became[0].index("cliptex.cluster.launch") + 1 :])
     assert (parsed.module, parsed.training_script, parsed.training_script_args) == (True, "cliptex", arguments)
     assert "SIGUSR1" in parsed.signals_to_handle.split(",")
 

@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from cliptex import paths
 from cliptex.config import Train
-from cliptex.engine import Engine
-from cliptex.errors import CliptexError
-from cliptex.files import read_json, write_json
-from cliptex.images import decode_image
-from cliptex.loader import JointLoader, crop_image, draw_view
-from cliptex.plugins import find
-from cliptex.shards import read_index, read_indexed
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, write_json
+from cliptex.core.plugins import find
+from cliptex.data.images import decode_image
+from cliptex.data.shards import read_index, read_indexed
 from cliptex.tasks.base import View
-from cliptex.train import train
+from cliptex.training.loader import JointLoader, crop_image, draw_view
+from cliptex.training.run import train
+from cliptex.training.trainer import Engine
 
 
 def loader(config, tasks=("segmentation", "depth", "normals"), **options):
@@ -173,7 +173,7 @@ def test_workers_change_nothing(tiny):
 ONE_THREAD = """
 import numpy, torch
 from threadpoolctl import threadpool_info, threadpool_limits
-from cliptex.loader import _start_worker
+from cliptex.training.loader import _start_worker
 threadpool_limits(2)
 assert 2 in {pool["num_threads"] for pool in threadpool_info()}
 _start_worker(0)

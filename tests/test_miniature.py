@@ -13,20 +13,20 @@ from PIL import Image
 
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.config import Miniature
-from cliptex.errors import CliptexError
-from cliptex.images import decode_image
-from cliptex.miniature import layouts, render_benchmark, render_expert_set, render_pairs, scene_for_key
-from cliptex.miniature.captions import GENERIC, caption_noise
-from cliptex.miniature.kinds import KIND_ID, KINDS, SCENE_CATEGORIES, THINGS
-from cliptex.miniature.layouts.coco import polygons, run_lengths
-from cliptex.miniature.layouts.imagenet import SYNSETS
-from cliptex.miniature.looks import LOOKS, Stylist
-from cliptex.miniature.meshes import Paint, Shape
-from cliptex.miniature.scenery import shell
-from cliptex.miniature.scenes import render
-from cliptex.miniature.stage import Camera, Stage
-from cliptex.miniature.things import BUILDERS
-from cliptex.shards import read_shard
+from cliptex.core.errors import CliptexError
+from cliptex.data.images import decode_image
+from cliptex.data.miniature import layouts, render_benchmark, render_expert_set, render_pairs, scene_for_key
+from cliptex.data.miniature.captions import GENERIC, caption_noise
+from cliptex.data.miniature.kinds import KIND_ID, KINDS, SCENE_CATEGORIES, THINGS
+from cliptex.data.miniature.layouts.coco import polygons, run_lengths
+from cliptex.data.miniature.layouts.imagenet import SYNSETS
+from cliptex.data.miniature.looks import LOOKS, Stylist
+from cliptex.data.miniature.meshes import Paint, Shape
+from cliptex.data.miniature.scenery import shell
+from cliptex.data.miniature.scenes import render
+from cliptex.data.miniature.stage import Camera, Stage
+from cliptex.data.miniature.things import BUILDERS
+from cliptex.data.shards import read_shard
 
 pytestmark = pytest.mark.xdist_group("miniature")
 
@@ -210,7 +210,7 @@ def test_normals_are_those_of_the_back_projected_depth():
 
 
 def test_a_lamp_before_a_wall_casts_a_shadow_behind_a_box():
-    from cliptex.miniature.stage import Light
+    from cliptex.data.miniature.stage import Light
 
     stage, white = Stage(), Paint((1, 1, 1), grain=0)
     stage.place(shell((6, 8, 3), 0, (white, [white] * 4, white)), (0, 0, 0), 0, "wall")
@@ -469,7 +469,7 @@ def test_no_picture_is_in_two_splits_or_data_sets(trees, tmp_path):
 def test_a_killed_render_starts_over_and_a_whole_one_is_kept(tmp_path, monkeypatch):
     small = MINIATURE.model_copy(update={"image_size_px": 32})
     root = tmp_path / "places365"
-    module = __import__("cliptex.miniature.layouts.places365", fromlist=["write"])
+    module = __import__("cliptex.data.miniature.layouts.places365", fromlist=["write"])
     real = module.write
 
     def dies(draw, root):

@@ -6,13 +6,13 @@ import sys
 import pytest
 import torch
 
-from cliptex import mmcv_ops
-from cliptex.probes.protocols import protocol_of
-from cliptex.probes.segmentation import build_head
+from cliptex.evaluation.probes.segmentation import build_head
+from cliptex.evaluation.protocols import protocol_of
+from cliptex.models import mmcv_ops
 
 
 def test_heads_import_in_a_fresh_process_without_a_word():
-    command = "from cliptex.mmcv_ops import import_heads; print(import_heads().PSPHead.__name__)"
+    command = "from cliptex.models.mmcv_ops import import_heads; print(import_heads().PSPHead.__name__)"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["PSPHead"]
     assert "Fail to import" not in done.stderr

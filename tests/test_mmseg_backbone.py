@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cliptex import student
 from cliptex.config import Miniature, Student
-from cliptex.errors import CliptexError
-from cliptex.features import dense_features
-from cliptex.miniature import render_benchmark
+from cliptex.core.errors import CliptexError
+from cliptex.data.miniature import render_benchmark
+from cliptex.models import clip as student
+from cliptex.models.dense_features import dense_features
 
 ROOT = Path(__file__).parent.parent
 TINY = Student(
@@ -32,7 +32,7 @@ def exported(tmp_path_factory):
 
 
 def backbone(model, **options):
-    from cliptex.mmseg_backbone import MODELS
+    from cliptex.models.mmseg_backbone import MODELS
 
     return MODELS.build({"type": "CliptexBackbone", "model": str(model), **options})
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cliptex.multi_scale import DenseHeads, DilatedPooling, PyramidPooling
+from cliptex.models.heads import DenseHeads, DilatedPooling, PyramidPooling
 
 MODULES = {"ppm": lambda c, d: PyramidPooling(c, d), "aspp": lambda c, d: DilatedPooling(c, d, (2, 4))}
 

@@ -10,7 +10,7 @@ from conftest import SMALL
 from numpy.testing import assert_allclose
 from torch.nn import functional
 
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 from cliptex.experts import nll_angmf
 from cliptex.experts.nll_angmf import NLLAngMF, load_published
 
@@ -284,7 +284,7 @@ class Published(torch.nn.Module):
 def test_labels_of_the_published_network_have_our_axes(side, label, signs):
     """A surface that looks to the left has, away from the viewer, a normal to the right; a floor one down; and the
     picture shows the way it looks: red to the right, green up, blue towards the viewer."""
-    from cliptex.plugins import find
+    from cliptex.core.plugins import find
 
     expert = nll_angmf.PLUGIN({"network": SMALL["nll_angmf"] | {"signs": list(signs)}})
     expert.module = Published(side, signs)

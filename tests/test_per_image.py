@@ -5,10 +5,8 @@ import copy
 import numpy as np
 import pytest
 
-from cliptex.errors import CliptexError
-from cliptex.probes import metrics
-from cliptex.probes.detection import judge_detections
-from cliptex.probes.per_image import (
+from cliptex.core.errors import CliptexError
+from cliptex.evaluation.per_image import (
     check,
     depth_statistics,
     detection_statistics,
@@ -21,7 +19,9 @@ from cliptex.probes.per_image import (
     segmentation_statistics,
     write_per_image,
 )
-from cliptex.retrieval import recalls
+from cliptex.evaluation.probes import metrics
+from cliptex.evaluation.probes.detection import judge_detections
+from cliptex.evaluation.retrieval import recalls
 
 COUNT = 12
 RNG = np.random.default_rng(0)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from web_server import WebServer
 
-from cliptex.errors import CliptexError
-from cliptex.plain_text import Formatter, harmless, without_secrets
-from cliptex.web_files import fetch_file
+from cliptex.core.errors import CliptexError
+from cliptex.core.redact import Formatter, harmless, without_secrets
+from cliptex.data.http import fetch_file
 
 SECRETS = {
     "HF_TOKEN": "hf_AbCdEfGhIjKl",
@@ -81,7 +81,7 @@ def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path):
 
 
 def test_a_redirect_to_another_scheme_is_not_followed(tmp_path, monkeypatch):
-    monkeypatch.setattr("cliptex.web_files.PAUSES_S", ())
+    monkeypatch.setattr("cliptex.data.http.PAUSES_S", ())
     secret = tmp_path / "secret.txt"
     secret.write_text("private")
     for target in (secret.as_uri(), "ftp://127.0.0.1:9/secret.txt"):
@@ -93,14 +93,14 @@ def test_a_redirect_to_another_scheme_is_not_followed(tmp_path, monkeypatch):
 
 
 def test_results_have_no_secret_of_an_address(tmp_path):
-    from cliptex.provenance import provenance
+    from cliptex.core.provenance import provenance
 
     url = "https://host/a.pth?token=abcdefgh"
     assert "abcdefgh" not in json.dumps(provenance({"experts": {"dpt": {"url": url}}}))
 
 
 def test_a_log_of_img2dataset_moves_no_cursor(tmp_path):
-    from cliptex.img2dataset_job import output_to
+    from cliptex.data.img2dataset_job import output_to
 
     with output_to(tmp_path / "log.txt"):
         os.write(1, "HTTP Error 418: \x1b[2J\x07é teapot\n".encode())

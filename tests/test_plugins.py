@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cliptex import progress
-from cliptex.errors import CliptexError
-from cliptex.plugins import find
-from cliptex.progress import track
-from cliptex.provenance import code, provenance
+from cliptex.core import progress
+from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import find
+from cliptex.core.progress import track
+from cliptex.core.provenance import code, provenance
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,7 +57,7 @@ def test_short_work_is_quiet(caplog):
 
 def test_provenance_tells_code_apart_where_there_is_no_commit(tmp_path):
     shutil.copytree(ROOT / "cliptex", tmp_path / "cliptex", ignore=shutil.ignore_patterns("__pycache__"))
-    ask = "import json; from cliptex.provenance import provenance; print(json.dumps(provenance({})))"
+    ask = "import json; from cliptex.core.provenance import provenance; print(json.dumps(provenance({})))"
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
 
     def asked():

@@ -18,16 +18,16 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import cliptex
-from cliptex import paths
 from cliptex.cli import app
 from cliptex.config import Config
-from cliptex.errors import CliptexError
-from cliptex.files import read_json, write_json
-from cliptex.model_export import export_model, model_card, timm_arguments
-from cliptex.multi_scale import DenseHeads, load_heads, save_heads
-from cliptex.predict import draw_predictions
-from cliptex.shards import read_index, read_indexed
-from cliptex.train import train
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, write_json
+from cliptex.data.shards import read_index, read_indexed
+from cliptex.models.heads import DenseHeads, load_heads, save_heads
+from cliptex.models.predict import draw_predictions
+from cliptex.report.model_card import export_model, model_card, timm_arguments
+from cliptex.training.run import train
 
 TASKS = ("segmentation", "depth", "normals")
 

@@ -5,18 +5,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cliptex.probes import decoders, recipe
-from cliptex.probes.classification import Setting, probe_classification, settings_of, train_together
-from cliptex.probes.detection import build_detector, detect, train_detector, training_objects
-from cliptex.probes.features import split_holdout
-from cliptex.probes.geometry import _window, probe_depth, probe_normals
-from cliptex.probes.metrics import IGNORE, affine_aligned
-from cliptex.probes.protocols import protocol_of
-from cliptex.probes.pyramid import Anchors, Pyramid, frames
-from cliptex.probes.segmentation import build_head, class_weights
-from cliptex.probes.selection import Candidate, best_candidate, candidates
-from cliptex.probes.training import rate_factor
-from cliptex.probes.views import View
+from cliptex.evaluation.metrics import IGNORE, affine_aligned
+from cliptex.evaluation.probes import decoders, recipe
+from cliptex.evaluation.probes.classification import Setting, probe_classification, settings_of, train_together
+from cliptex.evaluation.probes.detection import build_detector, detect, train_detector, training_objects
+from cliptex.evaluation.probes.features import split_holdout
+from cliptex.evaluation.probes.geometry import _window, probe_depth, probe_normals
+from cliptex.evaluation.probes.pyramid import Anchors, Pyramid, frames
+from cliptex.evaluation.probes.segmentation import build_head, class_weights
+from cliptex.evaluation.probes.selection import Candidate, best_candidate, candidates
+from cliptex.evaluation.probes.training import rate_factor
+from cliptex.evaluation.probes.views import View
+from cliptex.evaluation.protocols import protocol_of
 
 pytestmark = pytest.mark.xdist_group("probes")
 
@@ -262,7 +262,7 @@ def test_a_grid_of_classifiers_trained_together_is_that_of_each_trained_alone_by
     options = protocol_of("imagenet", {"protocol": "dinov2", **changes}).classification.heads["linear"]
     (settings,) = settings_of(options, 6, 0)
     together = train_together(features, labels, 3, settings, options, seed=5)
-    from cliptex.probes.training import batches
+    from cliptex.evaluation.probes.training import batches
 
     for setting, ours in zip(settings, together, strict=True):
         generator = torch.Generator().manual_seed(5)

@@ -15,27 +15,27 @@ import yaml
 from official_layouts import write_ade20k, write_coco, write_imagenet, write_nyuv2, write_voc
 from PIL import Image
 
-from cliptex import student
 from cliptex.config import Config, Student
-from cliptex.encoders import centre_crop, load_encoder, squash
-from cliptex.errors import CliptexError
-from cliptex.plugins import find
-from cliptex.probe import TRUTHS, probe
-from cliptex.probe_tables import probe_files, tabulate
-from cliptex.probes import geometry, kinds, metrics, ridge
-from cliptex.probes.classification import fit_logistic, probe_classification
-from cliptex.probes.detection import average_precision, detect, train_detector, training_objects
-from cliptex.probes.feature_cache import Compact
-from cliptex.probes.feature_plan import plan_features
-from cliptex.probes.features import split_holdout, standardised
-from cliptex.probes.parts import Part, Reader
-from cliptex.probes.per_image import MAIN_METRIC, main_metric, per_image_path, read_per_image
-from cliptex.probes.protocols import SHIPPED, Entry, Protocol, folders_near, protocol_of, resolve, with_protocols
-from cliptex.probes.segmentation import SegmentationData, probe_segmentation, resized_argmax
-from cliptex.probes.selection import candidates
-from cliptex.probes.thumbnails import thumbnails_path
-from cliptex.probes.training import batches
-from cliptex.probes.views import View
+from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import find
+from cliptex.evaluation.per_image import MAIN_METRIC, main_metric, per_image_path, read_per_image
+from cliptex.evaluation.probe import TRUTHS, probe
+from cliptex.evaluation.probes import geometry, kinds, metrics, ridge
+from cliptex.evaluation.probes.classification import fit_logistic, probe_classification
+from cliptex.evaluation.probes.detection import average_precision, detect, train_detector, training_objects
+from cliptex.evaluation.probes.feature_cache import Compact
+from cliptex.evaluation.probes.feature_plan import plan_features
+from cliptex.evaluation.probes.features import split_holdout, standardised
+from cliptex.evaluation.probes.parts import Part, Reader
+from cliptex.evaluation.probes.segmentation import SegmentationData, probe_segmentation, resized_argmax
+from cliptex.evaluation.probes.selection import candidates
+from cliptex.evaluation.probes.training import batches
+from cliptex.evaluation.probes.views import View
+from cliptex.evaluation.protocols import SHIPPED, Entry, Protocol, folders_near, protocol_of, resolve, with_protocols
+from cliptex.evaluation.tabulate import probe_files, tabulate
+from cliptex.evaluation.thumbnails import thumbnails_path
+from cliptex.models import clip as student
+from cliptex.models.encoders import centre_crop, load_encoder, squash
 
 pytestmark = pytest.mark.xdist_group("probes")
 
@@ -835,7 +835,7 @@ def test_every_value_of_a_shipped_protocol_has_a_sentence_and_an_origin(path):
 
 def test_heads_are_known_without_importing_torch():
     command = (
-        "import sys; from cliptex.probes import heads; import cliptex.probe_tables;"
+        "import sys; from cliptex.evaluation.probes import heads; import cliptex.evaluation.tabulate;"
         "print([heads(n, {}) for n in ('voc', 'coco', 'nyuv2', 'imagenet')], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)

@@ -6,9 +6,9 @@ import torch
 from conftest import ENCODER
 
 from cliptex.benchmarks.coco_names import coco_categories
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import find
 from cliptex.experts.pyramid import PyramidExpert
-from cliptex.plugins import find
 
 pytestmark = pytest.mark.xdist_group("experts")
 CLASSES = [name for _, name, _ in coco_categories()]

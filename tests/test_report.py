@@ -21,24 +21,25 @@ import yaml
 from matplotlib.figure import Figure
 from official_layouts import write_coco, write_nyuv2, write_voc
 
-from cliptex import paths
 from cliptex.config import Config
-from cliptex.errors import CliptexError
-from cliptex.expert_training import train_expert
-from cliptex.experts.base import Expert
-from cliptex.files import write_json
-from cliptex.images import encode_jpeg
-from cliptex.labels import index_labels, label_batch
-from cliptex.plugins import find
-from cliptex.probes.per_image import per_image_path, read_per_image, write_per_image
-from cliptex.probes.thumbnails import (
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import write_json
+from cliptex.core.plugins import find
+from cliptex.core.provenance import provenance
+from cliptex.data.images import encode_jpeg
+from cliptex.data.shards import Pair, index_shards, write_shard, write_tar
+from cliptex.evaluation.per_image import per_image_path, read_per_image, write_per_image
+from cliptex.evaluation.thumbnails import (
     box_thumbnails,
     depth_thumbnails,
     mask_thumbnails,
     normals_thumbnails,
     thumbnails_path,
 )
-from cliptex.provenance import provenance
+from cliptex.experts.base import Expert
+from cliptex.experts.training import train_expert
+from cliptex.labels.label import index_labels, label_batch
 from cliptex.report import build_report, names
 from cliptex.report.bootstrap import Interval
 from cliptex.report.differences import Comparison, differences_table
@@ -60,8 +61,7 @@ from cliptex.report.statistics import (
     verdict,
 )
 from cliptex.report.table import Cell, Group, Table
-from cliptex.report.tables import main_cells, stage_of
-from cliptex.shards import Pair, index_shards, write_shard, write_tar
+from cliptex.report.tables.cells import main_cells, stage_of
 
 pytestmark = pytest.mark.xdist_group("report")
 
@@ -189,7 +189,7 @@ def make_data(config: Config, root: Path) -> None:
 
 
 def make_runs(config: Config, root: Path) -> None:
-    """train.json and metrics.jsonl as `cliptex.train` writes them."""
+    """train.json and metrics.jsonl as `cliptex.training.run` writes them."""
     for name, model in config.models.items():
         for seed in config.seeds:
             seconds = (80.0 if model.tasks else 64.0) + seed
@@ -228,7 +228,7 @@ def make_runs(config: Config, root: Path) -> None:
 
 
 def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> None:
-    """Probe tables as `cliptex.probe_tables` writes them, zero-shot, and predictions as `cliptex.probe` keeps them."""
+    """Probe tables as `cliptex.evaluation.tabulate` writes them, zero-shot, and predictions as `cliptex.evaluation.probe` keeps them."""
     noise = {seed: (index - (len(config.seeds) - 1) / 2) * 0.01 for index, seed in enumerate(config.seeds)}
     head = {"schema_version": 1, "source": source, "split": "val", "num_eval": EVALUATED}
     for benchmark in config.probes.benchmarks:
@@ -270,7 +270,7 @@ def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> No
 
 
 def make_finetuned(config: Config, root: Path) -> None:
-    """Tables of tuned encoders as `cliptex.probe_tables` writes them: CLIPTeX has become CLIP-FT's equal."""
+    """Tables of tuned encoders as `cliptex.evaluation.tabulate` writes them: CLIPTeX has become CLIP-FT's equal."""
     for benchmark in config.finetune.benchmarks:
         data = json.loads((root / f"results/probes/{benchmark}.json").read_text())
         equal = {row["seed"]: row["metrics"] for row in data["results"] if row["model"] == "clip_ft"}

@@ -156,7 +156,7 @@ def test_the_same_official_data_from_another_place_redo_nothing(run):
 
 def test_memory_threads_and_comments_redo_nothing(run):
     for name, comment in (
-        ("cliptex/labels.py", "\n# a comment\n"),
+        ("cliptex/labels/label.py", "\n# a comment\n"),
         ("cliptex/experts/mask_rcnn.py", "\n# a comment\n"),
         ("workflow/rules/labels.smk", "\n# a comment\n"),
         ("config/config.yaml", "\n# a comment\n"),

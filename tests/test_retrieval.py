@@ -8,15 +8,16 @@ import torch
 from conftest import drawn_pair
 from PIL import Image
 
-from cliptex import paths, student
-from cliptex.captions import open_captions
 from cliptex.config import Config, Student
-from cliptex.errors import CliptexError
-from cliptex.files import read_json
-from cliptex.miniature import render_captions
-from cliptex.probes.per_image import main_metric, read_per_image
-from cliptex.retrieval import TASKS, Embedded, Read, chances, kept_predictions, ranks, recalls, retrieval
-from cliptex.shards import read_shard, write_tar
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json
+from cliptex.data.miniature import render_captions
+from cliptex.data.shards import read_shard, write_tar
+from cliptex.evaluation.captioned_images import open_captions
+from cliptex.evaluation.per_image import main_metric, read_per_image
+from cliptex.evaluation.retrieval import TASKS, Embedded, Read, chances, kept_predictions, ranks, recalls, retrieval
+from cliptex.models import clip as student
 
 
 def unit(rows):

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 from conftest import drawn_pair
 
-from cliptex.errors import CliptexError
-from cliptex.files import write_json
-from cliptex.packed import Keys, Reasons, plain
-from cliptex.shards import (
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import write_json
+from cliptex.data.packed import Keys, Reasons, plain
+from cliptex.data.shards import (
     ROWS,
     Pair,
     Places,

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cliptex import student
 from cliptex.config import Student
-from cliptex.data_on_disk import is_published
-from cliptex.errors import CliptexError
-from cliptex.features import dense_features, features_and_embedding, width
+from cliptex.core.errors import CliptexError
+from cliptex.data.official.status import is_published
+from cliptex.models import clip as student
+from cliptex.models.dense_features import dense_features, features_and_embedding, width
 
 TINY = {
     "embed_dim": 16,

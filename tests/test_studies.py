@@ -11,15 +11,15 @@ import yaml
 from markupsafe import escape
 
 from cliptex.config import Config
-from cliptex.errors import CliptexError
-from cliptex.files import write_json
-from cliptex.plugins import find
-from cliptex.probes.per_image import per_image_path, write_per_image
-from cliptex.probes.protocols import with_protocols
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import write_json
+from cliptex.core.plugins import find
+from cliptex.evaluation.per_image import per_image_path, write_per_image
+from cliptex.evaluation.protocols import with_protocols
 from cliptex.report.bootstrap import Interval
-from cliptex.studies import study_config, study_of, words
-from cliptex.studies.measures import Compared, Measure, compare, read_measures
-from cliptex.studies.page import build_study
+from cliptex.report.studies import study_config, study_of, words
+from cliptex.report.studies.measures import Compared, Measure, compare, read_measures
+from cliptex.report.studies.page import build_study
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted(p for p in (ROOT / "config/studies").glob("*.yaml") if "study" in yaml.safe_load(p.read_text()))
@@ -123,7 +123,7 @@ def test_only_the_heads_differ_in_heads_and_the_classes_in_alignment():
             seen.add((model.heads or config.train.heads, model.multi_scale or config.train.multi_scale))
     assert seen == {("light", "ppm"), ("light", "none"), ("heavy", "ppm"), ("heavier", "ppm")}
 
-    from cliptex.miniature.kinds import KINDS
+    from cliptex.data.miniature.kinds import KINDS
 
     experts = study("alignment").study.experts.values()
     known = [set(expert.network.get("classes") or [kind.coco for kind in KINDS if kind.coco]) for expert in experts]

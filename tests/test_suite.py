@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cliptex import paths, suite
-from cliptex.clip_benchmark_job import UNPICKLED, float_as_before, unpickle_nothing
 from cliptex.config import ClipBenchmark, Config
-from cliptex.errors import CliptexError
-from cliptex.files import read_json, write_json
-from cliptex.suite import run_clip_benchmark, suite_files, tabulate_suite
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, write_json
+from cliptex.evaluation import clip_benchmark as suite
+from cliptex.evaluation.clip_benchmark import run_clip_benchmark, suite_files, tabulate_suite
+from cliptex.evaluation.clip_benchmark_job import UNPICKLED, float_as_before, unpickle_nothing
 
 
 @pytest.fixture

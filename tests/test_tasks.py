@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cliptex.benchmarks.coco_names import coco_categories
-from cliptex.errors import CliptexError
-from cliptex.loader import crop_image
-from cliptex.plugins import find
+from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import find
 from cliptex.tasks.base import View
 from cliptex.tasks.depth import LEVELS
 from cliptex.tasks.grid import INVALID_COLOUR
 from cliptex.tasks.normals import KAPPA_CODES, KAPPA_MAX, KAPPA_MIN
 from cliptex.tasks.segmentation import IGNORE, palette
+from cliptex.training.loader import crop_image
 
 NAMES = ("segmentation", "depth", "normals")
 TASKS = {name: find("tasks", name)() for name in NAMES}

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cliptex.probes.per_image import read_per_image, write_per_image
-from cliptex.probes.thumbnails import (
+from cliptex.evaluation.per_image import read_per_image, write_per_image
+from cliptex.evaluation.thumbnails import (
     BOXES,
     box_thumbnails,
     depth_thumbnails,

@@ -15,16 +15,17 @@ import torch
 from official_layouts import write_imagenet
 from safetensors.torch import load_file
 
-from cliptex import distributed, paths, student
-from cliptex.checkpoints import EXIT_STOPPED, Checkpoints, Stopped, StopRequest
 from cliptex.config import Config
-from cliptex.engine import Engine
-from cliptex.errors import CliptexError
-from cliptex.files import read_json, sha256_file
-from cliptex.multi_scale import DenseHeads
-from cliptex.train import train
-from cliptex.watch import Spread, Watcher
-from cliptex.zeroshot import zeroshot
+from cliptex.core import distributed, paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, sha256_file
+from cliptex.evaluation.zeroshot import zeroshot
+from cliptex.models import clip as student
+from cliptex.models.heads import DenseHeads
+from cliptex.training.checkpoints import EXIT_STOPPED, Checkpoints, Stopped, StopRequest
+from cliptex.training.run import train
+from cliptex.training.trainer import Engine
+from cliptex.training.validator import Spread, Watcher
 
 
 def weights(name, seed=0):
@@ -483,11 +484,11 @@ def test_micro_batches_equal_one_big_batch(tiny, name):
 
 BOTH = """
 import functools, os, signal, sys, torch
-from cliptex import cost
-from cliptex.checkpoints import Stopped
+from cliptex.training import cost
+from cliptex.training.checkpoints import Stopped
 from cliptex.config import Config
-from cliptex.engine import Engine
-from cliptex.train import train
+from cliptex.training.trainer import Engine
+from cliptex.training.run import train
 
 asked, original = [], Engine.step
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cliptex.errors import CliptexError
-from cliptex.unpacking import Limits, unpack
+from cliptex.core.errors import CliptexError
+from cliptex.data.official.unpack import Limits, unpack
 
 CONTENT = {
     "data/a.txt": b"first",
@@ -298,7 +298,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_files(tmp_path):
     rng = np.random.default_rng(0)
     content = {f"folder/{number:04d}": rng.bytes(20_000) for number in range(1500)}
     archive = make_tar(tmp_path / "a.tar", content)
-    code = "import sys; from pathlib import Path; from cliptex.unpacking import unpack\n"
+    code = "import sys; from pathlib import Path; from cliptex.data.official.unpack import unpack\n"
     code += "print('begin', flush=True); unpack(Path(sys.argv[1]), 'tar', Path(sys.argv[2]))"
     kills, seen = 0, 0
     for pause in (0.005, 0.01, 0.02, 0.03, 10):

@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from cliptex.encoders import squash
-from cliptex.errors import CliptexError
-from cliptex.probes.recipe import Augmentation, ClassificationInput, DenseInput, RandomCrops
-from cliptex.probes.segmentation import merged, resized_argmax
-from cliptex.probes.views import (
+from cliptex.core.errors import CliptexError
+from cliptex.evaluation.probes.segmentation import merged, resized_argmax
+from cliptex.evaluation.probes.views import (
     View,
     cut,
     cut_centre,
@@ -21,6 +19,8 @@ from cliptex.probes.views import (
     windows,
     windows_of,
 )
+from cliptex.evaluation.protocols.base import Augmentation, ClassificationInput, DenseInput, RandomCrops
+from cliptex.models.encoders import squash
 
 
 def smooth(height, width):

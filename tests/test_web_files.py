@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from web_server import PlannedServer, WebServer
 
-from cliptex import web_files
-from cliptex.errors import CliptexError
-from cliptex.web_files import fetch_file, start_of_file
+from cliptex.core.errors import CliptexError
+from cliptex.data import http as web_files
+from cliptex.data.http import fetch_file, start_of_file
 
 BODY = np.random.default_rng(0).bytes(300_000)
 DIGEST = hashlib.sha256(BODY).hexdigest()

@@ -14,15 +14,15 @@ from conftest import SMALL
 from PIL import Image
 from test_images import BLUE, GOOD, GREEN, RED, TURNS, WHITE, encoded, png, quarters
 
-from cliptex import paths
 from cliptex.config import Config
-from cliptex.download import build_shards, built_shards
-from cliptex.expert_training import train_expert
+from cliptex.core import paths
+from cliptex.core.plugins import find
+from cliptex.data.download import build_shards, built_shards
+from cliptex.data.images import encode_jpeg, encode_png
+from cliptex.data.shards import write_index
 from cliptex.experts.base import Expert
-from cliptex.images import encode_jpeg, encode_png
-from cliptex.labels import LabelFile, index_labels, label_batch
-from cliptex.plugins import find
-from cliptex.shards import write_index
+from cliptex.experts.training import train_expert
+from cliptex.labels.label import LabelFile, index_labels, label_batch
 
 pytestmark = pytest.mark.xdist_group("web_images")
 

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 from web_server import PlannedServer
 
-from cliptex import web_files
 from cliptex.config import Config
-from cliptex.errors import CliptexError
-from cliptex.expert_training import load_expert, train_expert
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json
+from cliptex.data import http as web_files
 from cliptex.experts import dpt, mask_rcnn, nll_angmf, weights
-from cliptex.files import read_json
+from cliptex.experts.training import load_expert, train_expert
 
 SHAPES, NORMALS = SMALL["mask_rcnn"], SMALL["nll_angmf"]
 LARGE = {
@@ -349,8 +349,8 @@ def test_a_licence_is_never_guessed_for_given_weights(given, licence):
 
 
 def test_random_weights_mark_all_they_touch(tiny, caplog, monkeypatch):
-    from cliptex import paths
-    from cliptex.labels import LabelFile, index_labels, label_batch
+    from cliptex.core import paths
+    from cliptex.labels.label import LabelFile, index_labels, label_batch
 
     network = NORMALS | {"input_size_px": [32, 32]}
     settings = Config.load(

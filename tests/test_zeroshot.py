@@ -9,12 +9,12 @@ import torch
 from official_layouts import write_imagenet, write_voc
 from PIL import Image
 
-from cliptex import student
 from cliptex.config import Config, Student
-from cliptex.errors import CliptexError
-from cliptex.plugins import find
-from cliptex.probes.per_image import main_metric, read_per_image
-from cliptex.zeroshot import zeroshot
+from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import find
+from cliptex.evaluation.per_image import main_metric, read_per_image
+from cliptex.evaluation.zeroshot import zeroshot
+from cliptex.models import clip as student
 
 TINY = Student(
     architecture={

@@ -10,7 +10,7 @@ import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import Lazy, files_in, read_indices, read_lines, read_rgb, require_files
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 
 NUM_CLASSES = 150
 UNPACK = "unpack ADEChallengeData2016.zip here"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cliptex.benchmarks.reading import read_mark
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 
 PROBE_TASKS = ("semantic_segmentation", "detection", "depth", "normals", "classification")
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import Lazy, existing, read_rgb, require_files
-from cliptex.errors import CliptexError
-from cliptex.files import read_json
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json
 
 UNPACK = "unpack annotations_trainval2017.zip, train2017.zip and val2017.zip here"
 FOLDERS = {"train": "train2017", "eval": "val2017"}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import Lazy, existing, files_in, folders_in, read_lines, read_mat, read_rgb
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 
 SUFFIXES = (".jpeg", ".jpg")
 UNPACK = "unpack ILSVRC2012_img_train.tar and its inner tars, ILSVRC2012_img_val.tar and the devkit here"

@@ -10,7 +10,7 @@ import numpy as np
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.nyuv2_normals import Axes, axes_by_depth, decode_normals, store_ladicky
 from cliptex.benchmarks.reading import Lazy, existing, read_mat, read_rgb, require_files
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 
 DOWNLOAD = "put the official file here (docs/data.md)"
 LADICKY = "normals_ladicky.h5"

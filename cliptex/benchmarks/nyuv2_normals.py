@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cliptex.errors import CliptexError
-from cliptex.files import replacing
-from cliptex.progress import track
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import replacing
+from cliptex.core.progress import track
 
 FOCAL = (518.858, 519.470)
 CENTRE = (325.582, 253.736)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import Lazy, files_in, folders_in, read_lines, read_rgb, require_files
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 
 UNPACK = {
     "easyformat": "unpack places365standard_easyformat.tar here",

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from cliptex.benchmarks.mat_structure import require_sound
-from cliptex.errors import CliptexError
-from cliptex.files import read_json
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json
 
 SOURCES = ("miniature", "official")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import Lazy, read_indices, read_lines, read_mat, read_rgb, require_files
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 
 CLASS_NAMES = (
     "background",

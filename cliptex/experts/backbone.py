@@ -22,16 +22,16 @@ from torch.nn import functional
 from torchvision.ops import FeaturePyramidNetwork
 
 from cliptex import versions
-from cliptex.angular_mf import angular_mf_loss, norm_normalize
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.config import Config
+from cliptex.core.files import replacing, sha256_file, write_json
+from cliptex.core.provenance import provenance
 from cliptex.experts.dpt import inverse_depth, scale_shift_invariant_loss
 from cliptex.experts.fitting import Training, fit
 from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, normalise
 from cliptex.experts.options import parse_options
-from cliptex.files import replacing, sha256_file, write_json
-from cliptex.precision import mixed_precision, native_precision
-from cliptex.provenance import provenance
+from cliptex.experts.precision import mixed_precision, native_precision
+from cliptex.tasks.angular_mf import angular_mf_loss, norm_normalize
 
 NUM_CLASSES = 1 + len(coco_categories())
 TARGETS = ("instance", "instance_class", "depth", "normals")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from cliptex.config import Positive, Section, Share
+from cliptex.core.plugins import find
 from cliptex.experts.base import Expert, OtherLabels
 from cliptex.experts.options import parse_options
-from cliptex.plugins import find
 from cliptex.tasks.base import Task
 
 

@@ -17,7 +17,7 @@ from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 from transformers.utils import logging as transformers_logging
 
 from cliptex.config import Section
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 from cliptex.experts.network import NetworkExpert, normalise, resize, seen_together, to_host
 from cliptex.experts.weights import refused
 

@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 from cliptex.config import Positive, Rate, Section, Share, Shares
-from cliptex.errors import CliptexError
-from cliptex.progress import track
+from cliptex.core.errors import CliptexError
+from cliptex.core.progress import track
 
 GREY = (0.299, 0.587, 0.114)
 

@@ -24,7 +24,7 @@ from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.config import Positive, Section, Share
 from cliptex.experts.fitting import read_renders
 from cliptex.experts.network import NetworkExpert, to_device, to_host
-from cliptex.precision import mixed_precision
+from cliptex.experts.precision import mixed_precision
 
 SLOTS = 91
 SPARSE_ID = np.array([0, *(number for number, _, _ in coco_categories())])

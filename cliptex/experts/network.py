@@ -16,13 +16,13 @@ from torch import nn
 from torch.nn import functional
 
 from cliptex.config import Section
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 from cliptex.experts import small_resnet  # noqa: F401 (registers it with timm)
 from cliptex.experts.base import Expert
 from cliptex.experts.fitting import Training, fit
 from cliptex.experts.options import parse_options
+from cliptex.experts.precision import mixed_precision, native_precision
 from cliptex.experts.weights import read_tensors
-from cliptex.precision import mixed_precision, native_precision
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -28,9 +28,8 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from cliptex.angular_mf import angular_mf_loss, norm_normalize
 from cliptex.config import Positive, Section, Share
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 from cliptex.experts.network import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -42,6 +41,7 @@ from cliptex.experts.network import (
     to_host,
 )
 from cliptex.experts.weights import read_tensors
+from cliptex.tasks.angular_mf import angular_mf_loss, norm_normalize
 
 
 def expected_angle(kappa: np.ndarray) -> np.ndarray:

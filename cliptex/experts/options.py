@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from cliptex.config import Section
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 
 Options = TypeVar("Options", bound=Section)
 

@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import FeaturePyramidNetwork
 
-from cliptex.angular_mf import norm_normalize
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.config import Positive, Section
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 from cliptex.experts.backbone import NUM_CLASSES, depth_loss, normals_loss, segmentation_loss
 from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, NetworkExpert, normalise, seen_together, to_host
+from cliptex.tasks.angular_mf import norm_normalize
 
 CHANNELS = {"segmentation": NUM_CLASSES, "depth": 1, "normals": 4}
 TARGETS = {"segmentation": ("instance", "instance_class"), "depth": ("depth",), "normals": ("normals",)}

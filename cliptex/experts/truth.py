@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cliptex.config import Miniature, Section
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 from cliptex.experts.base import Expert
 from cliptex.experts.options import parse_options
 
@@ -54,8 +54,8 @@ class TruthExpert(Expert):
 
     def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
         """Raises CliptexError for a key of no pair, and when an image differs from the pair's in size."""
-        from cliptex.miniature import scene_for_key
-        from cliptex.miniature.sets import KIND_COCO
+        from cliptex.data.miniature import scene_for_key
+        from cliptex.data.miniature.sets import KIND_COCO
 
         labels = []
         for image, key in zip(images, keys, strict=True):

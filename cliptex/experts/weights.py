@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from cliptex import paths
 from cliptex.config import Expert as ExpertConfig
-from cliptex.errors import CliptexError
-from cliptex.files import read_json, sha256_file, sha256_json
-from cliptex.plain_text import without_secrets
-from cliptex.web_files import fetch_file
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, sha256_file, sha256_json
+from cliptex.core.redact import without_secrets
+from cliptex.data.http import fetch_file
 
 if TYPE_CHECKING:
     import torch

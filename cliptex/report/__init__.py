@@ -9,9 +9,9 @@ Holds   every number on the page is in a results file; the page is one file that
 import csv
 from pathlib import Path
 
-from cliptex import paths
 from cliptex.config import Config
-from cliptex.files import replacing
+from cliptex.core import paths
+from cliptex.core.files import replacing
 
 
 def build_report(config: Config, root: Path = Path(), out: Path = paths.RESULTS / "report.html") -> None:
@@ -23,7 +23,7 @@ def build_report(config: Config, root: Path = Path(), out: Path = paths.RESULTS 
     """
     from cliptex.report.gather import gather
     from cliptex.report.page import make_parts, render
-    from cliptex.report.tables import long_rows
+    from cliptex.report.tables.cells import long_rows
 
     root = Path(root)
     results = gather(config, root)

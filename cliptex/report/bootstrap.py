@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cliptex.probes.per_image import Arrays, main_metric, num_images
+from cliptex.evaluation.per_image import Arrays, main_metric, num_images
 
 LEVEL = 95.0
 BLOCK = 4_000_000

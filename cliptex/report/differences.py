@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cliptex.probes.per_image import MAIN_METRIC, Arrays, each_image
+from cliptex.evaluation.per_image import MAIN_METRIC, Arrays, each_image
 from cliptex.report import names
 from cliptex.report.gather import Results, Scores
 from cliptex.report.statistics import direction, signed
 from cliptex.report.table import MISSING, Cell, Group, Table
-from cliptex.report.tables import ABOUT_COLUMNS, about_cells, fine_notes
+from cliptex.report.tables.cells import ABOUT_COLUMNS, about_cells, fine_notes
 
 MOST_CLASSES = 3
 

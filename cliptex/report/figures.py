@@ -17,12 +17,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cliptex.files import replacing
+from cliptex.core.files import replacing
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, drawn_anew
 from cliptex.report.gather import Results
 from cliptex.report.statistics import direction, relative_gain, signed
-from cliptex.report.tables import MainCell
+from cliptex.report.tables.cells import MainCell
 
 FONTS = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'Liberation Sans','DejaVu Sans',sans-serif"
 WIDTH_INCHES = 7.6

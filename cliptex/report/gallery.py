@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from cliptex import paths
-from cliptex.errors import CliptexError
-from cliptex.images import decode_image
-from cliptex.labels import LabelFile, open_store
-from cliptex.plugins import find
-from cliptex.probes.per_image import PerImage, read_per_image
-from cliptex.probes.thumbnails import MASK_SIDE_PX, shrunk, thumbnails_path, unpacked
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import find
+from cliptex.data.images import decode_image
+from cliptex.data.shards import iterate_shard
+from cliptex.evaluation.per_image import PerImage, read_per_image
+from cliptex.evaluation.thumbnails import MASK_SIDE_PX, shrunk, thumbnails_path, unpacked
+from cliptex.labels.label import LabelFile, open_store
 from cliptex.report import names
 from cliptex.report.differences import Comparison
 from cliptex.report.gather import Results, Scores
@@ -34,7 +35,6 @@ from cliptex.report.pictures import (
     swatch,
     with_boxes,
 )
-from cliptex.shards import iterate_shard
 from cliptex.tasks.base import Task
 
 MAX_NAMED = 3

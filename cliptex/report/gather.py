@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cliptex import paths
 from cliptex.config import Config
-from cliptex.errors import CliptexError
-from cliptex.files import read_json
-from cliptex.labels import read_label_index
-from cliptex.probe_tables import SAME
-from cliptex.probes.per_image import Arrays, PerImage, per_image_path, read_per_image
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json
+from cliptex.evaluation.per_image import Arrays, PerImage, per_image_path, read_per_image
+from cliptex.evaluation.tabulate import SAME
+from cliptex.labels.label import read_label_index
 from cliptex.report import names
 
 

@@ -12,14 +12,14 @@ import yaml
 from markupsafe import Markup, escape
 
 from cliptex import __version__
-from cliptex.plain_text import without_secrets
+from cliptex.core.redact import without_secrets
 from cliptex.report import figures, gallery, names, tables
 from cliptex.report.bootstrap import LEVEL
 from cliptex.report.differences import Comparison, compare, differences_table
+from cliptex.report.found_studies import found_studies
 from cliptex.report.gather import Results
 from cliptex.report.pictures import embedded
 from cliptex.report.statistics import Outcome, Verdict, beside, ranging, signed, verdict
-from cliptex.report.studies import found_studies
 from cliptex.report.table import Table
 
 SUFFIX = " (miniature)"

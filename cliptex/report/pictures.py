@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cliptex.plugins import find
+from cliptex.core.plugins import find
 from cliptex.tasks.grid import INVALID_COLOUR
 from cliptex.tasks.segmentation import BACKGROUND_COLOUR, palette
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from cliptex.errors import CliptexError
+from cliptex.core.errors import CliptexError
 
 if TYPE_CHECKING:
     import torch

@@ -1,7 +1,9 @@
-"""The one way in which a dense loss is averaged, so that it means the same for one process and for many."""
+"""The mean of a dense loss over a batch, which means the same on one process and on many."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,13 +11,36 @@ if TYPE_CHECKING:
 
 
 def batch_mean(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """`total / count`; where several processes have parts of a batch, by the count of the whole batch. 0 without any.
+    """`total / count`, where `count` is summed over all data-parallel processes. 0 if the count is 0.
 
     total: scalar, a sum over this process' valid pixels. count: their number (or the sum of their weights), without
-    gradient. The mean of what this returns over the processes is the mean over all valid pixels of the batch, which a
-    mean of their own means would not be.
+    gradient. The mean of the results over the processes is the mean over all valid pixels of the global batch; a mean
+    of the processes' own means would not be.
     """
-    from cliptex.distributed import sum_over_processes
+    global_count, processes = _all_reduce_count(count)
+    return total * processes / global_count.clamp(min=1) if processes > 1 else total / count.clamp(min=1)
 
-    everywhere, processes = sum_over_processes(count)
-    return total * processes / everywhere.clamp(min=1) if processes > 1 else total / count.clamp(min=1)
+
+_local_only = False
+
+
+@contextmanager
+def local_only() -> Iterator[None]:
+    """Compute on this process only: `batch_mean` does not communicate within this context."""
+    global _local_only
+    _local_only = True
+    try:
+        yield
+    finally:
+        _local_only = False
+
+
+def _all_reduce_count(count: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The sum of a scalar over the processes, without gradient, and their number."""
+    import torch.distributed as dist
+
+    if _local_only or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return count, 1
+    total = count.detach().double()
+    dist.all_reduce(total)
+    return total.float(), dist.get_world_size()

@@ -130,7 +130,7 @@ class Normals(Task):
         """Mean over the valid pixels of R(kappa) times the loss of a pixel.
 
         A pixel's loss is 1 - cos(prediction, label), or with `kind: angmf` the negative log-likelihood of the label
-        under the four channels predicted (`cliptex.angular_mf`), which may be negative.
+        under the four channels predicted (`cliptex.tasks.angular_mf`), which may be negative.
 
         R(kappa) = (kappa^2 + 1) / (kappa^2 + 4) * tanh(pi * kappa / 2) is the mean cosine between the label and a
         direction drawn from the expert's AngMF (integral of the density of Bae et al. 2021 over the sphere). The
@@ -140,7 +140,7 @@ class Normals(Task):
         import torch
         from torch.nn import functional
 
-        from cliptex.angular_mf import MIN_KAPPA, negative_log_likelihood
+        from cliptex.tasks.angular_mf import MIN_KAPPA, negative_log_likelihood
 
         normal, kappa = target_B[..., :3].float(), target_B[..., 3].float().clamp(max=KAPPA_MAX)
         valid = torch.isfinite(target_B).all(dim=-1) & (normal.square().sum(dim=-1) > 0)
@@ -161,7 +161,7 @@ class Normals(Task):
         """Unit normals with the kappa that the head predicts, or 1 where it predicts none; NaN for a zero vector."""
         import torch
 
-        from cliptex.angular_mf import norm_normalize
+        from cliptex.tasks.angular_mf import norm_normalize
 
         output = np.asarray(output_CHW, np.float32)
         without_kappa = len(output) == 3

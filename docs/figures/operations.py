@@ -14,10 +14,10 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from cliptex.cost import forward_flops
-from cliptex.multi_scale import DenseHeads
-from cliptex.plan import TYPICAL_SIZE_PX
-from cliptex.plugins import find
+from cliptex.cluster.plan import TYPICAL_SIZE_PX
+from cliptex.core.plugins import find
+from cliptex.models.heads import DenseHeads
+from cliptex.training.cost import forward_flops
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -18,15 +18,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from cliptex.files import read_json
-from cliptex.images import decode_image
-from cliptex.labels import LabelFile
-from cliptex.plugins import find
-from cliptex.probes.per_image import MAIN_METRIC
+from cliptex.core.files import read_json
+from cliptex.core.plugins import find
+from cliptex.data.images import decode_image
+from cliptex.data.shards import read_shard
+from cliptex.evaluation.per_image import MAIN_METRIC
+from cliptex.labels.label import LabelFile
 from cliptex.report import names
 from cliptex.report.statistics import direction, relative_gain, signed
-from cliptex.shards import read_shard
-from cliptex.sheets import class_names
+from cliptex.tasks.contact_sheet import class_names
 from cliptex.tasks.segmentation import palette
 
 ROWS = 2

@@ -1,6 +1,6 @@
 # A linear head and the encoder, trained together in mmsegmentation's own runner on the miniature's VOC. README.md says
 # what to change for the real one.
-custom_imports = dict(imports=["cliptex.mmseg_backbone"], allow_failed_imports=False)
+custom_imports = dict(imports=["cliptex.models.mmseg_backbone"], allow_failed_imports=False)
 default_scope = "mmseg"
 
 encoder = "results/models/cliptex/seed0"
@@ -13,7 +13,7 @@ model = dict(
     type="EncoderDecoder",
     data_preprocessor=dict(
         type="SegDataPreProcessor",
-        # CLIP's own, times 255; `cliptex.mmseg_backbone` says those of other weights
+        # CLIP's own, times 255; `cliptex.models.mmseg_backbone` says those of other weights
         mean=[122.7709383, 116.7460125, 104.09373615],
         std=[68.5005327, 66.6321375, 70.32316425],
         bgr_to_rgb=True,

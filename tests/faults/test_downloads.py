@@ -10,9 +10,9 @@ from commands import PATIENCE_S
 from pipeline import fault, moments
 from web_server import WebServer
 
-from cliptex import web_files
-from cliptex.errors import CliptexError
-from cliptex.web_files import fetch_file
+from cliptex.core.errors import CliptexError
+from cliptex.data import http as web_files
+from cliptex.data.http import fetch_file
 
 pytestmark = pytest.mark.faults
 DATA = b"".join(hashlib.sha256(str(number).encode()).digest() for number in range(40_000))

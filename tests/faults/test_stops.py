@@ -10,7 +10,7 @@ import pytest
 from commands import PATIENCE_S, content
 from pipeline import fault
 
-from cliptex.checkpoints import EXIT_STOPPED
+from cliptex.training.checkpoints import EXIT_STOPPED
 
 pytestmark = pytest.mark.faults
 STEPS = 24

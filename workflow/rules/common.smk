@@ -12,14 +12,14 @@ from snakemake.utils import available_cpu_count
 
 from cliptex import versions
 from cliptex.config import Config, dataset_slug
-from cliptex.data_on_disk import benchmark_marks, is_published, missing_data
-from cliptex.errors import CliptexError
-from cliptex.finetune_files import finetune_files, tuned_heads, tuned_models
-from cliptex.labels_on_disk import batches_to_redo
-from cliptex.plugins import put_on_path
-from cliptex.probes import heads, kinds
-from cliptex.probes.protocols import protocol_of, with_protocols
-from cliptex.shard_batches import (
+from cliptex.data.official.status import benchmark_marks, is_published, missing_data
+from cliptex.core.errors import CliptexError
+from cliptex.evaluation.finetune_targets import finetune_files, tuned_heads, tuned_models
+from cliptex.labels.lost import batches_to_redo
+from cliptex.core.plugins import put_on_path
+from cliptex.evaluation.probes import heads, kinds
+from cliptex.evaluation.protocols import protocol_of, with_protocols
+from cliptex.data.shard_paths import (
     caption_tars,
     is_remote,
     num_batches,
@@ -28,8 +28,8 @@ from cliptex.shard_batches import (
     shard_sources,
     shards_of_download,
 )
-from cliptex.studies import study_config, study_of
-from cliptex.suite import suite_files
+from cliptex.report.studies import study_config, study_of
+from cliptex.evaluation.clip_benchmark import suite_files
 
 try:
     # a protocol's values in place of its name, so that a changed file redoes the probes that use it

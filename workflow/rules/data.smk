@@ -49,7 +49,7 @@ rule download_pairs:
         how=lambda wildcards: DOWNLOAD,
     params:
         config=subset("dataset.urls", "download.shards_per_job"),
-        job=f"{workflow.basedir}/cliptex/img2dataset_job.py",
+        job=f"{workflow.basedir}/cliptex/data/img2dataset_job.py",
     shell:
         "{resources.python:q} -P {params.job:q} --log {log} --batch {wildcards.batch} --processes {threads}"
         " --how {resources.how:q} --config {params.config:q}"

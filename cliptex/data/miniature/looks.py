@@ -1,0 +1,189 @@
+"""What sets the data sets apart: the look of training pairs, of the experts' renders and of benchmarks.
+
+They differ in light, textures, proportions and sensor by a moderate shift, so that what is learned on one must
+transfer to the others.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cliptex.data.miniature.meshes import Paint, Vector
+
+COLOURS: dict[str, Vector] = {
+    "red": (0.78, 0.12, 0.10),
+    "orange": (0.90, 0.47, 0.10),
+    "yellow": (0.92, 0.78, 0.14),
+    "green": (0.18, 0.52, 0.20),
+    "blue": (0.14, 0.30, 0.70),
+    "purple": (0.46, 0.20, 0.56),
+    "pink": (0.90, 0.52, 0.62),
+    "brown": (0.44, 0.28, 0.16),
+    "beige": (0.80, 0.71, 0.55),
+    "white": (0.92, 0.91, 0.88),
+    "grey": (0.52, 0.53, 0.55),
+    "black": (0.09, 0.09, 0.11),
+}
+"""Colour words of the captions, RGB in 0..1."""
+
+FABRICS = ("solid", "stripes", "checker", "dots", "noise", "bands")
+
+
+@dataclass(frozen=True)
+class Look:
+    """Ranges from which a data set's scenes are drawn."""
+
+    domain: int
+    """Enters the seed, so that no two data sets share a scene."""
+    warmth: tuple[float, float]
+    """Colour of the light, from blue (-1) to yellow (+1)."""
+    ambient: tuple[float, float]
+    """Share of light that has no direction."""
+    stretch: tuple[float, float]
+    """Height of objects against their width."""
+    patterned: float
+    """Share of furniture and clothes with a pattern instead of one colour."""
+    odd_colour: float
+    """Share of objects with a colour that is not typical of their class."""
+    saturation: tuple[float, float]
+    """Strength of colours."""
+    noise: tuple[float, float]
+    """Standard deviation of the sensor's noise, in shares of white."""
+    blur: tuple[float, float]
+    """Standard deviation of the blur, in pixels of an image of side 96."""
+    cast: float
+    """Standard deviation of the colour channels' gains."""
+    jpeg: tuple[int, int]
+    """JPEG quality."""
+    flash: float
+    """Share of rooms photographed with a flash."""
+
+
+LOOKS = {
+    "experts": Look(
+        1,
+        (-0.2, 0.4),
+        (0.35, 0.55),
+        (0.9, 1.1),
+        0.15,
+        0.04,
+        (0.85, 1.1),
+        (0.005, 0.015),
+        (0.3, 0.5),
+        0.03,
+        (88, 95),
+        0.9,
+    ),
+    "pairs": Look(
+        2,
+        (-0.4, 0.6),
+        (0.3, 0.55),
+        (0.85, 1.15),
+        0.2,
+        0.05,
+        (0.75, 1.15),
+        (0.01, 0.03),
+        (0.35, 0.7),
+        0.06,
+        (75, 95),
+        0.85,
+    ),
+    "benchmark": Look(
+        3,
+        (-0.6, 0.1),
+        (0.3, 0.6),
+        (0.95, 1.25),
+        0.3,
+        0.08,
+        (0.75, 1.05),
+        (0.008, 0.02),
+        (0.3, 0.6),
+        0.04,
+        (80, 95),
+        0.9,
+    ),
+}
+"""Domain -> look. The benchmarks share one look and differ by their seed."""
+SHIFTED = {
+    "dusk": replace(
+        LOOKS["benchmark"],
+        warmth=(0.5, 0.9),
+        ambient=(0.1, 0.2),
+        saturation=(0.35, 0.6),
+        noise=(0.02, 0.04),
+        blur=(0.5, 0.8),
+        cast=0.1,
+        flash=0.0,
+    )
+}
+"""Further looks of the benchmarks' own domain: the same scenes and cameras in another light, for studies."""
+
+
+class Stylist:
+    """Draws colours and paints for one scene."""
+
+    def __init__(self, rng: np.random.Generator, look: Look):
+        self.rng = rng
+        self.look = look
+        self._drawn: list[float] = []
+        self.saturation = self.uniform(*look.saturation)
+
+    def random(self) -> float:
+        """A number in 0..1. Drawn in blocks: one call of the generator a number would be a tenth of a render."""
+        if not self._drawn:
+            self._drawn = self.rng.random(512).tolist()
+        return self._drawn.pop()
+
+    def uniform(self, low: float, high: float) -> float:
+        """A number between `low` and `high`."""
+        return low + (high - low) * self.random()
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return self.random() < probability
+
+    def pick(self, options):
+        """One of `options`, a sequence."""
+        return options[int(self.random() * len(options))]
+
+    def shade(self, colour: str | Vector, spread: float = 0.15) -> Vector:
+        """A variation of a named colour or RGB."""
+        red, green, blue = COLOURS[colour] if isinstance(colour, str) else colour
+        gain = 1 + self.uniform(-spread, spread)
+        grey = (red + green + blue) / 3
+        s = self.saturation * gain
+        base = grey * gain
+        a, b, c = (base + spread * (0.4 * self.random() - 0.2) for _ in range(3))
+        return (a + s * (red - grey), b + s * (green - grey), c + s * (blue - grey))
+
+    def colour(self, typical: str) -> str:
+        """A colour word, mostly one of the space-separated `typical` ones; the first ones are likelier."""
+        if self.chance(self.look.odd_colour):
+            return self.pick(tuple(COLOURS))
+        words = typical.split()
+        return words[int(len(words) * self.random() ** 3)]
+
+    def plain(self, colour: str | Vector, grain: float = 0.04, glow: float = 0.0, spread: float = 0.15) -> Paint:
+        """One colour."""
+        return Paint(self.shade(colour, spread), grain=grain, glow=glow)
+
+    def mixed(self, colour: str | Vector, other: str | Vector, pattern: str, size: float, grain: float = 0.03) -> Paint:
+        """Two colours in a pattern."""
+        return Paint(self.shade(colour), self.shade(other), pattern, size, grain)
+
+    def fabric(self, colour: str, share: float | None = None) -> Paint:
+        """Cloth of a colour, sometimes patterned."""
+        base = self.shade(colour)
+        if not self.chance(self.look.patterned if share is None else share):
+            return Paint(base, grain=0.05)
+        if self.chance(0.5):
+            other = self.shade(self.pick(tuple(COLOURS)))
+        else:
+            gain = 0.6 if sum(base) > 1.2 else 1.7
+            other = tuple(channel * gain + (0.08 if gain > 1 else 0) for channel in base)
+        return Paint(base, other, self.pick(FABRICS), self.uniform(0.07, 0.25), 0.04)
+
+    def wood(self, colour: str | Vector = "brown") -> Paint:
+        """Wood with its grain."""
+        base = self.shade(colour, 0.3)
+        return Paint(base, tuple(0.68 * channel for channel in base), "wood", self.uniform(0.08, 0.2), 0.03)

@@ -1,0 +1,150 @@
+"""Training pairs, and labelled renders for the experts.
+
+Reads   nothing but the config section `miniature`.
+Writes  one WebDataset shard of pairs, one of captioned renders, or one HDF5 file of labelled renders.
+Holds   the same config gives the same bytes; pairs carry no dense labels and no class names beside the caption.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from cliptex.benchmarks.coco_names import coco_categories
+from cliptex.config import Miniature
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import replacing, write_json
+from cliptex.core.progress import track
+from cliptex.data.images import encode_jpeg
+from cliptex.data.miniature.captions import GENERIC, caption_noise
+from cliptex.data.miniature.kinds import KINDS
+from cliptex.data.miniature.scenes import Scene, render
+from cliptex.data.shards import Pair, write_shard
+
+PAIRS, CAPTION_NOISE = 0, 1
+EXPERT_PARTS = {"train": 0, "val": 1}
+COCO_CLASS = {name: number + 1 for number, (_, name, _) in enumerate(coco_categories())}
+KIND_COCO = {kind.name: COCO_CLASS[kind.coco] for kind in KINDS if kind.coco}
+"""Kind -> contiguous COCO class 1..80."""
+
+
+def _pair_scene(miniature: Miniature, index: int) -> Scene:
+    size = miniature.image_size_px
+    return render(miniature.seed, "pairs", PAIRS, index, size, size)
+
+
+def render_pairs(miniature: Miniature, shard_number: int, path: Path) -> None:
+    """Write shard `shard_number` (from 0) of the training pairs to `path`.
+
+    Keys are the pair's number in 9 digits. A share `noisy_captions` of the captions is noise: half generic, half taken
+    from the next pair of the shard. Raises CliptexError when there are fewer shards.
+    """
+    numbers = _pair_numbers(miniature, shard_number)
+    write_shard(path, _pairs(miniature, numbers))
+
+
+def _pair_numbers(miniature: Miniature, shard_number: int) -> range:
+    first = shard_number * miniature.pairs_per_shard
+    if not 0 <= first < miniature.pairs:
+        count = -(-miniature.pairs // miniature.pairs_per_shard)
+        raise CliptexError(f"shard {shard_number}: miniature.pairs and pairs_per_shard give shards 0 to {count - 1}")
+    return range(first, min(first + miniature.pairs_per_shard, miniature.pairs))
+
+
+def _pairs(miniature: Miniature, numbers: range) -> Iterator[Pair]:
+    images, captions = [], []
+    for number in track(numbers, "render pairs"):
+        scene = _pair_scene(miniature, number)
+        images.append(encode_jpeg(scene.image, scene.jpeg_quality))
+        captions.append(scene.caption)
+    size = miniature.image_size_px
+    for position, number in enumerate(numbers):
+        rng = np.random.default_rng([miniature.seed, CAPTION_NOISE, number])
+        what = caption_noise(rng, miniature.noisy_captions)
+        caption = captions[position]
+        if what == "generic":
+            caption = GENERIC[int(rng.integers(len(GENERIC)))]
+        elif what == "swapped":
+            caption = captions[(position + 1) % len(captions)]
+        metadata = {"width": size, "height": size, "source": "miniature", "url": None}
+        yield Pair(f"{number:09d}", images[position], caption, metadata)
+
+
+def render_captions(miniature: Miniature, count: int, folder: Path) -> None:
+    """Write `count` captioned renders to `folder`/00000.tar for retrieval, then miniature.json.
+
+    Scenes of the pairs' look that follow the training pairs in number; captions without noise. A scene whose caption
+    occurred before is passed over, since a caption of two pictures has no right answer. Raises CliptexError where
+    that leaves too few.
+    """
+    (folder / "miniature.json").unlink(missing_ok=True)
+    write_shard(folder / "00000.tar", track(_captioned(miniature, count), "render captions", count))
+    settings = {"seed": miniature.seed, "image_size_px": miniature.image_size_px, "first": miniature.pairs}
+    write_json(folder / "miniature.json", {"source": "miniature", "captions": count, **settings})
+
+
+def _captioned(miniature: Miniature, count: int) -> Iterator[Pair]:
+    seen: set[str] = set()
+    size = miniature.image_size_px
+    for number in range(miniature.pairs, miniature.pairs + 10 * count):
+        scene = _pair_scene(miniature, number)
+        if scene.caption in seen:
+            continue
+        seen.add(scene.caption)
+        metadata = {"width": size, "height": size, "source": "miniature", "url": None}
+        yield Pair(f"{number:09d}", encode_jpeg(scene.image, scene.jpeg_quality), scene.caption, metadata)
+        if len(seen) == count:
+            return
+    raise CliptexError(f"zeroshot.retrieval: {10 * count} scenes have only {len(seen)} captions; render fewer")
+
+
+def scene_for_key(miniature: Miniature, key: str) -> Scene:
+    """Render the scene of a pair again, with its exact truth. Raises CliptexError for a key of no pair."""
+    if not (key.isdigit() and len(key) == 9 and int(key) < miniature.pairs):
+        raise CliptexError(f"{key}: not the key of one of the {miniature.pairs} miniature pairs")
+    return _pair_scene(miniature, int(key))
+
+
+def render_expert_set(miniature: Miniature, part: str, path: Path) -> None:
+    """Write the labelled renders of `part`, "train" or "val", as HDF5.
+
+    Datasets: `image` (N, H, W, 3) uint8; `instance` (N, H, W) uint8, 0 = none, i = i-th instance; `instance_class`
+    (N, M) uint8, contiguous COCO class 1..80 of instance i in column i - 1, 0 = unused; `depth` (N, H, W) float32,
+    z-depth in metres; `normals` (N, H, W, 3) float16 in the shared convention; both NaN in the sky.
+    """
+    if part not in EXPERT_PARTS:
+        raise CliptexError(f"expert renders: {part!r} is not one of {list(EXPERT_PARTS)}")
+    count = miniature.expert_train if part == "train" else miniature.expert_val
+    size = miniature.image_size_px
+    most = 16
+    columns = {
+        "image": ((size, size, 3), np.uint8),
+        "instance": ((size, size), np.uint8),
+        "instance_class": ((most,), np.uint8),
+        "depth": ((size, size), np.float32),
+        "normals": ((size, size, 3), np.float16),
+    }
+    with replacing(path) as scratch, h5py.File(scratch, "w") as file:
+        file.attrs["source"] = "miniature"
+        file.attrs["seed"] = miniature.seed
+        chunk = 16
+        out = {
+            name: file.create_dataset(
+                name, (count, *shape), dtype, chunks=(min(chunk, count), *shape), compression="lzf", track_times=False
+            )
+            for name, (shape, dtype) in columns.items()
+        }
+        for start in track(range(0, count, chunk), f"render expert {part}"):
+            stop = min(start + chunk, count)
+            rows = {name: np.zeros((stop - start, *shape), dtype) for name, (shape, dtype) in columns.items()}
+            for row, index in enumerate(range(start, stop)):
+                scene = render(miniature.seed, "experts", EXPERT_PARTS[part], index, size, size)
+                rows["image"][row] = scene.image
+                rows["instance"][row] = np.where(scene.instances <= most, scene.instances, 0)
+                for number, seen in enumerate(scene.objects[:most]):
+                    rows["instance_class"][row, number] = KIND_COCO[seen.kind]
+                rows["depth"][row] = scene.depth
+                rows["normals"][row] = scene.normals
+            for name, dataset in out.items():
+                dataset[start:stop] = rows[name]

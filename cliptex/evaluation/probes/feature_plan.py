@@ -1,0 +1,102 @@
+"""How many bytes the features of a benchmark will take, before anything has been computed."""
+
+from typing import Any
+
+from cliptex.config import Config
+from cliptex.core import paths
+from cliptex.core.plugins import find
+from cliptex.evaluation.probes.feature_cache import bytes_of
+from cliptex.evaluation.protocols import protocol_of
+from cliptex.evaluation.protocols.base import (
+    Classification,
+    DenseTask,
+    MapTask,
+    Normals,
+    SemanticSegmentation,
+    ridge_grid,
+    views_of_each,
+)
+from cliptex.models.clip import model_config
+
+
+def plan_features(config: Config, benchmark: str) -> dict[str, Any]:
+    """`views` (train, eval), `bytes_a_model` as they are kept, `memory` of the float32 maps that heads are trained on,
+    `truths`: of the training truths (without those of detection, which are run lengths), and `place`: "disk", "memory",
+    or "nowhere" where the encoder has to run in every step.
+
+    Summed over the tasks that need features of their own; the place is that of the largest. What is not known is None:
+    the views of a data set without official numbers, the bytes of an encoder whose shape is not known before it is
+    built.
+    """
+    protocol = protocol_of(benchmark, config.probes.benchmarks.get(benchmark, {}))
+    counts = _counts(config, benchmark, protocol.max_train, protocol.max_eval)
+    unknown = {"views": None, "bytes_a_model": None, "memory": None, "truths": None, "place": None}
+    if counts is None:
+        return unknown
+    sizes, truths = [], 0
+    for task, *others in protocol.tasks_by_settings:
+        section = getattr(protocol, task)
+        shape = _tokens_and_channels(config, section)
+        views = {part: count * views_of_each(section, part) for part, count in counts.items()}
+        if shape is None:
+            return unknown | {"views": views}
+        truths += views["train"] * sum(_truth_bytes(config, getattr(protocol, one)) for one in (task, *others))
+        tokens, channels, doubled = shape
+        both = sum(views.values())
+        kept = sum(bytes_of((number, tokens, channels), section.features.precision) for number in views.values())
+        sizes.append((kept, 4 * both * (tokens - doubled) * channels * (1 + doubled), views))
+    largest, probes = max(kept for kept, _, _ in sizes), config.probes
+    place = "disk" if largest <= probes.cache_gb * 1e9 else "memory" if largest <= probes.memory_gb * 1e9 else "nowhere"
+    return {
+        "views": {part: sum(views[part] for _, _, views in sizes) for part in counts},
+        "bytes_a_model": sum(kept for kept, _, _ in sizes),
+        "memory": sum(memory for _, memory, _ in sizes),
+        "truths": truths,
+        "place": place,
+    }
+
+
+def _counts(config: Config, benchmark: str, max_train: int | None, max_eval: int | None) -> dict[str, int] | None:
+    given = config.benchmark_source(benchmark)
+    if given.source == "miniature":
+        split = config.miniature.benchmarks.get(benchmark)
+        counts = {} if split is None else {"train": split.train, "eval": split.val}
+    else:
+        mark = {"source": "official", "variant": given.variant}
+        counts = dict(find("benchmarks", benchmark)(paths.benchmark(benchmark), mark).official_counts)
+    most = {"train": max_train, "eval": max_eval}
+    if not counts:
+        return None
+    return {part: min(count, most[part] or count) for part, count in counts.items()}
+
+
+def _truth_bytes(config: Config, task: DenseTask | Classification) -> int:
+    """Of a training view's truth in memory, as `cliptex.evaluation.probe` keeps it."""
+    if isinstance(task, SemanticSegmentation):
+        return task.mask_size_px**2
+    if not isinstance(task, MapTask):
+        return 0
+    if (side := ridge_grid(task)) is None:
+        side = task.truth_px or task.input.size_px or model_config(config.student)["vision_cfg"].get("image_size", 224)
+    height, width = (side, side) if isinstance(side, int) else side
+    return 4 * height * width * (3 if isinstance(task, Normals) else 1)
+
+
+def _tokens_and_channels(config: Config, task: DenseTask | Classification) -> tuple[int, int, bool] | None:
+    """Tokens of a view, channels of each, and whether one of them is a class token, of the student's encoder."""
+    architecture = model_config(config.student)
+    vision = architecture["vision_cfg"]
+    if "timm_model_name" in vision or not isinstance(vision.get("layers"), int):
+        return None
+    width, patch = vision.get("width", 768), vision.get("patch_size", 16)
+    if isinstance(task, Classification):
+        blocks = task.features.blocks + 1
+        channels = {"pooled": width, "embedding": architecture["embed_dim"], "tokens": blocks * width}
+        return 1, channels[task.features.point], False
+    size = task.input.size_px or vision.get("image_size", 224)
+    height, across = (size, size) if isinstance(size, int) else size
+    layers = task.features.layers
+    blocks = {layer % vision["layers"] for layer in layers} if not isinstance(layers, str) else None
+    number = len(blocks) if blocks else {"last": 1, "quarters": 4}[layers]
+    cls = task.features.cls
+    return (height // patch) * (across // patch) + cls, width * number, cls

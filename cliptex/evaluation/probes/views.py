@@ -1,0 +1,162 @@
+"""What of an image an encoder sees, and the same of its truth.
+
+A view is a box of the image, seen as a rectangle of the encoder's input size. Evaluation sees the whole image
+squeezed, its centre, or windows that cover it; training the same, or random boxes. Truths are sampled at the centres of
+a grid over the box, so that images and truths cannot drift apart.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from cliptex.core.errors import CliptexError
+from cliptex.evaluation.protocols.base import Augmentation, ClassificationInput, DenseInput, RandomCrops
+from cliptex.models.encoders import INTERPOLATION, centre_crop
+
+Size = tuple[int, int]
+"""Height and width, pixels."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A box in pixels of the image, which may reach beyond it; mirrored left to right if `flip`."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+    flip: bool = False
+
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns of the image in a box of whole pixels."""
+        return slice(int(self.top), int(self.top + self.height)), slice(int(self.left), int(self.left + self.width))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Squares of `side` that cover an image whose shorter side was resized to `side`, to `canvas`; their corners."""
+
+    canvas: Size
+    side: int
+    corners: tuple[tuple[int, int], ...]
+
+
+def windows(shape: Size, side: int, stride: int) -> Windows:
+    """As mmsegmentation slides: every `stride` pixels, the last one moved back to the border."""
+    scale = side / min(shape)
+    canvas = (max(side, round(shape[0] * scale)), max(side, round(shape[1] * scale)))
+
+    def starts(length: int) -> list[int]:
+        count = max(0, -(-(length - side) // stride)) + 1
+        return [min(number * stride, length - side) for number in range(count)]
+
+    return Windows(canvas, side, tuple((top, left) for top in starts(canvas[0]) for left in starts(canvas[1])))
+
+
+def windows_of(shape: Size, settings: DenseInput, size: Size) -> Windows:
+    """The windows of an image of height and width `shape`. Raises CliptexError for an input that is not square."""
+    if size[0] != size[1]:
+        raise CliptexError(f"input.size_px: windows are squares, not {size[0]} x {size[1]}; give one number")
+    return windows(shape, size[0], settings.stride_px or size[0])
+
+
+def evaluation_views(shape: Size, settings: DenseInput, size: Size) -> list[View]:
+    """What is seen of an image of height and width `shape` when it is judged."""
+    height, width = shape
+    if settings.fit == "squash":
+        return [View(0, 0, height, width)]
+    if settings.fit == "windows":
+        found = windows_of(shape, settings, size)
+        down, across = height / found.canvas[0], width / found.canvas[1]
+        return [View(top * down, left * across, size[0] * down, size[1] * across) for top, left in found.corners]
+    box = _centred(shape, size)
+    return [View((height - box[0]) // 2, (width - box[1]) // 2, *box)]
+
+
+def _centred(shape: Size, size: Size) -> Size:
+    """The largest box of the input's ratio in an image, whole pixels."""
+    scale = min(shape[0] / size[0], shape[1] / size[1])
+    return min(shape[0], round(size[0] * scale)), min(shape[1], round(size[1] * scale))
+
+
+def random_views(
+    shape: Size, settings: DenseInput, size: Size, augment: Augmentation, rng: np.random.Generator
+) -> list[View]:
+    """`augment.views` boxes of an image: those of `evaluation_views`, smaller or larger by a random factor, anywhere.
+
+    A box larger than the image begins at its corner and reaches beyond it. Factors, places and mirrorings are a Latin
+    hypercube (McKay et al. 1979): each view alone is as likely anywhere, together they leave out no part of the range.
+    """
+    views, count = [], augment.views
+    base = shape if settings.fit == "squash" else _centred(shape, size)
+    strata = rng.permuted(np.tile(np.arange(count), (4, 1)), axis=1)
+    low, high = augment.scale
+    for factor, down, across, mirrored in ((strata + rng.random((4, count))) / max(1, count)).T.tolist():
+        scale = low + (high - low) * factor
+        box = base[0] / scale, base[1] / scale
+        free = (max(0.0, whole - side) for whole, side in zip(shape, box, strict=True))
+        top, left = (place * room for place, room in zip((down, across), free, strict=True))
+        views.append(View(top, left, *box, flip=mirrored < augment.flip))
+    return views
+
+
+def random_crops(shape: Size, augment: RandomCrops, rng: np.random.Generator) -> list[View]:
+    """`augment.views` boxes of random area and ratio, as torchvision's RandomResizedCrop draws them."""
+    views = []
+    for _ in range(augment.views):
+        for _ in range(10):
+            area = shape[0] * shape[1] * rng.uniform(*augment.area)
+            ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+            height, width = round(np.sqrt(area / ratio)), round(np.sqrt(area * ratio))
+            if 0 < height <= shape[0] and 0 < width <= shape[1]:
+                break
+        else:
+            height = width = min(shape)
+        top, left = (int(rng.integers(0, whole - side + 1)) for whole, side in zip(shape, (height, width), strict=True))
+        views.append(View(top, left, height, width, flip=bool(rng.random() < augment.flip)))
+    return views
+
+
+def cut(image: np.ndarray, view: View, size: Size, interpolation: str, fill: Sequence[int] = (0, 0, 0)) -> np.ndarray:
+    """The view as uint8 [size[0], size[1], 3]; what lies beyond the image is `fill`."""
+    height, width = image.shape[:2]
+    whole = (view.top, view.left, view.height, view.width) == (0, 0, height, width)
+    if whole and (height, width) == size:
+        out = image
+    else:
+        kind = INTERPOLATION[interpolation]
+        inside_height = min(view.height, height - view.top)
+        inside_width = min(view.width, width - view.left)
+        rows = max(1, round(size[0] * inside_height / view.height))
+        columns = max(1, round(size[1] * inside_width / view.width))
+        box = (view.left, view.top, min(view.left + inside_width, width), min(view.top + inside_height, height))
+        out = np.asarray(Image.fromarray(image).resize((columns, rows), kind, box=None if whole else box))
+        if (rows, columns) != size:
+            padded = np.empty((*size, 3), np.uint8)
+            padded[:] = fill
+            padded[:rows, :columns] = out
+            out = padded
+    return out[:, ::-1] if view.flip else out
+
+
+def cut_centre(image: np.ndarray, settings: ClassificationInput, side: int, interpolation: str) -> np.ndarray:
+    """The shorter side resized to `resize_px`, then a square of `side` from the centre, as torchvision does it."""
+    return centre_crop(image, side, interpolation, settings.resize_px or side)
+
+
+def cut_truth(array: np.ndarray, view: View, size: Size, fill: float) -> np.ndarray:
+    """A truth [H, W, ...] at the centres of a grid of `size` cells over the view (nearest); `fill` beyond the image."""
+    positions, known = [], []
+    for axis, (start, length) in enumerate(((view.top, view.height), (view.left, view.width))):
+        at = np.floor(start + (np.arange(size[axis]) + 0.5) * length / size[axis]).astype(int)
+        inside = (at >= 0) & (at < array.shape[axis])
+        positions.append(np.where(inside, at, 0))
+        known.append(inside)
+    rows, columns = positions
+    out = array[rows][:, columns]
+    outside = ~(known[0][:, None] & known[1])
+    if outside.any():
+        out[outside] = fill
+    return out[:, ::-1] if view.flip else out

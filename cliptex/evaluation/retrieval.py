@@ -1,0 +1,228 @@
+"""Image-text retrieval: which caption belongs to a picture, and which picture to a caption.
+
+Reads   results/models/{model}/seed{seed}/ and a set of captioned images (`cliptex.evaluation.captioned_images`).
+Writes  results/zeroshot/{name}.json, and beside it {name}.per_image.npz (see `cliptex.evaluation.per_image`) and
+        {name}.npz, with the first `probes.save_predictions` images: `ids` [n], `image_{i}` (uint8 [H, W, 3]), their
+        `captions` [m] and the image of each, `image_of_caption` [m]; for the R names in `rows` (model/seed) the five
+        nearest, best first: `nearest_captions` [R, n, 5], texts, and `nearest_images` [R, m, 5], ids
+Holds   nothing is trained or chosen; images go through open_clip's own preprocessing of the exported folder.
+
+R@k is the share of the queries of which the k nearest of the other kind hold a right one, as in Karpathy and Fei-Fei
+2015 (arXiv 1412.2306) and in CLIP's papers: a picture with five captions is found once any of them is among the k.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from open_clip.transform import image_transform_v2
+
+from cliptex.config import Config
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import sha256_json, write_json
+from cliptex.core.progress import track
+from cliptex.core.provenance import provenance
+from cliptex.data.images import BadImage, open_image
+from cliptex.evaluation.captioned_images import Captions, open_captions
+from cliptex.evaluation.per_image import (
+    Arrays,
+    check,
+    per_image_path,
+    retrieval_statistics,
+    stacked_rows,
+    write_per_image,
+    write_predictions,
+)
+from cliptex.evaluation.zeroshot import BATCH_SIZE, Contender, contenders, described_preprocessing, shown_preprocessing
+from cliptex.models.clip import parameters
+
+log = logging.getLogger("cliptex")
+KS = (1, 5, 10)
+TASKS = ("image_to_text_retrieval", "text_to_image_retrieval")
+RANKED = "the nearest by cosine; one right answer among the k is enough, wrong ones as near as it count before it"
+CHUNK = 1024
+NEAREST = 5
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One model's unit embeddings: images [N, D] and captions [M, D], float32 on the CPU."""
+
+    images: torch.Tensor
+    captions: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read: the images' ids [N], the captions [M], the image of each, int64 [M], and the first pictures."""
+
+    ids: list[str]
+    captions: list[str]
+    image_of_caption: np.ndarray
+    pictures: list[np.ndarray]
+
+
+def ranks(
+    queries_QD: torch.Tensor, others_MD: torch.Tensor, image_of_query: np.ndarray, image_of_other: np.ndarray
+) -> np.ndarray:
+    """How many others are as near to each query as its own nearest right one, or nearer; int64 [Q], 0 is best.
+
+    A right one is of the same image. Wrong ones at exactly the same distance count against the query, so that a model
+    that says the same of everything finds nothing.
+    """
+    found = []
+    query, other = torch.from_numpy(image_of_query), torch.from_numpy(image_of_other)
+    for start in range(0, len(queries_QD), CHUNK):
+        scores = queries_QD[start : start + CHUNK] @ others_MD.T
+        right = query[start : start + CHUNK, None] == other[None]
+        best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        found.append(((scores >= best) & ~right).sum(1))
+    return torch.cat(found).numpy()
+
+
+def recalls(ranks_Q: np.ndarray) -> dict[str, float]:
+    """`R@1 R@5 R@10` in percent."""
+    return {f"R@{k}": 100 * float(np.mean(ranks_Q < k)) for k in KS}
+
+
+def chances(right_Q: Sequence[int], others: int) -> dict[str, float]:
+    """`R@1 R@5 R@10` in percent of drawing others at random. right_Q: how many of the others are right."""
+    values, counts = np.unique(np.asarray(right_Q), return_counts=True)
+    out = {}
+    for k in KS:
+        drawn = min(k, others)
+        missed = [comb(others - right, drawn) / comb(others, drawn) for right in values.tolist()]
+        out[f"R@{k}"] = 100 * (1 - float(np.average(missed, weights=counts)))
+    return out
+
+
+def nearest(queries_QD: torch.Tensor, others_MD: torch.Tensor) -> np.ndarray:
+    """The `NEAREST` others of each query, fewer where there are not as many, best first: int64 [Q, 5]."""
+    return (queries_QD @ others_MD.T).topk(min(NEAREST, len(others_MD)), dim=1).indices.numpy()
+
+
+def kept_predictions(read: Read, embedded: Sequence[Embedded]) -> dict[str, np.ndarray]:
+    """The arrays of {name}.npz but `ids` and the pictures, see the head of this module."""
+    first = len(read.pictures)
+    of_first = np.flatnonzero(read.image_of_caption < first)
+    captions, ids = np.array(read.captions), np.array(read.ids)
+    return {
+        "captions": captions[of_first],
+        "image_of_caption": read.image_of_caption[of_first],
+        "nearest_captions": captions[np.stack([nearest(one.images[:first], one.captions) for one in embedded])],
+        "nearest_images": ids[np.stack([nearest(one.captions[of_first], one.images) for one in embedded])],
+    }
+
+
+@torch.inference_mode()
+def embed(judged: Sequence[Contender], given: Captions, name: str, keep: int) -> tuple[list[Embedded], Read]:
+    """The embeddings of each model, and what they are of; images are decoded once. keep: how many pictures to keep."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    transforms = {str(one.preprocess): image_transform_v2(one.preprocess, is_train=False) for one in judged}
+    for one in judged:
+        one.model.to(device)
+    images: list[list[torch.Tensor]] = [[] for _ in judged]
+    ids, image_of, captions, pictures, batch = [], [], [], [], []
+
+    def flush() -> None:
+        for parts, one in zip(images, judged, strict=True):
+            pixels = torch.stack([views[str(one.preprocess)] for views in batch]).to(device)
+            parts.append(one.model.encode_image(pixels, normalize=True).float().cpu())
+        batch.clear()
+
+    for number, item in enumerate(track(given.items, f"read {name}", given.count)):
+        try:
+            image = open_image(item.image)
+        except BadImage as error:
+            raise CliptexError(f"zeroshot.retrieval.{name}: the image of {item.id} cannot be used: {error}") from error
+        if number < keep:
+            pictures.append(np.asarray(image))
+        batch.append({key: transform(image) for key, transform in transforms.items()})
+        ids.append(item.id)
+        captions += item.captions
+        image_of += [number] * len(item.captions)
+        if len(batch) == BATCH_SIZE:
+            flush()
+    if batch:
+        flush()
+    if not captions:
+        raise CliptexError(f"zeroshot.retrieval.{name}: holds no image")
+    if given.count is not None and len(ids) != given.count:
+        raise CliptexError(f"zeroshot.retrieval.{name}: {len(ids):,} images were read, not {given.count:,}")
+    out = []
+    for parts, one in zip(images, judged, strict=True):
+        texts = [
+            one.model.encode_text(one.tokenizer(captions[start : start + 256]).to(device), normalize=True).float().cpu()
+            for start in range(0, len(captions), 256)
+        ]
+        out.append(Embedded(torch.cat(parts), torch.cat(texts)))
+    return out, Read(ids, captions, np.array(image_of), pictures)
+
+
+def retrieval(config: Config, name: str, models_dir: Path, out: Path) -> None:
+    """Judge every model and seed of the configuration on the set `name` of `zeroshot.retrieval`."""
+    given = open_captions(config, name)
+    judged = contenders(config, models_dir)
+    start = time.perf_counter()
+    keep = config.probes.save_predictions
+    embedded, read = embed(judged, given, name, keep)
+    image_of_caption = read.image_of_caption
+    images = np.arange(len(embedded[0].images))
+    rows: list[dict[str, Any]] = []
+    statistics: dict[str, list[Arrays]] = {task: [] for task in TASKS}
+    for one, found in zip(judged, embedded, strict=True):
+        ways = (
+            (found.images, found.captions, images, image_of_caption),
+            (found.captions, found.images, image_of_caption, images),
+        )
+        for task, way in zip(TASKS, ways, strict=True):
+            ranked = ranks(*way)
+            metrics = recalls(ranked)
+            statistics[task].append(retrieval_statistics(ranked, way[2], len(images), KS))
+            check(task, statistics[task][-1], metrics)
+            log.info("%s %s seed %d %s: %s", name, one.name, one.seed, task, metrics)
+            rows.append(
+                {
+                    "task": task,
+                    "model": one.name,
+                    "seed": one.seed,
+                    "head": "zero_shot",
+                    "metrics": metrics,
+                    "num_parameters": parameters(one.model),
+                    "protocol": f"{RANKED}; {described_preprocessing(one)}",
+                }
+            )
+    seconds = (time.perf_counter() - start) / len(rows)
+    an_image = np.bincount(image_of_caption, minlength=len(images))
+    settings = {"retrieval": config.plain()["zeroshot"]["retrieval"][name], "seeds": config.seeds}
+    shas = {f"{one.name}/seed{one.seed}": one.sha256 for one in judged}
+    result = {
+        "schema_version": 1,
+        "benchmark": name,
+        "source": given.source,
+        "split": given.split,
+        "num_train": 0,
+        "num_eval": len(images),
+        "num_captions": len(read.captions),
+        "class_names": [],
+        "chance": {
+            TASKS[0]: chances(an_image, len(read.captions)),
+            TASKS[1]: chances([1] * len(read.captions), len(images)),
+        },
+        "captions_sha256": sha256_json(read.captions),
+        **shown_preprocessing(judged[-1]),
+        "results": [row | {"seconds": seconds} for row in rows],
+        "provenance": provenance(settings) | {"model_sha256": shas},
+    }
+    if keep:
+        kept = kept_predictions(read, embedded) | {"rows": np.array(list(shas))}
+        write_predictions(out.with_suffix(".npz"), read.ids[:keep], read.pictures, kept)
+    stacked = {task: stacked_rows(found) for task, found in statistics.items()}
+    write_per_image(per_image_path(out), read.ids, stacked, rows=list(shas))
+    write_json(out, result)

@@ -1,0 +1,168 @@
+"""Write label stores as WebDataset tars, aligned with the images, for programs that know nothing of this one.
+
+Reads   results/shards/index.json, its shards, indexed label stores.
+Writes  {out}/{shard}.tar, one for each shard, and {out}/labels.json last: the format, licences, origin and digests.
+Holds   a tar has the shard's keys in the shard's order; the same stores give the same bytes.
+
+Members of a sample: `{key}.jpg` (or png, webp, ...: the image as it was), `{key}.txt`, `{key}.{store}.png` or
+`{key}.{store}.npy` for each store that has a label of it, and `{key}.json`: the pair's metadata and, under `labels`,
+for each store `height` and `width`, or the `error` that stands for its label, and what `FORMATS` says.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from cliptex.config import Config
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import sha256_file, write_json
+from cliptex.core.plugins import find
+from cliptex.core.progress import track
+from cliptex.data.images import encode_png
+from cliptex.data.shards import Pair, read_index, read_indexed, write_tar
+from cliptex.labels.label import LabelFile, open_store, read_label_index
+from cliptex.tasks.normals import KAPPA_MAX, KAPPA_MIN
+
+FORMATS = {
+    "segmentation": "8-bit grey PNG; the value is the class, 255 = ignore; scores are left out",
+    "depth": (
+        "16-bit grey PNG; 0 = invalid, else relative inverse depth = low + (value - 1) / 65534 * (high - low), with low"
+        " and high in the sample's json under labels.{store}"
+    ),
+    "normals": (
+        "8-bit RGBA PNG; x, y, z = red, green, blue / 127.5 - 1 (x right, y down, z forward; to be normalised);"
+        f" alpha 0 = invalid, else kappa = {KAPPA_MIN:g} * {KAPPA_MAX / KAPPA_MIN:g} ** ((alpha - 1) / 254)"
+    ),
+    "npy": "NumPy array as the label store decodes it",
+}
+
+
+def segmentation_png(label: np.ndarray) -> tuple[bytes, dict[str, float]]:
+    """uint8 [H, W]; see `FORMATS`."""
+    return encode_png(label), {}
+
+
+def depth_png(label: np.ndarray) -> tuple[bytes, dict[str, float]]:
+    """float32 [H, W], NaN = invalid; see `FORMATS`."""
+    low, high = float(np.nanmin(label)), float(np.nanmax(label))
+    scale = 65534 / (high - low) if high > low else 0.0
+    codes = np.nan_to_num(np.rint((label.astype(np.float64) - low) * scale) + 1, nan=0).astype(np.uint16)
+    return encode_png(codes), {"low": low, "high": high}
+
+
+def normals_png(label: np.ndarray) -> tuple[bytes, dict[str, float]]:
+    """float32 [H, W, 4], NaN = invalid; see `FORMATS`."""
+    codes = np.empty(label.shape, np.float32)
+    codes[..., :3] = (label[..., :3] + 1) * 127.5
+    span = np.log(KAPPA_MAX / KAPPA_MIN)
+    codes[..., 3] = np.log(np.clip(label[..., 3], KAPPA_MIN, KAPPA_MAX) / KAPPA_MIN) / span * 254 + 1
+    return encode_png(np.rint(np.nan_to_num(codes, nan=0)).astype(np.uint8)), {}
+
+
+PNG: dict[str, Callable[[np.ndarray], tuple[bytes, dict[str, float]]]] = {
+    "segmentation": segmentation_png,
+    "depth": depth_png,
+    "normals": normals_png,
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is exported, and how."""
+
+    stores: list[str]
+    """Label stores; all of the configuration when empty."""
+    form: Literal["png", "npy"] = "png"
+    """`png`: small, rounded a little; tasks of other packages are npy all the same. `npy`: exactly what is decoded."""
+    images: bool = True
+    """Whether images and captions go in; without them it is a label set that may be published where images may not."""
+    shards: range | None = None
+    """Numbers of the shards; all when None."""
+
+
+def export_labels(config: Config, export: Export, shard_index: Path, labels_root: Path, out: Path) -> dict[str, Any]:
+    """Write the tars into `out`; returns what labels.json holds.
+
+    labels_root: folder of the label stores. Raises CliptexError for an unknown or unindexed store, and as
+    `open_store` does.
+    """
+    stores = export.stores or list(config.label_stores)
+    if unknown := [store for store in stores if store not in config.label_stores]:
+        raise CliptexError(f"label_stores: {unknown[0]!r} is not one of {sorted(config.label_stores)}")
+    indices = {store: labels_root / store / "index.json" for store in stores}
+    origins = {store: read_label_index(config, store, index) for store, index in indices.items()}
+    tasks = {store: find("tasks", config.label_stores[store].task)() for store in stores}
+    entries = read_index(shard_index)["shards"]
+    if export.shards is not None:
+        entries = [entries[number] for number in export.shards if number < len(entries)]
+    if not entries:
+        raise CliptexError(f"{shard_index}: none of the shards that were asked for")
+    files = []
+    for entry in track(entries, "export labels"):
+        opened = {store: open_store(index, entry, tasks[store]) for store, index in indices.items()}
+        path = out / f"{entry['shard']}.tar"
+        write_tar(path, _members(read_indexed(entry), opened, export))
+        files.append({"file": path.name, "sha256": sha256_file(path), "samples": len(entry["keys"])})
+    kept = ("task", "expert", "weights_sha256", "licence", "recipe_sha256", "codec")
+    record = {
+        "schema_version": 1,
+        "images": export.images,
+        "stores": {
+            store: {
+                "member": f"{{key}}.{store}.{_form(tasks[store].name, export.form)}",
+                "format": FORMATS[tasks[store].name if _form(tasks[store].name, export.form) == "png" else "npy"],
+                **{name: origin[name] for name in kept},
+            }
+            for store, origin in origins.items()
+        },
+        "files": files,
+    }
+    write_json(out / "labels.json", record)
+    return record
+
+
+def _form(task: str, form: str) -> str:
+    return form if task in PNG else "npy"
+
+
+def _members(pairs: list[Pair], opened: dict[str, LabelFile], export: Export) -> Iterator[tuple[str, bytes]]:
+    """(file name, bytes) of every member, sample by sample."""
+    errors = {store: file.column("error") for store, file in opened.items()}
+    for row, pair in enumerate(pairs):
+        about: dict[str, Any] = {}
+        labels: list[tuple[str, bytes]] = []
+        for store, file in opened.items():
+            label = file.label(row)
+            if label is None:
+                about[store] = {"error": errors[store][row]}
+                continue
+            about[store] = {"height": label.shape[0], "width": label.shape[1]}
+            if _form(file.task.name, export.form) == "png":
+                data, further = PNG[file.task.name](file.task.classes(label))
+                about[store] |= further
+                labels.append((f"{pair.key}.{store}.png", data))
+            else:
+                labels.append((f"{pair.key}.{store}.npy", _npy(label)))
+        if export.images:
+            yield f"{pair.key}.{_suffix(pair.image)}", pair.image
+            yield f"{pair.key}.txt", pair.caption.encode()
+        metadata = pair.metadata if export.images else {}
+        yield f"{pair.key}.json", json.dumps({**metadata, "labels": about}).encode()
+        yield from labels
+
+
+def _suffix(image: bytes) -> str:
+    with Image.open(io.BytesIO(image)) as opened:
+        return {"JPEG": "jpg", "MPO": "jpg"}.get(opened.format, opened.format.lower())
+
+
+def _npy(label: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.save(out, label, allow_pickle=False)
+    return out.getvalue()

@@ -1,0 +1,145 @@
+"""Decode images ahead of an expert and encode its labels behind it, so that the expert does not wait.
+
+Threads do this beside an expert on the CPU: decoders and codecs are C code that lets go of the interpreter. Beside a
+GPU, which is fed faster than one interpreter can, worker processes do. Neither changes what comes out, nor its order:
+which images share a forward pass is the caller's choice. Imports nothing heavy, since every worker imports it.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import islice
+from multiprocessing.connection import wait
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from cliptex.data.images import BadImage, open_image, shrunk
+from cliptex.data.shards import Pair
+from cliptex.tasks.base import Task
+
+THREADS = 2
+AHEAD = 2
+"""Batches decoded ahead, and batches being encoded behind; more would only cost memory."""
+
+Predicted = tuple[np.ndarray, dict[str, Any]] | str
+"""A label and the columns kept beside it, or the reason why there is none."""
+
+
+class Pipeline:
+    """Workers around an expert; a context, since they end with it.
+
+    max_side_px: labels are made no larger. max_image_side_px: nor are the images that they are made of. workers:
+    processes to decode and encode in; 0 for threads of this process.
+    """
+
+    def __init__(self, task: Task, max_side_px: int, max_image_side_px: int, workers: int = 0):
+        self.task, self.max_side_px, self.max_image_side_px = task, max_side_px, max_image_side_px
+        self._pool: Executor
+        if workers:
+            # spawned, not forked: a fork of a process that computes on a GPU, or has threads, does not work
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+        else:
+            self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="label")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def rows(
+        self, batches: Iterable[list[Pair]], predict: Callable[[dict[str, np.ndarray]], dict[str, Predicted]]
+    ) -> Iterator[list[dict[str, Any]]]:
+        """The rows of each batch in turn: `key`, and either `error` or `height width payload` and further columns.
+
+        predict: called here, in this thread, once a batch with the images that could be decoded, by key.
+        """
+        waiting = iter(batches)
+        decoding: deque[list[tuple[str, Future]]] = deque()
+        encoding: deque[list[tuple[str, str | tuple[dict[str, Any], Future]]]] = deque()
+
+        def decode_more(count: int) -> None:
+            for batch in islice(waiting, count):
+                futures = [self._pool.submit(decode, pair.image, self.max_image_side_px) for pair in batch]
+                decoding.append([(pair.key, future) for pair, future in zip(batch, futures, strict=True)])
+
+        decode_more(AHEAD)
+        while decoding:
+            decoded = [(key, future.result()) for key, future in decoding.popleft()]
+            decode_more(1)
+            images = {key: image for key, image in decoded if not isinstance(image, str)}
+            found = predict(images) if images else {}
+            encoding.append([(key, self._submit(key, image, found)) for key, image in decoded])
+            if len(encoding) > AHEAD:
+                yield _finished(encoding.popleft())
+        while encoding:
+            yield _finished(encoding.popleft())
+
+    def _submit(
+        self, key: str, image: np.ndarray | str, found: dict[str, Predicted]
+    ) -> str | tuple[dict[str, Any], Future]:
+        """The reason why there is no label, or its further columns and its encoding under way."""
+        if isinstance(image, str):
+            return image
+        if isinstance(found[key], str):
+            return found[key]
+        label, beside = found[key]
+        if label.shape[:2] != image.shape[:2]:
+            raise TypeError(f"the expert gave a {label.shape} label of a {image.shape} image {key}")
+        return beside, self._pool.submit(encode, self.task, label, self.max_side_px)
+
+
+def _finished(batch: list[tuple[str, str | tuple[dict[str, Any], Future]]]) -> list[dict[str, Any]]:
+    rows = []
+    for key, one in batch:
+        if isinstance(one, str):
+            rows.append({"key": key, "error": one})
+        else:
+            beside, future = one
+            encoded = future.result()
+            rows.append({"key": key, **({} if "error" in encoded else beside), **encoded})
+    return rows
+
+
+def decode(data: bytes, max_side_px: int) -> np.ndarray | str:
+    """The image, uint8 [H, W, 3], no larger than `max_side_px`, or the reason why it cannot be used."""
+    try:
+        image = open_image(data)
+    except BadImage as error:
+        return f"bad image: {error}"
+    scale = max_side_px / max(image.size)
+    if scale < 1:
+        image = shrunk(image, *(max(1, round(side * scale)) for side in image.size))
+    return np.asarray(image)
+
+
+def encode(task: Task, label: np.ndarray, max_side_px: int) -> dict[str, Any]:
+    """`height width payload` and the task's scalars of the label, no larger than `max_side_px`; or `error`."""
+    height, width = label.shape[:2]
+    scale = max_side_px / max(height, width)
+    if scale < 1:
+        label = task.resize(label, max(1, round(height * scale)), max(1, round(width * scale)))
+    try:
+        payload = task.encode(label)
+    except ValueError as error:
+        return {"error": f"unusable label: {error}"}
+    return {"height": label.shape[0], "width": label.shape[1], "payload": payload, **task.scalars(label)}
+
+
+def _end_with_parent() -> None:
+    """In a worker: end when the job does, also when it is killed; else killed jobs would leave processes behind."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

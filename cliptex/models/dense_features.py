@@ -1,0 +1,117 @@
+"""What an image encoder's features are: one definition for training and for the probes.
+
+Dense features are the patch tokens of the last block after the encoder's final normalisation, as a map. Both an
+open_clip vision transformer and a timm trunk inside open_clip are accepted.
+Shapes: B images, C encoder width, h x w the patch grid, D the embedding both towers share.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from cliptex.core.errors import CliptexError
+
+
+def dense_features(visual: nn.Module, images_BCHW: torch.Tensor) -> torch.Tensor:
+    """Dense features [B, C, h, w] of normalised images [B, 3, H, W]; gradients flow.
+
+    visual: `model.visual` of an open_clip model. H and W: as in `layer_features`.
+    """
+    return layer_features(visual, images_BCHW, 1)[0]
+
+
+def layer_features(
+    visual: nn.Module, images_BCHW: torch.Tensor, indices: int | Sequence[int], normalised: bool = True
+) -> list[torch.Tensor]:
+    """Patch tokens after each of the blocks `indices` as maps [B, C, h, w]; arguments as of `layer_tokens`."""
+    return layer_tokens(visual, images_BCHW, indices, normalised)["image_intermediates"]
+
+
+def layer_tokens(
+    visual: nn.Module,
+    images_BCHW: torch.Tensor,
+    indices: int | Sequence[int],
+    normalised: bool = True,
+    class_tokens: bool = False,
+) -> dict[str, list[torch.Tensor]]:
+    """`image_intermediates`: patch tokens after each of the blocks `indices` as maps [B, C, h, w]; gradients flow.
+
+    With class_tokens also `image_intermediates_prefix`: the class token (and others before the patches, if the encoder
+    has any) [B, n, C] of each block; absent where the encoder has none. indices: the last so many blocks, or their
+    numbers from 0 (or from the end, if negative). normalised: whether the encoder's final normalisation is applied to
+    each. H and W are the encoder's own image size; open_clip's own vision transformers take other multiples of the
+    patch size too, with the position embedding resized. Raises CliptexError for a size that the encoder cannot take.
+    """
+    wanted = indices if isinstance(indices, int) else list(indices)
+    options = {"indices": wanted, "normalize_intermediates": normalised, "intermediates_only": True}
+    options |= {"stop_early": True, "output_extra_tokens": class_tokens}
+    resized = resized_positions(visual, tuple(images_BCHW.shape[-2:]))
+    if resized is None:
+        return visual.forward_intermediates(images_BCHW, **options)
+    replaced = {"visual.positional_embedding": resized}
+    return functional_call(_Intermediates(visual), replaced, (images_BCHW,), options)
+
+
+class _Intermediates(nn.Module):
+    """`forward_intermediates` as a module's call, which `functional_call` needs."""
+
+    def __init__(self, visual: nn.Module):
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, images_BCHW: torch.Tensor, **options: Any) -> dict[str, Any]:
+        return self.visual.forward_intermediates(images_BCHW, **options)
+
+
+@torch.compiler.disable  # the backward pass of this resize cannot be compiled
+def resized_positions(visual: nn.Module, size: tuple[int, int]) -> torch.Tensor | None:
+    """The position embedding [1 + n, C] for images of another (height, width); None for the encoder's own.
+
+    Bicubic with antialiasing, as open_clip does when it loads weights for another size; gradients flow. Raises
+    CliptexError for an encoder without one, and for a size that is not a multiple of the patch size.
+    """
+    own = _pair(visual.image_size)
+    if size == own:
+        return None
+    if not isinstance(getattr(visual, "positional_embedding", None), nn.Parameter):
+        raise CliptexError(
+            f"{type(visual).__name__}: takes images of {own[0]} x {own[1]} only, these are {size[0]} x {size[1]};"
+            " open_clip's own vision transformers take others"
+        )
+    patch = _pair(visual.patch_size)
+    if size[0] % patch[0] or size[1] % patch[1]:
+        raise CliptexError(f"images of {size[0]} x {size[1]} are no multiple of the encoder's patch size {patch[0]}")
+    first, grid = visual.positional_embedding[:1], visual.positional_embedding[1:]
+    rows, columns = own[0] // patch[0], own[1] // patch[1]
+    grid = grid.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
+    shape = (size[0] // patch[0], size[1] // patch[1])
+    grid = F.interpolate(grid, size=shape, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([first, grid.permute(0, 2, 3, 1).flatten(0, 2)])
+
+
+def number_of_blocks(visual: nn.Module) -> int:
+    """Blocks of an encoder, by whose numbers `layer_features` goes."""
+    trunk = getattr(visual, "trunk", None)
+    return len(trunk.feature_info if trunk is not None else visual.transformer.resblocks)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def features_and_embedding(visual: nn.Module, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dense features [B, C, h, w] and the image embedding [B, D] (not normalised) from one pass; gradients flow.
+
+    The embedding equals `visual(images_BCHW)`, i.e. `model.encode_image` without `normalize`.
+    """
+    out = visual.forward_intermediates(images_BCHW, indices=1, normalize_intermediates=True)
+    return out["image_intermediates"][0], out["image_features"]
+
+
+def width(visual: nn.Module) -> int:
+    """Channels C of the encoder's dense features."""
+    return visual.ln_post.normalized_shape[0] if hasattr(visual, "ln_post") else visual.trunk.num_features

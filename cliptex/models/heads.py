@@ -1,0 +1,162 @@
+"""The shared multi-scale module and the task heads: used in training, thrown away afterwards.
+
+Shapes: B images, C encoder width, h x w the patch grid, D output channels of the module.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
+
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import replacing
+from cliptex.core.plugins import find
+from cliptex.tasks.base import Task
+
+METADATA_KEY = "cliptex"
+
+
+class PyramidPooling(nn.Module):
+    """Pyramid pooling module (Zhao et al. 2017, section 3.2): [B, C, h, w] -> [B, D, h, w].
+
+    Average-pooled maps of 1, 2, 3 and 6 cells a side are each projected by a 1x1 convolution, resized back,
+    concatenated with the input and fused by a 3x3 convolution.
+    """
+
+    BINS = (1, 2, 3, 6)
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        branch = max(16, in_channels // 4 // 16 * 16)
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(bins), _conv(in_channels, branch, 1)) for bins in self.BINS
+        )
+        self.fuse = _conv(in_channels + len(self.BINS) * branch, out_channels, 3)
+
+    def forward(self, features_BChw: torch.Tensor) -> torch.Tensor:
+        size = features_BChw.shape[-2:]
+        maps = [features_BChw]
+        for branch in self.branches:
+            maps.append(F.interpolate(branch(features_BChw), size=size, mode="bilinear", align_corners=False))
+        return self.fuse(torch.cat(maps, dim=1))
+
+
+class DilatedPooling(ASPP):
+    """Atrous spatial pyramid pooling of DeepLabV3 (Chen et al. 2017, section 3.3): [B, C, h, w] -> [B, D, h, w].
+
+    torchvision's: a 1x1 convolution, 3x3 ones with the dilations `rates` and the image's mean, each of D channels,
+    concatenated and projected by a 1x1 convolution. Without torchvision's dropout of half the channels, which the
+    paper does not have: it would be noise on the gradient that reaches the encoder.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, rates: tuple[int, ...]):
+        super().__init__(in_channels, list(rates), out_channels)
+        self.project = self.project[:-1]
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _head(kind: str, in_channels: int, width: int, out_channels: int) -> nn.Module:
+    """`light`: one 1x1 convolution. `heavy`, `heavier`: two, four 3x3 ones of `width` channels with norm and ReLU, then
+    a 1x1."""
+    if kind == "light":
+        return nn.Conv2d(in_channels, out_channels, 1)
+    inner = {"heavy": 2, "heavier": 4}[kind]
+    layers = (_conv(in_channels if number == 0 else width, width, 3) for number in range(inner))
+    return nn.Sequential(*layers, nn.Conv2d(width, out_channels, 1))
+
+
+class DenseHeads(nn.Module):
+    """One multi-scale module for all tasks and one head a task.
+
+    channels: label store -> output channels of its task. multi_scale: "ppm", "aspp" or "none". width: output channels
+    of the module, and of the inner layers of heavy heads. heads: "light", "heavy" or "heavier". rates: of "aspp".
+    prior_cells: side of the grid of a learned offset a place (see `cliptex.training.label_prior`), on top of which the heads
+    start at zero; 0 for none.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: dict[str, int],
+        multi_scale: str,
+        width: int,
+        heads: str = "light",
+        rates: tuple[int, ...] = (6, 12, 18),
+        prior_cells: int = 0,
+    ):
+        super().__init__()
+        self.arguments = {
+            "in_channels": in_channels,
+            "channels": channels,
+            "multi_scale": multi_scale,
+            "width": width,
+            "heads": heads,
+            "rates": list(rates),
+            "prior_cells": prior_cells,
+        }
+        if multi_scale == "none":
+            self.multi_scale, out_channels = nn.Identity(), in_channels
+        elif multi_scale == "aspp":
+            self.multi_scale, out_channels = DilatedPooling(in_channels, width, rates), width
+        else:
+            self.multi_scale, out_channels = PyramidPooling(in_channels, width), width
+        self.heads = nn.ModuleDict({store: _head(heads, out_channels, width, n) for store, n in channels.items()})
+        self.priors = nn.ParameterDict()
+        if prior_cells:
+            for store, head in self.heads.items():
+                self.priors[store] = nn.Parameter(torch.zeros(channels[store], prior_cells, prior_cells))
+                last = head[-1] if isinstance(head, nn.Sequential) else head
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+
+    def forward(self, features_BChw: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Dense features to raw predictions [B, channels, h, w] a store."""
+        shared = self.multi_scale(features_BChw)
+        out = {store: head(shared) for store, head in self.heads.items()}
+        for store, prior in self.priors.items():
+            out[store] = out[store] + F.interpolate(prior[None], size=shared.shape[-2:], mode="bilinear")
+        return out
+
+
+def save_heads(heads: DenseHeads, path: Path, tasks: dict[str, str], losses: dict[str, dict[str, Any]]) -> None:
+    """Write module and heads as safetensors, with all that `load_heads` needs in the file's metadata.
+
+    tasks: label store -> name of its task. losses: label store -> options of its loss, which may shape the output.
+    """
+    about = {"arguments": heads.arguments, "tasks": tasks, "losses": losses}
+    tensors = {name: tensor.contiguous() for name, tensor in heads.state_dict().items()}
+    with replacing(path) as scratch:
+        save_file(tensors, scratch, metadata={METADATA_KEY: json.dumps(about)})
+
+
+def load_heads(path: Path) -> tuple[DenseHeads, dict[str, Task]]:
+    """Module and heads of a file of `save_heads`, in evaluation mode, and the task of each label store.
+
+    Raises CliptexError when the file is damaged, or does not say what it holds.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[METADATA_KEY])
+            heads = DenseHeads(**about["arguments"])
+            heads.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        losses = about["losses"]
+        tasks = {
+            store: find("tasks", task)().with_loss(losses.get(store, {}), f"{path}: {store}")
+            for store, task in about["tasks"].items()
+        }
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CliptexError(f"{path}: not a file of heads by this version ({error!r}); train the model again") from error
+    return heads.eval(), tasks

@@ -1,0 +1,115 @@
+"""Make a model from two others by interpolating their weights: WiSE-FT (Wortsman et al. 2022, equation 1).
+
+Reads   results/models/{of,with}/seed{seed}/
+Writes  results/models/{model}/seed{seed}/: open_clip_config.json, open_clip_model.safetensors and, last, train.json.
+Holds   alpha 0 gives the weights of `with` and alpha 1 those of `of`, bit for bit; nothing is trained or chosen.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cliptex.config import Config
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, replacing, sha256_file, write_json
+from cliptex.core.provenance import provenance
+from cliptex.models.clip import CONFIG_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
+
+
+def interpolate(config: Config, name: str, seed: int, root: Path = Path()) -> None:
+    """Make model `name` of `seed`; its train.json says from what.
+
+    Raises CliptexError when it is not an interpolation, a model is not trained yet, or the two differ in architecture
+    or preprocessing.
+    """
+    settings = config.models[name].interpolate if name in config.models else None
+    if settings is None:
+        raise CliptexError(f"models.{name}: has no `interpolate`; train it, or add that")
+    start = time.monotonic()
+    tuned, plain = (root / paths.model(other, seed) for other in (settings.of, settings.with_))
+    described, records = exported_config(tuned), [read_json(folder / "train.json") for folder in (tuned, plain)]
+    for part in ("model_cfg", "preprocess_cfg"):
+        if differing := _differences(described.get(part, {}), exported_config(plain).get(part, {})):
+            raise CliptexError(
+                f"models.{name}.interpolate: {settings.of} and {settings.with_} differ in {part}"
+                f" ({', '.join(differing)}); only models of one architecture can be interpolated"
+            )
+    weights = between(_weights(plain), _weights(tuned), settings.alpha, f"models.{name}.interpolate")
+    folder = root / paths.model(name, seed)
+    write_json(folder / CONFIG_FILE, described)
+    copy_tokenizer(tuned, folder)
+    with replacing(folder / WEIGHTS_FILE) as scratch:
+        save_file(weights, scratch)
+    write_json(
+        folder / "train.json",
+        {
+            "schema_version": 1,
+            "model": name,
+            "seed": seed,
+            "source": config.dataset.source,
+            "init": f"{settings.alpha:g} x {settings.of} + {1 - settings.alpha:g} x {settings.with_}",
+            "interpolate": {
+                **settings.model_dump(mode="json", by_alias=True),
+                "of_sha256": records[0]["model_sha256"],
+                "with_sha256": records[1]["model_sha256"],
+            },
+            "steps": 0,
+            "tasks": {},
+            "seconds": round(time.monotonic() - start, 3),
+            "images_per_s": None,
+            "peak_memory_mb": 0.0,
+            "parameters": {
+                part: count if part in ("encoder", "text") else 0 for part, count in records[0]["parameters"].items()
+            },
+            "model_sha256": sha256_file(folder / WEIGHTS_FILE),
+            "provenance": provenance(config.plain()),
+        },
+    )
+
+
+def between(
+    start: dict[str, torch.Tensor], end: dict[str, torch.Tensor], alpha: float, where: str
+) -> dict[str, torch.Tensor]:
+    """start + alpha * (end - start) of each tensor, computed in double precision; integers are those of `end`.
+
+    Raises CliptexError, beginning with `where`, when names or shapes differ.
+    """
+    if unpaired := sorted(start.keys() ^ end.keys()):
+        raise CliptexError(f"{where}: {unpaired[0]!r} is in one of the two models alone; train both anew")
+    out = {}
+    for name, tensor in end.items():
+        if start[name].shape != tensor.shape:
+            raise CliptexError(
+                f"{where}: {name!r} is {list(tensor.shape)} in one and {list(start[name].shape)} in the other;"
+                " train both anew"
+            )
+        if tensor.is_floating_point():
+            # lerp is exact at both ends
+            out[name] = torch.lerp(start[name].double(), tensor.double(), alpha).to(tensor.dtype).contiguous()
+        else:
+            out[name] = tensor
+    return out
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise CliptexError(f"{folder / WEIGHTS_FILE}: cannot be read ({error}); train that model first") from error
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ, with both values."""
+    found = []
+    for key in sorted(one.keys() | other.keys()):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a} and {b}")
+    return found

@@ -1,0 +1,102 @@
+"""A CLIP's image encoder as a backbone of mmsegmentation, by the name CliptexBackbone.
+
+In a config of mmsegmentation (examples/mmseg has a whole one):
+
+    custom_imports = dict(imports=["cliptex.models.mmseg_backbone"])
+    model = dict(backbone=dict(type="CliptexBackbone", model="results/models/cliptex/seed0"), ...)
+
+Importing this module makes mmsegmentation importable without compiled mmcv (`cliptex.models.mmcv_ops`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from cliptex.config import Student
+from cliptex.core.errors import CliptexError
+from cliptex.models import clip as student
+from cliptex.models import mmcv_ops
+from cliptex.models.dense_features import layer_features, number_of_blocks, width
+
+mmcv_ops.import_heads()
+
+from mmengine.model import BaseModule  # noqa: E402
+from mmseg.registry import MODELS  # noqa: E402
+
+
+@MODELS.register_module()
+class CliptexBackbone(BaseModule):
+    """The image encoder of an exported folder, or of any model that open_clip knows.
+
+    model: an exported folder (results/models/cliptex/seed0), or the name of an open_clip architecture. pretrained: for
+    a name, the tag or the file of its weights, none by default. out_indices: blocks whose maps are given, from 0, or
+    from the end if negative. normalised: whether the encoder's final normalisation is applied to each map, as in
+    training and probes here. frozen: the encoder keeps its weights and stays in evaluation mode.
+    checkpoint_activations: compute activations again in the backward pass, for less memory.
+
+    Attributes: `channels`, the width of each map; `mean` and `std` of the weights' own normalisation, times 255, as
+    `SegDataPreProcessor` wants them.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        pretrained: str | None = None,
+        out_indices: Sequence[int] = (-1,),
+        normalised: bool = True,
+        frozen: bool = False,
+        checkpoint_activations: bool = False,
+        init_cfg: dict[str, Any] | None = None,
+    ):
+        super().__init__(init_cfg)
+        network, preprocessing = _load(model, pretrained)
+        self.visual = network.visual
+        # neither is used here; a parameter without a gradient stops mmengine's distributed training
+        for name in ("proj", "head"):
+            if getattr(self.visual, name, None) is not None:
+                setattr(self.visual, name, None)
+        blocks = number_of_blocks(self.visual)
+        if bad := [index for index in out_indices if not -blocks <= index < blocks]:
+            raise CliptexError(f"out_indices: {bad[0]} is no block of {model}, which has {blocks}")
+        self.out_indices = sorted(index % blocks for index in out_indices)
+        self.normalised, self.frozen = normalised, frozen
+        self.channels = width(self.visual)
+        self.mean = [255 * value for value in preprocessing["mean"]]
+        self.std = [255 * value for value in preprocessing["std"]]
+        if checkpoint_activations:
+            self.visual.set_grad_checkpointing(True)
+        if frozen:
+            self.visual.requires_grad_(False)
+        self.train(self.training)
+
+    def init_weights(self) -> None:
+        """The weights are there already; only what `init_cfg` asks for is done."""
+        if self.init_cfg:
+            super().init_weights()
+
+    def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Maps [B, C, H / patch, W / patch] of the blocks `out_indices`, in their order.
+
+        H and W may be any multiple of the patch size: the position embedding is resized (`cliptex.models.dense_features`).
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return tuple(layer_features(self.visual, images_BCHW, self.out_indices, self.normalised))
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen:
+            self.visual.eval()
+        return self
+
+
+def _load(model: str, pretrained: str | None) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The open_clip model, and its `preprocess_cfg`."""
+    if (Path(model) / student.CONFIG_FILE).exists():
+        network = student.load(Path(model))
+        return network, student.PREPROCESS | student.exported_config(Path(model)).get("preprocess_cfg", {})
+    if "/" in model:
+        raise CliptexError(f"model: {Path(model) / student.CONFIG_FILE}: no such file; train that model first")
+    network = student.build(Student(architecture=model, pretrained=pretrained), seed=0)
+    return network, student.preprocessing(network)

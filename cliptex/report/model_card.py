@@ -1,0 +1,346 @@
+"""A trained model as a folder to publish: open_clip's files, the heads, the training record and a model card.
+
+Reads   results/models/{model}/seed{seed}/, the shard index, the label stores' indexes, and what results there are.
+Writes  open_clip_config.json, open_clip_model.safetensors, heads.safetensors, train.json and README.md into a folder.
+Holds   the weights are copied as they are; the card says of every expert its licence, and whether it was random.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from cliptex.config import Config
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, replacing
+from cliptex.core.provenance import code
+from cliptex.core.redact import without_secrets
+from cliptex.evaluation.per_image import MAIN_METRIC
+from cliptex.models.clip import CONFIG_FILE, HEADS_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
+from cliptex.report import names
+from cliptex.training.checkpoints import differences
+
+log = logging.getLogger("cliptex")
+TIMM_NAMES = {
+    (32, 768, 12): "vit_base_patch32_clip_224",
+    (16, 768, 12): "vit_base_patch16_clip_224",
+    (14, 1024, 24): "vit_large_patch14_clip_224",
+    (14, 1280, 32): "vit_huge_patch14_clip_224",
+}
+"""(patch size, width, layers) -> timm's name of the same network."""
+HUB_TASKS = {
+    "semantic_segmentation": "image-segmentation",
+    "instance_segmentation": "image-segmentation",
+    "detection": "object-detection",
+    "depth": "depth-estimation",
+    "classification": "image-classification",
+    "zero_shot_classification": "zero-shot-image-classification",
+    "image_to_text_retrieval": "image-to-text",
+    "text_to_image_retrieval": "text-to-image",
+}
+"""Our tasks by the Hugging Face hub's names. It merges the results of one task and data set, so that a head has to be
+named beside the metric."""
+RECORDED = ("interpolate", "steps", "learning_rate", "tasks", "losses", "shuffle_labels", "batch_size", "ema")
+"""Settings of a model and of `train` that train.json has, too."""
+TIMM_KEYS = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "patch_dropout"}
+
+
+def timm_arguments(model_cfg: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Name and keyword arguments with which `timm.create_model` builds the image tower of an open_clip `model_cfg`.
+
+    None for a tower that timm does not build with the same parameters: another kind than the plain vision transformer
+    of CLIP. timm's own `checkpoint_filter_fn` renames open_clip's tensors when it loads them.
+    """
+    vision = model_cfg["vision_cfg"]
+    if not isinstance(vision.get("layers", 12), int) or vision.keys() - TIMM_KEYS:
+        return None
+    patch, width, layers = (
+        vision.get(key, value) for key, value in (("patch_size", 16), ("width", 768), ("layers", 12))
+    )
+    known = (patch, width, layers)
+    name = TIMM_NAMES.get(known, "vit_base_patch16_clip_224")
+    arguments: dict[str, Any] = {"num_classes": model_cfg["embed_dim"]}
+    if vision.get("image_size", 224) != 224:
+        arguments["img_size"] = vision["image_size"]
+    if known not in TIMM_NAMES:
+        arguments |= {"patch_size": patch, "embed_dim": width, "depth": layers}
+        arguments["num_heads"] = width // vision.get("head_width", 64)
+    elif vision.get("head_width", 64) != {768: 64, 1024: 64, 1280: 80}[width]:
+        arguments["num_heads"] = width // vision.get("head_width", 64)
+    if vision.get("mlp_ratio", 4.0) != 4.0:
+        arguments["mlp_ratio"] = vision["mlp_ratio"]
+    if model_cfg.get("quick_gelu"):
+        arguments["act_layer"] = "quick_gelu"
+    return name, arguments
+
+
+def export_model(
+    config: Config, name: str, seed: int, out: Path, *, heads: bool = True, licence: str = "", root: Path = Path()
+) -> None:
+    """Copy model `name` of `seed` to the folder `out` and write its card.
+
+    heads: whether the heads go with it. licence: as the Hugging Face hub writes it, e.g. "apache-2.0"; "other" when
+    empty. Raises CliptexError when the model is not in the configuration, not trained, or trained with other settings.
+    """
+    if name not in config.models:
+        raise CliptexError(f"--model: no model {name!r}; there are {', '.join(config.models)}")
+    folder, out = root / paths.model(name, seed), Path(out)
+    record = read_json(folder / "train.json")
+    if out.resolve() == folder.resolve():
+        raise CliptexError(f"--out: {out} is the trained model itself; give another folder")
+    _check_settings(config, name, record)
+    copied = [CONFIG_FILE, WEIGHTS_FILE, "train.json"]
+    with_heads = heads and bool(record["tasks"]) and (folder / HEADS_FILE).exists()
+    for file in [*copied, *([HEADS_FILE] if with_heads else [])]:
+        if not (folder / file).exists():
+            raise CliptexError(f"{folder / file}: no such file; train that model first")
+        with replacing(out / file) as scratch:
+            shutil.copyfile(folder / file, scratch)
+    copy_tokenizer(folder, out)
+    if not with_heads:
+        (out / HEADS_FILE).unlink(missing_ok=True)
+    with replacing(out / "README.md") as scratch:
+        scratch.write_text(model_card(config, name, seed, record, with_heads, licence, root))
+
+
+def _check_settings(config: Config, name: str, record: dict[str, Any]) -> None:
+    """The card tells the configuration: it has to be that of the training."""
+    plain, found = config.plain(), []
+    if mixed := record.get("interpolate"):
+        record = record | {"interpolate": {key: mixed[key] for key in ("of", "with", "alpha")}}
+    for where, now in ((f"models.{name}", plain["models"][name]), ("train", plain["train"])):
+        both = [key for key in RECORDED if key in record and key in now]
+        found += differences({key: record[key] for key in both}, {key: now[key] for key in both}, where)
+    if found:
+        raise CliptexError(
+            f"{paths.model(name, record['seed'])}: made with {'; '.join(found)}; export it with the --config that it"
+            " was made with, or make it again"
+        )
+
+
+def model_card(
+    config: Config, name: str, seed: int, record: dict[str, Any], heads: bool, licence: str, root: Path = Path()
+) -> str:
+    """The model card: YAML front matter as the Hugging Face hub expects it, then Markdown. record: its train.json."""
+    model_cfg = exported_config(root / paths.model(name, seed))["model_cfg"]
+    stores = [_store(store, root) for store in _stores(config, name)]
+    results = _results(config, name, seed, record["model_sha256"], root)
+    # for `other` the hub wants a name, and a link or a file
+    terms = (
+        {"license": licence}
+        if licence
+        else {"license": "other", "license_name": "see-model-card", "license_link": "README.md"}
+    )
+    data = ModelCardData(
+        **terms,
+        library_name="open_clip",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["clip", "cliptex", *(["rendered-miniature"] if record["source"] == "miniature" else [])],
+        model_name=f"{name}-seed{seed}",
+        eval_results=[
+            EvalResult(
+                task_type=HUB_TASKS.get(one["task"], "image-feature-extraction"),
+                task_name=names.task(one["task"]),
+                dataset_type=one["benchmark"],
+                dataset_name=_dataset(one),
+                metric_type=one["metric"],
+                metric_name=f"{names.metric(one['metric'])}, {names.head(one['head'])}",
+                metric_value=round(one["value"], 4),
+            )
+            for one in results
+        ]
+        or None,
+    )
+    parts = [
+        f"---\n{data.to_yaml().strip()}\n---\n\n# {name}, seed {seed}\n",
+        _about(record, model_cfg),
+        _use(model_cfg, heads),
+        _data(config, record, root),
+        _experts(stores),
+        _training(config, name, record),
+        _measured(results),
+        _licence(licence, stores),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _about(record: dict[str, Any], model_cfg: dict[str, Any]) -> str:
+    text = (
+        f"A CLIP whose image encoder has {record['parameters']['encoder']:,} parameters and whose text encoder has"
+        f" {record['parameters']['text']:,}, trained with CLIPTeX"
+    )
+    if mixed := record.get("interpolate"):
+        text += (
+            f" by interpolation of weights, {mixed['alpha']:g} x {mixed['of']} + {1 - mixed['alpha']:g} x"
+            f" {mixed['with']} (WiSE-FT, Wortsman et al. 2022)"
+        )
+    elif record["tasks"]:
+        text += ": on image-caption pairs, and on pseudo-labels that frozen vision experts gave to the same images"
+    else:
+        text += " on image-caption pairs alone"
+    text += f". Embeddings have {model_cfg['embed_dim']} dimensions.\n"
+    if record["source"] == "miniature":
+        text += (
+            "\n**Trained on a rendered miniature, to try the method out: the model knows rendered toy scenes only. No"
+            " number here is one of real photographs.**\n"
+        )
+    return text
+
+
+def _use(model_cfg: dict[str, Any], heads: bool) -> str:
+    blocks = [
+        "## Use\n\n`DIR` is the folder of this card.\n",
+        """open_clip, with preprocessing and tokenizer:
+
+```python
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:DIR", require_pretrained=True)
+tokenizer = open_clip.get_tokenizer("local-dir:DIR")
+```
+""",
+    ]
+    if found := timm_arguments(model_cfg):
+        name, arguments = found
+        listed = "".join(f"    {key}={value!r},\n" for key, value in arguments.items())
+        blocks.append(
+            f"""timm, the image encoder alone; the output is open_clip's image embedding before normalisation:
+
+```python
+import timm
+
+encoder = timm.create_model(
+    "{name}",
+    pretrained=True,
+    pretrained_cfg_overlay={{"file": "DIR/{WEIGHTS_FILE}", "num_classes": {model_cfg["embed_dim"]}}},
+{listed})
+```
+"""
+        )
+    dense = '\nmodel.predict("photo.jpg")  # label store -> segmentation, depth, normals of the image' if heads else ""
+    blocks.append(
+        f"""cliptex, which also gives dense features{" and predictions" if heads else ""}:
+
+```python
+import cliptex
+
+model = cliptex.load("DIR")
+model.encode_image(["photo.jpg"]) @ model.encode_text(["a photo of a cat"]).T
+model.dense_features(["photo.jpg"])  # [1, C, h, w]{dense}
+```
+"""
+    )
+    return "\n".join(blocks)
+
+
+def _data(config: Config, record: dict[str, Any], root: Path) -> str:
+    index = root / paths.SHARD_INDEX
+    samples = f", {read_json(index)['num_samples']:,} of them" if index.exists() else ""
+    source = {
+        "miniature": "rendered here; a part of the captions is noisy on purpose",
+        "webdataset": f"existing tars: {', '.join(config.dataset.shards)}",
+        "urls": f"downloaded from the lists {', '.join(config.dataset.urls.files) if config.dataset.urls else ''}",
+    }[record["source"]]
+    return f"## Data\n\nImage-caption pairs{samples}, {source}. It starts from {record['init']}.\n"
+
+
+def _stores(config: Config, name: str) -> list[str]:
+    """The label stores that went into a model, also by way of the models it is made from."""
+    model = config.models[name]
+    found = dict.fromkeys(model.tasks)
+    for other in model.sources():
+        if other in config.models:
+            found |= dict.fromkeys(_stores(config, other))
+    return list(found)
+
+
+def _store(store: str, root: Path) -> dict[str, Any]:
+    return {"store": store} | read_json(root / paths.labels(store) / "index.json")
+
+
+def _experts(stores: list[dict[str, Any]]) -> str:
+    if not stores:
+        return ""
+    lines = [
+        "## Experts\n\n| label store | task | expert | weights | SHA-256 | licence of the weights | images labelled |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in stores:
+        weights = "**RANDOM: untrained, for tests only**" if one["weights"] == "random" else one["weights"]
+        sha = f"`{one['weights_sha256'][:12]}`" if one["weights_sha256"] else "none"
+        lines.append(
+            f"| {one['store']} | {one['task']} | {one['expert']} | {weights} | {sha} | {one['licence']} |"
+            f" {one['labelled']:,} of {one['images']:,} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _training(config: Config, name: str, record: dict[str, Any]) -> str:
+    plain = config.plain()
+    shown = {"student": plain["student"], "train": plain["train"], "models": {name: plain["models"][name]}}
+    seen = f"{record['steps']:,} steps" + (f" of {record['batch_size']:,} pairs" if record["steps"] else "")
+    where = f"cliptex {record['provenance']['cliptex']}, code {code(record['provenance']) or 'unknown'}"
+    text = without_secrets(yaml.safe_dump(shown, sort_keys=False))
+    return f"## Training\n\n{seen}, seed {record['seed']}; {where}.\n\n```yaml\n{text}```\n"
+
+
+def _results(config: Config, name: str, seed: int, sha256: str, root: Path) -> list[dict[str, Any]]:
+    """The main metric of each benchmark, task and head that was measured for this model and seed.
+
+    sha256: of the model's weights; results of others, from before another training, are named in the log and left out.
+    """
+    found = []
+    zeroshot = [*config.zeroshot.benchmarks, *config.zeroshot.caption_sets]
+    for kind, benchmarks in (("probes", config.probes.benchmarks), ("zeroshot", zeroshot)):
+        for benchmark in benchmarks:
+            path = root / paths.RESULTS / kind / f"{benchmark}.json"
+            if not path.exists():
+                continue
+            table = read_json(path)
+            judged = table.get("provenance", {}).get("model_sha256", {})
+            if judged.get(f"{name}/seed{seed}", sha256) != sha256:
+                log.warning(
+                    "%s: of other weights than %s seed %d has now, so left out; judge it again", path, name, seed
+                )
+                continue
+            for row in table["results"]:
+                metric = MAIN_METRIC.get(row["task"], "R@1" if row["task"].endswith("retrieval") else "top1")
+                if (row["model"], row["seed"]) == (name, seed) and row["metrics"].get(metric) is not None:
+                    one = {key: row[key] for key in ("task", "head")} | {"metric": metric}
+                    one |= {key: table[key] for key in ("benchmark", "source", "split", "num_eval")}
+                    found.append(one | {"value": row["metrics"][metric]})
+    return found
+
+
+def _dataset(one: dict[str, Any]) -> str:
+    stand_in = " (rendered stand-in)" if one["source"] == "miniature" else ""
+    return f"{names.benchmark(one['benchmark'])}{stand_in}"
+
+
+def _measured(results: list[dict[str, Any]]) -> str:
+    if not results:
+        return "## Results\n\nNone were measured when this card was written.\n"
+    lines = ["## Results\n\nHeads trained on the frozen encoder, and zero-shot.\n"]
+    lines += ["| data | images | task | head | metric | value |", "|---|---:|---|---|---|---:|"]
+    for one in results:
+        number = names.number(one["value"], one["task"], one["metric"])
+        unit = names.unit(one["task"], one["metric"])
+        lines.append(
+            f"| {_dataset(one)}, {one['split']} | {one['num_eval']:,} | {names.task(one['task'])} |"
+            f" {names.head(one['head'])} | {names.metric(one['metric'])} | {number} {unit} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _licence(licence: str, stores: list[dict[str, Any]]) -> str:
+    chosen = f"The licence of these weights is {licence}." if licence else "No licence was chosen for these weights."
+    text = f"## Licence\n\n{chosen} What they were made from has terms of its own: the images and captions, the weights"
+    text += " it started from"
+    if stores:
+        each = dict.fromkeys(f"{one['expert']}: {one['licence']}" for one in stores)
+        text += f", and the experts ({'; '.join(each)})"
+    return text + ".\n"

@@ -1,0 +1,120 @@
+"""Sheets of pictures side by side: images, and labels in their tasks' colours with legends."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cliptex.core.files import replacing
+from cliptex.tasks.base import Task
+from cliptex.tasks.grid import INVALID_COLOUR
+
+CELL_PX = 224
+GAP_PX = 10
+LINE_PX = 22
+SWATCH_PX = 14
+MAX_CLASSES = 24
+INK, PAPER = (20, 20, 20), (255, 255, 255)
+
+
+def class_names(task: Task) -> list[str]:
+    """Names by class number, for a task that has classes."""
+    return task.codec().get("class_names", [])
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def fitted(pixels: np.ndarray, resample: Image.Resampling) -> Image.Image:
+    """A cell with the picture as large as fits, in the middle."""
+    image = Image.fromarray(pixels)
+    scale = CELL_PX / max(image.size)
+    image = image.resize(tuple(max(1, round(side * scale)) for side in image.size), resample)
+    cell = Image.new("RGB", (CELL_PX, CELL_PX), PAPER)
+    cell.paste(image, ((CELL_PX - image.width) // 2, (CELL_PX - image.height) // 2))
+    return cell
+
+
+def message(text: str) -> Image.Image:
+    """A cell with a text in place of a picture."""
+    cell = Image.new("RGB", (CELL_PX, CELL_PX), (240, 240, 240))
+    draw, font = ImageDraw.Draw(cell), _font(13)
+    lines, line = [], ""
+    for word in text.split():
+        if line and draw.textlength(f"{line} {word}", font) > CELL_PX - 20:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}".strip()
+    draw.multiline_text((10, 10), "\n".join([*lines, line]), fill=INK, font=font)
+    return cell
+
+
+def _cut(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
+    """The text, with an ellipsis where it is wider than `width`."""
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(f"{text}…", font) > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def legend(task: Task, classes: Counter) -> list[tuple[np.ndarray, str]]:
+    """Swatches (uint8 [H, W, 3]) and what they mean."""
+    invalid = np.full((SWATCH_PX, SWATCH_PX, 3), INVALID_COLOUR, np.uint8)
+    if names := class_names(task):
+        colours = task.picture(np.arange(256, dtype=np.uint8)[None])[0]
+        found = [code for code, _ in classes.most_common() if code < len(names)]
+        lines = [
+            (np.full((SWATCH_PX, SWATCH_PX, 3), colours[code], np.uint8), names[code]) for code in found[:MAX_CLASSES]
+        ]
+        if len(found) > MAX_CLASSES:
+            lines.append((np.full((SWATCH_PX, SWATCH_PX, 3), 255, np.uint8), f"{len(found) - MAX_CLASSES} rarer ones"))
+        return [*lines, (invalid, "ignore")]
+    if task.name == "depth":
+        ramp = np.tile(np.linspace(0, 1, 6 * SWATCH_PX, dtype=np.float32), (SWATCH_PX, 1))
+        return [(task.picture(ramp), "far to near, per image"), (invalid, "invalid")]
+    if task.name == "normals":
+        means = {"to the left": (1, 0, 0), "to the right": (-1, 0, 0), "up": (0, 1, 0), "towards the viewer": (0, 0, 1)}
+        return [
+            *(
+                (task.picture(np.tile(np.array([*normal, 1], np.float32), (SWATCH_PX, SWATCH_PX, 1))), f"faces {what}")
+                for what, normal in means.items()
+            ),
+            (invalid, "invalid"),
+        ]
+    return [(invalid, "invalid")]
+
+
+def draw_sheet(
+    titles: list[str],
+    rows: list[tuple[str, list[Image.Image]]],
+    legends: list[list[tuple[np.ndarray, str]]],
+    out: Path,
+) -> None:
+    """A PNG of rows (text, one cell a column) under their titles; legends of all columns but the first below."""
+    columns, step = len(titles), CELL_PX + GAP_PX
+    row_step = CELL_PX + LINE_PX + GAP_PX
+    legend_top = GAP_PX + LINE_PX + len(rows) * row_step
+    height = legend_top + max(map(len, legends), default=0) * LINE_PX + GAP_PX
+    sheet = Image.new("RGB", (GAP_PX + columns * step, height), PAPER)
+    draw, bold, plain = ImageDraw.Draw(sheet), _font(15), _font(13)
+    for column, title in enumerate(titles):
+        draw.text((GAP_PX + column * step, GAP_PX), _cut(draw, title, bold, CELL_PX), fill=INK, font=bold)
+    for number, (text, cells) in enumerate(rows):
+        top = GAP_PX + LINE_PX + number * row_step
+        for column, cell in enumerate(cells):
+            sheet.paste(cell, (GAP_PX + column * step, top))
+        text = _cut(draw, text, plain, columns * step - GAP_PX)
+        draw.text((GAP_PX, top + CELL_PX + 2), text, fill=INK, font=plain)
+    for column, lines in enumerate(legends, start=1):
+        for line, (swatch, text) in enumerate(lines):
+            left, top = GAP_PX + column * step, legend_top + line * LINE_PX
+            sheet.paste(Image.fromarray(np.ascontiguousarray(swatch)), (left, top))
+            left += swatch.shape[1] + 6
+            text = _cut(draw, text, plain, CELL_PX - swatch.shape[1] - 6)
+            draw.text((left, top - 2), text, fill=INK, font=plain)
+    with replacing(out) as scratch:
+        sheet.save(scratch, "PNG")
