@@ -1,6 +1,6 @@
-# From image-caption pairs and vision experts to a better CLIP, and the proof:
+# The whole pipeline, from image-caption pairs and vision experts to the report:
 #   snakemake --cores 8 all
-# config/config.yaml is the miniature; give another with --configfile.
+# config/config.yaml is the miniature; --configfile chooses another configuration.
 from snakemake.utils import min_version
 
 min_version("9.8")
@@ -29,8 +29,8 @@ include: "workflow/rules/cluster.smk"
 rule all:
     default_target: True
     input:
-        # Lost label files first and alone: made again they are the same, which only the next run can see.
-        REDONE
-        if REDONE and exists("results/report.html")
-        else ["results/report.html", *REDONE],
+        # Lost label files alone: they come out the same, so what depends on them is up to date, as the next run sees.
+        LOST_LABELS
+        if LOST_LABELS and exists("results/report.html")
+        else ["results/report.html", *LOST_LABELS],
     localrule: True

@@ -1,18 +1,18 @@
-"""The whole label stage of a shard against the bare forward passes of its expert.
+"""Compare labelling a shard with the bare forward passes of its expert.
 
     python benchmarks/label.py [--experts mask_rcnn dpt_large dpt_hybrid nll_angmf] [--images 16] [--batch-size 4]
         [--repeats 3] [--threads 1]
 
-The stage reads the shard, decodes its images, runs the expert, resizes its labels, writes the label file, and reads it
-again for the job's record (digest, counts, pixels of each class). The bare side is nothing but the calls of the
-expert's network on the very tensors that it gets in the stage, recorded before. Same network, batch size, threads,
-number format and images. The networks are those of the published weights at full size, with random weights; Mask R-CNN
-has no score threshold, so that it always has its 100 instances to paint, which is the most work beside its forward
-passes. Loading the network is left out: it happens once a job.
+The label stage reads the shard, decodes its images, runs the expert, resizes its labels, writes the label file, and
+reads it again for the job's record (digest, counts, pixels of each class). The bare side only calls the expert's
+network on the same tensors, recorded before. Network, batch size, threads, precision and images are the same. The
+networks are the published ones at full size, with random weights; Mask R-CNN has no score threshold, so that it always
+paints 100 instances, the most work besides its forward passes. Loading the network is not measured: it happens once per
+job.
 
-Repeats alternate between the sides. `ratio` is the stage's images a second over the bare ones, by the clock (median;
-the spread is the least and the greatest); `processor_ratio` is the same by processor seconds of this process, where
-nothing can be hidden by overlap. The last line is a JSON list.
+Repeats alternate between the two. `ratio` is the images per second of the stage divided by those of the bare passes, in
+wall time (median; the spread is minimum and maximum); `processor_ratio` is the same in CPU seconds of this process,
+where overlap hides nothing. The last line is a JSON list.
 """
 
 import argparse
@@ -34,13 +34,13 @@ EXPERTS = {
     "dpt_hybrid": ("dpt", "dpt-hybrid-midas, 384 x 384", {}),
     "nll_angmf": ("nll_angmf", "NLL-AngMF with tf_efficientnet_b5, the image's own size", {}),
 }
-"""Name -> plugin, what it is, its `network` options."""
+"""Name -> plugin, description, its `network` options."""
 REPOSITORIES = {"dpt_large": "Intel/dpt-large", "dpt_hybrid": "Intel/dpt-hybrid-midas"}
 HEIGHT, WIDTH = 256, 384
 
 
 def write_images(path: Path, count: int) -> None:
-    """A shard of rendered scenes in the size and form of web images."""
+    """Write a shard of rendered scenes with the size and format of web images."""
     import numpy as np
     from PIL import Image
 
@@ -58,7 +58,7 @@ def write_images(path: Path, count: int) -> None:
 
 
 def seconds(work: Callable[[], None]) -> tuple[float, float]:
-    """By the clock, and of this process's threads."""
+    """Wall time and CPU time of `work`."""
     start, processor = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - start, time.process_time() - processor
@@ -70,7 +70,9 @@ def measure(name: str, folder: Path, entry: dict, batch_size: int, repeats: int)
 
     from cliptex.core.plugins import find
     from cliptex.experts.precision import mixed_precision
-    from cliptex.labels.label import SCHEMA_VERSION, Labeller, describe_labels
+    from cliptex.labels.label import Labeller
+    from cliptex.labels.store import SCHEMA_VERSION
+    from cliptex.labels.summary import describe_labels
 
     plugin, network, options = EXPERTS[name]
     torch.manual_seed(0)
@@ -95,7 +97,7 @@ def measure(name: str, folder: Path, entry: dict, batch_size: int, repeats: int)
         hook = expert.module.register_forward_pre_hook(
             lambda module, arguments, keywords: calls.append((arguments, keywords)), with_kwargs=True
         )
-        stage()  # pays for start-up, too
+        stage()  # also warms up
         hook.remove()
         bare()
         times = [(seconds(stage), seconds(bare)) for _ in range(repeats)]
@@ -113,7 +115,7 @@ def measure(name: str, folder: Path, entry: dict, batch_size: int, repeats: int)
         "seconds_an_image": round(statistics.median(stage[0] for stage, _ in times) / images, 3),
         "bare_seconds_an_image": round(statistics.median(bare[0] for _, bare in times) / images, 3),
         "network": network,
-        "parameters": sum(one.numel() for one in expert.module.parameters()),
+        "parameters": sum(tensor.numel() for tensor in expert.module.parameters()),
         "precision": expert.precision,
         "images": images,
         "image_size": [HEIGHT, WIDTH],
@@ -140,7 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch is loaded
 
-    from cliptex.data.shards import index_shards
+    from cliptex.data.shard_index import index_shards
 
     results = []
     with tempfile.TemporaryDirectory() as name:

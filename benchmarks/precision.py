@@ -25,14 +25,14 @@ from cliptex.experts.precision import native_precision
 from cliptex.models import clip as student
 from cliptex.models.dense_features import width
 from cliptex.models.heads import DenseHeads
+from cliptex.training.batch import Batch
 from cliptex.training.distributed import World
-from cliptex.training.loader import Batch
-from cliptex.training.trainer import Engine
+from cliptex.training.trainer import Trainer
 
 CONFIG = Path(__file__).parent.parent / "config" / "config.yaml"
 
 
-def seconds(engine: Engine, batch: Batch, steps: int) -> float:
+def seconds(engine: Trainer, batch: Batch, steps: int) -> float:
     """Processor seconds of some steps, after one that is not counted."""
     engine.step(batch, 1)
     start = time.process_time()
@@ -61,7 +61,7 @@ def main() -> None:
         heads = DenseHeads(width(model.visual), {}, "none", 8)
         settings = config.models["clip_ft"]
         world = World(0, 1, torch.device("cpu"))
-        engines[precision] = Engine(model, heads, {}, settings, config.train, precision, world)
+        engines[precision] = Trainer(model, heads, {}, settings, config.train, precision, world)
     chosen = native_precision()
     other = "fp32" if chosen == "bf16" else "bf16"
     ratios = [

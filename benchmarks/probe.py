@@ -40,19 +40,20 @@ from cliptex.config import Config, Miniature, Student
 from cliptex.core import paths
 from cliptex.core.plugins import find
 from cliptex.data.miniature import render_benchmark
-from cliptex.evaluation.metrics import IGNORE, confusion_matrix, depth_metrics, segmentation_metrics
+from cliptex.evaluation.metrics.depth import depth_metrics
+from cliptex.evaluation.metrics.segmentation import IGNORE, confusion_matrix, segmentation_metrics
 from cliptex.evaluation.probes.feature_cache import FeatureCache
 from cliptex.evaluation.probes.features import standardised
 from cliptex.evaluation.probes.features import statistics as channel_statistics
-from cliptex.evaluation.probes.geometry import probe_depth
+from cliptex.evaluation.probes.heads.depth import probe_depth
+from cliptex.evaluation.probes.heads.ridge import grid_points
+from cliptex.evaluation.probes.heads.segmentation import build_head, predict, train_head
 from cliptex.evaluation.probes.parts import Reader, features_of
-from cliptex.evaluation.probes.ridge import grid_points
-from cliptex.evaluation.probes.segmentation import build_head, predict, train_head
+from cliptex.evaluation.probes.segmentation import SegmentationHead
 from cliptex.evaluation.probes.selection import Candidate, candidates
 from cliptex.evaluation.probes.training import Optimisation, batches
 from cliptex.evaluation.probes.views import cut_truth, random_views
-from cliptex.evaluation.protocols import Entry, protocol_of
-from cliptex.evaluation.protocols.base import SegmentationHead
+from cliptex.evaluation.protocols.resolve import Entry, protocol_of
 from cliptex.models import clip as student
 from cliptex.models.encoders import Encoder, load_encoder
 

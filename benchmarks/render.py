@@ -1,11 +1,11 @@
-"""Rendering and encoding a picture, against only casting its rays: how much the renderer adds to Embree's own work.
+"""Rendering and encoding an image, compared with only casting its rays: the overhead of the renderer over Embree.
 
     python benchmarks/render.py [--images 60]
 
-The bare side builds Embree's tree over the same triangles and casts the same camera rays and as many shadow rays; the
-full side furnishes the scene, chooses the camera, casts, shades, labels, describes and encodes as JPEG. Repeats
-alternate in one process on one thread; times are processor time. The ratio is bare time over full time (1 = free). The
-last line is a JSON list.
+`bare` builds Embree's tree over the same triangles and casts the same camera rays and as many shadow rays. `full`
+builds the scene, chooses the camera, casts, shades, annotates, writes the caption and encodes as JPEG. Repeats
+alternate in one process on one thread; times are CPU time. The ratio is bare time over full time (1 = no overhead).
+The last line is a JSON list.
 """
 
 import argparse
@@ -21,21 +21,21 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
 from cliptex.data.images import encode_jpeg
-from cliptex.data.miniature.scenes import Wish, compose, render
+from cliptex.data.miniature.scenes import SceneOptions, compose, render
 
 REPEATS = 5
 GOALS = {96: 70, 128: 40}
-"""Side of the image -> images a second and core."""
+"""Side of the image -> images per second and core."""
 RATIO = 0.25
 
 Cast = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def prepare(images: int, side: int) -> list[Cast]:
-    """Mesh, camera rays and shadow rays of each picture."""
+    """Mesh, camera rays and shadow rays of each image."""
     casts = []
     for index in range(images):
-        _, world, camera = compose(0, "pairs", 0, index, Wish())
+        _, world, camera = compose(0, "pairs", 0, index, SceneOptions())
         hits = world.stage.cast(camera, side, side)
         seen = hits.part >= 0
         rays = camera.rays(side, side) @ camera.rotation
@@ -48,7 +48,7 @@ def prepare(images: int, side: int) -> list[Cast]:
 
 
 def bare(casts: list[Cast]) -> None:
-    """Only Embree."""
+    """Embree's work only."""
     for vertices, triangles, origins, rays, starts, shadows in casts:
         scene = EmbreeScene()
         TriangleMesh(scene, vertices, triangles)
@@ -58,21 +58,21 @@ def bare(casts: list[Cast]) -> None:
 
 
 def full(images: int, side: int) -> None:
-    """Everything that a pair needs."""
+    """All work for an image-caption pair."""
     for index in range(images):
         scene = render(0, "pairs", 0, index, side, side)
         encode_jpeg(scene.image, scene.jpeg_quality)
 
 
 def seconds(work: Callable[[], None]) -> float:
-    """Processor time."""
+    """CPU time of `work`."""
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
 def measure(images: int, side: int) -> dict:
-    """One result."""
+    """Measure one image size."""
     casts = prepare(images, side)
     times = [(seconds(lambda: bare(casts)), seconds(lambda: full(images, side))) for _ in range(REPEATS)]
     ratios = [a / b for a, b in times]
@@ -97,14 +97,14 @@ def measure(images: int, side: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=60, help="pictures a repeat")
+    parser.add_argument("--images", type=int, default=60, help="images per repeat")
     options = parser.parse_args()
-    render(0, "pairs", 0, 0, 32, 32)  # primitives and noise are made once
+    render(0, "pairs", 0, 0, 32, 32)  # primitives and noise are cached
     results = [measure(options.images, side) for side in GOALS]
     for result in results:
-        ours, wanted = result["images_per_s_core"], result["images_per_s_core_wanted"]
+        ours, goal = result["images_per_s_core"], result["images_per_s_core_wanted"]
         print(
-            f"{result['side_px']} px: {ours} images/s/core (wanted {wanted}),"
+            f"{result['side_px']} px: {ours} images/s/core (goal {goal}),"
             f" Embree alone {result['bare_per_s_core']}, ratio {result['ratio']} {result['spread']}"
         )
     print(json.dumps(results))

@@ -1,20 +1,20 @@
-"""How the label codecs were chosen: bytes an image, error, and time to encode and decode, against PNG and float16.
+"""Compare label codecs with PNG and float16: bytes per image, error, and time to encode and decode.
 
     python benchmarks/store.py [--images 24] [--side 224] [--results DIR]
 
-Labels are exact ones of rendered scenes, and the same as an expert would give them:
+Labels are those of rendered scenes, exact and with errors like an expert's:
 
 `exact`   as rendered: flat classes, sharp edges, no noise
 `smooth`  outlines moved by 2 pixels, depth and normals blurred by 2, with errors that change slowly over the image
-          (3 % of the range, 9 degrees), noise of 0.05 % of the range and 0.2 degrees, and kappa that varies
-`noisy`   the same with noise of 0.5 % of the range and 2 degrees in every pixel, more than networks have
+          (3 % of the range, 9 degrees), noise of 0.05 % of the range and 0.2 degrees, and varying kappa
+`noisy`   the same with noise of 0.5 % of the range and 2 degrees in every pixel, more than networks produce
 
-or, with `--results`, those in the label stores of a run. The usual PNGs are 8-bit classes, 16-bit depth between the
-label's least and greatest value, and 3 x 8-bit normals, which have no kappa; the store's normals have it.
+With `--results`, labels of a run's stores are used instead. The reference PNGs are 8-bit classes, 16-bit depth between
+the label's minimum and maximum, and 3 x 8-bit normals without kappa; the store's normals include it.
 
-`bytes` is the three labels together over those PNGs; `decode` the time to read them to the arrays that training uses
-over that of the PNGs, repeats alternating, the spread being the least and the greatest. `candidates` has every codec
-that was tried. The last line is a JSON list.
+`bytes` is the size of the three labels divided by that of the PNGs; `decode` is the time to decode them to the arrays
+used in training, divided by that of the PNGs (repeats alternate; the spread is minimum and maximum). `candidates` lists
+all codecs tried. The last line is a JSON list.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from scipy.ndimage import gaussian_filter
 from cliptex.config import Miniature
 from cliptex.core.plugins import find
 from cliptex.data.images import encode_png
-from cliptex.labels.label import LabelFile
+from cliptex.labels.store import LabelFile
 from cliptex.tasks.base import Task
 from cliptex.tasks.normals import KAPPA_MAX, KAPPA_MIN
 
@@ -63,13 +63,13 @@ def rendered(task: str, images: int, side: int) -> list[np.ndarray]:
 
 
 def field(rng: np.random.Generator, shape: tuple[int, int], size: float) -> np.ndarray:
-    """A random field of unit deviation that changes over `size` pixels."""
+    """A random field of unit deviation, smooth at a scale of `size` pixels."""
     values = gaussian_filter(rng.standard_normal(shape), size, mode="wrap")
     return values / values.std()
 
 
 def as_predicted(task: str, label: np.ndarray, blur: float, noise: float, rng: np.random.Generator) -> np.ndarray:
-    """An exact label as a network would give it; see the module's text."""
+    """An exact label with errors like a network's; see the module's docstring."""
     shape = label.shape[:2]
     if task == "segmentation":
         rows, columns = np.indices(shape) + np.stack([2 * field(rng, shape, 6), 2 * field(rng, shape, 6)])
@@ -80,12 +80,13 @@ def as_predicted(task: str, label: np.ndarray, blur: float, noise: float, rng: n
     if task == "depth":
         error = 0.03 * field(rng, shape, 16) + noise / 100 * rng.standard_normal(shape)
         return (gaussian_filter(label, blur) + np.ptp(label) * error).astype(np.float32)
-    normals = np.where(np.isfinite(label[..., :3]), label[..., :3], (0, 0, 1))  # a network says something about the sky
+    # networks predict normals in the sky, too
+    normals = np.where(np.isfinite(label[..., :3]), label[..., :3], (0, 0, 1))
     normals = np.stack([gaussian_filter(normals[..., axis], blur) for axis in range(3)], axis=-1)
     normals += np.radians(9) * np.stack([field(rng, shape, 16) for _ in range(3)], axis=-1)
     normals += np.radians(4 * noise) * rng.standard_normal(normals.shape)
     length = np.linalg.norm(normals, axis=-1, keepdims=True)
-    # unsure where directions meet
+    # uncertain where directions differ
     kappa = np.exp(np.log(30) * np.clip(length, 0.1, 1) + 0.5 * field(rng, shape, 8)[..., None])
     return np.concatenate([normals / length, kappa], axis=-1).astype(np.float32)
 
@@ -106,7 +107,7 @@ def stored(task: Task, store: Path, images: int) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Codec:
-    """label -> bytes, and what reads a label back from bytes and shape."""
+    """`encode`: label to bytes. `decode`: bytes and shape to label."""
 
     name: str
     encode: Callable[[np.ndarray], bytes]
@@ -123,7 +124,7 @@ def unzstd(data: bytes, shape: tuple[int, ...], dtype: type) -> np.ndarray:
 
 
 def differences(codes: np.ndarray, level: int) -> bytes:
-    """zstd of each value less what left, upper and upper left predict."""
+    """zstd of the differences from the prediction by the left, upper and upper left neighbours."""
     codes = np.diff(codes, axis=-1, prepend=codes.dtype.type(0))
     return zstd(np.ascontiguousarray(np.diff(codes, axis=-2, prepend=codes.dtype.type(0))).tobytes(), level)
 
@@ -151,7 +152,7 @@ def half_float() -> Codec:
 
 
 def levels_of(label: np.ndarray, levels: int) -> tuple[np.ndarray, bytes, np.ndarray]:
-    """Codes 1..levels (0 = invalid), the 8 bytes that go before them, and the value of each code."""
+    """Codes 1..levels (0 = invalid), the 8 bytes of the header, and the value of each code."""
     low, high = float(np.nanmin(label)), float(np.nanmax(label))
     scale = (levels - 1) / (high - low) if high > low else 0.0
     codes = np.nan_to_num(np.rint((label.astype(np.float64) - low) * scale) + 1).astype(np.uint16)
@@ -187,7 +188,7 @@ def normals_png() -> Codec:
 
 
 def octahedral(bits: int, kappas: int, name: str, pack: Callable, unpack: Callable) -> Codec:
-    """Octahedral coordinates of `bits` each, kappa in `kappas` logarithmic levels; planes last."""
+    """Octahedral coordinates of `bits` bits each, kappa in `kappas` logarithmic levels; channels last."""
     half, span = (1 << (bits - 1)) - 1, np.log(KAPPA_MAX / KAPPA_MIN)
 
     def encode(label: np.ndarray) -> bytes:
@@ -228,7 +229,7 @@ def store_codec(task: Task) -> Codec:
 
 
 def candidates(task: str) -> dict[str, Codec]:
-    """Codecs by role: `store` is ours, `png` the usual one, the others were tried."""
+    """Codecs by role: `store` (in use), `png` (reference) and the other candidates."""
 
     def flat(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
         return opened(data)
@@ -245,7 +246,7 @@ def candidates(task: str) -> dict[str, Codec]:
             ),
             Codec("webp", webp, red),
         ]
-        return {"store": store, "png": Codec("png 8", encode_png, flat), **{one.name: one for one in others}}
+        return {"store": store, "png": Codec("png 8", encode_png, flat), **{codec.name: codec for codec in others}}
     if task == "depth":
         others = [
             half_float(),
@@ -254,7 +255,7 @@ def candidates(task: str) -> dict[str, Codec]:
             depth_codec("webp 255 levels, method 4", 255, lambda codes: webp(codes, 4), red),
         ]
         png = depth_codec("png 16", 65535, encode_png, flat)
-        return {"store": store, "png": png, **{one.name: one for one in others}}
+        return {"store": store, "png": png, **{codec.name: codec for codec in others}}
     others = [
         half_float(),
         octahedral(7, 48, "zstd of differences", lambda codes: differences(planar(codes), 3), unplanar),
@@ -263,7 +264,7 @@ def candidates(task: str) -> dict[str, Codec]:
         octahedral(8, 48, "webp", webp, flat),
         octahedral(7, 48, "webp method 4,", lambda codes: webp(codes, 4), flat),
     ]
-    return {"store": store, "png": normals_png(), **{one.name: one for one in others}}
+    return {"store": store, "png": normals_png(), **{codec.name: codec for codec in others}}
 
 
 def _unzstd_classes(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
@@ -274,7 +275,7 @@ def _unzstd_classes(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def errors(task: str, decoded: np.ndarray, label: np.ndarray) -> tuple[float, float]:
-    """Mean and greatest error of a label: share of changed pixels, share of the label's range, or degrees."""
+    """Mean and maximum error of a label: share of changed pixels, share of the label's range, or degrees."""
     if task == "segmentation":
         changed = float(np.mean(decoded != label))
         return changed, changed
@@ -287,36 +288,37 @@ def errors(task: str, decoded: np.ndarray, label: np.ndarray) -> tuple[float, fl
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Processor time."""
+    """CPU time of `work`."""
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
 def measure(task: str, codec: Codec, labels: list[np.ndarray]) -> dict:
-    """Bytes, errors and milliseconds of processor time an image."""
-    codec.decode(codec.encode(labels[0]), labels[0].shape)  # pays for tables
+    """Bytes, errors and milliseconds of CPU time per image."""
+    codec.decode(codec.encode(labels[0]), labels[0].shape)  # builds lookup tables, not timed
     encode = seconds(lambda: [codec.encode(label) for label in labels])
     payloads = [codec.encode(label) for label in labels]
-    decode = seconds(lambda: [codec.decode(data, one.shape) for data, one in zip(payloads, labels, strict=True)])
-    found = [errors(task, codec.decode(data, one.shape), one) for data, one in zip(payloads, labels, strict=True)]
+    pairs = list(zip(payloads, labels, strict=True))
+    decode = seconds(lambda: [codec.decode(data, label.shape) for data, label in pairs])
+    label_errors = [errors(task, codec.decode(data, label.shape), label) for data, label in pairs]
     return {
         "codec": codec.name,
         "bytes": round(statistics.mean(map(len, payloads))),
-        "mean_error": float(np.mean([mean for mean, _ in found])),
-        "greatest_error": max(greatest for _, greatest in found),
+        "mean_error": float(np.mean([mean for mean, _ in label_errors])),
+        "greatest_error": max(greatest for _, greatest in label_errors),
         "encode_ms": round(1000 * encode / len(labels), 2),
         "decode_ms": round(1000 * decode / len(labels), 2),
     }
 
 
 def decode_ratios(labels: dict[str, list[np.ndarray]]) -> list[float]:
-    """Time to decode all labels from the store's payloads over that from PNGs, repeat by repeat."""
+    """Time to decode all labels from the store's payloads divided by that from PNGs, for each repeat."""
     sides: dict[str, list[tuple[Codec, bytes, tuple[int, ...]]]] = {"store": [], "png": []}
-    for task, ones in labels.items():
+    for task, task_labels in labels.items():
         codecs = candidates(task)
         for side, work in sides.items():
-            work += [(codecs[side], codecs[side].encode(label), label.shape) for label in ones]
+            work += [(codecs[side], codecs[side].encode(label), label.shape) for label in task_labels]
 
     def decode(side: str) -> None:
         for codec, data, shape in sides[side]:
@@ -328,7 +330,7 @@ def decode_ratios(labels: dict[str, list[np.ndarray]]) -> list[float]:
 
 
 def results_of(content: str, labels: dict[str, list[np.ndarray]]) -> list[dict]:
-    """The results for one kind of labels."""
+    """The results for one variant of the labels."""
     table = {
         task: {role: measure(task, codec, labels[task]) for role, codec in candidates(task).items()} for task in TASKS
     }
@@ -387,7 +389,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=24, help="labels a task")
     parser.add_argument("--side", type=int, default=224, help="side of the rendered labels, pixels")
-    parser.add_argument("--results", type=Path, help="folder of a run, whose label stores are taken instead")
+    parser.add_argument("--results", type=Path, help="results folder of a run whose label stores to use")
     options = parser.parse_args()
     results = []
     if options.results is not None:
@@ -401,7 +403,7 @@ def main() -> None:
             labels = exact
             if variant is not None:
                 rng = np.random.default_rng(0)
-                labels = {task: [as_predicted(task, one, *variant, rng) for one in exact[task]] for task in TASKS}
+                labels = {task: [as_predicted(task, label, *variant, rng) for label in exact[task]] for task in TASKS}
             results += results_of(content, labels)
     for result in results:
         print(f"{result['labels']:7} {result['quantity']:7} ratio {result['ratio']:.3f} {result['spread']}")

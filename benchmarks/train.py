@@ -31,20 +31,22 @@ import torch
 from cliptex.config import Model, Student, Train
 from cliptex.core.plugins import find
 from cliptex.data.images import encode_jpeg
-from cliptex.data.shards import Pair, index_shards, write_shard
+from cliptex.data.shard_index import index_shards
+from cliptex.data.shards import Pair, write_shard
 from cliptex.models import clip as student
 from cliptex.models.dense_features import width
 from cliptex.models.heads import DenseHeads
+from cliptex.training.batch import Batch
 from cliptex.training.distributed import World
-from cliptex.training.loader import Batch, JointLoader
-from cliptex.training.trainer import Engine
+from cliptex.training.loader import JointLoader
+from cliptex.training.trainer import Trainer
 
 TASKS = ("segmentation", "depth", "normals")
 STEP_GOAL, LOOP_GOAL = 1.15, 1.05
 PRECISION = "fp32"
 
 
-def engine(name: str, tasks: tuple[str, ...], options: Train) -> Engine:
+def engine(name: str, tasks: tuple[str, ...], options: Train) -> Trainer:
     """A training engine for an untrained open_clip model."""
     network = student.build(Student(architecture=name), 0)
     found = {task: find("tasks", task)() for task in tasks}
@@ -59,7 +61,7 @@ def engine(name: str, tasks: tuple[str, ...], options: Train) -> Engine:
         options.label_prior_cells,
     )
     settings = Model(steps=1000, tasks=dict.fromkeys(tasks, 1.0))
-    return Engine(network, heads, found, settings, options, PRECISION, World(0, 1, torch.device("cpu")))
+    return Trainer(network, heads, found, settings, options, PRECISION, World(0, 1, torch.device("cpu")))
 
 
 def drawn_batch(rows: int, size: int, options: Train, tokenizer: Callable) -> Batch:
@@ -99,7 +101,7 @@ def step_ratios(name: str, rows: int, steps: int, repeats: int) -> list[float]:
     size = sides[0].model.visual.image_size[0]
     batch = drawn_batch(rows, size, options, open_clip.get_tokenizer(name))
 
-    def run(one: Engine) -> None:
+    def run(one: Trainer) -> None:
         for step in range(1, steps + 1):
             one.step(batch, step)
 

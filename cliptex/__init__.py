@@ -1,4 +1,4 @@
-"""CLIPTeX: pseudo-supervision from model-zoo experts for a better CLIP."""
+"""CLIPTeX: improve CLIP with pseudo-labels from public vision models."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __version__ = "0.1.0"
 
 
 def load(folder: str | Path, device: str | None = None) -> TrainedModel:
-    """The trained model of a folder, ready to embed images and texts, and to predict while its heads are kept.
+    """Load a trained model that embeds images and texts, and predicts if the folder has its heads.
 
-    folder: as training or `cliptex export` leaves it. device: "cpu", "cuda", ...; a GPU where there is one by default.
-    Raises CliptexError when files are missing or do not fit.
+    folder: written by training or `cliptex export`. device: "cpu", "cuda", ...; by default the GPU if there is one.
+    Raises CliptexError if files are missing or do not match.
     """
     from cliptex.models.inference import TrainedModel
 

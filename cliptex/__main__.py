@@ -1,4 +1,4 @@
-"""`python -m cliptex`."""
+"""Entry point of `python -m cliptex`."""
 
 from cliptex.cli import main
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the locks anew, all of them or those of the roles named: envs/lock.sh [ROLE ...]
-# Needs uv (pip install uv). Linux on x86-64, from the oldest Python that is supported; every file has its SHA-256.
+# Update all lock files, or those of some roles: envs/lock.sh [ROLE ...]
+# Needs uv (pip install uv). The locks are for Linux on x86-64 and the oldest supported Python, with the SHA-256 of every file.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for role in "${@:-cliptex clip_benchmark docs download slurm test}"; do
@@ -8,7 +8,7 @@ for role in "${@:-cliptex clip_benchmark docs download slurm test}"; do
         given=(pyproject.toml)
         case $name in
             cliptex) ;;
-            download) given=(-) ;; # an environment without the package
+            download) given=(-) ;; # this environment does not contain the package
             *) given+=(--extra "${name//_/-}") ;;
         esac
         { [ "$name" != download ] || echo 'img2dataset>=1.47,<2'; } |

@@ -18,8 +18,8 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
         "cliptex.evaluation.probe",
-        "cliptex.evaluation.probes.geometry",
-        "cliptex.evaluation.probes.detection",
+        "cliptex.evaluation.probes.heads.maps",
+        "cliptex.evaluation.probes.heads.detection",
         "cliptex.evaluation.zeroshot",
         "cliptex.report.page",
         "cliptex.experts.training",

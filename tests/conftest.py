@@ -13,10 +13,12 @@ from small_run import snakemake
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.data.images import encode_jpeg
-from cliptex.data.shards import Pair, index_shards, write_shard
+from cliptex.data.shard_index import index_shards
+from cliptex.data.shards import Pair, write_shard
 from cliptex.experts.base import Expert
 from cliptex.experts.training import train_expert
-from cliptex.labels.label import index_labels, label_batch
+from cliptex.labels.index import index_labels
+from cliptex.labels.label import label_batch
 
 
 @pytest.fixture(autouse=True)

@@ -97,5 +97,5 @@ def test_dpt_takes_the_stages_that_it_has(renders, tmp_path):
 def test_a_backbone_of_another_size_is_refused_by_name(renders, backbone):
     expert = nll_angmf.PLUGIN({"network": SMALL["nll_angmf"] | {"encoder_options": ENCODER | {"stem_width": 16}}})
     expert.settings |= {"backbone": str(backbone), "training": {"steps": 1}}
-    with pytest.raises(CliptexError, match=r"backbone\.safetensors: does not fit .*body\."):
+    with pytest.raises(CliptexError, match=r"backbone\.safetensors: does not match .*body\."):
         expert.fit(renders, seed=0)

@@ -1,4 +1,4 @@
-"""The report in a real browser, headless: nothing goes wrong or out; it works on a phone, on a desk and on paper."""
+"""The report in headless Chromium: no errors, no requests; on a phone, on a desktop and in print."""
 
 import importlib.util
 import os
@@ -73,7 +73,7 @@ def shown(page, selector):
 @SIZES
 def test_every_part_can_be_reached_and_nothing_is_wider_than_the_screen(opened, size):
     page = opened(size)
-    # pictures are loaded when they come near
+    # images load when scrolled near
     page.evaluate("document.querySelectorAll('img').forEach(one => one.loading = 'eager')")
     page.wait_for_function("[...document.images].every(one => one.complete)")
     assert page.evaluate("[...document.images].filter(one => !one.naturalWidth).length") == 0
@@ -102,21 +102,21 @@ def test_claim_verdict_uncertainty_and_source_are_on_the_first_screen(opened, si
 @SIZES
 def test_gallery_is_paged_with_buttons_keys_and_choice(opened, size):
     page = opened(size)
-    gallery = page.locator("#pictures .gallery")
+    gallery = page.locator("#gallery .gallery")
     first = gallery.locator(".page").first
     count = gallery.locator(".count")
     pages = gallery.locator(".album").first.locator(".page").count()
-    assert shown(page, "#pictures .page") == 1 and first.is_visible()
+    assert shown(page, "#gallery .page") == 1 and first.is_visible()
     assert count.inner_text() == f"1 of {pages}" and pages > 2
     gallery.get_by_role("button", name="Next").click()
-    assert shown(page, "#pictures .page") == 1 and not first.is_visible()
+    assert shown(page, "#gallery .page") == 1 and not first.is_visible()
     assert count.inner_text() == f"2 of {pages}"
     gallery.get_by_role("button", name="Previous").click()
     assert first.is_visible()
     gallery.focus()
     for _ in range(pages):  # past the last page comes the next album
         page.keyboard.press("ArrowRight")
-    assert shown(page, "#pictures .page") == 1
+    assert shown(page, "#gallery .page") == 1
     albums = gallery.locator("select option").all_inner_texts()
     assert gallery.locator("select").input_value() == "1"
     assert gallery.locator(".album").nth(1).locator("h3").inner_text().startswith(albums[1])
@@ -132,7 +132,7 @@ def test_gallery_is_paged_with_buttons_keys_and_choice(opened, size):
 
 def test_gallery_is_paged_by_swiping(opened):
     page = opened(PHONE)
-    gallery = page.locator("#pictures .gallery")
+    gallery = page.locator("#gallery .gallery")
     gallery.scroll_into_view_if_needed()
     box = gallery.locator(".page:not(.away) .row").bounding_box()
     touch = page.context.new_cdp_session(page)

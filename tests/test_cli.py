@@ -73,8 +73,8 @@ def test_the_commands_of_the_workflow_exist_with_their_options():
     called, ours = {}, 0
     for shell in shells:
         text = "".join(re.findall(r'"(.*)"', shell))
-        if found := re.fullmatch(r"cliptex (?:--log \{log\} )(?:--threads \S+ )?([a-z-]+)( .*)", text):
-            called.setdefault(found[1], set()).update(re.findall(r"--[a-z-]+", found[2]))
+        if command := re.fullmatch(r"cliptex (?:--log \{log\} )(?:--threads \S+ )?([a-z-]+)( .*)", text):
+            called.setdefault(command[1], set()).update(re.findall(r"--[a-z-]+", command[2]))
             ours += 1
     own = [shell for shell in shells if "cliptex " not in shell]
     assert ours + len(own) == len(shells)
@@ -100,7 +100,7 @@ def test_a_mistake_is_one_line_and_exit_code_1(tmp_path):
         (["label", "--stor", "x"], "error: No such option: --stor"),
         (
             ["plan", "--debug"],
-            "error: No such option: --debug (it stands before the stage's name: cliptex --debug ...)",
+            "error: No such option: --debug (put it before the command: cliptex --debug ...)",
         ),
     ],
 )
@@ -186,9 +186,9 @@ def test_the_log_file_holds_the_error_too(tmp_path):
 
 
 def test_the_workflow_is_parsed_without_heavy_imports():
-    code = "import cliptex.config, cliptex.labels.lost, cliptex.evaluation.probes, cliptex.data.shard_paths, sys\n"
+    code = "import cliptex.config, cliptex.labels.lost, cliptex.evaluation.targets, cliptex.data.shard_paths, sys\n"
     code += (
-        "[cliptex.evaluation.probes.heads(b) for b in ('voc', 'ade20k', 'coco', 'nyuv2', 'imagenet', 'places365')]\n"
+        "[cliptex.evaluation.targets.heads(b) for b in ('voc', 'ade20k', 'coco', 'nyuv2', 'imagenet', 'places365')]\n"
     )
     code += "print([m for m in ('torch', 'numpy.random', 'pyarrow', 'scipy', 'h5py', 'trimesh') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -12,7 +12,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
 from cliptex.data.official.status import missing_data
 from cliptex.data.shard_paths import shard_paths
-from cliptex.evaluation.protocols import protocol_of
+from cliptex.evaluation.protocols.resolve import protocol_of
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(path for path in (ROOT / "config").rglob("*.yaml") if path.parent.name != "protocols")
@@ -30,8 +30,8 @@ def test_shipped_configurations_are_valid(path):
         ("{train: {batchsize: 3}}", "train.batchsize: unknown key"),
         ("{train: {batch_size: many}}", "train.batch_size: .*valid integer.*'many'"),
         ("{train: {batch_size: 0}}", "train.batch_size: .*greater than 0"),
-        ("{train: {crop_scale: [1, 0.5]}}", r"train.crop_scale: The smaller end comes first, got \[1, 0.5\]"),
-        ("{models: {clip: {init: clip}}}", "models.clip.init: .*circle"),
+        ("{train: {crop_scale: [1, 0.5]}}", r"train.crop_scale: The smaller value must come first, got \[1, 0.5\]"),
+        ("{models: {clip: {init: clip}}}", "models.clip.init: .*cycle"),
         (
             "{models: {a: {tasks: {dept: 1}}}, label_stores: {depth: {task: depth, expert: dpt}}}",
             "'dept' is not one of",
@@ -85,10 +85,10 @@ def test_the_study_at_full_size_names_what_there_is():
     assert (plan["images"]["shards"], plan["images"]["number"]) == (332, 3_318_333)
     assert {name: store["jobs"] for name, store in plan["stores"].items()} == dict.fromkeys(config.label_stores, 14)
     text = shown(plan)
-    assert "? images a second (not measured)" in text
+    assert "? images per second (not measured)" in text
     assert "voc  VOCtrainval_11-May-2012.tar, benchmark.tgz to download (3.42 GB)" in text
-    assert "ILSVRC2012_devkit_t12.tar.gz to be got by hand (155 GB)" in text
-    assert "in all  55.4 GB of benchmarks to download" in text
+    assert "ILSVRC2012_devkit_t12.tar.gz to download manually (155 GB)" in text
+    assert "total  55.4 GB of benchmarks to download" in text
 
 
 def test_data_that_are_not_there_are_named(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ from cliptex.config import Config, Student
 from cliptex.core import paths
 from cliptex.core.files import read_json
 from cliptex.core.plugins import find
+from cliptex.evaluation import probe
 from cliptex.evaluation.clip_benchmark_job import float_as_before
-from cliptex.evaluation.probe import probe
-from cliptex.evaluation.probes import metrics
-from cliptex.evaluation.probes.detection import average_precision
+from cliptex.evaluation.job import Job
+from cliptex.evaluation.metrics.depth import depth_metrics
+from cliptex.evaluation.metrics.normals import normals_metrics
+from cliptex.evaluation.metrics.segmentation import confusion_matrix, segmentation_metrics
+from cliptex.evaluation.probes.heads.detection import average_precision
 from cliptex.models import clip as student
 from cliptex.models.mmcv_ops import import_heads
 
@@ -66,7 +70,7 @@ def normals_pairs():
 
 
 def test_depth_metrics_averaged_over_images():
-    assert metrics.depth_metrics(depth_pairs(), 1e-3, 10) == pytest.approx(
+    assert depth_metrics(depth_pairs(), 1e-3, 10) == pytest.approx(
         {
             "delta1": 50.0,  # (50 + 100 + 50 + 0) / 4
             "delta2": 81.25,  # (75 + 100 + 50 + 100) / 4
@@ -79,7 +83,7 @@ def test_depth_metrics_averaged_over_images():
 
 
 def test_normals_metrics_of_all_pixels_pooled():
-    assert metrics.normals_metrics(normals_pairs()) == pytest.approx(
+    assert normals_metrics(normals_pairs()) == pytest.approx(
         {
             "mean": 21.4,  # 214 / 10
             "median": 16.0,  # between 12 and 20
@@ -95,7 +99,7 @@ def test_normals_metrics_of_all_pixels_pooled():
 
 
 def test_depth_metrics_of_all_pixels_pooled():
-    assert metrics.depth_metrics(depth_pairs(), 1e-3, 10, "pooled") == pytest.approx(
+    assert depth_metrics(depth_pairs(), 1e-3, 10, "pooled") == pytest.approx(
         {
             "delta1": 100 * 4 / 9,  # 2 + 1 + 1 + 0 of nine pixels
             "delta2": 100 * 7 / 9,  # 3 + 1 + 1 + 2
@@ -108,7 +112,7 @@ def test_depth_metrics_of_all_pixels_pooled():
 
 
 def test_normals_metrics_averaged_over_images():
-    assert metrics.normals_metrics(normals_pairs(), "image") == pytest.approx(
+    assert normals_metrics(normals_pairs(), "image") == pytest.approx(
         {
             "mean": 16.5625,  # (13 + 25 + 0 + 28.25) / 4
             "median": 15.125,  # (13 + 25 + 0 + 22.5) / 4
@@ -140,8 +144,8 @@ def test_segmentation_metrics_equal_those_of_mmsegmentation():
             for name, mask in (("gt", truth), ("pred", prediction))
         }
         official.process(None, [as_tensor])
-        confusion += metrics.confusion_matrix(truth, prediction, 6)
-    ours = metrics.segmentation_metrics(confusion)
+        confusion += confusion_matrix(truth, prediction, 6)
+    ours = segmentation_metrics(confusion)
     theirs = official.evaluate(len(truths))
     for name in ("mIoU", "mAcc", "aAcc"):
         assert ours[name] == pytest.approx(theirs[name], abs=0.0051)  # theirs is rounded to two digits
@@ -240,7 +244,8 @@ def kept(tmp_path_factory):
     for name, (write, options) in BENCHMARKS.items():
         write(folder / name, 24, 12)
         config = Config.load({"probes": {"benchmarks": {name: options}, "save_predictions": 12, "holdout": 0.25}})
-        probe(config, name, ["clip"], 0, folder / "models", folder / name, folder / "probes" / name)
+        job = Job(name=name, models=("clip",), seeds=(0,), models_dir=folder / "models", benchmark_dir=folder / name)
+        probe.run(config, replace(job, out=folder / "probes" / name, cache_dir=folder / "features"))
         for path in sorted((folder / "probes" / name).rglob("*.json")):
             rows = read_json(path)["results"]
             with np.load(path.with_suffix(".npz")) as file:
@@ -375,10 +380,9 @@ COMPARED = [("wds/imagenet", "clip"), ("wds/imagenet", "cliptex"), ("wds/caption
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
     """A folder with two models, zero-shot results of ours, and the clip_benchmark command's."""
+    from cliptex.evaluation import retrieval, zeroshot
     from cliptex.evaluation.clip_benchmark import run_clip_benchmark
     from cliptex.evaluation.export_benchmark import export_benchmark
-    from cliptex.evaluation.retrieval import retrieval
-    from cliptex.evaluation.zeroshot import zeroshot
 
     folder = tmp_path_factory.mktemp("judged")
     with pytest.MonkeyPatch.context() as patch:
@@ -396,8 +400,8 @@ def judged(tmp_path_factory):
                 "clip_benchmark": {"datasets": DATASETS, "root": "exported/{dataset_cleaned}", "batch_size": 16},
             }
         )
-        zeroshot(config, "imagenet", paths.RESULTS / "models", root, paths.RESULTS / "zeroshot/imagenet.json")
-        retrieval(config, "captions", paths.RESULTS / "models", paths.RESULTS / "zeroshot/captions.json")
+        zeroshot.run(config, Job(name="imagenet", benchmark_dir=root))
+        retrieval.run(config, Job(name="captions"))
         for name in ("imagenet", "captions"):
             export_benchmark(config, name, Path("exported") / name, per_tar=25)
         for dataset, model in COMPARED:

@@ -14,7 +14,9 @@ from cliptex.core.plugins import find
 from cliptex.experts.degraded import DegradedExpert
 from cliptex.experts.training import load_expert, train_expert
 from cliptex.labels.audit import audit_labels
-from cliptex.labels.label import LabelFile, index_labels, label_batch
+from cliptex.labels.index import index_labels
+from cliptex.labels.label import label_batch
+from cliptex.labels.store import LabelFile
 from cliptex.report.studies import study_config
 
 
@@ -60,7 +62,7 @@ class Constant:
     def label(self, key):
         return np.full((12, 20), int(key), np.uint8)
 
-    def beside(self, key):
+    def shard_keys(self, key):
         return [str(number) for number in range(1, 9)]
 
 
@@ -102,7 +104,7 @@ def test_wrong_sources_are_named(tiny):
     config = with_degraded(tiny, "depth", 0.5)
     plain = config.plain()
     plain["label_stores"]["worst"] = {"task": "depth", "expert": "degraded", "of": "worse"}
-    with pytest.raises(CliptexError, match=r"label_stores.worst.of: 'worse' has changed labels itself"):
+    with pytest.raises(CliptexError, match=r"label_stores.worst.of: 'worse' is itself derived from another store"):
         Config.load(plain)
     plain = config.plain()
     plain["label_stores"]["worse"]["of"] = None
@@ -110,7 +112,7 @@ def test_wrong_sources_are_named(tiny):
     without = Config.load(plain)
     train_expert(config, "degraded", paths.EXPERT_RENDERS, paths.expert("degraded"), 0)
     for store, expert, message in (
-        ("worse", "degraded", r"label_stores.worse.of: 'degraded' changes the labels of another store; name it"),
+        ("worse", "degraded", r"label_stores.worse.of: 'degraded' changes the labels of another store; name"),
         ("normals", "bright_normals", r"label_stores.normals.of: 'bright_normals' labels images itself; remove"),
     ):
         with pytest.raises(CliptexError, match=message):

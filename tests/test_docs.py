@@ -22,7 +22,7 @@ from small_run import BIN, ROOT, merged
 from cliptex.config import Config
 from cliptex.core.plugins import find
 from cliptex.data.shards import read_shard
-from cliptex.evaluation.probes import heads
+from cliptex.evaluation.targets import heads
 
 ELSEWHERE = {"CHANGELOG.md", "docs/slurm.md"}
 """Not looked at here: what changed; what tests/slurm runs."""

@@ -1,4 +1,4 @@
-"""What the doctor says of machines that are not this one; on a real SLURM it is asked in tests/slurm."""
+"""The doctor on simulated machines; tests/slurm runs it on a real SLURM."""
 
 import json
 import shutil
@@ -24,12 +24,12 @@ ANSWERS = {
     "srun": "true",
     "scancel": "true",
 }
-"""What a healthy cluster's commands do."""
+"""The commands of a healthy cluster."""
 
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """A folder of commands, alone on the PATH; a test writes others over them. Outside any job."""
+    """A folder of commands, which is the whole PATH; tests overwrite some of them. Outside any job."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, script in ANSWERS.items():
@@ -79,9 +79,9 @@ def test_a_healthy_cluster_has_nothing_to_mend(cluster):
     [
         (Submission("elsewhere", "gpu"), "account", "yours: guests, lab"),
         (Submission("CHANGE_ME", "gpu"), "account", "yours: guests, lab"),
-        (Submission("lab", "big"), "partition", "there are gpu, old"),
-        (Submission("lab", "CHANGE_ME"), "partition", "there are gpu, old"),
-        (Submission("lab", "old"), "partition", "take another one of gpu, old"),
+        (Submission("lab", "big"), "partition", "choose one of gpu, old"),
+        (Submission("lab", "CHANGE_ME"), "partition", "choose one of gpu, old"),
+        (Submission("lab", "old"), "partition", "choose another one of gpu, old"),
     ],
 )
 def test_a_wrong_account_or_partition_fails_and_the_right_ones_are_named(cluster, submission, check, remedy):
@@ -93,7 +93,7 @@ def test_a_wrong_account_or_partition_fails_and_the_right_ones_are_named(cluster
 @pytest.mark.parametrize(
     ("name", "script", "check", "remedy"),
     [
-        ("sbatch", "echo 'allocation failure: Invalid qos' >&2; exit 1", "submission", "must fit together"),
+        ("sbatch", "echo 'allocation failure: Invalid qos' >&2; exit 1", "submission", "must be compatible"),
         ("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1", "queue", "slurmctld"),
     ],
 )
@@ -131,7 +131,7 @@ def test_an_old_plugin_fails(cluster, monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda package: "1.9" if "slurm" in package else real_version(package))
     found = checks(Submission("lab", "gpu"))
     assert failed(found) == {"plugin"}
-    assert found["plugin"]["remedy"] == "pip install '.[slurm]'"
+    assert found["plugin"]["remedy"] == "run: pip install '.[slurm]'"
 
 
 def test_a_job_says_where_it_runs(cluster, monkeypatch):
@@ -139,8 +139,8 @@ def test_a_job_says_where_it_runs(cluster, monkeypatch):
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
     command(cluster, "squeue", 'echo "gpu|lab|node7|10:00"')
     monkeypatch.setenv("SLURM_JOB_GPUS", "0")
-    monkeypatch.setattr(gpu, "driver", lambda: "CUDA")
-    monkeypatch.setattr(gpu, "problem", lambda: "has a GPU")
+    monkeypatch.setattr(gpu, "loaded_driver", lambda: "CUDA")
+    monkeypatch.setattr(gpu, "unusable_gpu", lambda: "has a GPU")
     found = checks()
     assert found["job"]["found"] == "42: partition gpu, account lab, node node7, limit 10:00, GPUs here: 1"
     assert failed(found) == {"gpu"} and found["account"]["found"] == "lab"
@@ -153,7 +153,9 @@ def test_in_a_job_too_a_wrong_account_or_partition_fails(cluster, monkeypatch):
     command(cluster, "squeue", 'echo "gpu|lab|node7|10:00"')
     found = checks(Submission("elsewhere", "big"))
     assert failed(found) == {"account", "partition"}
-    assert "yours: guests, lab" in found["account"]["remedy"] and "there are gpu, old" in found["partition"]["remedy"]
+    assert (
+        "yours: guests, lab" in found["account"]["remedy"] and "choose one of gpu, old" in found["partition"]["remedy"]
+    )
     for name in ("sinfo", "sacctmgr", "sbatch"):
         (cluster / name).unlink()
     found = checks(Submission("elsewhere", "big"))
@@ -163,24 +165,24 @@ def test_in_a_job_too_a_wrong_account_or_partition_fails(cluster, monkeypatch):
 
 @pytest.mark.parametrize(("name", "value"), [("SLURM_JOB_GPUS", "0"), ("CUDA_VISIBLE_DEVICES", "0,1")])
 def test_a_gpu_that_is_allotted_and_cannot_be_seen_is_named(cluster, monkeypatch, caplog, name, value):
-    monkeypatch.setattr(gpu, "driver", lambda: None)
+    monkeypatch.setattr(gpu, "loaded_driver", lambda: None)
     monkeypatch.setenv(name, value)
     if name == "CUDA_VISIBLE_DEVICES":
-        assert not gpu.unseen(), "outside a job it says nothing"
+        assert not gpu.missing_gpu(), "outside a job it means nothing"
         monkeypatch.setenv("SLURM_JOB_ID", "42")
         command(cluster, "squeue", 'echo "gpu|lab|node7|10:00"')
     found = checks(config={"dataset": {"source": "webdataset", "shards": ["a.tar"]}})
     assert failed(found) == {"gpu"} and failed(checks()) == set(), "the miniature needs none"
-    assert f"{name}={value}, but the driver of a GPU is not to be seen here" in found["gpu"]["found"]
+    assert f"{name}={value}, but no GPU driver is visible here" in found["gpu"]["found"]
     with caplog.at_level("WARNING", "cliptex"):
-        gpu.require_allotted()
-    assert f"{name}={value}, but the driver" in caplog.text
+        gpu.require_allocated_gpu()
+    assert f"{name}={value}, but no GPU driver" in caplog.text
     monkeypatch.setenv(name, "-1")
-    assert not gpu.unseen()
+    assert not gpu.missing_gpu()
 
 
 def test_a_gpu_job_without_a_gpu_fails_but_for_the_miniature(cluster, monkeypatch):
-    monkeypatch.setattr(gpu, "driver", lambda: None)
+    monkeypatch.setattr(gpu, "loaded_driver", lambda: None)
     assert failed(checks(wants_gpu=True)) == set()
     found = checks(wants_gpu=True, config={"dataset": {"source": "webdataset", "shards": ["a.tar"]}})
     assert failed(found) == {"gpu"}
@@ -188,20 +190,20 @@ def test_a_gpu_job_without_a_gpu_fails_but_for_the_miniature(cluster, monkeypatc
 
 
 def test_a_gpu_beside_a_torch_that_cannot_use_it_fails_in_its_job_and_stops_the_stages(cluster, monkeypatch):
-    monkeypatch.setattr(gpu, "driver", lambda: "CUDA")
+    monkeypatch.setattr(gpu, "loaded_driver", lambda: "CUDA")
     monkeypatch.setattr(gpu, "torch_build", lambda: ("2.6.0", "CPU"))
     assert checks()["gpu"]["status"] == "note"
-    gpu.require_allotted()
+    gpu.require_allocated_gpu()
     monkeypatch.setenv("SLURM_JOB_GPUS", "0")
     found = checks()
     assert failed(found) == {"gpu"}
-    assert found["gpu"]["found"] == "torch 2.6.0 (CPU) beside a GPU that needs a CUDA build"
-    with pytest.raises(CliptexError, match="needs a CUDA build; install a fitting build"):
-        gpu.require_allotted()
+    assert found["gpu"]["found"] == "torch 2.6.0 (CPU) on a machine whose GPU needs a CUDA build"
+    with pytest.raises(CliptexError, match="needs a CUDA build; install a matching build"):
+        gpu.require_allocated_gpu()
 
 
 def test_the_build_of_torch_is_read_without_loading_it():
-    code = "import sys; from cliptex import gpu; print(gpu.torch_build(), 'torch' in sys.modules)"
+    code = "import sys; from cliptex.cluster import gpu; print(gpu.torch_build(), 'torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     import torch
 
@@ -228,7 +230,7 @@ def test_the_disk_must_hold_the_labels(cluster, monkeypatch):
     }
     found = checks(config=config)
     assert failed(found) == {"results"}
-    assert "GB: make room" in found["results"]["remedy"]
+    assert "GB needed: make room" in found["results"]["remedy"]
 
 
 def test_the_command_writes_what_it_found_shows_it_and_tells_by_its_exit_code(cluster, tmp_path):
@@ -246,7 +248,7 @@ def test_the_command_writes_what_it_found_shows_it_and_tells_by_its_exit_code(cl
 
     code, said = run("--profile", str(profile), "--out", "found.json")
     assert code == 1
-    assert "error: something must be mended first" in said
+    assert "error: fix the checks marked FAILED above" in said
     assert "FAILED  account    still the placeholder" in said
     found = json.loads((tmp_path / "found.json").read_text())
     assert not found["ok"]

@@ -29,13 +29,20 @@ from web_server import WebServer, picture
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.data import download, img2dataset_job, shards
-from cliptex.data import http as web_files
+from cliptex.data import download, http, img2dataset_job
 from cliptex.data.download import build_shards, built_shards, fetch_tar
 from cliptex.data.images import decode_image
 from cliptex.data.img2dataset_job import Refused, guarded_opener, public_addresses, reason_of
+from cliptex.data.shard_index import (
+    index_shards,
+    read_index,
+    read_indexed,
+    verify_shard,
+    write_index,
+    write_shard_table,
+)
 from cliptex.data.shard_paths import num_downloads, shard_paths, shard_sources
-from cliptex.data.shards import Pair, read_index, read_indexed, read_shard, write_index, write_shard
+from cliptex.data.shards import Pair, read_shard, write_shard
 
 needs_img2dataset = pytest.mark.skipif(
     importlib.util.find_spec("img2dataset") is None, reason="img2dataset cannot be imported"
@@ -190,7 +197,7 @@ def test_other_lists(tmp_path):
     [
         ("list.tsv", {"count": 5}, "has only 2 rows"),
         ("list.tsv", {"url_column": "link"}, "no column 'link'"),
-        ("list.txt", {}, "not a list of urls"),
+        ("list.txt", {}, "not a URL list"),
     ],
 )
 def test_a_wrong_list_is_an_error_that_says_so(tmp_path, name, settings, message):
@@ -199,7 +206,7 @@ def test_a_wrong_list_is_an_error_that_says_so(tmp_path, name, settings, message
 
 
 def test_a_broken_row_is_an_error_that_names_the_list(tmp_path):
-    with pytest.raises(SystemExit, match=r"list\.tsv: CSV parse error: .*Expected 2 columns, got 3.*; mend the list"):
+    with pytest.raises(SystemExit, match=r"list\.tsv: CSV parse error: .*Expected 2 columns, got 3.*; correct the list"):
         rows_of(tmp_path, "list.tsv", "caption\turl\na\thttp://a/1.jpg\nb\tc\thttp://a/2.jpg\n")
 
 
@@ -380,7 +387,7 @@ def test_a_killed_download_goes_on_to_the_same_shards(tmp_path, monkeypatch):
         paths.shard(1).unlink()  # the workflow is tested with its remedy below
         with pytest.raises(CliptexError, match=r"00001\.tar: missing or changed since"):
             index_of_again(config)
-        with pytest.raises(CliptexError, match=r"its download is gone; run: rm -f resources/pairs/batch-\*"):
+        with pytest.raises(CliptexError, match=r"its download was deleted; run: rm -f resources/pairs/batch-\*"):
             build_shards(config, 0)
 
 
@@ -396,8 +403,8 @@ def test_what_is_built_is_not_downloaded_again_until_it_would_be_another(tmp_pat
     def is_built(*made_of) -> bool:
         return img2dataset_job.is_built({"shard": "00000", "fingerprint": fingerprint(*made_of)})
 
-    rows = shards.verify_shard(paths.shard(0))
-    shards.write_rows(
+    rows = verify_shard(paths.shard(0))
+    write_shard_table(
         Path("results/shards/00000.parquet"), rows, {**shard["shards"][0], "fingerprint": fingerprint(plain)}
     )
 
@@ -437,7 +444,7 @@ def test_a_full_disk_is_no_fault_of_the_web(tmp_path, monkeypatch):
         process = job(config, preexec_fn=little_room)
         _, said = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "img2dataset did not finish 2 of 2 shards, and not because of the web" in said
+    assert "img2dataset did not finish 2 of 2 shards, because of a local error" in said
     assert not Path("resources/pairs/batch-000.json").exists()
     assert not list(Path("resources").rglob("*_stats.json"))
 
@@ -641,7 +648,7 @@ def test_own_tars_stay_where_they_are(tmp_path, monkeypatch):
 
 def test_tars_come_from_the_web_and_go_on_after_a_cut(tmp_path, monkeypatch, server):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(web_files, "PAUSES_S", (0,) * 4)
+    monkeypatch.setattr(http, "PAUSES_S", (0,) * 4)
     data = [tar_bytes(tmp_path, shard) for shard in range(2)]
     server.files = {f"/cc/{shard:05d}.tar": data[shard] for shard in range(2)}
     server.cut_after = len(data[0]) // 3
@@ -660,7 +667,7 @@ def test_tars_come_from_the_web_and_go_on_after_a_cut(tmp_path, monkeypatch, ser
 
 
 def test_a_tar_that_changed_on_the_server_is_begun_anew(tmp_path, monkeypatch, server):
-    monkeypatch.setattr(web_files, "PAUSES_S", ())
+    monkeypatch.setattr(http, "PAUSES_S", ())
     server.files["/a.tar"], server.cut_after = tar_bytes(tmp_path, 0), 5000
     with pytest.raises(CliptexError, match="ended early"):
         fetch_tar(f"{server.url}/a.tar", tmp_path / "a.tar")
@@ -673,10 +680,10 @@ def test_a_tar_that_changed_on_the_server_is_begun_anew(tmp_path, monkeypatch, s
 def test_a_tar_that_is_not_what_it_should_be_is_an_error(tmp_path, monkeypatch, server):
     monkeypatch.chdir(tmp_path)
     server.files["/a.tar"] = tar_bytes(tmp_path, 0)
-    with pytest.raises(CliptexError, match=r"a\.tar is not the file wanted: its SHA-256 is [0-9a-f]+, not 1234"):
+    with pytest.raises(CliptexError, match=r"a\.tar is not the expected file: its SHA-256 is [0-9a-f]+, not 1234"):
         fetch_tar(f"{server.url}/a.tar", paths.shard(0), "1234")
     assert not paths.shard(0).exists()
-    with pytest.raises(CliptexError, match=r"b\.tar answers 404"):
+    with pytest.raises(CliptexError, match=r"b\.tar responds with 404"):
         fetch_tar(f"{server.url}/b.tar", paths.shard(0))
     server.files["/a.tar"] = server.files["/a.tar"][:4000]
     with pytest.raises(CliptexError, match=r"results/shards/00000\.tar: shard is truncated.*rm -f"):
@@ -705,8 +712,8 @@ def test_tars_come_from_the_hub(tmp_path, server):
     looked_at, *said = [line for line in result.stdout.splitlines() if not line.isdigit()]
     assert looked_at == "(b'rep', 8)"
     assert said[0] == "built 2", result.stderr[-3000:]
-    assert re.match(r"hf://datasets/pixparse/cc3m-wds/nothing\.tar: not given by the hub \(.*404", said[1])
-    assert "cc3m-train-bad.tar is not the file wanted: its SHA-256" in said[2]
+    assert re.match(r"hf://datasets/pixparse/cc3m-wds/nothing\.tar: cannot be downloaded from the hub \(.*404", said[1])
+    assert "cc3m-train-bad.tar is not the expected file: its SHA-256" in said[2]
     assert len(said) == 3
     for shard in range(2):
         assert (tmp_path / f"results/shards/{shard:05d}.tar").read_bytes() == data[shard]
@@ -751,7 +758,7 @@ def test_all_sources_end_in_the_same_index(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bad = Pair("000000009", b"<html>", "a page", {})
     write_shard(paths.shard(0), [*(drawn_pair(f"00000000{number}", number) for number in range(8)), bad])
-    rendered = shards.index_shards([paths.shard(0)], paths.SHARD_INDEX, 0.5)
+    rendered = index_shards([paths.shard(0)], paths.SHARD_INDEX, 0.5)
     assert index_of(tars_config(["results/shards/00000.tar"])) == rendered
     assert read_index(paths.SHARD_INDEX) == rendered
 

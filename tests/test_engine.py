@@ -1,4 +1,4 @@
-"""One training step by itself: small networks on drawn batches."""
+"""Single training steps of small networks on random batches."""
 
 import itertools
 import json
@@ -16,16 +16,16 @@ from cliptex.core.plugins import find
 from cliptex.models import clip as student
 from cliptex.models.dense_features import resized_positions, width
 from cliptex.models.heads import DenseHeads
+from cliptex.training.batch import Batch
 from cliptex.training.distributed import World
-from cliptex.training.loader import Batch
-from cliptex.training.trainer import Engine
+from cliptex.training.trainer import Trainer
 
 NAMES = ("segmentation", "depth", "normals")
 SIZE_PX, GRID = 32, 8
 
 
 def drawn(rows=4, names=NAMES, seed=0, size=SIZE_PX):
-    """A batch of noise with a label of which a part is invalid, one that is constant and one that is missing."""
+    """A batch of noise; one label is partly invalid, one constant, one missing."""
     rng = np.random.default_rng(seed)
     normals = rng.normal(size=(rows, GRID, GRID, 4)).astype(np.float32)
     normals[..., :3] /= np.linalg.norm(normals[..., :3], axis=-1, keepdims=True)
@@ -46,10 +46,10 @@ def drawn(rows=4, names=NAMES, seed=0, size=SIZE_PX):
     return Batch(captions, images, captions, {name: torch.from_numpy(targets[name]) for name in names}, tokens)
 
 
-def engine(
+def trainer(
     weights=None, *, architecture=STUDENT, model=None, precision="fp32", steps=10, rate=1e-3, patch_dropout=0.0, **train
 ):
-    """An engine with the tasks in `weights`, and other options of `train`."""
+    """A trainer with the tasks in `weights`, and further options of `train`."""
     weights, options = weights or {}, Train.model_validate({"warmup_steps": 2, "target_size_px": GRID, **train})
     network = student.build(Student(architecture=architecture), 0) if model is None else model
     tasks = {name: find("tasks", name)() for name in weights}
@@ -65,7 +65,7 @@ def engine(
     settings = Model(
         steps=steps, learning_rate=rate, tasks=weights, contrastive_weight=0.5, patch_dropout=patch_dropout
     )
-    return Engine(network, heads, tasks, settings, options, precision, World(0, 1, torch.device("cpu")))
+    return Trainer(network, heads, tasks, settings, options, precision, World(0, 1, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("heads", ["light", "heavy"])
@@ -74,7 +74,7 @@ def test_any_subset_of_tasks_is_learned_by_its_weights(multi_scale, heads):
     for count in range(len(NAMES) + 1):
         for names in itertools.combinations(NAMES, count):
             weights = {name: 0.5 + number for number, name in enumerate(names)}
-            run = engine(weights, multi_scale=multi_scale, heads=heads)
+            run = trainer(weights, multi_scale=multi_scale, heads=heads)
             found = run.step(drawn(names=names), 1)
             assert {"contrastive", *names} == {"contrastive", *NAMES} & found.keys()
             total = 0.5 * found["contrastive"] + sum(weight * found[name] for name, weight in weights.items())
@@ -86,11 +86,12 @@ def test_any_subset_of_tasks_is_learned_by_its_weights(multi_scale, heads):
 
 
 def test_the_rate_warms_up_linearly_and_falls_by_a_cosine_to_zero():
-    run = engine(steps=110, rate=2e-3, warmup_steps=10)
-    assert [run.rate(step) for step in (1, 5, 10)] == pytest.approx([2e-4, 1e-3, 2e-3])
-    assert [run.rate(step) for step in (35, 60, 110)] == pytest.approx([1e-3 + 1e-3 * math.cos(math.pi / 4), 1e-3, 0])
+    run = trainer(steps=110, rate=2e-3, warmup_steps=10)
+    assert [run.learning_rate(step) for step in (1, 5, 10)] == pytest.approx([2e-4, 1e-3, 2e-3])
+    cosine = [1e-3 + 1e-3 * math.cos(math.pi / 4), 1e-3, 0]
+    assert [run.learning_rate(step) for step in (35, 60, 110)] == pytest.approx(cosine)
     weights = {"depth": 1.0}
-    used = engine(weights, steps=110, rate=2e-3, warmup_steps=10, head_rate_factor=4.0)
+    used = trainer(weights, steps=110, rate=2e-3, warmup_steps=10, head_rate_factor=4.0)
     used.step(drawn(names=("depth",)), 5)
     rates = {id(p): group["lr"] for group in used.optimizer.param_groups for p in group["params"]}
     assert rates[id(used.model.logit_scale)] == pytest.approx(1e-3)
@@ -122,7 +123,7 @@ TIMM = {
 
 
 def test_a_timm_tower_with_siglips_bias_learns_and_decays_only_matrices():
-    run = engine({"depth": 1.0}, architecture=TIMM)
+    run = trainer({"depth": 1.0}, architecture=TIMM)
     found = run.step(drawn(names=("depth",), size=224), 1)
     assert math.isfinite(found["loss"])
     assert run.model.logit_bias.item() == -10
@@ -139,7 +140,7 @@ def states(run):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_as_full_precision_does(precision):
     weights = dict.fromkeys(NAMES, 1.0)
-    runs = [engine(weights, precision=one, steps=30) for one in ("fp32", precision)]
+    runs = [trainer(weights, precision=one, steps=30) for one in ("fp32", precision)]
     for step in range(1, 11):
         full, half = (run.step(drawn(seed=step % 2), step) for run in runs)
         assert half["loss"] == pytest.approx(full["loss"], rel=0.05), step
@@ -148,7 +149,7 @@ def test_half_precision_learns_as_full_precision_does(precision):
 
 
 def test_a_gradient_that_fp16_cannot_hold_is_left_out_and_the_scale_lowered():
-    run = engine(dict.fromkeys(NAMES, 1.0), precision="fp16", ema=0.9)
+    run = trainer(dict.fromkeys(NAMES, 1.0), precision="fp16", ema=0.9)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     found = run.step(drawn(), 1)
@@ -159,17 +160,17 @@ def test_a_gradient_that_fp16_cannot_hold_is_left_out_and_the_scale_lowered():
 
 
 def test_norms_of_the_parts_add_up_to_that_of_the_whole():
-    found = engine(dict.fromkeys(NAMES, 1.0)).step(drawn(), 1)
+    found = trainer(dict.fromkeys(NAMES, 1.0)).step(drawn(), 1)
     parts = [found[f"grad_norm/{part}"] for part in ("encoder", "text", "heads")]
     assert min(parts) > 0
     assert found["grad_norm"] == pytest.approx(math.hypot(*parts), rel=1e-5)
-    plain = engine().step(drawn(names=()), 1)
+    plain = trainer().step(drawn(names=()), 1)
     assert [key for key in plain if key.startswith("grad_norm/")] == ["grad_norm/encoder", "grad_norm/text"]
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}])
 def test_measuring_what_tasks_cost_changes_nothing(options):
-    runs = [engine(dict.fromkeys(NAMES, 1.0), ema=0.5, **options) for _ in range(2)]
+    runs = [trainer(dict.fromkeys(NAMES, 1.0), ema=0.5, **options) for _ in range(2)]
     for step in (1, 2):
         found = [run.step(drawn(seed=step), step) for run in runs]
         assert found[0] == found[1]
@@ -179,7 +180,7 @@ def test_measuring_what_tasks_cost_changes_nothing(options):
 
 
 def tensors(run):
-    """All tensors of an engine's state, in order."""
+    """All tensors of a trainer's state, in order."""
 
     def walk(value):
         if isinstance(value, torch.Tensor):
@@ -188,11 +189,11 @@ def tensors(run):
             for one in value.values() if isinstance(value, dict) else value:
                 yield from walk(one)
 
-    return list(walk(run.state()))
+    return list(walk(run.state_dict()))
 
 
 def shallow():
-    """A student of one layer a tower, soon compiled."""
+    """A student with one layer per tower, which compiles fast."""
     found = json.loads(json.dumps(STUDENT))
     found["vision_cfg"]["layers"] = found["text_cfg"]["layers"] = 1
     return found
@@ -200,15 +201,15 @@ def shallow():
 
 @pytest.fixture
 def nothing_compiled():
-    """Each test begins anew: compiled code is limited in number, and what follows the last runs as it is."""
+    """Reset the compiler before each test: beyond a limit of recompilations, modules silently run uncompiled."""
     torch.compiler.reset()
 
 
 @pytest.mark.usefixtures("nothing_compiled")
 def test_compiled_towers_give_the_same_losses():
-    """By the machine's C++ compiler."""
+    """With the real backend, which uses the C++ compiler."""
     weights = dict.fromkeys(NAMES, 1.0)
-    plain, compiled = (engine(weights, architecture=shallow(), compile=one) for one in (False, True))
+    plain, compiled = (trainer(weights, architecture=shallow(), compile=one) for one in (False, True))
     assert plain.model.state_dict().keys() == compiled.model.state_dict().keys()
     for step in (1, 2):
         found, wanted = (run.step(drawn(seed=step), step) for run in (compiled, plain))
@@ -222,12 +223,12 @@ def test_compiled_towers_give_the_same_losses():
     ("options", "sizes"), [({}, (32, 24)), ({"accumulate": 2, "checkpoint_activations": True}, (24,))]
 )
 def test_towers_are_captured_with_other_crop_sizes_and_micro_batches(monkeypatch, options, sizes):
-    """As for compiling, without the compiler's minutes."""
+    """The same graph capture as for compiling, without the minutes of compilation."""
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module: compiler(module, backend="aot_eager"))
     weights = dict.fromkeys(NAMES, 1.0)
     options = {"crop_sizes_px": (24, 32), "architecture": shallow(), **options}
-    plain, captured = (engine(weights, compile=one, **options) for one in (False, True))
+    plain, captured = (trainer(weights, compile=one, **options) for one in (False, True))
     for step, size in enumerate(sizes, start=1):
         found, wanted = (run.step(drawn(seed=step, size=size), step) for run in (captured, plain))
         assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
@@ -235,7 +236,7 @@ def test_towers_are_captured_with_other_crop_sizes_and_micro_batches(monkeypatch
 
 @pytest.mark.usefixtures("nothing_compiled")
 def test_micro_batches_with_dropped_patches_are_captured_no_more_often_than_one(monkeypatch):
-    """Once without gradients and once with them, however many there are; and the average is of what was learned."""
+    """One graph without and one with gradients, for any number of micro-batches; the average follows the weights."""
     compiler, captured = torch.compile, []
 
     def note(graph, inputs):
@@ -244,11 +245,11 @@ def test_micro_batches_with_dropped_patches_are_captured_no_more_often_than_one(
 
     monkeypatch.setattr(torch, "compile", lambda module: compiler(module, backend=note))
     options = {"architecture": shallow(), "patch_dropout": 0.5, "accumulate": 4, "ema": 0.5}
-    plain, compiled = (engine(compile=one, **options) for one in (False, True))
+    plain, compiled = (trainer(compile=one, **options) for one in (False, True))
     for step in (1, 2):
         batch, found = drawn(rows=8, names=(), seed=step), []
         for run in (compiled, plain):
-            torch.manual_seed(step)  # of the patches that are dropped
+            torch.manual_seed(step)  # for the patch dropout
             found.append(run.step(batch, step))
         assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-5)
     assert len(captured) == 2

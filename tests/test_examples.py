@@ -19,7 +19,9 @@ from cliptex.core.plugins import find
 from cliptex.data.images import decode_image
 from cliptex.data.shards import read_shard
 from cliptex.experts.training import train_expert
-from cliptex.labels.label import LabelFile, index_labels, label_batch
+from cliptex.labels.index import index_labels
+from cliptex.labels.label import label_batch
+from cliptex.labels.store import LabelFile
 from cliptex.tasks.base import View
 from cliptex.training.run import train
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
-from cliptex.experts import dpt, mask_rcnn, nll_angmf, truth
-from cliptex.experts.fitting import Training, augment
+from cliptex.experts import average_precision, dpt, mask_rcnn, nll_angmf, truth
+from cliptex.experts.fitting import TrainingOptions, augment
 from cliptex.experts.network import load_weights
 from cliptex.experts.training import load_expert, train_expert
 from cliptex.tasks import angular_mf
@@ -226,7 +226,7 @@ def test_dpt_has_the_published_size(repo, config, expected):
 
 
 def test_sparse_and_contiguous_classes_are_inverse():
-    assert_array_equal(mask_rcnn.CONTIGUOUS[mask_rcnn.SPARSE_ID], np.arange(81))
+    assert_array_equal(mask_rcnn.CONTIGUOUS[average_precision.COCO_IDS], np.arange(81))
     assert mask_rcnn.CONTIGUOUS[[1, 11, 12, 13, 90]].tolist() == [1, 11, 0, 12, 80]
 
 
@@ -283,7 +283,9 @@ def test_a_pixel_has_the_score_of_what_was_painted_there():
 def test_a_store_with_scores_has_the_same_classes_as_one_without(tiny):
     from cliptex.core import paths
     from cliptex.core.plugins import find
-    from cliptex.labels.label import LabelFile, index_labels, label_batch
+    from cliptex.labels.index import index_labels
+    from cliptex.labels.label import label_batch
+    from cliptex.labels.store import LabelFile
 
     network = SMALL["mask_rcnn"] | {"score_threshold": 0.015, "mask_threshold": 0.3}
     found = {}
@@ -325,7 +327,9 @@ def test_the_label_store_carries_the_instances(tiny):
     from pycocotools import mask as rle
 
     from cliptex.core import paths
-    from cliptex.labels.label import LabelFile, index_labels, label_batch
+    from cliptex.labels.index import index_labels
+    from cliptex.labels.label import label_batch
+    from cliptex.labels.store import LabelFile
 
     network = SMALL["mask_rcnn"] | {"score_threshold": 0.015, "mask_threshold": 0.3}
     tables = {}
@@ -365,7 +369,7 @@ def test_boxes_are_exact_where_the_network_computes_in_bf16():
 def test_boxes_enclose_their_masks_at_pixel_edges():
     instance = torch.zeros(20, 30, dtype=torch.int64)
     instance[3:9, 5:12], instance[0:2, 0:2] = 1, 2  # the second is a sliver
-    target = mask_rcnn._instances(instance, torch.tensor([80, 3, 0], dtype=torch.uint8))
+    target = mask_rcnn.instance_targets(instance, torch.tensor([80, 3, 0], dtype=torch.uint8))
     assert target["boxes"].tolist() == [[5, 3, 12, 9]]
     assert target["labels"].tolist() == [90]
     assert_array_equal(target["masks"][0], instance == 1)
@@ -375,13 +379,13 @@ def test_average_precision_of_the_truth_is_100_and_of_nothing_0():
     data = ball_scenes(3, 48, 64, 3)
     found = []
     for instance, classes in zip(data["instance"], data["instance_class"], strict=True):
-        target = mask_rcnn._instances(torch.from_numpy(instance).long(), torch.from_numpy(classes))
+        target = mask_rcnn.instance_targets(torch.from_numpy(instance).long(), torch.from_numpy(classes))
         scores = torch.full((len(target["labels"]),), 0.9)
         found.append(target | {"masks": target["masks"][:, None].float(), "scores": scores})
-    best = mask_rcnn._average_precision(data, found, 0.5)
+    best = average_precision.average_precision(data, found, 0.5)
     assert best == pytest.approx({"box_AP": 100, "box_AP50": 100, "mask_AP": 100, "mask_AP50": 100})
     nothing = [{name: tensor[:0] for name, tensor in one.items()} for one in found]
-    assert mask_rcnn._average_precision(data, nothing, 0.5)["mask_AP"] == 0
+    assert average_precision.average_precision(data, nothing, 0.5)["mask_AP"] == 0
 
 
 # augmentation
@@ -390,7 +394,9 @@ def test_average_precision_of_the_truth_is_100_and_of_nothing_0():
 def test_a_flip_mirrors_labels_and_negates_x_of_the_normals():
     scenes = ball_scenes(2, 48, 64, 4)
     plain, flipped = (
-        augment(scenes, (48, 64), Training(flip=flip, crop_scale=(1, 1), colour=0), torch.Generator().manual_seed(0))
+        augment(
+            scenes, (48, 64), TrainingOptions(flip=flip, crop_scale=(1, 1), colour=0), torch.Generator().manual_seed(0)
+        )
         for flip in (0, 1)
     )
     assert_allclose(plain["image"], np.moveaxis(scenes["image"], 3, 1) / 255, atol=1e-4)
@@ -405,7 +411,7 @@ def test_image_and_labels_stay_aligned_under_crops():
     scenes = ball_scenes(8, 48, 64, 5)
     # a picture that shows its own labels
     scenes["image"] = np.repeat((scenes["instance"] * 100)[..., None], 3, axis=3)
-    out = augment(scenes, (40, 56), Training(crop_scale=(0.3, 0.6), colour=0), torch.Generator().manual_seed(1))
+    out = augment(scenes, (40, 56), TrainingOptions(crop_scale=(0.3, 0.6), colour=0), torch.Generator().manual_seed(1))
     agree = (out["image"][:, 0] * 255 / 100).round() == out["instance"]
     assert agree.float().mean() > 0.95
     assert set(out["instance"].unique().tolist()) <= {0, 1, 2}
@@ -415,7 +421,8 @@ def test_image_and_labels_stay_aligned_under_crops():
 def test_colours_stay_in_range_and_differ_between_images():
     scenes = ball_scenes(1, 48, 64, 6)
     batch = {"image": np.repeat(scenes["image"], 6, axis=0)}
-    out = augment(batch, (48, 64), Training(flip=0, crop_scale=(1, 1)), torch.Generator().manual_seed(0))["image"]
+    training = TrainingOptions(flip=0, crop_scale=(1, 1))
+    out = augment(batch, (48, 64), training, torch.Generator().manual_seed(0))["image"]
     assert out.min() >= 0
     assert out.max() <= 1
     assert out.mean((1, 2, 3)).std() > 0.01
@@ -595,7 +602,7 @@ def test_weights_that_changed_since_are_refused(trained, tmp_path):
     with pytest.raises(CliptexError, match="records"):
         load_expert("dpt", settings.experts["dpt"], tmp_path / "out")
     path.unlink()
-    with pytest.raises(CliptexError, match="gone"):
+    with pytest.raises(CliptexError, match="are missing"):
         load_expert("dpt", settings.experts["dpt"], tmp_path / "out")
 
 
@@ -604,7 +611,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(change, tmp_path):
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     state = dict(module.state_dict())
     path = tmp_path / "weights.safetensors"
-    words = {"missing": "0.bias", "unknown": "extra", "shape": "0.weight", "pickle": "is run here", "absent": "no such"}
+    words = {"missing": "0.bias", "unknown": "extra", "shape": "0.weight", "pickle": "executed", "absent": "no such"}
     if change == "missing":
         del state["0.bias"]
     elif change == "unknown":

@@ -24,7 +24,7 @@ from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
-from cliptex.data import http as web_files
+from cliptex.data import http
 from cliptex.data.official import fetch as fetching
 from cliptex.data.official.archives import archives, receipt
 from cliptex.data.official.fetch import fetch
@@ -129,7 +129,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(web_files, "PAUSES_S", (0, 0))
+    monkeypatch.setattr(http, "PAUSES_S", (0, 0))
     with PlannedServer() as one:
         yield one
 
@@ -232,12 +232,14 @@ def test_an_archive_of_another_digest_is_not_unpacked(tmp_path, monkeypatch, tre
     mirrors = table(tmp_path / "mirrors.tsv", "ade20k", files, server.url)
     server.files = {"/ADEChallengeData2016.zip": b"another archive"}
     root = paths.benchmark("ade20k")
-    with pytest.raises(CliptexError, match=r"ADEChallengeData2016\.zip is not the file wanted: its MD5 is"):
+    with pytest.raises(CliptexError, match=r"ADEChallengeData2016\.zip is not the expected file: its MD5 is"):
         fetch(settings("ade20k", archives=mirrors), "ade20k", root)
     assert not (root / "ADEChallengeData2016").exists() and not list(paths.ARCHIVES.glob("*.zip"))
     path = tmp_path / "packed/ADEChallengeData2016.zip"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CliptexError, match=r"benchmarks\.ade20k\.path: .*zip is not the file wanted: .* copy it again"):
+    with pytest.raises(
+        CliptexError, match=r"benchmarks\.ade20k\.path: .*zip is not the expected file: .* copy it again"
+    ):
         fetch(settings("ade20k", path=tmp_path / "packed", archives=mirrors), "ade20k", root)
     assert path.exists() and not (root / "ADEChallengeData2016").exists()
 
@@ -275,11 +277,13 @@ def test_what_must_be_got_by_hand_is_named(tmp_path, monkeypatch, trees, small):
     root = paths.benchmark("imagenet")
     with pytest.raises(
         CliptexError,
-        match=r"imagenet\.path: is not set; name a folder that has either ILSVRC2012_img_train\.tar or train, .*hand",
+        match=r"imagenet\.path: is not set; set it to a folder with ILSVRC2012_img_train\.tar or train, .*manually",
     ):
         fetch(settings("imagenet"), "imagenet", root)
     (tmp_path / "given").mkdir()
-    with pytest.raises(CliptexError, match=r"given: has neither ILSVRC2012_img_train\.tar nor train, .*an agreement"):
+    with pytest.raises(
+        CliptexError, match=r"given: contains neither ILSVRC2012_img_train\.tar nor train, .*an agreement"
+    ):
         fetch(settings("imagenet", path=tmp_path / "given"), "imagenet", root)
     with pytest.raises(CliptexError, match=r"imagenet\.path: .*/elsewhere is not a folder"):
         fetch(settings("imagenet", path=tmp_path / "elsewhere"), "imagenet", root)
@@ -339,7 +343,7 @@ def test_rendered_data_are_not_mixed_with_official_ones(tmp_path, monkeypatch, t
     root = paths.benchmark("ade20k")
     root.mkdir(parents=True)
     (root / ".miniature").touch()
-    with pytest.raises(CliptexError, match="ade20k: holds rendered data"):
+    with pytest.raises(CliptexError, match="ade20k: contains rendered data"):
         fetch(settings("ade20k", path=trees["ade20k", None]), "ade20k", root)
     with pytest.raises(CliptexError, match="ade20k's data are rendered in this configuration"):
         fetch(Config.load({}), "ade20k", root)
@@ -366,7 +370,7 @@ def test_archives_of_the_users_are_kept_also_where_ours_lie(tmp_path, monkeypatc
     shutil.rmtree(paths.benchmark("ade20k"))
     path = paths.ARCHIVES / "ADEChallengeData2016.zip"
     path.write_bytes(b"something else")
-    with pytest.raises(CliptexError, match=r"resources/archives/ADE.*zip is not the file wanted: .*remove it"):
+    with pytest.raises(CliptexError, match=r"resources/archives/ADE.*zip is not the expected file: .*remove it"):
         fetch(settings("ade20k", archives=digests), "ade20k", paths.benchmark("ade20k"))
     assert path.read_bytes() == b"something else"
 
@@ -387,7 +391,7 @@ def test_a_benchmark_is_one_file_and_its_data_a_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cliptex.benchmarks.mine", module)
     assert importlib.import_module("cliptex.benchmarks.mine").PLUGIN is Mine
     root = paths.benchmark("mine")
-    with pytest.raises(CliptexError, match=r"mine\.path: is not set; name the folder that has its data"):
+    with pytest.raises(CliptexError, match=r"mine\.path: is not set; set it to the folder with its data"):
         fetch(settings("mine"), "mine", root)
     for part in ("train", "eval"):
         (tmp_path / "given" / part).mkdir(parents=True)
@@ -417,12 +421,15 @@ def test_the_packages_table_is_whole():
     ("text", "message"),
     [
         ("benchmark\tfile\tadress\n", "'adress' is not a column"),
-        ("benchmark\tfile\tdigest\nvoc\tbenchmark.tgz\tmd5:12\n", r"line 2: 'md5:12' cannot be its digest"),
-        ("benchmark\tfile\turl\nvoc\tbenchmark.tgz\tfile:///etc/passwd\n", "cannot be its url"),
-        ("benchmark\tfile\tgives\nvoc\tbenchmark.tgz\t../x\n", "cannot be its gives"),
-        ("benchmark\tfile\tbytes\nvoc\tbenchmark.tgz\tmany\n", "'many' cannot be its bytes"),
-        ("benchmark\tfile\turl\nvoc\tbenchmark.tgz\n", "line 2: has not 3 columns"),
-        ("benchmark\tfile\turl\nvoc\tnew.tar\thttp://a/new.tar\n", "a new file needs all columns, and variant, kind"),
+        ("benchmark\tfile\tdigest\nvoc\tbenchmark.tgz\tmd5:12\n", r"line 2: 'md5:12' is not valid in column digest"),
+        ("benchmark\tfile\turl\nvoc\tbenchmark.tgz\tfile:///etc/passwd\n", "is not valid in column url"),
+        ("benchmark\tfile\tgives\nvoc\tbenchmark.tgz\t../x\n", "is not valid in column gives"),
+        ("benchmark\tfile\tbytes\nvoc\tbenchmark.tgz\tmany\n", "'many' is not valid in column bytes"),
+        ("benchmark\tfile\turl\nvoc\tbenchmark.tgz\n", "line 2: does not have 3 columns"),
+        (
+            "benchmark\tfile\turl\nvoc\tnew.tar\thttp://a/new.tar\n",
+            "a new file needs all columns; missing: variant, kind",
+        ),
         (None, r"benchmark_data\.archives: .* cannot be read"),
     ],
 )
@@ -472,8 +479,8 @@ def test_a_plan_says_what_is_downloaded_and_what_must_be_got(tmp_path, monkeypat
         ],
     }
     assert [line.split("; ")[0] for line in missing_data(config)] == [
-        "nyuv2: nyu_dataset.zip must be got by hand",
-        "imagenet: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz must be got by hand",
+        "nyuv2: download nyu_dataset.zip manually",
+        "imagenet: download ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz manually",
     ]
     assert benchmark_marks(config) == {
         "voc": "resources/voc/official.json",
@@ -491,7 +498,7 @@ def test_a_variant_that_there_is_not_is_named():
     assert chosen_variant(settings("coco"), "coco") is None
     with pytest.raises(CliptexError, match=r"voc\.variant: 'sbd' is not one of train, trainaug"):
         benchmark_marks(settings("voc", "sbd"))
-    with pytest.raises(CliptexError, match=r"coco\.variant: 'x' cannot be chosen; coco has no variants"):
+    with pytest.raises(CliptexError, match=r"coco\.variant: 'x' is not allowed; coco has no variants"):
         benchmark_marks(settings("coco", "x"))
     with pytest.raises(CliptexError, match="benchmarks: 'vco' is neither a module"):
         benchmark_marks(settings("vco"))
@@ -573,7 +580,7 @@ def test_the_workflow_fetches_official_data_before_it_probes(tmp_path, server):
     found = json.loads((tmp_path / "run" / mark).read_text())
     assert found["counts"] == {"train": 10_582, "eval": 1_449} and found["variant"] == "trainaug"
     assert [record["files"] for record in found["archives"]] == [10_582 + 1449 + 1464 + 1449 + 2, 10_582 - 1464 + 2]
-    assert "imagenet: ILSVRC2012_img_train.tar" in said  # what the other benchmarks of this configuration lack
+    assert "imagenet: download ILSVRC2012_img_train.tar" in said  # what the other benchmarks of this configuration lack
     data = find("benchmarks", "voc")(tmp_path / "run/resources/voc")
     assert data.source == "official" and data.samples("train")[10_000]["mask"].tolist() == np.eye(4).tolist()
     planned = snakemake("results/probes/voc.json", "results/probes/ade20k.json", "--dry-run")

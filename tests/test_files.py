@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, replacing, sha256_file, sha256_json, unwritable, write_json
+from cliptex.core.files import read_json, replacing, sha256_file, sha256_json, write_error, write_json
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -93,15 +93,15 @@ def test_a_full_disk_is_named_whatever_the_writer_says(tmp_path, error):
 
 
 def test_where_nothing_may_be_written_the_file_is_named():
-    said = str(unwritable(PermissionError(errno.EACCES, "Permission denied", "results/a.json")))
-    assert said.startswith("results/a.json: Permission denied; mend its permissions")
-    assert unwritable(ValueError("no such thing")) is None
-    assert unwritable(FileNotFoundError(errno.ENOENT, "No such file", "a")) is None
+    said = str(write_error(PermissionError(errno.EACCES, "Permission denied", "results/a.json")))
+    assert said.startswith("results/a.json: Permission denied; correct its permissions")
+    assert write_error(ValueError("no such thing")) is None
+    assert write_error(FileNotFoundError(errno.ENOENT, "No such file", "a")) is None
 
 
 def test_a_scratch_file_that_another_job_took_away_is_an_error_with_a_remedy(tmp_path):
     with (
-        pytest.raises(CliptexError, match=r"a\.txt: its scratch file is gone"),
+        pytest.raises(CliptexError, match=r"a\.txt: its scratch file was deleted"),
         replacing(tmp_path / "a.txt") as scratch,
     ):
         scratch.write_text("a")

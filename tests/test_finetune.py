@@ -12,14 +12,16 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
 from cliptex.core.plugins import find
-from cliptex.evaluation.finetune import Recipe, Tuned, finetune, train_together
-from cliptex.evaluation.finetune_targets import finetune_files, tuned_heads
-from cliptex.evaluation.probe import probe
+from cliptex.evaluation import finetune, probe
+from cliptex.evaluation.finetune import train_together
+from cliptex.evaluation.job import Job
 from cliptex.evaluation.probes.parts import Reader
 from cliptex.evaluation.probes.selection import candidates
-from cliptex.evaluation.protocols import protocol_of
+from cliptex.evaluation.probes.tuning import Recipe, Tuned
 from cliptex.evaluation.protocols.base import Training
+from cliptex.evaluation.protocols.resolve import protocol_of
 from cliptex.evaluation.tabulate import tabulate
+from cliptex.evaluation.targets import finetune_files, tuned_heads
 from cliptex.models import clip as student
 from cliptex.models.encoders import load_encoder
 
@@ -82,7 +84,7 @@ def rows(folder, head):
 def run(config, name, model="clip"):
     """Task -> row, of the benchmark's first head."""
     out = paths.RESULTS / "finetuned" / name
-    finetune(config, name, model, 0, paths.RESULTS / "models", paths.benchmark(name), out)
+    finetune.run(config, Job(name=name, models=(model,), seeds=(0,), out=out))
     return rows(out / model, HEADS.get(name, ["linear"])[0])
 
 
@@ -114,7 +116,7 @@ def test_rows_say_that_the_encoder_was_not_frozen_and_lie_apart(place, name):
     other = read_json(files[-1])
     other["settings"]["fine_tuning"]["steps"] = 7
     files[-1].write_text(json.dumps(other))
-    with pytest.raises(CliptexError, match=r"clip/seed0/\w+\.json: was fine-tuned otherwise"):
+    with pytest.raises(CliptexError, match=r"clip/seed0/\w+\.json: its options of fine-tuning differ"):
         tabulate(name, files, paths.RESULTS / "finetuned" / f"{name}.json")
 
 
@@ -123,7 +125,7 @@ def test_without_a_rate_it_is_the_frozen_probe(place, name):
     """Heads in closed form stay at their solution; trained ones see the same batches from the same first weights."""
     prepared(name)
     config = configured(name, encoder_rates=[1e-30], head_rate=1e-30, weight_decay=0)
-    probe(config, name, ["clip"], 0, paths.RESULTS / "models", paths.benchmark(name), paths.RESULTS / "probes" / name)
+    probe.run(config, Job(name=name, models=("clip",), seeds=(0,)))
     run(config, name)
     for head in HEADS.get(name, ["linear"]):
         frozen, tuned = (rows(paths.RESULTS / kind / name / "clip", head) for kind in ("probes", "finetuned"))
@@ -201,10 +203,10 @@ def test_what_cannot_be_tuned_is_refused_by_name(place):
     tuned = {"benchmarks": {"nyuv2": {}, "voc": {"heads": ["dpt"]}}}
     config = Config.load({"models": {"clip": {}}, "probes": decoders, "finetune": tuned})
     with pytest.raises(CliptexError, match=r"finetune\.benchmarks\.nyuv2: protocol 'probe3d' has no head"):
-        finetune(config, "nyuv2", "clip", 0, paths.RESULTS / "models", paths.benchmark("nyuv2"), place / "out")
+        finetune.run(config, Job(name="nyuv2", models=("clip",), seeds=(0,), out=place / "out"))
     with pytest.raises(CliptexError, match=r"finetune\.benchmarks\.voc\.heads: 'dpt' is no head of protocol 'mini"):
         tuned_heads("voc", protocol_of("voc", {}), config.finetune.benchmarks["voc"])
     with pytest.raises(CliptexError, match=r"'coco' is not one of \['nyuv2', 'voc'\]"):
-        finetune(config, "coco", "clip", 0, paths.RESULTS / "models", paths.benchmark("coco"), place / "out")
+        finetune.run(config, Job(name="coco", models=("clip",), seeds=(0,), out=place / "out"))
     with pytest.raises(CliptexError, match=r"finetune\.benchmarks\.voc\.frozen"):
         Config.load({"finetune": {"benchmarks": {"voc": {"frozen": True}}}})

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.data.official.unpack import Limits, unpack
-from cliptex.data.shards import Pair, Places, describe_shard, read_shard, verify_shard, write_shard
-from cliptex.labels.label import LabelFile
+from cliptex.data.shard_access import ShardOffsets
+from cliptex.data.shard_index import describe_shard, verify_shard
+from cliptex.data.shards import Pair, read_shard, write_shard
+from cliptex.labels.store import LabelFile
 from cliptex.tasks.depth import Depth
 
 bounded = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
@@ -116,7 +118,7 @@ def test_any_bytes_as_a_shard(tmp_path_factory, request, data):
         keys = [key for key, status in found if status == "ok"]
         if keys:
             dropped = {key: status for key, status in found if status != "ok"}
-            places = ends_well(Places, {**describe_shard(0, path), "keys": keys, "dropped": dropped})
+            places = ends_well(ShardOffsets, {**describe_shard(0, path), "keys": keys, "dropped": dropped})
             assert places is not None and ends_well(places.at(0, keys[0]).read).image
 
 
@@ -156,7 +158,8 @@ def tiny_labels(tmp_path_factory):
     """Bytes of a label file, its keys, and its labels as they are stored."""
     import numpy as np
 
-    from cliptex.labels.label import SCHEMA_VERSION, _writing
+    from cliptex.labels.store import SCHEMA_VERSION
+    from cliptex.labels.writer import open_label_writer
 
     path, task = tmp_path_factory.mktemp("labels") / "00000.parquet", Depth()
     metadata = {"schema_version": SCHEMA_VERSION, "task": task.name, "codec": task.codec(), "extra_columns": []}
@@ -166,7 +169,7 @@ def tiny_labels(tmp_path_factory):
         for row in range(4)
     ]
     scalars = list(task.scalars(task.missing(1)))
-    with _writing(path, scalars, {}, metadata) as write:
+    with open_label_writer(path, scalars, {}, metadata) as write:
         write(rows)
     file = LabelFile(path, task)
     return path.read_bytes(), list(file.keys), [file.get(row) for row in range(len(file))]
@@ -208,7 +211,7 @@ def test_any_archive_stays_in_its_folder(tmp_path_factory, members, damage, data
         content[damage[0] % len(content)] = damage[1]
         archive.write_bytes(content)
     into = root / "deep" / "into"
-    limits = Limits(members=5, spared=2000)
+    limits = Limits(members=5, always_allowed=2000)
     ends_well(unpack, archive, kind.removesuffix(".gz"), into, (), ("reserved",), limits)
     assert (root / "out").read_text() == "the user's own"
     assert sorted(path.name for path in root.iterdir()) == ["archive", "deep", "out"]

@@ -14,7 +14,7 @@ from cliptex.core.files import read_json, sha256_file, write_json
 from cliptex.models import clip as student
 from cliptex.models.interpolate import between, interpolate
 from cliptex.report.gather import _run
-from cliptex.report.tables.cells import _start
+from cliptex.report.tables.training import start
 
 TINY = {
     "embed_dim": 16,
@@ -82,7 +82,7 @@ def test_the_record_says_what_it_is_made_of_and_the_report_reads_it(two):
     assert (record["steps"], record["tasks"], record["parameters"]["heads"]) == (0, {}, 0)
     run = _run(folder)
     assert run.history == []
-    assert _start(run.record) == "0.3 × CLIPTeX + 0.7 × CLIP"
+    assert start(run.record) == "0.3 × CLIPTeX + 0.7 × CLIP"
     assert sorted(path.name for path in folder.iterdir()) == [
         "open_clip_config.json",
         "open_clip_model.safetensors",
@@ -110,7 +110,7 @@ def test_weights_that_do_not_pair_are_refused(two):
     path = paths.model("cliptex", 0) / student.WEIGHTS_FILE
     state = weights("cliptex")
     save_file(state | {"further": torch.zeros(1)}, path)
-    with pytest.raises(CliptexError, match=r"models\.wise\.interpolate: 'further' is in one of the two"):
+    with pytest.raises(CliptexError, match=r"models\.wise\.interpolate: only one of the two models has 'further'"):
         interpolate(configured(), "wise", 0)
     with pytest.raises(CliptexError, match=r"here: 'a' is \[2\] in one and \[3\] in the other"):
         between({"a": torch.zeros(3)}, {"a": torch.zeros(2)}, 0.5, "here")
@@ -134,7 +134,7 @@ def test_whole_numbers_are_not_mixed():
         ({"interpolate": {"of": "clip", "with": "klip"}}, r"models\.wise\.interpolate\.with: 'klip' is not one of"),
         ({"interpolate": {"of": "clip", "with": "cliptex", "alpha": 1.5}}, r"models\.wise\.interpolate\.alpha"),
         ({"interpolate": {"of": "clip"}}, r"models\.wise\.interpolate\.with: Field required"),
-        ({"interpolate": {"of": "wise", "with": "clip"}}, r"models\.wise\.interpolate: .*wise -> wise is a circle"),
+        ({"interpolate": {"of": "wise", "with": "clip"}}, r"models\.wise\.interpolate: .*wise -> wise is a cycle"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(given, message):
@@ -151,7 +151,7 @@ def test_a_chain_through_an_interpolation_is_no_circle_unless_it_closes():
     }
     assert Config.load({"models": models}).models["after"].sources() == ["wise"]
     models["cliptex"]["init"] = "after"
-    with pytest.raises(CliptexError, match="is a circle"):
+    with pytest.raises(CliptexError, match="is a cycle"):
         Config.load({"models": models})
 
 

@@ -12,9 +12,10 @@ from official_layouts import write_imagenet, write_nyuv2
 
 from cliptex.config import Config, Student
 from cliptex.core import paths
-from cliptex.evaluation.probe import probe
-from cliptex.evaluation.tabulate import probe_files, tabulate
-from cliptex.evaluation.zeroshot import zeroshot
+from cliptex.evaluation import probe, zeroshot
+from cliptex.evaluation.job import Job
+from cliptex.evaluation.tabulate import tabulate
+from cliptex.evaluation.targets import probe_files
 from cliptex.models import clip as student
 from cliptex.training.run import train
 
@@ -75,9 +76,9 @@ def test_report_survives_kills(tiny, tmp_path):
     for name in models:
         train(config, name, 0)
     results, everyone = paths.RESULTS, ["random", "position", *models]
-    probe(config, "nyuv2", everyone, 0, results / "models", paths.benchmark("nyuv2"), results / "probes/nyuv2")
+    probe.run(config, Job(name="nyuv2", models=tuple(everyone), seeds=(0,)))
     tabulate("nyuv2", probe_files(config, "nyuv2"), results / "probes/nyuv2.json")
     out = results / "zeroshot/imagenet.json"
-    zeroshot(config, "imagenet", results / "models", paths.benchmark("imagenet"), out)
+    zeroshot.run(config, Job(name="imagenet", out=out))
     outputs = [tmp_path / paths.REPORT, tmp_path / results / "report.html"]
     kill_thrice(tmp_path, ["report", "--config", json.dumps(config.plain())], outputs)

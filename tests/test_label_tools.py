@@ -21,10 +21,11 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, sha256_file, write_json
 from cliptex.core.plugins import find
-from cliptex.data.shards import read_index, read_indexed, write_shard
+from cliptex.data.shard_index import read_index, read_indexed
+from cliptex.data.shards import write_shard
 from cliptex.labels.export import Export, export_labels
 from cliptex.labels.inspect import _spread, contact_sheet, statistics
-from cliptex.labels.label import LabelFile
+from cliptex.labels.store import LabelFile
 
 TASKS = ("segmentation", "depth", "normals")
 FAILED = "000010003"  # conftest's experts fail on it
@@ -171,7 +172,7 @@ def test_the_commands_work_on_a_finished_run(tiny):
     assert "2 tars, 16 samples" in run(tiny, "labels", "export", "--out", "exported").output
     found = run(tiny, "labels", "audit", "--samples", "16", "--stores", "depth")
     assert found.exit_code == 0
-    assert "depth: 16 of 16 images agree, 16 of them to the byte" in found.output
+    assert "depth: 16 of 16 images agree, 16 are byte-identical" in found.output
     assert isinstance(run(tiny, "labels", "audit", "--stores", "edges").exception, CliptexError)
 
 
@@ -261,8 +262,8 @@ def test_a_plan_extrapolates_from_the_shards_that_are_there(tmp_path, monkeypatc
     write_shard(tmp_path / "data/00007.tar", [drawn_pair(f"{number:09d}", number) for number in range(8)])
     plan = planned(tmp_path, monkeypatch)
     images, size = plan["images"], (tmp_path / "data/00007.tar").stat().st_size
-    assert (images["number"], images["number_from"]) == (200, "25 shards of as many as data/00007.tar")
-    assert (images["bytes"], images["bytes_from"]) == (25 * size, "1 of 25 shards that are there")
+    assert (images["number"], images["number_from"]) == (200, "25 shards with as many images as data/00007.tar")
+    assert (images["bytes"], images["bytes_from"]) == (25 * size, "1 existing shards of 25")
     assert plan["stores"]["depth"]["seconds"] > 0
     assert "4 images of 40 x 56" in plan["stores"]["depth"]["seconds_from"]
 
@@ -279,7 +280,7 @@ def test_a_plan_looks_at_the_beginning_of_a_few_tars_on_the_web(tmp_path, monkey
         assert (images["number"], images["bytes"], images["bytes_from"]) == (
             None,
             None,
-            "tars on the web, not looked at",
+            "remote tars, not measured",
         )
         assert not server.requests
 
@@ -288,14 +289,14 @@ def test_a_plan_looks_at_the_beginning_of_a_few_tars_on_the_web(tmp_path, monkey
         assert server.requests == {"/00000.tar": 1, "/00009.tar": 1, "/00018.tar": 1}
         assert (images["bytes"], images["bytes_from"]) == (25 * len(tar), "3 of 25 shards, by their servers now")
         assert images["number"] == pytest.approx(25 * 40, rel=0.1)
-        assert re.fullmatch(r"[\d.]+ kB a sample at the beginning of these shards", images["number_from"])
+        assert re.fullmatch(r"[\d.]+ kB per sample at the beginning of these shards", images["number_from"])
         assert found["stores"]["depth"]["seconds"] > 0 and not re.search(r"\?", shown(found))
 
         del server.files["/00009.tar"]
         images = planned(tmp_path, monkeypatch, dataset=source)["images"]
         assert images["bytes"] is None
         assert images["bytes_from"].startswith(
-            f"not known: dataset.shards: {server.url}/00009.tar cannot be looked at (HTTP"
+            f"unknown: dataset.shards: {server.url}/00009.tar cannot be read (HTTP"
         )
 
 

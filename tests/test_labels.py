@@ -21,18 +21,15 @@ from cliptex.core.files import read_json, sha256_file, write_json
 from cliptex.core.plugins import find
 from cliptex.data.images import decode_image, encode_jpeg
 from cliptex.data.packed import plain
-from cliptex.data.shards import Pair, index_shards, read_index, read_indexed, write_shard
+from cliptex.data.shard_index import index_shards, read_index, read_indexed
+from cliptex.data.shards import Pair, write_shard
 from cliptex.experts.base import Expert
+from cliptex.labels import writer
 from cliptex.labels.audit import audit_labels, differing, report
-from cliptex.labels.label import (
-    LabelFile,
-    index_labels,
-    label_batch,
-    open_store,
-    read_label_index,
-)
-from cliptex.labels.label import label as labels
+from cliptex.labels.index import index_labels
+from cliptex.labels.label import label_batch
 from cliptex.labels.lost import batches_to_redo
+from cliptex.labels.store import LabelFile, open_store, read_label_index
 
 calls: list[list[str]] = []
 killed_at: set[str] = set()
@@ -395,7 +392,7 @@ def test_a_changed_label_file_is_refused_with_the_command_to_mend_it(work, damag
     work.file(1).write_bytes(
         {"flip": bytes(data), "cut": bytes(data[:-9]), "replace": work.file(0).read_bytes()}[damage]
     )
-    with pytest.raises(CliptexError, match=r"00001\.parquet: differs from what batch-001\.json says") as error:
+    with pytest.raises(CliptexError, match=r"00001\.parquet: differs from the record in batch-001\.json") as error:
         work.check()
     command = str(error.value).partition("run: rm -f ")[2].split("  ")[0]
     assert command.split() == [str(work.file(1)), str(work.out / "batch-001.json")]
@@ -528,7 +525,7 @@ def test_training_refuses_labels_that_are_not_those_indexed(work):
 
 
 def test_payloads_are_read_when_asked_for(work, monkeypatch):
-    monkeypatch.setattr(labels, "ROWS_A_GROUP", 3)
+    monkeypatch.setattr(writer, "ROWS_PER_GROUP", 3)
     work.label_all(raises=[keys_of(work, 0)[4]])
     file = open_store(work.out / "index.json", work.entries[0])
     light = len(pickle.dumps(file))
@@ -537,8 +534,8 @@ def test_payloads_are_read_when_asked_for(work, monkeypatch):
     assert (height, width) == (40, 56)
     assert len(pickle.dumps(file)) > light + 6 * len(payload)
     again = open_store(work.out / "index.json", work.entries[0])
-    assert again.some([7, 0, 4, 7]) == {row: file.get(row) for row in (0, 4, 7)}
-    assert again.some([]) == {}
+    assert again.get_many([7, 0, 4, 7]) == {row: file.get(row) for row in (0, 4, 7)}
+    assert again.get_many([]) == {}
     assert len(pickle.dumps(again)) == light
 
 
@@ -577,7 +574,7 @@ def test_the_audit_finds_labels_that_cannot_be_made_again(work):
         (f"{shard:05d}", key) for shard in range(2) for key in keys_of(work, shard)
     ]
     assert all(one.identical for one in found)
-    assert report(found, "depth") == "depth: 16 of 16 images agree, 16 of them to the byte"
+    assert report(found, "depth") == "depth: 16 of 16 images agree, 16 are byte-identical"
 
     healed = audit_labels(config, "depth", work.index, Brightness({"network": {}}), work.out, samples=16)
     assert [one.key for one in healed if not one.agrees] == [bad]
@@ -680,7 +677,7 @@ def test_what_a_killed_job_left_half_made_is_swept_away(work):
 
 
 def test_rows_go_to_disk_a_group_at_a_time(work, monkeypatch):
-    monkeypatch.setattr(labels, "ROWS_A_GROUP", 5)
+    monkeypatch.setattr(writer, "ROWS_PER_GROUP", 5)
     work.label(0)
     groups = parquet.ParquetFile(work.file(0))
     assert [groups.metadata.row_group(number).num_rows for number in range(groups.num_row_groups)] == [5, 3]

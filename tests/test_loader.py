@@ -18,11 +18,12 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, write_json
 from cliptex.core.plugins import find
 from cliptex.data.images import decode_image
-from cliptex.data.shards import read_index, read_indexed
+from cliptex.data.shard_index import read_index, read_indexed
 from cliptex.tasks.base import View
-from cliptex.training.loader import JointLoader, crop_image, draw_view
+from cliptex.training.augment import crop_image, draw_view
+from cliptex.training.loader import JointLoader
 from cliptex.training.run import train
-from cliptex.training.trainer import Engine
+from cliptex.training.trainer import Trainer
 
 
 def loader(config, tasks=("segmentation", "depth", "normals"), **options):
@@ -78,7 +79,7 @@ def test_captions_and_labels_are_those_of_the_image(tiny):
                 assert np.isnan(depth).all()
                 assert (batch.targets["segmentation"][i] == 255).all()
                 continue
-            # the expert's depth is brightness, so label and picture must agree place by place
+            # the expert's depth is brightness, so label and image must agree at each position
             bright = batch.images[i].numpy().mean(axis=-1).reshape(8, 4, 8, 4).mean(axis=(1, 3))
             assert np.corrcoef(bright.ravel(), depth.ravel())[0, 1] > 0.97
             assert np.abs(bright - depth).mean() < 12
@@ -122,7 +123,7 @@ def test_shuffled_labels_belong_to_another_image(tiny):
     }
     assert own.keys() == other.keys()
     assert all(own[key] != other[key] for key in own)
-    # each label once, in its own image's crop: nothing of the picture it is given to is in it
+    # each label occurs once, with the crop of its own image, independent of the image that it is assigned to
     assert sorted(own.values()) == sorted(other.values())
 
 
@@ -144,7 +145,7 @@ def test_too_large_a_batch_is_refused(tiny):
     big = tiny.model_copy(update={"train": tiny.train.model_copy(update={"batch_size": 17})})
     with pytest.raises(CliptexError, match=r"train\.batch_size: 17 is more than the 16 samples"):
         loader(big)
-    with pytest.raises(CliptexError, match=r"4 is more than the 3 samples of .* that train\.held_out = 13 leaves"):
+    with pytest.raises(CliptexError, match=r"4 is more than the 3 samples of .* remain after train\.held_out = 13"):
         loader(with_train(tiny, held_out=13))
 
 
@@ -173,10 +174,10 @@ def test_workers_change_nothing(tiny):
 ONE_THREAD = """
 import numpy, torch
 from threadpoolctl import threadpool_info, threadpool_limits
-from cliptex.training.loader import _start_worker
+from cliptex.training.batch import start_worker
 threadpool_limits(2)
 assert 2 in {pool["num_threads"] for pool in threadpool_info()}
-_start_worker(0)
+start_worker(0)
 assert {pool["num_threads"] for pool in threadpool_info()} == {1}
 """
 
@@ -249,12 +250,12 @@ def test_a_missing_or_foreign_key_is_named_with_its_shard_before_training(tiny, 
     index = read_json(paths.labels("depth") / "index.json")
     for file in index["files"]:
         if file["file"] == path.name:
-            file["bytes"] = path.stat().st_size  # as if it had been indexed so
+            file["bytes"] = path.stat().st_size  # so that the size matches the index
     write_json(paths.labels("depth") / "index.json", index)
-    with pytest.raises(CliptexError, match=rf"00001\.parquet: does not fit shard 00001: {wrong}"):
+    with pytest.raises(CliptexError, match=rf"00001\.parquet: does not match shard 00001: {wrong}"):
         loader(tiny)
     train(tiny, "clip", 0)
-    monkeypatch.setattr(Engine, "step", lambda *_: pytest.fail("step 1"))
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("step 1"))
     with pytest.raises(CliptexError, match=wrong):
         train(tiny, "cliptex", 0)
 
@@ -306,20 +307,20 @@ def mirrored(task, label):
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(["segmentation", "depth", "normals"]), views, st.integers(0, 2**16), st.integers(5, 30))
 def test_a_flip_commutes_with_the_crop_and_twice_is_none(task, view, seed, width):
-    """Flipping what was labelled, then cropping the mirrored place, is cropping with a flip."""
-    find_task = find("tasks", task)()
+    """Cropping with a flip equals mirroring the crop; flipping twice changes nothing."""
+    plugin = find("tasks", task)()
     label = drawn_label(task, np.random.default_rng(seed), 21, width)
     plain = dataclasses.replace(view, flip=False)
-    flipped = find_task.crop(label, dataclasses.replace(view, flip=True), 8)
+    flipped = plugin.crop(label, dataclasses.replace(view, flip=True), 8)
     np.testing.assert_array_equal(mirrored(task, mirrored(task, flipped)), flipped)
-    if task == "segmentation":  # where a centre lies on a border, rounding decides
-        np.testing.assert_array_equal(flipped, mirrored(task, find_task.crop(label, plain, 8)))
+    if task == "segmentation":  # if a pixel centre is on a border, rounding decides
+        np.testing.assert_array_equal(flipped, mirrored(task, plugin.crop(label, plain, 8)))
     else:
-        np.testing.assert_allclose(flipped, mirrored(task, find_task.crop(label, plain, 8)), atol=1e-5)
+        np.testing.assert_allclose(flipped, mirrored(task, plugin.crop(label, plain, 8)), atol=1e-5)
 
 
 def expert_of(task, image):
-    """A label that is computed from an image's content alone; normals are those of its brightness taken as height."""
+    """A label computed only from the image; for normals, its brightness is a height map."""
     height = image.astype(np.float32).mean(axis=-1) / 255
     if task == "segmentation":
         return (height * 80).astype(np.uint8)
@@ -342,32 +343,34 @@ def test_a_flip_commutes_with_prediction(name, view, seed):
     mirror = dataclasses.replace(view, left=1 - view.left - view.width, flip=not view.flip)
     rounding = crop_image(image, mirror, 16).astype(int) - crop_image(image[:, ::-1], view, 16)
     assert np.abs(rounding).max() <= 2
-    if name != "segmentation":  # where a centre lies on a border, rounding decides
+    if name != "segmentation":  # if a pixel centre is on a border, rounding decides
         np.testing.assert_allclose(task.crop(label, mirror, 8), task.crop(of_flipped, view, 8), atol=1e-5)
 
 
 def test_memory_stays_as_it_is_over_epochs(tiny):
-    """What Python and Arrow hold, in windows of one shard, which are read and dropped in turn."""
+    """Memory allocated by Python and Arrow, with windows of one shard, which are loaded and released in turn."""
     joint = loader(with_train(tiny, shuffle_shards=1))
     batches = joint.batches(0)
 
-    ours = [tracemalloc.Filter(True, f"*/cliptex/{name}.py") for name in ("loader", "labels", "shards")]
+    modules = ("training/loader", "training/batch", "labels/store", "data/shard_access", "data/shards")
+    filters = [tracemalloc.Filter(True, f"*/cliptex/{module}.py") for module in modules]
 
     def least():
-        """Of four epochs, as one or two windows may be in memory when one ends."""
-        found = []
+        """Minimum over four epochs, since one or two windows may be in memory at the end of an epoch."""
+        sizes = []
         for _ in range(4):
             take(batches, joint.steps_per_epoch)
             gc.collect()
-            traces = tracemalloc.take_snapshot().filter_traces(ours).traces
-            found.append(sum(trace.size for trace in traces) + pa.total_allocated_bytes())
-        return min(found)
+            traces = tracemalloc.take_snapshot().filter_traces(filters).traces
+            assert traces
+            sizes.append(sum(trace.size for trace in traces) + pa.total_allocated_bytes())
+        return min(sizes)
 
     tracemalloc.start()
     try:
         first = least()
         take(batches, 8 * joint.steps_per_epoch)
-        assert least() - first < 3_000  # a label kept an epoch would be twice that
+        assert least() - first < 3_000  # one leaked label per epoch would be twice that
     finally:
         tracemalloc.stop()
 
@@ -385,14 +388,14 @@ def test_ids_out_are_ids_in_and_255_stays(view, seed):
 @settings(max_examples=40, deadline=None)
 @given(views, st.integers(0, 7), st.integers(0, 7))
 def test_a_marked_place_lands_in_the_label_where_it_does_in_the_image(view, row, column):
-    """A bright square on black, big enough to be seen by both; image and labels agree about where it went."""
+    """A bright square on black is at the same position in the cropped image and labels."""
     mask = np.zeros((64, 96), bool)
     mask[8 * row : 8 * row + 8, 12 * column : 12 * column + 12] = True
     image = np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
     seen = crop_image(image, view, 32)[..., 0] / 255
     classes = find("tasks", "segmentation")().crop(mask.astype(np.uint8), view, 32)
     depth = find("tasks", "depth")().crop(mask.astype(np.float32), view, 32)
-    # beyond a pixel's share at the border they are the same
+    # equal except for partly covered border pixels
     sure = (seen < 0.02) | (seen > 0.98)
     inner = sure & (np.abs(depth - np.round(depth)) < 1e-6)
     assert np.array_equal(classes[inner], np.round(depth[inner]).astype(np.uint8))

@@ -491,14 +491,14 @@ def test_a_killed_render_starts_over_and_a_whole_one_is_kept(tmp_path, monkeypat
     assert (root / "miniature.json").exists()
     (root / "miniature.json").unlink()
     (root / "notes.txt").write_text("mine")
-    with pytest.raises(CliptexError, match=r"places365: holds files that were not rendered, .* rm -r .*places365"):
+    with pytest.raises(CliptexError, match=r"places365: contains files that were changed or not rendered; .* rm -r .*places365"):
         render_benchmark(small, "places365", root)
     assert (root / "notes.txt").read_text() == "mine"
 
 
 def test_official_data_is_never_overwritten(tmp_path):
     (tmp_path / "voc" / "VOCdevkit").mkdir(parents=True)
-    with pytest.raises(CliptexError, match="voc: holds data that was not rendered"):
+    with pytest.raises(CliptexError, match="voc: contains data that was not rendered"):
         render_benchmark(MINIATURE, "voc", tmp_path / "voc")
     assert (tmp_path / "voc" / "VOCdevkit").exists()
     with pytest.raises(CliptexError, match=r"miniature\.benchmarks"):

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from cliptex.evaluation.probes.segmentation import build_head
-from cliptex.evaluation.protocols import protocol_of
+from cliptex.evaluation.probes.heads.segmentation import build_head
+from cliptex.evaluation.protocols.resolve import protocol_of
 from cliptex.models import mmcv_ops
 
 

@@ -6,21 +6,13 @@ import numpy as np
 import pytest
 
 from cliptex.core.errors import CliptexError
-from cliptex.evaluation.per_image import (
-    check,
-    depth_statistics,
-    detection_statistics,
-    each_image,
-    main_metric,
-    normals_statistics,
-    ranking_statistics,
-    read_per_image,
-    retrieval_statistics,
-    segmentation_statistics,
-    write_per_image,
-)
-from cliptex.evaluation.probes import metrics
-from cliptex.evaluation.probes.detection import judge_detections
+from cliptex.evaluation.metrics.depth import depth_errors, depth_metrics, depth_statistics
+from cliptex.evaluation.metrics.detection import detection_statistics
+from cliptex.evaluation.metrics.normals import angles, normals_metrics, normals_statistics
+from cliptex.evaluation.metrics.ranking import ranking_statistics, retrieval_statistics, top_metrics
+from cliptex.evaluation.metrics.segmentation import confusion_matrix, segmentation_metrics, segmentation_statistics
+from cliptex.evaluation.per_image import check, each_image, main_metric, read_per_image, write_per_image
+from cliptex.evaluation.probes.heads.detection import evaluate_detections
 from cliptex.evaluation.retrieval import recalls
 
 COUNT = 12
@@ -38,16 +30,16 @@ def segmentation():
     for truth in truths[3:]:
         truth[truth == 4] = 0
     pairs = [(truth, np.where(RNG.random((9, 11)) < 0.6, truth % 5, 3)) for truth in truths]
-    confusions = [metrics.confusion_matrix(*pair, 6) for pair in pairs]
+    confusions = [confusion_matrix(*pair, 6) for pair in pairs]
     arrays = segmentation_statistics(confusions)[1]
-    return "semantic_segmentation", arrays, confusions, lambda some: metrics.segmentation_metrics(sum(some))["mIoU"]
+    return "semantic_segmentation", arrays, confusions, lambda some: segmentation_metrics(sum(some))["mIoU"]
 
 
 def depth():
     pairs = [(RNG.uniform(1, 12, (6, 7)), RNG.uniform(1, 9, (6, 7))) for _ in range(COUNT)]
     pairs[2][0][:] = np.nan
-    arrays = depth_statistics(*metrics.depth_errors(pairs, 1e-3, 10), "image")
-    return "depth", arrays, pairs, lambda some: metrics.depth_metrics(some, 1e-3, 10)["rmse"]
+    arrays = depth_statistics(*depth_errors(pairs, 1e-3, 10), "image")
+    return "depth", arrays, pairs, lambda some: depth_metrics(some, 1e-3, 10)["rmse"]
 
 
 def normals():
@@ -57,8 +49,8 @@ def normals():
         pair /= np.linalg.norm(pair, axis=-1, keepdims=True)
         pair[0][RNG.random((5, 6)) < RNG.random()] = np.nan
         pairs.append(tuple(pair))
-    arrays = normals_statistics([metrics.angles(*pair).astype(np.float32) for pair in pairs], "pooled")
-    return "normals", arrays, pairs, lambda some: metrics.normals_metrics(some)["mean"]
+    arrays = normals_statistics([angles(*pair).astype(np.float32) for pair in pairs], "pooled")
+    return "normals", arrays, pairs, lambda some: normals_metrics(some)["mean"]
 
 
 def classification():
@@ -67,7 +59,7 @@ def classification():
     arrays = ranking_statistics(np.stack(rankings), labels)
 
     def top1(some):
-        return metrics.top_metrics(*map(np.array, zip(*some, strict=True)))["top1"]
+        return top_metrics(*map(np.array, zip(*some, strict=True)))["top1"]
 
     return "classification", arrays, list(zip(rankings, labels, strict=True)), top1
 
@@ -191,7 +183,7 @@ def official_average_precision(data, ids, found, kind, times):
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_average_precision_of_weighted_images_equals_that_of_pycocotools(kind):
     data, ids, found = scenes()
-    reported, arrays = judge_detections(data, ids, found, kind)
+    reported, arrays = evaluate_detections(data, ids, found, kind)
     task = {"bbox": "detection", "segm": "instance_segmentation"}[kind]
     assert arrays["ignored"].any() and (arrays["matched"] & 1).any()
     assert main_metric(task, arrays)[0] == pytest.approx(reported["AP"], abs=1e-9)
@@ -218,7 +210,7 @@ def test_detections_beyond_the_hundredth_of_a_class_in_an_image_do_not_count():
 def test_statistics_that_do_not_give_the_reported_metric_are_refused():
     task, arrays, images, reported = segmentation()
     check(task, arrays, {"mIoU": reported(images)})
-    with pytest.raises(CliptexError, match=r"semantic_segmentation: mIoU is .* from its statistics an image"):
+    with pytest.raises(CliptexError, match=r"semantic_segmentation: mIoU is .* from its per-image parts"):
         check(task, arrays, {"mIoU": reported(images) + 0.01})
     with pytest.raises(CliptexError, match="mIoU is None"):
         check(task, arrays, {"mIoU": None})

@@ -44,9 +44,9 @@ def test_long_work_says_how_far_it_is_in_a_log(monkeypatch, caplog):
     monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
     with caplog.at_level(logging.INFO, "cliptex"):
         assert list(track(range(3), "count")) == [0, 1, 2]
-    assert re.search(r"count: 2/3, [\d.e+]+ a second, 00:00 left", caplog.text)
+    assert re.search(r"count: 2/3, [\d.e+]+ per second, 00:00 left", caplog.text)
     assert progress._pace(10, 40.0, 100) == ", 4 s each, 06:00 left"
-    assert progress._pace(100, 40.0, None) == ", 2.5 a second"
+    assert progress._pace(100, 40.0, None) == ", 2.5 per second"
 
 
 def test_short_work_is_quiet(caplog):

@@ -23,7 +23,7 @@ from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, write_json
-from cliptex.data.shards import read_index, read_indexed
+from cliptex.data.shard_index import read_index, read_indexed
 from cliptex.models.heads import DenseHeads, load_heads, save_heads
 from cliptex.models.predict import draw_predictions
 from cliptex.report.model_card import export_model, model_card, timm_arguments
@@ -125,7 +125,7 @@ def test_the_heads_are_those_of_training_to_the_last_bit(tmp_path):
 def test_heads_without_a_description_are_refused(tmp_path):
     path = tmp_path / "h.safetensors"
     save_file({"heads.depth.weight": torch.zeros(1, 8, 1, 1)}, path)
-    with pytest.raises(CliptexError, match=r"h\.safetensors: not a file of heads by this version"):
+    with pytest.raises(CliptexError, match=r"h\.safetensors: not a heads file of this version"):
         load_heads(path)
     path.write_bytes(b"cut")
     with pytest.raises(CliptexError, match="train the model again"):
@@ -343,8 +343,8 @@ def test_what_cannot_be_exported_is_named(exported):
     plain["models"]["cliptex"]["losses"]["normals"] = {}
     with pytest.raises(CliptexError) as caught:
         export_model(Config.load(plain), "cliptex", 0, out)
-    assert "models.cliptex.losses.normals.kind = 'angmf', which now is 'absent'" in str(caught.value)
-    assert "train.batch_size = 4, which now is 8; export it with the --config" in str(caught.value)
+    assert "models.cliptex.losses.normals.kind = 'angmf', now 'absent'" in str(caught.value)
+    assert "train.batch_size = 4, now 8; export it with the --config" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-B-16-quickgelu", "ViT-L-14-336"])

@@ -5,18 +5,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cliptex.evaluation.metrics import IGNORE, affine_aligned
-from cliptex.evaluation.probes import decoders, recipe
-from cliptex.evaluation.probes.classification import Setting, probe_classification, settings_of, train_together
-from cliptex.evaluation.probes.detection import build_detector, detect, train_detector, training_objects
+from cliptex.evaluation.metrics.depth import affine_aligned
+from cliptex.evaluation.metrics.segmentation import IGNORE
 from cliptex.evaluation.probes.features import split_holdout
-from cliptex.evaluation.probes.geometry import _window, probe_depth, probe_normals
-from cliptex.evaluation.probes.pyramid import Anchors, Pyramid, frames
-from cliptex.evaluation.probes.segmentation import build_head, class_weights
+from cliptex.evaluation.probes.heads import decoders
+from cliptex.evaluation.probes.heads.classification import Setting, probe_classification, settings_of, train_together
+from cliptex.evaluation.probes.heads.depth import probe_depth
+from cliptex.evaluation.probes.heads.detection import build_detector, detect, train_detector, training_objects
+from cliptex.evaluation.probes.heads.maps import evaluation_window
+from cliptex.evaluation.probes.heads.normals import probe_normals
+from cliptex.evaluation.probes.heads.pyramid import Anchors, Pyramid, frames
+from cliptex.evaluation.probes.heads.segmentation import build_head, class_weights
 from cliptex.evaluation.probes.selection import Candidate, best_candidate, candidates
 from cliptex.evaluation.probes.training import rate_factor
-from cliptex.evaluation.probes.views import View
-from cliptex.evaluation.protocols import protocol_of
+from cliptex.evaluation.probes.views import ImageView
+from cliptex.evaluation.protocols.base import Training
+from cliptex.evaluation.protocols.resolve import protocol_of
 
 pytestmark = pytest.mark.xdist_group("probes")
 
@@ -195,7 +199,7 @@ def test_the_papers_detectors_take_maps_of_any_size(name, grid):
         "crowd": np.array([False]),
     }
     frame = (16 * grid[0], 16 * grid[1])
-    target = training_objects(sample, frame, View(0, 0, 30, 50)).target()
+    target = training_objects(sample, frame, ImageView(0, 0, 30, 50)).target()
     nothing = {key: value[:0] for key, value in target.items()}
     losses = detector(torch.randn(2, 12, *grid), [target, nothing])
     wanted = {"bbox_regression", "classification"} if name == "ssd" else {"loss_mask", "loss_box_reg"}
@@ -240,7 +244,7 @@ def test_ssd_finds_objects_in_features_that_tell_them():
     changes = {"channels": 16, "steps": 80, "batch_size": 8, "learning_rates": [2e-3], "optimizer": "adamw"}
     changes |= {"strides": [16, 32], "scales": [0.3, 0.7]}
     options = heads_of("paper", "coco", "detection", detection={"heads": {"ssd": changes}})["ssd"]
-    objects = [training_objects(one, (128, 128), View(0, 0, 64, 64)) for one in samples]
+    objects = [training_objects(one, (128, 128), ImageView(0, 0, 64, 64)) for one in samples]
     detector = train_detector(features[:64], objects[:64], 2, options, candidates(options)[0], seed=0)
     right = 0
     for one, sample in zip(detect(detector, features[64:], [(64, 64)] * 24), samples[64:], strict=True):
@@ -319,7 +323,7 @@ def test_the_best_of_the_grid_is_chosen_on_the_holdout_and_by_nothing_else():
 def test_rates_rise_and_fall_as_they_should():
     def factors(**changes):
         values = {"steps": 100, "batch_size": 1, "learning_rates": [1.0], "weight_decays": [0.0]}
-        options = recipe.Training.model_validate({**values, **changes})
+        options = Training.model_validate({**values, **changes})
         return [rate_factor(options, step) for step in range(100)]
 
     linear = factors(warmup=0.1, power=1.0)
@@ -335,10 +339,10 @@ def test_rates_rise_and_fall_as_they_should():
 
 def test_a_lone_candidate_is_not_tried_and_of_many_the_best_is_taken():
     values = {"steps": 1, "batch_size": 1, "learning_rates": [0.1, 0.2], "weight_decays": [0.0, 1.0]}
-    options = recipe.Training.model_validate(values)
+    options = Training.model_validate(values)
     best, scores = best_candidate(options, lambda one: one.learning_rate - one.weight_decay)
     assert best == Candidate(0.2, 0.0) and len(scores) == 4
-    lone = recipe.Training.model_validate({**values, "learning_rates": [0.3], "weight_decays": [0.0]})
+    lone = Training.model_validate({**values, "learning_rates": [0.3], "weight_decays": [0.0]})
     assert best_candidate(lone, lambda one: 1 / 0) == (Candidate(0.3, 0.0), {})
 
 
@@ -365,5 +369,5 @@ def test_the_crop_of_eigen_keeps_what_mmsegmentations_keeps():
     task = protocol_of("nyuv2", {"protocol": "paper"}).depth
     assert task.crop == "eigen"
     ours = np.zeros((480, 640), bool)
-    ours[_window(task, [ours])] = True
+    ours[evaluation_window(task, [ours])] = True
     np.testing.assert_array_equal(ours, kept)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,21 +19,38 @@ from PIL import Image
 from cliptex.config import Config, Student
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
-from cliptex.evaluation.per_image import MAIN_METRIC, main_metric, per_image_path, read_per_image
-from cliptex.evaluation.probe import TRUTHS, probe
-from cliptex.evaluation.probes import geometry, kinds, metrics, ridge
-from cliptex.evaluation.probes.classification import fit_logistic, probe_classification
-from cliptex.evaluation.probes.detection import average_precision, detect, train_detector, training_objects
+from cliptex.evaluation import probe
+from cliptex.evaluation.job import Job
+from cliptex.evaluation.measures import measure
+from cliptex.evaluation.metrics.normals import normals_metrics
+from cliptex.evaluation.metrics.ranking import top_metrics
+from cliptex.evaluation.per_image import main_metric, per_image_path, read_per_image
 from cliptex.evaluation.probes.feature_cache import Compact
 from cliptex.evaluation.probes.feature_plan import plan_features
 from cliptex.evaluation.probes.features import split_holdout, standardised
+from cliptex.evaluation.probes.heads import ridge
+from cliptex.evaluation.probes.heads.classification import fit_logistic, probe_classification
+from cliptex.evaluation.probes.heads.depth import probe_depth
+from cliptex.evaluation.probes.heads.detection import average_precision, detect, train_detector, training_objects
+from cliptex.evaluation.probes.heads.normals import probe_normals
+from cliptex.evaluation.probes.heads.segmentation import SegmentationData, probe_segmentation, resized_argmax
 from cliptex.evaluation.probes.parts import Part, Reader
-from cliptex.evaluation.probes.segmentation import SegmentationData, probe_segmentation, resized_argmax
 from cliptex.evaluation.probes.selection import candidates
+from cliptex.evaluation.probes.tasks import built_in, probe_task
 from cliptex.evaluation.probes.training import batches
-from cliptex.evaluation.probes.views import View
-from cliptex.evaluation.protocols import SHIPPED, Entry, Protocol, folders_near, protocol_of, resolve, with_protocols
-from cliptex.evaluation.tabulate import probe_files, tabulate
+from cliptex.evaluation.probes.views import ImageView
+from cliptex.evaluation.protocols.resolve import (
+    SHIPPED,
+    Entry,
+    ProtocolFile,
+    folders_near,
+    protocol_of,
+    resolve,
+    with_protocols,
+    with_sections,
+)
+from cliptex.evaluation.tabulate import tabulate
+from cliptex.evaluation.targets import kinds, probe_files
 from cliptex.evaluation.thumbnails import thumbnails_path
 from cliptex.models import clip as student
 from cliptex.models.encoders import centre_crop, load_encoder, squash
@@ -83,12 +101,12 @@ def four_blocks(tmp_path_factory):
 
 def test_identical_normals_are_at_zero_degrees_and_not_nan():
     normals = np.array([[[0.6, 0, 0.8]]], np.float32) * np.float32(1.0000001)
-    assert metrics.normals_metrics([(normals, normals)])["mean"] == pytest.approx(0, abs=0.05)
+    assert normals_metrics([(normals, normals)])["mean"] == pytest.approx(0, abs=0.05)
 
 
 def test_top_metrics_count_the_label_among_the_first_five():
     ranking = np.array([[3, 1, 2, 0, 4], [1, 3, 2, 0, 4], [9, 8, 7, 6, 5], [5, 6, 7, 8, 3]])
-    assert metrics.top_metrics(ranking, np.array([3, 3, 3, 3])) == {"top1": 25.0, "top5": 75.0}
+    assert top_metrics(ranking, np.array([3, 3, 3, 3])) == {"top1": 25.0, "top5": 75.0}
 
 
 def test_average_precision_of_no_detections_is_zero():
@@ -133,9 +151,9 @@ def test_regression_and_resizing_commute():
     features = torch.randn(2, 5, 4, 4)
     weights, bias = torch.randn(5, 3), torch.randn(3)
     small = ridge.regressed(features, (weights, bias))
-    resized = F.interpolate(features, size=(11, 9), mode="bilinear", align_corners=False)
-    expected = torch.einsum("nchw,ct->nhwt", resized, weights) + bias
-    np.testing.assert_allclose(geometry._resized(small[1], (11, 9)), expected[1], atol=1e-5)
+    large = F.interpolate(features, size=(11, 9), mode="bilinear", align_corners=False)
+    expected = torch.einsum("nchw,ct->nhwt", large, weights) + bias
+    np.testing.assert_allclose(resized(small[1], (11, 9)), expected[1], atol=1e-5)
 
 
 @pytest.mark.parametrize(("classes", "height", "width"), [(3, 50, 33), (150, 20, 41), (21, 5, 6)])
@@ -206,7 +224,7 @@ def test_the_evaluation_split_has_no_say_in_hyper_parameters():
     maps, depths = torch.randn(20, 8, 4, 4), list(np.random.default_rng(0).uniform(1, 8, (20, 24, 24)))
     task = miniature("nyuv2").depth
     c, d = (
-        geometry.probe_depth(maps, maps, depths, other, task, "linear", split_holdout(20, 0.25, 0), 0, 0)
+        probe_depth(maps, maps, depths, other, task, "linear", split_holdout(20, 0.25, 0), 0, 0)
         for other in (depths, [depth * 0 + 9 for depth in depths])
     )
     assert c.hyperparameters == d.hyperparameters and c.metrics != d.metrics
@@ -288,16 +306,14 @@ def test_an_encoder_that_tells_depth_and_normals_gets_nearly_everything():
     split = split_holdout(30, 0.2, 0)
     penalties = {"heads": {"linear": {"penalties": [1e-8, 1e-2]}}}
     both = miniature("nyuv2", depth=penalties, normals=penalties)
-    depth = geometry.probe_depth(train, judged, depths[:30], depths[30:], both.depth, "linear", split, 0, keep=1)
+    depth = probe_depth(train, judged, depths[:30], depths[30:], both.depth, "linear", split, 0, keep=1)
     assert depth.hyperparameters["target"] == "metric" and depth.hyperparameters["penalty"] == 1e-8
     assert depth.metrics["delta1"] > 99 and depth.metrics["rmse"] < 0.1
     assert depth.predictions["depth_prediction_0"].shape == (30, 42)
     # normalising is not linear, so a regression of unit vectors is near, not exact
-    told = geometry.probe_normals(train, judged, normals[:30], normals[30:], both.normals, "linear", split, 0, keep=1)
+    told = probe_normals(train, judged, normals[:30], normals[30:], both.normals, "linear", split, 0, keep=1)
     assert told.metrics["mean"] < 15
-    blind = geometry.probe_normals(
-        train * 0, judged * 0, normals[:30], normals[30:], both.normals, "linear", split, 0, keep=0
-    )
+    blind = probe_normals(train * 0, judged * 0, normals[:30], normals[30:], both.normals, "linear", split, 0, keep=0)
     assert blind.metrics["mean"] > 60
 
 
@@ -308,7 +324,7 @@ def test_depth_outside_the_range_is_neither_learned_nor_judged():
         depth[:, :12] = 50.0
     task = miniature("nyuv2", depth={"heads": {"linear": {"penalties": [1.0]}}}).depth
     split = split_holdout(20, 0.2, 0)
-    told = geometry.probe_depth(features, features, depths, depths, task, "linear", split, 0, 0)
+    told = probe_depth(features, features, depths, depths, task, "linear", split, 0, 0)
     assert told.metrics["rmse"] == pytest.approx(0, abs=1e-3)
 
 
@@ -316,7 +332,7 @@ def test_eigen_crop_needs_its_image_size():
     features, depths = torch.randn(4, 3, 4, 4), [np.full((24, 24), 2.0, np.float32)] * 4
     task = miniature("nyuv2", depth={"crop": "eigen"}).depth
     with pytest.raises(CliptexError, match=r"crop.*480 x 640"):
-        geometry.probe_depth(features, features, depths, depths, task, "linear", split_holdout(4, 0.25, 0), 0, 0)
+        probe_depth(features, features, depths, depths, task, "linear", split_holdout(4, 0.25, 0), 0, 0)
 
 
 def planted_objects(seed, count, side=8, size=64):
@@ -347,7 +363,7 @@ def planted_objects(seed, count, side=8, size=64):
 def test_an_encoder_that_tells_the_objects_is_near_in_boxes_and_masks():
     (train, train_samples), (judged, eval_samples) = planted_objects(0, 64), planted_objects(1, 24)
     options = head_of("detection", "mask_rcnn", steps=100, batch_size=8, learning_rates=[5e-3], proposals=20)
-    objects = [training_objects(one, (128, 128), View(0, 0, 64, 128)) for one in train_samples]
+    objects = [training_objects(one, (128, 128), ImageView(0, 0, 64, 128)) for one in train_samples]
     detector = train_detector(train, objects, 2, options, candidates(options)[0], seed=0)
     found = detect(detector, judged, [(64, 128)] * 24)
     annotations = []
@@ -379,7 +395,7 @@ def test_training_objects_leave_out_crowds_and_live_in_the_virtual_frame():
         "crowd": np.array([False, True, False]),
     }
     sample["masks"][0, :16, :32] = True
-    target = training_objects(sample, (128, 128), View(0, 0, 32, 64)).target()
+    target = training_objects(sample, (128, 128), ImageView(0, 0, 32, 64)).target()
     assert target["boxes"].tolist() == [[0, 0, 64, 64]] and target["labels"].tolist() == [5]
     assert target["masks"].shape == (1, 128, 128) and target["masks"][0, :64, :64].all()
     assert target["masks"].sum() == 64 * 64
@@ -461,7 +477,8 @@ def run(name, models_dir, tmp_path, models, keep=2, limits=None, seed=0, **chang
         writer(root, 16, 8)
     config = Config.load({"probes": {"benchmarks": {name: options}, "save_predictions": keep, **(limits or {})}})
     out = tmp_path / "results" / "probes" / name
-    probe(config, name, models, seed, models_dir, root, out, tmp_path / "results" / "features")
+    job = Job(name=name, models=tuple(models), seeds=(seed,), models_dir=models_dir, benchmark_dir=root)
+    probe.run(config, replace(job, out=out, cache_dir=tmp_path / "results" / "features"))
     return out
 
 
@@ -499,7 +516,7 @@ def test_a_job_writes_one_file_a_model_and_head(name, models_dir, tmp_path):
         judged = read_per_image(per_image_path(out / file))
         assert judged.ids[:2].tolist() == first and len(judged.ids) == 8
         for row in result["results"]:
-            value = row["metrics"][MAIN_METRIC[row["task"]]]
+            value = row["metrics"][measure(row["task"]).main]
             assert main_metric(row["task"], judged.tasks[row["task"]])[0] == pytest.approx(value)
         written = {path.name.partition(".")[2] for path in (out / file).parent.glob(f"{Path(file).stem}.*")}
         assert written == {*kinds(name), "npz"}
@@ -621,7 +638,8 @@ def test_every_shipped_protocol_runs_and_keeps_the_predictions_of_every_head(pro
     entry = shrunk(protocol, name)
     config = Config.load({"probes": {"benchmarks": {name: entry}, "save_predictions": 2}})
     out = tmp_path / "results/probes" / name
-    probe(config, name, ["clip"], 0, four_blocks, tmp_path / "data", out)
+    job = Job(name=name, models=("clip",), seeds=(0,), models_dir=four_blocks, benchmark_dir=tmp_path / "data")
+    probe.run(config, replace(job, out=out, cache_dir=tmp_path / "features"))
     heads = protocol_of(name, entry).heads
     assert {path.stem for path in out.rglob("*.json")} == set(heads)
     for head, tasks in heads.items():
@@ -689,7 +707,7 @@ def test_the_plan_tells_what_the_features_take(name, changes, models_dir, tmp_pa
     encoder = load_encoder(models_dir / "clip/seed0")
     for task in set(protocol_of(name, entry).tasks) - {"classification"}:
         section = getattr(protocol_of(name, entry), task)
-        truths = {task: TRUTHS[task](SimpleNamespace(protocol=protocol_of(name, entry)), encoder)}
+        truths = {task: probe_task(task).truth(SimpleNamespace(protocol=protocol_of(name, entry)), encoder)}
         part, _ = Reader(data, "train", range(16), section, encoder, truths).read({})
         held += sum(truth.nbytes for truth in part.truths[task])
     assert planned["truths"] == held
@@ -728,9 +746,9 @@ def test_views_of_one_image_are_on_the_same_side_of_the_holdout():
 
 
 def test_a_size_that_the_encoder_cannot_take_is_refused(models_dir, tmp_path):
-    with pytest.raises(CliptexError, match="no multiple of the encoder's patch size 12"):
+    with pytest.raises(CliptexError, match="is not a multiple of the encoder's patch size 12"):
         run("voc", models_dir, tmp_path, ["clip"], semantic_segmentation={"input": {"size_px": 50}})
-    with pytest.raises(CliptexError, match=r"features\.layers: 7 is no block"):
+    with pytest.raises(CliptexError, match=r"features\.layers: block 7 is out of range"):
         run("voc", models_dir, tmp_path, ["clip"], semantic_segmentation={"features": {"layers": [7]}})
     with pytest.raises(CliptexError, match=r"detection\.input\.fit: .*'squash'"):
         run("coco", models_dir, tmp_path, ["clip"], detection={"input": {"fit": "crop"}})
@@ -770,7 +788,7 @@ def test_the_digest_is_of_the_values_that_count_for_the_benchmark(tmp_path):
         ({"semantic_segmentation": {"mask_sise_px": 3}}, r"semantic_segmentation\.mask_sise_px: unknown key"),
         (
             {"semantic_segmentation": {"augment": {"scale": [2, 1]}}},
-            r"semantic_segmentation\.augment\.scale: The smaller end comes first",
+            r"semantic_segmentation\.augment\.scale: The smaller value must come first",
         ),
         (
             {"semantic_segmentation": {"heads": {"linear": {"stepz": 3}}}},
@@ -822,9 +840,10 @@ def test_protocols_beside_the_configuration_come_first(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_value_of_a_shipped_protocol_has_a_sentence_and_an_origin(path):
-    file = Protocol.model_validate(yaml.safe_load(path.read_text()))
+    model = with_sections(ProtocolFile, built_in())
+    file = model.model_validate(yaml.safe_load(path.read_text()))
     assert len(file.about) > 40
-    schema = Protocol.model_json_schema()["$defs"]
+    schema = model.model_json_schema()["$defs"]
     assert [
         f"{name}.{key}"
         for name, section in schema.items()
@@ -835,7 +854,7 @@ def test_every_value_of_a_shipped_protocol_has_a_sentence_and_an_origin(path):
 
 def test_heads_are_known_without_importing_torch():
     command = (
-        "import sys; from cliptex.evaluation.probes import heads; import cliptex.evaluation.tabulate;"
+        "import sys; from cliptex.evaluation.targets import heads; import cliptex.evaluation.tabulate;"
         "print([heads(n, {}) for n in ('voc', 'coco', 'nyuv2', 'imagenet')], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)

@@ -101,5 +101,5 @@ def test_it_starts_from_a_backbone_and_its_weights_survive_the_file(renders, tmp
 
 
 def test_an_unknown_class_is_named():
-    with pytest.raises(CliptexError, match=r"network.classes: 'cars' is no class of COCO"):
+    with pytest.raises(CliptexError, match=r"network.classes: 'cars' is not a COCO class"):
         expert("segmentation", classes=["cars"])

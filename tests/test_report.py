@@ -28,7 +28,8 @@ from cliptex.core.files import write_json
 from cliptex.core.plugins import find
 from cliptex.core.provenance import provenance
 from cliptex.data.images import encode_jpeg
-from cliptex.data.shards import Pair, index_shards, write_shard, write_tar
+from cliptex.data.shard_index import index_shards
+from cliptex.data.shards import Pair, write_shard, write_tar
 from cliptex.evaluation.per_image import per_image_path, read_per_image, write_per_image
 from cliptex.evaluation.thumbnails import (
     box_thumbnails,
@@ -39,29 +40,32 @@ from cliptex.evaluation.thumbnails import (
 )
 from cliptex.experts.base import Expert
 from cliptex.experts.training import train_expert
-from cliptex.labels.label import index_labels, label_batch
-from cliptex.report import build_report, names
+from cliptex.labels.index import index_labels
+from cliptex.labels.label import label_batch
+from cliptex.report import build_report
 from cliptex.report.bootstrap import Interval
 from cliptex.report.differences import Comparison, differences_table
+from cliptex.report.drawing import BoxDrawing
 from cliptex.report.figures import FURTHER, STYLE, WIDTH_INCHES, gains_chart
-from cliptex.report.gallery import Judged, _read_pairs, draw_detections
+from cliptex.report.gains import probe_gains
+from cliptex.report.gallery import EvaluatedImage, _read_pairs, draw
 from cliptex.report.gather import Scores, gather
+from cliptex.report.metrics import direction
 from cliptex.report.page import make_parts
+from cliptex.report.probe_tasks import metric_of
 from cliptex.report.statistics import (
-    Outcome,
+    GainStatus,
     ZeroShot,
-    beside,
     difference,
-    direction,
-    judge,
+    gain_over,
     pooled_std,
     relative_gain,
     signed,
     summary,
-    verdict,
 )
-from cliptex.report.table import Cell, Group, Table
-from cliptex.report.tables.cells import main_cells, stage_of
+from cliptex.report.table import Cell, Column, Group, Table
+from cliptex.report.tables.provenance import stage_of
+from cliptex.report.verdict import further_sentence, verdict
 
 pytestmark = pytest.mark.xdist_group("report")
 
@@ -83,7 +87,7 @@ EVALUATED = 40
 
 
 class Drawn(Expert):
-    """Labels that follow from the picture alone."""
+    """Labels that depend on the image alone."""
 
     trainable = False
 
@@ -147,7 +151,7 @@ def make_config(root: Path, seeds: list[int], **more) -> Config:
 
 
 def make_data(config: Config, root: Path) -> None:
-    """Shards, experts and label stores, by the real stages; the second picture of each has no segmentation."""
+    """Shards, experts and label stores, by the real stages; the second image of each has no segmentation."""
     rng = np.random.default_rng(0)
     shards = []
     for shard in range(3):
@@ -294,7 +298,7 @@ def statistics_of(task: str, mean: float, count: int) -> dict[str, np.ndarray]:
     if task == "normals":
         return {"pixels": np.full(count, 100), "angle_sum": 100 * mean * swing}
     if task in ("detection", "instance_segmentation"):
-        number = np.arange(20 * count)  # twenty a picture, of which some are found
+        number = np.arange(20 * count)  # twenty an image, some of them found
         found = np.where(number * 7 % 1000 < 10 * mean, 1023, 0).astype(np.uint16)
         rows = {"image": number.astype(np.int32) // 20, "label": 0 * number, "score": -number.astype(np.float32)}
         return {**rows, "matched": found, "ignored": 0 * found, "positives": np.full((count, 1), 20)}
@@ -425,6 +429,10 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
+def headings(table: Table) -> list[str]:
+    return [column.heading for column in table.shown_columns]
+
+
 @pytest.fixture(scope="module")
 def three_seeds(tmp_path_factory):
     root = tmp_path_factory.mktemp("three")
@@ -462,10 +470,10 @@ def test_page_is_whole_small_and_self_contained(three_seeds, parsed):
 
 
 def test_page_can_be_read_without_eyes(parsed):
-    pictures = [attributes for tag, attributes in parsed.tags if tag == "img"]
-    assert len(pictures) > 20
-    assert all("alt" in attributes for attributes in pictures)
-    assert all(attributes["alt"] for attributes in pictures if "width" in attributes)
+    images = [attributes for tag, attributes in parsed.tags if tag == "img"]
+    assert len(images) > 20
+    assert all("alt" in attributes for attributes in images)
+    assert all(attributes["alt"] for attributes in images if "width" in attributes)
     headers = [attributes for tag, attributes in parsed.tags if tag == "th"]
     assert headers
     assert {attributes["scope"] for attributes in headers} == {"col", "row", "rowgroup"}
@@ -499,7 +507,7 @@ def test_official_data_are_not_called_miniature(three_seeds, tmp_path):
     build_report(official, copy)
     page = (copy / "results/report.html").read_text()
     assert "variant trainaug, heads trained on 600 of its images" in page
-    assert "is published of CLIP; ours is within 0.2 points" in page
+    assert "the published value of CLIP is 30.1\u00a0%; ours is within 0.2 points" in page
     assert "(miniature)" not in page
     assert "MINIATURE" not in page
 
@@ -527,7 +535,9 @@ def test_main_table_holds_the_numbers_of_the_results_files(three_seeds, parsed):
             assert fmean(values) == pytest.approx(mean)
     assert next(cells, None) is None
     groups = [row[0] for row in rows[1:] if len(row) == 1]
-    assert groups[0].startswith("Pascal VOC rendered stand-in, heads trained on 600 of its images, judged on 40 (val)")
+    assert groups[0].startswith(
+        "Pascal VOC rendered stand-in, heads trained on 600 of its images, evaluated on 40 (val)"
+    )
 
 
 def test_best_value_is_bold_and_losses_are_marked_in_words(three_seeds, parsed):
@@ -562,9 +572,9 @@ def test_csv_has_full_precision_and_every_seed(three_seeds):
     assert float(depth["difference"]) == pytest.approx(0.11)
     assert float(depth["difference low"]) == pytest.approx(low * 0.97 / 100)
     text = (root / "results/report/main.md").read_text()
-    notes = ["how depth was done", "12 rendered image-caption pairs", "Seeds: 0, 1, 2.", "judged on 40 (val)"]
+    notes = ["how depth was done", "12 rendered image-caption pairs", "Seeds: 0, 1, 2.", "evaluated on 40 (val)"]
     notes += [
-        "CLIPTeX learned their pseudo-labels too: segmentation by segmentation, depth by depth, normals by normals"
+        "CLIPTeX was also trained on pseudo-labels: segmentation by segmentation, depth by depth, normals by normals"
     ]
     assert [note for note in notes if note not in text] == []
     with (root / "results/report/all_metrics.csv").open() as file:
@@ -592,7 +602,13 @@ def test_every_table_of_results_says_how_they_were_made(three_seeds):
             assert row["training images"] == ("0" if row["protocol"] == protocols["zeroshot"] else "600")
             assert row["encoders trained on"] == "12 rendered image-caption pairs" and row["metric"]
         notes = (root / f"results/report/{name}.md").read_text()
-        for said in (protocol, "12 rendered image-caption pairs", "Seeds: 0, 1, 2.", "judged on 40", "depth by depth"):
+        for said in (
+            protocol,
+            "12 rendered image-caption pairs",
+            "Seeds: 0, 1, 2.",
+            "evaluated on 40",
+            "depth by depth",
+        ):
             assert said in notes, (name, said)
 
 
@@ -607,7 +623,7 @@ def test_gains_of_tuned_encoders_stand_beside_those_of_frozen_ones(three_seeds, 
     page = Page((copy / "results/report.html").read_text())
     heading, group, row = page.table("finetuned")
     assert heading[1:] == ["CLIP", "CLIP-FT", "CLIPTeX", "Random", "CLIPTeX over CLIP-FT", "the same, frozen"]
-    assert group[0].endswith("encoders and heads trained on 600 of its images, judged on 40 (val)")
+    assert group[0].endswith("encoders and heads trained on 600 of its images, evaluated on 40 (val)")
     assert row[2] == row[3] and row[5] == "0.0 % 0.0 to 0.0 = tie" and row[6].startswith("+15.6 %")
     assert "#finetuning" in {attributes["href"] for tag, attributes in page.tags if tag == "a"}
     with (copy / "results/report/all_metrics.csv").open() as file:
@@ -622,11 +638,13 @@ def test_gains_of_tuned_encoders_stand_beside_those_of_frozen_ones(three_seeds, 
 
 def test_verdict_counts_real_gains_only(parsed):
     assert "A real gain in 3 of 6 dense probes" in parsed.text
-    assert "CLIPTeX has a better mean than CLIP-FT in 5 of 6 dense probes" in parsed.text
-    assert "a baseline is as good, so the gain may not be knowledge: NYUv2 depth, linear (Random)" in parsed.text
-    assert "Ahead, but within the noise: COCO instance segmentation, Mask R-CNN." in parsed.text
-    assert "CLIP-FT is better in 1: NYUv2 surface normals, linear." in parsed.text
-    kept = "Zero-shot on ImageNet is kept: 31.5 % top-1 against CLIP-FT’s 30.1 % (chance 7.1 %; difference +1.4, 95 % "
+    assert "CLIPTeX is better than CLIP-FT in 5 of 6 dense probes" in parsed.text
+    assert "▲ real: 3 — better than CLIP-FT and both baselines" in parsed.text
+    blocked = "△ baseline as good: 1 (NYUv2 depth, linear [Random]) — the gain may not come from the image."
+    assert blocked in parsed.text
+    assert "△ within noise: 1 (COCO instance segmentation, Mask R-CNN)." in parsed.text
+    assert "▼ worse: 1 (NYUv2 surface normals, linear)." in parsed.text
+    kept = "Zero-shot on ImageNet: ▲ kept, 31.5 % top-1, CLIP-FT 30.1 % (chance 7.1 %; difference +1.4, 95 % "
     assert re.search(re.escape(kept) + r"interval [+−]?\d\.\d to \+\d", parsed.text)
 
 
@@ -638,8 +656,8 @@ def test_verdict_flips_when_the_numbers_do(three_seeds, tmp_path):
     says = make_parts(gather(config, copy)).verdict
     assert says.headline == "A real gain in 1 of 6 dense probes"
     text = " ".join(says.sentences)
-    assert "CLIPTeX has a better mean than CLIP-FT in 1 of 6 dense probes" in text
-    assert "CLIP-FT is better (1 of them within the noise) in 5:" in text
+    assert "CLIPTeX is better than CLIP-FT in 1 of 6 dense probes" in text
+    assert "▽ worse, within noise: 1 (" in text and "▼ worse: 4 (" in text
 
 
 def test_one_seed_claims_nothing_real(three_seeds, tmp_path):
@@ -649,8 +667,8 @@ def test_one_seed_claims_nothing_real(three_seeds, tmp_path):
     make_probes(single, copy)
     build_report(single, copy)
     page = Page((copy / "results/report.html").read_text())
-    assert "Ahead in 5 of 6 dense probes, in 3 beyond the noise of the images; one seed" in page.text
-    assert "not how training or a head would have turned out with another seed" in page.text
+    assert "Better in 5 of 6 dense probes, in 3 beyond the noise of the images; one seed" in page.text
+    assert "It does not cover how training or a head would turn out with another seed" in page.text
     assert "▲ real" not in page.text
     rows = {row[0]: row[4] for row in page.table("main")[1:] if len(row) > 1}
     assert re.fullmatch(
@@ -695,7 +713,7 @@ def test_studies_of_the_same_models_are_a_section_and_others_are_named(three_see
     page = Page((copy / "results/report.html").read_text())
     assert "Against “a”, b < c. It does not prove anything." in page.text
     assert page.table("study-heads")[2] == ["b", "2.0 +1.0 (0.5 to 1.5) ▲"]
-    assert "The study “Study of old” is of an earlier clip_ft, and left out" in page.text
+    assert "The study “Study of old” is of an earlier clip_ft and left out" in page.text
     assert not [table for table in page.tables if table["id"] == "table-study-old"]
     (copy / "results/studies/old/study.json").write_text("{}")
     with pytest.raises(CliptexError, match=r"old/study.json: not a study's results .*run the study again"):
@@ -709,9 +727,10 @@ def test_a_cell_without_a_value_is_shown_as_missing(three_seeds, tmp_path):
     make_probes(config, copy, MAIN | {key: (*MAIN[key][:4], None)})
     parts = make_parts(gather(config, copy))
     row = parts.tables["main"].groups[0].rows[0]
-    assert [cell.text for cell in row[3:5]] == ["–", "–"]
-    assert [cell.raw for cell in row[3:5]] == ["", ""]
-    missing = "Not compared, since a value is missing: Pascal VOC semantic segmentation, linear."
+    cells = row["model cliptex"], row["gain"]
+    assert [cell.text for cell in cells] == ["–", "–"]
+    assert [cell.raw for cell in cells] == ["", ""]
+    missing = "missing: 1 (Pascal VOC semantic segmentation, linear) — not compared, a value is missing."
     assert missing in parts.verdict.sentences
 
 
@@ -743,16 +762,18 @@ def test_further_models_get_a_sentence_and_tables_of_values_and_gains(three_seed
             else:
                 make_zeroshot_statistics(per_image_path(path), data["results"] + same, data["num_eval"])
     parts = make_parts(gather(study, copy))
-    assert parts.tables["main"].shown_columns[3:] == ["CLIPTeX", "CLIPTeX over CLIP-FT", "Random", "Position"]
+    assert headings(parts.tables["main"])[3:] == ["CLIPTeX", "CLIPTeX over CLIP-FT", "Random", "Position"]
     values = parts.tables["further_values"]
-    assert values.shown_columns == ["Task, head, metric", "CLIP-FT", "CLIPTeX", "cliptex_shuffled"]
-    assert all(row[1] == row[3] for group in values.groups for row in group.rows)
+    assert headings(values) == ["Task, head, metric", "CLIP-FT", "CLIPTeX", "cliptex_shuffled"]
+    rows = [row for group in values.groups for row in group.rows]
+    assert all(row["model clip_ft"] == row["model cliptex_shuffled"] for row in rows)
     assert parts.further == [
         "cliptex_shuffled: median gain over CLIP-FT 0.0 %, better beyond the noise in 0 of 6 dense probes."
     ]
     gains = parts.tables["further"]
-    assert gains.shown_columns == ["Task, head, metric", "CLIPTeX", "cliptex_shuffled"]
-    assert {(row[2].text, row[2].note) for group in gains.groups for row in group.rows} == {("0.0 %", "= tie")}
+    assert headings(gains) == ["Task, head, metric", "CLIPTeX", "cliptex_shuffled"]
+    cells = [row["model cliptex_shuffled"] for group in gains.groups for row in group.rows]
+    assert {(cell.text, cell.note) for cell in cells} == {("0.0 %", "= tie")}
     svg = parts.charts["contrastive_loss"].svg
     assert "cliptex_shuffled" in svg
     assert FURTHER[0] in svg
@@ -817,7 +838,7 @@ def test_experts_stand_beside_the_label_that_needs_no_image(three_seeds, parsed)
     ]
     experts = re.search(r'<table id="table-experts">(.*?)</table>', text, re.S).group(1)
     assert re.findall(r"<strong>(.*?)</strong>", experts) == ["79.2", "0.099"]
-    assert "Prior: a label that needs no image" in parsed.text
+    assert "Prior: a label that does not depend on the image" in parsed.text
 
 
 def test_as_many_boxes_are_drawn_as_the_truth_has_objects(three_seeds, parsed):
@@ -832,10 +853,10 @@ def test_as_many_boxes_are_drawn_as_the_truth_has_objects(three_seeds, parsed):
         assert f"{model}: boxes in {first['id']}: {', '.join(guessed)}" in drawn
     assert not len(empty["labels"])
     # COCO's second image has no object; it is not among those at even distances, so it is drawn here alone
-    judged = Judged(empty, {"clip": {"boxes": np.eye(4), "labels": np.arange(4), "scores": np.ones(4) / 2}}, {})
-    ((pictures, legend),) = draw_detections(SimpleNamespace(class_names=CLASSES), [judged])
-    assert [picture.note for picture in pictures] == ["", "nothing", "background 0.50"]
-    assert [key.text for key in legend] == ["background"]
+    boxes = {"boxes": np.eye(4), "labels": np.arange(4), "scores": np.ones(4) / 2}
+    ((images, legend),) = draw(BoxDrawing, CLASSES, [EvaluatedImage(empty, {"clip": boxes}, {})])
+    assert [image.note for image in images] == ["", "nothing", "background 0.50"]
+    assert [entry.text for entry in legend] == ["background"]
 
 
 def test_heads_of_one_protocol_share_a_note(parsed):
@@ -891,8 +912,8 @@ def test_shares_that_read_the_same_are_not_told_apart(better, worse, bold):
     one = Comparison(scores, "classification", "linear", {"cliptex": subject, "clip_ft": reference}, {})
     results = SimpleNamespace(config=Config.load({}), shards={"num_samples": 1})
     table = differences_table(results, [one])
-    cells = table.groups[0].rows[0]
-    assert [cell.best for cell in cells[1:3]] == bold and [cell.value for cell in cells[1:3]] == [better, worse]
+    cells = [table.groups[0].rows[0][key] for key in ("better", "worse")]
+    assert [cell.best for cell in cells] == bold and [cell.value for cell in cells] == [better, worse]
 
 
 def test_pictures_of_other_images_than_were_judged_are_refused(three_seeds, tmp_path):
@@ -963,7 +984,8 @@ def test_gain_is_positive_where_the_new_value_is_better():
     assert relative_gain(12, 10, direction("mIoU")) == pytest.approx(20)
     assert relative_gain(0.8, 1.0, direction("rmse")) == pytest.approx(20)
     assert direction("affine_rmse") == -1 and direction("affine_delta1") == 1
-    assert (names.metric("affine_rmse"), names.unit("depth", "affine_rmse")) == ("RMSE, scale and shift fitted", "m")
+    aligned = metric_of("depth", "affine_rmse")
+    assert (aligned.title, aligned.unit) == ("RMSE, scale and shift fitted", "m")
     assert relative_gain(36, 30, direction("mean")) == pytest.approx(-20)
     assert relative_gain(None, 10, 1) is None
     assert relative_gain(1, 0, 1) is None
@@ -993,32 +1015,32 @@ LOW = {"random": [1.0, 1.1, 0.9], "position": [2.0, 2.1, 1.9]}
 
 
 @pytest.mark.parametrize(
-    ("subject", "reference", "baselines", "better", "outcome"),
+    ("subject", "reference", "baselines", "better", "status"),
     [
-        ([12, 12.1, 11.9], [10, 10.1, 9.9], LOW, 1, Outcome.REAL),
-        ([10.05, 10.15, 9.95], [10, 10.1, 9.9], LOW, 1, Outcome.WITHIN_NOISE),
-        ([8, 8.1, 7.9], [10, 10.1, 9.9], LOW, 1, Outcome.WORSE),
-        ([9.95, 10.05, 9.85], [10, 10.1, 9.9], LOW, 1, Outcome.WORSE_WITHIN_NOISE),
-        ([10, 9.9, 10.1], [10, 10.1, 9.9], LOW, 1, Outcome.TIE),
-        ([12, 12.1, 11.9], [10, 10.1, 9.9], LOW | {"random": [13.0, 13.0, 13.0]}, 1, Outcome.BASELINE),
-        ([12, 12.1, 11.9], [10, 10.1, 9.9], LOW | {"position": [11.95, 12.05, 11.85]}, 1, Outcome.BASELINE),
-        ([12, 12.1, 11.9], [10, 10.1, 9.9], {"random": [1.0]}, 1, Outcome.UNCHECKED),
-        ([0.8, 0.81, 0.79], [1.0, 1.01, 0.99], {"random": [1.2], "position": [1.3]}, -1, Outcome.REAL),
-        ([0.8], [1.0], {"random": [1.2], "position": [1.3]}, -1, Outcome.ONE_SEED),
-        ([1.2], [1.0], {"random": [1.2], "position": [1.3]}, -1, Outcome.WORSE),
-        ([], [1.0], LOW, 1, Outcome.MISSING),
-        ([1.0], [], LOW, 1, Outcome.MISSING),
+        ([12, 12.1, 11.9], [10, 10.1, 9.9], LOW, 1, GainStatus.REAL),
+        ([10.05, 10.15, 9.95], [10, 10.1, 9.9], LOW, 1, GainStatus.WITHIN_NOISE),
+        ([8, 8.1, 7.9], [10, 10.1, 9.9], LOW, 1, GainStatus.WORSE),
+        ([9.95, 10.05, 9.85], [10, 10.1, 9.9], LOW, 1, GainStatus.WORSE_WITHIN_NOISE),
+        ([10, 9.9, 10.1], [10, 10.1, 9.9], LOW, 1, GainStatus.TIE),
+        ([12, 12.1, 11.9], [10, 10.1, 9.9], LOW | {"random": [13.0, 13.0, 13.0]}, 1, GainStatus.BASELINE),
+        ([12, 12.1, 11.9], [10, 10.1, 9.9], LOW | {"position": [11.95, 12.05, 11.85]}, 1, GainStatus.BASELINE),
+        ([12, 12.1, 11.9], [10, 10.1, 9.9], {"random": [1.0]}, 1, GainStatus.UNCHECKED),
+        ([0.8, 0.81, 0.79], [1.0, 1.01, 0.99], {"random": [1.2], "position": [1.3]}, -1, GainStatus.REAL),
+        ([0.8], [1.0], {"random": [1.2], "position": [1.3]}, -1, GainStatus.ONE_SEED),
+        ([1.2], [1.0], {"random": [1.2], "position": [1.3]}, -1, GainStatus.WORSE),
+        ([], [1.0], LOW, 1, GainStatus.MISSING),
+        ([1.0], [], LOW, 1, GainStatus.MISSING),
     ],
 )
-def test_judgement(subject, reference, baselines, better, outcome):
+def test_judgement(subject, reference, baselines, better, status):
     values = {"cliptex": subject, "clip_ft": reference, **baselines}
-    found = judge(values, better, subject="cliptex", reference="clip_ft", baselines=tuple(baselines))
-    assert found.outcome is outcome
+    found = gain_over(values, better, subject="cliptex", reference="clip_ft", baselines=tuple(baselines))
+    assert found.status is status
 
 
 def test_judgement_names_the_baseline_in_the_way():
     values = {"cliptex": [2.0], "clip_ft": [1.0], "random": [3.0], "position": [0.5]}
-    assert judge(values, 1, subject="cliptex", reference="clip_ft").baselines == ("random",)
+    assert gain_over(values, 1, subject="cliptex", reference="clip_ft").baselines == ("random",)
 
 
 @pytest.mark.parametrize(
@@ -1037,9 +1059,9 @@ def test_zero_shot_state(subject, reference, state):
 
 
 def test_verdict_without_any_comparison_says_so():
-    nothing = judge({}, 1, subject="a", reference="b")
-    says = verdict({"cell": nothing}, [], subject="A", reference="B", seeds=3)
-    assert says.headline == "A was not compared with B"
+    nothing = gain_over({}, 1, subject="a", reference="b")
+    says = verdict({"cell": nothing}, [], seeds=3)
+    assert says.headline == "CLIPTeX was not compared with CLIP-FT"
     assert says.counts["cells"] == 0
 
 
@@ -1048,48 +1070,50 @@ DRAWS = {"cliptex": 12 + 0.1 * NEAR, "clip_ft": 10 + 0.1 * NEAR, "random": 1 + N
 
 
 @pytest.mark.parametrize(
-    ("seeds", "better", "draws", "outcome"),
+    ("seeds", "better", "draws", "status"),
     [
-        ((0, 0.1, -0.1), 1, {}, Outcome.REAL),
-        ((0, 0.1, -0.1), 1, {"clip_ft": 11 + 2 * NEAR}, Outcome.WITHIN_NOISE),
-        ((0, 0.1, -0.1), 1, {"position": 11 + 2 * NEAR}, Outcome.BASELINE),
-        ((0, 0.1, -0.1), -1, {}, Outcome.WORSE),
-        ((0, 0.1, -0.1), -1, {"clip_ft": 11 + 2 * NEAR}, Outcome.WORSE_WITHIN_NOISE),
-        ((0, 3.0, -3.0), 1, {}, Outcome.WITHIN_NOISE),  # the images say so, the seeds do not
-        ((0,), 1, {}, Outcome.ONE_SEED),
-        ((0,), 1, {"clip_ft": 11 + 2 * NEAR}, Outcome.WITHIN_NOISE),
-        ((0,), 1, {"random": 11 + 2 * NEAR}, Outcome.BASELINE),
+        ((0, 0.1, -0.1), 1, {}, GainStatus.REAL),
+        ((0, 0.1, -0.1), 1, {"clip_ft": 11 + 2 * NEAR}, GainStatus.WITHIN_NOISE),
+        ((0, 0.1, -0.1), 1, {"position": 11 + 2 * NEAR}, GainStatus.BASELINE),
+        ((0, 0.1, -0.1), -1, {}, GainStatus.WORSE),
+        ((0, 0.1, -0.1), -1, {"clip_ft": 11 + 2 * NEAR}, GainStatus.WORSE_WITHIN_NOISE),
+        ((0, 3.0, -3.0), 1, {}, GainStatus.WITHIN_NOISE),  # the images say so, the seeds do not
+        ((0,), 1, {}, GainStatus.ONE_SEED),
+        ((0,), 1, {"clip_ft": 11 + 2 * NEAR}, GainStatus.WITHIN_NOISE),
+        ((0,), 1, {"random": 11 + 2 * NEAR}, GainStatus.BASELINE),
     ],
 )
-def test_a_gain_counts_beyond_the_noise_of_seeds_and_of_images(seeds, better, draws, outcome):
+def test_a_gain_counts_beyond_the_noise_of_seeds_and_of_images(seeds, better, draws, status):
     values = {
         "cliptex": [12 + s for s in seeds],
         "clip_ft": [10 + s for s in seeds],
         "random": [1.0],
         "position": [2.0],
     }
-    found = judge(values, better, subject="cliptex", reference="clip_ft", draws=DRAWS | draws)
-    assert found.outcome is outcome
-    assert found.gain_interval.low <= found.gain <= found.gain_interval.high or outcome is Outcome.WITHIN_NOISE
+    found = gain_over(values, better, subject="cliptex", reference="clip_ft", draws=DRAWS | draws)
+    assert found.status is status
+    assert (
+        found.percent_interval.low <= found.percent <= found.percent_interval.high or status is GainStatus.WITHIN_NOISE
+    )
 
 
 def test_interval_of_a_relative_gain_is_in_percent_of_the_reference_and_signed_as_the_gain():
     draws = {"a": np.full(100, 0.8), "b": np.linspace(1.0, 1.2, 100)}
-    found = judge({"a": [0.8], "b": [1.0]}, -1, subject="a", reference="b", draws=draws)
-    assert found.gain == pytest.approx(20)
+    found = gain_over({"a": [0.8], "b": [1.0]}, -1, subject="a", reference="b", draws=draws)
+    assert found.percent == pytest.approx(20)
     assert found.difference.interval.low == pytest.approx(0.205)
-    assert found.gain_interval.low == pytest.approx(20.5) and found.gain_interval.high == pytest.approx(39.5)
+    assert found.percent_interval.low == pytest.approx(20.5) and found.percent_interval.high == pytest.approx(39.5)
 
 
 def test_verdict_has_an_interval_of_the_median_gain():
     cells = {
-        str(i): judge(
+        str(i): gain_over(
             {"a": [12.0], "b": [10.0]}, 1, subject="a", reference="b", draws={"a": 12 + NEAR, "b": 10 + 0 * NEAR}
         )
         for i in range(3)
     }
-    (sentence, *_) = verdict(cells, [], subject="A", reference="B", seeds=1).sentences
-    assert "the median relative gain is +20.0 % (95 % interval +10.5 to +29.5 %)" in sentence
+    (sentence, *_) = verdict(cells, [], seeds=1).sentences
+    assert "median relative gain +20.0 % (95 % interval +10.5 to +29.5 %)" in sentence
 
 
 @pytest.mark.parametrize(
@@ -1109,15 +1133,15 @@ def test_zero_shot_is_lost_only_beyond_the_noise(subject, reference, shift, stat
 
 def test_a_sentence_on_a_further_model():
     better = [
-        judge({"a": [2.0, 2.1], "b": [1.0, 1.1]}, 1, subject="a", reference="b"),
-        judge({}, 1, subject="a", reference="b"),
+        gain_over({"a": [2.0, 2.1], "b": [1.0, 1.1]}, 1, subject="a", reference="b"),
+        gain_over({}, 1, subject="a", reference="b"),
     ]
-    assert beside("A", better, reference="B") == (
-        "A: median gain over B +95.2 %, better beyond the noise in 1 of 1 dense probes."
+    assert further_sentence("A", better) == (
+        "A: median gain over CLIP-FT +95.2 %, better beyond the noise in 1 of 1 dense probes."
     )
-    one_seed = [judge({"a": [2.0], "b": [1.0]}, 1, subject="a", reference="b")]
-    assert beside("A", one_seed, reference="B") == "A: median gain over B +100.0 %, ahead in 1 of 1 dense probes."
-    assert beside("A", [], reference="B") == "A was not compared with B."
+    one_seed = [gain_over({"a": [2.0], "b": [1.0]}, 1, subject="a", reference="b")]
+    assert further_sentence("A", one_seed) == "A: median gain over CLIP-FT +100.0 %, better in 1 of 1 dense probes."
+    assert further_sentence("A", []) == "A was not compared with CLIP-FT."
 
 
 def test_signed_numbers_have_a_true_minus_and_no_signed_zero():
@@ -1125,7 +1149,8 @@ def test_signed_numbers_have_a_true_minus_and_no_signed_zero():
 
 
 def test_markdown_cells_cannot_end_early():
-    table = Table("t", "a | b", ["x", "y"], [Group([[Cell("a|b"), Cell("1.0", 1.0, best=True)]])], frozenset({1}))
+    columns = [Column("x", "x", numeric=False), Column("y", "y")]
+    table = Table("t", "a | b", columns, [Group([{"x": Cell("a|b"), "y": Cell("1.0", 1.0, best=True)}])])
     assert "| a\\|b | **1.0** |" in table.markdown()
     assert table.csv() == "x,y\na|b,1.0\n"
 
@@ -1146,10 +1171,10 @@ def test_labels_of_the_chart_of_gains_do_not_touch(three_seeds):
     """However wide the intervals are."""
     config, root, _ = three_seeds
     results = gather(config, root)
-    cells = main_cells(results)
+    probes = probe_gains(results)
     for low, high in ((-20, 20), (-63, 136), (-200, 200)):
-        wide = replace(cells[0].judgement, gain=float(high), gain_interval=Interval(low, high))
-        chart = gains_chart(results, [replace(cells[0], judgement=wide), *cells[1:]])
+        wide = replace(probes[0].gain, percent=float(high), percent_interval=Interval(low, high))
+        chart = gains_chart(results, [replace(probes[0], gain=wide), *probes[1:]])
         figure = Figure(figsize=(WIDTH_INCHES, chart.height), layout="constrained")
         with matplotlib.rc_context(STYLE):
             chart.draw(figure)

@@ -154,6 +154,26 @@ def test_the_same_official_data_from_another_place_redo_nothing(run):
     assert other == {"fetch_benchmark": 1}
 
 
+def test_images_of_earlier_versions_are_not_downloaded_again(tmp_path):
+    """The download script has moved; its path is part of the records of finished runs."""
+    run, target = Run(tmp_path), ["results/shards/index.json"]
+    run.write("list.tsv", "")
+    urls = {"files": ["list.tsv"], "columns": ["caption", "url"], "rows": 20}
+    config = {"dataset": {"source": "urls", "urls": urls}, "miniature": {"benchmarks": {}}}
+    rules = run.code / "workflow/rules/data.smk"
+    text = rules.read_text()
+    before = re.sub(r"recorded_job=(.*),\n +job=.*\n", r"job=\1,\n", text)
+    assert before.count("img2dataset_job.py") == 1
+    for name in ("resources/pairs/batch-000.json", "results/shards/batch-000.json", *target):
+        run.write(name, "")
+    rules.write_text(before)
+    run.snakemake("--touch", "--forceall", "--notemp", config=config, targets=target)
+    rules.write_text(text)
+    assert run.redone(config=config, targets=target) == {}
+    rules.write_text(before.replace("cliptex/img2dataset", "cliptex/data/img2dataset"))
+    assert run.redone(config=config, targets=target) == {"download_pairs": 1, "build_shards": 1, "index_shards": 1}
+
+
 def test_memory_threads_and_comments_redo_nothing(run):
     for name, comment in (
         ("cliptex/labels/label.py", "\n# a comment\n"),

@@ -14,9 +14,11 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
 from cliptex.data.miniature import render_captions
 from cliptex.data.shards import read_shard, write_tar
+from cliptex.evaluation import retrieval
 from cliptex.evaluation.captioned_images import open_captions
+from cliptex.evaluation.job import Job
 from cliptex.evaluation.per_image import main_metric, read_per_image
-from cliptex.evaluation.retrieval import TASKS, Embedded, Read, chances, kept_predictions, ranks, recalls, retrieval
+from cliptex.evaluation.retrieval import TASKS, Embedded, Read, chances, kept_predictions, ranks, recalls
 from cliptex.models import clip as student
 
 
@@ -126,7 +128,7 @@ def test_a_sample_that_cannot_be_used_is_named(tmp_path, members, message):
     tiny = Student(architecture=ARCHITECTURE)
     student.export(student.build(tiny, 0), tiny, tmp_path / "models" / "clip" / "seed0")
     with pytest.raises(CliptexError, match=message):
-        retrieval(config, "pairs", tmp_path / "models", tmp_path / "out.json")
+        retrieval.run(config, Job(name="pairs", models_dir=tmp_path / "models", out=tmp_path / "out.json"))
 
 
 def test_tars_of_the_users_are_called_own_and_another_number_of_images_is_refused(tmp_path):
@@ -138,7 +140,7 @@ def test_tars_of_the_users_are_called_own_and_another_number_of_images_is_refuse
     def judge(**given):
         sets = {"pairs": {"shards": [str(tmp_path / "pairs.tar")], **given}}
         values = {"models": {"clip": {}}, "probes": {"baselines": []}, "zeroshot": {"retrieval": sets}}
-        retrieval(Config.load(values), "pairs", tmp_path / "models", tmp_path / "out.json")
+        retrieval.run(Config.load(values), Job(name="pairs", models_dir=tmp_path / "models", out=tmp_path / "out.json"))
         return read_json(tmp_path / "out.json")
 
     assert (judge()["source"], judge()["num_eval"], judge(images=1)["num_eval"]) == ("own", 2, 1)
@@ -173,7 +175,7 @@ def test_the_miniatures_held_out_captions_are_judged_like_any_others(tmp_path, m
     tiny = Student(architecture=ARCHITECTURE)
     for seed in (0, 1):
         student.export(student.build(tiny, seed), tiny, paths.model("clip", seed))
-    retrieval(config, "captions", paths.RESULTS / "models", paths.RESULTS / "zeroshot/captions.json")
+    retrieval.run(config, Job(name="captions"))
     result = read_json(paths.RESULTS / "zeroshot/captions.json")
     assert (result["source"], result["num_eval"], result["num_captions"]) == ("miniature", 12, 12)
     assert [(row["task"], row["model"], row["seed"]) for row in result["results"]] == [

@@ -13,19 +13,9 @@ from conftest import drawn_pair
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import write_json
 from cliptex.data.packed import Keys, Reasons, plain
-from cliptex.data.shards import (
-    ROWS,
-    Pair,
-    Places,
-    index_shards,
-    iterate_shard,
-    read_index,
-    read_indexed,
-    read_shard,
-    verify_shard,
-    write_index,
-    write_shard,
-)
+from cliptex.data.shard_access import ShardOffsets
+from cliptex.data.shard_index import TABLE_SCHEMA, index_shards, read_index, read_indexed, verify_shard, write_index
+from cliptex.data.shards import Pair, iterate_shard, read_shard, write_shard
 
 
 def test_pairs_survive_a_round_trip_and_the_bytes_are_stable(tmp_path):
@@ -207,9 +197,9 @@ def test_samples_are_found_where_they_lie(tmp_path):
         add(tar, f"{'x' * 150}.txt", b"more")
     index_shards([tmp_path / "a.tar"], tmp_path / "i.json", 0.5)
     (entry,) = read_index(tmp_path / "i.json")["shards"]
-    places, keys = Places(entry), list(entry["keys"])
-    assert len(places) == 3
-    found = [places.at(row, key).read() for row, key in enumerate(keys)]
+    offsets, keys = ShardOffsets(entry), list(entry["keys"])
+    assert len(offsets) == 3
+    found = [offsets.at(row, key).read() for row, key in enumerate(keys)]
     assert [(pair.key, pair.image, pair.caption) for pair in found] == [
         (pair.key, pair.image, pair.caption) for pair in read_indexed(entry)
     ]
@@ -218,21 +208,21 @@ def test_samples_are_found_where_they_lie(tmp_path):
 
 def test_a_shard_that_changed_is_named_also_when_one_sample_is_read(shard_index, shard_paths):
     entry = read_index(shard_index)["shards"][0]
-    place = Places(entry).at(7, entry["keys"][7])
+    location = ShardOffsets(entry).at(7, entry["keys"][7])
     whole = shard_paths[0].read_bytes()
     shard_paths[0].write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CliptexError, match=r"00000\.tar: shard is truncated"):
-        place.read()
+        location.read()
     with pytest.raises(CliptexError, match=r"00000\.tar: size differs"):
-        Places(entry)
+        ShardOffsets(entry)
     shard_paths[0].write_bytes(whole)
     *pairs, last = read_indexed(entry)
     write_shard(shard_paths[0], [*pairs, replace(last, key="00000000a")])
-    with pytest.raises(CliptexError, match=r"key '000000007' of the index is not there"):
-        Places(entry)
+    with pytest.raises(CliptexError, match=r"has no key '000000007', which is in the index"):
+        ShardOffsets(entry)
     shard_paths[0].unlink()
     with pytest.raises(CliptexError, match=r"00000\.tar: shard is missing"):
-        Places(entry)
+        ShardOffsets(entry)
 
 
 def test_the_index_is_the_same_each_time(shard_paths, tmp_path):
@@ -288,7 +278,9 @@ def test_a_key_that_is_there_twice_is_named_with_its_shards(tmp_path, where):
         none = pa.nulls(len(keys), pa.string())
         size = pa.array([9] * len(keys), pa.int32())
         digests = [hashlib.sha256(key.encode()).hexdigest() for key in keys]
-        return pa.table([pa.array(keys), pa.array([status] * len(keys)), none, none, digests, size, size], schema=ROWS)
+        return pa.table(
+            [pa.array(keys), pa.array([status] * len(keys)), none, none, digests, size, size], schema=TABLE_SCHEMA
+        )
 
     again = ["a", "b", "b"] if where == "the same shard" else ["a", "b"]
     shards = [({"shard": "00000", "path": "0.tar", "sha256": "", "bytes": 1}, table(again))]

@@ -1,4 +1,4 @@
-"""Studies: what is planned, how models are compared, and that the sentences say no more than the numbers."""
+"""Studies: configuration, comparison of models, summary, page, and the results kept in docs/."""
 
 import itertools
 import json
@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from markupsafe import escape
 
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import write_json
 from cliptex.core.plugins import find
 from cliptex.evaluation.per_image import per_image_path, write_per_image
-from cliptex.evaluation.protocols import with_protocols
+from cliptex.evaluation.protocols.resolve import with_protocols
 from cliptex.report.bootstrap import Interval
-from cliptex.report.studies import study_config, study_of, words
-from cliptex.report.studies.measures import Compared, Measure, compare, read_measures
+from cliptex.report.studies import study_config, study_of
+from cliptex.report.studies.forms import FORMS, StudyResults
+from cliptex.report.studies.measures import ComparedModel, Measure, compare, read_measures
 from cliptex.report.studies.page import build_study
+from cliptex.report.studies.summary import amount, limits
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted(p for p in (ROOT / "config/studies").glob("*.yaml") if "study" in yaml.safe_load(p.read_text()))
@@ -76,11 +77,11 @@ def test_a_study_shares_what_the_main_run_has(path, monkeypatch):
 
 def test_first_experiments_has_every_subset_of_the_experts():
     config = study_config(study("first_experiments"))
-    subsets = {frozenset(config.models[name].tasks) for name in config.study.judged}
-    assert len(subsets) == len(config.study.judged) == 8
+    subsets = {frozenset(config.models[name].tasks) for name in config.study.compared}
+    assert len(subsets) == len(config.study.compared) == 8
     weights = config.models["cliptex"].tasks
     assert all(
-        weights[task] == weight for name in config.study.judged for task, weight in config.models[name].tasks.items()
+        weights[task] == weight for name in config.study.compared for task, weight in config.models[name].tasks.items()
     )
 
 
@@ -88,7 +89,7 @@ def test_loss_weights_is_a_grid_of_the_main_runs_weights():
     config = study_config(study("loss_weights"))
     usual = config.models["cliptex"].tasks
     grid = set()
-    for name in config.study.judged:
+    for name in config.study.compared:
         model = config.models[name]
         factors = {round(model.tasks[task] / weight, 6) for task, weight in usual.items() if model.tasks}
         assert len(factors) <= 1, name
@@ -100,7 +101,7 @@ def test_experts_swaps_and_spoils_each_expert_alone():
     config = study_config(study("experts"))
     usual = config.models["cliptex"].tasks
     changed = set()
-    for name in config.study.judged:
+    for name in config.study.compared:
         stores = [store for store in config.models[name].tasks if store not in usual]
         of_degraded = [config.experts[config.label_stores[store].expert].network.get("strength") for store in stores]
         changed.add((frozenset(config.label_stores[store].task for store in stores), *set(of_degraded)))
@@ -116,7 +117,7 @@ def test_experts_swaps_and_spoils_each_expert_alone():
 def test_only_the_heads_differ_in_heads_and_the_classes_in_alignment():
     config = study_config(study("heads"))
     seen = set()
-    for name in config.study.judged:
+    for name in config.study.compared:
         model = config.models[name]
         if model.tasks:
             assert model.tasks == config.models["cliptex"].tasks
@@ -151,7 +152,7 @@ def test_a_study_keeps_the_heads_it_asks_for_and_the_protocols_digest():
         ({"probes": {"vok": ["linear"]}}, r"study.probes: 'vok' is not one of"),
         ({"probes": {"voc": ["liner"]}}, r"study.probes.voc: 'liner' is not one of its heads"),
         ({"zeroshot": ["voc"]}, r"study.zeroshot: 'voc' is not one of"),
-        ({"rows": [["clip_ft", "x"]]}, r"study.rows: must name clip_ft, cliptex, each once; look at 'cliptex'"),
+        ({"rows": [["clip_ft", "x"]]}, r"study.rows: must name clip_ft, cliptex, each once; check 'cliptex'"),
         ({"models": {"a": {"tasks": {"dept": 1}}}}, r"models.a.tasks: 'dept' is not one of"),
     ],
 )
@@ -213,31 +214,35 @@ def test_with_seeds_a_difference_must_also_exceed_their_spread():
     assert found.state == "no difference seen"
 
 
+def findings_of(*measures: Measure) -> list:
+    return [(measure, compare(measure, "base", list(measure.statistics), 2000)) for measure in measures]
+
+
+def results_of(form: str, labels: dict[str, str], findings: list, flops: dict[str, float] | None = None):
+    about = {"name": "mine", "title": "t", "question": "q", "limits": "l", "reference": "base", "form": form}
+    return StudyResults(Config.load({"study": about}), findings, labels, flops or dict.fromkeys(labels, 1.0), True)
+
+
 def test_the_sentence_names_each_model_once_with_its_numbers():
     measure = made_up({"good": 0.1, "bad": -0.1, "same": 0.001}, noise=0.1)
-    compared = compare(measure, "base", list(LABELS), 2000)
-    text = words.differences([(measure, compared)], LABELS, "base")
-    better, worse, none = re.search(
-        r"is better with (.*), worse with (.*) and not seen to differ with (.*)\.", text
-    ).groups()
-    assert ("good one" in better, "bad one" in worse, "same one" in none) == (True, True, True)
-    assert all(text.count(label) == 1 for label in LABELS.values())
-    assert words.amount(measure, compared["good"]) in better
+    findings = findings_of(measure)
+    text = FORMS["differences"](results_of("differences", LABELS, findings)).summary
+    good, bad = (amount(measure, findings[0][1][model]) for model in ("good", "bad"))
+    assert text == f"{measure.title}: ▲ 1 of 3, “good one” {good}; ▼ 1 of 3, “bad one” {bad}."
     nothing = made_up({"good": 0.0, "bad": 0.0}, noise=0.1)
-    text = words.differences([(nothing, compare(nothing, "base", ["good", "bad"], 2000))], LABELS, "base")
-    assert text.endswith("is not seen to differ with any of them.") and "better" not in text
+    labels = {model: LABELS[model] for model in nothing.statistics}
+    text = FORMS["differences"](results_of("differences", labels, findings_of(nothing))).summary
+    assert text == f"{nothing.title}: no difference in 2."
 
 
 def test_of_many_models_the_sentence_names_the_ends():
     gains = {f"model{number}": 0.05 * number for number in range(1, 6)}
     measure = made_up({**gains, **dict.fromkeys(("same0", "same1", "same2", "same3"), 0.0)}, noise=0.02)
-    names = [name for name in measure.statistics if name != "base"]
-    compared = compare(measure, "base", names, 2000)
-    labels = {name: f"the {name}" for name in ("base", *names)}
-    text = words.differences([(measure, compared)], labels, "base")
-    most, least = (words.amount(measure, compared[name]) for name in ("model5", "model1"))
-    assert f"is better with 5 of the 9, most with “the model5” {most}, least with “the model1” {least}" in text
-    assert text.endswith("and not seen to differ with the other 4.")
+    labels = {name: f"the {name}" for name in measure.statistics}
+    findings = findings_of(measure)
+    text = FORMS["differences"](results_of("differences", labels, findings)).summary
+    most, least = (amount(measure, findings[0][1][name]) for name in ("model5", "model1"))
+    assert text == f"{measure.title}: ▲ 5 of 9, “the model5” {most} to “the model1” {least}."
 
 
 def zero_shot(hits: dict[str, float], images: int = 400) -> Measure:
@@ -248,35 +253,32 @@ def zero_shot(hits: dict[str, float], images: int = 400) -> Measure:
 
 
 def test_a_trade_off_names_what_is_lost_and_the_best_that_keeps_it():
-    gains = {"good": 0.1, "bad": 0.3, "same": 0.05}
-    dense = made_up(gains, noise=0.05)
+    dense = made_up({"good": 0.1, "bad": 0.3, "same": 0.05}, noise=0.05)
     shot = zero_shot({"base": 0.5, "good": 0.5, "bad": 0.2, "same": 0.52})
-    findings = [(m, compare(m, "base", list(LABELS), 2000)) for m in (dense, shot)]
-    text = words.tradeoff(findings, LABELS, "base")
-    assert re.search(r"is lost beyond the noise of the images with “bad one” −", text)
-    assert "2 of the 2 weightings that keep it gain, “good one” most" in text  # not the bad one, which gains more
-    kept = zero_shot({"base": 0.5, "good": 0.5, "bad": 0.5, "same": 0.5})
-    findings = [(m, compare(m, "base", list(LABELS), 2000)) for m in (dense, kept)]
-    assert "with none of the 3 weightings" in words.tradeoff(findings, LABELS, "base")
+    lost, kept = FORMS["tradeoff"](results_of("tradeoff", LABELS, findings_of(dense, shot))).summary.split(
+        "; of the models that are not worse in it: "
+    )
+    assert re.search(r"▼ 1 of 3, “bad one” −", lost)
+    assert re.search(r"▲ 2 of 2, “good one”", kept) and "bad one" not in kept  # which gains more
+    shot = zero_shot({"base": 0.5, "good": 0.5, "bad": 0.5, "same": 0.5})
+    text = FORMS["tradeoff"](results_of("tradeoff", LABELS, findings_of(dense, shot))).summary
+    assert f"{shot.title}: no difference in 3; " in text and "▲ 3 of 3, “bad one”" in text
 
 
 def test_the_cheapest_that_is_not_seen_to_be_worse_than_the_best_is_named():
-    measure = made_up({"good": 0.2, "bad": 0.05, "same": 0.199}, noise=0.05)
-    findings = [(measure, compare(measure, "base", list(LABELS), 2000))]
-    text = words.cost(findings, LABELS, "base", {"base": 1.0, "good": 1.5, "bad": 1.05, "same": 1.2})
-    best, cheap = re.search(r"most is gained with “(.*?)”.*cheaper “(.*?)”", text).groups()
-    assert {best, cheap} == {"good one", "same one"} or (best, cheap) == ("good one", "same one")
-    assert "bad one" not in text
+    findings = findings_of(made_up({"good": 0.2, "bad": 0.05, "same": 0.199}, noise=0.05))
+    flops = {"base": 1.0, "good": 1.5, "bad": 1.05, "same": 1.2}
+    text = FORMS["cost"](results_of("cost", LABELS, findings, flops)).summary
+    assert re.search(r"cheapest without a difference to the best in .*: “same one” at 1\.20 times", text)
 
 
 def test_what_is_not_proved_counts_the_intervals():
-    measure = made_up({"good": 0.1})
-    findings = [(measure, compare(measure, "base", ["good"], 2000))]
-    text = words.not_proved(findings, 1, 40, "whether it rains", miniature=True)
-    assert "one training run a model and 200 rendered images" in text
-    assert "of the 40 intervals about 2 would leave out zero by chance" in text
-    assert text.endswith("nor whether it rains.")
-    assert "photographs" not in words.not_proved(findings, 3, 40, "x", miniature=False)
+    text = limits([200, 200], 1, 40, "whether it rains", miniature=True)
+    assert "one training run a model, 200 rendered images a benchmark" in text
+    assert "about 2.0 of the 40 intervals exclude zero by chance" in text
+    assert text.endswith("; not shown: whether it rains.")
+    text = limits([200, 300], 3, 40, "x", miniature=False)
+    assert "3 training runs a model, 200 to 300 images" in text and "rendered" not in text
 
 
 # ---- the page
@@ -323,7 +325,7 @@ def results(root: Path, config: Config, rates: dict[str, float]) -> None:
 @pytest.mark.parametrize("name", ["first_experiments", "heads"])
 def test_a_page_has_one_plot_one_table_and_two_sentences(tmp_path, name):
     config = study_config(study(name))
-    rates = {model: 0.3 + 0.05 * number for number, model in enumerate(config.study.judged)}
+    rates = {model: 0.3 + 0.05 * number for number, model in enumerate(config.study.compared)}
     results(tmp_path, config, rates)
     page = build_study(config, tmp_path)
     folder = tmp_path / "results/studies" / name
@@ -333,18 +335,18 @@ def test_a_page_has_one_plot_one_table_and_two_sentences(tmp_path, name):
     about = json.loads((folder / "study.json").read_text())
     for sentence in (about["seen"], about["not_proved"]):
         assert sentence.endswith(".") and sentence.count(". ") == 0
-    assert page.seen == about["seen"] and page.not_proved == about["not_proved"]
+    assert page.record == about
     assert {path.name for path in folder.iterdir() if path.is_file()} == {
         "study.json", "table.csv", "table.md", "plot.svg", "plot.png",
     }  # fmt: skip
     rows = {(row["benchmark"], row["task"], row["model"]): row for row in about["results"]}
-    assert rows["imagenet", "zero_shot_classification", config.study.judged[-1]]["state"] == "better"
+    assert rows["imagenet", "zero_shot_classification", config.study.compared[-1]]["state"] == "better"
     value = rows["voc", "semantic_segmentation", "clip_ft"]["value"]
     assert f"{value:.1f}" in (folder / "table.md").read_text()
     assert len((folder / "table.csv").read_text().splitlines()) == 1 + len(rates)
     assert "miniature: rendered stand-in data" in (folder / "plot.svg").read_text()
     if name == "heads":
-        assert build_study(config, tmp_path).about == about  # the same draws again
+        assert build_study(config, tmp_path).record == about  # the same draws again
 
 
 def test_frozen_and_tuned_encoders_are_told_apart(tmp_path):
@@ -360,9 +362,10 @@ def test_frozen_and_tuned_encoders_are_told_apart(tmp_path):
             tuned.parent.mkdir(parents=True, exist_ok=True)
             tuned.write_bytes(source.read_bytes())
     page = build_study(config, tmp_path)
-    assert page.seen.startswith("Of 2 gains of frozen “CLIPTeX” over “CLIP-FT” 0 are seen after fine-tuning too: ")
-    assert [row[0].text for row in page.table.groups[0].rows] == ["frozen", "fine-tuned"]
-    rows = [row for row in page.about["results"] if row["model"] == "cliptex" and row["benchmark"] == "voc"]
+    assert re.match(r"mIoU on Pascal VOC \(linear\): ▲ 1 of 2, “frozen” \+", page.record["seen"])
+    assert "fine-tuned" not in page.record["seen"]
+    assert [row["row"].text for row in page.form.table.groups[0].rows] == ["frozen", "fine-tuned"]
+    rows = [row for row in page.record["results"] if row["model"] == "cliptex" and row["benchmark"] == "voc"]
     assert [(row.get("frozen", True), row["state"]) for row in rows] == [
         (True, "better"),
         (False, "no difference seen"),
@@ -386,29 +389,30 @@ def test_each_kind_of_harm_has_a_row_of_its_own(tmp_path):
             tasks.setdefault(task, {})[name] = np.concatenate([values[:40], other[key][40:]])
         write_per_image(path, names, tasks)
     page = build_study(config, tmp_path)
-    assert [row[0].text for row in page.table.groups[0].rows] == ["clean", "fog 3"]
+    assert [row["row"].text for row in page.form.table.groups[0].rows] == ["clean", "fog 3"]
     states = {
         (row["benchmark"], row["task"], row["variant"]): row["state"]
-        for row in page.about["results"]
+        for row in page.record["results"]
         if row["model"] == "cliptex"
     }
     assert states["voc", "semantic_segmentation", "clean"] == states["nyuv2", "depth", "clean"] == "better"
     assert states["voc", "semantic_segmentation", "fog-3"] == states["nyuv2", "depth", "fog-3"] == "no difference seen"
-    assert "in the mean of the 1 others, better in 0 of them" in page.seen
+    assert "mIoU on Pascal VOC (linear): no difference in 1; " in page.record["seen"]
+    assert "; mean of the corrupted images: mIoU on Pascal VOC (linear) 0.0 (0.0 to 0.0); " in page.record["seen"]
 
 
 def test_images_that_differ_between_models_are_refused(tmp_path):
     config = study_config(study("heads"))
-    results(tmp_path, config, dict.fromkeys(config.study.judged, 0.4))
+    results(tmp_path, config, dict.fromkeys(config.study.compared, 0.4))
     path = tmp_path / "results/studies/heads/probes/voc/heavy/seed0/linear.per_image.npz"
     counts = dict.fromkeys(("hit", "truth", "predicted"), np.ones((80, 1), np.int32))
     write_per_image(path, [f"x{number}" for number in range(80)], {"semantic_segmentation": counts})
-    with pytest.raises(CliptexError, match=r"heavy/seed0/linear.json: judged on other images than"):
+    with pytest.raises(CliptexError, match=r"heavy/seed0/linear.json: evaluated on other images than"):
         build_study(config, tmp_path)
 
 
 def test_a_state_follows_the_interval_not_the_value():
-    one = Compared("m", 1.0, None, 0.3, Interval(-0.1, 0.7), None, np.zeros(1))
+    one = ComparedModel("m", 1.0, None, 0.3, Interval(-0.1, 0.7), None, np.zeros(1))
     assert one.state == "no difference seen"
 
 
@@ -420,12 +424,13 @@ KEPT = ROOT / "docs/results/studies"
 @pytest.mark.parametrize("path", sorted(KEPT.glob("*/study.json")), ids=lambda path: path.parent.name)
 def test_a_kept_study_is_small_and_its_parts_agree(path):
     about = json.loads(path.read_text())
-    page = (KEPT / f"{about['study']}.html").read_text()
-    for sentence in (about["seen"], about["not_proved"]):
-        assert str(escape(sentence)) in page
-        assert sentence in (KEPT / "README.md").read_text()
+    readme = (KEPT / "README.md").read_text()
+    for text in (about["title"], about["question"], about["command"]):
+        assert text in readme
+    for name in ("plot.svg", "table.md", "study.json"):
+        assert f"]({about['study']}/{name})" in readme
     assert (ROOT / about["command"].split("--configfile ")[1]).exists()
-    assert all(file.stat().st_size < 500_000 for file in [KEPT / f"{about['study']}.html", *path.parent.iterdir()])
+    assert all(file.stat().st_size < 500_000 for file in path.parent.iterdir())
     table = (path.parent / "table.md").read_text()
     for row in about["results"]:
         assert (row["state"] == "better") == (bool(row["better_by_interval"]) and row["better_by_interval"][0] > 0)

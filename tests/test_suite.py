@@ -134,7 +134,7 @@ def test_the_table_has_every_number_and_the_mean_over_data_sets(place):
 def test_data_sets_that_would_write_the_same_files_are_refused():
     with pytest.raises(CliptexError, match="'wds/a b' and 'wds/a-b' would write the same files"):
         Config.load({"clip_benchmark": {"datasets": {"wds/a-b": "auto", "wds/a b": "auto"}}})
-    with pytest.raises(CliptexError, match=r"clip_benchmark\.datasets: '\.\.' names no data set"):
+    with pytest.raises(CliptexError, match=r"clip_benchmark\.datasets: '\.\.' is not the name of a data set"):
         Config.load({"clip_benchmark": {"datasets": {"..": "auto"}}})
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from cliptex.evaluation.per_image import read_per_image, write_per_image
+from cliptex.evaluation.probes.tasks import probe_task
 from cliptex.evaluation.thumbnails import (
     BOXES,
     box_thumbnails,
@@ -11,7 +12,6 @@ from cliptex.evaluation.thumbnails import (
     normals_thumbnails,
     shrunk,
     thumbnails_path,
-    unpacked,
 )
 
 RNG = np.random.default_rng(0)
@@ -39,11 +39,11 @@ def test_every_image_comes_back(tmp_path):
     assert path.name == "linear.thumbnails.npz"
     file = read_per_image(path)
     for index in range(3):
-        mask = unpacked("semantic_segmentation", file.tasks["semantic_segmentation"], index)["mask"]
+        mask = probe_task("semantic_segmentation").thumbnail(file.tasks["semantic_segmentation"], index)["mask"]
         assert np.array_equal(mask, shrunk(masks[index], 96)) and mask.dtype == np.uint8
-        depth = unpacked("depth", file.tasks["depth"], index)["depth"]
+        depth = probe_task("depth").thumbnail(file.tasks["depth"], index)["depth"]
         np.testing.assert_allclose(depth, shrunk(depths[index], 48), atol=0.51 * 8.5 / 255)
-        normal = unpacked("normals", file.tasks["normals"], index)["normals"]
+        normal = probe_task("normals").thumbnail(file.tasks["normals"], index)["normals"]
         cosine = (normal * shrunk(normals[index], 48)).sum(-1)
         assert np.degrees(np.arccos(np.clip(cosine, -1, 1))).max() < 0.7
 
@@ -56,7 +56,7 @@ def test_the_surest_boxes_of_each_image_come_back():
     arrays = box_thumbnails(found)
     assert arrays["counts"].tolist() == [0, 3, BOXES]
     for index, one in enumerate(found):
-        back = unpacked("detection", arrays, index)
+        back = probe_task("detection").thumbnail(arrays, index)
         best = np.argsort(-one["scores"])[:BOXES]
         assert all(np.array_equal(back[name], one[name][best]) for name in back)
     assert box_thumbnails(found[:1])["boxes"].shape == (0, 4)

@@ -16,16 +16,18 @@ from official_layouts import write_imagenet
 from safetensors.torch import load_file
 
 from cliptex.config import Config
-from cliptex.core import distributed, paths
+from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, sha256_file
-from cliptex.evaluation.zeroshot import zeroshot
+from cliptex.evaluation import zeroshot
+from cliptex.evaluation.job import Job
 from cliptex.models import clip as student
 from cliptex.models.heads import DenseHeads
+from cliptex.training import distributed
 from cliptex.training.checkpoints import EXIT_STOPPED, Checkpoints, Stopped, StopRequest
 from cliptex.training.run import train
-from cliptex.training.trainer import Engine
-from cliptex.training.validator import Spread, Watcher
+from cliptex.training.trainer import Trainer
+from cliptex.training.validator import EvenlySpaced, Validator
 
 
 def weights(name, seed=0):
@@ -51,7 +53,7 @@ def test_every_model_is_exported_with_its_record(clip):
         record = read_json(folder / "train.json")
         assert record["init"] == "clip"
         assert record["model_sha256"] == sha256_file(folder / "open_clip_model.safetensors")
-        assert 1e-310 * 1.0 > 0, "the caller's arithmetic is as it was"
+        assert 1e-310 * 1.0 > 0, "flushing of denormals is switched off again"
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
         stores = {"segmentation", "depth", "normals"} if name == "cliptex" else set()
@@ -85,7 +87,7 @@ def test_same_seed_same_weights_and_another_seed_others(clip):
 
 
 def changed(config, name=None, *, train=None, **model):
-    """The configuration with other settings of `train`, and of model `name`."""
+    """The configuration with changed values of `train` and of model `name`."""
     plain = config.plain()
     plain["train"] |= train or {}
     if name:
@@ -98,18 +100,18 @@ class Killed(BaseException):
 
 
 def train_until(config, name, step, monkeypatch):
-    """Train, and die when `step` begins."""
-    original = Engine.step
+    """Train, and raise Killed at the beginning of `step`."""
+    original = Trainer.step
 
     def deadly(self, batch, number):
         if number == step:
             raise Killed
         return original(self, batch, number)
 
-    monkeypatch.setattr(Engine, "step", deadly)
+    monkeypatch.setattr(Trainer, "step", deadly)
     with pytest.raises(Killed):
         train(config, name, 0)
-    monkeypatch.setattr(Engine, "step", original)
+    monkeypatch.setattr(Trainer, "step", original)
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
@@ -132,8 +134,8 @@ def test_a_truncated_checkpoint_is_left_out_and_the_one_before_is_used(clip, mon
     checkpoints[1].write_bytes(checkpoints[1].read_bytes()[:1000])
     with caplog.at_level("INFO", "cliptex"):
         train(clip, "cliptex", 0)
-    assert "step-00000004.pt: unreadable checkpoint left out" in caplog.text
-    assert "going on from step 2" in caplog.text
+    assert "step-00000004.pt: unreadable checkpoint skipped" in caplog.text
+    assert "resuming from step 2" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -146,21 +148,21 @@ def test_a_truncated_checkpoint_is_left_out_and_the_one_before_is_used(clip, mon
     ],
 )
 def test_eight_steps_are_four_and_a_restart_and_four(clip, monkeypatch, name, options):
-    """Weights, moments, averages, loss scale, random numbers, rates and the keys that come next, bit for bit."""
+    """Weights, moments, averages, loss scale, random state, learning rates and the next keys, bit for bit."""
     config = changed(clip, name, steps=8, train={**options, "checkpoint_every": 4})
     if not config.models[name].tasks:
         config = changed(config, name, patch_dropout=0.5)
     seen = []
-    original = Engine.step
+    original = Trainer.step
 
     def noting(self, batch, step):
         values = original(self, batch, step)
-        seen.append((step, batch.keys, repr(values), self))  # in words, where NaN is NaN: fp16 may overflow
+        seen.append((step, batch.keys, repr(values), self))  # as text, since fp16 may overflow, and NaN != NaN
         return values
 
-    monkeypatch.setattr(Engine, "step", noting)
+    monkeypatch.setattr(Trainer, "step", noting)
     train(config, name, 0)
-    whole, state = [row[:3] for row in seen], seen[-1][3].state()
+    whole, state = [row[:3] for row in seen], seen[-1][3].state_dict()
     assert [step for step, _, _ in whole] == list(range(1, 9))
     assert bool(state["scaler"]) == (options.get("precision") == "fp16")
     shutil.rmtree(paths.model(name, 0))
@@ -169,7 +171,7 @@ def test_eight_steps_are_four_and_a_restart_and_four(clip, monkeypatch, name, op
     torch.manual_seed(123)
     train(config, name, 0)
     assert [row[:3] for row in seen] == whole
-    assert equal(seen[-1][3].state(), state)
+    assert equal(seen[-1][3].state_dict(), state)
 
 
 def equal(one, other):
@@ -184,12 +186,12 @@ def equal(one, other):
 
 def test_a_checkpoint_of_another_configuration_is_refused_with_both_values(clip, monkeypatch):
     train_until(clip, "cliptex", 6, monkeypatch)
-    message = r"train\.weight_decay = 0\.1, which now is 0\.5\. .*rm -r results/models/cliptex/seed0/checkpoints"
+    message = r"train\.weight_decay = 0\.1, now 0\.5\. .*rm -r results/models/cliptex/seed0/checkpoints"
     with pytest.raises(CliptexError, match=message):
         train(changed(clip, train={"weight_decay": 0.5}), "cliptex", 0)
-    with pytest.raises(CliptexError, match=r"models\.cliptex\.learning_rate = 0\.001, which now is 0\.002"):
+    with pytest.raises(CliptexError, match=r"models\.cliptex\.learning_rate = 0\.001, now 0\.002"):
         train(changed(clip, "cliptex", learning_rate=2e-3), "cliptex", 0)
-    # how often it writes is not part of the result
+    # the intervals of writing do not change the result
     train(changed(clip, train={"checkpoint_every": 3, "log_every": 2}), "cliptex", 0)
 
 
@@ -197,7 +199,7 @@ def test_a_checkpoint_from_other_data_is_refused(clip, monkeypatch):
     train_until(clip, "cliptex", 6, monkeypatch)
     index = read_json(paths.labels("depth") / "index.json")
     (paths.labels("depth") / "index.json").write_text(json.dumps(index | {"statistics": "others"}))
-    with pytest.raises(CliptexError, match=r"label_stores\.depth\.index_sha256 = .*which now is"):
+    with pytest.raises(CliptexError, match=r"label_stores\.depth\.index_sha256 = .*, now "):
         train(clip, "cliptex", 0)
 
 
@@ -211,7 +213,7 @@ def test_a_checkpoint_that_would_run_code_is_left_out(clip, monkeypatch, caplog)
     torch.save({"step": 4, "engine": Malicious()}, folder / "step-00000004.pt")
     with caplog.at_level("INFO", "cliptex"):
         train(clip, "clip_ft", 0)
-    assert "step-00000004.pt: unreadable checkpoint left out" in caplog.text
+    assert "step-00000004.pt: unreadable checkpoint skipped" in caplog.text
     assert not os.path.exists("executed")  # noqa: PTH110
 
 
@@ -236,7 +238,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_one_before_stay
     checkpoints = Checkpoints(tmp_path, {"a": 1})
     checkpoints.save({"step": 1})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # as a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # like a full disk
     try:
         with pytest.raises(CliptexError, match=r"step-00000002\.pt: cannot be written .*; make room"):
             checkpoints.save({"step": 2, "weights": torch.zeros(100_000)})
@@ -250,14 +252,14 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(clip, monkeypatch, 
     train(clip, "cliptex", 0)
     whole = weights("cliptex")
     shutil.rmtree(paths.model("cliptex", 0))
-    original = Engine.step
+    original = Trainer.step
 
     def stopped(self, batch, step):
         if step == 3:
             signal.raise_signal(getattr(signal, name))
         return original(self, batch, step)
 
-    monkeypatch.setattr(Engine, "step", stopped)
+    monkeypatch.setattr(Trainer, "step", stopped)
     before = signal.getsignal(getattr(signal, name))
     with pytest.raises(Stopped) as caught:
         train(clip, "cliptex", 0)
@@ -270,7 +272,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(clip, monkeypatch, 
         "step-00000002.pt",
         "step-00000003.pt",
     ]
-    monkeypatch.setattr(Engine, "step", original)
+    monkeypatch.setattr(Trainer, "step", original)
     train(clip, "cliptex", 0)
     assert same(whole, weights("cliptex"))
 
@@ -280,7 +282,7 @@ def test_a_thread_that_trains_leaves_the_signals_alone():
 
     def work():
         with StopRequest() as stop:
-            heard.append((signal.getsignal(signal.SIGTERM), stop.name))
+            heard.append((signal.getsignal(signal.SIGTERM), stop.signal_name))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -295,7 +297,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(clip, monkeypatch):
         keys.extend(batch.keys)
         return {"loss": float("nan")}
 
-    monkeypatch.setattr(Engine, "step", broken)
+    monkeypatch.setattr(Trainer, "step", broken)
     with pytest.raises(CliptexError, match=r"models\.cliptex: the loss at step 1 is nan.*learning_rate") as caught:
         train(clip, "cliptex", 0)
     (path,) = (paths.model("cliptex", 0) / "checkpoints").glob("not-finite-step-00000001-rank-0.json")
@@ -306,8 +308,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(clip, monkeypatch):
 
 
 def poisoned(monkeypatch, step, poison):
-    """Have `poison(engine)` called before a step, and the keys of that step's batch noted."""
-    keys, original = [], Engine.step
+    """Call `poison(trainer)` before a step; returns a list that gets the keys of its batch."""
+    keys, original = [], Trainer.step
 
     def deadly(self, batch, number):
         if number == step:
@@ -315,13 +317,13 @@ def poisoned(monkeypatch, step, poison):
             poison(self)
         return original(self, batch, number)
 
-    monkeypatch.setattr(Engine, "step", deadly)
+    monkeypatch.setattr(Trainer, "step", deadly)
     return keys
 
 
 def test_weights_that_overflow_stop_the_run(clip, monkeypatch):
-    def poison(engine):
-        engine.model.visual.conv1.weight.data[0, 0, 0, 0] = float("inf")
+    def poison(trainer):
+        trainer.model.visual.conv1.weight.data[0, 0, 0, 0] = float("inf")
 
     keys = poisoned(monkeypatch, 3, poison)
     with pytest.raises(CliptexError, match=r"models\.cliptex: the loss at step 3 is nan"):
@@ -332,10 +334,10 @@ def test_weights_that_overflow_stop_the_run(clip, monkeypatch):
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_its_weights_are_saved(clip, monkeypatch):
-    """The loss is finite still; that of the next step, of other pairs, would not be."""
+    """This step's loss is still finite; that of the next step would not be."""
 
-    def poison(engine):
-        engine.model.text_projection.register_hook(lambda gradient: gradient * float("nan"))
+    def poison(trainer):
+        trainer.model.text_projection.register_hook(lambda gradient: gradient * float("nan"))
 
     keys = poisoned(monkeypatch, 4, poison)
     with pytest.raises(CliptexError, match=r"models\.cliptex: the grad_norm at step 4 is nan"):
@@ -347,7 +349,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_its_weights_are_save
 
 def test_a_gradient_that_fp16_cannot_hold_is_no_end_and_no_infinity_in_the_log(clip, monkeypatch):
     def scale(power):
-        return lambda engine: engine.scaler.load_state_dict({**engine.scaler.state_dict(), "scale": 2.0**power})
+        return lambda trainer: trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**power})
 
     poisoned(monkeypatch, 1, scale(8))
     poisoned(monkeypatch, 2, scale(30))
@@ -364,15 +366,15 @@ def test_unknown_models_and_missing_starts_are_named(tiny):
         train(tiny, "clip_ft", 0)
 
 
-def engine(config, name, model, heads, precision="fp32"):
+def trainer(config, name, model, heads, precision="fp32"):
     world = distributed.World(0, 1, torch.device("cpu"))
-    return Engine(model, heads, {}, config.models[name], config.train, precision, world)
+    return Trainer(model, heads, {}, config.models[name], config.train, precision, world)
 
 
 def test_decay_spares_norms_biases_embeddings_and_the_logit_scale(tiny):
     model = student.build(tiny.student, 0)
     heads = DenseHeads(32, {"depth": 1}, "ppm", 16, prior_cells=4)
-    run = engine(tiny, "clip", model, heads)
+    run = trainer(tiny, "clip", model, heads)
     spared = {id(p) for group in run.optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in spared}
     assert {"logit_scale", "token_embedding.weight", "positional_embedding", "visual.ln_post.weight"} <= names
@@ -408,7 +410,7 @@ runpy.run_module("cliptex", run_name="__main__")
 
 
 def test_sigkill_in_a_save_loses_one_interval_and_sigterm_nothing(clip):
-    """A real process, really killed with half a checkpoint written, then stopped, then left to end."""
+    """A real process, killed when half a checkpoint is written, then stopped, then run to its end."""
     config = changed(clip, "clip_ft", steps=200)
     folder = paths.model("clip_ft", 0) / "checkpoints"
     _, _, *arguments = command(config, "clip_ft")
@@ -422,16 +424,16 @@ def test_sigkill_in_a_save_loses_one_interval_and_sigterm_nothing(clip):
 
     process = subprocess.Popen(command(config, "clip_ft"), stderr=subprocess.PIPE, text=True)
     begun = max(folder.glob("step-*.pt"))
-    while process.poll() is None and begun.exists():  # until newer ones have taken its place
+    while process.poll() is None and begun.exists():  # until newer checkpoints have replaced it
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == EXIT_STOPPED, said
-    assert f"going on from step {newest}" in said
-    assert "SIGTERM after step" in said
+    _, log_text = process.communicate(timeout=120)
+    assert process.returncode == EXIT_STOPPED, log_text
+    assert f"resuming from step {newest}" in log_text
+    assert "SIGTERM after step" in log_text
     assert not (paths.model("clip_ft", 0) / "train.json").exists()
     newest = max(int(path.stem[5:]) for path in folder.glob("step-*.pt"))
-    assert f"after step {newest};" in said
+    assert f"after step {newest};" in log_text
     assert not left.exists()
     train(changed(config, train={"checkpoint_every": 100}), "clip_ft", 0)
     assert read_json(paths.model("clip_ft", 0) / "train.json")["images_seen"] == 800
@@ -442,7 +444,7 @@ MICRO = {"accumulate": 2, "crop_sizes_px": [24, 32], "ema": 0.5, "held_out": 5}
 
 
 def exact(config):
-    """For comparisons: fp32, patch dropout in `clip`, a rate at which Adam does not make much of rounding."""
+    """For comparisons: fp32, patch dropout in `clip`, a learning rate at which Adam does not amplify rounding."""
     models = config.plain()["models"]
     for name, options in {"clip": {"patch_dropout": 0.5}, "cliptex": {}}.items():
         models[name] |= {"learning_rate": 1e-4, "steps": 4, **options}
@@ -461,7 +463,7 @@ def assert_close(one, other):
     assert weights.keys() == others.keys()
     for name, tensor in weights.items():
         if name.endswith("in_proj_bias"):
-            # a key's bias shifts all scores of a query alike: no gradient but rounding, which Adam makes steps of
+            # the gradient of the key bias is only rounding error (softmax ignores it), which Adam amplifies
             query, _, value = tensor.chunk(3)
             other_query, _, other_value = others[name].chunk(3)
             tensor, others[name] = torch.cat([query, value]), torch.cat([other_query, other_value])
@@ -473,7 +475,7 @@ def assert_close(one, other):
 
 @pytest.mark.parametrize("name", ["clip", "cliptex"])
 def test_micro_batches_equal_one_big_batch(tiny, name):
-    """All negatives, all valid pixels, the batch's normalisation and the same dropped patches."""
+    """The same negatives, valid pixels, batch norm statistics and dropped patches."""
     config = exact(tiny)
     train(config, "clip", 0)
     train(config, name, 0)
@@ -487,19 +489,19 @@ import functools, os, signal, sys, torch
 from cliptex.training import cost
 from cliptex.training.checkpoints import Stopped
 from cliptex.config import Config
-from cliptex.training.trainer import Engine
+from cliptex.training.trainer import Trainer
 from cliptex.training.run import train
 
-asked, original = [], Engine.step
+signalled, original = [], Trainer.step
 
 def step(self, batch, number):
-    if number == 2 and self.world.rank == 1 and self.tasks and not asked:
-        asked.append(number)
+    if number == 2 and self.world.rank == 1 and self.tasks and not signalled:
+        signalled.append(number)
         signal.raise_signal(signal.SIGUSR1)
     return original(self, batch, number)
 
-Engine.step = step
-torch.compile = functools.partial(torch.compile, backend="aot_eager")  # without the compiler's minutes
+Trainer.step = step
+torch.compile = functools.partial(torch.compile, backend="aot_eager")  # without minutes of compilation
 for text, name in zip(sys.argv[1::2], sys.argv[2::2]):
     if name == "cliptex":
         cost.peak_memory_mb = lambda: 1000.0 + int(os.environ["RANK"])
@@ -512,8 +514,8 @@ for text, name in zip(sys.argv[1::2], sys.argv[2::2]):
 
 
 def test_two_processes_equal_one(tiny, tmp_path, monkeypatch):
-    """Started by torchrun inside what looks like a SLURM job of other sizes, with crops, flips, held-out pairs and a
-    look at zero-shot; one of the two is asked to stop half-way, both save and go on. A third model is compiled."""
+    """Started by torchrun with the environment of a SLURM job of another size; with crops, flips, held-out pairs and
+    zero-shot validation. One of the processes is signalled to stop: both save and resume. A third model is compiled."""
     config = exact(tiny)
     write_imagenet(paths.benchmark("imagenet"), 6, 6)
     micro = watched(changed(config, train=MICRO))
@@ -527,7 +529,7 @@ def test_two_processes_equal_one(tiny, tmp_path, monkeypatch):
     assert ended.returncode == 0, ended.stderr
     shared = {name: outcome(name) for name in ("clip", "cliptex", "shuffled")}
     record = read_json(paths.model("cliptex", 0) / "train.json")
-    assert (record["processes"], record["peak_memory_mb"]) == (2, 1001.0), "the largest of both"
+    assert (record["processes"], record["peak_memory_mb"]) == (2, 1001.0), "the maximum of both"
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     train(config, "clip", 0)
@@ -542,7 +544,7 @@ def test_two_processes_equal_one(tiny, tmp_path, monkeypatch):
 def test_half_of_torchruns_variables_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(CliptexError, match=r"WORLD_SIZE: set without RANK, LOCAL_RANK, MASTER_ADDR.*torchrun"):
-        distributed.joined().__enter__()
+        distributed.init_distributed().__enter__()
 
 
 def watched(config, **watch):
@@ -551,8 +553,8 @@ def watched(config, **watch):
 
 def test_zero_shot_before_step_1_is_the_start_models_and_looking_changes_nothing(clip):
     write_imagenet(paths.benchmark("imagenet"), 6, 6)
-    judged = Config.load(clip.plain() | {"models": {"clip": {}}, "probes": {"baselines": []}})
-    zeroshot(judged, "imagenet", paths.RESULTS / "models", paths.benchmark("imagenet"), Path("zeroshot.json"))
+    evaluated = Config.load(clip.plain() | {"models": {"clip": {}}, "probes": {"baselines": []}})
+    zeroshot.run(evaluated, Job(name="imagenet", out=Path("zeroshot.json")))
     base = read_json(Path("zeroshot.json"))["results"][0]["metrics"]
     train(clip, "cliptex", 0)
     plain = weights("cliptex")
@@ -560,17 +562,17 @@ def test_zero_shot_before_step_1_is_the_start_models_and_looking_changes_nothing
     assert same(plain, weights("cliptex"))
     lines = {line["step"]: line for line in outcome("cliptex")[1]}
     assert lines[0]["zero_shot_top1"] == pytest.approx(base["top1"], abs=1e-3)
-    assert [step for step, line in lines.items() if "zero_shot_top1" in line] == [0, 4, 6]  # 4 steps an epoch
+    assert [step for step, line in lines.items() if "zero_shot_top1" in line] == [0, 4, 6]  # 4 steps per epoch
 
 
 def test_some_images_of_a_benchmark_sorted_by_class_are_of_all_classes():
-    assert list(Spread(range(0, 100, 10), 4)) == [0, 20, 50, 70]
-    assert list(Spread(range(3), 1000)) == [0, 1, 2]
+    assert list(EvenlySpaced(range(0, 100, 10), 4)) == [0, 20, 50, 70]
+    assert list(EvenlySpaced(range(3), 1000)) == [0, 1, 2]
 
 
 def test_a_fall_in_zero_shot_is_an_alarm_or_the_end(clip, monkeypatch, caplog):
     found = iter([50.0, 49.0, 30.0] * 2)
-    monkeypatch.setattr(Watcher, "measure", lambda self: {"zero_shot_top1": next(found)})
+    monkeypatch.setattr(Validator, "measure", lambda self: {"zero_shot_top1": next(found)})
     with caplog.at_level("WARNING", "cliptex"):
         train(watched(clip, max_drop=2), "clip_ft", 0)
     (alarm,) = read_json(paths.model("clip_ft", 0) / "train.json")["alarms"]
@@ -584,23 +586,23 @@ def test_a_fall_in_zero_shot_is_an_alarm_or_the_end(clip, monkeypatch, caplog):
 
 def test_a_fall_is_an_alarm_where_no_limit_is_set(clip, monkeypatch):
     found = iter([50.0, 46.0, 44.0])
-    monkeypatch.setattr(Watcher, "measure", lambda self: {"zero_shot_top1": next(found)})
+    monkeypatch.setattr(Validator, "measure", lambda self: {"zero_shot_top1": next(found)})
     train(watched(clip), "clip_ft", 0)
     (alarm,) = read_json(paths.model("clip_ft", 0) / "train.json")["alarms"]
     assert "fell from 50.00 to 44.00 at step 6, by more than train.watch.max_drop = 5 points" in alarm
 
 
 def test_looking_does_not_count_as_training(clip, monkeypatch):
-    monkeypatch.setattr(Watcher, "measure", lambda self: time.sleep(0.5) or {"zero_shot_top1": 50.0})
-    original = Engine.step
+    monkeypatch.setattr(Validator, "measure", lambda self: time.sleep(0.5) or {"zero_shot_top1": 50.0})
+    original = Trainer.step
 
     def slow(self, batch, step):
         time.sleep(0.02)
         return original(self, batch, step)
 
-    monkeypatch.setattr(Engine, "step", slow)
+    monkeypatch.setattr(Trainer, "step", slow)
     begun = time.monotonic()
-    train_until(watched(clip), "clip_ft", 5, monkeypatch)  # a look after step 4, and another at the end
+    train_until(watched(clip), "clip_ft", 5, monkeypatch)  # validated after step 4 and at the end
     train(watched(clip), "clip_ft", 0)
     whole = time.monotonic() - begun
     record = read_json(paths.model("clip_ft", 0) / "train.json")
@@ -611,27 +613,27 @@ def test_looking_does_not_count_as_training(clip, monkeypatch):
 def test_heads_are_compared_with_labels_held_out(clip):
     train(changed(clip, train={"held_out": 5}), "cliptex", 0)
     last = outcome("cliptex")[1][-1]
-    wanted = {"held_out/depth/loss", "held_out/segmentation/mIoU", "held_out/normals/mean"}
-    assert wanted <= last.keys()
+    expected = {"held_out/depth/loss", "held_out/segmentation/mIoU", "held_out/normals/mean"}
+    assert expected <= last.keys()
     assert 0 < last["valid/depth"] <= 1
 
 
 def test_the_moving_average_is_what_is_exported(clip, monkeypatch):
     train(clip, "cliptex", 0)
     plain = weights("cliptex")
-    kept = []
-    original = Engine.step
+    states = []
+    original = Trainer.step
 
     def noting(self, batch, step):
         values = original(self, batch, step)
-        kept.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
+        states.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
         return values
 
-    monkeypatch.setattr(Engine, "step", noting)
+    monkeypatch.setattr(Trainer, "step", noting)
     train(changed(clip, train={"ema": 0.75}), "cliptex", 0)
-    assert same(kept[-1], plain)  # it does not touch what is trained
-    average = kept[0]
-    for state in kept[1:]:
+    assert same(states[-1], plain)  # the average does not change the trained weights
+    average = states[0]
+    for state in states[1:]:
         average = {name: 0.75 * average[name] + 0.25 * state[name] for name in state}
     for name, tensor in weights("cliptex").items():
         torch.testing.assert_close(tensor, average[name], msg=name)
@@ -660,7 +662,7 @@ def test_what_a_run_costs_is_written_down(clip):
     assert (dense["images_seen"], dense["unique_images"]) == (24, 16)
     assert plain["flops_over_contrastive"] == 1 < dense["flops_over_contrastive"]
     assert plain["flops"]["encoder"] == dense["flops"]["encoder"]
-    # a patch embedding and two blocks of width 32 on 17 tokens, two operations a multiply-add
+    # a patch embedding and two blocks of width 32 on 17 tokens, two operations per multiply-add
     blocks = 2 * 2 * (17 * 32 * (4 * 32 + 8 * 32) + 2 * 17 * 17 * 32)
     assert dense["flops"]["encoder"] == blocks + 2 * 16 * 32 * 3 * 64 + 2 * 32 * 16
     heads = load_file(paths.model("cliptex", 0) / "heads.safetensors")
@@ -681,7 +683,7 @@ def test_tensorboard_gets_the_lines_and_goes_on_after_a_restart(clip, monkeypatc
 def test_weights_and_biases_offline_gets_the_lines_and_sends_nothing(clip, monkeypatch):
     pytest.importorskip("wandb")
     for name in ("HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # a call would fail
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # any request would fail
     train_until(changed(clip, train={"trackers": ["wandb_offline"]}), "clip_ft", 4, monkeypatch)
     train(changed(clip, train={"trackers": ["wandb_offline"]}), "clip_ft", 0)
     first, second = sorted((paths.model("clip_ft", 0) / "wandb").glob("offline-run-*-clip_ft-seed0/*.wandb"))

@@ -87,7 +87,7 @@ def test_a_tar_of_tars_becomes_a_folder_each(tmp_path):
         f"n0{number}/n0{number}_{index}.JPEG": bytes([index]) for number in range(3) for index in range(2)
     }
     hostile = make_tar(tmp_path / "one.tar", {"../../outside": b"x"}).read_bytes()
-    with pytest.raises(CliptexError, match=r"train\.tar: its member '\.\./\.\./outside' lies outside"):
+    with pytest.raises(CliptexError, match=r"train\.tar: its member '\.\./\.\./outside' is outside"):
         unpack(make_tar(tmp_path / "train.tar", {"n09.tar": hostile}), "tars", tmp_path / "train")
     with pytest.raises(CliptexError, match=r"train\.tar: its member 'n09\.JPEG' is not a tar"):
         unpack(make_tar(tmp_path / "train.tar", {"n09.JPEG": b"x"}), "tars", tmp_path / "train")
@@ -133,7 +133,7 @@ def everything(folder: Path) -> set[str]:
 def test_a_hostile_tar_makes_nothing(tmp_path, kind):
     (tmp_path / "secret").write_text("secret")
     archive = hostile_tar(tmp_path / "hostile.tar", kind, tmp_path / "out")
-    with pytest.raises(CliptexError, match=r"hostile\.tar: its member .*; it is unpacked no further"):
+    with pytest.raises(CliptexError, match=r"hostile\.tar: its member .*; unpacking stopped"):
         unpack(archive, "tar", tmp_path / "out", reserved=("official.json",))
     assert everything(tmp_path) == {"secret", "hostile.tar", "out"}
 
@@ -150,7 +150,7 @@ def test_a_hostile_zip_makes_nothing(tmp_path, kind):
         data = bytearray((tmp_path / "hostile.zip").read_bytes())
         data[data.index(b"PK\x01\x02") + 8] |= 1
         (tmp_path / "hostile.zip").write_bytes(data)
-    with pytest.raises(CliptexError, match=r"hostile\.zip: its member .*; it is unpacked no further"):
+    with pytest.raises(CliptexError, match=r"hostile\.zip: its member .*; unpacking stopped"):
         unpack(tmp_path / "hostile.zip", "zip", tmp_path / "out")
     assert everything(tmp_path) == {"hostile.zip", "out"}
 
@@ -179,7 +179,7 @@ def test_nothing_is_written_through_a_link_that_is_there(tmp_path):
 
 def test_a_member_that_is_a_file_and_a_folder_is_refused(tmp_path):
     for content in ({"a": b"1", "a/b": b"2"}, {"a/b": b"2", "a": b"1"}):
-        with pytest.raises(CliptexError, match=r"'a(/b)?' (is a file and a folder|has the name of a folder)"):
+        with pytest.raises(CliptexError, match=r"'a(/b)?' (is both a file and a folder|has the name of a folder)"):
             unpack(make_tar(tmp_path / "a.tar", content), "tar", tmp_path / "out")
         shutil.rmtree(tmp_path / "out")
 
@@ -199,14 +199,14 @@ def overlapping(path: Path, copies: int) -> Path:
 
 
 def test_bombs_are_refused_before_they_fill_the_disk(tmp_path):
-    limits = Limits(members=1000, ratio=100, spared=1_000_000)
+    limits = Limits(members=1000, ratio=100, always_allowed=1_000_000)
     bombs = {
         "zip": make_zip(tmp_path / "a.zip", {"zeros": bytes(50_000_000)}),
         "tar": make_tar(tmp_path / "a.tgz", {"zeros": bytes(50_000_000)}, "w:gz"),
         "zip that overlaps": overlapping(tmp_path / "b.zip", 40),
     }
     for kind, archive in bombs.items():
-        with pytest.raises(CliptexError, match="100 times those of the archive"):
+        with pytest.raises(CliptexError, match="100 times the archive"):
             unpack(archive, kind[:3], tmp_path / "out", limits=limits)
     many = {f"{number}": b"" for number in range(1001)}
     for kind, archive in (("tar", make_tar(tmp_path / "c.tar", many)), ("zip", make_zip(tmp_path / "c.zip", many))):
@@ -217,7 +217,11 @@ def test_bombs_are_refused_before_they_fill_the_disk(tmp_path):
 
 def test_a_tar_may_not_claim_what_it_does_not_have(tmp_path):
     """A sparse terabyte, an extended header of a gigabyte, and a member longer than the rest of the file."""
-    for what, message in (("sparse", "neither a file"), ("header", "extended header of"), ("size", "times those|end")):
+    for what, message in (
+        ("sparse", "neither a file"),
+        ("header", "extended header of"),
+        ("size", "times the archive|end"),
+    ):
         member = tarfile.TarInfo("x")
         if what == "sparse":
             member.type, member.size = tarfile.GNUTYPE_SPARSE, 0
@@ -257,8 +261,8 @@ def test_a_damaged_archive_is_an_error_with_its_name(tmp_path, kind):
 @pytest.mark.parametrize(
     ("local", "central", "words"),
     [
-        (b"\x80a", b"\xc2\x80", "damaged, or no zip"),
-        (b"\xc2\x80", b"\x80a", "damaged, or no zip"),
+        (b"\x80a", b"\xc2\x80", "damaged, or not a zip"),
+        (b"\xc2\x80", b"\x80a", "damaged, or not a zip"),
         (b"\0a", b"\0a", "its member '' has no name"),
     ],
 )
@@ -276,7 +280,7 @@ def test_a_zip_whose_member_lies_before_its_beginning_is_an_error_with_its_name(
     end = len(whole) - 22  # of the list of members; its size stands 12 bytes in
     (size,) = struct.unpack_from("<L", whole, end + 12)
     (tmp_path / "odd.zip").write_bytes(whole[: end + 16] + struct.pack("<L", end - size + 5) + whole[end + 20 :])
-    with pytest.raises(CliptexError, match=r"odd\.zip: damaged, or no zip"):
+    with pytest.raises(CliptexError, match=r"odd\.zip: damaged, or not a zip"):
         unpack(tmp_path / "odd.zip", "zip", tmp_path / "out")
 
 
@@ -330,5 +334,5 @@ def test_no_room_is_said_before_and_while_it_is_unpacked(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fdopen", full)
-    with pytest.raises(CliptexError, match=r"out: No space left on device, while archive\.tar is unpacked; make room"):
+    with pytest.raises(CliptexError, match=r"out: No space left on device while unpacking archive\.tar; make room"):
         unpack(tmp_path / "archive.tar", "tar", tmp_path / "out")

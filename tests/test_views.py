@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cliptex.core.errors import CliptexError
-from cliptex.evaluation.probes.segmentation import merged, resized_argmax
+from cliptex.evaluation.probes.heads.segmentation import merged, resized_argmax
 from cliptex.evaluation.probes.views import (
-    View,
+    ImageView,
     cut,
     cut_centre,
     cut_truth,
@@ -117,7 +117,7 @@ def test_random_views_show_what_their_truths_say():
         inner = beyond & np.roll(beyond, 1, 0) & np.roll(beyond, 1, 1) & np.roll(beyond, -1, 1)
         assert (seen[inner] == [7, 8, 9]).all()
     plain = random_views(shape, DenseInput(), size, Augmentation(views=3), rng)
-    assert set(plain) == {View(0, 0, 60, 90)}
+    assert set(plain) == {ImageView(0, 0, 60, 90)}
 
 
 def test_random_views_leave_out_no_part_of_the_range():
@@ -161,7 +161,7 @@ def test_the_centre_for_classification_is_torchvisions():
 
 def test_a_mirrored_view_is_the_view_mirrored():
     image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
-    plain, turned = View(3, 4, 30, 20), View(3, 4, 30, 20, flip=True)
+    plain, turned = ImageView(3, 4, 30, 20), ImageView(3, 4, 30, 20, flip=True)
     np.testing.assert_array_equal(cut(image, turned, (8, 8), "bicubic"), cut(image, plain, (8, 8), "bicubic")[:, ::-1])
     np.testing.assert_array_equal(cut_truth(image, turned, (8, 8), 0), cut_truth(image, plain, (8, 8), 0)[:, ::-1])
 
@@ -169,6 +169,6 @@ def test_a_mirrored_view_is_the_view_mirrored():
 def test_bilinear_cells_of_a_view_and_its_truth_have_the_same_centres():
     """A truth that is linear in the place, sampled on the grid, is what resizing the map to that grid gives."""
     ramp = np.linspace(0, 1, 64, dtype=np.float32)[None].repeat(64, 0)
-    sampled = cut_truth(ramp, View(0, 0, 64, 64), (16, 16), np.nan)
+    sampled = cut_truth(ramp, ImageView(0, 0, 64, 64), (16, 16), np.nan)
     small = F.interpolate(torch.from_numpy(ramp)[None, None], size=(16, 16), mode="area")[0, 0].numpy()
     np.testing.assert_allclose(sampled, small, atol=1 / 64)

@@ -9,7 +9,7 @@ import pytest
 from web_server import PlannedServer, WebServer
 
 from cliptex.core.errors import CliptexError
-from cliptex.data import http as web_files
+from cliptex.data import http
 from cliptex.data.http import fetch_file, start_of_file
 
 BODY = np.random.default_rng(0).bytes(300_000)
@@ -19,7 +19,7 @@ MD5 = hashlib.md5(BODY).hexdigest()
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(web_files, "PAUSES_S", (0, 0))
+    monkeypatch.setattr(http, "PAUSES_S", (0, 0))
     with PlannedServer() as one:
         yield one
 
@@ -35,7 +35,7 @@ def test_a_download_is_checked_and_happens_once(server, tmp_path):
 
 def test_an_interrupted_download_goes_on_where_it_was(server, tmp_path):
     server.files["/net.pth"], server.plan = BODY, ["cut", 503, "cut"]
-    with pytest.raises(CliptexError, match="goes on after 200000 bytes"):
+    with pytest.raises(CliptexError, match="resumes after 200000 bytes"):
         fetch_file(f"{server.url}/net.pth", tmp_path / "net.pth", "url", f"sha256:{DIGEST}")
     assert not (tmp_path / "net.pth").exists()
     fetch_file(f"{server.url}/net.pth", tmp_path / "net.pth", "url", f"sha256:{DIGEST}")
@@ -68,10 +68,10 @@ def test_pieces_of_two_files_are_found_out_and_fetched_anew_the_next_time(server
     server.tag = None
     url, path = f"{server.url}/net.tar", tmp_path / "net.tar"
     server.files["/net.tar"], server.plan = BODY[::-1], ["cut", 503, 503]
-    with pytest.raises(CliptexError, match="goes on after 100000 bytes"):
+    with pytest.raises(CliptexError, match="resumes after 100000 bytes"):
         fetch_file(url, path, "url", f"md5:{MD5}")
     server.files["/net.tar"] = BODY
-    with pytest.raises(CliptexError, match=rf"net\.tar is not the file wanted: its MD5 is \w+, not {MD5}; try again"):
+    with pytest.raises(CliptexError, match=rf"net\.tar is not the expected file: its MD5 is \w+, not {MD5}; try again"):
         fetch_file(url, path, "url", f"md5:{MD5}", "try again")
     assert not path.exists()
     fetch_file(url, path, "url", f"md5:{MD5}", "try again")
@@ -84,7 +84,7 @@ def test_what_came_whole_before_a_kill_is_not_fetched_again(server, tmp_path):
     fetch_file(url, path, "url", f"md5:{MD5}")
     # as it is just before the file gets its name
     path.rename(tmp_path / ".net.tar.part")
-    web_files.write_json(tmp_path / ".net.tar.part.json", {"url": url, "validator": None, "bytes": len(BODY)})
+    http.write_json(tmp_path / ".net.tar.part.json", {"url": url, "validator": None, "bytes": len(BODY)})
     fetch_file(url, path, "url", f"md5:{MD5}")
     assert path.read_bytes() == BODY and len(server.asked) == 1
 
@@ -111,11 +111,11 @@ def test_the_beginning_of_a_file_and_its_size_with_or_without_ranges(server):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("file:///etc/passwd", "not an http or https address"),
-        ("https://me:secret@example.org/a.tar", "has a user or a password"),
-        ("{}/gone.tar", r"cannot be looked at \(HTTP Error 404"),
+        ("file:///etc/passwd", "not an http or https URL"),
+        ("https://me:secret@example.org/a.tar", "contains a user name or password"),
+        ("{}/gone.tar", r"cannot be read \(HTTP Error 404"),
         ("{}/page.tar", "is a web page"),
-        ("{}/inside.jpg", "cannot be looked at"),
+        ("{}/inside.jpg", "cannot be read"),
     ],
 )
 def test_a_beginning_is_refused_as_a_download_is(url, message, server):
@@ -129,29 +129,29 @@ def test_a_beginning_is_refused_as_a_download_is(url, message, server):
 
 def test_a_server_that_trickles_is_given_up(tmp_path, monkeypatch):
     """Its bytes come often enough for the time limit of a read, and would for hours."""
-    monkeypatch.setattr(web_files, "PAUSES_S", ())
-    monkeypatch.setattr(web_files, "SLOW_S", 1)
+    monkeypatch.setattr(http, "PAUSES_S", ())
+    monkeypatch.setattr(http, "SLOW_S", 1)
     with WebServer() as server:
-        with pytest.raises(CliptexError, match=r"\d bytes a second for 1 s, too slow .*goes on after \d+ bytes"):
+        with pytest.raises(CliptexError, match=r"too slow: \d bytes per second for 1 s.*resumes after \d+ bytes"):
             fetch_file(f"{server.url}/drip.jpg", tmp_path / "drip.jpg", "url")
         assert server.requests["/drip.jpg"] == 1
 
 
 def test_headers_and_beginnings_that_trickle_are_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(web_files, "PAUSES_S", ())
-    monkeypatch.setattr(web_files, "SLOW_S", 1)
+    monkeypatch.setattr(http, "PAUSES_S", ())
+    monkeypatch.setattr(http, "SLOW_S", 1)
     with WebServer() as server:
-        with pytest.raises(CliptexError, match=r"cannot be fetched \(timed out"):
+        with pytest.raises(CliptexError, match=r"cannot be downloaded \(timed out"):
             fetch_file(f"{server.url}/head.jpg", tmp_path / "head.jpg", "url")
         for name in ("head", "drip"):
-            with pytest.raises(CliptexError, match=r"cannot be looked at \(timed out"):
+            with pytest.raises(CliptexError, match=r"cannot be read \(timed out"):
                 start_of_file(f"{server.url}/{name}.jpg", "url", 1000)
         assert server.requests == {"/head.jpg": 2, "/drip.jpg": 1}
 
 
 def test_progress_shows_no_query(server, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(web_files, "track", lambda blocks, what: shown.append(what) or blocks)
+    monkeypatch.setattr(http, "track", lambda blocks, what: shown.append(what) or blocks)
     server.files["/net.pth"] = BODY
     fetch_file(f"{server.url}/net.pth?sig=private/1", tmp_path / "net.pth", "url")
     assert shown == ["download net.pth, blocks"]

@@ -19,10 +19,12 @@ from cliptex.core import paths
 from cliptex.core.plugins import find
 from cliptex.data.download import build_shards, built_shards
 from cliptex.data.images import encode_jpeg, encode_png
-from cliptex.data.shards import write_index
+from cliptex.data.shard_index import write_index
 from cliptex.experts.base import Expert
 from cliptex.experts.training import train_expert
-from cliptex.labels.label import LabelFile, index_labels, label_batch
+from cliptex.labels.index import index_labels
+from cliptex.labels.label import label_batch
+from cliptex.labels.store import LabelFile
 
 pytestmark = pytest.mark.xdist_group("web_images")
 

@@ -19,7 +19,7 @@ from web_server import PlannedServer
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
-from cliptex.data import http as web_files
+from cliptex.data import http
 from cliptex.experts import dpt, mask_rcnn, nll_angmf, weights
 from cliptex.experts.training import load_expert, train_expert
 
@@ -119,7 +119,7 @@ def pictures(count: int = 3) -> list[np.ndarray]:
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(web_files, "PAUSES_S", (0, 0))
+    monkeypatch.setattr(http, "PAUSES_S", (0, 0))
     with PlannedServer() as one:
         yield one
 
@@ -131,9 +131,9 @@ DIGEST = sha256(BODY).hexdigest()
 @pytest.mark.parametrize(
     ("plan", "url", "message"),
     [
-        ([404], "/net.pth", r"experts\.a\.url: .* answers 404"),
-        ([], "/gone.pth", "answers 404"),
-        ([503, 503, 503], "/net.pth", "cannot be fetched"),
+        ([404], "/net.pth", r"experts\.a\.url: .* responds with 404"),
+        ([], "/gone.pth", "responds with 404"),
+        ([503, 503, 503], "/net.pth", "cannot be downloaded"),
         (["page"], "/net.pth", "is a web page"),
         ([], "/net-00000000.pth", f"its SHA-256 is {DIGEST}, not 00000000"),
     ],
@@ -149,7 +149,7 @@ def test_what_cannot_be_had_is_an_error_and_leaves_no_file(plan, url, message, s
 
 def test_only_web_addresses_are_fetched(tmp_path):
     settings = config(a={"weights": "url", "url": "file:///etc/passwd"}).experts["a"]
-    with pytest.raises(CliptexError, match="not an http or https address"):
+    with pytest.raises(CliptexError, match="not an http or https URL"):
         weights.resolve("a", settings, tmp_path)
 
 
@@ -213,9 +213,9 @@ def test_another_preprocessing_gives_other_labels(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        (LARGE, {"keep_aspect_ratio": True}, "takes squares"),
-        (LARGE, {"size": {"height": 64, "width": 96}}, "takes squares"),
-        (HYBRID, {"size": {"height": 96, "width": 96}}, "takes its image_size, 64"),
+        (LARGE, {"keep_aspect_ratio": True}, "takes square images"),
+        (LARGE, {"size": {"height": 64, "width": 96}}, "takes square images"),
+        (HYBRID, {"size": {"height": 96, "width": 96}}, "set `size` to the image_size of a hybrid DPT, 64"),
     ],
 )
 def test_a_preprocessing_that_transformers_cannot_do_is_refused(kind, change, message, tmp_path):
@@ -240,7 +240,7 @@ def test_a_dpt_folder_that_is_not_whole_is_refused_by_name(what, tmp_path):
         (folder / what).unlink()
     settings = config(dpt={"weights": "local", "path": str(folder)})
     with pytest.raises(
-        CliptexError, match={"a weight": r"head\.head\.0\.weight", "shape": "do not fit"}.get(what, what)
+        CliptexError, match={"a weight": r"head\.head\.0\.weight", "shape": "do not match"}.get(what, what)
     ):
         train_expert(settings, "dpt", tmp_path, tmp_path / "out", seed=0)
     assert not (tmp_path / "out" / "expert.json").exists()
@@ -260,14 +260,14 @@ def test_weights_without_a_place_in_a_dpt_are_refused_by_name(tmp_path):
     assert len(deeper) == 16
     save_file(state | unused | deeper, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        CliptexError, match=r"dpt: its weights have no place .*: dpt\.encoder\.layer\.4\.\w.*, 16 in all; copy"
+        CliptexError, match=r"dpt: unexpected weights.*: dpt\.encoder\.layer\.4\.\w.*, 16 in all; copy"
     ):
         dpt.PLUGIN({}).load(folder)
 
 
 def test_a_config_beside_that_of_the_folder_is_refused(tmp_path):
     save_dpt(tmp_path / "dpt", LARGE)
-    with pytest.raises(CliptexError, match=r"has a config\.json of its own"):
+    with pytest.raises(CliptexError, match=r"has its own config\.json"):
         dpt.PLUGIN({"network": {"config": LARGE}}).load(tmp_path / "dpt")
 
 
@@ -309,7 +309,7 @@ def test_a_hub_repository_is_fetched_at_one_commit(server, tmp_path):
     command = [sys.executable, "-c", code, json.dumps({"experts": experts}), *files, "nothing"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == ["safetensors 0", "bin 0", "nothing 1"], done.stderr
-    assert "experts.nothing.repo: Intel/nothing cannot be had from the hub" in done.stderr
+    assert "experts.nothing.repo: Intel/nothing cannot be fetched from the hub" in done.stderr
     for form, name in files.items():
         record = read_json(tmp_path / "results" / "experts" / form / "expert.json")
         assert record["origin"] == {"repo": f"Intel/dpt-{form}", "revision": commit}
@@ -328,7 +328,7 @@ def test_a_wrong_digest_names_the_key(tmp_path):
 
 @pytest.mark.parametrize(("source", "key"), [("url", "url"), ("hub", "repo"), ("local", "path")])
 def test_a_source_without_its_key_is_a_configuration_error(source, key):
-    with pytest.raises(CliptexError, match=rf"experts\.a\.{key}: weights '{source}' need it"):
+    with pytest.raises(CliptexError, match=rf"experts\.a\.{key}: is required for weights '{source}'"):
         config(a={"weights": source})
 
 
@@ -350,7 +350,9 @@ def test_a_licence_is_never_guessed_for_given_weights(given, licence):
 
 def test_random_weights_mark_all_they_touch(tiny, caplog, monkeypatch):
     from cliptex.core import paths
-    from cliptex.labels.label import LabelFile, index_labels, label_batch
+    from cliptex.labels.index import index_labels
+    from cliptex.labels.label import label_batch
+    from cliptex.labels.store import LabelFile
 
     network = NORMALS | {"input_size_px": [32, 32]}
     settings = Config.load(
@@ -380,7 +382,7 @@ def test_random_weights_mark_all_they_touch(tiny, caplog, monkeypatch):
 @pytest.mark.parametrize("name", ["mask_rcnn", "dpt", "nll_angmf"])
 def test_a_network_made_here_needs_a_size(name, source, tmp_path):
     settings = config(**{name: {"weights": source}})
-    with pytest.raises(CliptexError, match=r"experts\.\*\.network\.\w+: name the size"):
+    with pytest.raises(CliptexError, match=r"experts\.\*\.network\.\w+: set it"):
         train_expert(settings, name, tmp_path, tmp_path / "out", seed=0)
 
 
@@ -406,7 +408,7 @@ def test_a_planted_pickle_does_not_run(where, form, tmp_path):
     else:
         torch.save(bomb, path, _use_new_zipfile_serialization=form == "zip")
     settings = config(dpt={"weights": "local"} | given)
-    with pytest.raises(CliptexError, match="nothing in it is run"):
+    with pytest.raises(CliptexError, match="not executed here"):
         train_expert(settings, "dpt", tmp_path, tmp_path / "out", seed=0)
     assert not marker.exists()
     assert not (tmp_path / "out" / "expert.json").exists()

@@ -12,8 +12,9 @@ from PIL import Image
 from cliptex.config import Config, Student
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
+from cliptex.evaluation import zeroshot
+from cliptex.evaluation.job import Job
 from cliptex.evaluation.per_image import main_metric, read_per_image
-from cliptex.evaluation.zeroshot import zeroshot
 from cliptex.models import clip as student
 
 TINY = Student(
@@ -37,7 +38,7 @@ def test_results_equal_those_of_open_clip_by_hand(models_dir, tmp_path):
     write_imagenet(root, 9, 20, classes=7, height=40, width=64)
     probes = {"baselines": ["random", "position"], "save_predictions": 3}
     config = Config.load({"models": {"clip": {}}, "seeds": [0, 1], "probes": probes})
-    zeroshot(config, "imagenet", models_dir, root, tmp_path / "out.json")
+    zeroshot.run(config, Job(name="imagenet", models_dir=models_dir, benchmark_dir=root, out=tmp_path / "out.json"))
     result = json.loads((tmp_path / "out.json").read_text())
     assert [(row["model"], row["seed"]) for row in result["results"]] == [
         ("random", 0),
@@ -92,8 +93,11 @@ def test_another_number_of_images_than_the_split_has_is_refused(models_dir, tmp_
     write_imagenet(tmp_path / "imagenet", 3, 3)
     (tmp_path / "imagenet/miniature.json").write_text('{"counts": {"train": 3, "val": 4}}')
     config = Config.load({"models": {"clip": {}}, "probes": {"baselines": []}})
-    with pytest.raises(CliptexError, match="imagenet: 3 images were judged, not 4"):
-        zeroshot(config, "imagenet", models_dir, tmp_path / "imagenet", tmp_path / "out.json")
+    with pytest.raises(CliptexError, match="imagenet: 3 images were evaluated, not 4"):
+        zeroshot.run(
+            config,
+            Job(name="imagenet", models_dir=models_dir, benchmark_dir=tmp_path / "imagenet", out=tmp_path / "out.json"),
+        )
 
 
 def test_a_released_model_has_its_published_accuracy_or_there_is_no_result(models_dir, tmp_path):
@@ -102,7 +106,8 @@ def test_a_released_model_has_its_published_accuracy_or_there_is_no_result(model
 
     def judged(published):
         sections = {"models": {"clip": {}, "other": {}}, "probes": {"models": ["clip"], "baselines": []}}
-        zeroshot(Config.load(sections | {"zeroshot": {"published": published}}), "imagenet", models_dir, root, out)
+        job = Job(name="imagenet", models_dir=models_dir, benchmark_dir=root, out=out)
+        zeroshot.run(Config.load(sections | {"zeroshot": {"published": published}}), job)
         return json.loads(out.read_text())
 
     top1 = judged({})["results"][0]["metrics"]["top1"]
@@ -122,7 +127,10 @@ def test_prompts_digest_follows_the_templates(models_dir, tmp_path):
         config = Config.load(
             {"models": {"clip": {}}, "probes": {"baselines": []}, "zeroshot": {"templates": templates}}
         )
-        zeroshot(config, "imagenet", models_dir, tmp_path / "imagenet", tmp_path / "out.json")
+        zeroshot.run(
+            config,
+            Job(name="imagenet", models_dir=models_dir, benchmark_dir=tmp_path / "imagenet", out=tmp_path / "out.json"),
+        )
         result = json.loads((tmp_path / "out.json").read_text())
         digests.add((result["prompts_sha256"], result["num_templates"]))
     assert {count for _, count in digests} == {7, 80} and len(digests) == 2
@@ -131,4 +139,5 @@ def test_prompts_digest_follows_the_templates(models_dir, tmp_path):
 def test_benchmark_without_one_class_an_image_is_refused(models_dir, tmp_path):
     write_voc(tmp_path / "voc", 1, 1)
     with pytest.raises(CliptexError, match="'voc' is not a classification benchmark"):
-        zeroshot(Config.load({"models": {"clip": {}}}), "voc", models_dir, tmp_path / "voc", tmp_path / "out.json")
+        job = Job(name="voc", models_dir=models_dir, benchmark_dir=tmp_path / "voc", out=tmp_path / "out.json")
+        zeroshot.run(Config.load({"models": {"clip": {}}}), job)

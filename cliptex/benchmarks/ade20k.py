@@ -1,4 +1,4 @@
-"""ADE20K scene parsing (150 classes): ADEChallengeData2016 as the official archive unpacks."""
+"""ADE20K scene parsing (150 classes): ADEChallengeData2016 in the layout of the official archive."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ UNPACK = "unpack ADEChallengeData2016.zip here"
 
 
 class Ade20k(Benchmark):
-    """`training` and `validation`. In the files 0 is "other", 1..150 the classes; here 255 (ignored) and 0..149."""
+    """`training` and `validation`. In the files, 0 is "other" and 1..150 are classes; here 255 (ignored) and 0..149."""
 
     name = "ade20k"
     tasks = ("semantic_segmentation",)
@@ -48,7 +48,7 @@ class Ade20k(Benchmark):
         return [Path(image).name for image in self.read(part).items]
 
     def prepare(self) -> dict[str, Any]:
-        """Checks that every picture has its mask, and the classes their names."""
+        """Check that each image has a mask, and each class a name."""
         for part, split in (("train", "training"), ("eval", "validation")):
             masks = [f"{Path(image).stem}.png" for image in self.read(part).items]
             require_files(self.folder / "annotations" / split, masks, UNPACK)
@@ -58,7 +58,7 @@ class Ade20k(Benchmark):
         path = self.folder / "annotations" / split / f"{image.stem}.png"
         mask = read_indices(path)
         if mask.max(initial=0) > NUM_CLASSES:
-            raise CliptexError(f"{path}: holds values above {NUM_CLASSES}; this is not the scene-parsing annotation")
+            raise CliptexError(f"{path}: has values above {NUM_CLASSES}; this is not the scene-parsing annotation")
         # uint8 arithmetic wraps 0 - 1 to 255, which is the ignore label
         return {"id": image.stem, "image": read_rgb(image), "mask": mask - np.uint8(1)}
 

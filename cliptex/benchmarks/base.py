@@ -1,4 +1,4 @@
-"""What a benchmark must do: read the official layout, give its splits, class names and tasks."""
+"""The interface of a benchmark: it reads an official layout and provides splits, class names and tasks."""
 
 from __future__ import annotations
 
@@ -10,84 +10,81 @@ from typing import Any, ClassVar
 from cliptex.benchmarks.reading import read_mark
 from cliptex.core.errors import CliptexError
 
-PROBE_TASKS = ("semantic_segmentation", "detection", "depth", "normals", "classification")
-
 
 class Benchmark(ABC):
-    """One benchmark, read from `root` in its official on-disk layout."""
+    """A benchmark, read from the folder `root` in its official layout."""
 
     name: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]]
-    """Which of PROBE_TASKS it judges."""
+    """The tasks among PROBE_TASKS that it supports."""
     eval_split: ClassVar[str] = "val"
-    """Official name of the split that is judged, as written in the results."""
+    """Official name of the evaluation split, as stated in the results."""
     variants: ClassVar[tuple[str, ...]] = ()
-    """Forms of the official data of which the configuration chooses one; the first is the default."""
+    """Variants of the official data, selected in the configuration; the first is the default."""
     official_counts: ClassVar[Mapping[str, int]] = {}
-    """Samples of the parts "train" and "eval" in the official data; a benchmark without may have any number."""
+    """Number of samples in the parts "train" and "eval" of the official data; empty: any number is valid."""
 
     def __init__(self, root: Path, mark: Mapping[str, Any] | None = None):
-        """mark: what `read_mark` would say; read from `root` by default."""
+        """mark: result of `read_mark`; read from `root` by default."""
         self.root = Path(root)
         self.mark = dict(read_mark(self.root) if mark is None else mark)
         self.source: str | None = self.mark.get("source")
-        """"miniature" or "official" as the mark in `root` says; None without one."""
+        """"miniature" or "official", from the mark in `root`; None without a mark."""
         self.variant: str | None = self.mark.get("variant") or next(iter(self.variants), None)
-        """Which of `variants` lies in `root`."""
+        """The variant in `root`, one of `variants`."""
 
     @property
     def identity(self) -> list[Any]:
-        """What tells these samples from those of another benchmark, variant or corruption; goes into JSON."""
+        """Identifies these samples among benchmarks, variants and corruptions; a JSON value."""
         return [self.name, self.variant]
 
     @property
     @abstractmethod
     def class_names(self) -> list[str]:
-        """In label order, background first where it is a class; empty without classes."""
+        """Class names in label order, with background first if it is a class; empty without classes."""
 
     def samples(self, part: str) -> Sequence[dict[str, Any]]:
-        """The samples of `part` ("train" or "eval"), in the official order, read when indexed.
+        """The samples of `part` ("train" or "eval") in the official order, read on access.
 
-        A sample holds `id` (str), `image` (uint8 RGB [H, W, 3]), perhaps `file` (Path of the stored image), and by
+        A sample has `id` (str), `image` (uint8 RGB [H, W, 3]), optionally `file` (Path of the stored image), and per
         task: `mask` (uint8 [H, W], 255 = ignore), `boxes` (float32 [N, 4] xyxy), `labels` (int64 [N], index into
         class_names), `masks` (bool [N, H, W]), `crowd` (bool [N]), `depth` (float32 [H, W] metres, NaN = invalid),
         `normals` (float32 [H, W, 3] unit vectors, x right, y down, z forward, away from the surface's visible side as
-        in docs/architecture.md, NaN = invalid), `label` (int). Raises CliptexError naming the file when the layout is
-        not the official one, and naming both numbers when official data have not as many samples as they should.
+        in docs/architecture.md, NaN = invalid), `label` (int). Raises CliptexError with the file if the layout is not
+        the official one, or if the number of samples of official data is not the official number.
         """
-        found = self.read(part)
-        wanted = self.official_counts.get(part)
-        if self.source == "official" and wanted is not None and len(found) != wanted:
+        samples = self.read(part)
+        official = self.official_counts.get(part)
+        if self.source == "official" and official is not None and len(samples) != official:
             raise CliptexError(
-                f"{self.root}: {len(found):,} samples to {part}, officially {wanted:,}; files are missing or are of"
-                f" another data set: unpack the official archives again (docs/data.md)"
+                f"{self.root}: {len(samples):,} samples to {part}, officially {official:,}; files are missing or belong"
+                f" to another data set: unpack the official archives again (docs/data.md)"
             )
-        return found
+        return samples
 
     def expected(self, part: str) -> int | None:
-        """How many samples a part has, officially or as rendered; None where nobody knows."""
+        """Expected number of samples of a part, official or rendered; None if unknown."""
         if self.source == "official":
             return self.official_counts.get(part)
         return self.mark.get("counts", {}).get({"train": "train", "eval": "val"}[part])
 
     def names(self, part: str) -> Sequence[str]:
-        """What tells the images of both parts apart, without reading any; none where nothing does."""
+        """Names of the images of a part, to find images that are in both parts; empty if names do not identify them."""
         return ()
 
     def check_apart(self) -> None:
-        """Raises CliptexError that names an image of official data which is in both parts."""
-        if self.source == "official" and (both := set(self.names("train")).intersection(self.names("eval"))):
+        """Raise CliptexError if an image of official data is in both parts."""
+        if self.source == "official" and (shared := set(self.names("train")).intersection(self.names("eval"))):
             raise CliptexError(
-                f"{self.root}: {min(both)} is in the training split and in {self.eval_split}, and so are"
-                f" {len(both) - 1:,} others; what was learned must not judge: unpack the official archives again"
-                " (docs/data.md)"
+                f"{self.root}: {min(shared)} and {len(shared) - 1:,} other images are both in the training split and in"
+                f" {self.eval_split}; unpack the official archives again (docs/data.md)"
             )
 
     @abstractmethod
     def read(self, part: str) -> Sequence[dict[str, Any]]:
-        """What `samples` gives, however many there are."""
+        """Like `samples`, without checking the number."""
 
     def prepare(self) -> dict[str, Any]:
-        """Called once, when official data have been put in place: derive what is needed from them. Returns what the
-        mark shall say besides."""
+        """Called once after official data were installed: check them, and derive files. Returns additional values for
+        the mark."""
         return {}

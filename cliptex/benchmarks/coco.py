@@ -18,9 +18,9 @@ FOLDERS = {"train": "train2017", "eval": "val2017"}
 
 
 class Coco(Benchmark):
-    """`train2017` and `val2017`, all images, also those without objects.
+    """`train2017` and `val2017`, including images without objects.
 
-    Category ids are sparse (1..90); a label here is the position among the categories sorted by id (0..79).
+    Category ids are sparse (1..90); a label is the category's position when sorted by id (0..79).
     """
 
     name = "coco"
@@ -43,7 +43,7 @@ class Coco(Benchmark):
             data = read_json(path)
             missing = {"images", "annotations", "categories"} - (data.keys() if isinstance(data, dict) else set())
             if missing:
-                raise CliptexError(f"{path}: has no {', '.join(sorted(missing))}; {UNPACK}")
+                raise CliptexError(f"{path}: lacks {', '.join(sorted(missing))}; {UNPACK}")
             self._annotations[part] = data
         return self._annotations[part]
 
@@ -58,18 +58,18 @@ class Coco(Benchmark):
         return [names[number] for number in self.category_ids]
 
     def captions(self, part: str) -> list[tuple[Path, list[str]]]:
-        """(image file, its captions, in file order) of every image of a part, from captions_{train,val}2017.json."""
+        """(image file, its captions) of each image of a part, in file order, from captions_{train,val}2017.json."""
         split = "train" if part == "train" else "val"
         path = existing(self.root / "annotations" / f"captions_{split}2017.json", UNPACK)
         data = read_json(path)
-        found: dict[int, list[str]] = {one["id"]: [] for one in data["images"]}
-        for one in data["annotations"]:
-            # a few captions of the official file hold line breaks and spaces at their ends
-            found[one["image_id"]].append(" ".join(one["caption"].split()))
-        if bare := [number for number, captions in found.items() if not captions]:
-            raise CliptexError(f"{path}: image {bare[0]} has no caption; {UNPACK}")
+        captions: dict[int, list[str]] = {image["id"]: [] for image in data["images"]}
+        for annotation in data["annotations"]:
+            # a few official captions have line breaks, or spaces at the end
+            captions[annotation["image_id"]].append(" ".join(annotation["caption"].split()))
+        if missing := [number for number, texts in captions.items() if not texts]:
+            raise CliptexError(f"{path}: image {missing[0]} has no caption; {UNPACK}")
         folder = self.root / f"{split}2017"
-        return [(folder / one["file_name"], found[one["id"]]) for one in data["images"]]
+        return [(folder / image["file_name"], captions[image["id"]]) for image in data["images"]]
 
     def read(self, part: str) -> Sequence[dict[str, Any]]:
         data = self.annotations(part)
@@ -85,7 +85,7 @@ class Coco(Benchmark):
         return [image["file_name"] for image in self.annotations(part)["images"]]
 
     def prepare(self) -> dict[str, Any]:
-        """Checks that every picture of the annotations is there."""
+        """Check that all annotated images exist."""
         for part, folder in FOLDERS.items():
             require_files(
                 self.root / folder, [image["file_name"] for image in self.annotations(part)["images"]], UNPACK
@@ -98,11 +98,11 @@ class Coco(Benchmark):
         height, width = pixels.shape[:2]
         if (height, width) != (image["height"], image["width"]):
             raise CliptexError(
-                f"{path}: is {width} x {height}, the annotations say {image['width']} x {image['height']}; {UNPACK}"
+                f"{path}: is {width} x {height}, but {image['width']} x {image['height']} in the annotations; {UNPACK}"
             )
         label = {number: index for index, number in enumerate(self.category_ids)}
         boxes = np.array([item["bbox"] for item in objects], np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]  # the files hold x, y, width, height
+        boxes[:, 2:] += boxes[:, :2]  # the files have x, y, width, height
         masks = [decode_segmentation(item["segmentation"], height, width) for item in objects]
         return {
             "id": str(image["id"]),

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 @cache
 def coco_categories() -> list[tuple[int, str, str]]:
-    """(id, name, supercategory) of each category; ids are COCO's sparse ones, 1..90.
+    """(id, name, supercategory) of each category, with COCO's sparse ids 1..90.
 
     The contiguous class of a category is its position + 1 (0 is background).
     """

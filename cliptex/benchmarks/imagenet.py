@@ -29,17 +29,19 @@ class Imagenet(Benchmark):
 
     @cached_property
     def class_names(self) -> list[str]:
-        """open_clip's names for the 1000 official classes; else the first synonym in LOC_synset_mapping.txt."""
+        """open_clip's names for the 1000 official classes, else the first synonym in LOC_synset_mapping.txt."""
         if self.wnids == official_wnids():
             from open_clip import IMAGENET_CLASSNAMES
 
             return list(IMAGENET_CLASSNAMES)
         path = self.root / "LOC_synset_mapping.txt"
-        lines = read_lines(path, "train/ does not hold the 1000 official wnids, so this file must name its classes")
+        lines = read_lines(path, "required to name the classes, since train/ does not have the 1000 official wnids")
         names = {line.split(" ", 1)[0]: line.partition(" ")[2].split(",")[0].strip() for line in lines}
         missing = [wnid for wnid in self.wnids if not names.get(wnid)]
         if missing:
-            raise CliptexError(f"{path}: does not name {', '.join(missing[:3])}; add a line 'wnid name, synonym, ...'")
+            raise CliptexError(
+                f"{path}: has no name for {', '.join(missing[:3])}; add a line 'wnid name, synonym, ...'"
+            )
         return [names[wnid] for wnid in self.wnids]
 
     def read(self, part: str) -> Sequence[dict[str, Any]]:
@@ -70,20 +72,20 @@ class Imagenet(Benchmark):
     def _flat_val(self) -> tuple[list[str], list[int]]:
         """Files of val/ in order, with the labels of the devkit.
 
-        The ground truth holds ILSVRC ids, which are NOT positions among sorted wnids: meta.mat translates.
+        The ground truth has ILSVRC ids, which are NOT positions among sorted wnids; meta.mat maps them to wnids.
         """
         devkit = self.root / "ILSVRC2012_devkit_t12" / "data"
         images = files_in(self.root / "val", SUFFIXES, UNPACK)
         truth = devkit / "ILSVRC2012_validation_ground_truth.txt"
         lines = read_lines(truth, UNPACK)
-        if wrong := [line for line in lines if not line.isdecimal()]:
-            raise CliptexError(f"{truth}: {wrong[0]!r} is not an ILSVRC id; {UNPACK}")
+        if invalid := [line for line in lines if not line.isdecimal()]:
+            raise CliptexError(f"{truth}: {invalid[0]!r} is not an ILSVRC id; {UNPACK}")
         ids = [int(line) for line in lines]
         if len(ids) != len(images):
             raise CliptexError(
                 f"{truth}: {len(ids)} lines for the {len(images)} images of {self.root / 'val'}; {UNPACK}"
             )
-        # line n is of image n, so names in another order would give every image another's label
+        # line n belongs to image n, so files in another order would get wrong labels
         for number, image in enumerate(images, 1):
             if Path(image).stem != f"ILSVRC2012_val_{number:08d}":
                 raise CliptexError(
@@ -98,10 +100,10 @@ class Imagenet(Benchmark):
 
 
 def read_meta(path: Path) -> dict[int, str]:
-    """ILSVRC id -> wnid of the leaf synsets (those without children) in the development kit's meta.mat."""
-    found = read_mat(path, UNPACK, squeeze_me=True)
+    """ILSVRC id -> wnid of the leaf synsets (without children), from the development kit's meta.mat."""
+    content = read_mat(path, UNPACK, squeeze_me=True)
     try:
-        synsets = found["synsets"]
+        synsets = content["synsets"]
         rows = [(int(row["ILSVRC2012_ID"]), str(row["WNID"]), int(row["num_children"])) for row in synsets]
     except (LookupError, TypeError, ValueError) as error:
         raise CliptexError(f"{path}: not the development kit's meta.mat ({error}); {UNPACK}") from error
@@ -109,7 +111,7 @@ def read_meta(path: Path) -> dict[int, str]:
 
 
 def official_wnids() -> list[str]:
-    """The 1000 wnids in label order, from timm's tables (read without importing timm)."""
+    """The 1000 wnids in label order, from timm's data files (read without importing timm)."""
     folder = Path(find_spec("timm").submodule_search_locations[0])
     return (folder / "data" / "_info" / "imagenet_synsets.txt").read_text().split()
 

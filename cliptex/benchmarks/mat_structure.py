@@ -1,5 +1,5 @@
-"""Is a MATLAB file of versions 5 to 7 sound? scipy's reader trusts what it says of its own kinds and sizes, and wrong
-ones end the whole process. A file that passes here is one that scipy reads, or refuses."""
+"""Validate the structure of a MATLAB file (versions 5 to 7). scipy's reader trusts the declared types and sizes, and
+crashes the process if they are wrong. After validation, scipy either reads the file or raises an error."""
 
 import struct
 import zlib
@@ -8,33 +8,33 @@ from math import prod
 HEADER = 128
 MATRIX, COMPRESSED = 14, 15
 SIZES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}
-"""Kind of numbers -> bytes of one."""
+"""Numeric type -> bytes per number."""
 TEXTS = (1, 2, 4, 16, 17, 18)
 CELL, STRUCT, OBJECT, TEXT, SPARSE, NUMBERS = 1, 2, 3, 4, 5, range(6, 16)
 """Classes of arrays."""
 COMPLEX = 0x800
-LARGEST = 1 << 30
-"""Bytes that a compressed part may become."""
+MAX_UNPACKED = 1 << 30
+"""Maximum uncompressed bytes of a part."""
 
 
-def require_sound(data: bytes) -> None:
-    """ValueError (or what `struct` and `zlib` raise) for a file whose parts do not fit into each other."""
+def check_structure(data: bytes) -> None:
+    """Raise ValueError (or an error of `struct` or `zlib`) if the declared types and sizes are inconsistent."""
     if len(data) < HEADER or 0 in data[:4] or 1 not in data[124:126]:
-        return  # of another version, which scipy reads by numpy's means or refuses
+        return  # another version, which scipy reads through numpy, or refuses
     order = "<" if data[126:128] == b"IM" else ">"
     at = HEADER
     while at < len(data):
         kind, size = struct.unpack_from(f"{order}II", data, at)
         part = memoryview(data)[at + 8 : at + 8 + size]
-        _require(len(part) == size, "it is cut off")
+        _require(len(part) == size, "the file is truncated")
         at += 8 + size
         if kind == COMPRESSED:
             unpacker = zlib.decompressobj()
-            part = memoryview(unpacker.decompress(part, LARGEST))
-            _require(unpacker.eof, "a compressed part is not whole")
+            part = memoryview(unpacker.decompress(part, MAX_UNPACKED))
+            _require(unpacker.eof, "a compressed part is incomplete")
             kind, size = struct.unpack_from(f"{order}II", part)
             part = part[8:]
-        _require(kind == MATRIX and size == len(part), "a variable is no array")
+        _require(kind == MATRIX and size == len(part), "a variable is not an array")
         _check_array(_Parts(part, order))
 
 
@@ -44,23 +44,23 @@ def _require(holds: bool, problem: str) -> None:
 
 
 class _Parts:
-    """The parts of an array, one after the other."""
+    """Iterates over the parts of an array."""
 
     def __init__(self, data: memoryview, order: str):
         self.data, self.order, self.at = data, order, 0
 
     def next(self, *kinds: int) -> tuple[int, memoryview]:
-        """Kind and bytes of the next part, which must be of one of some kinds."""
+        """Type and bytes of the next part; raises ValueError if its type is not one of `kinds`."""
         kind, size = struct.unpack_from(f"{self.order}II", self.data, self.at)
-        if kind >> 16:  # up to four bytes, which stand in place of the size
+        if kind >> 16:  # small format: up to four bytes in place of the size
             kind, size, start, end = kind & 0xFFFF, kind >> 16, self.at + 4, self.at + 8
-            _require(size <= 4, "a part is larger than its place")
+            _require(size <= 4, "a small part has more than four bytes")
         else:
             start = self.at + 8
-            # all but arrays end at a multiple of eight bytes
+            # all parts but arrays are padded to a multiple of eight bytes
             end = start + size + (0 if kind == MATRIX else -size % 8)
-        _require(kind in kinds, f"a part is of kind {kind}")
-        _require(start + size <= len(self.data), "a part is longer than the whole")
+        _require(kind in kinds, f"a part has type {kind}")
+        _require(start + size <= len(self.data), "a part is longer than the array")
         self.at = end
         return kind, self.data[start : start + size]
 
@@ -70,7 +70,7 @@ class _Parts:
 
 
 def _check_array(parts: _Parts) -> None:
-    if not parts.data:  # an empty one in a cell or a field
+    if not parts.data:  # an empty array in a cell or field
         return
     flags, _ = parts.numbers(6)
     shape = parts.numbers(5, 6)
@@ -79,7 +79,7 @@ def _check_array(parts: _Parts) -> None:
     parts.next(1, 2, 16)  # the name
     if kind == TEXT:
         _, data = parts.next(*TEXTS)
-        _require(count <= max(len(data), 1), f"{count:,} letters in {len(data):,} bytes")
+        _require(count <= max(len(data), 1), f"{count:,} characters in {len(data):,} bytes")
     elif kind in NUMBERS:
         for _ in range(2 if flags & COMPLEX else 1):
             stored, data = parts.next(*SIZES)
@@ -93,12 +93,12 @@ def _check_array(parts: _Parts) -> None:
         if kind != CELL:
             (longest,) = parts.numbers(5)
             _, names = parts.next(1, 2)
-            _require(longest > 0 and len(names) % longest == 0, "names of fields are cut off")
+            _require(longest > 0 and len(names) % longest == 0, "field names are truncated")
             count *= len(names) // longest
-        # each has eight bytes at least, so that no number of them is larger than the file
+        # each has at least eight bytes, so that the count cannot exceed the file's size
         _require(8 * count <= len(parts.data), f"{count:,} arrays in {len(parts.data):,} bytes")
         for _ in range(count):
             _, data = parts.next(MATRIX)
             _check_array(_Parts(data, parts.order))
     else:
-        raise ValueError(f"an array is of class {kind}")
+        raise ValueError(f"an array has class {kind}")

@@ -1,4 +1,4 @@
-"""NYU Depth v2, the labelled set: nyu_depth_v2_labeled.mat, splits.mat, and normals from one of three publications."""
+"""NYU Depth v2, the labelled set: nyu_depth_v2_labeled.mat, splits.mat, and normals of one of three publications."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,20 +12,20 @@ from cliptex.benchmarks.nyuv2_normals import Axes, axes_by_depth, decode_normals
 from cliptex.benchmarks.reading import Lazy, existing, read_mat, read_rgb, require_files
 from cliptex.core.errors import CliptexError
 
-DOWNLOAD = "put the official file here (docs/data.md)"
+DOWNLOAD = "download the official file to this path (docs/data.md)"
 LADICKY = "normals_ladicky.h5"
 FOLDERS = {"bae": ("nyu_dataset", "nyu", "."), "dsine": ("dsine_eval/nyuv2", "nyuv2")}
-"""Where the PNG files of a publication may lie, for its archive and its documentation differ."""
-JUDGED = 40
-"""Training images by which the axes of the normals are found."""
+"""Possible folders of a publication's PNG files, since its archive and its documentation differ."""
+NUM_FOR_AXES = 40
+"""Number of training images from which the axes of the normals are determined."""
 
 
 class Nyuv2(Benchmark):
-    """The official 795 training and 654 test images; depth in metres is the in-painted one of the file.
+    """The official 795 training and 654 test images, with the in-painted depth of the file, in metres.
 
-    Variants, all of the same 1,449 images, say whose normals: `bae` (Ladicky et al. 2014 as published by Bae et al.
-    2021, 8-bit PNG), `dsine` (GeoNet's, Qi et al. 2018, as published by Bae and Davison 2024, 8-bit PNG), `ladicky`
-    (Ladicky et al. as published with FAIR's self-supervision benchmark, Goyal et al. 2019).
+    The variants have the same 1,449 images and normals of different publications: `bae` (Ladicky et al. 2014, as
+    published by Bae et al. 2021, 8-bit PNG), `dsine` (GeoNet's, Qi et al. 2018, as published by Bae and Davison 2024,
+    8-bit PNG), `ladicky` (Ladicky et al., as published with FAIR's self-supervision benchmark, Goyal et al. 2019).
     """
 
     name = "nyuv2"
@@ -44,7 +44,7 @@ class Nyuv2(Benchmark):
 
     @cached_property
     def _file(self) -> Any:
-        """The HDF5 file (MATLAB v7.3), opened once."""
+        """The open HDF5 file (MATLAB v7.3)."""
         import h5py
 
         path = existing(self.root / "nyu_depth_v2_labeled.mat", DOWNLOAD)
@@ -56,10 +56,12 @@ class Nyuv2(Benchmark):
         for field, dimensions in (("images", 4), ("depths", 3)):
             if len(shapes[field]) != dimensions:
                 raise CliptexError(f"{path}: has no {dimensions}-dimensional {field!r}; {DOWNLOAD}")
-        # MATLAB's H x W x 3 x N is N x 3 x W x H in HDF5: the order of the axes is reversed
+        # HDF5 reverses the order of axes: MATLAB's H x W x 3 x N is N x 3 x W x H
         count, channels, width, height = shapes["images"]
         if channels != 3 or shapes["depths"] != (count, width, height):
-            raise CliptexError(f"{path}: images {shapes['images']} and depths {shapes['depths']} disagree; {DOWNLOAD}")
+            raise CliptexError(
+                f"{path}: images {shapes['images']} and depths {shapes['depths']} do not match; {DOWNLOAD}"
+            )
         return file
 
     def read(self, part: str) -> Sequence[dict[str, Any]]:
@@ -68,17 +70,17 @@ class Nyuv2(Benchmark):
         field = "trainNdxs" if part == "train" else "testNdxs"
         splits = read_mat(path, DOWNLOAD)
         if field not in splits or splits[field].dtype.kind not in "iuf":
-            raise CliptexError(f"{path}: has no numbers {field!r}; {DOWNLOAD}")
+            raise CliptexError(f"{path}: has no numeric {field!r}; {DOWNLOAD}")
         numbers = splits[field].ravel().astype(int).tolist()
         if not numbers or min(numbers) < 1 or max(numbers) > count:
-            raise CliptexError(f"{path}: {field} must hold 1-based indices up to {count}; {DOWNLOAD}")
+            raise CliptexError(f"{path}: {field} must contain 1-based indices up to {count}; {DOWNLOAD}")
         return Lazy(numbers, lambda number: self._read(number, "train" if part == "train" else "test"))
 
     def names(self, part: str) -> Sequence[str]:
         return [f"image {number}" for number in self.read(part).items]
 
     def prepare(self) -> dict[str, Any]:
-        """Ladicky's normals into a file that is read picture by picture; the axes of the normals, found by depth."""
+        """Convert Ladicky's normals to a file that can be read by image, and determine the axes of the normals."""
         if self.variant == "ladicky" and not (self.root / LADICKY).exists():
             source = existing(self.root / "surfacenormal_metadata" / "all_normals.pklz", DOWNLOAD)
             store_ladicky(source, self.root / LADICKY)
@@ -86,7 +88,7 @@ class Nyuv2(Benchmark):
         for part, split in (("train", "train"), ("eval", "test")) if self.variant != "ladicky" else ():
             paths = [self._png(number - 1, split) for number in self.read(part).items]
             require_files(paths[0].parent, [path.name for path in paths], DOWNLOAD)
-        chosen = np.linspace(0, len(samples) - 1, min(JUDGED, len(samples))).round().astype(int)
+        chosen = np.linspace(0, len(samples) - 1, min(NUM_FOR_AXES, len(samples))).round().astype(int)
         pairs = ((sample["normals"], sample["depth"]) for sample in (samples[index] for index in chosen))
         axes, agreement = axes_by_depth(pairs, f"{self.root}: normals {self.variant!r}")
         return {"axes": axes.plain(), "cosine_with_depth": round(agreement, 3)}
@@ -101,11 +103,11 @@ class Nyuv2(Benchmark):
         depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
         normals, path = self._normals(number - 1, split)
         if normals.shape != image.shape:
-            raise CliptexError(f"{path}: {normals.shape[:2]} differs from the image's {image.shape[:2]}; {DOWNLOAD}")
+            raise CliptexError(f"{path}: {normals.shape[:2]}, but the image is {image.shape[:2]}; {DOWNLOAD}")
         return {"id": f"{number:06d}", "image": image, "depth": depth, "normals": self._axes.apply(normals)}
 
     def _normals(self, index: int, split: str) -> tuple[np.ndarray, Path]:
-        """Those of an image, as published, and their file. index: 0-based, as all three publications count."""
+        """The published normals of an image, and their file. index: 0-based, as in all three publications."""
         if self.variant == "ladicky":
             return self._ladicky[index].astype(np.float32), self.root / LADICKY
         path = self._png(index, split)

@@ -1,4 +1,4 @@
-"""Normals of NYU-v2 as they are published: encodings, a pickle that is read without unpickling, and their axes."""
+"""Published normals of NYU-v2: their encodings, their axes, and a pickle file that is read without executing it."""
 
 import gzip
 import pickle
@@ -16,17 +16,17 @@ from cliptex.core.progress import track
 
 FOCAL = (518.858, 519.470)
 CENTRE = (325.582, 253.736)
-"""The colour camera's, pixels of a 640 x 480 image (camera_params.m of the official toolbox)."""
+"""Intrinsics of the colour camera, pixels of a 640 x 480 image (camera_params.m of the official toolbox)."""
 STEP = 4
-"""Pixels between neighbours when normals are computed from depth, in a 640 x 480 image."""
-LEAST_AGREEMENT = 0.5
-"""Mean cosine with the normals of the depth below which published normals are not of these images."""
+"""Distance of the neighbours from which normals are computed, pixels of a 640 x 480 image."""
+MIN_COSINE = 0.5
+"""Mean cosine with normals computed from depth, below which published normals belong to other images."""
 MAX_PICKLE = 20 << 30
-"""Bytes that the unpacked pickle may have; 1,449 pictures of 640 x 480 in float64 are 10.7 GB."""
+"""Maximum bytes of the unpacked pickle; 1,449 images of 640 x 480 in float64 are 10.7 GB."""
 
 
 def decode_normals(encoded: np.ndarray) -> np.ndarray:
-    """8-bit [H, W, 3] to unit vectors float32 [H, W, 3]; (0, 0, 0) gives NaN."""
+    """8-bit [H, W, 3] to unit vectors float32 [H, W, 3]; (0, 0, 0) becomes NaN."""
     normals = encoded.astype(np.float32) / 255 * 2 - 1
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
     normals[(encoded == 0).all(-1)] = np.nan
@@ -38,25 +38,27 @@ def decode_normals(encoded: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Axes:
-    """How published normals are turned into ours (x right, y down, z forward, away from the visible side)."""
+    """Conversion of published normals to ours (x right, y down, z forward, away from the visible side)."""
 
     order: tuple[int, int, int] = (0, 1, 2)
-    """Which published component is our x, y, z."""
+    """The published components that are our x, y, z."""
     signs: tuple[int, int, int] = (1, 1, 1)
-    """Its sign."""
+    """Their signs."""
 
     def apply(self, normals: np.ndarray) -> np.ndarray:
-        """Normals [..., 3] with our axes."""
+        """Convert normals [..., 3] to our axes."""
         return normals[..., list(self.order)] * np.array(self.signs, normals.dtype)
 
     def plain(self) -> dict[str, list[int]]:
-        """As JSON."""
+        """The axes as a JSON value."""
         return {name: list(value) for name, value in asdict(self).items()}
 
 
 def normals_of_depth(depth: np.ndarray) -> np.ndarray:
-    """Normals float32 [H, W, 3] of a depth map [H, W] in metres, seen by NYU's camera; NaN at edges and where depth is
-    invalid: the cross product of the differences between neighbouring points."""
+    """Normals float32 [H, W, 3] of a depth map [H, W] in metres for NYU's camera; NaN at edges and for invalid depth.
+
+    They are cross products of the differences between neighbouring points.
+    """
     height, width = depth.shape
     scale = width / 640
     step = max(1, round(STEP * scale))
@@ -75,28 +77,28 @@ def normals_of_depth(depth: np.ndarray) -> np.ndarray:
     return out
 
 
-def axes_by_depth(pairs: Iterable[tuple[np.ndarray, np.ndarray]], what: str) -> tuple[Axes, float]:
-    """The axes in which published normals agree best with the depth of their images, and the mean cosine.
+def axes_by_depth(pairs: Iterable[tuple[np.ndarray, np.ndarray]], subject: str) -> tuple[Axes, float]:
+    """The axes for which published normals agree best with normals computed from depth, and their mean cosine.
 
-    pairs: normals [H, W, 3] as published, depth [H, W] in metres. Publications do not say which way their axes point.
-    Raises CliptexError, which begins with `what`, where no axes agree: the normals are of other images.
+    pairs: published normals [H, W, 3], depth [H, W] in metres. Publications do not state the direction of their axes.
+    Raises CliptexError, beginning with `subject`, if no axes agree, since the normals then belong to other images.
     """
     total, count = np.zeros((3, 3)), 0
-    for given, depth in pairs:
+    for published, depth in pairs:
         computed = normals_of_depth(depth)
-        valid = np.isfinite(given).all(-1) & np.isfinite(computed).all(-1)
-        total += given[valid].astype(np.float64).T @ computed[valid].astype(np.float64)
+        valid = np.isfinite(published).all(-1) & np.isfinite(computed).all(-1)
+        total += published[valid].astype(np.float64).T @ computed[valid].astype(np.float64)
         count += int(valid.sum())
     if not count:
-        raise CliptexError(f"{what}: no pixel has both a normal and a depth; put the official files in place")
+        raise CliptexError(f"{subject}: no pixel has both a normal and a depth; install the official files")
     mean = total / count
     candidates = [Axes(order, signs) for order in permutations(range(3)) for signs in product((1, -1), repeat=3)]
     scores = [sum(axes.signs[ours] * mean[axes.order[ours], ours] for ours in range(3)) for axes in candidates]
     best = int(np.argmax(scores))
-    if scores[best] < LEAST_AGREEMENT:
+    if scores[best] < MIN_COSINE:
         raise CliptexError(
-            f"{what}: do not fit the depth of their images, whatever the axes (mean cosine {scores[best]:.2f}); these"
-            " are the normals of other images, or numbered otherwise"
+            f"{subject}: do not match the depth of their images for any axes (mean cosine {scores[best]:.2f}); they"
+            " belong to other images, or are in another order"
         )
     return candidates[best], float(scores[best])
 
@@ -105,9 +107,9 @@ def axes_by_depth(pairs: Iterable[tuple[np.ndarray, np.ndarray]], what: str) -> 
 
 
 def store_ladicky(source: Path, target: Path) -> None:
-    """Write the normals of FAIR's all_normals.pklz to an HDF5 file: `normals` float16 [N, H, W, 3], NaN = none.
+    """Convert FAIR's all_normals.pklz to an HDF5 file: `normals` float16 [N, H, W, 3], NaN = invalid.
 
-    Image n of the labelled set is entry n - 1. Raises CliptexError when the file holds anything but arrays.
+    Image n of the labelled set is entry n - 1. Raises CliptexError if the file contains anything but arrays.
     """
     import h5py
 
@@ -118,41 +120,43 @@ def store_ladicky(source: Path, target: Path) -> None:
         indices = [int(name) - 1 for name in np.asarray(names).ravel().tolist()]
         count, height, width, _ = normals.shape
         if sorted(indices) != list(range(count)) or normals.shape[-1] != 3:
-            raise ValueError(f"{count} pictures named {min(indices) + 1} to {max(indices) + 1}")
+            raise ValueError(f"{count} images with numbers {min(indices) + 1} to {max(indices) + 1}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CliptexError(f"{source}: not the published normals ({error}); download it again") from error
+        raise CliptexError(f"{source}: does not contain the published normals ({error}); download it again") from error
     with replacing(target) as scratch, h5py.File(scratch, "w") as file:
         out = file.create_dataset(
             "normals", normals.shape, np.float16, chunks=(1, height, width, 3), compression="gzip", compression_opts=1
         )
-        for place, index in enumerate(track(indices, "store normals")):
-            one = normals[place].astype(np.float32)
-            length = np.linalg.norm(one, axis=-1)
-            one[length < 0.5] = np.nan
+        for position, index in enumerate(track(indices, "store normals")):
+            vectors = normals[position].astype(np.float32)
+            length = np.linalg.norm(vectors, axis=-1)
+            vectors[length < 0.5] = np.nan
             if masks is not None:
-                one[~np.asarray(masks[place], bool)] = np.nan
-            out[index] = one / length[..., None]
+                vectors[~np.asarray(masks[position], bool)] = np.nan
+            out[index] = vectors / length[..., None]
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
-    """A gzipped pickle of a dictionary of arrays, strings and numbers. Nothing that it names is imported or called.
+    """Read a gzipped pickle of a dictionary of arrays, strings and numbers, without importing or calling what it names.
 
-    Raises CliptexError when it names anything else than NumPy's arrays.
+    Raises CliptexError if it names anything but NumPy's arrays.
     """
     try:
         with gzip.open(path) as file:
             content = _Arrays(_Bounded(file, MAX_PICKLE), encoding="latin1").load()
     except FileNotFoundError as error:
-        raise CliptexError(f"{path}: no such file; put it in place (docs/data.md)") from error
-    except Exception as error:  # a pickle can be wrong in every way
-        raise CliptexError(f"{path}: not plain arrays ({error}); nothing in it is run; download it again") from error
+        raise CliptexError(f"{path}: no such file; download it (docs/data.md)") from error
+    except Exception as error:  # damaged pickles raise many kinds of errors
+        raise CliptexError(
+            f"{path}: not a pickle of plain arrays ({error}); nothing in it was executed; download it again"
+        ) from error
     if not isinstance(content, dict):
         raise CliptexError(f"{path}: not a dictionary of arrays; download it again")
     return {str(name): value.array if isinstance(value, _Array) else value for name, value in content.items()}
 
 
 class _Bounded:
-    """Reads a file, but no more than so many bytes."""
+    """Reads a file up to a number of bytes."""
 
     def __init__(self, file: Any, limit: int):
         self._file, self._left = file, limit
@@ -166,12 +170,12 @@ class _Bounded:
     def _counted(self, data: bytes) -> bytes:
         self._left -= len(data)
         if self._left < 0:
-            raise pickle.UnpicklingError("far larger than it should be")
+            raise pickle.UnpicklingError("it is far too large")
         return data
 
 
 class _Dtype:
-    """Stands for numpy.dtype."""
+    """Replacement for numpy.dtype."""
 
     __slots__ = ("dtype",)
     KINDS: ClassVar[str] = "fiubSUO"
@@ -187,13 +191,13 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray."""
+    """Replacement for numpy.ndarray."""
 
     __slots__ = ("array",)
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, fortran, data = state
-        if isinstance(data, list):  # of objects, each of which has come through here as well
+        if isinstance(data, list):  # an array of objects, which were read by this class as well
             if not all(isinstance(item, str | int | float | bytes) for item in data):
                 raise pickle.UnpicklingError("an array of objects")
             self.array = np.array(data).reshape(shape)
@@ -205,15 +209,15 @@ class _Array:
 
 
 class _Function:
-    """Stands for a function that rebuilds arrays. An object without attributes, so that a pickle cannot set any."""
+    """Replacement for a function that rebuilds arrays. It has no attributes, so that a pickle cannot set any."""
 
-    __slots__ = ("_does",)
+    __slots__ = ("_function",)
 
-    def __init__(self, does: Any):
-        self._does = does
+    def __init__(self, function: Any):
+        self._function = function
 
     def __call__(self, *arguments: Any) -> Any:
-        return self._does(*arguments)
+        return self._function(*arguments)
 
     def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("a function with a state")
@@ -221,7 +225,7 @@ class _Function:
 
 def _empty(kind: Any, *_: Any) -> _Array:
     if kind is not _Array:
-        raise pickle.UnpicklingError("an array of a kind of its own")
+        raise pickle.UnpicklingError("an unknown array class")
     return _Array()
 
 
@@ -232,7 +236,7 @@ def _from_buffer(data: bytes, kind: _Dtype, shape: tuple, order: str) -> _Array:
 
 
 class _Arrays(pickle.Unpickler):
-    """Follows a pickle's instructions with stand-ins for the few names that rebuild arrays, and no others."""
+    """An unpickler that only knows replacements for the few names that rebuild arrays."""
 
     KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "ndarray"): _Array,
@@ -243,7 +247,7 @@ class _Arrays(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        found = self.KNOWN.get((module.replace("numpy._core", "numpy.core"), name))
-        if found is None:
+        replacement = self.KNOWN.get((module.replace("numpy._core", "numpy.core"), name))
+        if replacement is None:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return found
+        return replacement

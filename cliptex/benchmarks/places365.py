@@ -1,4 +1,4 @@
-"""Places365-Standard classification, in the "easy format" or as the small images with lists of files."""
+"""Places365-Standard classification: the "easy format", or the small images with lists of files."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ UNPACK = {
 CATEGORIES = "categories_places365.txt"
 LISTS = {"train": "places365_train_standard.txt", "eval": "places365_val.txt"}
 FOLDERS = {"train": ("data_256", "data_256_standard"), "eval": ("val_256",)}
-"""The second name is the one that torchvision gives it."""
+"""The second name is torchvision's."""
 
 
 class Places365(Benchmark):
     """`train` and `val`; a label is a category's number in categories_places365.txt.
 
-    Variants: `easyformat`, places365_standard/{train,val}/<category>/*.jpg, where a sub-level is joined by "-";
+    Variants: `easyformat`, places365_standard/{train,val}/<category>/*.jpg, with "-" in place of "/" in category names;
     `small`, data_256/a/airfield/*.jpg and val_256/*.jpg with places365_train_standard.txt and places365_val.txt.
-    Without categories_places365.txt, the easy format's labels are the positions of its sorted folders, the same ones.
+    Without categories_places365.txt, labels of the easy format are positions of its sorted folders (the same numbers).
     """
 
     name = "places365"
@@ -36,19 +36,19 @@ class Places365(Benchmark):
 
     @property
     def folder(self) -> Path:
-        """The easy format."""
+        """Folder of the easy format."""
         return self.root / "places365_standard"
 
     @cached_property
     def categories(self) -> list[str]:
-        """In label order, as the file has them without the letter: "airfield", "apartment_building/outdoor"."""
+        """Categories in label order, without the leading letter: "airfield", "apartment_building/outdoor"."""
         path = self.root / CATEGORIES
         if not path.exists() and self.variant == "easyformat":
             return [folder.replace("-", "/") for folder in folders_in(self.folder / "train", UNPACK["easyformat"])]
-        # "/a/airfield 0"; the last line of the official file has no line end
+        # lines such as "/a/airfield 0"
         rows = [line.rpartition(" ") for line in read_lines(path, UNPACK["small"])]
         if [number for _, _, number in rows] != [str(number) for number in range(len(rows))]:
-            raise CliptexError(f"{path}: its lines are not a category and its number, from 0; {UNPACK['small']}")
+            raise CliptexError(f"{path}: its lines must be a category and its number, from 0; {UNPACK['small']}")
         return [name[3:] for name, _, _ in rows]
 
     @cached_property
@@ -63,7 +63,7 @@ class Places365(Benchmark):
         return [self._name(item) for item in self.read(part).items]
 
     def prepare(self) -> dict[str, Any]:
-        """Checks that what the lists of the small images name is there."""
+        """Check that all listed small images exist."""
         for part in LISTS if self.variant == "small" else ():
             names = defaultdict(list)
             for path, _ in self._listed(part):
@@ -93,7 +93,7 @@ class Places365(Benchmark):
         for line in read_lines(path, UNPACK["small"]):
             name, _, label = line.rpartition(" ")
             if not label.isdigit() or int(label) >= classes:
-                raise CliptexError(f"{path}: {line!r} is not a file and a label below {classes}")
+                raise CliptexError(f"{path}: {line!r} is not a file name and a label below {classes}")
             items.append((f"{folder}/{name.lstrip('/')}", int(label)))
         return items
 
@@ -102,7 +102,7 @@ class Places365(Benchmark):
         return {"id": self._name(item), "file": path, "image": read_rgb(path), "label": item[1]}
 
     def _name(self, item: tuple[str, int]) -> str:
-        # names of files repeat over categories
+        # file names repeat over categories
         return f"{self.categories[item[1]].replace('/', '-')}/{Path(item[0]).stem}"
 
 

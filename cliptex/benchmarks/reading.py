@@ -1,4 +1,4 @@
-"""What the readers of the official layouts share: errors that name the file, samples read when they are indexed."""
+"""Helpers for readers of official layouts: files are read with errors that name them, samples on access."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cliptex.benchmarks.mat_structure import require_sound
+from cliptex.benchmarks.mat_structure import check_structure
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
 
@@ -17,7 +17,7 @@ SOURCES = ("miniature", "official")
 
 
 class Lazy(Sequence):
-    """The samples `read(item)` of `items`, each read when it is indexed."""
+    """The samples `read(item)` of `items`, each read on access."""
 
     def __init__(self, items: Sequence[Any], read: Callable[[Any], dict[str, Any]]):
         self.items = items
@@ -30,55 +30,57 @@ class Lazy(Sequence):
         return self._read(self.items[index])
 
 
-def read_mark(root: Path) -> dict[str, Any]:
-    """What lies in a benchmark's folder, as the renderer (`miniature.json`) or `cliptex fetch` (`official.json`) wrote
-    down when they had finished: at least `source`; empty where neither has. Raises CliptexError where both have."""
-    found = [path for path in (Path(root) / f"{source}.json" for source in SOURCES) if path.exists()]
-    if len(found) > 1:
-        raise CliptexError(f"{found[0]}: {found[1].name} lies beside it; a folder holds rendered or official data")
-    return read_json(found[0]) | {"source": found[0].stem} if found else {}
+def read_mark(benchmark_dir: Path) -> dict[str, Any]:
+    """The mark in a benchmark's folder, which the renderer (`miniature.json`) or `cliptex fetch` (`official.json`)
+    writes last. It has at least `source`; empty without a mark. Raises CliptexError if there are both."""
+    marks = [path for path in (Path(benchmark_dir) / f"{source}.json" for source in SOURCES) if path.exists()]
+    if len(marks) > 1:
+        raise CliptexError(
+            f"{marks[0]}: the folder also has {marks[1].name}, but must have either rendered or official data"
+        )
+    return read_json(marks[0]) | {"source": marks[0].stem} if marks else {}
 
 
-def source(root: Path) -> str:
-    """ "miniature" or "official". Raises CliptexError where nobody has checked what lies there."""
-    mark = read_mark(root)
+def source(benchmark_dir: Path) -> str:
+    """Source of the data, "miniature" or "official". Raises CliptexError without a mark."""
+    mark = read_mark(benchmark_dir)
     if not mark:
         raise CliptexError(
-            f"{Path(root)}: has neither miniature.json nor official.json; run: cliptex fetch --benchmark"
-            f" {Path(root).name}   which checks the official data that lie there, or gets them"
+            f"{Path(benchmark_dir)}: has neither miniature.json nor official.json; run: cliptex fetch --benchmark"
+            f" {Path(benchmark_dir).name}   which checks the official data there, or downloads them"
         )
     return mark["source"]
 
 
-def existing(path: Path, what: str) -> Path:
-    """`path`, or CliptexError that says what should lie there."""
+def existing(path: Path, remedy: str) -> Path:
+    """Return `path`; raises CliptexError if it does not exist. remedy: ends the message."""
     if not path.exists():
-        raise CliptexError(f"{path}: not found; {what}")
+        raise CliptexError(f"{path}: not found; {remedy}")
     return path
 
 
-def read_mat(path: Path, what: str, **options: Any) -> dict[str, Any]:
+def read_mat(path: Path, remedy: str, **options: Any) -> dict[str, Any]:
     """Variables of a MATLAB file before version 7.3. options: scipy's."""
     from scipy.io import loadmat
 
-    existing(path, what)
+    existing(path, remedy)
     try:
         data = path.read_bytes()
-        require_sound(data)
+        check_structure(data)
         return loadmat(io.BytesIO(data), **options)
-    except Exception as error:  # it has a kind of error for every way in which a file can be wrong
-        raise CliptexError(f"{path}: damaged, or not a MATLAB file ({error}); {what}") from error
+    except Exception as error:  # scipy raises many kinds of errors for damaged files
+        raise CliptexError(f"{path}: damaged, or not a MATLAB file ({error}); {remedy}") from error
 
 
-def require_files(folder: Path, names: Iterable[str], what: str) -> None:
-    """CliptexError, with the first of them, where files of these names are missing in a folder."""
-    there = {entry.name for entry in os.scandir(existing(folder, what))}
-    if missing := sorted(set(names) - there):
-        raise CliptexError(f"{folder / missing[0]}: is missing, and {len(missing) - 1:,} others are; {what}")
+def require_files(folder: Path, names: Iterable[str], remedy: str) -> None:
+    """Raise CliptexError, with the first of them, if files of these names are missing in a folder."""
+    present = {entry.name for entry in os.scandir(existing(folder, remedy))}
+    if missing := sorted(set(names) - present):
+        raise CliptexError(f"{folder / missing[0]}: is missing, and {len(missing) - 1:,} other files; {remedy}")
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """An image file as uint8 RGB [H, W, 3], not rotated by EXIF: masks and boxes are in the stored frame."""
+    """Read an image as uint8 RGB [H, W, 3], without the EXIF rotation, since masks and boxes refer to stored pixels."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
@@ -89,7 +91,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def read_indices(path: Path) -> np.ndarray:
-    """A palette or grey PNG as its uint8 indices [H, W]. A colour image is refused: its classes are lost."""
+    """Read the uint8 indices [H, W] of a palette or grey PNG. Raises CliptexError for a colour image."""
     try:
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
@@ -103,32 +105,32 @@ def read_indices(path: Path) -> np.ndarray:
         raise CliptexError(f"{path}: not a readable mask ({error}); unpack the official archive again") from error
 
 
-def read_lines(path: Path, what: str) -> list[str]:
-    """The non-empty lines of a text file, stripped. Raises CliptexError where it is not text."""
+def read_lines(path: Path, remedy: str) -> list[str]:
+    """The non-empty lines of a text file, stripped. Raises CliptexError if it is not UTF-8."""
     try:
-        text = existing(path, what).read_text("utf-8")
+        text = existing(path, remedy).read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise CliptexError(f"{path}: is not text ({error.reason} at byte {error.start}); {what}") from error
+        raise CliptexError(f"{path}: is not text ({error.reason} at byte {error.start}); {remedy}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def files_in(folder: Path, suffixes: tuple[str, ...], what: str) -> list[str]:
-    """Files of a folder by suffix (case ignored), sorted by name; CliptexError when there are none.
+def files_in(folder: Path, suffixes: tuple[str, ...], remedy: str) -> list[str]:
+    """Files of a folder by suffix (case ignored), sorted by name. Raises CliptexError if there are none.
 
-    Hidden ones, which macOS makes beside others when it unpacks, are none. Paths as text: of a million files that takes
-    a third less memory.
+    Hidden files are skipped, since macOS creates some when it unpacks. Returns strings, which need a third less memory
+    than Path objects.
     """
-    names = sorted(entry.name for entry in os.scandir(existing(folder, what)) if not entry.name.startswith("."))
-    found = [f"{folder}/{name}" for name in names if name.lower().endswith(suffixes)]
-    if not found:
-        raise CliptexError(f"{folder}: no {' or '.join(suffixes)} files; {what}")
-    return found
+    names = sorted(entry.name for entry in os.scandir(existing(folder, remedy)) if not entry.name.startswith("."))
+    paths = [f"{folder}/{name}" for name in names if name.lower().endswith(suffixes)]
+    if not paths:
+        raise CliptexError(f"{folder}: no {' or '.join(suffixes)} files; {remedy}")
+    return paths
 
 
-def folders_in(folder: Path, what: str) -> list[str]:
-    """Names of the sub-folders, sorted; CliptexError when there are none."""
-    entries = os.scandir(existing(folder, what))
-    found = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    if not found:
-        raise CliptexError(f"{folder}: no class folders; {what}")
-    return found
+def folders_in(folder: Path, remedy: str) -> list[str]:
+    """Names of the sub-folders, sorted. Raises CliptexError if there are none."""
+    entries = os.scandir(existing(folder, remedy))
+    names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise CliptexError(f"{folder}: no class folders; {remedy}")
+    return names

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 semantic segmentation: VOCdevkit/VOC2012 as the official archive unpacks, and SBD's masks."""
+"""PASCAL VOC 2012 semantic segmentation: VOCdevkit/VOC2012 in the layout of the official archive, and SBD's masks."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -22,11 +22,11 @@ UNPACK_SBD = "unpack SBD's benchmark.tgz here"
 
 
 class Voc(Benchmark):
-    """`train` and `val` of ImageSets/Segmentation; 21 classes with background, the border 255 is ignored.
+    """`train` and `val` of ImageSets/Segmentation; 21 classes including background; 255 (object borders) is ignored.
 
-    The variant `trainaug` trains on more: all images that SBD annotates (its train and val) and VOC's own train,
-    without VOC's val (Hariharan et al. 2011, "Semantic contours from inverse detectors"). Images of VOC's train keep
-    VOC's masks; the others have SBD's, which know no border.
+    The variant `trainaug` has a larger training split: all images annotated by SBD (its train and val) and VOC's train,
+    without VOC's val (Hariharan et al. 2011, "Semantic contours from inverse detectors"). Images of VOC's train have
+    VOC's masks; the others have SBD's masks, which have no borders.
     """
 
     name = "voc"
@@ -40,12 +40,12 @@ class Voc(Benchmark):
 
     @property
     def folder(self) -> Path:
-        """VOC's own files."""
+        """Folder of VOC's files."""
         return self.root / "VOCdevkit" / "VOC2012"
 
     @property
     def sbd(self) -> Path:
-        """SBD's files."""
+        """Folder of SBD's files."""
         return self.root / "benchmark_RELEASE" / "dataset"
 
     @property
@@ -58,19 +58,19 @@ class Voc(Benchmark):
         own = self._listed("train")
         if self.variant != "trainaug":
             return Lazy(own, self._read)
-        more = {name for split in ("train", "val") for name in read_lines(self.sbd / f"{split}.txt", UNPACK_SBD)}
-        return Lazy(sorted((more | set(own)) - set(self._listed("val"))), self._read)
+        sbd = {name for split in ("train", "val") for name in read_lines(self.sbd / f"{split}.txt", UNPACK_SBD)}
+        return Lazy(sorted((sbd | set(own)) - set(self._listed("val"))), self._read)
 
     def names(self, part: str) -> Sequence[str]:
         return self.read(part).items
 
     def prepare(self) -> dict[str, Any]:
-        """Checks that all listed pictures and masks are there."""
+        """Check that all listed images and masks exist."""
         train = self._listed("train")
         sbd = set(self.read("train").items) - set(train)
-        pictures = [f"{name}.jpg" for name in {*train, *sbd, *self._listed("val")}]
-        require_files(self.folder / "JPEGImages", pictures, UNPACK)
-        require_files(self.folder / "SegmentationClass", [f"{name}.png" for name in self._of_voc], UNPACK)
+        images = [f"{name}.jpg" for name in {*train, *sbd, *self._listed("val")}]
+        require_files(self.folder / "JPEGImages", images, UNPACK)
+        require_files(self.folder / "SegmentationClass", [f"{name}.png" for name in self._with_voc_mask], UNPACK)
         if sbd:
             require_files(self.sbd / "cls", [f"{name}.mat" for name in sbd], UNPACK_SBD)
         return {}
@@ -79,36 +79,36 @@ class Voc(Benchmark):
         return read_lines(self.folder / "ImageSets" / "Segmentation" / f"{split}.txt", UNPACK)
 
     @cached_property
-    def _of_voc(self) -> set[str]:
-        """Images that have a mask of VOC's own."""
+    def _with_voc_mask(self) -> set[str]:
+        """Images with a mask of VOC."""
         return {*self._listed("train"), *self._listed("val")}
 
     def _read(self, name: str) -> dict[str, Any]:
-        if name in self._of_voc:
+        if name in self._with_voc_mask:
             path = self.folder / "SegmentationClass" / f"{name}.png"
             mask = read_indices(path)
         else:
             path = self.sbd / "cls" / f"{name}.mat"
             mask = read_sbd_mask(path)
         if ((mask >= len(CLASS_NAMES)) & (mask != IGNORE)).any():
-            raise CliptexError(f"{path}: holds values other than 0..20 and 255; unpack the official archive again")
+            raise CliptexError(f"{path}: has values other than 0..20 and 255; unpack the official archive again")
         image = read_rgb(self.folder / "JPEGImages" / f"{name}.jpg")
         if mask.shape != image.shape[:2]:
-            raise CliptexError(f"{path}: {mask.shape} differs from the image's {image.shape[:2]}; unpack both archives")
+            raise CliptexError(f"{path}: {mask.shape}, but the image is {image.shape[:2]}; unpack both archives again")
         return {"id": name, "image": image, "mask": mask}
 
 
 def read_sbd_mask(path: Path) -> np.ndarray:
-    """The class map uint8 [H, W] of SBD's cls/{name}.mat: GTcls.Segmentation."""
-    found = read_mat(path, UNPACK_SBD)
+    """The class map uint8 [H, W], GTcls.Segmentation, of SBD's cls/{name}.mat."""
+    content = read_mat(path, UNPACK_SBD)
     try:
-        mask = found["GTcls"][0]["Segmentation"][0]
+        mask = content["GTcls"][0]["Segmentation"][0]
     except (LookupError, TypeError, ValueError) as error:
         raise CliptexError(f"{path}: not one of SBD's class maps ({error}); {UNPACK_SBD}") from error
     if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype.kind not in "iu":
-        raise CliptexError(f"{path}: its GTcls.Segmentation is no picture; {UNPACK_SBD}")
+        raise CliptexError(f"{path}: its GTcls.Segmentation is not a 2-D integer array; {UNPACK_SBD}")
     if mask.size and not 0 <= mask.min() <= mask.max() <= 255:
-        raise CliptexError(f"{path}: has values {mask.min()} to {mask.max()}, not classes up to 255; {UNPACK_SBD}")
+        raise CliptexError(f"{path}: has values {mask.min()} to {mask.max()}, not classes 0 to 255; {UNPACK_SBD}")
     return mask.astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Whether PyTorch can use the GPUs that a machine or a job has, found out without loading it where that will do."""
+"""GPU checks: whether PyTorch can use the GPUs of this machine or job. Imports torch only if necessary."""
 
 import importlib.util
 import logging
@@ -10,65 +10,67 @@ from cliptex.core.errors import CliptexError
 
 log = logging.getLogger("cliptex")
 DRIVERS = {"/dev/nvidiactl": "CUDA", "/dev/kfd": "ROCm"}
-"""Device file that a loaded driver makes, and the build of PyTorch that goes with it."""
+"""Device file of each loaded driver, and the PyTorch build for it."""
 
 
-def driver() -> str | None:
-    """ "CUDA" or "ROCm" where this machine has the driver of such a GPU loaded."""
+def loaded_driver() -> str | None:
+    """ "CUDA" or "ROCm" if this machine has loaded the driver of such a GPU, else None."""
     return next((build for path, build in DRIVERS.items() if Path(path).exists()), None)
 
 
 def torch_build() -> tuple[str, str]:
-    """PyTorch's version, and what it was built for: "CUDA 12.4", "ROCm 6.2" or "CPU". ("", "") without PyTorch."""
+    """PyTorch's version and build: "CUDA 12.4", "ROCm 6.2" or "CPU". ("", "") without PyTorch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return "", ""
     text = (Path(spec.origin).parent / "version.py").read_text()
-    found = dict(re.findall(r"^(\w+)(?:: [^=]+)? = '([^']+)'", text, re.M))
+    constants = dict(re.findall(r"^(\w+)(?:: [^=]+)? = '([^']+)'", text, re.M))
     for key, build in (("cuda", "CUDA"), ("hip", "ROCm")):
-        if key in found:
-            return found["__version__"], f"{build} {found[key]}"
-    return found.get("__version__", "?"), "CPU"
+        if key in constants:
+            return constants["__version__"], f"{build} {constants[key]}"
+    return constants.get("__version__", "?"), "CPU"
 
 
-def allotted() -> bool:
-    """Whether SLURM gave this job a GPU."""
+def is_allocated() -> bool:
+    """Whether SLURM allocated a GPU to this job."""
     return any(os.environ.get(name) for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"))
 
 
-def unseen() -> str | None:
-    """What says that there is a GPU where none is to be seen; None where nothing does, or PyTorch has one."""
+def missing_gpu() -> str | None:
+    """The environment variable that announces a GPU which PyTorch cannot see, as a message; None if there is none."""
     names = ["SLURM_JOB_GPUS", "SLURM_STEP_GPUS", *(["CUDA_VISIBLE_DEVICES"] if "SLURM_JOB_ID" in os.environ else [])]
-    given = {name: os.environ.get(name, "") for name in names}
-    told = [f"{name}={value}" for name, value in given.items() if value not in ("", "-1", "NoDevFiles")]
-    if not told or driver() is not None:
+    values = {name: os.environ.get(name, "") for name in names}
+    announced = [f"{name}={value}" for name, value in values.items() if value not in ("", "-1", "NoDevFiles")]
+    if not announced or loaded_driver() is not None:
         return None
     import torch
 
-    return None if torch.cuda.is_available() else f"{told[0]}, but the driver of a GPU is not to be seen here"
+    return None if torch.cuda.is_available() else f"{announced[0]}, but no GPU driver is visible here"
 
 
-def problem() -> str | None:
-    """Why PyTorch cannot use the GPU whose driver is loaded here; None where it can, or there is none."""
-    present = driver()
-    if present is None:
+def unusable_gpu() -> str | None:
+    """Why PyTorch cannot use the GPU whose driver is loaded; None if it can, or if no driver is loaded."""
+    driver = loaded_driver()
+    if driver is None:
         return None
     version, build = torch_build()
-    if not build.startswith(present):
-        return f"torch {version or 'is missing'} ({build or 'no build'}) beside a GPU that needs a {present} build"
+    if not build.startswith(driver):
+        return f"torch {version or 'is missing'} ({build or 'no build'}) on a machine whose GPU needs a {driver} build"
     import torch
 
     if not torch.cuda.is_available():
-        return f"torch {version} ({build}) cannot use the GPU here: its driver may be too old, or no GPU is allotted"
+        return f"torch {version} ({build}) cannot use the GPU: its driver may be too old, or no GPU is allocated"
     return None
 
 
-def require_allotted() -> None:
-    """Raise CliptexError in a SLURM job with a GPU that PyTorch cannot use, before it computes for days without.
+def require_allocated_gpu() -> None:
+    """Raise CliptexError in a SLURM job with a GPU that PyTorch cannot use, instead of running on the CPU for days.
 
-    Where no driver is to be seen it is a warning, for clusters to try things on have GPUs that are made up.
+    If no driver is visible it is only a warning, since test clusters have fake GPUs.
     """
-    if reason := unseen():
-        log.warning("%s: computing without; see `cliptex doctor`", reason)
-    if allotted() and (reason := problem()):
-        raise CliptexError(f"{reason}; install a fitting build (https://pytorch.org/get-started), see `cliptex doctor`")
+    if reason := missing_gpu():
+        log.warning("%s: running without a GPU; see `cliptex doctor`", reason)
+    if is_allocated() and (reason := unusable_gpu()):
+        raise CliptexError(
+            f"{reason}; install a matching build (https://pytorch.org/get-started), see `cliptex doctor`"
+        )

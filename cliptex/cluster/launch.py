@@ -1,6 +1,6 @@
-"""Several processes of one command: torchrun on this machine, or by srun on every node of a SLURM job.
+"""Launch a command with several processes: torchrun on this machine, or srun and torchrun on the nodes of a SLURM job.
 
-Imports nothing heavy: the processes that it starts do.
+Imports nothing heavy before it replaces this process.
 """
 
 import logging
@@ -15,44 +15,46 @@ from cliptex.core.errors import CliptexError
 
 log = logging.getLogger("cliptex")
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-"""What torchrun passes on to the processes."""
+"""Signals that torchrun forwards to the processes."""
 
 
 def launch(arguments: list[str], nodes: int, gpus: int, threads: int | None) -> None:
-    """Become the launcher of `cliptex ARGUMENTS`; return where this process is all there is to be, or one of several.
+    """Replace this process with the launcher of `cliptex ARGUMENTS`. Returns if one process is enough, or in torchrun.
 
-    nodes: nodes of the SLURM job, each with the same number of processes. gpus: GPUs on all nodes together, a process
-    each; 0 stands for those that can be seen here. A node without a GPU has one process (or as many as were asked
-    for). threads: what the job has on a node, for all its processes.
-    Raises CliptexError for more than one node outside a SLURM job, and for GPUs that do not spread evenly.
+    nodes: nodes of the SLURM job, each with the same number of processes. gpus: GPUs of all nodes together, one process
+    each; 0: those visible here, or one process without a GPU. threads: CPU threads of the job per node, for all its
+    processes.
+    Raises CliptexError for more than one node outside a SLURM job, and if the GPUs are not a multiple of the nodes.
     """
     if "RANK" in os.environ:  # torchrun started this process
         return
     if gpus % nodes:
-        raise CliptexError(f"--gpus {gpus}: not a multiple of --nodes {nodes}; name the GPUs of all nodes together")
+        raise CliptexError(
+            f"--gpus {gpus}: not a multiple of --nodes {nodes}; give the number of GPUs of all nodes together"
+        )
     processes = gpus // nodes or max(1, _visible_gpus())
     if nodes * processes == 1:
         return
     command = torchrun(nodes, processes)
     if nodes > 1:
         command = srun(nodes, threads) + command
-    # --: torchrun would take our --log for the beginning of one of its own
-    _become([*command, "-m", "--", "cliptex", *arguments])
+    # --: otherwise torchrun parses our --log as an abbreviation of its own option
+    _exec([*command, "-m", "--", "cliptex", *arguments])
 
 
 def torchrun(nodes: int, processes: int) -> list[str]:
-    """torchrun's elastic launch of `processes` on each of `nodes`, which meet at this machine."""
+    """The torchrun command for `processes` on each of `nodes`, with this machine as rendezvous."""
     command = [sys.executable, "-m", "cliptex.cluster.launch", "--nproc-per-node", str(processes), *_signals()]
     if nodes == 1:
         return [*command, "--standalone"]
     # a batch script runs on the first node of its job
-    meeting = f"{socket.gethostname()}:{_free_port()}"
+    endpoint = f"{socket.gethostname()}:{_free_port()}"
     job = os.environ.get("SLURM_JOB_ID", "0")
-    return [*command, "--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", meeting, "--rdzv-id", job]
+    return [*command, "--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", job]
 
 
 def _signals() -> list[str]:
-    """To the processes goes SIGUSR1, too, by which SLURM warns of a preemption; older releases ask a variable."""
+    """Also forward SIGUSR1, which SLURM sends before a preemption; older torch releases read it from a variable."""
     from dataclasses import fields
 
     from torch.distributed.launcher import LaunchConfig
@@ -64,15 +66,15 @@ def _signals() -> list[str]:
 
 
 def srun(nodes: int, threads: int | None) -> list[str]:
-    """One task on each node of the SLURM job that this process runs in; if one fails, all end."""
+    """The srun command for one task on each node of this SLURM job; if one fails, all are ended."""
     if "SLURM_JOB_ID" not in os.environ:
         raise CliptexError(
-            f"--nodes {nodes}: this is no SLURM job; elsewhere start torchrun on each machine (docs/training.md)"
+            f"--nodes {nodes}: this is not a SLURM job; start torchrun on each machine instead (docs/training.md)"
         )
     if shutil.which("srun") is None:
         raise CliptexError(f"--nodes {nodes}: srun is not on the PATH of this SLURM job; see `cliptex doctor`")
     command = ["srun", "--nodes", str(nodes), "--ntasks", str(nodes), "--ntasks-per-node", "1", "--kill-on-bad-exit=1"]
-    # not inherited from the job since SLURM 22.05
+    # since SLURM 22.05, srun does not inherit it from the job
     return [*command, *(["--cpus-per-task", str(threads)] if threads else [])]
 
 
@@ -83,18 +85,18 @@ def _visible_gpus() -> int:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("", 0))
+        return server.getsockname()[1]
 
 
-def _become(command: list[str]) -> NoReturn:
+def _exec(command: list[str]) -> NoReturn:
     log.info("%s", shlex.join(command[: command.index("cliptex") + 1]))
     os.execvp(command[0], command)
 
 
 def main() -> None:
-    """torchrun, which ends as its processes do where it, or they, were asked to stop: with EXIT_STOPPED."""
+    """Run torchrun; exit with EXIT_STOPPED if it, or its processes, were stopped by a signal."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as run
@@ -103,8 +105,8 @@ def main() -> None:
 
     try:
         run()
-    except SignalException as asked:
-        if asked.sigval not in StopRequest.SIGNALS:
+    except SignalException as stopped:
+        if stopped.sigval not in StopRequest.SIGNALS:
             raise
         sys.exit(EXIT_STOPPED)
     except ChildFailedError as failed:

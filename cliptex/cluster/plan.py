@@ -1,8 +1,7 @@
-"""What labelling a data set will take, before any job of it has run.
+"""Estimate labelling a data set before any job has run: numbers of images, bytes, jobs, time.
 
-Reads   the configuration, what of results/ is there already, and the beginning of a few tars that are still on the web.
-Writes  nothing.
-Holds   every figure says where it comes from; what cannot be known is None, never a guess.
+Reads   the configuration, existing files in results/, and the first bytes of a few remote tars.
+Holds   every figure states its origin; a figure that cannot be known is None, never a guess.
 """
 
 import io
@@ -21,31 +20,33 @@ from cliptex.core.plugins import find
 from cliptex.data.download import start_of_tar
 from cliptex.data.images import decode_image
 from cliptex.data.official.status import official_files
+from cliptex.data.shard_index import read_index
 from cliptex.data.shard_paths import is_remote, num_batches, shard_paths, shard_sources
-from cliptex.data.shards import iterate_shard, read_index
+from cliptex.data.shards import iterate_shard
 from cliptex.experts.training import load_expert
 
-BYTES_A_PIXEL = {"segmentation": 528 / 224**2, "depth": 9849 / 224**2, "normals": 21846 / 224**2}
-"""Of label grid; `smooth` labels in benchmarks/store.py."""
-IMAGE_BYTES_A_PIXEL = 0.28
-"""Of photographs as JPEG: 489 MB a tar of 5,045 pairs with a shorter side of 512 (pixparse/cc3m-wds)."""
+BYTES_PER_PIXEL = {"segmentation": 528 / 224**2, "depth": 9849 / 224**2, "normals": 21846 / 224**2}
+"""Bytes per pixel of a label; measured on the `smooth` labels of benchmarks/store.py."""
+IMAGE_BYTES_PER_PIXEL = 0.28
+"""Bytes per pixel of photographs as JPEG: 489 MB for a tar of 5,045 pairs with shorter side 512 (pixparse/cc3m-wds)."""
 MEASURED_IMAGES = 4
-SAID = {"download": "to download", "missing": "to be got by hand", "": "to be taken from where they are"}
-"""What is said of a benchmark's file, by `cliptex.data.official.archives.Place.how`."""
-TARS_LOOKED_AT = 3
+ACTIONS = {"download": "to download", "missing": "to download manually", "": "to use in place"}
+"""What will be done with a benchmark's file, by `cliptex.data.official.archives.ArchiveLocation.how`."""
+SAMPLED_TARS = 3
 START_BYTES = 1 << 20
-"""Bytes of a tar on the web by which its samples are judged."""
+"""Bytes read of a remote tar to estimate the size of its samples."""
 TYPICAL_SIZE_PX = (288, 384)
-"""Height and width taken for an image of the web where no shard is there to look at."""
+"""Assumed height and width of a web image, if there is no shard yet."""
 
 
 def make_plan(config: Config, measure: bool = True) -> dict[str, Any]:
-    """`images` (shards, number, bytes), `stores` (by name: jobs, label bytes, images a second, seconds), `benchmarks`
-    (by name: the official files that are not in place, as `cliptex.data.official.status.official_files` has them), `features`
-    (by benchmark: what frozen encoders' features will take, as `cliptex.evaluation.probes.feature_plan` says).
+    """The plan: `images`, `stores`, `benchmarks` and `features`.
 
-    Each figure stands beside its origin, `*_from`. measure: look at the beginning of a few tars where all are on the
-    web, and run an expert whose rate is not known from finished jobs, untrained, on a few images.
+    `images` has shards, number and bytes; `stores`, by name, jobs, label bytes, images per second and seconds;
+    `benchmarks`, by name, the official files not yet in place (see `cliptex.data.official.status.official_files`);
+    `features`, by benchmark, the sizes of frozen encoders' features (see `cliptex.evaluation.probes.feature_plan`).
+    Each figure has its origin in `*_from`. measure: read the beginning of a few tars if all are remote, and run each
+    expert, untrained, on a few images if its rate is not known from finished jobs.
     """
     from cliptex.evaluation.probes.feature_plan import plan_features
 
@@ -57,66 +58,66 @@ def make_plan(config: Config, measure: bool = True) -> dict[str, Any]:
 
 def _images(config: Config, measure: bool) -> dict[str, Any]:
     shards = shard_paths(config)
-    out: dict[str, Any] = {"shards": len(shards), "number": None, "bytes": None, "bytes_from": "not known yet"}
-    out["number_from"] = "not known before results/shards/index.json"
+    out: dict[str, Any] = {"shards": len(shards), "number": None, "bytes": None, "bytes_from": "unknown"}
+    out["number_from"] = "unknown until results/shards/index.json exists"
     if paths.SHARD_INDEX.exists():
         index = read_index(paths.SHARD_INDEX)
         out |= {"number": index["num_samples"], "number_from": str(paths.SHARD_INDEX)}
         out |= {"bytes": sum(entry["bytes"] for entry in index["shards"]), "bytes_from": str(paths.SHARD_INDEX)}
         return out
-    there = [path for path in shards if path.is_file()]
+    existing = [path for path in shards if path.is_file()]
     if config.dataset.source == "miniature":
         out |= {"number": config.miniature.pairs, "number_from": "miniature.pairs"}
     elif config.dataset.source == "urls":
         out |= {"number": config.dataset.urls.rows, "number_from": "dataset.urls.rows, an upper bound: urls die"}
-    elif there:
-        out["number"] = sum(1 for _ in iterate_shard(there[0])) * len(shards)
-        out["number_from"] = f"{len(shards)} shards of as many as {there[0]}"
-    if there:
-        total = sum(path.stat().st_size for path in there) * len(shards) // len(there)
-        out |= {"bytes": total, "bytes_from": f"{len(there)} of {len(shards)} shards that are there"}
+    elif existing:
+        out["number"] = sum(1 for _ in iterate_shard(existing[0])) * len(shards)
+        out["number_from"] = f"{len(shards)} shards with as many images as {existing[0]}"
+    if existing:
+        total = sum(path.stat().st_size for path in existing) * len(shards) // len(existing)
+        out |= {"bytes": total, "bytes_from": f"{len(existing)} existing shards of {len(shards)}"}
     elif out["number"] is not None:
         height, width = _image_size(config)
-        out["bytes"] = round(IMAGE_BYTES_A_PIXEL * height * width * out["number"])
-        out["bytes_from"] = f"photographs of {height} x {width} as JPEG"
+        out["bytes"] = round(IMAGE_BYTES_PER_PIXEL * height * width * out["number"])
+        out["bytes_from"] = f"JPEG photographs of {height} x {width} pixels"
     elif remote := [source for source in shard_sources(config) if is_remote(source)]:
-        out |= _on_the_web(remote, len(shards)) if measure else {"bytes_from": "tars on the web, not looked at"}
+        out |= _remote_shards(remote, len(shards)) if measure else {"bytes_from": "remote tars, not measured"}
     return out
 
 
-def _on_the_web(sources: list[str], shards: int) -> dict[str, Any]:
-    """Bytes and number of all samples by the beginning of a few tars; where it cannot be had, why not."""
-    few = sources[:: -(-len(sources) // TARS_LOOKED_AT)]
+def _remote_shards(sources: list[str], shards: int) -> dict[str, Any]:
+    """Bytes and number of all samples, estimated from the first bytes of a few tars; or why this failed."""
+    sampled = sources[:: -(-len(sources) // SAMPLED_TARS)]
     try:
-        starts, sizes = zip(*(start_of_tar(source, START_BYTES) for source in few), strict=True)
+        starts, sizes = zip(*(start_of_tar(source, START_BYTES) for source in sampled), strict=True)
     except CliptexError as error:
-        return {"bytes_from": f"not known: {error}"}
+        return {"bytes_from": f"unknown: {error}"}
     if None in sizes:
-        return {"bytes_from": f"not known: the server does not say how long {few[sizes.index(None)]} is"}
-    total, taken = sum(sizes) * shards // len(few), [_bytes_a_sample(start) for start in starts]
-    out = {"bytes": total, "bytes_from": f"{len(few)} of {shards} shards, by their servers now"}
-    if None not in taken:
-        each = sum(taken) / len(taken)
+        return {"bytes_from": f"unknown: the server does not report the size of {sampled[sizes.index(None)]}"}
+    total, per_sample = sum(sizes) * shards // len(sampled), [_bytes_per_sample(start) for start in starts]
+    out = {"bytes": total, "bytes_from": f"{len(sampled)} of {shards} shards, by their servers now"}
+    if None not in per_sample:
+        mean = sum(per_sample) / len(per_sample)
         out |= {
-            "number": round(total / each),
-            "number_from": f"{_bytes(each)} a sample at the beginning of these shards",
+            "number": round(total / mean),
+            "number_from": f"{_bytes(mean)} per sample at the beginning of these shards",
         }
     return out
 
 
-def _bytes_a_sample(start: bytes) -> float | None:
-    """Bytes that a sample takes in the beginning of a tar; None where that has no whole one."""
-    begins: dict[str, int] = {}
-    with suppress(tarfile.ReadError), tarfile.open(fileobj=io.BytesIO(start), mode="r:") as tar:  # which is cut off
+def _bytes_per_sample(start: bytes) -> float | None:
+    """Bytes per sample at the beginning of a tar; None without one whole sample."""
+    offsets: dict[str, int] = {}
+    with suppress(tarfile.ReadError), tarfile.open(fileobj=io.BytesIO(start), mode="r:") as tar:  # it is truncated
         for member in tar:
             if member.isfile():
-                begins.setdefault(member.name.rpartition("/")[2].partition(".")[0], member.offset)
-    return max(begins.values()) / (len(begins) - 1) if len(begins) > 1 else None
+                offsets.setdefault(member.name.rpartition("/")[2].partition(".")[0], member.offset)
+    return max(offsets.values()) / (len(offsets) - 1) if len(offsets) > 1 else None
 
 
 def _store(config: Config, name: str, images: dict[str, Any], measure: bool) -> dict[str, Any]:
     number = images["number"]
-    size, size_from = _bytes_an_image(config, name)
+    size, size_from = _bytes_per_image(config, name)
     rate, rate_from = _rate(config, name, measure)
     return {
         "task": config.label_stores[name].task,
@@ -132,7 +133,7 @@ def _store(config: Config, name: str, images: dict[str, Any], measure: bool) -> 
 
 
 def _image_size(config: Config) -> tuple[int, int]:
-    """Height and width of an image: the miniature's own, else of the first image that is there, else typical."""
+    """Height and width of an image: the miniature's, else those of the first existing image, else assumed ones."""
     if config.dataset.source == "miniature":
         return (config.miniature.image_size_px,) * 2
     for path in shard_paths(config):
@@ -144,61 +145,60 @@ def _image_size(config: Config) -> tuple[int, int]:
 
 
 def _finished(config: Config, name: str) -> list[dict[str, Any]]:
-    """Batch files of the store that are there, by the configured expert."""
+    """The records of the store's finished jobs with the configured expert."""
     records = [read_json(path) for path in sorted(paths.labels(name).glob("batch-*.json"))]
     return [record for record in records if record["expert"] == config.label_stores[name].expert]
 
 
-def _bytes_an_image(config: Config, name: str) -> tuple[float | None, str]:
+def _bytes_per_image(config: Config, name: str) -> tuple[float | None, str]:
     finished = [record for record in _finished(config, name) if record["labelled"]]
     if finished:
         total = sum(record["bytes_per_image"] * record["labelled"] for record in finished)
         return total / sum(record["labelled"] for record in finished), f"{len(finished)} finished jobs"
     task = config.label_stores[name].task
-    if task not in BYTES_A_PIXEL:
-        return None, "not known before the first job: a task of your own"
+    if task not in BYTES_PER_PIXEL:
+        return None, "unknown before the first job: not a built-in task"
     height, width = _image_size(config)
     scale = min(1.0, config.labels.max_side_px / max(height, width))
     pixels = round(height * scale) * round(width * scale)
-    return BYTES_A_PIXEL[task] * pixels, f"benchmarks/store.py, for labels of {round(pixels**0.5)}² pixels"
+    return BYTES_PER_PIXEL[task] * pixels, f"benchmarks/store.py, for labels of {round(pixels**0.5)}² pixels"
 
 
 def _rate(config: Config, name: str, measure: bool) -> tuple[float | None, str]:
-    fresh = [record for record in _finished(config, name) if record["images_per_second"]]
-    if fresh:
-        seconds = sum(record["images"] / record["images_per_second"] for record in fresh)
-        return sum(record["images"] for record in fresh) / seconds, f"{len(fresh)} finished jobs"
+    records = [record for record in _finished(config, name) if record["images_per_second"]]
+    if records:
+        seconds = sum(record["images"] / record["images_per_second"] for record in records)
+        return sum(record["images"] for record in records) / seconds, f"{len(records)} finished jobs"
     if not measure:
         return None, "not measured"
     return _measured(config, name)
 
 
 def _measured(config: Config, name: str) -> tuple[float | None, str]:
-    """The rate of the expert, or of its network untrained where it is not there yet, after a first batch that pays for
-    start-up."""
+    """Measure the rate of the expert, or of its untrained network if there is no expert yet, after a warm-up batch."""
     expert_name = config.label_stores[name].expert
-    settings = config.experts[expert_name]
+    expert_config = config.experts[expert_name]
     try:
         if (paths.expert(expert_name) / "expert.json").is_file():
-            what, expert = "expert", load_expert(expert_name, settings, paths.expert(expert_name))
+            source, expert = "expert", load_expert(expert_name, expert_config, paths.expert(expert_name))
         else:
-            what, plain = "untrained network", settings.model_dump(mode="json")
+            source, plain = "untrained network", expert_config.model_dump(mode="json")
             plain["miniature"] = config.miniature.model_dump(mode="json")
-            expert = find("experts", settings.plugin or expert_name)(plain)
+            expert = find("experts", expert_config.plugin or expert_name)(plain)
             expert.load(None)
         size = _image_size(config)
         height, width = (round(side * min(1, config.labels.max_image_side_px / max(size))) for side in size)
-        count = min(settings.batch_size, MEASURED_IMAGES)
+        count = min(expert_config.batch_size, MEASURED_IMAGES)
         pixels = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
         keys = [f"{number:09d}" for number in range(count)]
         expert.predict(list(pixels), keys)
         start = time.perf_counter()
         expert.predict(list(pixels), keys)
         seconds = time.perf_counter() - start
-    except Exception as error:  # a plan is worth having without this figure
+    except Exception as error:  # the plan is useful without this figure
         return None, f"cannot be measured without weights ({type(error).__name__}: {error})"[:200]
     device = getattr(expert, "device", "cpu")
-    return count / seconds, f"{what}, {count} images of {height} x {width} on this machine's {device}, now"
+    return count / seconds, f"{source}, {count} images of {height} x {width} on this machine's {device}, now"
 
 
 def shown(plan: dict[str, Any]) -> str:
@@ -211,62 +211,63 @@ def shown(plan: dict[str, Any]) -> str:
     ]
     for name, store in plan["stores"].items():
         rate = (
-            "? images a second"
+            "? images per second"
             if store["images_a_second"] is None
-            else f"{store['images_a_second']:.3g} images a second"
+            else f"{store['images_a_second']:.3g} images per second"
         )
         lines += [
             f"{name}  {store['task']} by {store['expert']}: {store['jobs']:,} jobs",
-            f"    labels  {_bytes(store['bytes'])}, {_bytes(store['bytes_an_image'])} an image ({store['bytes_from']})",
+            f"    labels  {_bytes(store['bytes'])}, {_bytes(store['bytes_an_image'])} per image"
+            f" ({store['bytes_from']})",
             f"    expert  {_hours(store['seconds'])} one job at a time, {rate} ({store['seconds_from']})",
         ]
     stores = plan["stores"].values()
     totals = {key: [store[key] for store in stores] for key in ("bytes", "seconds")}
     sums = {key: None if None in values else sum(values) for key, values in totals.items()}
     lines.append(
-        f"in all  {sum(store['jobs'] for store in stores):,} labelling jobs, labels {_bytes(sums['bytes'])},"
+        f"total  {sum(store['jobs'] for store in stores):,} labelling jobs, labels {_bytes(sums['bytes'])},"
         f" experts {_hours(sums['seconds'])}"
     )
     return "\n".join([*lines, *_benchmark_lines(plan["benchmarks"]), *_feature_lines(plan["features"])])
 
 
-PLACES = {
+STORAGE = {
     "disk": "kept on disk",
-    "memory": "more than probes.cache_gb; held in memory, and computed again by the next run",
-    "nowhere": "more than probes.cache_gb and probes.memory_gb; the encoder would run in every step",
-    None: "not known before the encoder is built",
+    "memory": "more than probes.cache_gb; held in memory, recomputed by the next run",
+    "nowhere": "more than probes.cache_gb and probes.memory_gb; the encoder runs in every step",
+    None: "unknown until the encoder is built",
 }
 
 
 def _feature_lines(features: dict[str, dict[str, Any]]) -> list[str]:
-    """What the features take that a benchmark's probes are trained on."""
+    """The sizes of the features on which each benchmark's probes are trained."""
     lines = []
-    for name, one in features.items():
-        if (views := one["views"]) is None:
-            lines.append(f"{name}  features ? bytes: how many images it has is not known")
+    for name, plan in features.items():
+        if (views := plan["views"]) is None:
+            lines.append(f"{name}  features ? bytes: unknown number of images")
             continue
         number = f"{views['train']:,} + {views['eval']:,} views"
-        size, memory = _bytes(one["bytes_a_model"]), _bytes(one["memory"])
-        truths = f", training truths {_bytes(one['truths'])}" if one["truths"] else ""
+        size, memory = _bytes(plan["bytes_a_model"]), _bytes(plan["memory"])
+        truths = f", training truths {_bytes(plan['truths'])}" if plan["truths"] else ""
         lines.append(
-            f"{name}  features of a model {size} ({number}), as float32 {memory}{truths}; {PLACES[one['place']]}"
+            f"{name}  features per model {size} ({number}), as float32 {memory}{truths}; {STORAGE[plan['place']]}"
         )
     return lines
 
 
 def _benchmark_lines(benchmarks: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """What is to be downloaded, taken from a folder, or got by hand, for each benchmark."""
+    """The files of each benchmark: to download, to download manually, or to use in place."""
     lines, total = [], 0
     for name, files in benchmarks.items():
         parts = []
-        for way, said in SAID.items():
-            chosen = [file for file in files if SAID.get(file["how"], SAID[""]) == said]
+        for how, action in ACTIONS.items():
+            chosen = [file for file in files if ACTIONS.get(file["how"], ACTIONS[""]) == action]
             if chosen:
-                known = sum(file["bytes"] or 0 for file in chosen)
-                total += known if way == "download" else 0
-                parts.append(f"{', '.join(file['file'] for file in chosen)} {said} ({_bytes(known or None)})")
-        lines.append(f"{name}  {'; '.join(parts) or 'all in place, to be checked'}")
-    return [*lines, f"in all  {_bytes(total)} of benchmarks to download"] if lines else []
+                size = sum(file["bytes"] or 0 for file in chosen)
+                total += size if how == "download" else 0
+                parts.append(f"{', '.join(file['file'] for file in chosen)} {action} ({_bytes(size or None)})")
+        lines.append(f"{name}  {'; '.join(parts) or 'all in place, not checked yet'}")
+    return [*lines, f"total  {_bytes(total)} of benchmarks to download"] if lines else []
 
 
 def _bytes(count: float | None) -> str:

@@ -1,5 +1,5 @@
-"""The one exception that is shown to the user as a sentence, without a traceback."""
+"""The error that is shown to the user as one line, without a traceback."""
 
 
 class CliptexError(Exception):
-    """Something the user can mend: the message names the file or the key, what is wrong with it, and the remedy."""
+    """An error that the user can fix: the message names the file or the key, the problem and the remedy."""

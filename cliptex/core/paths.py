@@ -1,4 +1,4 @@
-"""Where everything lies, relative to the working directory (see docs/architecture.md)."""
+"""Paths of all inputs and results, relative to the working directory (see docs/architecture.md)."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def shard(number: int) -> Path:
 
 
 def expert(name: str) -> Path:
-    """Folder of an expert's weights in use."""
+    """Folder of an expert's weights."""
     return RESULTS / "experts" / name
 
 
@@ -52,15 +52,15 @@ def benchmark(name: str) -> Path:
 
 
 def study(name: str) -> Path:
-    """What a study judged; its page lies beside the folder."""
+    """Folder of a study's results; its page is next to the folder."""
     return RESULTS / "studies" / name
 
 
 def clip_benchmark(slug: str, name: str, seed: int) -> Path:
-    """What clip_benchmark found for one data set and model."""
+    """Result of clip_benchmark for one data set and model."""
     return RESULTS / "clip_benchmark" / slug / name / f"seed{seed}.json"
 
 
 def benchmark_mark(name: str, source: str) -> Path:
-    """The file that is written last into that folder; source: "miniature" or "official"."""
+    """The file that marks the benchmark's folder as complete. source: "miniature" or "official"."""
     return benchmark(name) / f"{source}.json"

@@ -1,4 +1,4 @@
-"""Find a task, an expert or a benchmark by name: a module of ours, or a user's own by import path."""
+"""Load tasks, experts and benchmarks by name: built-in modules, or the user's own classes by import path."""
 
 import importlib
 import os
@@ -8,11 +8,10 @@ from cliptex.core.errors import CliptexError
 
 
 def find(kind: str, name: str) -> Any:
-    """Return the class for `name`.
+    """Return the class of a plugin.
 
-    kind: "tasks", "experts" or "benchmarks". name: a module in `cliptex/<kind>/`, which holds exactly one class
-    named in its `PLUGIN`, or "package.module:Class" for a class outside the package.
-    Raises CliptexError when there is none.
+    kind: "tasks", "experts" or "benchmarks". name: a module in `cliptex/<kind>/`, whose `PLUGIN` is the class, or
+    "package.module:Class" for a class outside the package. Raises CliptexError if there is no such class.
     """
     module_name, _, attribute = name.partition(":") if ":" in name else (f"cliptex.{kind}.{name}", "", "PLUGIN")
     try:
@@ -21,7 +20,7 @@ def find(kind: str, name: str) -> Any:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise CliptexError(
                 f"{kind}: {name!r} is neither a module of cliptex/{kind}/ nor an importable 'package.module:Class';"
-                " a module of your own must be installed, or its folder be in PYTHONPATH"
+                " your own module must be installed, or its folder must be in PYTHONPATH"
             ) from error
         raise
     if not hasattr(module, attribute):
@@ -30,5 +29,5 @@ def find(kind: str, name: str) -> Any:
 
 
 def put_on_path(folders: list[str]) -> None:
-    """Let the processes that this one starts import modules from `folders`, before all others."""
+    """Put `folders` first on the Python path of all processes that this one starts."""
     os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, code state, configuration."""
+"""Provenance of results: versions, state of the code, digest of the configuration."""
 
 import platform
 import subprocess
@@ -15,11 +15,11 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "
 
 @cache
 def _git() -> str | None:
-    """`git describe` of the source tree, or None where the package is installed without one."""
-    root = Path(cliptex.__file__).parent.parent
-    if not (root / ".git").exists():
+    """`git describe` of the source tree; None if the package was installed without one."""
+    source_dir = Path(cliptex.__file__).parent.parent
+    if not (source_dir / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    command = ["git", "-C", str(source_dir), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -28,37 +28,39 @@ def _git() -> str | None:
 
 @cache
 def _code_sha256() -> str:
-    """A digest of all modules of the package: the same for a clone and what is installed from it."""
-    root = Path(cliptex.__file__).parent
-    return sha256_json({path.relative_to(root).as_posix(): sha256_file(path) for path in root.rglob("*.py")})
+    """A digest of all modules of the package, equal for a clone and an installation of it."""
+    package_dir = Path(cliptex.__file__).parent
+    return sha256_json(
+        {path.relative_to(package_dir).as_posix(): sha256_file(path) for path in package_dir.rglob("*.py")}
+    )
 
 
 def code(source: dict[str, Any]) -> str | None:
-    """What tells the code of a result: `git describe`, or else the beginning of the digest of the modules."""
+    """Identifier of the code of a result: `git describe`, else the first digits of the digest of the modules."""
     return source.get("git") or (source.get("code_sha256") or "")[:12] or None
 
 
 def versions() -> dict[str, str]:
-    """The package and its commit or digest, Python, the system, and what computes; nothing of it is imported."""
+    """Versions of the package (with commit or digest), Python, the system and the libraries, without importing them."""
     git = _git()
-    found = {"cliptex": f"{cliptex.__version__} ({f'commit {git}' if git else f'modules {_code_sha256()[:12]}'})"}
-    found["python"] = platform.python_version()
-    found["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
-    return found | _installed(("snakemake", *PACKAGES, "mmcv", "mmcv-lite", "pyarrow"))
+    out = {"cliptex": f"{cliptex.__version__} ({f'commit {git}' if git else f'modules {_code_sha256()[:12]}'})"}
+    out["python"] = platform.python_version()
+    out["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
+    return out | _installed(("snakemake", *PACKAGES, "mmcv", "mmcv-lite", "pyarrow"))
 
 
 def _installed(names: tuple[str, ...]) -> dict[str, str]:
-    found = {}
+    out = {}
     for name in names:
         try:
-            found[name] = version(name)
+            out[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return out
 
 
 def provenance(config: dict[str, Any]) -> dict[str, Any]:
-    """What every result JSON holds under `provenance`: versions, code, configuration (docs/results-json.md)."""
+    """The value of `provenance` in every result JSON: versions, code, configuration (docs/results-json.md)."""
     return {
         "cliptex": cliptex.__version__,
         "git": _git(),

@@ -1,4 +1,4 @@
-"""Image bytes to RGB pixels, with web input in mind: anything odd is an error with a short reason."""
+"""Decode images from the web to RGB pixels, and encode JPEG and PNG. Bad input is an error with a short reason."""
 
 import io
 import warnings
@@ -15,22 +15,24 @@ CODECS = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP"}
 
 
 class BadImage(ValueError):
-    """The bytes are not a usable image; the message is the reason, fit for counting."""
+    """The bytes are not a usable image. The message is a short reason, the same for all such images."""
 
 
 def require_codecs() -> None:
-    """Raise CliptexError where Pillow was built without a codec, which would make good images look corrupt."""
+    """Raise CliptexError if Pillow was built without a codec: good images would seem to be corrupt."""
     missing = [kind for feature, kind in CODECS.items() if not features.check(feature)]
     if missing:
-        raise CliptexError(f"Pillow cannot decode {', '.join(missing)}; install it anew: pip install -U pillow")
+        raise CliptexError(
+            f"Pillow cannot decode {', '.join(missing)}; reinstall it: pip install --force-reinstall pillow"
+        )
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Decode to uint8 RGB [H, W, 3]: palette, grey, CMYK and 16 bits are converted, transparency becomes white, a
-    photograph is turned as its EXIF data says, and an animation gives its first picture.
+    """Decode to uint8 RGB [H, W, 3]. Palette, grey, CMYK and 16-bit images are converted, transparency becomes white,
+    the EXIF orientation is applied, and of an animation the first frame is used.
 
-    Raises BadImage with one of the reasons: "no bytes", "not an image", "truncated or corrupt", "too large",
-    "too small". Size is checked from the header, before any pixel is decoded.
+    Raises BadImage with one of the reasons "no bytes", "not an image", "truncated or corrupt", "too large" and
+    "too small". The size is checked in the header, before any pixel is decoded.
     """
     return np.asarray(open_image(data))
 
@@ -41,7 +43,7 @@ def open_image(data: bytes) -> Image.Image:
         raise BadImage("no bytes")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of bombs from 89 million pixels on; ours are refused below
+            warnings.simplefilter("ignore")  # Pillow warns from 89 million pixels; the check below is stricter
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadImage("too large") from error
@@ -57,19 +59,19 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image.load()
         return _to_rgb(_upright(image))
-    except MemoryError:  # ours, not the image's
+    except MemoryError:  # not a property of the image
         raise
     except Exception as error:
         raise BadImage("truncated or corrupt") from error
 
 
 def shrunk(image: Image.Image, width: int, height: int) -> Image.Image:
-    """A smaller copy of an RGB image, bicubic over the area of each new pixel."""
+    """A smaller copy of an RGB image, by antialiased bicubic interpolation."""
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF data ask for a rotation or a flip. Broken EXIF data ask for nothing."""
+def has_orientation(image: Image.Image) -> bool:
+    """Whether the EXIF orientation requires a rotation or flip; False for broken EXIF data."""
     try:
         return image.getexif().get(0x0112, 1) in range(2, 9)
     except Exception:
@@ -77,17 +79,17 @@ def is_turned(image: Image.Image) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    if not is_turned(image):
+    if not has_orientation(image):
         return image
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # other parts of the EXIF data may be broken, the pixels are not
+    except Exception:  # other EXIF data may be broken although the pixels are not
         return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        # 16-bit grey; Pillow's own conversion cuts everything above 255 to white
+        # 16-bit grey; Pillow's conversion clips at 255
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -1,14 +1,14 @@
 """Download one batch of shards of web images with img2dataset. Runs alone, in the environment of img2dataset.
 
-Reads   a list of urls and captions (TSV, CSV or Parquet; sections `dataset` and `download` of the configuration).
-Writes  resources/pairs/batch-000/: img2dataset's tars, tables and statistics with the images as they came,
+Reads   a list of URLs and captions (TSV, CSV or Parquet; sections `dataset` and `download` of the configuration).
+Writes  resources/pairs/batch-000/: img2dataset's tars, tables and statistics with the original images,
         then resources/pairs/batch-000.json, last.
-Holds   every row of the list has a row in a table; a kill loses at most the shards that were being fetched.
+Holds   each row of the list has a row in a table; a kill loses at most the shards being downloaded.
 
-img2dataset does the downloading. Here it gets what it lacks: an opener that refuses private addresses, other schemes
-than http(s) and endless bodies, a check of what it wrote (it ends with success when its disk is full), and one later
-second try of the rows whose failure may have been temporary. This file imports nothing of cliptex, because img2dataset
-needs an OpenCV, a pandas and a webdataset of its own.
+img2dataset downloads. This script adds what it lacks: an opener that refuses private addresses, schemes other than
+http(s) and oversized bodies; a check of its output (it exits with 0 even if the disk is full); and a later retry of
+rows with errors that may be temporary. It is a single file that imports nothing of cliptex, because img2dataset needs
+its own versions of OpenCV, pandas and webdataset; that is why it is this long.
 """
 
 import argparse
@@ -36,41 +36,42 @@ RAW = Path("resources/pairs")
 FINAL = Path("results/shards")
 BLOCK = 1 << 16
 CONTROLS = bytes({*range(32), 127} - set(b"\t\n\r"))
-"""What servers' messages may not do to the terminal that shows a log."""
-WHICH = ("files", "columns", "url_column", "caption_column", "sha256_column", "rows", "rows_per_shard")
-"""Keys of `dataset.urls` that say which rows a shard has; in its fingerprint the rows themselves stand for them."""
+"""Control characters stripped from log output, since servers' messages are untrusted."""
+ROW_KEYS = ("files", "columns", "url_column", "caption_column", "sha256_column", "rows", "rows_per_shard")
+"""Keys of `dataset.urls` that select a shard's rows; its fingerprint contains the rows in place of them."""
 
 
 class Refused(OSError):
-    """A response that is not wanted; the message is the reason."""
+    """A refused response; the message is the reason."""
 
 
 def public_addresses(host: str, port: int) -> list[str]:
-    """Addresses of a host. Raises Refused if any of them is not public, OSError if there is none."""
-    found = [item[4][0] for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    for text in found:
+    """Addresses of a host. Raises Refused if one of them is not public, OSError if there is none."""
+    addresses = [item[4][0] for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    for text in addresses:
         address = ipaddress.ip_address(text.partition("%")[0])
         address = getattr(address, "ipv4_mapped", None) or address
         if not address.is_global or address.is_multicast:
             raise Refused("private address")
-    return found
+    return addresses
 
 
-def connect_publicly(address, timeout=None, source_address=None):
-    """`socket.create_connection` to public addresses only; the address checked is the one connected to."""
+def connect_to_public(address, timeout=None, source_address=None):
+    """`socket.create_connection` to public addresses only. The checked address itself is connected to, so that a second
+    DNS lookup cannot return another one."""
     host, port = address
     error = None
-    for found in public_addresses(host, port):
+    for public_address in public_addresses(host, port):
         try:
-            return socket.create_connection((found, port), timeout, source_address)
+            return socket.create_connection((public_address, port), timeout, source_address)
         except OSError as caught:
             error = caught
     raise error
 
 
-class Until(io.RawIOBase):
-    """What comes by a socket until `end` (of `time.monotonic`), which a read's own time limit does not see as long as
-    there is a byte now and then."""
+class DeadlineReader(io.RawIOBase):
+    """Reads from a socket until the deadline `end` (of `time.monotonic`). A socket's own timeout is per read, so it
+    never expires while single bytes keep arriving."""
 
     def __init__(self, sock: socket.socket, end: float):
         self.raw, self.end = sock.makefile("rb", buffering=0), end
@@ -89,13 +90,13 @@ class Until(io.RawIOBase):
 
 
 def limited_response(max_bytes: int, max_seconds: float) -> type[http.client.HTTPResponse]:
-    """Responses with a longest duration, and whose body has a largest size; a short one is an error."""
+    """A response class with a maximum duration and body size; an incomplete body is an error."""
 
     class Limited(http.client.HTTPResponse):
-        def __init__(self, sock, *given, **options):
-            super().__init__(sock, *given, **options)
+        def __init__(self, sock, *args, **options):
+            super().__init__(sock, *args, **options)
             self.fp.close()
-            self.fp = io.BufferedReader(Until(sock, time.monotonic() + max_seconds))
+            self.fp = io.BufferedReader(DeadlineReader(sock, time.monotonic() + max_seconds))
 
         def read(self, amt=None):
             if amt is not None:
@@ -116,9 +117,9 @@ def limited_response(max_bytes: int, max_seconds: float) -> type[http.client.HTT
 
 
 def guarded_opener(max_bytes: int, max_seconds: float, allow_private: list[str]) -> urllib.request.OpenerDirector:
-    """An opener for http and https alone, at public addresses and the hosts in `allow_private`, redirects included.
+    """An opener for http and https only, to public addresses and the hosts in `allow_private`, also after redirects.
 
-    Behind a proxy, the proxy decides about addresses.
+    With a proxy, the proxy is responsible for checking addresses.
     """
     response = limited_response(max_bytes, max_seconds)
 
@@ -127,16 +128,16 @@ def guarded_opener(max_bytes: int, max_seconds: float, allow_private: list[str])
             made = kind(host, **options)
             made.response_class = response
             if made.host not in allow_private and not request.has_proxy():
-                made._create_connection = connect_publicly
+                made._create_connection = connect_to_public
             return made
 
         return make
 
-    class Http(urllib.request.HTTPHandler):
+    class GuardedHttpHandler(urllib.request.HTTPHandler):
         def http_open(self, request):
             return self.do_open(connection(http.client.HTTPConnection, request), request)
 
-    class Https(urllib.request.HTTPSHandler):
+    class GuardedHttpsHandler(urllib.request.HTTPSHandler):
         def https_open(self, request):
             make = connection(http.client.HTTPSConnection, request)
             return self.do_open(make, request, context=self._context)
@@ -145,8 +146,8 @@ def guarded_opener(max_bytes: int, max_seconds: float, allow_private: list[str])
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.UnknownHandler(),
-        Http(),
-        Https(),
+        GuardedHttpHandler(),
+        GuardedHttpsHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPRedirectHandler(),
         urllib.request.HTTPErrorProcessor(),
@@ -156,7 +157,7 @@ def guarded_opener(max_bytes: int, max_seconds: float, allow_private: list[str])
 
 
 def die_with_parent() -> None:
-    """End this process when its parent ends: img2dataset's workers would go on writing after a kill."""
+    """End this process when its parent ends: img2dataset's workers would otherwise continue to write after a kill."""
     parent = os.getppid()
 
     def watch():
@@ -168,16 +169,16 @@ def die_with_parent() -> None:
 
 
 def end_with_workers(say) -> None:
-    """End this process when one of its workers is killed: their pool would wait for its shard for ever."""
-    seen = set()
+    """End this process when one of its workers is killed: the pool would otherwise wait for its shard forever."""
+    workers = set()
 
     def watch():
         while True:
             time.sleep(0.5)
-            seen.update(multiprocessing.active_children())
-            for code in [worker.exitcode for worker in seen]:
-                if code not in (None, 0, -signal.SIGTERM):  # the pool itself ends them so
-                    say(f"a worker of img2dataset ended with code {code} (-9: killed, as for want of memory)")
+            workers.update(multiprocessing.active_children())
+            for code in [worker.exitcode for worker in workers]:
+                if code not in (None, 0, -signal.SIGTERM):  # the pool ends them with SIGTERM
+                    say(f"a worker of img2dataset ended with code {code} (-9: killed, probably out of memory)")
                     os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -185,23 +186,23 @@ def end_with_workers(say) -> None:
 
 @contextlib.contextmanager
 def output_to(log: Path | None):
-    """What this process and its children print goes to a file, and to nowhere once that file takes no more.
+    """Redirect the output of this process and its children to a file; once the file cannot be written, discard it.
 
-    The children print into a pipe: img2dataset prints what it fails at, and waits for ever when that fails too,
-    as it does when the log lies on the disk that is full.
+    The children print into a pipe: img2dataset prints its errors, and hangs if printing fails as well, for example
+    because the log is on the full disk.
     """
     if log is None:
         yield
         return
     log.parent.mkdir(parents=True, exist_ok=True)
     file = log.open("wb", buffering=0)
-    out, into = os.pipe()
-    before, ended = (os.dup(1), os.dup(2)), threading.Event()
+    read_end, write_end = os.pipe()
+    saved, ended = (os.dup(1), os.dup(2)), threading.Event()
 
     def copy():
-        while select.select([out], [], [], 0.1)[0] or not ended.is_set():
-            if select.select([out], [], [], 0)[0]:
-                part = os.read(out, BLOCK)
+        while select.select([read_end], [], [], 0.1)[0] or not ended.is_set():
+            if select.select([read_end], [], [], 0)[0]:
+                part = os.read(read_end, BLOCK)
                 if not part:
                     return
                 with contextlib.suppress(OSError):
@@ -209,36 +210,36 @@ def output_to(log: Path | None):
 
     thread = threading.Thread(target=copy, daemon=True)
     thread.start()
-    os.dup2(into, 1)
-    os.dup2(into, 2)
-    os.close(into)
+    os.dup2(write_end, 1)
+    os.dup2(write_end, 2)
+    os.close(write_end)
     try:
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os.dup2(before[0], 1)
-        os.dup2(before[1], 2)
+        os.dup2(saved[0], 1)
+        os.dup2(saved[1], 2)
         ended.set()
         thread.join()
 
 
-def open_list(path: Path, columns: list[str], wanted: list[str]):
-    """Batches of a list of urls as an iterator; the format follows from the name."""
+def open_list(path: Path, columns: list[str]):
+    """Iterate over the record batches of a URL list; the file name determines the format."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
 
     kinds = [suffix for suffix in path.suffixes if suffix in (".tsv", ".csv", ".parquet")]
     if not kinds:
-        raise SystemExit(f"{path}: not a list of urls; give a .tsv, .csv (also .gz) or .parquet file")
+        raise SystemExit(f"{path}: not a URL list; give a .tsv, .csv (also .gz) or .parquet file")
     if kinds[-1] == ".parquet":
         return pa.parquet.ParquetFile(path).iter_batches()
     tabs = kinds[-1] == ".tsv"
     return pa.csv.open_csv(
         path,
         read_options=pa.csv.ReadOptions(column_names=columns or None),
-        # the official CC3M list quotes nothing, and some captions begin with a quotation mark
+        # the official CC3M list does not use quoting, and some captions begin with a quotation mark
         parse_options=pa.csv.ParseOptions(
             delimiter="\t" if tabs else ",", quote_char=False if tabs else '"', newlines_in_values=not tabs
         ),
@@ -248,28 +249,28 @@ def open_list(path: Path, columns: list[str], wanted: list[str]):
     )
 
 
-def read_list(path: Path, columns: list[str], wanted: list[str]):
-    """As `open_list`; what its reader stumbles on is told with the list's name."""
+def read_list(path: Path, columns: list[str]):
+    """Like `open_list`, but parse errors name the file."""
     try:
-        yield from open_list(path, columns, wanted)
+        yield from open_list(path, columns)
     except ValueError as error:
-        raise SystemExit(f"{path}: {error}; mend the list") from None
+        raise SystemExit(f"{path}: {error}; correct the list") from None
 
 
 def read_rows(urls: dict, first: int, count: int):
-    """Rows `first` to `first + count` of the lists: columns row, url, caption and, if there is one, sha256."""
+    """Rows `first` to `first + count` of the lists: columns row, url, caption and, if configured, sha256."""
     import pyarrow as pa
 
-    wanted = {"url": urls["url_column"], "caption": urls["caption_column"]}
+    columns = {"url": urls["url_column"], "caption": urls["caption_column"]}
     if urls["sha256_column"]:
-        wanted["sha256"] = urls["sha256_column"]
+        columns["sha256"] = urls["sha256_column"]
     parts, seen = [], 0
     for name in urls["files"]:
         path = Path(name)
         if not path.exists():
-            raise SystemExit(f"{path}: no such file; dataset.urls.files names the lists of urls")
-        for batch in read_list(path, urls["columns"], list(wanted.values())):
-            missing = [column for column in wanted.values() if column not in batch.schema.names]
+            raise SystemExit(f"{path}: no such file; set dataset.urls.files to the URL lists")
+        for batch in read_list(path, urls["columns"]):
+            missing = [column for column in columns.values() if column not in batch.schema.names]
             if missing:
                 raise SystemExit(
                     f"{path}: no column {missing[0]!r} among {batch.schema.names}; set dataset.urls.columns (a list"
@@ -277,29 +278,29 @@ def read_rows(urls: dict, first: int, count: int):
                 )
             low, high = max(first - seen, 0), min(first + count - seen, batch.num_rows)
             if low < high:
-                table = pa.table({new: batch.column(old).cast(pa.string()) for new, old in wanted.items()})
+                table = pa.table({new: batch.column(old).cast(pa.string()) for new, old in columns.items()})
                 parts.append(table.slice(low, high - low))
             seen += batch.num_rows
             if seen >= first + count:
                 table = pa.concat_tables(parts).combine_chunks()
                 filled = [column.fill_null("") for column in table.columns]
                 rows = pa.array(range(first, first + count), pa.int64())
-                return pa.table({"row": rows, **dict(zip(wanted, filled, strict=True))})
-    raise SystemExit(f"dataset.urls.rows: the list has only {seen} rows; set it to that, or lower")
+                return pa.table({"row": rows, **dict(zip(columns, filled, strict=True))})
+    raise SystemExit(f"dataset.urls.rows: the list has only {seen} rows; set this number, or a lower one")
 
 
 def fingerprint(urls: dict, rows) -> str:
-    """What a shard is made of: its rows and every setting that shapes it."""
-    settings = {key: value for key, value in urls.items() if key not in WHICH}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    """Digest of a shard's inputs: its rows, and the configuration that affects its content."""
+    config = {key: value for key, value in urls.items() if key not in ROW_KEYS}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in rows.column_names:
         for value in rows.column(name).to_pylist():
             digest.update(f"{value}\0".encode())
     return digest.hexdigest()
 
 
-def is_whole(folder: Path, number: int, count: int) -> bool:
-    """Whether img2dataset has finished a shard: statistics, a table of all rows, a tar with its end mark."""
+def is_complete(folder: Path, number: int, count: int) -> bool:
+    """Whether img2dataset has finished a shard: statistics, a table with all rows, a tar with its end mark."""
     import pyarrow.parquet
 
     try:
@@ -314,7 +315,7 @@ def is_whole(folder: Path, number: int, count: int) -> bool:
 
 
 def fetch(parts: list, folder: Path, urls: dict, how: dict, processes: int) -> None:
-    """Let img2dataset download tables of rows, one shard each, into `folder`; what is there already is kept."""
+    """Download with img2dataset. parts: tables of rows, one per shard. Complete shards in `folder` are kept."""
     import pyarrow.parquet
     from img2dataset import download
 
@@ -322,9 +323,9 @@ def fetch(parts: list, folder: Path, urls: dict, how: dict, processes: int) -> N
     lists.mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(parts):
         pyarrow.parquet.write_table(rows, lists / f"{number:05d}.parquet")
-        if not is_whole(folder, number, rows.num_rows):
+        if not is_complete(folder, number, rows.num_rows):
             (folder / f"{number:05d}_stats.json").unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # no disk left; what is missing is seen below
+    with contextlib.suppress(OSError):  # disk full; missing shards are detected below
         download(
             url_list=str(lists),
             output_folder=str(folder),
@@ -336,7 +337,7 @@ def fetch(parts: list, folder: Path, urls: dict, how: dict, processes: int) -> N
             verify_hash=["sha256", "sha256"] if urls["sha256_column"] else None,
             compute_hash="sha256",
             extract_exif=False,
-            # kept as they came: img2dataset's resizing ignores how a photograph is turned and whitens 16-bit images
+            # original images: img2dataset's resizing ignores the EXIF orientation and clips 16-bit images to white
             resize_mode="no",
             disable_all_reencoding=True,
             number_sample_per_shard=max(rows.num_rows for rows in parts),
@@ -348,20 +349,20 @@ def fetch(parts: list, folder: Path, urls: dict, how: dict, processes: int) -> N
             disallowed_header_directives=urls["refused_directives"],
             incremental_mode="incremental",
         )
-    lost = [number for number, rows in enumerate(parts) if not is_whole(folder, number, rows.num_rows)]
-    if lost:
-        for number in lost:
+    incomplete = [number for number, rows in enumerate(parts) if not is_complete(folder, number, rows.num_rows)]
+    if incomplete:
+        for number in incomplete:
             for path in folder.glob(f"{number:05d}[._]*"):
                 path.unlink()
         free = shutil.disk_usage(folder).free
         raise SystemExit(
-            f"{folder}: img2dataset did not finish {len(lost)} of {len(parts)} shards, and not because of the web"
-            f" ({free >> 20} MiB are free there); its messages in the log say why; then run the same command again"
+            f"{folder}: img2dataset did not finish {len(incomplete)} of {len(parts)} shards, because of a local error"
+            f" ({free >> 20} MiB are free there); see its messages in the log, then run the same command again"
         )
 
 
 def download_batch(urls: dict, how: dict, batch: int, processes: int) -> None:
-    """Download the shards of a batch that are not built yet; write the batch's file."""
+    """Download the shards of a batch that are not built yet; write the batch's JSON file."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -378,38 +379,39 @@ def download_batch(urls: dict, how: dict, batch: int, processes: int) -> None:
             parts.append(part)
         shards.append(item)
 
-    # named by what is in it, so that another list or other settings never continue what these began
-    wanted = "".join(item["fingerprint"] for item in shards if item["part"] is not None)
-    folder = RAW / f"batch-{batch:03d}" / hashlib.sha256(wanted.encode()).hexdigest()[:16]
+    # the name depends on the content, so that a changed list or configuration never continues this download
+    fingerprints = "".join(item["fingerprint"] for item in shards if item["part"] is not None)
+    folder = RAW / f"batch-{batch:03d}" / hashlib.sha256(fingerprints.encode()).hexdigest()[:16]
     for other in folder.parent.glob("*"):
         if other != folder:
             shutil.rmtree(other)
     if parts:
         fetch(parts, folder, urls, how, processes)
-        again = []
+        retries = []
         for number in range(len(parts)):
             table = pa.parquet.read_table(folder / f"{number:05d}.parquet", columns=["row", "error_message"])
-            failed = [row for row, why in zip(*table.to_pydict().values(), strict=True) if reason_of(why) in TEMPORARY]
+            messages = zip(*table.to_pydict().values(), strict=True)
+            failed = [row for row, message in messages if reason_of(message) in TEMPORARY]
             start = parts[number]["row"][0].as_py()
             if failed:
-                again.append(parts[number].take([row - start for row in sorted(failed)]))
-        if again and how["second_try"]:
-            fetch(again, folder / "again", urls, how, processes)
-    done = RAW / f"batch-{batch:03d}.json"
-    scratch = done.with_name(f".{done.name}.{uuid4().hex}")
+                retries.append(parts[number].take([row - start for row in sorted(failed)]))
+        if retries and how["second_try"]:
+            fetch(retries, folder / "again", urls, how, processes)
+    path = RAW / f"batch-{batch:03d}.json"
+    scratch = path.with_name(f".{path.name}.{uuid4().hex}")
     scratch.parent.mkdir(parents=True, exist_ok=True)
     scratch.write_text(json.dumps({"folder": str(folder), "shards": shards}, indent=1) + "\n")
-    scratch.replace(done)
+    scratch.replace(path)
 
 
 def is_built(item: dict) -> bool:
-    """Whether the finished shard is there and was made of the same rows with the same settings."""
+    """Whether the finished shard exists and was made from the same rows with the same configuration."""
     import pyarrow.parquet
 
     try:
         metadata = pyarrow.parquet.read_schema(FINAL / f"{item['shard']}.parquet").metadata or {}
-        made = json.loads(metadata.get(b"cliptex", b"{}"))
-        return made.get("fingerprint") == item["fingerprint"] and made["bytes"] == Path(made["path"]).stat().st_size
+        shard = json.loads(metadata.get(b"cliptex", b"{}"))
+        return shard.get("fingerprint") == item["fingerprint"] and shard["bytes"] == Path(shard["path"]).stat().st_size
     except (OSError, ValueError):
         return False
 
@@ -441,7 +443,7 @@ REASONS = (
     ("label empty or too long", "bad URL"),
     ("url", "bad URL"),
 )
-"""Part of img2dataset's message, lower case -> reason; the first that fits."""
+"""Part of img2dataset's message, in lower case -> reason; the first match counts."""
 TEMPORARY = {
     "timed out",
     "name not resolved",
@@ -449,11 +451,11 @@ TEMPORARY = {
     "connection failed",
     *(f"HTTP {code}" for code in (408, 425, 429, 500, 502, 503, 504)),
 }
-"""Reasons that are worth a second try later."""
+"""Reasons that justify a retry at the end of the job."""
 
 
 def reason_of(message: str | None) -> str | None:
-    """The reason a failed download is counted under; None where there is no message."""
+    """The reason of a failed download, as counted in the index; None without a message."""
     if message is None:
         return None
     text = message.lower()
@@ -463,23 +465,22 @@ def reason_of(message: str | None) -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Download a batch; an error is one line on stderr and exit code 1."""
+    """Download a batch. An error is one line on stderr and exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, help="JSON with dataset.urls, all keys filled")
-    parser.add_argument("--how", required=True, help="JSON with the section download, all keys filled")
+    parser.add_argument("--config", required=True, help="JSON with all keys of dataset.urls")
+    parser.add_argument("--how", required=True, help="JSON with all keys of download")
     parser.add_argument("--batch", required=True, type=int)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--log", type=Path, help="write what img2dataset says to this file")
+    parser.add_argument("--log", type=Path, help="write the output of img2dataset to this file")
     options = parser.parse_args(arguments)
     urls, how = json.loads(options.config)["dataset"]["urls"], json.loads(options.how)["download"]
     os.environ[GUARD] = json.dumps([urls["max_bytes"], how["max_seconds"], urls["allow_private"]])
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # a library of img2dataset's asks the web for its latest version
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # albumentations would check the web for a new version
     terminal = os.dup(2)
 
-    def say(what: str) -> None:
-        message = f"error: {what}\n".encode()
+    def say(message: str) -> None:
         for output in (terminal, 2) if options.log else (terminal,):
-            os.write(output, message)
+            os.write(output, f"error: {message}\n".encode())
 
     with output_to(options.log):
         end_with_workers(say)
@@ -488,22 +489,22 @@ def main(arguments: list[str] | None = None) -> None:
             return
         except ImportError as error:
             say(
-                f"{sys.executable} cannot import img2dataset ({error}); make an environment of its own, for example"
-                " python3 -m venv .venv-download && .venv-download/bin/pip install img2dataset, and name its Python in"
-                " download.python"
+                f"{sys.executable} cannot import img2dataset ({error}); create a separate environment, for example"
+                " python3 -m venv .venv-download && .venv-download/bin/pip install img2dataset, and set"
+                " download.python to its Python"
             )
         except SystemExit as error:
-            say(str(error.code or "interrupted"))  # img2dataset answers Ctrl-C with success
+            say(str(error.code or "interrupted"))  # img2dataset exits with 0 after Ctrl-C
         except OSError as error:
-            say(f"{error.filename or RAW}: {error.strerror or error}; mend that and run the same command again")
+            say(f"{error.filename or RAW}: {error.strerror or error}; fix this, then run the same command again")
     sys.exit(1)
 
 
 if __name__ in ("__main__", "__mp_main__"):
-    # webdataset, which img2dataset brings, would load it into each process where it is there: seconds, for nothing
+    # webdataset, which img2dataset imports, would load torch in each process if it is installed: seconds, for no use
     sys.modules["torch"] = None
 
-if __name__ == "__mp_main__" and GUARD in os.environ:  # img2dataset's worker processes come by here
+if __name__ == "__mp_main__" and GUARD in os.environ:  # img2dataset's worker processes import this file
     die_with_parent()
     urllib.request.install_opener(guarded_opener(*json.loads(os.environ[GUARD])))
 

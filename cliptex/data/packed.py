@@ -1,4 +1,4 @@
-"""Millions of short strings in little memory: one text for many, taken apart when they are asked for."""
+"""Memory-compact lists and mappings of strings: one joined string, split on access."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any, overload
 
 
 class Keys(Sequence[str]):
-    """A list of strings without line breaks that cannot be changed, in their own bytes. Equal to a list of the same."""
+    """An immutable list of strings without line breaks. Equal to a list of the same strings."""
 
     __slots__ = ("_count", "_text")
 
@@ -21,11 +21,11 @@ class Keys(Sequence[str]):
         return iter(self._text.split("\n") if self._count else ())
 
     @overload
-    def __getitem__(self, place: int) -> str: ...
+    def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        return list(self)[place]
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        return list(self)[index]
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Keys):
@@ -39,7 +39,7 @@ class Keys(Sequence[str]):
 
 
 class Reasons(Mapping[str, str]):
-    """A mapping of strings to a few different ones that cannot be changed. Equal to a dictionary of the same."""
+    """An immutable mapping of strings to a few distinct strings. Equal to a dictionary with the same items."""
 
     __slots__ = ("_codes", "_keys", "_reasons")
 
@@ -59,11 +59,11 @@ class Reasons(Mapping[str, str]):
         return dict(self.items())[key]
 
     def items(self) -> Any:
-        """The pairs, taken apart once."""
+        """The items, unpacked once."""
         return dict(zip(self._keys, (self._reasons[code] for code in self._codes), strict=True)).items()
 
     def values(self) -> list[str]:
-        """The reasons, one for each key."""
+        """The values, in the order of keys."""
         return [self._reasons[code] for code in self._codes]
 
     def __repr__(self) -> str:
@@ -71,7 +71,7 @@ class Reasons(Mapping[str, str]):
 
 
 def plain(value: Any) -> Any:
-    """What JSON has for one of these; the `default` of `json.dump`."""
+    """Convert to a JSON value; for the `default` of `json.dump`."""
     if isinstance(value, Keys):
         return list(value)
     if isinstance(value, Reasons):

@@ -26,7 +26,7 @@ from cliptex.core.files import replacing, sha256_file, sha256_json, write_json
 from cliptex.core.plugins import find
 from cliptex.core.progress import track
 from cliptex.core.provenance import provenance
-from cliptex.data.images import BadImage, encode_png, is_turned, open_image
+from cliptex.data.images import BadImage, encode_png, has_orientation, open_image
 from cliptex.data.shards import write_tar
 from cliptex.evaluation.captioned_images import Captioned, open_captions
 from cliptex.evaluation.zeroshot import TEMPLATES, prompts
@@ -108,7 +108,7 @@ def _captioned(name: str, one: Captioned) -> Sample:
     except BadImage as error:
         raise CliptexError(f"zeroshot.retrieval.{name}: the image of {one.id} cannot be used: {error}") from error
     with Image.open(io.BytesIO(one.image)) as stored:
-        if stored.format in SUFFIXES and stored.mode in PLAIN and not is_turned(stored):
+        if stored.format in SUFFIXES and stored.mode in PLAIN and not has_orientation(stored):
             return (SUFFIXES[stored.format], one.image), captions
     out = io.BytesIO()
     image.save(out, "PNG")

@@ -1,14 +1,14 @@
-"""Image-text retrieval: which caption belongs to a picture, and which picture to a caption.
+"""Image-text retrieval: which caption belongs to an image, and which image to a caption.
 
 Reads   results/models/{model}/seed{seed}/ and a set of captioned images (`cliptex.evaluation.captioned_images`).
-Writes  results/zeroshot/{name}.json, and beside it {name}.per_image.npz (see `cliptex.evaluation.per_image`) and
+Writes  results/zeroshot/{name}.json, and next to it {name}.per_image.npz (see `cliptex.evaluation.per_image`) and
         {name}.npz, with the first `probes.save_predictions` images: `ids` [n], `image_{i}` (uint8 [H, W, 3]), their
         `captions` [m] and the image of each, `image_of_caption` [m]; for the R names in `rows` (model/seed) the five
         nearest, best first: `nearest_captions` [R, n, 5], texts, and `nearest_images` [R, m, 5], ids
 Holds   nothing is trained or chosen; images go through open_clip's own preprocessing of the exported folder.
 
 R@k is the share of the queries of which the k nearest of the other kind hold a right one, as in Karpathy and Fei-Fei
-2015 (arXiv 1412.2306) and in CLIP's papers: a picture with five captions is found once any of them is among the k.
+2015 (arXiv 1412.2306) and in CLIP's papers: an image with five captions is found if any of them is among the k.
 """
 
 import logging
@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,27 +23,25 @@ import torch
 from open_clip.transform import image_transform_v2
 
 from cliptex.config import Config
+from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import sha256_json, write_json
+from cliptex.core.files import sha256_json
 from cliptex.core.progress import track
 from cliptex.core.provenance import provenance
 from cliptex.data.images import BadImage, open_image
 from cliptex.evaluation.captioned_images import Captions, open_captions
-from cliptex.evaluation.per_image import (
-    Arrays,
-    check,
-    per_image_path,
-    retrieval_statistics,
-    stacked_rows,
-    write_per_image,
-    write_predictions,
-)
+from cliptex.evaluation.job import Job
+from cliptex.evaluation.measures import IMAGE_TO_TEXT, TEXT_TO_IMAGE
+from cliptex.evaluation.metrics.base import Arrays
+from cliptex.evaluation.metrics.ranking import retrieval_statistics
+from cliptex.evaluation.per_image import check, per_image_path, stacked_rows, write_per_image, write_predictions
+from cliptex.evaluation.results import RetrievalResult, Row, write_result
 from cliptex.evaluation.zeroshot import BATCH_SIZE, Contender, contenders, described_preprocessing, shown_preprocessing
 from cliptex.models.clip import parameters
 
 log = logging.getLogger("cliptex")
 KS = (1, 5, 10)
-TASKS = ("image_to_text_retrieval", "text_to_image_retrieval")
+TASKS = (IMAGE_TO_TEXT.name, TEXT_TO_IMAGE.name)
 RANKED = "the nearest by cosine; one right answer among the k is enough, wrong ones as near as it count before it"
 CHUNK = 1024
 NEAREST = 5
@@ -60,12 +57,12 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Read:
-    """What was read: the images' ids [N], the captions [M], the image of each, int64 [M], and the first pictures."""
+    """What was read: the images' ids [N], the captions [M], the image of each, int64 [M], and the first images."""
 
     ids: list[str]
     captions: list[str]
     image_of_caption: np.ndarray
-    pictures: list[np.ndarray]
+    images: list[np.ndarray]
 
 
 def ranks(
@@ -108,8 +105,8 @@ def nearest(queries_QD: torch.Tensor, others_MD: torch.Tensor) -> np.ndarray:
 
 
 def kept_predictions(read: Read, embedded: Sequence[Embedded]) -> dict[str, np.ndarray]:
-    """The arrays of {name}.npz but `ids` and the pictures, see the head of this module."""
-    first = len(read.pictures)
+    """The arrays of {name}.npz but `ids` and the images, see the head of this module."""
+    first = len(read.images)
     of_first = np.flatnonzero(read.image_of_caption < first)
     captions, ids = np.array(read.captions), np.array(read.ids)
     return {
@@ -122,13 +119,13 @@ def kept_predictions(read: Read, embedded: Sequence[Embedded]) -> dict[str, np.n
 
 @torch.inference_mode()
 def embed(judged: Sequence[Contender], given: Captions, name: str, keep: int) -> tuple[list[Embedded], Read]:
-    """The embeddings of each model, and what they are of; images are decoded once. keep: how many pictures to keep."""
+    """The embeddings of each model, and what they are of; images are decoded once. keep: how many images to keep."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     transforms = {str(one.preprocess): image_transform_v2(one.preprocess, is_train=False) for one in judged}
     for one in judged:
         one.model.to(device)
     images: list[list[torch.Tensor]] = [[] for _ in judged]
-    ids, image_of, captions, pictures, batch = [], [], [], [], []
+    ids, image_of, captions, first_images, batch = [], [], [], [], []
 
     def flush() -> None:
         for parts, one in zip(images, judged, strict=True):
@@ -142,7 +139,7 @@ def embed(judged: Sequence[Contender], given: Captions, name: str, keep: int) ->
         except BadImage as error:
             raise CliptexError(f"zeroshot.retrieval.{name}: the image of {item.id} cannot be used: {error}") from error
         if number < keep:
-            pictures.append(np.asarray(image))
+            first_images.append(np.asarray(image))
         batch.append({key: transform(image) for key, transform in transforms.items()})
         ids.append(item.id)
         captions += item.captions
@@ -162,67 +159,71 @@ def embed(judged: Sequence[Contender], given: Captions, name: str, keep: int) ->
             for start in range(0, len(captions), 256)
         ]
         out.append(Embedded(torch.cat(parts), torch.cat(texts)))
-    return out, Read(ids, captions, np.array(image_of), pictures)
+    return out, Read(ids, captions, np.array(image_of), first_images)
 
 
-def retrieval(config: Config, name: str, models_dir: Path, out: Path) -> None:
-    """Judge every model and seed of the configuration on the set `name` of `zeroshot.retrieval`."""
-    given = open_captions(config, name)
-    judged = contenders(config, models_dir)
+def run(config: Config, job: Job) -> None:
+    """Evaluate every model and seed on a set of captioned images, an entry of `zeroshot.retrieval`.
+
+    The file of the results is `results/zeroshot/{name}.json` by default.
+    """
+    out = job.out or paths.RESULTS / "zeroshot" / f"{job.name}.json"
+    captions = open_captions(config, job.name)
+    models = contenders(config, job)
     start = time.perf_counter()
     keep = config.probes.save_predictions
-    embedded, read = embed(judged, given, name, keep)
+    embedded, read = embed(models, captions, job.name, keep)
     image_of_caption = read.image_of_caption
     images = np.arange(len(embedded[0].images))
     rows: list[dict[str, Any]] = []
     statistics: dict[str, list[Arrays]] = {task: [] for task in TASKS}
-    for one, found in zip(judged, embedded, strict=True):
-        ways = (
-            (found.images, found.captions, images, image_of_caption),
-            (found.captions, found.images, image_of_caption, images),
+    for model, embeddings in zip(models, embedded, strict=True):
+        directions = (
+            (embeddings.images, embeddings.captions, images, image_of_caption),
+            (embeddings.captions, embeddings.images, image_of_caption, images),
         )
-        for task, way in zip(TASKS, ways, strict=True):
-            ranked = ranks(*way)
+        for task, direction in zip(TASKS, directions, strict=True):
+            ranked = ranks(*direction)
             metrics = recalls(ranked)
-            statistics[task].append(retrieval_statistics(ranked, way[2], len(images), KS))
+            statistics[task].append(retrieval_statistics(ranked, direction[2], len(images), KS))
             check(task, statistics[task][-1], metrics)
-            log.info("%s %s seed %d %s: %s", name, one.name, one.seed, task, metrics)
+            log.info("%s %s seed %d %s: %s", job.name, model.name, model.seed, task, metrics)
             rows.append(
                 {
                     "task": task,
-                    "model": one.name,
-                    "seed": one.seed,
+                    "model": model.name,
+                    "seed": model.seed,
                     "head": "zero_shot",
                     "metrics": metrics,
-                    "num_parameters": parameters(one.model),
-                    "protocol": f"{RANKED}; {described_preprocessing(one)}",
+                    "num_parameters": parameters(model.model),
+                    "protocol": f"{RANKED}; {described_preprocessing(model)}",
                 }
             )
     seconds = (time.perf_counter() - start) / len(rows)
-    an_image = np.bincount(image_of_caption, minlength=len(images))
-    settings = {"retrieval": config.plain()["zeroshot"]["retrieval"][name], "seeds": config.seeds}
-    shas = {f"{one.name}/seed{one.seed}": one.sha256 for one in judged}
-    result = {
-        "schema_version": 1,
-        "benchmark": name,
-        "source": given.source,
-        "split": given.split,
-        "num_train": 0,
-        "num_eval": len(images),
-        "num_captions": len(read.captions),
-        "class_names": [],
-        "chance": {
-            TASKS[0]: chances(an_image, len(read.captions)),
+    captions_per_image = np.bincount(image_of_caption, minlength=len(images))
+    settings = {"retrieval": config.plain()["zeroshot"]["retrieval"][job.name], "seeds": config.seeds}
+    digests = {f"{model.name}/seed{model.seed}": model.sha256 for model in models}
+    result = RetrievalResult(
+        schema_version=1,
+        benchmark=job.name,
+        source=captions.source,
+        split=captions.split,
+        num_train=0,
+        num_eval=len(images),
+        num_captions=len(read.captions),
+        class_names=[],
+        chance={
+            TASKS[0]: chances(captions_per_image, len(read.captions)),
             TASKS[1]: chances([1] * len(read.captions), len(images)),
         },
-        "captions_sha256": sha256_json(read.captions),
-        **shown_preprocessing(judged[-1]),
-        "results": [row | {"seconds": seconds} for row in rows],
-        "provenance": provenance(settings) | {"model_sha256": shas},
-    }
+        captions_sha256=sha256_json(read.captions),
+        **shown_preprocessing(models[-1]),
+        results=[Row(**row, seconds=seconds) for row in rows],
+        provenance=provenance(settings) | {"model_sha256": digests},
+    )
     if keep:
-        kept = kept_predictions(read, embedded) | {"rows": np.array(list(shas))}
-        write_predictions(out.with_suffix(".npz"), read.ids[:keep], read.pictures, kept)
-    stacked = {task: stacked_rows(found) for task, found in statistics.items()}
-    write_per_image(per_image_path(out), read.ids, stacked, rows=list(shas))
-    write_json(out, result)
+        kept = kept_predictions(read, embedded) | {"rows": np.array(list(digests))}
+        write_predictions(out.with_suffix(".npz"), read.ids[:keep], read.images, kept)
+    stacked = {task: stacked_rows(of_models) for task, of_models in statistics.items()}
+    write_per_image(per_image_path(out), read.ids, stacked, rows=list(digests))
+    write_result(out, result)

@@ -2,55 +2,42 @@
 
 Reads   results/probes/{benchmark}/{model}/seed{seed}/{head}.json
 Writes  results/probes/{benchmark}.json
-Holds   every row was judged on the same data by the same protocol; anything else is an error that names the file.
+Holds   every row comes from the same data and protocol; anything else is an error that names the file.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from cliptex.config import Config
-from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, write_json
-from cliptex.evaluation.probes import heads
+from cliptex.evaluation.results import ProbeResult, Table, read_result, write_result
 
 SAME = ("benchmark", "source", "variant", "split", "num_train", "num_eval", "class_names")
-
-
-def probe_files(config: Config, benchmark: str) -> list[Path]:
-    """The result files of a benchmark: baselines and models, seeds, heads, in this order."""
-    models = [*config.probes.baselines, *(config.probes.models or config.models)]
-    return [
-        paths.probe(benchmark, model, seed) / f"{head}.json"
-        for model in models
-        for seed in config.seeds
-        for head in heads(benchmark, config.probes.benchmarks.get(benchmark, {}))
-    ]
 
 
 def tabulate(benchmark: str, files: Sequence[Path], out: Path) -> None:
     """Write the table of a benchmark from its result files."""
     if not files:
         raise CliptexError(f"{out}: there are no probes of {benchmark}; name models in the configuration")
-    results, shas, first = [], {}, None
-    for path in files:
-        one = read_json(path)
-        first = first or one
+    results = [read_result(path, ProbeResult) for path in files]
+    first = results[0]
+    for path, result in zip(files, results, strict=True):
         for key in SAME:
-            if one[key] != first[key]:
+            if getattr(result, key) != getattr(first, key):
                 raise CliptexError(f"{path}: its {key} differs from that of {files[0]}; delete it and probe again")
-        protocol, others = (result["settings"]["protocol"] for result in (one, first))
-        if protocol != others:
+        if result.settings["protocol"] != first.settings["protocol"]:
             raise CliptexError(f"{path}: its protocol differs from that of {files[0]}; delete it and probe again")
-        tuning, others = (result["settings"].get("fine_tuning") for result in (one, first))
-        if tuning != others:
-            raise CliptexError(f"{path}: was fine-tuned otherwise than {files[0]}; delete it and run again")
-        results += one["results"]
-        shas |= one["provenance"]["model_sha256"]
-    table = {"schema_version": 1} | {key: first[key] for key in SAME}
-    table["results"] = results
-    table["provenance"] = first["provenance"] | {"model_sha256": shas}
-    table["protocol"] = first["settings"]["protocol"]
-    if "fine_tuning" in first["settings"]:
-        table |= {"frozen": False, "fine_tuning": first["settings"]["fine_tuning"]}
-    write_json(out, table)
+        if result.settings.get("fine_tuning") != first.settings.get("fine_tuning"):
+            raise CliptexError(
+                f"{path}: its options of fine-tuning differ from those of {files[0]}; delete it and run again"
+            )
+    digests = {name: digest for result in results for name, digest in result.provenance["model_sha256"].items()}
+    tuned = "fine_tuning" in first.settings
+    table = Table(
+        schema_version=1,
+        **{key: getattr(first, key) for key in SAME},
+        results=[row for result in results for row in result.results],
+        provenance=first.provenance | {"model_sha256": digests},
+        protocol=first.settings["protocol"],
+        **({"frozen": False, "fine_tuning": first.settings["fine_tuning"]} if tuned else {}),
+    )
+    write_result(out, table)

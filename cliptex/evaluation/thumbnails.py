@@ -1,10 +1,7 @@
-"""Small copies of a probe's predictions of all evaluation images: to look at any of them later, not to judge by.
+"""Small copies of a probe's predictions for all evaluation images, to browse; no metric is computed from them.
 
-Reads, writes  `{head}.thumbnails.npz` beside a probe's JSON, as `cliptex.evaluation.per_image` does, with arrays by task
-    semantic_segmentation   masks, at most 96 pixels a side
-    depth                   metres as bytes of each image's range, at most 48 pixels a side
-    normals                 x, y, z as signed bytes, at most 48 pixels a side
-    detection               the 20 boxes of an image with the highest scores
+Reads, writes  `{head}.thumbnails.npz` next to a probe's JSON, in the format of `cliptex.evaluation.per_image`; the head of a
+               task's file, cliptex/evaluation/probes/*.py, says what is kept
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cliptex.evaluation.per_image import Arrays
+from cliptex.evaluation.metrics.base import Arrays
 
 MASK_SIDE_PX = 96
 MAP_SIDE_PX = 48
@@ -70,23 +67,30 @@ def box_thumbnails(detections: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
     return {"counts": np.array([len(chosen) for chosen in best]), **joined}
 
 
-def unpacked(task: str, arrays: Arrays, index: int) -> dict[str, np.ndarray]:
-    """An image's prediction: `mask` uint8 [h, w], `depth` float32 [h, w] metres, `normals` float32 [h, w, 3], or
-    `boxes` [n, 4], `labels` [n], `scores` [n]."""
-    if task == "detection":
-        start = int(arrays["counts"][:index].sum())
-        own = slice(start, start + int(arrays["counts"][index]))
-        return {name: arrays[name][own] for name in ("boxes", "labels", "scores")}
+def unpacked_boxes(arrays: Arrays, index: int) -> dict[str, np.ndarray]:
+    """`boxes` [n, 4], `labels` [n] and `scores` [n] of an image."""
+    start = int(arrays["counts"][:index].sum())
+    rows = slice(start, start + int(arrays["counts"][index]))
+    return {name: arrays[name][rows] for name in ("boxes", "labels", "scores")}
+
+
+def unpacked_map(arrays: Arrays, index: int) -> np.ndarray:
+    """The stored values of an image, [h, w, ...]."""
     sizes = np.prod(arrays["shapes"], axis=1)
     start = int(sizes[:index].sum())
-    values = arrays["values"][start : start + int(sizes[index])].reshape(arrays["shapes"][index])
-    if task == "semantic_segmentation":
-        return {"mask": values}
-    if task == "depth":
-        low, high = arrays["ranges"][index]
-        return {"depth": low + values.astype(np.float32) / 255 * (high - low)}
-    normals = values.astype(np.float32)
-    return {"normals": normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)}
+    return arrays["values"][start : start + int(sizes[index])].reshape(arrays["shapes"][index])
+
+
+def unpacked_depth(arrays: Arrays, index: int) -> np.ndarray:
+    """Depth of an image, float32 [h, w] metres."""
+    low, high = arrays["ranges"][index]
+    return low + unpacked_map(arrays, index).astype(np.float32) / 255 * (high - low)
+
+
+def unpacked_normals(arrays: Arrays, index: int) -> np.ndarray:
+    """Unit normals of an image, float32 [h, w, 3]."""
+    normals = unpacked_map(arrays, index).astype(np.float32)
+    return normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
 
 
 def _packed(arrays: Sequence[np.ndarray]) -> Arrays:

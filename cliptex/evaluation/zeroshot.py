@@ -1,8 +1,8 @@
-"""Zero-shot classification: class names become text, the nearest text wins.
+"""Zero-shot classification: class names become text, and the class of the nearest text wins.
 
 Reads   results/models/{model}/seed{seed}/ and the evaluation split of resources/{benchmark}/.
-Writes  results/zeroshot/{benchmark}.json, and beside it {benchmark}.per_image.npz (see `cliptex.evaluation.per_image`) and
-        {benchmark}.npz, with the first `probes.save_predictions` evaluation samples: `ids` [n], `image_{i}` (uint8
+Writes  results/zeroshot/{benchmark}.json, and next to it {benchmark}.per_image.npz (see `cliptex.evaluation.per_image`)
+        and {benchmark}.npz, with the first `probes.save_predictions` evaluation samples: `ids` [n], `image_{i}` (uint8
         [H, W, 3] as in the data set), `truth` [n], `rows` [M] (model/seed), `prediction` [M, n, 5], best class first
 Holds   nothing is trained or chosen; images go through open_clip's own preprocessing of the exported folder.
 """
@@ -20,24 +20,19 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import source
-from cliptex.config import AS_PUBLISHED, Config
+from cliptex.config import PUBLISHED_TOLERANCE, Config
+from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import sha256_file, sha256_json, write_json
-from cliptex.core.plugins import find
+from cliptex.core.files import sha256_file, sha256_json
 from cliptex.core.progress import track
 from cliptex.core.provenance import provenance
-from cliptex.evaluation.metrics import top_metrics
-from cliptex.evaluation.per_image import (
-    check,
-    per_image_path,
-    ranking_statistics,
-    stacked_rows,
-    write_per_image,
-    write_predictions,
-)
-from cliptex.evaluation.probes.features import seed_of
+from cliptex.core.seeds import seed_of
+from cliptex.evaluation.job import Job
+from cliptex.evaluation.measures import ZERO_SHOT
+from cliptex.evaluation.metrics.ranking import ranking_statistics, top_metrics
+from cliptex.evaluation.per_image import check, per_image_path, stacked_rows, write_per_image, write_predictions
+from cliptex.evaluation.results import Row, ZeroShotResult, write_result
 from cliptex.models.clip import WEIGHTS_FILE, exported_config, exported_preprocessing, load, parameters
 from cliptex.models.encoders import in_order, sha256_weights, untrained
 
@@ -73,21 +68,21 @@ def contender(name: str, seed: int, folder: Path) -> Contender:
     return Contender(name, seed, model, tokenizer, preprocess, sha256, quick_gelu)
 
 
-def contenders(config: Config, models_dir: Path) -> list[Contender]:
-    """The models of the configuration, every seed, and `random` where it is among the baselines."""
-    names = config.probes.models or list(config.models)
+def contenders(config: Config, job: Job) -> list[Contender]:
+    """The models of the job, every seed, and `random` where it is among the baselines of the configuration."""
+    names = job.models_of(config)
     if not names:
-        raise CliptexError("models: there are none, so nothing can be judged; name at least one")
+        raise CliptexError("models: there are none, so nothing can be evaluated; name at least one")
     baselines = [name for name in config.probes.baselines if name == "random"]
     return [
-        contender(name, seed, Path(models_dir) / (names[0] if name in baselines else name) / f"seed{seed}")
+        contender(name, seed, job.models_dir / (names[0] if name in baselines else name) / f"seed{seed}")
         for name in [*baselines, *names]
-        for seed in config.seeds
+        for seed in job.seeds_of(config)
     ]
 
 
 def shown_preprocessing(one: Contender) -> dict[str, Any]:
-    """What a result says of how images were prepared, and of the activation: `preprocess`, `activation`."""
+    """Keys of a result for how images were prepared, and for the activation: `preprocess`, `activation`."""
     return {
         "preprocess": {name: getattr(one.preprocess, name) for name in ("interpolation", "resize_mode", "size")},
         "activation": "quick_gelu" if one.quick_gelu else "gelu",
@@ -151,89 +146,91 @@ def prompts(names: Sequence[str], templates: Sequence[Callable[[str], str]]) -> 
 
 def check_published(one: Contender, benchmark: str, top1: float, published: float) -> None:
     """Raises CliptexError where the top-1 accuracy of a released model, in percent, is not the published one."""
-    if abs(top1 - published) > AS_PUBLISHED:
+    if abs(top1 - published) > PUBLISHED_TOLERANCE:
         shown = shown_preprocessing(one)
         raise CliptexError(
             f"zeroshot.published.{one.name}.{benchmark}: {published:g} % is published, {top1:.2f} % measured (seed "
-            f"{one.seed}; {described_preprocessing(one)}, {shown['activation']}), which is more than {AS_PUBLISHED} "
-            "points apart; compare weights, prompts (zeroshot.templates), preprocessing and activation with the "
+            f"{one.seed}; {described_preprocessing(one)}, {shown['activation']}), which is more than "
+            f"{PUBLISHED_TOLERANCE} points apart; compare weights, prompts (zeroshot.templates), preprocessing and activation with the "
             "publication's, or remove the key"
         )
 
 
-def zeroshot(
-    config: Config, benchmark: str, models_dir: Path, root: Path, out: Path, data: Benchmark | None = None
-) -> None:
-    """Judge every model and seed of the configuration on a classification benchmark's evaluation split.
+def run(config: Config, job: Job) -> None:
+    """Evaluate every model and seed on a classification benchmark's evaluation split.
 
-    data: what is judged on, in place of the benchmark at root, for a study.
+    The file of the results is `results/zeroshot/{benchmark}.json` by default.
     """
-    figures = config.zeroshot.published if data is None else {}
-    data = data or find("benchmarks", benchmark)(root)
+    figures = config.zeroshot.published if job.data is None else {}
+    data, out = job.benchmark(), job.out or paths.RESULTS / "zeroshot" / f"{job.name}.json"
     if data.tasks != ("classification",):
-        raise CliptexError(f"zeroshot.benchmarks: {benchmark!r} is not a classification benchmark; remove it")
+        raise CliptexError(f"zeroshot.benchmarks: {job.name!r} is not a classification benchmark; remove it")
     names, templates = data.class_names, TEMPLATES[config.zeroshot.templates]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    judged = contenders(config, models_dir)
+    models = contenders(config, job)
     start = time.perf_counter()
     classifiers = []
-    for one in judged:
-        one.model.to(device)
+    for model in models:
+        model.model.to(device)
         classifiers.append(
-            open_clip.build_zero_shot_classifier(one.model, one.tokenizer, names, templates, device=device)
+            open_clip.build_zero_shot_classifier(model.model, model.tokenizer, names, templates, device=device)
         )
     samples, keep = data.samples("eval"), config.probes.save_predictions
-    ids, ranked, labels = rankings(judged, samples, classifiers)
-    wanted = data.expected("eval")
-    if wanted is not None and len(ids) != wanted:
-        raise CliptexError(f"{root}: {len(ids):,} images were judged, not {wanted:,}; put the data in place again")
-    seconds = (time.perf_counter() - start) / len(judged)
-    how = f"the class nearest by cosine to the image, each class the mean of {len(templates)} prompts"
-    how += f" ({config.zeroshot.templates})"
+    ids, ranked, labels = rankings(models, samples, classifiers)
+    expected = data.expected("eval")
+    if expected is not None and len(ids) != expected:
+        raise CliptexError(
+            f"{job.folder}: {len(ids):,} images were evaluated, not {expected:,}; put the data in place again"
+        )
+    seconds = (time.perf_counter() - start) / len(models)
+    method = f"the class nearest by cosine to the image, each class the mean of {len(templates)} prompts"
+    method += f" ({config.zeroshot.templates})"
     rows, hits, published = [], [], {}
-    for one, ranking in zip(judged, ranked, strict=True):
+    for model, ranking in zip(models, ranked, strict=True):
         metrics = top_metrics(ranking, labels)
         hits.append(ranking_statistics(ranking, labels))
-        check("zero_shot_classification", hits[-1], metrics)
-        if (figure := figures.get(one.name, {}).get(benchmark)) is not None:
-            check_published(one, benchmark, metrics["top1"], figure)
-            published[one.name] = figure
-        log.info("%s %s seed %d: top1 %.2f top5 %.2f", benchmark, one.name, one.seed, metrics["top1"], metrics["top5"])
-        rows.append(
-            {
-                "task": "zero_shot_classification",
-                "model": one.name,
-                "seed": one.seed,
-                "head": "zero_shot",
-                "metrics": metrics,
-                "num_parameters": parameters(one.model),
-                "seconds": seconds,
-                "protocol": f"{how}; {described_preprocessing(one)}",
-            }
+        check(ZERO_SHOT.name, hits[-1], metrics)
+        if (figure := figures.get(model.name, {}).get(job.name)) is not None:
+            check_published(model, job.name, metrics["top1"], figure)
+            published[model.name] = figure
+        log.info(
+            "%s %s seed %d: top1 %.2f top5 %.2f", job.name, model.name, model.seed, metrics["top1"], metrics["top5"]
         )
-    settings = {"benchmark": benchmark, "templates": config.zeroshot.templates, "seeds": config.seeds}
-    shas = {f"{one.name}/seed{one.seed}": one.sha256 for one in judged}
-    result = {
-        "schema_version": 1,
-        "benchmark": benchmark,
-        "source": source(root),
-        "variant": data.variant,
-        "split": data.eval_split,
-        "num_train": 0,
-        "num_eval": len(labels),
-        "class_names": names,
-        "chance": {"top1": 100 / len(names), "top5": 100 * min(5, len(names)) / len(names)},
-        "templates": config.zeroshot.templates,
-        "num_templates": len(templates),
-        "prompts_sha256": sha256_json(prompts(names, templates)),
-        "published": published,
-        **shown_preprocessing(judged[-1]),
-        "results": rows,
-        "provenance": provenance(settings) | {"model_sha256": shas},
-    }
+        rows.append(
+            Row(
+                task=ZERO_SHOT.name,
+                model=model.name,
+                seed=model.seed,
+                head="zero_shot",
+                metrics=metrics,
+                num_parameters=parameters(model.model),
+                seconds=seconds,
+                protocol=f"{method}; {described_preprocessing(model)}",
+            )
+        )
+    settings = {"benchmark": job.name, "templates": config.zeroshot.templates, "seeds": config.seeds}
+    digests = {f"{model.name}/seed{model.seed}": model.sha256 for model in models}
+    result = ZeroShotResult(
+        schema_version=1,
+        benchmark=job.name,
+        source=source(job.folder),
+        variant=data.variant,
+        split=data.eval_split,
+        num_train=0,
+        num_eval=len(labels),
+        class_names=names,
+        chance={"top1": 100 / len(names), "top5": 100 * min(5, len(names)) / len(names)},
+        templates=config.zeroshot.templates,
+        num_templates=len(templates),
+        prompts_sha256=sha256_json(prompts(names, templates)),
+        published=published,
+        **shown_preprocessing(models[-1]),
+        results=rows,
+        provenance=provenance(settings) | {"model_sha256": digests},
+    )
     if keep:
-        kept = {"truth": labels[:keep], "rows": np.array(list(shas)), "prediction": np.stack(ranked)[:, :keep]}
+        kept = {"truth": labels[:keep], "rows": np.array(list(digests)), "prediction": np.stack(ranked)[:, :keep]}
         images = [samples[index]["image"] for index in range(min(keep, len(ids)))]
         write_predictions(out.with_suffix(".npz"), ids[:keep], images, kept)
-    write_per_image(per_image_path(out), ids, {"zero_shot_classification": stacked_rows(hits)}, rows=list(shas))
-    write_json(out, result)
+    write_per_image(per_image_path(out), ids, {ZERO_SHOT.name: stacked_rows(hits)}, rows=list(digests))
+    write_result(out, result)

@@ -1,11 +1,11 @@
-"""The encoder that all experts trained here start from: pre-trained on dense labels of every task at once.
+"""Pre-train the encoder that the experts trained here are initialised from, on dense labels of all tasks together.
 
-What ImageNet weights are to the published experts. One encoder that learns classes, depth and normals together is
-better at each than three that learn one alone, for a third of the time.
+It takes the place of the published experts' ImageNet weights. An encoder trained on classes, depth and normals together
+is better at each than three encoders trained on one of them, in a third of the time.
 
 Reads   resources/expert_renders/train.h5.
 Writes  results/backbone/: backbone.safetensors (`body.*`, under timm's names, and `fpn.*`) and, last, backbone.json.
-Holds   same seed, same weights on one machine.
+Holds   on one machine, the same seed gives the same weights.
 
 Shape suffixes: B batch, C channels, H height, W width.
 """
@@ -14,12 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
-from torchvision.ops import FeaturePyramidNetwork
 
 from cliptex import versions
 from cliptex.benchmarks.coco_names import coco_categories
@@ -27,7 +25,8 @@ from cliptex.config import Config
 from cliptex.core.files import replacing, sha256_file, write_json
 from cliptex.core.provenance import provenance
 from cliptex.experts.dpt import inverse_depth, scale_shift_invariant_loss
-from cliptex.experts.fitting import Training, fit
+from cliptex.experts.encoder import EncoderWithFPN
+from cliptex.experts.fitting import TrainingOptions, fit
 from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, normalise
 from cliptex.experts.options import parse_options
 from cliptex.experts.precision import mixed_precision, native_precision
@@ -37,23 +36,20 @@ NUM_CLASSES = 1 + len(coco_categories())
 TARGETS = ("instance", "instance_class", "depth", "normals")
 
 
-class DenseNetwork(nn.Module):
-    """timm encoder, feature pyramid and one convolution to class scores, raw normals with kappa, and inverse depth."""
+class DenseNetwork(EncoderWithFPN):
+    """Encoder, feature pyramid and one convolution to class scores, raw normals with kappa, and inverse depth."""
 
     def __init__(self, encoder: str, options: dict[str, Any], channels: int):
-        super().__init__()
-        self.body = timm.create_model(encoder, features_only=True, out_indices=(1, 2, 3, 4), **options)
-        self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), channels)
+        super().__init__(encoder, options, channels)
         self.head = nn.Conv2d(channels, NUM_CLASSES + 4 + 1, 1)
 
     def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores [B, 81, h, w], raw normals [B, 4, h, w] and inverse depth [B, h, w] at 1/4 of the image, float32."""
-        features = {str(level): feature for level, feature in enumerate(self.body(images_BCHW))}
-        scores, normals, depth = self.head(self.fpn(features)["0"]).float().split((NUM_CLASSES, 4, 1), dim=1)
+        scores, normals, depth = self.head(self.maps(images_BCHW)["0"]).float().split((NUM_CLASSES, 4, 1), dim=1)
         return scores, normals, depth[:, 0]
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Sum of the tasks' losses, each the one its expert is trained with (classes: cross-entropy a cell)."""
+        """Sum of the losses of the three tasks."""
         scores, normals, depth = self(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
         return segmentation_loss(scores, batch) + normals_loss(normals, batch) + depth_loss(depth, batch)
 
@@ -63,14 +59,14 @@ def _nearest(maps_BCHW: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def segmentation_loss(scores_BChw: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy of class scores against the `instance` and `instance_class` of renders, at the scores' grid."""
+    """Cross-entropy of class scores with `instance` and `instance_class` of renders, at the scores' resolution."""
     classes_BM = functional.pad(batch["instance_class"], (1, 0)).long()  # column 0 is the background
     classes_BHW = classes_BM.gather(1, batch["instance"].flatten(1)).view(batch["instance"].shape)
     return functional.cross_entropy(scores_BChw, _nearest(classes_BHW[:, None].float(), scores_BChw)[:, 0].long())
 
 
 def normals_loss(raw_B4hw: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Negative log-likelihood of the `normals` of renders under raw normals with kappa, at their grid."""
+    """Negative log-likelihood of the `normals` of renders under the raw normals with kappa, at their resolution."""
     truth_B3hw = _nearest(batch["normals"], raw_B4hw)
     valid_Bhw = truth_B3hw.isfinite().all(1)
     likelihood = angular_mf_loss(norm_normalize(raw_B4hw), truth_B3hw.nan_to_num(0.0))
@@ -78,18 +74,18 @@ def normals_loss(raw_B4hw: torch.Tensor, batch: dict[str, torch.Tensor]) -> torc
 
 
 def depth_loss(depth_Bhw: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Scale- and shift-invariant loss of inverse depth against the `depth` of renders, at its grid."""
+    """Scale- and shift-invariant loss of inverse depth with the `depth` of renders, at the prediction's resolution."""
     return scale_shift_invariant_loss(depth_Bhw, _nearest(inverse_depth(batch["depth"])[:, None], depth_Bhw)[:, 0])
 
 
 def train_backbone(config: Config, renders: Path, out: Path, seed: int) -> None:
-    """Pre-train `config.backbone` on the file `renders`; write its weights to `out`, and a record beside them."""
-    settings = config.backbone
-    training = parse_options(Training, settings.training, "training", "backbone")
+    """Pre-train `config.backbone` on the file `renders`; write its weights to `out`, and a JSON record next to it."""
+    backbone = config.backbone
+    training = parse_options(TrainingOptions, backbone.training, "training", "backbone")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = native_precision() if settings.precision == "auto" else settings.precision
+    precision = native_precision() if backbone.precision == "auto" else backbone.precision
     torch.manual_seed(seed)
-    network = DenseNetwork(settings.encoder, settings.encoder_options, settings.channels)
+    network = DenseNetwork(backbone.encoder, backbone.encoder_options, backbone.channels)
     network = network.to(device, memory_format=torch.channels_last)
 
     def loss(batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
@@ -97,7 +93,7 @@ def train_backbone(config: Config, renders: Path, out: Path, seed: int) -> None:
             return network.loss(batch)
 
     start, cpu_start = time.monotonic(), time.process_time()
-    fitted = fit(network, loss, renders, TARGETS, (settings.input_size_px,) * 2, training, seed, device)
+    fitted = fit(network, loss, renders, TARGETS, (backbone.input_size_px,) * 2, training, seed, device)
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in network.state_dict().items()
@@ -110,8 +106,8 @@ def train_backbone(config: Config, renders: Path, out: Path, seed: int) -> None:
         {
             "schema_version": 1,
             "version": versions.EXPERT,
-            "encoder": settings.encoder,
-            "training": settings.training | fitted,
+            "encoder": backbone.encoder,
+            "training": backbone.training | fitted,
             "precision": precision,
             "seed": seed,
             "seconds": time.monotonic() - start,

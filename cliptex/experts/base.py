@@ -1,4 +1,4 @@
-"""What an expert must do: be built from config, load weights, predict a batch, and where it can, be trained."""
+"""Base class of experts: built from the config, they load weights, label batches of images and may be trainable."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,74 +9,75 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 
-class OtherLabels(Protocol):
+class SourceLabels(Protocol):
     """Labels of another store, for an expert that changes them."""
 
     def label(self, key: str) -> np.ndarray | None:
-        """Of a picture, decoded; None where it failed."""
+        """The decoded label of an image; None if it has none."""
 
-    def beside(self, key: str) -> Sequence[str]:
-        """Keys of the picture's shard, in order, its own among them."""
+    def shard_keys(self, key: str) -> Sequence[str]:
+        """Keys of all images in this image's shard, in order."""
 
 
 class Expert(ABC):
-    """A frozen network (or other source) that labels images for one task.
+    """A frozen network (or another source) that labels images for one task.
 
     settings: the expert's section of the config, as JSON values (`network`, `training`, `batch_size`, ...).
     """
 
     task: ClassVar[str]
-    """Name of the task whose labels it makes."""
+    """Name of the task of its labels."""
     trainable: ClassVar[bool] = True
-    """Whether there are weights; one that has none at all says False, and is identified by its `network` settings."""
+    """Whether it has weights; an expert without weights is identified by its `network` options instead."""
     uses_miniature: ClassVar[bool] = False
-    """Whether the labels of one without weights depend on the config's `miniature`."""
+    """Whether the labels of an expert without weights depend on the config's `miniature`."""
     takes_labels: ClassVar[bool] = False
-    """Whether it changes the labels of another store, the config's `label_stores.*.of`; then `take` is called first."""
+    """Whether it changes the labels of another store (config: `label_stores.*.of`); then `take` is called first."""
 
     def __init__(self, settings: dict[str, Any]):
         self.settings = settings
 
     @abstractmethod
     def load(self, weights: Path | None) -> None:
-        """Build the network and load `weights`, strictly: a file, or the folder of a saved model where the expert
-        takes one (`cliptex.experts.weights` reads both without running them). None: leave it untrained, for `fit`."""
+        """Build the network and load `weights` strictly: a file, or the folder of a saved model if the expert supports
+        that (`cliptex.experts.weights` reads both without executing code). None: leave it untrained, for `fit`."""
 
-    def take(self, labels: OtherLabels) -> None:
-        """Called before `predict` where `takes_labels`: what the other store has."""
-        raise TypeError(f"{type(self).__name__} changes no labels of others")
+    def take(self, labels: SourceLabels) -> None:
+        """Get access to the labels of the other store; called before `predict` if `takes_labels`."""
+        raise TypeError(f"{type(self).__name__} does not change the labels of another store")
 
     @abstractmethod
     def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
-        """Label images (uint8 RGB [H, W, 3], sizes may differ); each label is in its image's own [H, W] frame.
+        """Label images (uint8 RGB [H, W, 3], sizes may differ); each label has the height and width of its image.
 
-        The labels are those the task's `encode` takes. Deterministic, and independent of the batch mates.
+        Returns labels as the task's `encode` takes them. Must be deterministic, and independent of the other images in
+        the batch.
         """
 
     def session(self) -> AbstractContextManager[None]:
-        """Entered around many calls of `predict`, in the thread that makes them: what they can share is made once."""
+        """Context entered around many calls of `predict`, in the same thread, for state that they share."""
         return nullcontext()
 
     def extra_columns(self) -> dict[str, Any]:
-        """Name -> pyarrow type of the columns kept beside each label; none by default."""
+        """Name -> pyarrow type of additional columns of the label store; none by default."""
         return {}
 
     def predict_rows(self, images: list[np.ndarray], keys: list[str]) -> list[tuple[np.ndarray, dict[str, Any]]]:
-        """What `predict` gives, each label with its `extra_columns`. The label store is written from this."""
+        """Like `predict`, with the values of `extra_columns` for each label. The label store is written from this."""
         return [(label, {}) for label in self.predict(images, keys)]
 
     def fit(self, renders: Path, seed: int) -> dict[str, Any]:
-        """Train on the labelled renders in the HDF5 file `renders`; return what the training log should keep."""
-        raise TypeError(f"{type(self).__name__} is not trained by the workflow; give weights")
+        """Train on the labelled renders in the HDF5 file `renders`; return values for the record of the training."""
+        raise TypeError(f"{type(self).__name__} cannot be trained by the workflow; give weights")
 
     def randomise(self, seed: int) -> None:
-        """Build the network with random weights, a function of `seed`; for tests and benchmarks."""
-        raise TypeError(f"{type(self).__name__} has no weights to draw at random")
+        """Build the network with random weights drawn from `seed`; for tests and benchmarks."""
+        raise TypeError(f"{type(self).__name__} has no weights to initialise")
 
     def own_quality(self, renders: Path) -> dict[str, float]:
-        """Metrics on the labelled renders beyond those of the task, e.g. average precision of instances."""
+        """Metrics on labelled renders in addition to the task's, e.g. average precision of instances."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """Name -> tensor, what `load` reads back."""
+        """Name -> tensor, as `load` expects them."""
         raise TypeError(f"{type(self).__name__} has no weights")

@@ -1,4 +1,4 @@
-"""How an expert is trained on labelled renders: batches, augmentation, schedule.
+"""Train an expert's network on labelled renders: batches, augmentation, optimizer and schedule.
 
 The renders are an HDF5 file with the datasets `image` (N,H,W,3 uint8), `instance` (N,H,W uint8; 0 = none),
 `instance_class` (N,M uint8; class 1..80 of instance i in column i-1), `depth` (N,H,W float32, metres, NaN = sky) and
@@ -23,19 +23,19 @@ from cliptex.core.progress import track
 GREY = (0.299, 0.587, 0.114)
 
 
-class Training(Section):
+class TrainingOptions(Section):
     """Options in an expert's `training`."""
 
     steps: Positive = 300
     """Optimizer steps."""
     batch_size: Positive = 16
-    """Renders a step."""
+    """Renders per step."""
     learning_rate: Rate = 2e-3
     """Peak learning rate of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
-    """AdamW weight decay; vectors (norms, biases) have none."""
+    """AdamW weight decay; not applied to vectors (norms, biases)."""
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    """Share of the steps in which the rate rises, before a cosine to zero."""
+    """Share of the steps in which the rate rises; a cosine to zero follows."""
     grad_clip: Rate = 5.0
     """Largest gradient norm."""
     crop_scale: Shares = (0.5, 1.0)
@@ -52,15 +52,15 @@ def fit(
     renders: Path,
     targets: tuple[str, ...],
     size: tuple[int, int] | None,
-    training: Training,
+    training: TrainingOptions,
     seed: int,
     device: torch.device,
 ) -> dict[str, Any]:
     """Minimise `loss` on augmented batches with AdamW and a one-cycle rate (warm-up, then a cosine to zero).
 
-    loss: takes a batch as `augment` makes it, and a generator. size: that of the batch, height and width; the renders'
-    own where None. Returns `images_seen` and `losses`, a list of [step, mean loss since the last entry]. Raises
-    CliptexError when the loss is no longer finite, or when the file lacks a dataset.
+    loss: function of a batch from `augment` and a generator. size: height and width of the batches, by default the
+    renders' own. Returns `images_seen` and `losses`, a list of [step, mean loss since the last entry]. Raises
+    CliptexError if the loss is not finite, or if the file lacks a dataset.
     """
     generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, 0xE7]).integers(2**62)))
     data = read_renders(renders, ("image", *targets))
@@ -98,7 +98,7 @@ def fit(
 
 
 def read_renders(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Whole datasets of a file of labelled renders; raises CliptexError when it is missing, broken or lacks one."""
+    """Read datasets of a file of labelled renders. Raises CliptexError if it is missing or broken, or lacks one."""
     try:
         with h5py.File(path) as file:
             missing = [name for name in names if name not in file]
@@ -110,9 +110,9 @@ def read_renders(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _batches(
-    data: dict[str, np.ndarray], size: tuple[int, int], training: Training, generator: torch.Generator
+    data: dict[str, np.ndarray], size: tuple[int, int], training: TrainingOptions, generator: torch.Generator
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Endless augmented batches; every render once before any is seen again."""
+    """Yield augmented batches endlessly; each epoch has every render once."""
     count = len(data["image"])
     order = torch.empty(0, dtype=torch.int64)
     while True:
@@ -123,15 +123,14 @@ def _batches(
 
 
 def augment(
-    batch: dict[str, np.ndarray], size: tuple[int, int], training: Training, generator: torch.Generator
+    batch: dict[str, np.ndarray], size: tuple[int, int], training: TrainingOptions, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """A random crop (zoom in) and flip of image and labels together, then colours, blur and noise of the image alone.
+    """Apply the same random crop and flip to image and labels, then colour jitter, blur and noise to the image.
 
-    size: height and width of what is returned. Returns `image` float32 BCHW in 0..1, `instance` int64 BHW, `depth`
-    float32 BHW, `normals` float32 BCHW (the flip
-    negates x); datasets without pixels are handed on. The image is sampled bilinearly, labels by the nearest pixel,
-    so that no value is invented and NaN stays where it was. Zooming in changes neither a normal nor, up to scale,
-    the depth: it is a longer focal length.
+    size: height and width of the output. Returns `image` float32 BCHW in 0..1, `instance` int64 BHW, `depth` float32
+    BHW, `normals` float32 BCHW (the flip negates x); other datasets are passed through. The image is sampled
+    bilinearly, labels by nearest neighbour, so that no values are mixed and NaN stays NaN. The enlarged crop equals a
+    longer focal length, which changes neither normals nor, up to scale, depth.
     """
     image_BCHW = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).float() / 255
     grid_BHW2, flip_B = _random_view(len(image_BCHW), size, training, generator)
@@ -140,7 +139,7 @@ def augment(
         return functional.grid_sample(tensor_BCHW, grid_BHW2, "nearest", "border", align_corners=False)
 
     image_BCHW = functional.grid_sample(image_BCHW, grid_BHW2, "bilinear", "border", align_corners=False)
-    out = {"image": _discolour(image_BCHW, training.colour, generator)}
+    out = {"image": _jitter(image_BCHW, training.colour, generator)}
     for name, array in batch.items():
         if name == "image":
             continue
@@ -157,9 +156,9 @@ def augment(
 
 
 def _random_view(
-    count: int, size: tuple[int, int], training: Training, generator: torch.Generator
+    count: int, size: tuple[int, int], training: TrainingOptions, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sampling grids BHW2 of crops of the render's own shape, and whether each is flipped."""
+    """Sampling grids BHW2 of crops with the render's aspect ratio, and whether each is flipped."""
     low, high = training.crop_scale
     side_B = (low + (high - low) * torch.rand(count, generator=generator)).sqrt()
     flip_B = torch.rand(count, generator=generator) < training.flip
@@ -170,8 +169,8 @@ def _random_view(
     return functional.affine_grid(theta_B23, [count, 1, *size], align_corners=False), flip_B
 
 
-def _discolour(image_BCHW: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """Colour cast, brightness, contrast, saturation (a tenth becomes grey), blur for a third, and noise."""
+def _jitter(image_BCHW: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """Jitter colour balance, brightness, contrast and saturation (a tenth becomes grey); blur a third; add noise."""
     if strength == 0:
         return image_BCHW
     count = len(image_BCHW)

@@ -1,14 +1,13 @@
-"""Semantic segmentation from instances: Mask R-CNN (He et al., ICCV 2017), torchvision's `MaskRCNN`.
+"""Semantic segmentation from the instances of Mask R-CNN (He et al., ICCV 2017), torchvision's `MaskRCNN`.
 
-The network has torchvision's 91 slots, whose numbers are COCO's sparse category ids, so that the published weights
-fit. Shape suffixes: B batch, C channels, H height, W width, N instances.
+As in torchvision's published weights, the network has 91 outputs, the COCO category ids, of which only 80 are used.
+Shape suffixes: B batch, C channels, H height, W width, N instances.
 """
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import timm
 import torch
 from pydantic import Field
 from torch import nn
@@ -18,20 +17,18 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign
 
-from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.config import Positive, Section, Share
+from cliptex.experts.average_precision import COCO_IDS, MIN_VISIBLE_PX, average_precision, threshold_masks
+from cliptex.experts.encoder import EncoderWithFPN
 from cliptex.experts.fitting import read_renders
-from cliptex.experts.network import NetworkExpert, to_device, to_host
+from cliptex.experts.network import NetworkExpert, to_device
 from cliptex.experts.precision import mixed_precision
 
-SLOTS = 91
-SPARSE_ID = np.array([0, *(number for number, _, _ in coco_categories())])
-"""Contiguous class 0..80 to COCO id."""
-CONTIGUOUS = np.zeros(SLOTS, np.uint8)
-CONTIGUOUS[SPARSE_ID] = np.arange(len(SPARSE_ID))
-MIN_VISIBLE_PX = 12
+NUM_OUTPUTS = 91
+CONTIGUOUS = np.zeros(NUM_OUTPUTS, np.uint8)
+CONTIGUOUS[COCO_IDS] = np.arange(len(COCO_IDS))
 AP_MIN_SCORE = 0.05
 
 
@@ -42,12 +39,11 @@ def paint(
     threshold: float,
     ignore_below: float | None = None,
 ) -> np.ndarray:
-    """Instances (bool masks, contiguous classes 1..80, scores) to a hard class map uint8 [H, W].
+    """Class map uint8 [H, W] of instances (bool masks, contiguous classes 1..80, scores).
 
-    Instances with a score of `threshold` or more are painted in ascending order of score, so that the surest lies on
-    top; of equal scores the one listed first. What nobody claims is background, 0. With `ignore_below`, pixels that
-    only instances with `ignore_below` <= score < `threshold` claim are 255 (ignore): the expert has seen something
-    there, but is not sure.
+    Instances with a score of at least `threshold` are painted in ascending order of score; of equal scores, the one
+    listed first is painted last. Other pixels are background, 0. With `ignore_below`, pixels that are covered only by
+    instances with `ignore_below` <= score < `threshold` are 255 (ignore): there may be an object.
     """
     label = np.zeros(masks_NHW.shape[1:], np.uint8)
     for index in np.argsort(-scores_N, kind="stable")[::-1]:
@@ -61,10 +57,10 @@ def paint(
 def paint_scores(
     masks_NHW: np.ndarray, scores_N: np.ndarray, threshold: float, ignore_below: float | None = None
 ) -> np.ndarray:
-    """How sure `paint` is of each pixel, uint8 [H, W], 255 for a score of 1.
+    """Confidence of each pixel of `paint`, uint8 [H, W], 255 for a score of 1.
 
-    A painted pixel has the score of the instance on top. The background has 1, less the best score of an instance
-    below the threshold that covers it. An ignored pixel has 0.
+    A painted pixel has the score of its instance. A background pixel has 1 minus the highest score of the instances
+    below the threshold that cover it. An ignored pixel has 0.
     """
     doubt = np.zeros(masks_NHW.shape[1:], np.float32)
     score, painted = doubt.copy(), np.zeros(masks_NHW.shape[1:], bool)
@@ -78,11 +74,11 @@ def paint_scores(
 
 
 def coco_results(
-    boxes_N4: np.ndarray, slots_N: np.ndarray, scores_N: np.ndarray, masks_NHW: np.ndarray
+    boxes_N4: np.ndarray, ids_N: np.ndarray, scores_N: np.ndarray, masks_NHW: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Instances in the form of COCO's results, surest first, in pixels of the image.
+    """Instances in the format of COCO results, by descending score, in pixels of the image.
 
-    boxes_N4: left, top, right, bottom. slots_N: COCO's category ids. Each dictionary has `category_id`, `score`, `bbox`
+    boxes_N4: left, top, right, bottom. ids_N: COCO's category ids. Each dictionary has `category_id`, `score`, `bbox`
     [left, top, width, height] and `segmentation` (`size` [height, width], `counts`: COCO's compressed run lengths).
     """
     from faster_coco_eval.core import mask as rle
@@ -93,7 +89,7 @@ def coco_results(
         run_lengths = rle.encode(np.asfortranarray(masks_NHW[index].astype(np.uint8)))
         results.append(
             {
-                "category_id": int(slots_N[index]),
+                "category_id": int(ids_N[index]),
                 "score": float(scores_N[index]),
                 "bbox": [left, top, right - left, bottom - top],
                 "segmentation": {"size": list(run_lengths["size"]), "counts": run_lengths["counts"].decode("ascii")},
@@ -102,8 +98,8 @@ def coco_results(
     return results
 
 
-class SmallNetwork(Section):
-    """Sizes of a small Mask R-CNN, for `architecture: small`."""
+class SmallMaskRCNNOptions(Section):
+    """Options of a small Mask R-CNN, for `architecture: small`."""
 
     encoder: str = "resnet18"
     """timm architecture with features at 1/4, 1/8, 1/16 and 1/32."""
@@ -112,73 +108,58 @@ class SmallNetwork(Section):
     fpn_channels: Positive = 64
     """Channels of the feature pyramid."""
     anchors_px: tuple[Positive, Positive, Positive, Positive] = (12, 24, 44, 72)
-    """Side of the anchors on each level, pixels."""
+    """Side of the anchors of each level, pixels."""
     box_grid: Positive = 5
-    """Cells of a region's side for the box head."""
+    """Side of a region in the box head, cells."""
     mask_grid: Positive = 7
-    """Cells of a region's side for the mask head, whose masks have twice as many."""
+    """Side of a region in the mask head, cells; its masks have twice as many."""
     box_features: Positive = 128
     """Width of the box head."""
     mask_layers: Positive = 2
     """Convolutions in the mask head."""
     canonical_px: Positive = 96
-    """Regions of this side are read from the level 1/16; of half the side from 1/8, and so on."""
+    """Side of the regions that are read from the level 1/16; half the side from 1/8, and so on."""
     proposals_train: Positive = 150
-    """Proposals an image kept in training."""
+    """Proposals kept per image in training."""
     proposals: Positive = 60
-    """Proposals an image kept in prediction."""
+    """Proposals kept per image in prediction."""
     regions: Positive = 32
-    """Regions an image on which the heads are trained."""
+    """Regions per image used to train the heads."""
     rpn_regions: Positive = 64
-    """Anchors an image on which the proposals are trained."""
+    """Anchors per image used to train the proposals."""
 
 
-class Network(Section):
+class MaskRCNNOptions(Section):
     """Options of the expert `mask_rcnn`."""
 
     architecture: Literal["small", "maskrcnn_resnet50_fpn_v2"] = "maskrcnn_resnet50_fpn_v2"
-    """torchvision's network, or a small one of the same kind."""
-    small: SmallNetwork = SmallNetwork()
-    """Sizes of the small one."""
+    """torchvision's network, or a small Mask R-CNN."""
+    small: SmallMaskRCNNOptions = SmallMaskRCNNOptions()
+    """Options of the small network."""
     min_side_px: Positive = 800
     """Images are resized so that the short side has this many pixels ..."""
     max_side_px: Positive = 1333
-    """... but the long side no more than these."""
+    """... but the long side at most this many."""
     score_threshold: Share = 0.5
-    """Instances below this score are not painted."""
+    """Smallest score of the instances that are painted."""
     ignore_below: Share | None = None
-    """Pixels of instances from this score up to the threshold are 255; null leaves them background."""
+    """Pixels of instances with at least this score, but below the threshold, are 255; null: background."""
     mask_threshold: Share = 0.5
-    """A pixel is in the mask from this probability on."""
+    """Smallest probability of the pixels in a mask."""
     nms_threshold: Share = 0.5
-    """Overlap of two boxes above which the weaker one is dropped."""
+    """IoU of two boxes above which the one with the lower score is dropped."""
     detections: Positive = 100
-    """Instances an image at most."""
+    """Largest number of instances per image."""
     keep_scores: bool = False
-    """Give each pixel's score beside its class, for a label store of the task `scored_segmentation`."""
+    """Add each pixel's score to its class, for a label store of the task `scored_segmentation`."""
     keep_instances: bool = False
-    """Keep the instances beside the painted map, in the label store's column `instances`."""
+    """Also store the instances, in the column `instances` of the label store."""
     background_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    """Share of background among the regions on which the heads are trained."""
+    """Share of background among the regions used to train the heads."""
 
 
-class _PyramidEncoder(nn.Module):
-    """timm encoder and feature pyramid: levels "0" to "3" at 1/4 to 1/32."""
-
-    def __init__(self, options: SmallNetwork):
-        super().__init__()
-        self.body = timm.create_model(
-            options.encoder, features_only=True, out_indices=(1, 2, 3, 4), **options.encoder_options
-        )
-        self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), options.fpn_channels)
-        self.out_channels = options.fpn_channels
-
-    def forward(self, images_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
-        return self.fpn({str(level): feature for level, feature in enumerate(self.body(images_BCHW))})
-
-
-def small_mask_rcnn(options: SmallNetwork, **common: Any) -> MaskRCNN:
-    """torchvision's MaskRCNN with a small encoder and small heads; `common` goes to MaskRCNN."""
+def small_mask_rcnn(options: SmallMaskRCNNOptions, **common: Any) -> MaskRCNN:
+    """torchvision's MaskRCNN with a small encoder and small heads; `common` is passed to MaskRCNN."""
     width = options.fpn_channels
     levels = ["0", "1", "2", "3"]
     anchors = AnchorGenerator(tuple((side,) for side in options.anchors_px), ((0.5, 1.0, 2.0),) * 4)
@@ -187,7 +168,7 @@ def small_mask_rcnn(options: SmallNetwork, **common: Any) -> MaskRCNN:
         return MultiScaleRoIAlign(levels, grid, 2, canonical_scale=options.canonical_px, canonical_level=4)
 
     return MaskRCNN(
-        _PyramidEncoder(options),
+        EncoderWithFPN(options.encoder, options.encoder_options, options.fpn_channels),
         rpn_anchor_generator=anchors,
         rpn_head=RPNHead(width, anchors.num_anchors_per_location()[0]),
         rpn_pre_nms_top_n_train=2 * options.proposals_train,
@@ -197,31 +178,30 @@ def small_mask_rcnn(options: SmallNetwork, **common: Any) -> MaskRCNN:
         rpn_batch_size_per_image=options.rpn_regions,
         box_roi_pool=align(options.box_grid),
         box_head=TwoMLPHead(width * options.box_grid**2, options.box_features),
-        box_predictor=FastRCNNPredictor(options.box_features, SLOTS),
+        box_predictor=FastRCNNPredictor(options.box_features, NUM_OUTPUTS),
         box_batch_size_per_image=options.regions,
         mask_roi_pool=align(options.mask_grid),
         mask_head=MaskRCNNHeads(width, (width,) * options.mask_layers, 1),
-        mask_predictor=MaskRCNNPredictor(width, width, SLOTS),
+        mask_predictor=MaskRCNNPredictor(width, width, NUM_OUTPUTS),
         **common,
     )
 
 
 class ExactBoxCoder(BoxCoder):
-    """torchvision's, in float32 also where the network computes in bf16, in which coordinates of a thousand pixels
-    are four apart."""
+    """torchvision's box coder, in float32 also under autocast: in bf16, coordinates near 1000 are 4 pixels apart."""
 
     def decode_single(self, rel_codes: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         return super().decode_single(rel_codes.float(), boxes)
 
 
 class MaskRCNNExpert(NetworkExpert):
-    """Labels uint8 [H, W]: 0 background, 1..80 COCO's classes, 255 ignore where `ignore_below` is set; see `paint`.
+    """Labels uint8 [H, W]: 0 background, 1..80 COCO's classes, 255 ignore if `ignore_below` is set; see `paint`.
 
-    With `keep_scores` the label store is given uint8 [H, W, 2], class and score; see `paint_scores`.
+    With `keep_scores` the label store gets uint8 [H, W, 2], class and score; see `paint_scores`.
     """
 
     task = "segmentation"
-    Network = Network
+    Network = MaskRCNNOptions
     size_options = ("architecture",)
     targets = ("instance", "instance_class")
 
@@ -238,13 +218,13 @@ class MaskRCNNExpert(NetworkExpert):
         if options.architecture == "small":
             module = small_mask_rcnn(options.small, **common)
         else:
-            module = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=SLOTS, **common)
+            module = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=NUM_OUTPUTS, **common)
         for part in (module.rpn, module.roi_heads):
             part.box_coder = ExactBoxCoder(part.box_coder.weights, part.box_coder.bbox_xform_clip)
         return module
 
     def train_size(self) -> tuple[int, int] | None:
-        # the small network is trained on squares of the size it sees, whatever the renders' size
+        # the small network is trained at its input size, not at that of the renders
         return (self.network.min_side_px,) * 2 if self.network.architecture == "small" else None
 
     def shared(self) -> dict[str, nn.Module]:
@@ -252,7 +232,7 @@ class MaskRCNNExpert(NetworkExpert):
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         targets = [
-            _instances(instance, classes)
+            instance_targets(instance, classes)
             for instance, classes in zip(batch["instance"], batch["instance_class"], strict=True)
         ]
         return sum(self.module(list(batch["image"]), targets).values())
@@ -276,118 +256,55 @@ class MaskRCNNExpert(NetworkExpert):
 
     def _label_rows(self, images: list[torch.Tensor]) -> list[tuple[np.ndarray, dict[str, Any]]]:
         options, rows = self.network, []
-        for found in self.module([image_CHW / 255 for image_CHW in images]):
-            known = torch.from_numpy(CONTIGUOUS > 0).to(found["labels"].device)[found["labels"]]
-            found = {name: tensor[known] for name, tensor in found.items()}  # ten of the slots are no class of COCO's
-            masks_NHW = _to_masks(found, options.mask_threshold)
-            slots_N = found["labels"].cpu().numpy()
-            scores_N = found["scores"].float().cpu().numpy()
-            label = paint(masks_NHW, CONTIGUOUS[slots_N], scores_N, options.score_threshold, options.ignore_below)
+        for output in self.module([image_CHW / 255 for image_CHW in images]):
+            known = torch.from_numpy(CONTIGUOUS > 0).to(output["labels"].device)[output["labels"]]
+            output = {name: tensor[known] for name, tensor in output.items()}  # ten ids are not used by COCO
+            masks_NHW = threshold_masks(output, options.mask_threshold)
+            ids_N = output["labels"].cpu().numpy()
+            scores_N = output["scores"].float().cpu().numpy()
+            label = paint(masks_NHW, CONTIGUOUS[ids_N], scores_N, options.score_threshold, options.ignore_below)
             if options.keep_scores:
                 score = paint_scores(masks_NHW, scores_N, options.score_threshold, options.ignore_below)
                 label = np.stack([label, score], axis=-1)
             extras = {}
             if options.keep_instances:
-                extras["instances"] = coco_results(found["boxes"].float().cpu().numpy(), slots_N, scores_N, masks_NHW)
+                extras["instances"] = coco_results(output["boxes"].float().cpu().numpy(), ids_N, scores_N, masks_NHW)
             rows.append((label, extras))
         return rows
 
     def own_quality(self, renders: Path) -> dict[str, float]:
-        """Average precision of boxes and masks by COCO's definition, percent: `box_AP`, `box_AP50`, `mask_AP`, ...
-
-        Objects of fewer visible pixels than the network is trained on count as crowd: neither hit nor miss.
-        """
+        """Average precision of boxes and masks, see `average_precision`."""
         data = read_renders(renders, ("image", "instance", "instance_class"))
-        usual, self.module.roi_heads.score_thresh = self.module.roi_heads.score_thresh, AP_MIN_SCORE
+        score_threshold, self.module.roi_heads.score_thresh = self.module.roi_heads.score_thresh, AP_MIN_SCORE
         try:
-            with torch.inference_mode(), mixed_precision(self.precision):  # as it labels
-                found = []
+            with torch.inference_mode(), mixed_precision(self.precision):
+                outputs = []
                 for start in range(0, len(data["image"]), 32):
                     pixels = to_device(data["image"][start : start + 32], self.device)
-                    found += self.module(list(pixels.permute(0, 3, 1, 2).float() / 255))
+                    outputs += self.module(list(pixels.permute(0, 3, 1, 2).float() / 255))
         finally:
-            self.module.roi_heads.score_thresh = usual
-        return _average_precision(data, found, self.network.mask_threshold)
+            self.module.roi_heads.score_thresh = score_threshold
+        return average_precision(data, outputs, self.network.mask_threshold)
 
 
-def _to_masks(found: dict[str, torch.Tensor], threshold: float) -> np.ndarray:
-    return to_host([found["masks"][:, 0] >= threshold])[0]
+def instance_targets(instance_HW: torch.Tensor, classes_M: torch.Tensor) -> dict[str, torch.Tensor]:
+    """torchvision's training target: boxes at pixel edges, COCO ids, masks.
 
-
-def _instances(instance_HW: torch.Tensor, classes_M: torch.Tensor) -> dict[str, torch.Tensor]:
-    """torchvision's target: boxes at pixel edges, sparse ids, masks; slivers are left out."""
+    instance_HW: 0 = none. classes_M: class 1..80 of instance i in column i - 1. Objects of fewer than 12 visible pixels
+    are left out.
+    """
     numbers_M = torch.arange(1, len(classes_M) + 1, device=instance_HW.device)
     masks_NHW = instance_HW == numbers_M[:, None, None]
-    kept = (masks_NHW.sum((1, 2)) >= MIN_VISIBLE_PX) & (classes_M > 0)
-    masks_NHW, classes_N = masks_NHW[kept], classes_M[kept]
+    visible = (masks_NHW.sum((1, 2)) >= MIN_VISIBLE_PX) & (classes_M > 0)
+    masks_NHW, classes_N = masks_NHW[visible], classes_M[visible]
     height, width = instance_HW.shape
     columns, rows = masks_NHW.any(1).to(torch.uint8), masks_NHW.any(2).to(torch.uint8)
     edges = [columns.argmax(1), rows.argmax(1), width - columns.flip(1).argmax(1), height - rows.flip(1).argmax(1)]
     return {
         "boxes": torch.stack(edges, dim=1).float(),
-        "labels": torch.from_numpy(SPARSE_ID).to(classes_N.device)[classes_N.long()],
+        "labels": torch.from_numpy(COCO_IDS).to(classes_N.device)[classes_N.long()],
         "masks": masks_NHW.to(torch.uint8),
     }
-
-
-def _average_precision(
-    data: dict[str, np.ndarray], found: list[dict[str, torch.Tensor]], mask_threshold: float
-) -> dict[str, float]:
-    from faster_coco_eval import COCO, COCOeval_faster
-    from faster_coco_eval.core import mask as rle
-
-    truths: list[dict[str, Any]] = []
-    answers: list[dict[str, Any]] = []
-    for image, (instance, classes) in enumerate(zip(data["instance"], data["instance_class"], strict=True)):
-        for number in np.flatnonzero(classes) + 1:
-            mask = instance == number
-            area = int(mask.sum())
-            if not area:
-                continue
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            x, y = int(columns[0]), int(rows[0])
-            truths.append(
-                {
-                    "id": len(truths) + 1,
-                    "image_id": image,
-                    "category_id": int(SPARSE_ID[classes[number - 1]]),
-                    "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
-                    "area": area,
-                    "segmentation": rle.encode(np.asfortranarray(mask.astype(np.uint8))),
-                    "iscrowd": int(area < MIN_VISIBLE_PX),
-                }
-            )
-        one = found[image]
-        masks = _to_masks(one, mask_threshold)
-        for mask, box, slot, score in zip(masks, one["boxes"], one["labels"], one["scores"], strict=True):
-            x, y, right, bottom = box.tolist()
-            answers.append(
-                {
-                    "image_id": image,
-                    "category_id": int(slot),
-                    "bbox": [x, y, right - x, bottom - y],
-                    "score": float(score),
-                    "segmentation": rle.encode(np.asfortranarray(mask.astype(np.uint8))),
-                }
-            )
-    out = dict.fromkeys(("box_AP", "box_AP50", "mask_AP", "mask_AP50"), 0.0)
-    if not answers:
-        return out
-    height, width = data["instance"].shape[1:]
-    truth = COCO(
-        {
-            "images": [{"id": image, "height": height, "width": width} for image in range(len(found))],
-            "annotations": truths,
-            "categories": [{"id": number, "name": name} for number, name, _ in coco_categories()],
-        }
-    )
-    for kind, prefix in (("bbox", "box"), ("segm", "mask")):
-        judge = COCOeval_faster(truth, truth.loadRes(answers), kind)
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-        out[f"{prefix}_AP"], out[f"{prefix}_AP50"] = (100 * float(value) for value in judge.stats[:2])
-    return out
 
 
 PLUGIN = MaskRCNNExpert

@@ -1,4 +1,4 @@
-"""What experts that are neural networks share: safe weights, same-size batches, seeded training.
+"""Base class of experts that are PyTorch modules: strict loading of weights, batches of one size, seeded training.
 
 Shape suffixes: B batch, C channels, H height, W width.
 """
@@ -19,7 +19,7 @@ from cliptex.config import Section
 from cliptex.core.errors import CliptexError
 from cliptex.experts import small_resnet  # noqa: F401 (registers it with timm)
 from cliptex.experts.base import Expert
-from cliptex.experts.fitting import Training, fit
+from cliptex.experts.fitting import TrainingOptions, fit
 from cliptex.experts.options import parse_options
 from cliptex.experts.precision import mixed_precision, native_precision
 from cliptex.experts.weights import read_tensors
@@ -29,74 +29,74 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a weight file into `module`, strictly: the same names and shapes, nothing more or less.
+    """Load a weight file into `module` strictly: names and shapes must be the same.
 
-    Raises CliptexError for a file that is missing, holds anything but tensors (nothing is ever run) or does not fit.
+    Raises CliptexError if the file is missing, holds anything but tensors (no code in it is executed) or does not
+    match.
     """
     path = Path(path)
     tensors = read_tensors(path)
-    wanted = module.state_dict()
-    problems = [f"misses {name}" for name in wanted if name not in tensors]
-    problems += [f"has the unknown {name}" for name in tensors if name not in wanted]
+    expected = module.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in expected]
     problems += [
-        f"{name} is {list(tensors[name].shape)} instead of {list(wanted[name].shape)}"
-        for name in wanted
-        if name in tensors and tensors[name].shape != wanted[name].shape
+        f"{name} is {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
+        for name in expected
+        if name in tensors and tensors[name].shape != expected[name].shape
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CliptexError(
-            f"{path}: the weights do not fit the expert's `network` settings: {', '.join(problems[:3])}{more};"
-            " use the settings they were trained with, or train again"
+            f"{path}: the weights do not match the expert's `network` options: {', '.join(problems[:3])}{more};"
+            " use the options they were trained with, or train again"
         )
     module.load_state_dict(tensors)
 
 
 def start_from(parts: dict[str, nn.Module], weights: Path) -> None:
-    """Load what an expert shares with the backbone: name of the part there ("body", "fpn") -> the expert's own.
+    """Initialise modules from the weights of the backbone. parts: name in the backbone ("body", "fpn") -> module.
 
-    The expert's part may lack the last stages. Raises CliptexError when a tensor is missing or of another shape.
+    A module may lack the last stages. Raises CliptexError if a tensor is missing or has another shape.
     """
     tensors = load_file(weights)
     for part, module in parts.items():
-        wanted = {name: f"{part}.{name}" for name in module.state_dict()}
+        shared = {name: tensors.get(f"{part}.{name}") for name in module.state_dict()}
         shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
-        wrong = [name for name, there in wanted.items() if there not in tensors or tensors[there].shape != shapes[name]]
+        wrong = [name for name, tensor in shared.items() if tensor is None or tensor.shape != shapes[name]]
         if wrong:
             raise CliptexError(
-                f"{weights}: does not fit the expert's network ({part}.{wrong[0]} and {len(wrong) - 1} more);"
-                " give the expert the encoder of `backbone`, or leave `backbone` out"
+                f"{weights}: does not match the expert's network ({part}.{wrong[0]} and {len(wrong) - 1} more);"
+                " give the expert the encoder of `backbone`, or remove `backbone`"
             )
-        module.load_state_dict({name: tensors[there] for name, there in wanted.items()})
+        module.load_state_dict(shared)
 
 
 def resize(images_BCHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Images to `size` (height, width), bilinear, antialiased when they shrink; untouched where they have it."""
+    """Resize images to `size` (height, width), bilinear with antialiasing; unchanged if they have this size."""
     if images_BCHW.shape[-2:] == size:
         return images_BCHW
     return functional.interpolate(images_BCHW, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def seen_together(images: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-    """uint8 images [C, H, W] of any sizes as one float32 batch [B, C, *size] in 0..1, channels last in memory."""
+def resized_batch(images: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """uint8 images [C, H, W] of any sizes as a float32 batch [B, C, *size] in 0..1, in channels-last memory format."""
     resized = [resize(image_CHW[None] / 255, size) for image_CHW in images]
     return torch.cat(resized).contiguous(memory_format=torch.channels_last)
 
 
 def normalise(images_BCHW: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Images in 0..1 to zero mean and unit deviation under the given channel statistics."""
+    """Images in 0..1, less `mean` and divided by `std` of each channel."""
     return (images_BCHW - images_BCHW.new_tensor(mean)[:, None, None]) / images_BCHW.new_tensor(std)[:, None, None]
 
 
 def to_device(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
-    """An array as a tensor on `device`. To a GPU it goes through page-locked memory, from where the copy is faster and
-    does not hold up this thread: what is computed on it is queued behind it. PyTorch keeps the memory until then."""
-    tensor = torch.tensor(pixels)  # a copy: what Pillow decoded must not be written to
+    """Copy an array to a tensor on `device`; to a GPU asynchronously, through pinned memory."""
+    tensor = torch.tensor(pixels)  # a copy, since arrays that Pillow decoded are read-only
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
-    """Tensors of one device as arrays; from a GPU through page-locked memory, with one wait for all that is queued."""
+    """Copy tensors of one device to arrays; from a GPU through pinned memory, with a single synchronisation."""
     if not tensors or tensors[0].device.type != "cuda":
         return [tensor.cpu().numpy() for tensor in tensors]
     hosts = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
@@ -107,20 +107,20 @@ def to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
 
 
 class NetworkExpert(Expert):
-    """An expert that is one torch module, built from `settings["network"]`.
+    """An expert that is one PyTorch module, built from `settings["network"]`.
 
-    A subclass says how the module is built, at which size it sees an image, how images that it sees at one size are
-    labelled, and what is to be minimised on a batch of labelled renders. Images are grouped by the size that the
-    network sees: none is padded to another's, and images of all shapes share a pass where they are squashed to one.
+    A subclass defines how to build the module (`build`), the size of its input (`input_size`), how to label images of
+    one input size (`label`), and the loss on labelled renders (`loss`). Images are batched by input size, without
+    padding; if all are squashed to one size, images of all shapes share a forward pass.
     """
 
     Network: ClassVar[type[Section]]
-    """Options in `settings["network"]`."""
+    """Class of the options in `settings["network"]`."""
     size_options: ClassVar[tuple[str, ...]] = ()
-    """Options of `Network` that must be given where the network is made here: their defaults are the published sizes,
-    for which a small machine has neither the memory nor the time."""
+    """Options of `Network` that must be set if the network is trained or initialised here: their defaults are the
+    published sizes, too large for a small machine."""
     targets: ClassVar[tuple[str, ...]]
-    """HDF5 datasets of the renders that `loss` needs, beside `image`."""
+    """HDF5 datasets of the renders that `loss` needs in addition to `image`."""
 
     def __init__(self, settings: dict[str, Any]):
         super().__init__(settings)
@@ -136,24 +136,23 @@ class NetworkExpert(Expert):
 
     @abstractmethod
     def label(self, images: list[torch.Tensor]) -> list[np.ndarray]:
-        """Labels of images of one `input_size` (uint8 RGB [C, H, W]), each in its image's frame."""
+        """Labels of images with one `input_size` (uint8 RGB [C, H, W]), each with the height and width of its image."""
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width at which the network sees an image of this size; its own where that does not matter."""
+        """Height and width of the network's input for an image of this size; by default the image's own."""
         return height, width
 
     @abstractmethod
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        """Scalar loss of a batch: `image` (float32 BCHW in 0..1) and `targets`, as in the renders' HDF5 file, with the
-        same crop and flip."""
+        """Scalar loss of a batch from `cliptex.experts.fitting.augment`: `image` and `targets`."""
 
     def train_size(self) -> tuple[int, int] | None:
-        """Height and width of the batches that `loss` gets; None for the renders' own."""
+        """Height and width of the training batches; None for the renders' own."""
         return None
 
     @abstractmethod
     def shared(self) -> dict[str, nn.Module]:
-        """What may start from the backbone: `body`, a timm network in `features_only` form, and maybe `fpn`."""
+        """Modules to initialise from the backbone: `body`, a timm network in `features_only` form, and maybe `fpn`."""
 
     def load(self, weights: Path | None) -> None:
         self.module = self.build().to(self.device, memory_format=torch.channels_last)
@@ -171,8 +170,8 @@ class NetworkExpert(Expert):
         for name in self.size_options:
             if name not in self.network.model_fields_set:
                 raise CliptexError(
-                    f"experts.*.network.{name}: name the size of a network that is trained here (config/config.yaml has"
-                    " a small one of each), or take published weights with `weights: url`, `hub` or `local`"
+                    f"experts.*.network.{name}: set it for a network that is trained here (config/config.yaml has small"
+                    " ones), or use published weights with `weights: url`, `hub` or `local`"
                 )
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -183,12 +182,12 @@ class NetworkExpert(Expert):
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        # autocast keeps its bf16 copies of the weights until the outermost one ends: made once, not for every batch
+        # autocast caches its bf16 copies of the weights until the outermost context exits
         with mixed_precision(self.precision):
             yield
 
     def _by_input_size(self, images: list[np.ndarray], label: Callable[[list[torch.Tensor]], list[Any]]) -> list[Any]:
-        """What `label` makes of each image; it gets images of one `input_size`, `batch_size` at most."""
+        """`label` of each image, called with at most `batch_size` images of one `input_size`."""
         labels: list[Any] = [None] * len(images)
         groups: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
@@ -199,16 +198,16 @@ class NetworkExpert(Expert):
             for indices in groups.values():
                 for start in range(0, len(indices), batch_size):
                     part = indices[start : start + batch_size]
-                    found = label([to_device(images[index], self.device).permute(2, 0, 1) for index in part])
-                    for index, one in zip(part, found, strict=True):
-                        labels[index] = one
+                    batch = [to_device(images[index], self.device).permute(2, 0, 1) for index in part]
+                    for index, image_label in zip(part, label(batch), strict=True):
+                        labels[index] = image_label
         return labels
 
     def fit(self, renders: Path, seed: int) -> dict[str, Any]:
-        """Build the module anew and train it; the same seed gives the same weights on one machine."""
-        training = parse_options(Training, self.settings.get("training", {}), "training")
+        """Build the module and train it; on one machine, the same seed gives the same weights."""
+        training = parse_options(TrainingOptions, self.settings.get("training", {}), "training")
         self._check_sizes()
-        # forked, since building and torchvision's samplers draw from the global generator
+        # fork_rng, since module initialisation and torchvision's samplers use the global generator
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.load(None)
@@ -228,6 +227,6 @@ class NetworkExpert(Expert):
         return log
 
     def _mixed_loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        # entered for each step anew, since autocast keeps its copies of the weights until it ends
+        # entered for each step, since autocast caches its copies of the weights until it exits
         with mixed_precision(self.precision):
             return self.loss(batch, generator)

@@ -1,18 +1,18 @@
-"""Surface normals with their uncertainty: Bae, Budvytis, Cipolla, ICCV 2021 (arXiv 2109.09881).
+"""Surface normals with uncertainty by NLL-AngMF: Bae, Budvytis, Cipolla, ICCV 2021 (arXiv 2109.09881).
 
 An image encoder, a decoder with skip connections, and pixel-wise MLPs that refine the estimate at 1/4, 1/2 and full
 resolution. A pixel's output is the mean direction and the concentration kappa of an angular von Mises-Fisher density
 
     p(n) = (kappa^2 + 1) exp(-kappa theta) / (2 pi (1 + exp(-kappa pi))),   theta = arccos(mean . n)
 
-Training minimises its negative log-likelihood, at the refined levels only at sampled pixels: the most uncertain ones
-and some at random. With the encoder `tf_efficientnet_b5` and the default widths, parameter names are those of the
-published weights (`scannet.pt`: architecture "BN", `nyu.pt`: "GN").
+Training minimises its negative log-likelihood; at the refined levels only for a sample of pixels, the most uncertain
+ones and some random ones. With the encoder `tf_efficientnet_b5` and the default widths, parameter names are those of
+the published weights (`scannet.pt`: architecture "BN", `nyu.pt`: "GN").
 
-The published networks draw their normals with red to the left, green up and blue towards the viewer, which are the
-directions in which the surface faces. The channels are hence those of this package: x right, y down, z forward, of the
-normal that has a non-negative dot product with the viewing ray. A wall that faces the camera is (0, 0, +1), a floor
-(0, +1, 0). Weights with other axes are turned by the option `signs`.
+The published code visualises the outward normal as red = left, green = up, blue = towards the viewer. The output
+channels hence have this package's convention: x right, y down, z forward, of the normal with a non-negative dot product
+with the viewing ray. A wall that faces the camera is (0, 0, +1), a floor (0, +1, 0). For weights with other axes, set
+the option `signs`.
 
 Shape suffixes: B batch, C channels, H height, W width, N sampled pixels.
 """
@@ -37,7 +37,7 @@ from cliptex.experts.network import (
     load_weights,
     normalise,
     resize,
-    seen_together,
+    resized_batch,
     to_host,
 )
 from cliptex.experts.weights import read_tensors
@@ -50,17 +50,17 @@ def expected_angle(kappa: np.ndarray) -> np.ndarray:
     return 2 * kappa / (np.square(kappa) + 1) + np.pi * decay / (1 + decay)
 
 
-class Encoder(nn.Module):
+class NLLAngMFEncoder(nn.Module):
     """Features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image, from a timm network.
 
-    An EfficientNet keeps its own module names, and its last feature is the raw output of `conv_head` (before norm
-    and activation), as in the published network; any other architecture goes through timm's `features_only`.
+    An EfficientNet keeps its module names, and its last feature is the output of `conv_head` (before norm and
+    activation), as in the published network; other architectures are built with timm's `features_only`.
     """
 
     def __init__(self, architecture: str, options: dict[str, Any]):
         super().__init__()
-        self.walks_blocks = "efficientnet" in architecture
-        if self.walks_blocks:
+        self.is_efficientnet = "efficientnet" in architecture
+        if self.is_efficientnet:
             self.original_model = timm.create_model(architecture, num_classes=0, **options)
             stages = [info["num_chs"] for info in self.original_model.feature_info]
             self.channels = [*stages[:4], self.original_model.conv_head.out_channels]
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
 
     def forward(self, images_BCHW: torch.Tensor) -> list[torch.Tensor]:
         net = self.original_model
-        if not self.walks_blocks:
+        if not self.is_efficientnet:
             return net(images_BCHW)
         x = net.bn1(net.conv_stem(images_BCHW))
         features = []
@@ -93,7 +93,7 @@ class StandardisedConv(nn.Conv2d):
 
 
 class UpBlock(nn.Module):
-    """Enlarge to the skip connection's size, join, and convolve twice."""
+    """Upsample to the size of the skip connection, concatenate, and convolve twice."""
 
     def __init__(self, channels: int, out: int, architecture: str):
         super().__init__()
@@ -110,8 +110,8 @@ class UpBlock(nn.Module):
         return self._net(torch.cat([x, skip], dim=1))
 
 
-class Decoder(nn.Module):
-    """Features at 1/8, 1/4, 1/2, a first estimate at 1/8, and a pixel-wise MLP for each finer level."""
+class NLLAngMFDecoder(nn.Module):
+    """Computes features at 1/8, 1/4 and 1/2; has the layers of the estimate at 1/8 and an MLP for each finer level."""
 
     def __init__(self, channels: list[int], widths: list[int], hidden: int, architecture: str):
         super().__init__()
@@ -133,7 +133,7 @@ class Decoder(nn.Module):
         self.out_conv_res1 = mlp(widths[4])
 
     def forward(self, features: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[nn.Sequential]]:
-        """Features that the levels 1/8 (and 1/4), 1/2, 1/1 are read from, and the MLPs of the last three."""
+        """Features at 1/8 (for the levels 1/8 and 1/4), 1/4 (for 1/2) and 1/2 (for 1/1); MLPs of 1/4, 1/2 and 1/1."""
         x = self.up1(self.conv2(features[4]), features[3])
         x8 = self.up2(x, features[2])
         x4 = self.up3(x8, features[1])
@@ -161,27 +161,27 @@ class NLLAngMF(nn.Module):
         if architecture not in ("BN", "GN"):
             raise ValueError(f"architecture is 'BN' or 'GN', got {architecture!r}")
         super().__init__()
-        self.encoder = Encoder(encoder, encoder_options or {})
-        self.decoder = Decoder(self.encoder.channels, list(widths), hidden, architecture)
+        self.encoder = NLLAngMFEncoder(encoder, encoder_options or {})
+        self.decoder = NLLAngMFDecoder(self.encoder.channels, list(widths), hidden, architecture)
 
     def load_published(self, path: Path) -> Self:
         """Load a published weight file (`scannet.pt`, `nyu.pt`) or one with the same names, strictly.
 
-        The state dict may lie under `model`, its names may begin with `module.`. Nothing in the file is run. Raises
-        CliptexError when it is missing, holds anything but tensors, or is of the other architecture.
+        The format is that of `read_tensors`. Raises CliptexError if the file is missing, holds anything but tensors,
+        or is of the other architecture.
         """
         load_weights(self, path)
         return self
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Images normalised by ImageNet's mean and deviation, float32 [B, 3, H, W], to unit normal and kappa > 0.01,
-        float32 [B, 4, H, W]. H and W are multiples of 32; raises ValueError when they are not."""
+        """Unit normal and kappa > 0.01, float32 [B, 4, H, W], of images normalised by ImageNet's mean and deviation,
+        float32 [B, 3, H, W]. Raises ValueError unless H and W are multiples of 32."""
         return self.levels(images_BCHW)[-1]
 
     def levels(self, images_BCHW: torch.Tensor) -> list[torch.Tensor]:
         """Unit normals and kappa [B, 4, h, w] at 1/8, 1/4, 1/2 and 1/1 of the image."""
         if any(side % 32 or not side for side in images_BCHW.shape[-2:]):
-            raise ValueError(f"sides of images are multiples of 32, got {list(images_BCHW.shape[-2:])}; resize them")
+            raise ValueError(f"image sides must be multiples of 32, got {list(images_BCHW.shape[-2:])}; resize them")
         features, mlps = self.decoder(self.encoder(images_BCHW))
         out = [norm_normalize(self.decoder.out_conv_res8(features[0]))]
         for feature, mlp in zip(features, mlps, strict=True):
@@ -201,8 +201,8 @@ class NLLAngMF(nn.Module):
     ) -> torch.Tensor:
         """Sum over the four levels of the mean loss at valid pixels (section 4.3 of the paper).
 
-        The level 1/8 is judged at every pixel; a finer one at a share `ratio` of its pixels, of which a share
-        `uncertain` has the lowest kappa so far and the rest is random. normals_BCHW: [B, 3, H, W], NaN = invalid.
+        The loss at 1/8 covers every pixel; at finer levels a share `ratio` of the pixels, of which a share `uncertain`
+        has the lowest kappa at the previous level and the rest is random. normals_BCHW: [B, 3, H, W], NaN = invalid.
         """
         valid_BHW = normals_BCHW.isfinite().all(1)
         normals_BCHW = normals_BCHW.nan_to_num(0.0)
@@ -217,7 +217,7 @@ class NLLAngMF(nn.Module):
             pixels_BN = _sample_pixels(-estimate[:, 3].detach(), valid_level, ratio, uncertain, generator)
             columns, rows = pixels_BN % width, pixels_BN.div(width, rounding_mode="floor")
             points_B1N2 = torch.stack([2 * columns / (width - 1) - 1, 2 * rows / (height - 1) - 1], dim=-1)[:, None]
-            # reading the coarse features at these points is what enlarging them first would give
+            # sampling the coarse features at these points equals upsampling them first
             feature_BCN = functional.grid_sample(feature, points_B1N2, "bilinear", align_corners=True)[:, :, 0]
             old_B4N = estimate.flatten(2).gather(2, pixels_BN[:, None].expand(-1, 4, -1))
             joint_BNC = torch.cat([feature_BCN, old_B4N], dim=1).transpose(1, 2)
@@ -226,23 +226,23 @@ class NLLAngMF(nn.Module):
             truth_B3N = truth_B3N.gather(2, pixels_BN[:, None].expand(-1, 3, -1))
             valid_BN = valid_level.flatten(1).gather(1, pixels_BN)
             total = total + _mean_where(angular_mf_loss(new_BN4, truth_B3N.transpose(1, 2), -1), valid_BN)
-            # the next level starts from the refined pixels where there are any
+            # the next level starts from this estimate with the refined pixels inserted
             estimate = estimate.flatten(2).scatter(2, pixels_BN[:, None].expand(-1, 4, -1), new_BN4.transpose(1, 2))
             estimate = estimate.unflatten(2, (height, width))
         return total
 
 
 def load_published(path: Path) -> NLLAngMF:
-    """The network of a published weight file, in evaluation mode; the architecture is told by its names.
+    """The network of a published weight file, in evaluation mode; its architecture follows from the tensors' names.
 
-    Raises CliptexError as `NLLAngMF.load_published`.
+    Raises CliptexError like `NLLAngMF.load_published`.
     """
     has_batch_norm = "decoder.up1._net.1.running_mean" in read_tensors(path)
     return NLLAngMF("BN" if has_batch_norm else "GN").load_published(path).eval()
 
 
 def _pixelwise(mlp: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
-    """The MLP of one-tap convolutions on the last axis, as matrix products: the same sums, thrice as fast."""
+    """Apply an MLP of 1x1 convolutions to the last axis as matrix products, which is three times as fast."""
     for layer in mlp:
         x = functional.linear(x, layer.weight[:, :, 0], layer.bias) if isinstance(layer, nn.Conv1d) else layer(x)
     return x
@@ -259,19 +259,19 @@ def _mean_where(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
 def _sample_pixels(
     uncertainty_BHW: torch.Tensor, valid_BHW: torch.Tensor, ratio: float, uncertain: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Flat indices [B, N] of the pixels to learn from; invalid ones come last among the uncertain."""
+    """Flat indices [B, N] of the pixels to train on; invalid ones rank last in uncertainty."""
     scores_BP = uncertainty_BHW.masked_fill(~valid_BHW, -1e4).flatten(1)
     count = int(ratio * scores_BP.shape[1])
-    certain = scores_BP.topk(int(uncertain * count), dim=1).indices
-    others_BP = torch.rand(scores_BP.shape, generator=generator).to(scores_BP.device).scatter(1, certain, -1.0)
-    return torch.cat([certain, others_BP.topk(count - certain.shape[1], dim=1).indices], dim=1)
+    top_BN = scores_BP.topk(int(uncertain * count), dim=1).indices
+    others_BP = torch.rand(scores_BP.shape, generator=generator).to(scores_BP.device).scatter(1, top_BN, -1.0)
+    return torch.cat([top_BN, others_BP.topk(count - top_BN.shape[1], dim=1).indices], dim=1)
 
 
 Sign = Literal[-1, 1]
 Side = Annotated[int, Field(gt=0, multiple_of=32)]
 
 
-class Network(Section):
+class NLLAngMFOptions(Section):
     """Options of the expert `nll_angmf`."""
 
     encoder: str = "tf_efficientnet_b5"
@@ -285,20 +285,20 @@ class Network(Section):
     architecture: Literal["BN", "GN"] = "BN"
     """Norm of the decoder: "BN" as in `scannet.pt`; "GN", with standardised weights, as in `nyu.pt`."""
     signs: tuple[Sign, Sign, Sign] = (1, 1, 1)
-    """What the network's x, y and z are multiplied by to be right, down and forward. Those of the published are so."""
+    """Factors of the network's x, y and z that make them right, down and forward; (1, 1, 1) for published weights."""
     input_size_px: tuple[Side, Side] | None = None
-    """Height and width that the network sees, multiples of 32; null keeps the image's, rounded to multiples of 32."""
+    """Height and width of the input, multiples of 32; null keeps the image's size, rounded to multiples of 32."""
     sampling_ratio: Share = 0.4
-    """Share of the pixels of a level on which it is trained."""
+    """Share of a level's pixels used in training."""
     sampling_uncertain: Share = 0.7
-    """Share of these that are the most uncertain ones."""
+    """Share of the sampled pixels that are the most uncertain ones; the rest is random."""
 
 
 class NLLAngMFExpert(NetworkExpert):
     """Labels float32 [H, W, 4]: unit normal x, y, z in the camera frame, and kappa."""
 
     task = "normals"
-    Network = Network
+    Network = NLLAngMFOptions
     size_options = ("encoder",)
     targets = ("normals",)
 
@@ -329,12 +329,12 @@ class NLLAngMFExpert(NetworkExpert):
         return self.network.input_size_px or (max(round(height / 32), 1) * 32, max(round(width / 32), 1) * 32)
 
     def label(self, images: list[torch.Tensor]) -> list[np.ndarray]:
-        seen_BCHW = seen_together(images, self.input_size(*images[0].shape[-2:]))
-        out_B4HW = self.module(normalise(seen_BCHW, IMAGENET_MEAN, IMAGENET_STD))
-        return to_host([self._own_frame(out, image.shape[-2:]) for out, image in zip(out_B4HW, images, strict=True)])
+        resized_BCHW = resized_batch(images, self.input_size(*images[0].shape[-2:]))
+        out_B4HW = self.module(normalise(resized_BCHW, IMAGENET_MEAN, IMAGENET_STD))
+        return to_host([self._to_label(out, image.shape[-2:]) for out, image in zip(out_B4HW, images, strict=True)])
 
-    def _own_frame(self, out_4HW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """The network's answer as a label [*size, 4]."""
+    def _to_label(self, out_4HW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """The network's output as a label [*size, 4]."""
         if out_4HW.shape[-2:] != size:
             out_4HW = functional.interpolate(out_4HW[None], size=size, mode="bilinear", align_corners=False)[0]
         normal_3HW = self._signs(out_4HW) * out_4HW[:3] / out_4HW[:3].norm(dim=0, keepdim=True).clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""An expert's `network` and `training` options, checked."""
+"""Validate an expert's `network` and `training` options."""
 
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ Options = TypeVar("Options", bound=Section)
 
 
 def parse_options(model: type[Options], values: dict[str, Any], where: str, section: str = "experts.*") -> Options:
-    """`values` as `model`; raises CliptexError naming the wrong key. where: "network" or "training" of `section`."""
+    """`values` as `model`. where: "network" or "training" of `section`. Raises CliptexError that names the key."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

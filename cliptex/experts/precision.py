@@ -1,16 +1,17 @@
-"""Number formats that networks compute in."""
+"""Floating-point precision of networks: autocast, and the fastest format of this machine."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 
 @contextmanager
-def mixed_precision(precision: str):
+def mixed_precision(precision: str) -> Iterator[None]:
     """Autocast for "bf16" and "fp16", nothing for "fp32".
 
-    On CPUs PyTorch's fused attention is several times slower in bf16 than plain matrix products at CLIP's short
-    sequences, so the plain form is chosen there.
+    On CPUs at CLIP's short sequences, PyTorch's fused attention in bf16 is several times slower than plain matrix
+    products, so the plain implementation is used there.
     """
     if precision == "fp32":
         yield
@@ -27,9 +28,9 @@ def mixed_precision(precision: str):
 
 
 def native_precision() -> str:
-    """ "bf16" where the GPU computes it natively, or the processor has matrix units for it (AMX), else "fp32".
+    """ "bf16" if the GPU supports it natively or the CPU has matrix units for it (AMX), else "fp32".
 
-    AVX-512's bf16 instructions alone do not pay: PyTorch's matrix products run at half the speed of fp32's with them.
+    With AVX-512's bf16 instructions alone, PyTorch's matrix products run at half the speed of fp32.
     """
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

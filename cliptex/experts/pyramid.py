@@ -1,36 +1,35 @@
-"""Any of the three tasks by a feature pyramid and one convolution (Kirillov et al. 2019, "Panoptic feature pyramid
-networks", in its simplest form): a second implementation beside Mask R-CNN, DPT and NLL-AngMF.
+"""Any of the three tasks by a feature pyramid and one convolution, the simplest form of Kirillov et al. 2019, "Panoptic
+feature pyramid networks": an alternative to Mask R-CNN, DPT and NLL-AngMF.
 
-Also an expert that knows only some classes, for studies of how its classes and a benchmark's overlap.
+It can be restricted to some classes, for studies of how the expert's classes and a benchmark's overlap.
 Shape suffixes: B batch, C channels, H height, W width; h x w a quarter of the network's input.
 """
 
 from typing import Any, Literal
 
 import numpy as np
-import timm
 import torch
 from pydantic import Field
 from torch import nn
 from torch.nn import functional
-from torchvision.ops import FeaturePyramidNetwork
 
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.config import Positive, Section
 from cliptex.core.errors import CliptexError
 from cliptex.experts.backbone import NUM_CLASSES, depth_loss, normals_loss, segmentation_loss
-from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, NetworkExpert, normalise, seen_together, to_host
+from cliptex.experts.encoder import EncoderWithFPN
+from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, NetworkExpert, normalise, resized_batch, to_host
 from cliptex.tasks.angular_mf import norm_normalize
 
 CHANNELS = {"segmentation": NUM_CLASSES, "depth": 1, "normals": 4}
 TARGETS = {"segmentation": ("instance", "instance_class"), "depth": ("depth",), "normals": ("normals",)}
 
 
-class Network(Section):
+class PyramidOptions(Section):
     """Options of the expert `pyramid`."""
 
     task: Literal["segmentation", "depth", "normals"]
-    """Which labels it makes."""
+    """Task of the labels."""
     encoder: str = "cliptex_resnet"
     """timm architecture with features at 1/4, 1/8, 1/16 and 1/32."""
     encoder_options: dict[str, Any] = Field(default_factory=dict)
@@ -38,42 +37,37 @@ class Network(Section):
     channels: Positive = 64
     """Channels of the pyramid."""
     input_size_px: Positive = 96
-    """Side of the square that the network sees."""
+    """Side of the square input."""
     classes: list[str] | None = None
-    """COCO classes that it learns, where it segments; the others are background to it. All when null."""
+    """Segmentation: COCO classes to learn, the others become background. null: all."""
 
 
-class PyramidNetwork(nn.Module):
-    """timm encoder, feature pyramid, one 1x1 convolution on its finest map: [B, channels, h, w], float32."""
+class PyramidNetwork(EncoderWithFPN):
+    """Encoder, feature pyramid and one 1x1 convolution on its finest map: [B, channels, h, w], float32."""
 
-    def __init__(self, options: Network):
-        super().__init__()
-        self.body = timm.create_model(
-            options.encoder, features_only=True, out_indices=(1, 2, 3, 4), **options.encoder_options
-        )
-        self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), options.channels)
+    def __init__(self, options: PyramidOptions):
+        super().__init__(options.encoder, options.encoder_options, options.channels)
         self.head = nn.Conv2d(options.channels, CHANNELS[options.task], 1)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        features = {str(level): feature for level, feature in enumerate(self.body(images_BCHW))}
-        return self.head(self.fpn(features)["0"]).float()
+        return self.head(self.maps(images_BCHW)["0"]).float()
 
 
 class PyramidExpert(NetworkExpert):
-    """Labels as those of `mask_rcnn`, `dpt` or `nll_angmf`, by `network.task`; the image is squashed to a square."""
+    """Labels like those of `mask_rcnn`, `dpt` or `nll_angmf`, by `network.task`. The image is squashed to a square."""
 
-    Network = Network
+    Network = PyramidOptions
     size_options = ("encoder",)
 
     def __init__(self, settings: dict[str, Any]):
         super().__init__(settings)
         self.task, self.targets = self.network.task, TARGETS[self.network.task]
         number = {name: index + 1 for index, (_, name, _) in enumerate(coco_categories())}
-        wanted = list(number) if self.network.classes is None else self.network.classes
-        if unknown := [name for name in wanted if name not in number]:
-            raise CliptexError(f"experts.*.network.classes: {unknown[0]!r} is no class of COCO")
+        classes = list(number) if self.network.classes is None else self.network.classes
+        if unknown := [name for name in classes if name not in number]:
+            raise CliptexError(f"experts.*.network.classes: {unknown[0]!r} is not a COCO class")
         self._known = torch.zeros(NUM_CLASSES, dtype=torch.bool)
-        self._known[[0, *(number[name] for name in wanted)]] = True
+        self._known[[0, *(number[name] for name in classes)]] = True
 
     def build(self) -> nn.Module:
         return PyramidNetwork(self.network)
@@ -95,15 +89,15 @@ class PyramidExpert(NetworkExpert):
         return segmentation_loss(out_BChw, batch | {"instance_class": torch.where(known, classes, 0)})
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        return self.train_size()  # whatever the image's
+        return self.train_size()  # independent of the image's size
 
     def label(self, images: list[torch.Tensor]) -> list[np.ndarray]:
-        seen_BCHW = normalise(seen_together(images, self.train_size()), IMAGENET_MEAN, IMAGENET_STD)
-        answers = zip(self.module(seen_BCHW), images, strict=True)
-        return to_host([self._own_frame(out_Chw, image_CHW.shape[-2:]) for out_Chw, image_CHW in answers])
+        inputs_BCHW = normalise(resized_batch(images, self.train_size()), IMAGENET_MEAN, IMAGENET_STD)
+        outputs = zip(self.module(inputs_BCHW), images, strict=True)
+        return to_host([self._to_label(out_Chw, image_CHW.shape[-2:]) for out_Chw, image_CHW in outputs])
 
-    def _own_frame(self, out_Chw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """The network's answer as a label of this height and width."""
+    def _to_label(self, out_Chw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """The network's output as a label of this height and width."""
         out_CHW = functional.interpolate(out_Chw[None], size=size, mode="bilinear", align_corners=False)[0]
         if self.task == "depth":
             return out_CHW[0]

@@ -11,7 +11,7 @@ default_cfgs = generate_default_cfgs({"cliptex_resnet": {}})
 
 @register_model
 def cliptex_resnet(pretrained: bool = False, **options: Any) -> nn.Module:
-    """timm's ResNet with a block a stage and few channels: 0.5 M parameters, for images of 64 to 128 pixels."""
+    """timm's ResNet with one block per stage and few channels: 0.5 M parameters, for images of 64 to 128 pixels."""
     small = {
         "block": BasicBlock,
         "layers": (1, 1, 1, 1),

@@ -1,9 +1,9 @@
-"""Train an expert on labelled renders, or take given weights, and judge it.
+"""Make an expert's folder: train and evaluate it on labelled renders, or fetch its published weights.
 
 Reads   resources/expert_renders/{train,val}.h5, or the weights that the config names (docs/experts.md).
-Writes  results/experts/{expert}/: `weights.safetensors` where made here, `quality.json` where trained; `expert.json`
-        last, always.
-Holds   `expert.json` names the weights in use by path and SHA-256; a folder without it is not an expert yet.
+Writes  results/experts/{expert}/: `weights.safetensors` if trained or initialised here, `quality.json` if trained
+        here, and `expert.json` last.
+Holds   `expert.json` has the path and SHA-256 of the weights; a folder without it is incomplete.
 """
 
 import logging
@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cliptex import versions
-from cliptex.config import Config
-from cliptex.config import Expert as ExpertConfig
+from cliptex.config import Config, ExpertConfig
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, replacing, sha256_file, sha256_json, write_json
@@ -29,48 +28,47 @@ BATCH = 64
 def train_expert(config: Config, name: str, renders: Path, out: Path, seed: int) -> None:
     """Make the folder `out` of the expert `name`.
 
-    renders: folder of `train.h5` and `val.h5`; read only where the expert is trained here. `expert.json` holds
+    renders: folder of `train.h5` and `val.h5`; read only if the expert is trained here. `expert.json` has
     `schema_version expert plugin task source ("miniature", "url", "hub", "local", "random" or "none") origin files
-    licence weights weights_sha256 num_parameters network quality miniature provenance`: `origin` says from where the
-    weights came, `files` has the SHA-256 of each file that is read. `quality.json` holds the held-out metrics
-    (`quality`), those of a label that needs no image (`prior`), and how it was trained.
-    Raises CliptexError for an unknown expert, and for given weights that are missing, are not those of `sha256`, hold
-    anything but tensors, or do not fit.
+    licence weights weights_sha256 num_parameters network quality miniature provenance`: `origin` is the source of the
+    weights, `files` has the SHA-256 of each of their files. `quality.json` has the metrics on held-out renders
+    (`quality`), those of `prior_label` (`prior`), and how the expert was trained. Raises CliptexError for an unknown
+    expert, and for weights that are missing, do not match `sha256` or the network, or hold anything but tensors.
     """
     if name not in config.experts:
         raise CliptexError(f"experts: {name!r} is not one of {sorted(config.experts)}")
-    settings = config.experts[name]
-    plugin = settings.plugin or name
-    expert = _build(plugin, settings, config.miniature.model_dump(mode="json"))
+    expert_config = config.experts[name]
+    plugin = expert_config.plugin or name
+    expert = _build(plugin, expert_config, config.miniature.model_dump(mode="json"))
     record: dict[str, Any] = {
         "schema_version": 1,
         "version": versions.EXPERT,
         "expert": name,
         "plugin": plugin,
         "task": expert.task,
-        "licence": settings.licence_name,
+        "licence": expert_config.licence_name,
         "origin": {},
         "files": {},
         "weights": None,
         "weights_sha256": None,
         "num_parameters": 0,
-        "network": settings.network,
+        "network": expert_config.network,
         "quality": None,
         "miniature": None,
     }
     if not expert.trainable:
         expert.load(None)
-        # what stands in for weights: a second rendering is a function of the section, others of their settings
+        # identifies the expert in place of weights
         miniature = config.miniature.model_dump(mode="json") if expert.uses_miniature else None
-        identity = miniature or {"plugin": plugin, "network": settings.network}
+        identity = miniature or {"plugin": plugin, "network": expert_config.network}
         record |= {"source": "none", "miniature": miniature, "weights_sha256": sha256_json(identity)}
-    elif settings.weights in ("url", "hub", "local"):
-        weights = resolve(name, settings)
+    elif expert_config.weights in ("url", "hub", "local"):
+        weights = resolve(name, expert_config)
         expert.load(weights.path)
-        record |= {"source": settings.weights, "origin": weights.origin, "files": weights.files}
+        record |= {"source": expert_config.weights, "origin": weights.origin, "files": weights.files}
         record |= {"weights": str(weights.path), "weights_sha256": weights.sha256}
         record["num_parameters"] = _num_parameters(expert)
-    elif settings.weights == "random":
+    elif expert_config.weights == "random":
         expert.randomise(seed)
         _save(expert, out / "weights.safetensors")
         log.warning("%s: RANDOM weights, for tests and benchmarks only", name)
@@ -79,23 +77,25 @@ def train_expert(config: Config, name: str, renders: Path, out: Path, seed: int)
     else:
         if config.backbone is not None:
             expert.settings["backbone"] = str(paths.BACKBONE)
-        quality = _train(expert, name, settings, renders, out, seed)
+        quality = _train(expert, name, expert_config, renders, out, seed)
         keys = ("weights_sha256", "num_parameters")
         record |= {"source": "miniature", "weights": "weights.safetensors", "quality": quality["quality"]}
         record |= {key: quality[key] for key in keys}
     write_json(out / "expert.json", record | {"provenance": provenance(config.plain())})
 
 
-def _train(expert: Expert, name: str, settings: ExpertConfig, renders: Path, out: Path, seed: int) -> dict[str, Any]:
+def _train(
+    expert: Expert, name: str, expert_config: ExpertConfig, renders: Path, out: Path, seed: int
+) -> dict[str, Any]:
     start, cpu_start = time.monotonic(), time.process_time()
     fitted = expert.fit(renders / "train.h5", seed)
     seconds, cpu_seconds = time.monotonic() - start, time.process_time() - cpu_start
     weights = out / "weights.safetensors"
     _save(expert, weights)
-    expert.load(weights)  # what is judged is what will be used
-    quality, prior, speed = _judge(expert, renders)
-    shown = ", ".join(f"{metric} {value:.3g}" for metric, value in quality.items())
-    log.info("%s: %s; %.0f s, %.0f cpu-s", name, shown, seconds, cpu_seconds)
+    expert.load(weights)  # evaluate the weights as they will be loaded for labelling
+    quality, prior, speed = _evaluate(expert, renders)
+    metrics = ", ".join(f"{metric} {value:.3g}" for metric, value in quality.items())
+    log.info("%s: %s; %.0f s, %.0f cpu-s", name, metrics, seconds, cpu_seconds)
     record = {
         "schema_version": 1,
         "expert": name,
@@ -110,19 +110,19 @@ def _train(expert: Expert, name: str, settings: ExpertConfig, renders: Path, out
         "seed": seed,
         "num_parameters": _num_parameters(expert),
         "weights_sha256": sha256_file(weights),
-        "licence": settings.licence_name,
-        "network": settings.network,
-        "training": settings.training | fitted,
+        "licence": expert_config.licence_name,
+        "network": expert_config.network,
+        "training": expert_config.training | fitted,
         "renders_sha256": {part: sha256_file(renders / f"{part}.h5") for part in ("train", "val")},
-        "provenance": provenance(settings.model_dump(mode="json")),
+        "provenance": provenance(expert_config.model_dump(mode="json")),
     }
     write_json(out / "quality.json", record)
     return record
 
 
-def _judge(expert: Expert, renders: Path) -> tuple[dict[str, float], dict[str, float], float]:
-    """On the held-out renders: the task's metrics and the expert's own; the task's for the best label that needs no
-    image, learned from the training renders; labelled images a second of processor time."""
+def _evaluate(expert: Expert, renders: Path) -> tuple[dict[str, float], dict[str, float], float]:
+    """On the held-out renders: metrics of the task and the expert's own; metrics of `prior_label`, made from the
+    training renders; images labelled per second of CPU time."""
     from cliptex.experts.fitting import read_renders
     from cliptex.experts.prior import prior_label
     from cliptex.experts.truth import true_label
@@ -130,7 +130,7 @@ def _judge(expert: Expert, renders: Path) -> tuple[dict[str, float], dict[str, f
     held_out = renders / "val.h5"
     data = read_renders(held_out, ("image", "instance", "instance_class", "depth", "normals"))
     images = list(data.pop("image"))
-    expert.predict(images[:BATCH], [""] * len(images[:BATCH]))  # the first batch pays for start-up
+    expert.predict(images[:BATCH], [""] * len(images[:BATCH]))  # warm-up, not timed
     start = time.process_time()
     labels = []
     for first in range(0, len(images), BATCH):
@@ -153,18 +153,20 @@ def _save(expert: Expert, path: Path) -> None:
         save_file(expert.state(), scratch)
 
 
-def load_expert(name: str, settings: ExpertConfig, folder: Path) -> Expert:
-    """The expert in `folder`, with its weights, ready to predict.
+def load_expert(name: str, expert_config: ExpertConfig, folder: Path) -> Expert:
+    """The expert in `folder` with its weights loaded and the attribute `weights_sha256` set.
 
-    It has the attribute `weights_sha256`. Raises CliptexError when the folder is not complete, the weights are not
-    those that were recorded, or they do not fit `settings`.
+    Raises CliptexError if the folder is incomplete, or if the weights differ from those recorded or do not match
+    `expert_config`.
     """
     record = read_json(folder / "expert.json")
-    expert = _build(settings.plugin or name, settings, record.get("miniature"))
-    path = folder / record["weights"] if record["weights"] else None  # a given file's path is absolute
+    expert = _build(expert_config.plugin or name, expert_config, record.get("miniature"))
+    path = folder / record["weights"] if record["weights"] else None  # absolute if not in the folder
     if path is not None:
         if not path.exists():
-            raise CliptexError(f"{path}: the weights of {name!r} are gone; delete {folder}/expert.json and run again")
+            raise CliptexError(
+                f"{path}: the weights of {name!r} are missing; delete {folder}/expert.json and run again"
+            )
         files = digests(path)
         if (sha256_json(files) if path.is_dir() else files[path.name]) != record["weights_sha256"]:
             raise CliptexError(
@@ -175,8 +177,8 @@ def load_expert(name: str, settings: ExpertConfig, folder: Path) -> Expert:
     return expert
 
 
-def _build(plugin: str, settings: ExpertConfig, miniature: dict[str, Any] | None) -> Expert:
-    plain = settings.model_dump(mode="json")
+def _build(plugin: str, expert_config: ExpertConfig, miniature: dict[str, Any] | None) -> Expert:
+    plain = expert_config.model_dump(mode="json")
     if miniature is not None:
         plain["miniature"] = miniature
     return find("experts", plugin)(plain)
@@ -185,7 +187,7 @@ def _build(plugin: str, settings: ExpertConfig, miniature: dict[str, Any] | None
 def _num_parameters(expert: Expert) -> int:
     import torch
 
-    # running statistics are state, not parameters; what a plugin outside the package keeps is counted as it is
+    # without buffers; of an expert without a `module`, all of its state
     module = getattr(expert, "module", None)
     if isinstance(module, torch.nn.Module):
         return sum(parameter.numel() for parameter in module.parameters())

@@ -1,4 +1,4 @@
-"""Exact labels, as a control: not a network, but a second rendering of the pair's scene. The upper bound of a study."""
+"""Exact labels, rendered from the scenes of the miniature's pairs: the upper bound of a study."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +13,15 @@ from cliptex.experts.options import parse_options
 EXACT_KAPPA = 1000.0
 
 
-class Network(Section):
+class TruthOptions(Section):
     """Options of the expert `truth`."""
 
     task: Literal["segmentation", "depth", "normals"]
-    """Which labels it makes."""
+    """Task of the labels."""
 
 
 def true_label(task: str, truth: dict[str, np.ndarray]) -> np.ndarray:
-    """A render's label in the form that the task's experts give.
+    """The label of a render, as an expert for the task would return it.
 
     truth: `instance` (uint8 [H, W], 0 = none) and `instance_class` (uint8 [M], class 1..80 of instance i in column
     i - 1) for segmentation; `depth` (float [H, W], metres, NaN = sky) for depth, whose label is 1 / metres and 0 in the
@@ -38,29 +38,29 @@ def true_label(task: str, truth: dict[str, np.ndarray]) -> np.ndarray:
 
 
 class TruthExpert(Expert):
-    """Labels of the miniature's pairs, exact. `settings["miniature"]` is the config section the pairs come from."""
+    """Exact labels of the miniature's pairs. `settings["miniature"]` is the config section that they are made from."""
 
     trainable = False
     uses_miniature = True
 
     def __init__(self, settings: dict[str, Any]):
         super().__init__(settings)
-        self.task = parse_options(Network, settings.get("network", {}), "network").task
+        self.task = parse_options(TruthOptions, settings.get("network", {}), "network").task
 
     def load(self, weights: Path | None) -> None:
         if "miniature" not in self.settings:
-            raise CliptexError("experts: `truth` needs the config's `miniature`; it labels no other data set")
+            raise CliptexError("experts: `truth` needs the config's `miniature`; it cannot label another data set")
         self._miniature = Miniature.model_validate(self.settings["miniature"])
 
     def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
-        """Raises CliptexError for a key of no pair, and when an image differs from the pair's in size."""
+        """Raises CliptexError for an unknown key, and if an image and its pair differ in size."""
         from cliptex.data.miniature import scene_for_key
         from cliptex.data.miniature.sets import KIND_COCO
 
         labels = []
         for image, key in zip(images, keys, strict=True):
             scene = scene_for_key(self._miniature, key)
-            classes = np.array([KIND_COCO[seen.kind] for seen in scene.objects], np.uint8)
+            classes = np.array([KIND_COCO[item.kind] for item in scene.objects], np.uint8)
             label = true_label(
                 self.task,
                 {
@@ -71,7 +71,9 @@ class TruthExpert(Expert):
                 },
             )
             if label.shape[:2] != image.shape[:2]:
-                raise CliptexError(f"{key}: not an image of the configured miniature; `truth` labels no other data set")
+                raise CliptexError(
+                    f"{key}: not an image of the configured miniature; `truth` cannot label another data set"
+                )
             labels.append(label)
         return labels
 

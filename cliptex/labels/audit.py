@@ -1,7 +1,7 @@
-"""Label random images of a store again with its expert, and compare.
+"""Label random images of a store again with its expert, and compare the labels.
 
 Reads   results/shards/index.json and some shards, the expert's folder, an indexed label store.
-Writes  nothing; the caller prints or keeps the report.
+Writes  nothing; the caller prints the report.
 Holds   the same seed draws the same images; each is labelled alone, and the store is never changed.
 """
 
@@ -13,25 +13,26 @@ import numpy as np
 
 from cliptex.config import Config
 from cliptex.core.plugins import find
-from cliptex.data.shards import read_index, read_indexed
+from cliptex.data.shard_index import read_index, read_indexed
 from cliptex.experts.base import Expert
-from cliptex.labels.label import Labeller, give_labels, open_store
+from cliptex.labels.label import Labeller, attach_source_labels
+from cliptex.labels.store import open_store, rows_by_shard
 from cliptex.tasks.base import Task
 
 TOLERANCE = 0.02
-"""Share of an image's pixels that may differ; and how far a value may be off, as a share of the label's range."""
+"""Largest share of an image's pixels that may differ; and largest error of a value, as a share of the label's range."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What labelling one image again showed."""
+    """Comparison of one image's stored and new label."""
 
     shard: str
     key: str
     identical: bool
-    """The payloads are equal to the byte."""
+    """Whether the payloads are byte-identical."""
     differing: float
-    """Share of the pixels that differ; 1 where one side alone has a label or the sizes differ."""
+    """Share of the pixels that differ; 1 if only one of the two has a label, or their sizes differ."""
     note: str
     """Why `differing` is 1, or empty."""
 
@@ -45,23 +46,19 @@ def audit_labels(
 ) -> list[Finding]:
     """Label `samples` random images again, one at a time, and compare them with the store.
 
-    Both sides pass through the codec. A pixel differs when its class does, or when a value, such as the score beside a
-    class, is off by more than 2 % of its range in the label or valid on one side only; an image agrees when at most 2 %
-    of its pixels differ. Images need not be identical to the byte: the store's were labelled in batches, and a library
-    may add in another order for another batch size. An image that has no label on both sides agrees.
+    Both labels are encoded and decoded. A pixel differs if its class does, or if a value (such as the score of a class)
+    is off by more than 2 % of its range in the label, or valid in one label only; an image agrees if at most 2 % of its
+    pixels differ. Labels need not be byte-identical: the store's were made in batches, and a library may sum in another
+    order for another batch size. An image without a label in both agrees.
     """
     task: Task = find("tasks", config.label_stores[store].task)()
     entries = read_index(shard_index)["shards"]
-    give_labels(config, store, expert, task, entries, out_dir.parent)
-    ends = np.cumsum([len(entry["keys"]) for entry in entries])
-    chosen = np.random.default_rng(seed).choice(int(ends[-1]), min(samples, int(ends[-1])), replace=False)
-    rows_of: dict[int, list[int]] = {}
-    for place in sorted(chosen.tolist()):
-        shard = int(np.searchsorted(ends, place, side="right"))
-        rows_of.setdefault(shard, []).append(place - int(ends[shard - 1]) * (shard > 0))
+    attach_source_labels(config, store, expert, task, entries, out_dir.parent)
+    total = sum(len(entry["keys"]) for entry in entries)
+    chosen = np.random.default_rng(seed).choice(total, min(samples, total), replace=False)
     findings = []
     with Labeller(config.label_stores[store].expert, expert, task, 1, config.labels, 0) as labeller:
-        for shard, rows in rows_of.items():
+        for shard, rows in rows_by_shard(entries, chosen).items():
             entry = entries[shard]
             stored, pairs = open_store(out_dir / "index.json", entry, task), read_indexed(entry)
             for row in rows:
@@ -89,8 +86,8 @@ def _compare(task: Task, shard: str, again: dict[str, Any], stored: tuple[bytes,
 def differing(a: np.ndarray, b: np.ndarray) -> float:
     """Share of the pixels of two labels [H, W] or [H, W, C] that differ; see `audit_labels`.
 
-    The first channel of a label of integers is the class, all others are values. Of a value that is an integer, 1 is
-    rounding, whatever the range.
+    The first channel of an integer label is the class, all others are values. Integer values may always differ by 1,
+    which is rounding.
     """
     a, b = (label.reshape(*label.shape[:2], -1) for label in (a, b))
     exact = 0 if a.dtype.kind == "f" else 1
@@ -102,12 +99,13 @@ def differing(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def report(findings: list[Finding], store: str) -> str:
-    """The findings as text: a line for each image that is not identical, and a verdict last."""
+    """The findings as text: a line for each image that is not identical, then a summary."""
     lines = []
-    for one in findings:
-        if not one.identical:
-            what = one.note or f"{one.differing:.2%} of the pixels differ"
-            lines.append(f"{'ok    ' if one.agrees else 'DIFFER'} shard {one.shard} key {one.key}: {what}")
-    agreeing, identical = (sum(getattr(one, name) for one in findings) for name in ("agrees", "identical"))
-    lines.append(f"{store}: {agreeing} of {len(findings)} images agree, {identical} of them to the byte")
+    for finding in findings:
+        if not finding.identical:
+            note = finding.note or f"{finding.differing:.2%} of the pixels differ"
+            status = "ok    " if finding.agrees else "DIFFER"
+            lines.append(f"{status} shard {finding.shard} key {finding.key}: {note}")
+    agreeing, identical = sum(finding.agrees for finding in findings), sum(finding.identical for finding in findings)
+    lines.append(f"{store}: {agreeing} of {len(findings)} images agree, {identical} are byte-identical")
     return "\n".join(lines)

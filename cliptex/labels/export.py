@@ -1,12 +1,12 @@
-"""Write label stores as WebDataset tars, aligned with the images, for programs that know nothing of this one.
+"""Export label stores as WebDataset tars, aligned with the images, for use without this package.
 
 Reads   results/shards/index.json, its shards, indexed label stores.
 Writes  {out}/{shard}.tar, one for each shard, and {out}/labels.json last: the format, licences, origin and digests.
 Holds   a tar has the shard's keys in the shard's order; the same stores give the same bytes.
 
-Members of a sample: `{key}.jpg` (or png, webp, ...: the image as it was), `{key}.txt`, `{key}.{store}.png` or
+Members of a sample: `{key}.jpg` (or png, webp, ...; the unchanged image file), `{key}.txt`, `{key}.{store}.png` or
 `{key}.{store}.npy` for each store that has a label of it, and `{key}.json`: the pair's metadata and, under `labels`,
-for each store `height` and `width`, or the `error` that stands for its label, and what `FORMATS` says.
+for each store `height`, `width` and the values named in `FORMATS`, or the `error` if there is no label.
 """
 
 import io
@@ -25,8 +25,9 @@ from cliptex.core.files import sha256_file, write_json
 from cliptex.core.plugins import find
 from cliptex.core.progress import track
 from cliptex.data.images import encode_png
-from cliptex.data.shards import Pair, read_index, read_indexed, write_tar
-from cliptex.labels.label import LabelFile, open_store, read_label_index
+from cliptex.data.shard_index import read_index, read_indexed
+from cliptex.data.shards import Pair, write_tar
+from cliptex.labels.store import LabelFile, open_store, read_label_index
 from cliptex.tasks.normals import KAPPA_MAX, KAPPA_MIN
 
 FORMATS = {
@@ -74,42 +75,42 @@ PNG: dict[str, Callable[[np.ndarray], tuple[bytes, dict[str, float]]]] = {
 
 @dataclass(frozen=True)
 class Export:
-    """What is exported, and how."""
+    """Options of `export_labels`."""
 
     stores: list[str]
     """Label stores; all of the configuration when empty."""
     form: Literal["png", "npy"] = "png"
-    """`png`: small, rounded a little; tasks of other packages are npy all the same. `npy`: exactly what is decoded."""
+    """`png`: small, slightly rounded; tasks without a PNG format are exported as npy. `npy`: the decoded array."""
     images: bool = True
-    """Whether images and captions go in; without them it is a label set that may be published where images may not."""
+    """Whether to include images and captions; leave them out where they must not be redistributed."""
     shards: range | None = None
-    """Numbers of the shards; all when None."""
+    """Numbers of the shards; all if None."""
 
 
-def export_labels(config: Config, export: Export, shard_index: Path, labels_root: Path, out: Path) -> dict[str, Any]:
-    """Write the tars into `out`; returns what labels.json holds.
+def export_labels(config: Config, export: Export, shard_index: Path, labels_dir: Path, out: Path) -> dict[str, Any]:
+    """Write the tars into `out`; return the content of labels.json.
 
-    labels_root: folder of the label stores. Raises CliptexError for an unknown or unindexed store, and as
+    labels_dir: folder of the label stores. Raises CliptexError for an unknown or unindexed store, and as
     `open_store` does.
     """
     stores = export.stores or list(config.label_stores)
     if unknown := [store for store in stores if store not in config.label_stores]:
         raise CliptexError(f"label_stores: {unknown[0]!r} is not one of {sorted(config.label_stores)}")
-    indices = {store: labels_root / store / "index.json" for store in stores}
+    indices = {store: labels_dir / store / "index.json" for store in stores}
     origins = {store: read_label_index(config, store, index) for store, index in indices.items()}
     tasks = {store: find("tasks", config.label_stores[store].task)() for store in stores}
     entries = read_index(shard_index)["shards"]
     if export.shards is not None:
         entries = [entries[number] for number in export.shards if number < len(entries)]
     if not entries:
-        raise CliptexError(f"{shard_index}: none of the shards that were asked for")
+        raise CliptexError(f"{shard_index}: has none of the requested shards")
     files = []
     for entry in track(entries, "export labels"):
         opened = {store: open_store(index, entry, tasks[store]) for store, index in indices.items()}
         path = out / f"{entry['shard']}.tar"
         write_tar(path, _members(read_indexed(entry), opened, export))
         files.append({"file": path.name, "sha256": sha256_file(path), "samples": len(entry["keys"])})
-    kept = ("task", "expert", "weights_sha256", "licence", "recipe_sha256", "codec")
+    copied = ("task", "expert", "weights_sha256", "licence", "recipe_sha256", "codec")
     record = {
         "schema_version": 1,
         "images": export.images,
@@ -117,7 +118,7 @@ def export_labels(config: Config, export: Export, shard_index: Path, labels_root
             store: {
                 "member": f"{{key}}.{store}.{_form(tasks[store].name, export.form)}",
                 "format": FORMATS[tasks[store].name if _form(tasks[store].name, export.form) == "png" else "npy"],
-                **{name: origin[name] for name in kept},
+                **{name: origin[name] for name in copied},
             }
             for store, origin in origins.items()
         },
@@ -132,20 +133,20 @@ def _form(task: str, form: str) -> str:
 
 
 def _members(pairs: list[Pair], opened: dict[str, LabelFile], export: Export) -> Iterator[tuple[str, bytes]]:
-    """(file name, bytes) of every member, sample by sample."""
+    """Yield (file name, bytes) of every member, sample by sample."""
     errors = {store: file.column("error") for store, file in opened.items()}
     for row, pair in enumerate(pairs):
-        about: dict[str, Any] = {}
+        info: dict[str, Any] = {}
         labels: list[tuple[str, bytes]] = []
         for store, file in opened.items():
             label = file.label(row)
             if label is None:
-                about[store] = {"error": errors[store][row]}
+                info[store] = {"error": errors[store][row]}
                 continue
-            about[store] = {"height": label.shape[0], "width": label.shape[1]}
+            info[store] = {"height": label.shape[0], "width": label.shape[1]}
             if _form(file.task.name, export.form) == "png":
-                data, further = PNG[file.task.name](file.task.classes(label))
-                about[store] |= further
+                data, scale = PNG[file.task.name](file.task.classes(label))
+                info[store] |= scale
                 labels.append((f"{pair.key}.{store}.png", data))
             else:
                 labels.append((f"{pair.key}.{store}.npy", _npy(label)))
@@ -153,7 +154,7 @@ def _members(pairs: list[Pair], opened: dict[str, LabelFile], export: Export) ->
             yield f"{pair.key}.{_suffix(pair.image)}", pair.image
             yield f"{pair.key}.txt", pair.caption.encode()
         metadata = pair.metadata if export.images else {}
-        yield f"{pair.key}.json", json.dumps({**metadata, "labels": about}).encode()
+        yield f"{pair.key}.json", json.dumps({**metadata, "labels": info}).encode()
         yield from labels
 
 

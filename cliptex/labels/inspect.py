@@ -1,4 +1,4 @@
-"""Look at label stores: a contact sheet of images beside their labels, and the statistics of each store.
+"""Inspect label stores: a contact sheet of images and their labels, and the statistics of each store.
 
 Reads   results/shards/index.json, some shards, indexed label stores.
 Writes  one PNG.
@@ -14,45 +14,47 @@ from PIL import Image
 from cliptex.config import Config
 from cliptex.core.plugins import find
 from cliptex.data.images import decode_image
-from cliptex.data.shards import read_index, read_indexed
-from cliptex.labels.label import open_store, read_label_index
+from cliptex.data.shard_index import read_index, read_indexed
+from cliptex.labels.store import open_store, read_label_index, rows_by_shard
 from cliptex.tasks.contact_sheet import MAX_CLASSES, class_names, draw_sheet, fitted, legend, message
 
 
 def contact_sheet(
-    config: Config, stores: list[str], shard_index: Path, labels_root: Path, out: Path, images: int = 8
+    config: Config, stores: list[str], shard_index: Path, labels_dir: Path, out: Path, images: int = 8
 ) -> None:
-    """Draw `images` rows of an image beside its label in each store, and a legend below.
+    """Draw `images` rows, each an image and its label in every store, and a legend below.
 
-    Where a label failed, its reason is written in its place. Raises CliptexError as `open_store` does.
+    A missing label is replaced by its reason. Raises CliptexError as `open_store` does.
     """
     entries = read_index(shard_index)["shards"]
     tasks = {store: find("tasks", config.label_stores[store].task)() for store in stores}
     rows, classes = [], {store: Counter() for store in stores}
-    for shard, places in _spread([len(entry["keys"]) for entry in entries], images).items():
+    total = sum(len(entry["keys"]) for entry in entries)
+    spread = np.unique(np.linspace(0, total - 1, min(images, total)).round().astype(int))
+    for shard, shard_rows in rows_by_shard(entries, spread).items():
         entry = entries[shard]
         pairs = read_indexed(entry)
-        files = {store: open_store(labels_root / store / "index.json", entry, tasks[store]) for store in stores}
+        files = {store: open_store(labels_dir / store / "index.json", entry, tasks[store]) for store in stores}
         errors = {store: file.column("error") for store, file in files.items()}
-        for place in places:
-            cells = [fitted(decode_image(pairs[place].image), Image.Resampling.LANCZOS)]
+        for row in shard_rows:
+            cells = [fitted(decode_image(pairs[row].image), Image.Resampling.LANCZOS)]
             for store, file in files.items():
-                label = file.label(place)
+                label = file.label(row)
                 if label is None:
-                    cells.append(message(f"no label: {errors[store][place]}"))
+                    cells.append(message(f"no label: {errors[store][row]}"))
                     continue
                 if class_names(tasks[store]):
-                    found = np.unique(tasks[store].classes(label), return_counts=True)
-                    classes[store].update(dict(zip(*found, strict=True)))
+                    codes_and_counts = np.unique(tasks[store].classes(label), return_counts=True)
+                    classes[store].update(dict(zip(*codes_and_counts, strict=True)))
                 cells.append(fitted(tasks[store].picture(label), Image.Resampling.NEAREST))
-            rows.append((f"{pairs[place].key}  {pairs[place].caption}", cells))
+            rows.append((f"{pairs[row].key}  {pairs[row].caption}", cells))
     legends = [legend(tasks[store], classes[store]) for store in stores]
     draw_sheet(["image", *(_title(config, store) for store in stores)], rows, legends, out)
 
 
-def statistics(config: Config, store: str, labels_root: Path) -> str:
-    """The store's index as text: origin, coverage, failures, bytes, classes or ranges."""
-    index = read_label_index(config, store, labels_root / store / "index.json")
+def statistics(config: Config, store: str, labels_dir: Path) -> str:
+    """The store's index as text: origin, coverage, failures, size, and classes or value ranges."""
+    index = read_label_index(config, store, labels_dir / store / "index.json")
     lines = [
         f"{store}: {index['task']} by {index['expert']} (licence {index['licence']}, weights"
         f" {str(index['weights_sha256'])[:12]})",
@@ -71,18 +73,7 @@ def statistics(config: Config, store: str, labels_root: Path) -> str:
     return "\n".join(lines)
 
 
-def _spread(sizes: list[int], count: int) -> dict[int, list[int]]:
-    """Shard -> rows, `count` places spread evenly over shards of these sizes."""
-    ends = np.cumsum(sizes)
-    total = int(ends[-1])
-    chosen: dict[int, list[int]] = {}
-    for place in np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist():
-        shard = int(np.searchsorted(ends, place, side="right"))
-        chosen.setdefault(shard, []).append(place - (int(ends[shard - 1]) if shard else 0))
-    return chosen
-
-
 def _title(config: Config, store: str) -> str:
-    settings = config.label_stores[store]
-    task = "" if settings.task == store else f" ({settings.task})"
-    return f"{store}{task} by {settings.expert}"
+    store_config = config.label_stores[store]
+    task = "" if store_config.task == store else f" ({store_config.task})"
+    return f"{store}{task} by {store_config.expert}"

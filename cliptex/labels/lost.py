@@ -1,4 +1,4 @@
-"""What of a label store has been lost since it was written. Imports nothing heavy: the workflow asks at every start."""
+"""Find label files that are missing or truncated. Imports nothing heavy: the workflow runs it at every start."""
 
 import json
 from collections.abc import Iterable
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def batches_to_redo(folders: Iterable[Path | str]) -> dict[Path, list[Path]]:
-    """Batch files of the label stores in `folders` that no longer tell the truth, each with what it lacks.
+    """Batch file -> its label files that are lost, for the label stores in `folders`; intact batches are left out.
 
-    A batch file names the label files that its job wrote. It is in the result with those that are missing or of
-    another size, or with itself where it cannot be read. One that is gone itself is in the result where the store's
-    index.json lists label files of it that are missing: so a loss is not forgotten until it is made good. Looks at
-    sizes only; digests are checked by `index_labels`.
+    A batch file names the label files that its job wrote. Files that are missing or have another size are lost; a batch
+    file that cannot be read is listed with itself. A missing batch file is listed if label files that the store's
+    index.json attributes to it are missing, so that a loss is reported until it is repaired. Compares sizes only;
+    digests are checked by `index_labels`.
     """
     redo: dict[Path, list[Path]] = {}
     for folder in map(Path, folders):
@@ -32,7 +32,7 @@ def batches_to_redo(folders: Iterable[Path | str]) -> dict[Path, list[Path]]:
 
 
 def _indexed(folder: Path) -> list[dict[str, Any]]:
-    """What the store's index lists; nothing without one, or with one that cannot be read and will be made again."""
+    """`files` of the store's index.json; empty if it is missing, or unreadable and so will be rewritten."""
     try:
         return json.loads((folder / "index.json").read_text())["files"]
     except (OSError, ValueError, LookupError, TypeError):

@@ -1,8 +1,9 @@
-"""Decode images ahead of an expert and encode its labels behind it, so that the expert does not wait.
+"""Decode images and encode labels in parallel with the expert's forward passes.
 
-Threads do this beside an expert on the CPU: decoders and codecs are C code that lets go of the interpreter. Beside a
-GPU, which is fed faster than one interpreter can, worker processes do. Neither changes what comes out, nor its order:
-which images share a forward pass is the caller's choice. Imports nothing heavy, since every worker imports it.
+For an expert on the CPU, threads are enough: decoders and codecs are C code that releases the GIL. A GPU consumes
+images faster than one Python process can decode them, so worker processes are used. The output and its order do not
+depend on either: the caller decides which images share a forward pass. Imports nothing heavy, since every worker
+imports this module.
 """
 
 import multiprocessing
@@ -24,24 +25,24 @@ from cliptex.tasks.base import Task
 
 THREADS = 2
 AHEAD = 2
-"""Batches decoded ahead, and batches being encoded behind; more would only cost memory."""
+"""Batches decoded in advance, and batches waiting to be encoded; more would only cost memory."""
 
 Predicted = tuple[np.ndarray, dict[str, Any]] | str
-"""A label and the columns kept beside it, or the reason why there is none."""
+"""A label and its extra columns, or the reason why there is no label."""
 
 
 class Pipeline:
-    """Workers around an expert; a context, since they end with it.
+    """Workers that decode images and encode labels. A context manager: they end with it.
 
-    max_side_px: labels are made no larger. max_image_side_px: nor are the images that they are made of. workers:
-    processes to decode and encode in; 0 for threads of this process.
+    max_side_px: larger labels are shrunk to it. max_image_side_px: likewise for images, before the expert sees them.
+    workers: number of processes; 0 uses threads of this process.
     """
 
     def __init__(self, task: Task, max_side_px: int, max_image_side_px: int, workers: int = 0):
         self.task, self.max_side_px, self.max_image_side_px = task, max_side_px, max_image_side_px
         self._pool: Executor
         if workers:
-            # spawned, not forked: a fork of a process that computes on a GPU, or has threads, does not work
+            # spawn: forking a process that uses CUDA or has threads is unsafe
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
         else:
@@ -58,16 +59,17 @@ class Pipeline:
     def rows(
         self, batches: Iterable[list[Pair]], predict: Callable[[dict[str, np.ndarray]], dict[str, Predicted]]
     ) -> Iterator[list[dict[str, Any]]]:
-        """The rows of each batch in turn: `key`, and either `error` or `height width payload` and further columns.
+        """Yield the rows of each batch, in order: `key`, and either `error` or `height width payload`, the task's
+        scalars and the expert's extra columns.
 
-        predict: called here, in this thread, once a batch with the images that could be decoded, by key.
+        predict: called once for each batch, in the calling thread, with the images that could be decoded, by key.
         """
-        waiting = iter(batches)
+        remaining = iter(batches)
         decoding: deque[list[tuple[str, Future]]] = deque()
         encoding: deque[list[tuple[str, str | tuple[dict[str, Any], Future]]]] = deque()
 
         def decode_more(count: int) -> None:
-            for batch in islice(waiting, count):
+            for batch in islice(remaining, count):
                 futures = [self._pool.submit(decode, pair.image, self.max_image_side_px) for pair in batch]
                 decoding.append([(pair.key, future) for pair, future in zip(batch, futures, strict=True)])
 
@@ -76,41 +78,41 @@ class Pipeline:
             decoded = [(key, future.result()) for key, future in decoding.popleft()]
             decode_more(1)
             images = {key: image for key, image in decoded if not isinstance(image, str)}
-            found = predict(images) if images else {}
-            encoding.append([(key, self._submit(key, image, found)) for key, image in decoded])
+            predicted = predict(images) if images else {}
+            encoding.append([(key, self._submit(key, image, predicted)) for key, image in decoded])
             if len(encoding) > AHEAD:
                 yield _finished(encoding.popleft())
         while encoding:
             yield _finished(encoding.popleft())
 
     def _submit(
-        self, key: str, image: np.ndarray | str, found: dict[str, Predicted]
+        self, key: str, image: np.ndarray | str, predicted: dict[str, Predicted]
     ) -> str | tuple[dict[str, Any], Future]:
-        """The reason why there is no label, or its further columns and its encoding under way."""
+        """The reason why there is no label, or the extra columns and the future of `encode`."""
         if isinstance(image, str):
             return image
-        if isinstance(found[key], str):
-            return found[key]
-        label, beside = found[key]
+        if isinstance(predicted[key], str):
+            return predicted[key]
+        label, extras = predicted[key]
         if label.shape[:2] != image.shape[:2]:
             raise TypeError(f"the expert gave a {label.shape} label of a {image.shape} image {key}")
-        return beside, self._pool.submit(encode, self.task, label, self.max_side_px)
+        return extras, self._pool.submit(encode, self.task, label, self.max_side_px)
 
 
 def _finished(batch: list[tuple[str, str | tuple[dict[str, Any], Future]]]) -> list[dict[str, Any]]:
     rows = []
-    for key, one in batch:
-        if isinstance(one, str):
-            rows.append({"key": key, "error": one})
+    for key, submitted in batch:
+        if isinstance(submitted, str):
+            rows.append({"key": key, "error": submitted})
         else:
-            beside, future = one
+            extras, future = submitted
             encoded = future.result()
-            rows.append({"key": key, **({} if "error" in encoded else beside), **encoded})
+            rows.append({"key": key, **({} if "error" in encoded else extras), **encoded})
     return rows
 
 
 def decode(data: bytes, max_side_px: int) -> np.ndarray | str:
-    """The image, uint8 [H, W, 3], no larger than `max_side_px`, or the reason why it cannot be used."""
+    """The image, uint8 [H, W, 3], longer side at most `max_side_px`; or the reason why it cannot be used."""
     try:
         image = open_image(data)
     except BadImage as error:
@@ -122,7 +124,7 @@ def decode(data: bytes, max_side_px: int) -> np.ndarray | str:
 
 
 def encode(task: Task, label: np.ndarray, max_side_px: int) -> dict[str, Any]:
-    """`height width payload` and the task's scalars of the label, no larger than `max_side_px`; or `error`."""
+    """`height width payload` and the task's scalars of the label, longer side at most `max_side_px`; or `error`."""
     height, width = label.shape[:2]
     scale = max_side_px / max(height, width)
     if scale < 1:
@@ -135,7 +137,7 @@ def encode(task: Task, label: np.ndarray, max_side_px: int) -> dict[str, Any]:
 
 
 def _end_with_parent() -> None:
-    """In a worker: end when the job does, also when it is killed; else killed jobs would leave processes behind."""
+    """Worker initialiser: exit when the parent does, even if it is killed; otherwise workers would be orphaned."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

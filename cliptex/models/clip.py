@@ -1,4 +1,4 @@
-"""The CLIP under training: build it from config, export it as an open_clip folder, load it back."""
+"""Build the CLIP to be trained from the config, export it as an open_clip folder, and load such folders."""
 
 import shutil
 from pathlib import Path
@@ -29,22 +29,22 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",
 )
-"""Of a tokenizer of transformers, which open_clip looks for beside the weights; CLIP's own needs none."""
+"""Files of a transformers tokenizer, which open_clip looks for next to the weights; CLIP's own tokenizer needs none."""
 PREPROCESS = {
     "mean": open_clip.OPENAI_DATASET_MEAN,
     "std": open_clip.OPENAI_DATASET_STD,
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
-"""CLIP's own, for weights that do not say how images are to be prepared."""
+"""CLIP's preprocessing, the default for weights that do not specify theirs."""
 
 
 def model_config(student: Student) -> dict[str, Any]:
     """The open_clip `model_cfg` of the student.
 
-    A pretrained folder says its own, whatever `architecture` is. A pretrained tag whose weights were trained with
-    QuickGELU gets it, since open_clip would only warn and compute something else. Raises CliptexError for an unknown
-    architecture name.
+    For a pretrained folder it is read from there, and `architecture` is ignored. For a pretrained tag whose weights were
+    trained with QuickGELU, that is enabled, since open_clip would only warn and compute a different function. Raises
+    CliptexError for an unknown architecture name.
     """
     if student.pretrained is not None and Path(student.pretrained).is_dir():
         return exported_config(student.pretrained)["model_cfg"]
@@ -59,7 +59,7 @@ def model_config(student: Student) -> dict[str, Any]:
         )
     if "multimodal_cfg" in config:
         raise CliptexError(
-            f"student.architecture: {student.architecture!r} is CoCa, whose captions are not learned; choose a CLIP"
+            f"student.architecture: {student.architecture!r} is CoCa, which is not supported; choose a CLIP"
         )
     return config | ({"quick_gelu": True} if _wants_quick_gelu(student) else {})
 
@@ -70,17 +70,17 @@ def _wants_quick_gelu(student: Student) -> bool:
 
 
 def build(student: Student, seed: int) -> torch.nn.Module:
-    """An open_clip model with the student's pretrained weights, or with random ones drawn from `seed`.
+    """An open_clip model with the student's pretrained weights, or with random weights drawn from `seed`.
 
-    Raises CliptexError for a tag that does not exist, a file that is missing, or weights that do not fit. Nothing is
-    executed: a file is safetensors, or PyTorch's and of tensors alone.
+    Raises CliptexError for an unknown tag, a missing file, or weights that do not match. Files are safetensors, or
+    PyTorch files of tensors only; no code in them is executed.
     """
     config = model_config(student)
     torch.manual_seed(seed)
     if student.pretrained is None:
         try:
             return _random(config)
-        except OSError as error:  # a text tower of transformers, whose configuration is on the hub
+        except OSError as error:  # a transformers text tower, whose configuration must be fetched from the hub
             raise CliptexError(f"student.architecture: cannot be built ({' '.join(str(error).split())})") from error
     path = Path(student.pretrained)
     if path.is_dir():
@@ -106,11 +106,11 @@ def build(student: Student, seed: int) -> torch.nn.Module:
             require_pretrained=True,
             weights_only=True,
         )
-    except Exception as error:  # a refused pickle, a missing key, a broken zip, no network
-        what = " ".join(str(error).split())
+    except Exception as error:  # a rejected pickle, a missing key, a broken zip, no network
+        reason = " ".join(str(error).split())
         remedy = "" if path.exists() else "; without a network, give the path of the file or folder"
         raise CliptexError(
-            f"student.pretrained: {student.pretrained} cannot be loaded into {_name(student)} ({what}){remedy}"
+            f"student.pretrained: {student.pretrained} cannot be loaded into {_name(student)} ({reason}){remedy}"
         ) from error
 
 
@@ -125,9 +125,9 @@ def _random(config: dict[str, Any]) -> torch.nn.Module:
 
 
 def fetch(student: Student, record: Path) -> None:
-    """Bring the student's published weights, and its tokenizer, into the hub's cache on this machine; write `record`.
+    """Download the student's published weights and its tokenizer to the local hub cache; write `record`.
 
-    They are loaded once, so that what does not fit is found before any job waits for it.
+    The model is built once, so that weights that do not match are reported before training jobs start.
     """
     model = build(student, 0)
     tokenizer(student)
@@ -135,30 +135,30 @@ def fetch(student: Student, record: Path) -> None:
 
 
 def preprocessing(model: torch.nn.Module) -> dict[str, Any]:
-    """How images are to be prepared for a model: open_clip's `preprocess_cfg`, without the size."""
-    # what the pretrained weights came with, which a model of random weights does not have
-    given = getattr(model.visual, "preprocess_cfg", {})
-    return {name: given.get(name, value) for name, value in PREPROCESS.items()}
+    """Preprocessing of a model's images: open_clip's `preprocess_cfg`, without the size."""
+    # set by open_clip for pretrained weights only
+    pretrained = getattr(model.visual, "preprocess_cfg", {})
+    return {name: pretrained.get(name, value) for name, value in PREPROCESS.items()}
 
 
 def export(model: torch.nn.Module, student: Student, folder: Path) -> str:
     """Write `open_clip_config.json` and `open_clip_model.safetensors`; return the weights' SHA-256.
 
-    The folder loads with `open_clip.create_model_and_transforms("local-dir:<folder>", require_pretrained=True)`. A
-    tokenizer of transformers goes with it.
+    The folder can be loaded by `open_clip.create_model_and_transforms("local-dir:<folder>", require_pretrained=True)`.
+    A transformers tokenizer is saved with it.
     """
-    texts = tokenizer(student)
-    if isinstance(texts, HFTokenizer):
-        texts.save_pretrained(folder)
-    described = {"model_cfg": model_config(student), "preprocess_cfg": preprocessing(model)}
-    write_json(folder / CONFIG_FILE, described)
+    text_tokenizer = tokenizer(student)
+    if isinstance(text_tokenizer, HFTokenizer):
+        text_tokenizer.save_pretrained(folder)
+    config = {"model_cfg": model_config(student), "preprocess_cfg": preprocessing(model)}
+    write_json(folder / CONFIG_FILE, config)
     with replacing(folder / WEIGHTS_FILE) as scratch:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, scratch)
     return sha256_file(folder / WEIGHTS_FILE)
 
 
 def load(folder: Path) -> torch.nn.Module:
-    """The model of an exported folder, in evaluation mode. Raises CliptexError when files are missing or do not fit."""
+    """The model of an exported folder, in evaluation mode. Raises CliptexError if files are missing or do not match."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (Path(folder) / name).exists():
             raise CliptexError(f"{Path(folder) / name}: no such file; train that model first")
@@ -166,19 +166,19 @@ def load(folder: Path) -> torch.nn.Module:
 
 
 def _open(folder: Path) -> torch.nn.Module:
-    """The model of a folder in open_clip's layout, whatever its weight file is called."""
+    """The model of a folder in open_clip's layout; its weight file may have any name that open_clip supports."""
     try:
         return open_clip.create_model(f"local-dir:{folder}", require_pretrained=True, weights_only=True)
-    except Exception as error:  # safetensors, json, torch and open_clip each have their own kind
+    except Exception as error:  # safetensors, json, torch and open_clip raise different types
         raise CliptexError(
             f"{folder}: not a loadable open_clip model ({error}); if it was trained here, delete it and train again"
         ) from error
 
 
 def tokenizer(student: Student) -> Any:
-    """The open_clip tokenizer that fits the student's text tower; texts -> int64 [N, context_length].
+    """The open_clip tokenizer of the student's text tower; texts -> int64 [N, context_length].
 
-    Raises CliptexError for one of transformers that cannot be fetched.
+    Raises CliptexError if a transformers tokenizer cannot be loaded.
     """
     config = model_config(student)["text_cfg"]
     options = {"context_length": config.get("context_length", 77), **config.get("tokenizer_kwargs", {})}
@@ -189,16 +189,16 @@ def tokenizer(student: Student) -> Any:
         name = student.pretrained
     try:
         return HFTokenizer(name, tokenizer_mode=config.get("tokenizer_mode"), **options)
-    except Exception as error:  # transformers and the hub each have their own kind
-        what = " ".join(str(error).split())
+    except Exception as error:  # transformers and the hub raise different types
+        reason = " ".join(str(error).split())
         raise CliptexError(
-            f"student.architecture: its tokenizer {name} cannot be loaded ({what}); without a network, put it into the"
-            " cache of the Hugging Face hub first"
+            f"student.architecture: its tokenizer {name} cannot be loaded ({reason}); without a network, put it into"
+            " the cache of the Hugging Face hub first"
         ) from error
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files that are in one exported folder, if any, to another."""
+    """Copy the tokenizer files of an exported folder, if any, to another."""
     for name in TOKENIZER_FILES:
         if (source / name).exists():
             with replacing(target / name) as scratch:
@@ -206,12 +206,12 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def exported_config(folder: Path) -> dict[str, Any]:
-    """`open_clip_config.json` of an exported folder. Raises CliptexError where it is missing or broken."""
+    """`open_clip_config.json` of an exported folder. Raises CliptexError if it is missing or broken."""
     return read_json(Path(folder) / CONFIG_FILE)
 
 
 def exported_preprocessing(folder: Path, model: torch.nn.Module) -> PreprocessCfg:
-    """How images are prepared for an exported model; CLIP's own way where the folder does not say."""
+    """Preprocessing of an exported model, by default CLIP's."""
     return PreprocessCfg(size=model.visual.image_size, **exported_config(folder).get("preprocess_cfg", {}))
 
 

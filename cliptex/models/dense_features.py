@@ -1,8 +1,8 @@
-"""What an image encoder's features are: one definition for training and for the probes.
+"""Features of an image encoder, with one definition for training and the probes.
 
-Dense features are the patch tokens of the last block after the encoder's final normalisation, as a map. Both an
-open_clip vision transformer and a timm trunk inside open_clip are accepted.
-Shapes: B images, C encoder width, h x w the patch grid, D the embedding both towers share.
+Dense features are the patch tokens of the last block after the encoder's final normalisation, as a map. open_clip's
+vision transformers and timm trunks inside open_clip are supported.
+Shapes: B images, C encoder width, h x w the patch grid, D width of the joint embedding.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from cliptex.core.errors import CliptexError
 
 
 def dense_features(visual: nn.Module, images_BCHW: torch.Tensor) -> torch.Tensor:
-    """Dense features [B, C, h, w] of normalised images [B, 3, H, W]; gradients flow.
+    """Dense features [B, C, h, w] of normalised images [B, 3, H, W]; differentiable.
 
     visual: `model.visual` of an open_clip model. H and W: as in `layer_features`.
     """
@@ -27,7 +27,7 @@ def dense_features(visual: nn.Module, images_BCHW: torch.Tensor) -> torch.Tensor
 def layer_features(
     visual: nn.Module, images_BCHW: torch.Tensor, indices: int | Sequence[int], normalised: bool = True
 ) -> list[torch.Tensor]:
-    """Patch tokens after each of the blocks `indices` as maps [B, C, h, w]; arguments as of `layer_tokens`."""
+    """Patch tokens after each of the blocks `indices` as maps [B, C, h, w]; arguments as in `layer_tokens`."""
     return layer_tokens(visual, images_BCHW, indices, normalised)["image_intermediates"]
 
 
@@ -38,16 +38,16 @@ def layer_tokens(
     normalised: bool = True,
     class_tokens: bool = False,
 ) -> dict[str, list[torch.Tensor]]:
-    """`image_intermediates`: patch tokens after each of the blocks `indices` as maps [B, C, h, w]; gradients flow.
+    """`image_intermediates`: patch tokens after each of the blocks `indices` as maps [B, C, h, w]; differentiable.
 
-    With class_tokens also `image_intermediates_prefix`: the class token (and others before the patches, if the encoder
-    has any) [B, n, C] of each block; absent where the encoder has none. indices: the last so many blocks, or their
-    numbers from 0 (or from the end, if negative). normalised: whether the encoder's final normalisation is applied to
-    each. H and W are the encoder's own image size; open_clip's own vision transformers take other multiples of the
-    patch size too, with the position embedding resized. Raises CliptexError for a size that the encoder cannot take.
+    With class_tokens also `image_intermediates_prefix`: the class token (and further tokens before the patches, if any)
+    [B, n, C] of each block; absent if the encoder has none. indices: number of last blocks, or list of block numbers
+    from 0 (negative: from the end). normalised: whether to apply the encoder's final normalisation to each block. H and
+    W must be the encoder's image size; open_clip's own vision transformers also take other multiples of the patch size,
+    with resized position embedding. Raises CliptexError for a size that the encoder does not support.
     """
-    wanted = indices if isinstance(indices, int) else list(indices)
-    options = {"indices": wanted, "normalize_intermediates": normalised, "intermediates_only": True}
+    indices = indices if isinstance(indices, int) else list(indices)
+    options = {"indices": indices, "normalize_intermediates": normalised, "intermediates_only": True}
     options |= {"stop_early": True, "output_extra_tokens": class_tokens}
     resized = resized_positions(visual, tuple(images_BCHW.shape[-2:]))
     if resized is None:
@@ -57,7 +57,7 @@ def layer_tokens(
 
 
 class _Intermediates(nn.Module):
-    """`forward_intermediates` as a module's call, which `functional_call` needs."""
+    """Wraps `forward_intermediates` as `forward`, since `functional_call` calls the latter."""
 
     def __init__(self, visual: nn.Module):
         super().__init__()
@@ -69,22 +69,22 @@ class _Intermediates(nn.Module):
 
 @torch.compiler.disable  # the backward pass of this resize cannot be compiled
 def resized_positions(visual: nn.Module, size: tuple[int, int]) -> torch.Tensor | None:
-    """The position embedding [1 + n, C] for images of another (height, width); None for the encoder's own.
+    """The position embedding [1 + n, C] resized for images of `size` (height, width); None for the encoder's own size.
 
-    Bicubic with antialiasing, as open_clip does when it loads weights for another size; gradients flow. Raises
-    CliptexError for an encoder without one, and for a size that is not a multiple of the patch size.
+    Bicubic with antialiasing, as open_clip does when it loads weights for another size; differentiable. Raises
+    CliptexError for an encoder without a position embedding, and for a size not divisible by the patch size.
     """
     own = _pair(visual.image_size)
     if size == own:
         return None
     if not isinstance(getattr(visual, "positional_embedding", None), nn.Parameter):
         raise CliptexError(
-            f"{type(visual).__name__}: takes images of {own[0]} x {own[1]} only, these are {size[0]} x {size[1]};"
-            " open_clip's own vision transformers take others"
+            f"{type(visual).__name__}: takes only images of {own[0]} x {own[1]}, not {size[0]} x {size[1]};"
+            " use one of open_clip's own vision transformers for other sizes"
         )
     patch = _pair(visual.patch_size)
     if size[0] % patch[0] or size[1] % patch[1]:
-        raise CliptexError(f"images of {size[0]} x {size[1]} are no multiple of the encoder's patch size {patch[0]}")
+        raise CliptexError(f"image size {size[0]} x {size[1]} is not a multiple of the encoder's patch size {patch[0]}")
     first, grid = visual.positional_embedding[:1], visual.positional_embedding[1:]
     rows, columns = own[0] // patch[0], own[1] // patch[1]
     grid = grid.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
@@ -94,7 +94,7 @@ def resized_positions(visual: nn.Module, size: tuple[int, int]) -> torch.Tensor 
 
 
 def number_of_blocks(visual: nn.Module) -> int:
-    """Blocks of an encoder, by whose numbers `layer_features` goes."""
+    """Number of blocks that `layer_features` can select from."""
     trunk = getattr(visual, "trunk", None)
     return len(trunk.feature_info if trunk is not None else visual.transformer.resblocks)
 
@@ -104,7 +104,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def features_and_embedding(visual: nn.Module, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dense features [B, C, h, w] and the image embedding [B, D] (not normalised) from one pass; gradients flow.
+    """Dense features [B, C, h, w] and the image embedding [B, D] (not normalised) in one pass; differentiable.
 
     The embedding equals `visual(images_BCHW)`, i.e. `model.encode_image` without `normalize`.
     """

@@ -1,4 +1,4 @@
-"""The frozen encoders that probes judge: exported models, and two baselines that have learned nothing.
+"""The frozen encoders that probes evaluate: exported models, and two untrained baselines.
 
 Shapes: B images, S image side, C feature width, h x w feature map.
 """
@@ -20,6 +20,7 @@ from torch.func import functional_call
 from cliptex.config import Student
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import sha256_file, sha256_json
+from cliptex.core.seeds import seed_of
 from cliptex.models.clip import CONFIG_FILE, WEIGHTS_FILE, build, exported_config, load
 from cliptex.models.dense_features import dense_features, layer_tokens, number_of_blocks, resized_positions
 
@@ -29,26 +30,26 @@ INTERPOLATION = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-BATCH_SIZE = 8  # a ViT-B-16 on a processor takes an eighth less time for an image than in batches of 32
+BATCH_SIZE = 8  # on a CPU, a ViT-B-16 needs an eighth less time per image than in batches of 32
 
 
-def _without_gradients(method: Callable) -> Callable:
-    """Features without gradients, unless the encoder is unfrozen and somebody wants them."""
+def _no_grad_if_frozen(method: Callable) -> Callable:
+    """Decorate a method of `Encoder`: gradients are computed only if the encoder is unfrozen."""
 
     @wraps(method)
-    def computed(self: "Encoder", *args: Any, **options: Any) -> torch.Tensor:
-        with torch.set_grad_enabled(self._learns and torch.is_grad_enabled()):
+    def decorated(self: "Encoder", *args: Any, **options: Any) -> torch.Tensor:
+        with torch.set_grad_enabled(self._trainable and torch.is_grad_enabled()):
             return method(self, *args, **options)
 
-    return computed
+    return decorated
 
 
 class Encoder:
-    """A frozen image encoder.
+    """An image encoder, frozen unless `unfrozen` is called.
 
-    image_size: side S of the square images it takes. mean, std: of the normalisation, per channel, for pixels in
-    0..1. interpolation: how images are resized. sha256: of the weight file, or of the weights where there is none.
-    config_sha256: of the architecture.
+    Attributes: `image_size`, side S of its square images; `mean` and `std` of each channel, for pixels in 0..1;
+    `interpolation` for resizing images; `sha256` of the weight file, or of the weights if there is no file;
+    `config_sha256` of the architecture.
     """
 
     def __init__(self, visual: torch.nn.Module, folder: Path, sha256: str):
@@ -65,49 +66,48 @@ class Encoder:
         self.interpolation: str = preprocess.get("interpolation", "bicubic")
         self.sha256 = sha256
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._learns = False
+        self._trainable = False
         self._visual, self._project = _split_projection(visual.eval().requires_grad_(False).to(self.device))
 
     def input_size(self, size_px: int | tuple[int, int] | None) -> tuple[int, int]:
-        """Height and width of what the encoder is shown; its own for None."""
+        """Height and width of the input for the option `size_px`; the encoder's own size for None."""
         size_px = size_px or self.image_size
         return (size_px, size_px) if isinstance(size_px, int) else tuple(size_px)
 
     def normalised(self, images_BHWC: np.ndarray) -> torch.Tensor:
-        """uint8 images [B, S, S, 3] as the float32 [B, 3, S, S] that the network takes."""
+        """uint8 images [B, S, S, 3] to normalised float32 [B, 3, S, S] on the encoder's device."""
         pixels = torch.from_numpy(images_BHWC).to(self.device).permute(0, 3, 1, 2).float() / 255
         mean = torch.tensor(self.mean, device=self.device).view(3, 1, 1)
         return (pixels - mean) / torch.tensor(self.std, device=self.device).view(3, 1, 1)
 
-    @_without_gradients
+    @_no_grad_if_frozen
     def dense(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Dense features [B, C, h, w] of normalised images, as training uses them (`cliptex.models.dense_features`)."""
         return dense_features(self._visual, images_BCHW)
 
     def unfrozen(self) -> torch.nn.Module:
-        """The network that gives the features. From now on it can learn, and features have gradients."""
-        self._learns = True
+        """Unfreeze the network and return it; features now have gradients."""
+        self._trainable = True
         return self._visual.requires_grad_(True)
 
     @cached_property
     def grid(self) -> int:
-        """Side of the feature map, cells, at the encoder's own size."""
+        """Side of the feature map at the encoder's own image size, cells."""
         return self.map_shape((self.image_size, self.image_size))[2]
 
     @torch.no_grad()
     def map_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Channels, rows and columns of the dense features of images of this height and width.
+        """Channels, rows and columns of the dense features of images with this height and width.
 
-        Raises CliptexError for a size that the encoder cannot take.
+        Raises CliptexError for a size that the encoder does not support.
         """
         return tuple(dense_features(self._visual, torch.zeros(1, 3, *size, device=self.device)).shape[1:])
 
-    @_without_gradients
+    @_no_grad_if_frozen
     def tokens(self, images_BCHW: torch.Tensor, layers: Sequence[int] | str, norm: bool, cls: bool) -> torch.Tensor:
         """Tokens [B, h * w, L * C] of the L blocks `layers`, row by row; with `cls` the class token comes first.
 
-        layers: block numbers, or "last", or "quarters" (after each quarter of the blocks). norm: whether the encoder's
-        final normalisation is applied to each.
+        layers: see `block_numbers`. norm: whether to apply the encoder's final normalisation to each block.
         """
         out = layer_tokens(self._visual, images_BCHW, block_numbers(self._visual, layers), norm, cls)
         tokens = torch.cat(out["image_intermediates"], 1).flatten(2).transpose(1, 2)
@@ -115,43 +115,43 @@ class Encoder:
             return tokens
         if not (prefix := out.get("image_intermediates_prefix")):
             raise CliptexError("features.cls: this encoder has no class token; set it to false")
-        return torch.cat([torch.cat([one[:, :1] for one in prefix], -1), tokens], 1)
+        return torch.cat([torch.cat([block[:, :1] for block in prefix], -1), tokens], 1)
 
-    @_without_gradients
+    @_no_grad_if_frozen
     def pooled(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """The feature [B, C] from which the encoder makes its embedding, before the projection."""
+        """The pooled feature [B, C] of the encoder, before the projection."""
         positions = resized_positions(self._visual, tuple(images_BCHW.shape[-2:]))
         if positions is None:
             return self._visual(images_BCHW)
         return functional_call(self._visual, {"positional_embedding": positions}, (images_BCHW,))
 
-    @_without_gradients
+    @_no_grad_if_frozen
     def summary(self, images_BCHW: torch.Tensor, blocks: int) -> torch.Tensor:
-        """Class tokens of the last `blocks` blocks after the final normalisation, and the mean of the last one's patch
-        tokens: [B, (blocks + 1) C]."""
+        """Class tokens of the last `blocks` blocks after the final normalisation, and mean patch token of the last
+        block: [B, (blocks + 1) * C]."""
         out = layer_tokens(self._visual, images_BCHW, blocks, class_tokens=True)
         if not (prefix := out.get("image_intermediates_prefix")):
             raise CliptexError("features.point: this encoder has no class token; choose pooled or embedding")
-        return torch.cat([*(one[:, 0] for one in prefix), out["image_intermediates"][-1].mean((2, 3))], 1)
+        return torch.cat([*(block[:, 0] for block in prefix), out["image_intermediates"][-1].mean((2, 3))], 1)
 
-    @_without_gradients
+    @_no_grad_if_frozen
     def embedding(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """The embedding [B, D], which is compared with that of texts, not normalised."""
+        """The embedding [B, D], not normalised."""
         return self._project(self.pooled(images_BCHW))
 
 
 class PositionEncoder(Encoder):
-    """Knows where a pixel is and nothing else: a fixed 2-D sine-cosine code, the same for every image and block.
+    """Baseline that encodes only position: a fixed 2-D sine-cosine code, the same for every image and block.
 
-    Its grid and width are those of the encoder it is shown beside. Pooled, as a class token and as an embedding it is
-    the mean of the code: a constant.
+    Grid and width are those of the encoder `visual`. Pooled feature, class token and embedding are the mean of the
+    code, a constant.
     """
 
     def __init__(self, visual: torch.nn.Module, folder: Path):
         super().__init__(visual, folder, "")
         own = self.map_shape((self.image_size, self.image_size))
         if own[0] % 4:
-            raise CliptexError(f"{folder / CONFIG_FILE}: the position baseline needs a width of 4 n")
+            raise CliptexError(f"{folder / CONFIG_FILE}: the position baseline needs an encoder width divisible by 4")
         self.sha256 = hashlib.sha256(_position_code(*own).tobytes()).hexdigest()
         self._codes: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -177,29 +177,30 @@ class PositionEncoder(Encoder):
 
 
 def _position_code(channels: int, rows: int, columns: int) -> np.ndarray:
-    """float32 [channels, rows, columns]; of a square grid open_clip's `get_2d_sincos_pos_embed`."""
+    """float32 [channels, rows, columns]; for a square grid, open_clip's `get_2d_sincos_pos_embed`."""
     places = np.stack(np.meshgrid(np.arange(columns, dtype=np.float32), np.arange(rows, dtype=np.float32)))
     code = get_2d_sincos_pos_embed_from_grid(channels, places.reshape(2, 1, rows, columns))
     return code.astype(np.float32).reshape(rows, columns, channels).transpose(2, 0, 1).copy()
 
 
 def block_numbers(visual: torch.nn.Module, layers: Sequence[int] | str) -> list[int]:
-    """Numbers from 0 of the blocks that `layers` means. Raises CliptexError for one that the encoder does not have."""
+    """Block numbers, from 0. layers: numbers (negative: from the end), "last", or "quarters" (after each quarter of the
+    blocks). Raises CliptexError for a number out of range."""
     count = number_of_blocks(visual)
     if layers == "last":
         return [count - 1]
     if layers == "quarters":
         return [count * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
     if bad := [layer for layer in layers if not -count <= layer < count]:
-        raise CliptexError(f"features.layers: {bad[0]} is no block of the encoder, which has {count}")
+        raise CliptexError(f"features.layers: block {bad[0]} is out of range; the encoder has {count} blocks")
     return [layer % count for layer in layers]
 
 
 def load_encoder(kind_or_path: str | Path, *, reference: Path | None = None, seed: int = 0) -> Encoder:
-    """An encoder by the folder of an exported model, or by the name of a baseline.
+    """Load the encoder of an exported folder, or make a baseline.
 
-    Baselines ("random", "position") take their architecture and preprocessing from the exported folder `reference`;
-    "random" is drawn from `seed`. Raises CliptexError when files are missing or do not fit.
+    Baselines ("random", "position") use the architecture and preprocessing of the exported folder `reference`; weights
+    of "random" are drawn from `seed`. Raises CliptexError if files are missing or do not match.
     """
     if kind_or_path not in BASELINES:
         folder = Path(kind_or_path)
@@ -210,8 +211,35 @@ def load_encoder(kind_or_path: str | Path, *, reference: Path | None = None, see
     return Encoder(visual, reference, sha256_weights(visual))
 
 
+def load_encoders(models: Sequence[str], seed: int, models_dir: Path) -> dict[str, Encoder]:
+    """The encoders of models and baselines. Raises CliptexError if their image sizes or interpolations differ."""
+    reference = reference_folder(models, seed, models_dir)
+    encoders = {}
+    for model in models:
+        folder = model if model in BASELINES else Path(models_dir) / model / f"seed{seed}"
+        encoders[model] = load_encoder(folder, reference=reference, seed=seed_of("random encoder", seed))
+    first = encoders[models[0]]
+    for model, encoder in encoders.items():
+        if (encoder.image_size, encoder.interpolation) != (first.image_size, first.interpolation):
+            raise CliptexError(
+                f"models.{model}: its image size differs from {models[0]}'s; probe them in separate jobs"
+            )
+    return encoders
+
+
+def reference_folder(models: Sequence[str], seed: int, models_dir: Path) -> Path:
+    """The exported folder whose architecture the baselines use; all models of a config have the same architecture."""
+    for model in models:
+        if model not in BASELINES:
+            return Path(models_dir) / model / f"seed{seed}"
+    config_files = sorted(Path(models_dir).glob(f"*/seed{seed}/{CONFIG_FILE}"))
+    if not config_files:
+        raise CliptexError(f"{models_dir}: no exported model with seed {seed}; train one first")
+    return config_files[0].parent
+
+
 def untrained(reference: Path, seed: int) -> torch.nn.Module:
-    """An open_clip model of the architecture of the exported folder `reference`, with weights drawn from `seed`."""
+    """An open_clip model with the architecture of the exported folder `reference` and weights drawn from `seed`."""
     if not (Path(reference) / CONFIG_FILE).exists():
         raise CliptexError(f"{Path(reference) / CONFIG_FILE}: no such file; train that model first")
     with torch.random.fork_rng():
@@ -228,35 +256,35 @@ def sha256_weights(module: torch.nn.Module) -> str:
 
 
 def _split_projection(visual: torch.nn.Module) -> tuple[torch.nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
-    """`visual`, now returning what its projection was applied to, and the projection."""
+    """Remove the final projection from `visual`; return both."""
     if isinstance(visual, open_clip.timm_model.TimmModel):
         project, visual.head = visual.head, torch.nn.Identity()
     elif isinstance(getattr(visual, "proj", None), torch.nn.Parameter):
         project, visual.proj = partial(torch.matmul, other=visual.proj), None
     else:
         raise CliptexError(
-            f"student.architecture: probes know open_clip's vision transformers and timm towers, "
+            f"student.architecture: probes support open_clip's vision transformers and timm towers, "
             f"not {type(visual).__name__}; choose one of those"
         )
     return visual, project
 
 
 def squash(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
-    """uint8 [H, W, 3] to [size, size, 3], ratio not kept, so that masks need no cropping."""
+    """Resize uint8 [H, W, 3] to [size, size, 3] without keeping the aspect ratio."""
     if image.shape[:2] == (size, size):
         return image
     return np.asarray(Image.fromarray(image).resize((size, size), INTERPOLATION[interpolation]))
 
 
 def centre_crop(image: np.ndarray, size: int, interpolation: str, resize: int | None = None) -> np.ndarray:
-    """uint8 [H, W, 3] to [size, size, 3]: shorter side to `resize`, by default `size`, then the centre, as CLIP's own
-    preprocessing."""
+    """Resize the shorter side of uint8 [H, W, 3] to `resize` (default: `size`) and crop the centre to [size, size, 3],
+    as in CLIP's preprocessing."""
     height, width = image.shape[:2]
     resize = resize or size
     if (height, width) == (size, size) == (resize, resize):
         return image
     shorter = min(height, width)
-    # as torchvision's Resize and CenterCrop round
+    # rounding of torchvision's Resize and CenterCrop
     height, width = int(resize * height / shorter), int(resize * width / shorter)
     resized = np.asarray(Image.fromarray(image).resize((width, height), INTERPOLATION[interpolation]))
     top, left = round((height - size) / 2), round((width - size) / 2)
@@ -264,10 +292,10 @@ def centre_crop(image: np.ndarray, size: int, interpolation: str, resize: int | 
 
 
 def in_order(samples: Sequence, read: Callable) -> Iterator:
-    """`read(sample)` of every sample, in order; read ahead by as many threads as torch computes with."""
+    """Yield `read(sample)` of every sample in order, prefetched by as many threads as torch computes with."""
     threads = torch.get_num_threads()
     if threads == 1:
-        # by index: iterating a Sequence would take an IndexError inside a reader for its end
+        # by index: when iterating over a Sequence, an IndexError raised by a reader would end the loop silently
         for index in range(len(samples)):
             yield read(samples[index])
         return

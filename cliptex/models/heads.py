@@ -1,4 +1,4 @@
-"""The shared multi-scale module and the task heads: used in training, thrown away afterwards.
+"""The shared multi-scale module and the task heads: used in training, discarded afterwards.
 
 Shapes: B images, C encoder width, h x w the patch grid, D output channels of the module.
 """
@@ -25,8 +25,8 @@ METADATA_KEY = "cliptex"
 class PyramidPooling(nn.Module):
     """Pyramid pooling module (Zhao et al. 2017, section 3.2): [B, C, h, w] -> [B, D, h, w].
 
-    Average-pooled maps of 1, 2, 3 and 6 cells a side are each projected by a 1x1 convolution, resized back,
-    concatenated with the input and fused by a 3x3 convolution.
+    Average-pooled maps of side 1, 2, 3 and 6 are each projected by a 1x1 convolution, resized back, concatenated with
+    the input and fused by a 3x3 convolution.
     """
 
     BINS = (1, 2, 3, 6)
@@ -50,9 +50,9 @@ class PyramidPooling(nn.Module):
 class DilatedPooling(ASPP):
     """Atrous spatial pyramid pooling of DeepLabV3 (Chen et al. 2017, section 3.3): [B, C, h, w] -> [B, D, h, w].
 
-    torchvision's: a 1x1 convolution, 3x3 ones with the dilations `rates` and the image's mean, each of D channels,
-    concatenated and projected by a 1x1 convolution. Without torchvision's dropout of half the channels, which the
-    paper does not have: it would be noise on the gradient that reaches the encoder.
+    torchvision's module: a 1x1 convolution, 3x3 convolutions with the dilations `rates` and global average pooling, of
+    D channels each, concatenated and projected by a 1x1 convolution. torchvision's dropout of half the channels is
+    removed: the paper does not have it, and it would add noise to the encoder's gradient.
     """
 
     def __init__(self, in_channels: int, out_channels: int, rates: tuple[int, ...]):
@@ -69,8 +69,8 @@ def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
 
 
 def _head(kind: str, in_channels: int, width: int, out_channels: int) -> nn.Module:
-    """`light`: one 1x1 convolution. `heavy`, `heavier`: two, four 3x3 ones of `width` channels with norm and ReLU, then
-    a 1x1."""
+    """`light`: a 1x1 convolution. `heavy` and `heavier`: two and four 3x3 convolutions of `width` channels with norm
+    and ReLU, then a 1x1 convolution."""
     if kind == "light":
         return nn.Conv2d(in_channels, out_channels, 1)
     inner = {"heavy": 2, "heavier": 4}[kind]
@@ -79,12 +79,12 @@ def _head(kind: str, in_channels: int, width: int, out_channels: int) -> nn.Modu
 
 
 class DenseHeads(nn.Module):
-    """One multi-scale module for all tasks and one head a task.
+    """One multi-scale module for all tasks, and one head per label store.
 
     channels: label store -> output channels of its task. multi_scale: "ppm", "aspp" or "none". width: output channels
-    of the module, and of the inner layers of heavy heads. heads: "light", "heavy" or "heavier". rates: of "aspp".
-    prior_cells: side of the grid of a learned offset a place (see `cliptex.training.label_prior`), on top of which the heads
-    start at zero; 0 for none.
+    of the module, and of the inner layers of heavy heads. heads: "light", "heavy" or "heavier". rates: dilations of
+    "aspp". prior_cells: side of the grid of the position prior, a learned bias for each position that is added to the
+    output of a head (`cliptex.training.position_prior`); the last layers of the heads then start at zero. 0: no prior.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class DenseHeads(nn.Module):
                 nn.init.zeros_(last.bias)
 
     def forward(self, features_BChw: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Dense features to raw predictions [B, channels, h, w] a store."""
+        """Label store -> raw predictions [B, channels, h, w] from dense features."""
         shared = self.multi_scale(features_BChw)
         out = {store: head(shared) for store, head in self.heads.items()}
         for store, prior in self.priors.items():
@@ -132,31 +132,32 @@ class DenseHeads(nn.Module):
 
 
 def save_heads(heads: DenseHeads, path: Path, tasks: dict[str, str], losses: dict[str, dict[str, Any]]) -> None:
-    """Write module and heads as safetensors, with all that `load_heads` needs in the file's metadata.
+    """Write module and heads as safetensors; the metadata have the arguments, tasks and losses for `load_heads`.
 
-    tasks: label store -> name of its task. losses: label store -> options of its loss, which may shape the output.
+    tasks: label store -> name of its task. losses: label store -> options of its loss, which may determine the number
+    of output channels.
     """
-    about = {"arguments": heads.arguments, "tasks": tasks, "losses": losses}
+    metadata = {"arguments": heads.arguments, "tasks": tasks, "losses": losses}
     tensors = {name: tensor.contiguous() for name, tensor in heads.state_dict().items()}
     with replacing(path) as scratch:
-        save_file(tensors, scratch, metadata={METADATA_KEY: json.dumps(about)})
+        save_file(tensors, scratch, metadata={METADATA_KEY: json.dumps(metadata)})
 
 
 def load_heads(path: Path) -> tuple[DenseHeads, dict[str, Task]]:
-    """Module and heads of a file of `save_heads`, in evaluation mode, and the task of each label store.
+    """Load a file of `save_heads`: the heads in evaluation mode, and the task of each label store.
 
-    Raises CliptexError when the file is damaged, or does not say what it holds.
+    Raises CliptexError if the file is damaged or lacks the metadata.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[METADATA_KEY])
-            heads = DenseHeads(**about["arguments"])
+            metadata = json.loads((file.metadata() or {})[METADATA_KEY])
+            heads = DenseHeads(**metadata["arguments"])
             heads.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        losses = about["losses"]
+        losses = metadata["losses"]
         tasks = {
             store: find("tasks", task)().with_loss(losses.get(store, {}), f"{path}: {store}")
-            for store, task in about["tasks"].items()
+            for store, task in metadata["tasks"].items()
         }
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise CliptexError(f"{path}: not a file of heads by this version ({error!r}); train the model again") from error
+        raise CliptexError(f"{path}: not a heads file of this version ({error!r}); train the model again") from error
     return heads.eval(), tasks

@@ -1,7 +1,8 @@
-"""Use a trained model: embeddings, dense features and, while its heads are kept, dense predictions.
+"""Inference with a trained model: embeddings, dense features and, if it still has its heads, dense predictions.
 
-Reads   a folder of open_clip's files as training or `cliptex export` leaves it, with heads.safetensors or without.
-Shapes: N images or texts, D the embedding both towers share, C encoder width, h x w patch grid, S the encoder's side.
+Reads   a folder written by training or `cliptex export`, in open_clip's layout, with or without heads.safetensors.
+Shapes: N images or texts, D width of the joint embedding, C encoder width, h x w patch grid, S side of the encoder's
+        images.
 """
 
 from collections.abc import Sequence
@@ -21,15 +22,15 @@ from cliptex.models.encoders import INTERPOLATION, squash
 from cliptex.models.heads import DenseHeads, load_heads
 from cliptex.tasks.base import Task
 
-Picture = str | Path | Image.Image | np.ndarray
+ImageInput = str | Path | Image.Image | np.ndarray
 """A file, a Pillow image, or uint8 RGB [H, W, 3]."""
 
 
 class TrainedModel:
-    """A model in evaluation mode, on the GPU where there is one.
+    """A model in evaluation mode, on the GPU if there is one.
 
-    tasks: label store -> its task; empty for a model without heads. image_size: side S of what the encoder sees.
-    Raises CliptexError when files are missing or do not fit.
+    Attributes: `tasks`, label store -> its task, empty for a model without heads; `image_size`, side S of the encoder's
+    images. Raises CliptexError if files are missing or do not match.
     """
 
     def __init__(self, folder: Path, device: str | None = None):
@@ -48,36 +49,36 @@ class TrainedModel:
             self._heads = heads.to(self.device).requires_grad_(False)
 
     @torch.inference_mode()
-    def encode_image(self, images: Sequence[Picture], normalize: bool = True) -> torch.Tensor:
-        """Embeddings float32 [N, D], of unit length if `normalize`; images go through the model's preprocessing."""
+    def encode_image(self, images: Sequence[ImageInput], normalize: bool = True) -> torch.Tensor:
+        """Embeddings float32 [N, D], of unit length if `normalize`; images are preprocessed as the model requires."""
         batch = torch.stack([self.preprocess(Image.fromarray(pixels)) for pixels in _read(images)])
         return self.model.encode_image(batch.to(self.device), normalize=normalize)
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> torch.Tensor:
         """Embeddings float32 [N, D], of unit length if `normalize`."""
-        if isinstance(texts, str):  # whose letters would be embedded
-            raise CliptexError(f"encode_text takes a list of texts; write [{texts!r}]")
+        if isinstance(texts, str):  # its characters would be embedded
+            raise CliptexError(f"encode_text expects a list of texts; write [{texts!r}]")
         return self.model.encode_text(self.tokenizer(list(texts)).to(self.device), normalize=normalize)
 
     @torch.inference_mode()
-    def dense_features(self, images: Sequence[Picture]) -> torch.Tensor:
-        """Dense features float32 [N, C, h, w] of whole images, squeezed to S x S as probes see them."""
+    def dense_features(self, images: Sequence[ImageInput]) -> torch.Tensor:
+        """Dense features float32 [N, C, h, w] of whole images, squashed to S x S."""
         return dense_features(self.model.visual, self._whole(images))
 
     @torch.inference_mode()
-    def predict(self, image: Picture) -> dict[str, np.ndarray]:
-        """Label store -> the label that its head gives to an image, in the image's own H x W.
+    def predict(self, image: ImageInput) -> dict[str, np.ndarray]:
+        """Label store -> label predicted by its head, at the image's own height and width.
 
         Segmentation is uint8 [H, W]; depth float32 [H, W], relative inverse depth; normals float32 [H, W, 4]. The
         head's output is resized (bilinear) as in training. Raises CliptexError for a model without heads.
         """
         if not self.tasks:
             raise CliptexError(
-                f"{self.folder}: the model has no heads, so that it predicts nothing dense; use one that was trained"
-                f" with tasks and still has its {HEADS_FILE}"
+                f"{self.folder}: the model has no heads for dense predictions; use one that was trained with tasks and"
+                f" still has its {HEADS_FILE}"
             )
-        pixels = read_picture(image)
+        pixels = read_image(image)
         outputs = self._heads(dense_features(self.model.visual, self._whole([pixels])))
         return {
             store: self.tasks[store].predicted(
@@ -86,8 +87,8 @@ class TrainedModel:
             for store, output in outputs.items()
         }
 
-    def _whole(self, images: Sequence[Picture]) -> torch.Tensor:
-        """Normalised [N, 3, S, S] of images squeezed to a square."""
+    def _whole(self, images: Sequence[ImageInput]) -> torch.Tensor:
+        """Normalised [N, 3, S, S] of images squashed to a square."""
         config = self.preprocess_cfg
         interpolation = config.interpolation if config.interpolation in INTERPOLATION else "bicubic"
         squashed = [squash(pixels, self.image_size, interpolation) for pixels in _read(images)]
@@ -96,14 +97,14 @@ class TrainedModel:
         return (pixels - mean) / std
 
 
-def _read(images: Sequence[Picture]) -> list[np.ndarray]:
+def _read(images: Sequence[ImageInput]) -> list[np.ndarray]:
     if isinstance(images, str | Path | Image.Image):
-        raise CliptexError(f"several images are wanted, a list of them; write [{images!r}]")
-    return [read_picture(image) for image in images]
+        raise CliptexError(f"expected a list of images; write [{images!r}]")
+    return [read_image(image) for image in images]
 
 
-def read_picture(image: Picture) -> np.ndarray:
-    """uint8 RGB [H, W, 3]. Raises CliptexError naming the file that is missing or not a usable image."""
+def read_image(image: ImageInput) -> np.ndarray:
+    """uint8 RGB [H, W, 3]. Raises CliptexError, naming the file, if it is missing or not a usable image."""
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise CliptexError(f"an image is uint8 RGB [H, W, 3], got {image.dtype} {list(image.shape)}; convert it")

@@ -1,8 +1,8 @@
-"""Make a model from two others by interpolating their weights: WiSE-FT (Wortsman et al. 2022, equation 1).
+"""Interpolate the weights of two models: WiSE-FT (Wortsman et al. 2022, equation 1).
 
 Reads   results/models/{of,with}/seed{seed}/
 Writes  results/models/{model}/seed{seed}/: open_clip_config.json, open_clip_model.safetensors and, last, train.json.
-Holds   alpha 0 gives the weights of `with` and alpha 1 those of `of`, bit for bit; nothing is trained or chosen.
+Holds   alpha 0 gives exactly the weights of `with`, alpha 1 exactly those of `of`; nothing is trained or selected.
 """
 
 import time
@@ -21,27 +21,28 @@ from cliptex.core.provenance import provenance
 from cliptex.models.clip import CONFIG_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
 
 
-def interpolate(config: Config, name: str, seed: int, root: Path = Path()) -> None:
-    """Make model `name` of `seed`; its train.json says from what.
+def interpolate(config: Config, name: str, seed: int, workdir: Path = Path()) -> None:
+    """Make model `name` of `seed`; its train.json records the two models.
 
-    Raises CliptexError when it is not an interpolation, a model is not trained yet, or the two differ in architecture
-    or preprocessing.
+    Raises CliptexError if it is not an interpolation, a model is not trained yet, or the two differ in architecture or
+    preprocessing.
     """
-    settings = config.models[name].interpolate if name in config.models else None
-    if settings is None:
-        raise CliptexError(f"models.{name}: has no `interpolate`; train it, or add that")
+    options = config.models[name].interpolate if name in config.models else None
+    if options is None:
+        raise CliptexError(f"models.{name}: has no `interpolate`; add it, or train the model")
     start = time.monotonic()
-    tuned, plain = (root / paths.model(other, seed) for other in (settings.of, settings.with_))
-    described, records = exported_config(tuned), [read_json(folder / "train.json") for folder in (tuned, plain)]
+    tuned, plain = (workdir / paths.model(other, seed) for other in (options.of, options.with_))
+    open_clip_config = exported_config(tuned)
+    records = [read_json(folder / "train.json") for folder in (tuned, plain)]
     for part in ("model_cfg", "preprocess_cfg"):
-        if differing := _differences(described.get(part, {}), exported_config(plain).get(part, {})):
+        if differing := _differences(open_clip_config.get(part, {}), exported_config(plain).get(part, {})):
             raise CliptexError(
-                f"models.{name}.interpolate: {settings.of} and {settings.with_} differ in {part}"
+                f"models.{name}.interpolate: {options.of} and {options.with_} differ in {part}"
                 f" ({', '.join(differing)}); only models of one architecture can be interpolated"
             )
-    weights = between(_weights(plain), _weights(tuned), settings.alpha, f"models.{name}.interpolate")
-    folder = root / paths.model(name, seed)
-    write_json(folder / CONFIG_FILE, described)
+    weights = between(_weights(plain), _weights(tuned), options.alpha, f"models.{name}.interpolate")
+    folder = workdir / paths.model(name, seed)
+    write_json(folder / CONFIG_FILE, open_clip_config)
     copy_tokenizer(tuned, folder)
     with replacing(folder / WEIGHTS_FILE) as scratch:
         save_file(weights, scratch)
@@ -52,9 +53,9 @@ def interpolate(config: Config, name: str, seed: int, root: Path = Path()) -> No
             "model": name,
             "seed": seed,
             "source": config.dataset.source,
-            "init": f"{settings.alpha:g} x {settings.of} + {1 - settings.alpha:g} x {settings.with_}",
+            "init": f"{options.alpha:g} x {options.of} + {1 - options.alpha:g} x {options.with_}",
             "interpolate": {
-                **settings.model_dump(mode="json", by_alias=True),
+                **options.model_dump(mode="json", by_alias=True),
                 "of_sha256": records[0]["model_sha256"],
                 "with_sha256": records[1]["model_sha256"],
             },
@@ -75,18 +76,18 @@ def interpolate(config: Config, name: str, seed: int, root: Path = Path()) -> No
 def between(
     start: dict[str, torch.Tensor], end: dict[str, torch.Tensor], alpha: float, where: str
 ) -> dict[str, torch.Tensor]:
-    """start + alpha * (end - start) of each tensor, computed in double precision; integers are those of `end`.
+    """start + alpha * (end - start) of each tensor, in double precision; integer tensors are those of `end`.
 
-    Raises CliptexError, beginning with `where`, when names or shapes differ.
+    Raises CliptexError, beginning with `where`, if names or shapes differ.
     """
     if unpaired := sorted(start.keys() ^ end.keys()):
-        raise CliptexError(f"{where}: {unpaired[0]!r} is in one of the two models alone; train both anew")
+        raise CliptexError(f"{where}: only one of the two models has {unpaired[0]!r}; train both again")
     out = {}
     for name, tensor in end.items():
         if start[name].shape != tensor.shape:
             raise CliptexError(
                 f"{where}: {name!r} is {list(tensor.shape)} in one and {list(start[name].shape)} in the other;"
-                " train both anew"
+                " train both again"
             )
         if tensor.is_floating_point():
             # lerp is exact at both ends
@@ -103,13 +104,13 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
         raise CliptexError(f"{folder / WEIGHTS_FILE}: cannot be read ({error}); train that model first") from error
 
 
-def _differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+def _differences(first: dict[str, Any], second: dict[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys whose values differ, with both values."""
-    found = []
-    for key in sorted(one.keys() | other.keys()):
-        a, b = one.get(key), other.get(key)
+    differing = []
+    for key in sorted(first.keys() | second.keys()):
+        a, b = first.get(key), second.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
+            differing += _differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key}: {a} and {b}")
-    return found
+            differing.append(f"{prefix}{key}: {a} and {b}")
+    return differing

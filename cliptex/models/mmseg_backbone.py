@@ -1,11 +1,11 @@
-"""A CLIP's image encoder as a backbone of mmsegmentation, by the name CliptexBackbone.
+"""Registers the image encoder of a CLIP as the mmsegmentation backbone `CliptexBackbone`.
 
-In a config of mmsegmentation (examples/mmseg has a whole one):
+In an mmsegmentation config (a complete one is in examples/mmseg):
 
     custom_imports = dict(imports=["cliptex.models.mmseg_backbone"])
     model = dict(backbone=dict(type="CliptexBackbone", model="results/models/cliptex/seed0"), ...)
 
-Importing this module makes mmsegmentation importable without compiled mmcv (`cliptex.models.mmcv_ops`).
+Importing this module also makes mmsegmentation importable without compiled mmcv (`cliptex.models.mmcv_ops`).
 """
 
 from collections.abc import Sequence
@@ -28,16 +28,16 @@ from mmseg.registry import MODELS  # noqa: E402
 
 @MODELS.register_module()
 class CliptexBackbone(BaseModule):
-    """The image encoder of an exported folder, or of any model that open_clip knows.
+    """The image encoder of an exported folder, or of any open_clip architecture.
 
     model: an exported folder (results/models/cliptex/seed0), or the name of an open_clip architecture. pretrained: for
-    a name, the tag or the file of its weights, none by default. out_indices: blocks whose maps are given, from 0, or
-    from the end if negative. normalised: whether the encoder's final normalisation is applied to each map, as in
-    training and probes here. frozen: the encoder keeps its weights and stays in evaluation mode.
-    checkpoint_activations: compute activations again in the backward pass, for less memory.
+    a name, the tag or file of its weights, none by default. out_indices: blocks whose maps are returned, from 0, or
+    from the end if negative. normalised: whether to apply the encoder's final normalisation to each map, as in this
+    package's training and probes. frozen: the encoder is not trained and stays in evaluation mode.
+    checkpoint_activations: recompute activations in the backward pass, to save memory.
 
-    Attributes: `channels`, the width of each map; `mean` and `std` of the weights' own normalisation, times 255, as
-    `SegDataPreProcessor` wants them.
+    Attributes: `channels` of each map; `mean` and `std` of the weights' preprocessing, times 255, as
+    `SegDataPreProcessor` expects.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class CliptexBackbone(BaseModule):
         super().__init__(init_cfg)
         network, preprocessing = _load(model, pretrained)
         self.visual = network.visual
-        # neither is used here; a parameter without a gradient stops mmengine's distributed training
+        # unused here, and parameters without gradients stop mmengine's distributed training
         for name in ("proj", "head"):
             if getattr(self.visual, name, None) is not None:
                 setattr(self.visual, name, None)
         blocks = number_of_blocks(self.visual)
         if bad := [index for index in out_indices if not -blocks <= index < blocks]:
-            raise CliptexError(f"out_indices: {bad[0]} is no block of {model}, which has {blocks}")
+            raise CliptexError(f"out_indices: block {bad[0]} is out of range; {model} has {blocks} blocks")
         self.out_indices = sorted(index % blocks for index in out_indices)
         self.normalised, self.frozen = normalised, frozen
         self.channels = width(self.visual)
@@ -72,14 +72,14 @@ class CliptexBackbone(BaseModule):
         self.train(self.training)
 
     def init_weights(self) -> None:
-        """The weights are there already; only what `init_cfg` asks for is done."""
+        """Do nothing unless `init_cfg` is given, since the weights are loaded already."""
         if self.init_cfg:
             super().init_weights()
 
     def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Maps [B, C, H / patch, W / patch] of the blocks `out_indices`, in their order.
 
-        H and W may be any multiple of the patch size: the position embedding is resized (`cliptex.models.dense_features`).
+        H and W may be any multiples of the patch size: the position embedding is resized, see `resized_positions`.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return tuple(layer_features(self.visual, images_BCHW, self.out_indices, self.normalised))

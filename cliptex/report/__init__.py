@@ -1,9 +1,9 @@
-"""The report: tables, charts, pictures, a verdict, and one page that holds them all.
+"""The report: tables, charts, a gallery and a verdict on one page.
 
-Reads   results/{shards,experts,labels,models,probes,zeroshot,finetuned,timings}/ as the config names them.
+Reads   results/{shards,experts,labels,models,probes,zeroshot,finetuned,timings}/ as named by the config.
 Writes  results/report/: each table as CSV and Markdown, all_metrics.csv, charts as SVG and PNG; results/report.html,
         last.
-Holds   every number on the page is in a results file; the page is one file that opens offline.
+Holds   every number on the page is in a results file; the page is one file that works offline.
 """
 
 import csv
@@ -14,23 +14,22 @@ from cliptex.core import paths
 from cliptex.core.files import replacing
 
 
-def build_report(config: Config, root: Path = Path(), out: Path = paths.RESULTS / "report.html") -> None:
+def build_report(config: Config, workdir: Path = Path(), out: Path = paths.RESULTS / "report.html") -> None:
     """Write the tables, the charts and the page.
 
-    root: the working directory of the run, to which `out` is relative too. Raises CliptexError that names the first
-    input that is missing or broken. Experts' quality, timings and saved predictions may be absent; their parts of the
-    page then are too.
+    workdir: the working directory of the run; `out` is relative to it. Raises CliptexError for the first input that is
+    missing or broken. Experts' quality, timings, the benchmarks' data and studies are optional.
     """
     from cliptex.report.gather import gather
     from cliptex.report.page import make_parts, render
-    from cliptex.report.tables.cells import long_rows
+    from cliptex.report.tables.results import long_rows
 
-    root = Path(root)
-    results = gather(config, root)
+    workdir = Path(workdir)
+    results = gather(config, workdir)
     parts = make_parts(results)
     page = render(results, parts)
-    folder = root / paths.REPORT
-    for stale in folder.glob("*.*"):  # of a run with other benchmarks or models
+    folder = workdir / paths.REPORT
+    for stale in folder.glob("*.*"):  # from a run with other benchmarks or models
         stale.unlink(missing_ok=True)
     for table in (*parts.tables.values(), *parts.metrics):
         for suffix, text in (("csv", table.csv()), ("md", table.markdown())):
@@ -40,5 +39,5 @@ def build_report(config: Config, root: Path = Path(), out: Path = paths.RESULTS 
         csv.writer(file, lineterminator="\n").writerows(long_rows(results))
     for chart in parts.charts.values():
         chart.save(folder)
-    with replacing(root / out) as scratch:
+    with replacing(workdir / out) as scratch:
         scratch.write_text(page)

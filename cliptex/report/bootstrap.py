@@ -1,10 +1,9 @@
-"""The paired bootstrap: how far a difference between two models depends on the images and seeds at hand.
+"""The paired bootstrap: sampling noise of the difference between two models over evaluation images and seeds.
 
-Images are drawn with replacement, as many as there are, and so are seeds; every model is judged again on the same
-images and with the same seeds. Its value in a draw is the mean over the seeds drawn. The 2.5th and 97.5th percentile of
-the difference bound the interval (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3). Drawing
-from n seeds finds (n - 1) / n of their variance, from a single one nothing, so the spread over seeds is looked at as
-well (`cliptex.report.statistics`).
+Images are drawn with replacement, as many as there are, and so are seeds; all models are evaluated on the same draws.
+A draw's value is the mean over its seeds. The 2.5th and 97.5th percentile of the difference bound the interval (Efron
+and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3). Drawing from n seeds shows (n - 1) / n of their
+variance, and from one seed none, so the standard deviation over seeds is tested as well (`cliptex.report.statistics`).
 """
 
 from collections.abc import Sequence
@@ -12,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cliptex.evaluation.per_image import Arrays, main_metric, num_images
+from cliptex.evaluation.metrics.base import Arrays
+from cliptex.evaluation.per_image import main_metric, num_images
 
 LEVEL = 95.0
 BLOCK = 4_000_000
-"""Numbers that are computed at a time, so that memory stays small."""
+"""Numbers computed at a time, which bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether all of it is on one side of zero."""
+        """Whether both bounds are on the same side of zero."""
         return self.low > 0 or self.high < 0
 
     def scaled(self, factor: float) -> "Interval":
@@ -37,15 +37,15 @@ class Interval:
 
 
 def draws(images: int, number: int, seed: int) -> np.ndarray:
-    """How often each image is in each draw: float64 [number, images], rows sum to `images`; the same for a `seed`."""
+    """How often each image is in each draw: float64 [number, images]; rows sum to `images`."""
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=number).astype(np.float64)
 
 
 def resampled(task: str, seeds: Sequence[Arrays], weights_BN: np.ndarray) -> np.ndarray:
-    """The task's main metric in every draw, mean over the seeds that are drawn with it: float64 [B].
+    """The task's main metric in every draw, mean over the seeds drawn with it: float64 [B].
 
-    seeds: the images' statistics of each seed, in the same order for all models. Which seeds a draw has depends on
-    their number alone: it is the same for every model, and for every benchmark, since one training is judged on all.
+    seeds: per-image statistics of each seed, in the same order for all models. The seeds of a draw depend only on how
+    many there are: they are the same for every model and benchmark, since each training is evaluated on all benchmarks.
     """
     values_SB = np.stack([_values(task, arrays, weights_BN) for arrays in seeds])
     weights_BS = draws(len(seeds), len(weights_BN), len(seeds)) / len(seeds)
@@ -60,13 +60,13 @@ def _values(task: str, arrays: Arrays, weights_BN: np.ndarray) -> np.ndarray:
     return np.concatenate([main_metric(task, arrays, block) for block in blocks])
 
 
-def drawn_anew(seeds: Sequence[int]) -> str:
-    """In words, what the intervals of a run with these seeds are over."""
+def resampled_over(seeds: Sequence[int]) -> str:
+    """What the intervals of a run with these seeds are over, in words."""
     return "evaluation images and seeds" if len(seeds) > 1 else "evaluation images"
 
 
 def interval(values_B: np.ndarray) -> Interval | None:
-    """The middle 95 % of resampled values; None where less than half of the draws have one."""
+    """The middle 95 % of resampled values; None if fewer than half of the draws have a value."""
     known = values_B[np.isfinite(values_B)]
     if 2 * len(known) < len(values_B):
         return None

@@ -1,16 +1,20 @@
-"""Where CLIP-FT and CLIPTeX differ: on which evaluation images, and in which classes."""
+"""The differences between CLIP-FT and CLIPTeX by evaluation image and by class."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cliptex.evaluation.per_image import MAIN_METRIC, Arrays, each_image
+from cliptex.evaluation.measures import measure
+from cliptex.evaluation.metrics.base import Arrays
+from cliptex.evaluation.per_image import each_image
 from cliptex.report import names
 from cliptex.report.gather import Results, Scores
-from cliptex.report.statistics import direction, signed
-from cliptex.report.table import MISSING, Cell, Group, Table
-from cliptex.report.tables.cells import ABOUT_COLUMNS, about_cells, fine_notes
+from cliptex.report.metrics import direction
+from cliptex.report.probe_tasks import metric_of, probe_task
+from cliptex.report.statistics import signed
+from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, csv_columns
+from cliptex.report.tables.cells import PROTOCOL_COLUMNS, fine_notes, protocol_cells
 
 MOST_CLASSES = 3
 
@@ -19,8 +23,8 @@ MOST_CLASSES = 3
 class Comparison:
     """A task of a benchmark with one head, image by image.
 
-    values: model -> the main metric of each evaluation image by itself [N], mean over seeds; NaN where an image has
-    nothing to judge. classes: class -> IoU of CLIPTeX minus that of CLIP-FT in points, of semantic segmentation.
+    values: model -> the main metric of each evaluation image alone [N], mean over seeds; NaN if it is undefined for the
+    image. classes: class -> metric of CLIPTeX minus that of CLIP-FT in points, for tasks with a metric by class.
     """
 
     scores: Scores
@@ -32,7 +36,12 @@ class Comparison:
     @property
     def metric(self) -> str:
         """The main metric."""
-        return MAIN_METRIC[self.task]
+        return measure(self.task).main
+
+    @property
+    def metric_title(self) -> str:
+        """The main metric as shown."""
+        return metric_of(self.task, self.metric).title
 
     @property
     def title(self) -> str:
@@ -41,24 +50,23 @@ class Comparison:
 
     @property
     def differences(self) -> np.ndarray | None:
-        """CLIPTeX minus CLIP-FT of each image [N], signed so that positive is better; None where one is missing."""
+        """CLIPTeX minus CLIP-FT for each image [N], signed so that positive is better; None if a model is missing."""
         if names.SUBJECT not in self.values or names.REFERENCE not in self.values:
             return None
         return direction(self.metric) * (self.values[names.SUBJECT] - self.values[names.REFERENCE])
 
     def extremes(self, most: int) -> tuple[list[int], list[int]]:
-        """The images where CLIPTeX helps most, and those where it hurts most, the largest difference first."""
-        found = self.differences
-        if found is None:
+        """Up to `most` images where CLIPTeX is better and where it is worse, the largest difference first."""
+        if self.differences is None:
             return [], []
-        known = np.nan_to_num(found)
+        known = np.nan_to_num(self.differences)
         helped = [int(index) for index in np.argsort(-known, kind="stable")[:most] if known[index] > 0]
         hurt = [int(index) for index in np.argsort(known, kind="stable")[:most] if known[index] < 0]
         return helped, hurt
 
 
 def compare(results: Results) -> list[Comparison]:
-    """One of each task of each benchmark, with the heaviest of its usual heads, and of each zero-shot task."""
+    """A comparison for each task of each benchmark, with the heaviest of the usual heads, and for zero-shot tasks."""
     models = [model for model in results.models if model in names.MODELS] or results.models
     out = []
     for scores in (*results.probes.values(), *results.zeroshot.values()):
@@ -66,11 +74,12 @@ def compare(results: Results) -> list[Comparison]:
         for task, head in scores.cells():
             heads.setdefault(task, []).append(head)
         for task, choices in heads.items():
-            known = [head for head in choices if head in names.HEAD_ORDER]
-            head = known[-1] if known else choices[0]
+            usual = [head for head in choices if head in names.HEAD_ORDER]
+            head = usual[-1] if usual else choices[0]
             images = {model: seeds for model, seeds in scores.images(task, head).items() if model in models}
             values = {
-                model: np.mean([each_image(task, one) for one in seeds], axis=0) for model, seeds in images.items()
+                model: np.mean([each_image(task, arrays) for arrays in seeds], axis=0)
+                for model, seeds in images.items()
             }
             if values:
                 out.append(Comparison(scores, task, head, values, _class_differences(scores, task, images)))
@@ -78,10 +87,11 @@ def compare(results: Results) -> list[Comparison]:
 
 
 def _class_differences(scores: Scores, task: str, images: Mapping[str, Sequence[Arrays]]) -> dict[str, float]:
-    if task != "semantic_segmentation" or names.SUBJECT not in images or names.REFERENCE not in images:
+    per_class = probe_task(task).per_class
+    if per_class is None or names.SUBJECT not in images or names.REFERENCE not in images:
         return {}
     subject, reference = (
-        np.mean([_class_ious(one) for one in images[model]], axis=0) for model in (names.SUBJECT, names.REFERENCE)
+        np.mean([per_class(arrays) for arrays in images[model]], axis=0) for model in (names.SUBJECT, names.REFERENCE)
     )
     return {
         name: float(points)
@@ -90,46 +100,51 @@ def _class_differences(scores: Scores, task: str, images: Mapping[str, Sequence[
     }
 
 
-def _class_ious(arrays: Arrays) -> np.ndarray:
-    """Percent [K] over all images; NaN for a class that the truth does not have."""
-    hit, truth, predicted = (arrays[name].sum(0, dtype=np.int64) for name in ("hit", "truth", "predicted"))
-    return np.where(truth > 0, 100 * hit / np.maximum(truth + predicted - hit, 1), np.nan)
-
-
 def differences_table(results: Results, comparisons: Sequence[Comparison]) -> Table | None:
-    """On how many images CLIPTeX is better and worse, and the classes that gain and lose most; None without both."""
-    rows = []
-    for one in comparisons:
-        if (found := one.differences) is None:
-            continue
-        known = found[np.isfinite(found)]
-        counts = [int((known > 0).sum()), int((known < 0).sum()), int((known == 0).sum())]
-        shares = [Cell(f"{100 * count / max(len(known), 1):.0f} %", count) for count in counts]
-        if shares[0].text != shares[1].text:  # what reads the same is not called more
-            more = int(counts[1] > counts[0])
-            shares[more] = replace(shares[more], best=True)
-        ranked = sorted(one.classes.items(), key=lambda item: -item[1])
-        gained = [f"{name} {signed(points)}" for name, points in ranked[:MOST_CLASSES] if points > 0]
-        lost = [f"{name} {signed(points)}" for name, points in ranked[::-1][:MOST_CLASSES] if points < 0]
-        words = [Cell(", ".join(some) or MISSING) for some in (gained, lost)]
-        about = f"{names.head(one.head)}, {names.metric(one.metric)} of each image"
-        how = about_cells(results, one.scores, one.task, one.head, one.metric)
-        rows.append([Cell(one.title, note=about), *shares, *words, Cell(names.head(one.head)), *how])
+    """The number of images on which CLIPTeX is better and worse, and the classes that gain and lose most.
+
+    None without results of both models.
+    """
+    rows = [_row(results, comparison) for comparison in comparisons if comparison.differences is not None]
     if not rows:
         return None
-    columns = ["Benchmark", "Better", "Worse", "Same", "Classes that gain most", "Classes that lose most"]
-    more = ["head", *ABOUT_COLUMNS]
-    several = " Metrics are means over seeds." if len(results.config.seeds) > 1 else ""
+    columns = [Column("task", "Benchmark", numeric=False)]
+    columns += [Column(heading.lower(), heading) for heading in ("Better", "Worse", "Same")]
+    columns += [
+        Column("gain", "Classes that gain most", numeric=False),
+        Column("loss", "Classes that lose most", numeric=False),
+        *csv_columns(["head", *PROTOCOL_COLUMNS]),
+    ]
+    means = " Metrics are means over seeds." if len(results.config.seeds) > 1 else ""
     return Table(
         "differences",
         "CLIPTeX against CLIP-FT, image by image",
-        [*columns, *more],
+        columns,
         [Group(rows)],
-        frozenset({1, 2, 3}),
         [
-            "Better, worse, same: share of the evaluation images, each judged by itself; in the CSV their number. "
-            f"Classes: points of IoU over all images.{several}"
+            "Better, worse, same: share of the evaluation images, each evaluated alone (in the CSV their number). "
+            f"Classes: points of IoU over all images.{means}"
         ],
         fine=fine_notes(results, {one.scores.path: one.scores for one in comparisons}.values()),
-        csv_only=len(more),
     )
+
+
+def _row(results: Results, comparison: Comparison) -> Row:
+    known = comparison.differences[np.isfinite(comparison.differences)]
+    counts = {"better": int((known > 0).sum()), "worse": int((known < 0).sum()), "same": int((known == 0).sum())}
+    shares = {key: Cell(f"{100 * count / max(len(known), 1):.0f} %", count) for key, count in counts.items()}
+    if shares["better"].text != shares["worse"].text:  # equal after rounding: neither is bold
+        more = "worse" if counts["worse"] > counts["better"] else "better"
+        shares[more] = replace(shares[more], best=True)
+    ranked = sorted(comparison.classes.items(), key=lambda item: -item[1])
+    gained = [f"{name} {signed(points)}" for name, points in ranked[:MOST_CLASSES] if points > 0]
+    lost = [f"{name} {signed(points)}" for name, points in ranked[::-1][:MOST_CLASSES] if points < 0]
+    head = names.head(comparison.head)
+    return {
+        "task": Cell(comparison.title, note=f"{head}, {comparison.metric_title} of each image"),
+        **shares,
+        "gain": Cell(", ".join(gained) or MISSING),
+        "loss": Cell(", ".join(lost) or MISSING),
+        "head": Cell(head),
+        **protocol_cells(results, comparison.scores, comparison.task, comparison.head, comparison.metric),
+    }

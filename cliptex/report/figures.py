@@ -1,7 +1,7 @@
-"""The report's charts, drawn with matplotlib for light and for dark pages.
+"""The report's charts, drawn with matplotlib for light and dark pages.
 
-Colours are Okabe and Ito's, which stay apart in every common kind of colour blindness; line style or marker tells the
-same again. Text stays text in the SVG, in the reader's own font.
+Colours are Okabe and Ito's, which are distinct with every common kind of colour blindness; line styles or markers
+repeat the distinction. Text stays text in the SVG, in a font of the reader's system.
 """
 
 import io
@@ -19,10 +19,11 @@ from matplotlib.figure import Figure
 
 from cliptex.core.files import replacing
 from cliptex.report import names
-from cliptex.report.bootstrap import LEVEL, drawn_anew
+from cliptex.report.bootstrap import LEVEL, resampled_over
+from cliptex.report.gains import ProbeGain
 from cliptex.report.gather import Results
-from cliptex.report.statistics import direction, relative_gain, signed
-from cliptex.report.tables.cells import MainCell
+from cliptex.report.metrics import direction
+from cliptex.report.statistics import relative_gain, signed
 
 FONTS = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'Liberation Sans','DejaVu Sans',sans-serif"
 WIDTH_INCHES = 7.6
@@ -38,19 +39,19 @@ ON_DARK = {
     INK: "#e8eaee",
     FAINT: "#a3aab6",
     GRID: "#343a45",
-    MODELS["clip"]: "#c3c8d0",  # CLIPTeX's lightened blue would meet CLIP's
+    MODELS["clip"]: "#c3c8d0",  # its blue would look like CLIPTeX's lightened one
     MODELS["cliptex"]: "#3da5e8",
     FURTHER[0]: "#2fc49a",
     FURTHER[1]: "#f0783c",
     FURTHER[2]: "#dd9bc0",
     FURTHER[3]: "#ffffff",
 }
-"""Colours that change on a dark page."""
+"""Colours replaced on a dark page."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: file stem, caption, what it shows in words (alt text), height in inches, and how it is drawn."""
+    """A chart. name: file stem. alt: what it shows, in words. height: inches. draw: draws into the figure."""
 
     name: str
     caption: str
@@ -60,8 +61,8 @@ class Chart:
 
     @cached_property
     def svg(self) -> str:
-        """The chart as an SVG document for a light page; the same input gives the same text."""
-        # the attribute that holds the font is delimited by double quotes
+        """The chart as an SVG document for a light page; deterministic."""
+        # FONTS has single quotes, since the attribute is delimited by double quotes
         return self._render("svg").decode().replace("'DejaVu Sans'", FONTS)
 
     @property
@@ -88,56 +89,56 @@ class Chart:
 
 def on_dark(svg: str) -> str:
     """A chart's SVG with the colours for a dark page."""
-    return re.sub("#[0-9a-f]{6}", lambda found: ON_DARK.get(found[0], found[0]), svg)
+    return re.sub("#[0-9a-f]{6}", lambda match: ON_DARK.get(match[0], match[0]), svg)
 
 
 def colour(model: str, further: Sequence[str]) -> str:
-    """A model's colour, the same in every chart."""
+    """The colour of a model, the same in every chart."""
     return MODELS[model] if model in MODELS else FURTHER[further.index(model) % len(FURTHER)]
 
 
-def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
-    """Relative gain over CLIP-FT of CLIPTeX, its seeds, CLIP and the better baseline, one line a cell."""
-    shown = [cell for cell in cells if cell.judgement.gain is not None]
+def gains_chart(results: Results, probes: Sequence[ProbeGain]) -> Chart | None:
+    """Relative gain over CLIP-FT of CLIPTeX (mean, interval, seeds), CLIP and the better baseline, a line a probe."""
+    shown = [probe for probe in probes if probe.gain.percent is not None]
     if not shown:
         return None
 
-    def gain(cell: MainCell, value: float) -> float | None:
-        return relative_gain(value, fmean(cell.values[names.REFERENCE]), direction(cell.metric))
+    def gain(probe: ProbeGain, value: float) -> float | None:
+        return relative_gain(value, fmean(probe.values[names.REFERENCE]), direction(probe.metric))
 
-    def best_baseline(cell: MainCell) -> float | None:
-        found = [gain(cell, fmean(cell.values[name])) for name in results.baselines if name in cell.values]
-        return max((value for value in found if value is not None), default=None)
+    def best_baseline(probe: ProbeGain) -> float | None:
+        values = [gain(probe, fmean(probe.values[name])) for name in results.baselines if name in probe.values]
+        return max((value for value in values if value is not None), default=None)
 
     ends = []
-    for cell in shown:
-        bounds = cell.judgement.gain_interval
-        values = [best_baseline(cell), cell.judgement.gain, *((bounds.low, bounds.high) if bounds else ())]
+    for probe in shown:
+        bounds = probe.gain.percent_interval
+        values = [best_baseline(probe), probe.gain.percent, *((bounds.low, bounds.high) if bounds else ())]
         ends += [value for value in values if value is not None]
     low, high = max(-MAX_GAIN, 1.05 * min(-20.0, *ends)), min(MAX_GAIN, 1.05 * max(20.0, *ends))
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         positions, tick, labels, previous = [], 0.0, [], None
-        for cell in shown:
-            tick += 1.0 if previous in (None, cell.benchmark) else 1.5
-            previous = cell.benchmark
+        for probe in shown:
+            tick += 1.0 if previous in (None, probe.benchmark) else 1.5
+            previous = probe.benchmark
             positions.append(tick)
-            labels.append(f"{names.benchmark(cell.benchmark)}  {names.task(cell.task)}, {names.head(cell.head)}")
+            labels.append(f"{names.benchmark(probe.benchmark)}  {names.task(probe.task)}, {names.head(probe.head)}")
         blue, orange = MODELS["cliptex"], MODELS["clip_ft"]
         axes.axvline(0, color=orange, linewidth=1.4, zorder=1)
-        for position, cell in zip(positions, shown, strict=True):
-            value = cell.judgement.gain
-            if bounds := cell.judgement.gain_interval:
+        for position, probe in zip(positions, shown, strict=True):
+            value = probe.gain.percent
+            if bounds := probe.gain.percent_interval:
                 ends = np.clip([bounds.low, bounds.high], low, high)
                 axes.plot(ends, [position] * 2, color=blue, linewidth=5, alpha=0.35, solid_capstyle="butt", zorder=2)
-            if len(cell.values[names.SUBJECT]) > 1:
-                seeds = [gain(cell, seed) for seed in cell.values[names.SUBJECT]]
+            if len(probe.values[names.SUBJECT]) > 1:
+                seeds = [gain(probe, seed) for seed in probe.values[names.SUBJECT]]
                 axes.plot(np.clip(seeds, low, high), [position] * len(seeds), "|", color=blue, markersize=9, zorder=3)
             _mark(axes, value, position, (low, high), "o", blue, filled=True)
-            if (baseline := best_baseline(cell)) is not None:
+            if (baseline := best_baseline(probe)) is not None:
                 _mark(axes, baseline, position, (low, high), "D", FAINT)
-            if (values := cell.values.get("clip")) is not None and (start := gain(cell, fmean(values))) is not None:
+            if (values := probe.values.get("clip")) is not None and (start := gain(probe, fmean(values))) is not None:
                 _mark(axes, start, position, (low, high), "s", MODELS["clip"])
         axes.set_yticks(positions, labels)
         axes.set_ylim(positions[-1] + 0.8, positions[0] - 0.8)
@@ -154,7 +155,7 @@ def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
             axes.plot([], [], "s", color=MODELS["clip"], markerfacecolor="none", label="CLIP")[0],
             axes.plot([], [], "D", color=FAINT, markerfacecolor="none", label="better baseline")[0],
         ]
-        if any(cell.judgement.gain_interval for cell in shown):
+        if any(probe.gain.percent_interval for probe in shown):
             band = axes.plot([], [], color=blue, linewidth=5, alpha=0.35, solid_capstyle="butt")[0]
             band.set_label(f"its {LEVEL:.0f} % interval")
             handles.insert(1, band)
@@ -166,18 +167,17 @@ def gains_chart(results: Results, cells: Sequence[MainCell]) -> Chart | None:
     return Chart(
         "gains",
         f"Relative gain over CLIP-FT, with CLIPTeX’s {LEVEL:.0f} % interval over "
-        f"{drawn_anew(results.config.seeds)}. Better "
-        "baseline: Random or Position, whichever is better there",
-        "Dot chart: one line for each benchmark, task and head. Each line shows how far CLIPTeX with its interval, "
-        "CLIP and the better of the two baselines lie from CLIP-FT, in percent, to the right where better. The "
-        "numbers are in the first table.",
+        f"{resampled_over(results.config.seeds)}. Better baseline: the better of Random and Position",
+        "Dot chart with one line for each benchmark, task and head: the relative gain over CLIP-FT of CLIPTeX with its "
+        "interval, of CLIP and of the better baseline, in percent; right is better. The numbers are in the first "
+        "table.",
         1.35 + 0.27 * len(shown),
         draw,
     )
 
 
 def loss_chart(results: Results) -> Chart | None:
-    """Contrastive loss of every trained model, by step."""
+    """Contrastive loss of every trained model by step; None without any."""
     trained = _models_with(results, "contrastive")
     if not trained:
         return None
@@ -187,7 +187,7 @@ def loss_chart(results: Results) -> Chart | None:
         for name in trained:
             _curves(axes, results, name, "contrastive", _steps_before(results, name))
         _finish(axes, "contrastive loss")
-        axes.set_xlabel("step (a model that continues another starts where that one ended)")
+        axes.set_xlabel("step (continues the count of the model that training starts from)")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False)
         stamp(figure, results.miniature)
 
@@ -195,15 +195,15 @@ def loss_chart(results: Results) -> Chart | None:
     return Chart(
         "contrastive_loss",
         "Contrastive loss during training; faint: as logged, bold: smoothed",
-        f"Line chart of the contrastive loss against the training step for {shown}; one thin line a seed, and its "
-        "smoothed course as a thick one.",
+        f"Line chart of the contrastive loss against the training step for {shown}; a thin line for each seed, and a "
+        "thick smoothed one.",
         2.9,
         draw,
     )
 
 
 def task_loss_chart(results: Results) -> Chart | None:
-    """Loss of each label store's task for the models that learn from it, one panel a store."""
+    """Loss on each label store by step, one panel a store; None without any."""
     panels = {store: models for store in results.stores if (models := _models_with(results, store))}
     if not panels:
         return None
@@ -234,7 +234,7 @@ def _models_with(results: Results, key: str) -> list[str]:
 
 
 def _steps_before(results: Results, name: str) -> int:
-    """Steps of the models that this one continues."""
+    """Training steps of the models that this one starts from."""
     models, steps = results.config.models, 0
     while (name := models[name].init) in models:
         steps += models[name].steps
@@ -253,7 +253,7 @@ def _curves(axes: Axes, results: Results, name: str, key: str, start: int = 0) -
         steps = steps + start
         axes.plot(steps, values, color=shade, linewidth=0.6, alpha=0.3)
         axes.plot(*_smooth(steps, values), color=shade, linewidth=1.8, linestyle=STYLES.get(name, "-."), label=label)
-        label = "_"  # one entry of the legend for all seeds
+        label = "_"  # one legend entry for all seeds
 
 
 def _series(history: list[dict[str, float]], key: str) -> list[tuple[float, float]]:
@@ -261,7 +261,7 @@ def _series(history: list[dict[str, float]], key: str) -> list[tuple[float, floa
 
 
 def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Running mean over a twentieth of the logged steps, at least three (shorter windows at the ends)."""
+    """Running mean over a twentieth of the logged steps, at least three; shorter windows at the ends."""
     reach = max(1, int(len(values) * SMOOTH_SHARE / 2))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     start = np.maximum(np.arange(len(values)) - reach, 0)
@@ -285,7 +285,7 @@ def _mark(
     shade: str,
     filled: bool = False,
 ) -> None:
-    """A marker, or beyond the axis an arrow with the number."""
+    """Draw a marker, or beyond the limits an arrow with the number."""
     face = shade if filled else "none"
     if limits[0] <= value <= limits[1]:
         axes.plot(value, position, marker, color=shade, markerfacecolor=face, markersize=6.5, zorder=4)
@@ -306,7 +306,7 @@ def _mark(
 
 
 def stamp(figure: Figure, miniature: bool) -> None:
-    """The word that must stand on every figure of stand-in data, since figures are copied without their caption."""
+    """Mark a figure of stand-in data, since figures are copied without their caption."""
     if miniature:
         figure.supxlabel(STAMP, x=1.0, ha="right", fontsize=7.5, color=FAINT)
 

@@ -1,8 +1,8 @@
-"""Everything the report reads, checked: a missing piece is an error that names it."""
+"""Read and check all inputs of the report; an error names the first file that is missing or broken."""
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,21 @@ from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
-from cliptex.evaluation.per_image import Arrays, PerImage, per_image_path, read_per_image
+from cliptex.evaluation.measures import measures
+from cliptex.evaluation.metrics.base import Arrays
+from cliptex.evaluation.per_image import PerImage, per_image_path, read_per_image
 from cliptex.evaluation.tabulate import SAME
-from cliptex.labels.label import read_label_index
+from cliptex.labels.store import read_label_index
 from cliptex.report import names
+
+REQUIRED = ("benchmark", "source", "split", "num_train", "num_eval", "class_names", "provenance")
+OPTIONAL = ("chance", "published", "variant", "frozen")
+"""Keys of a results file, besides `results`, that are fields of `Scores`."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One result: a model's metrics with one head on one task."""
+class ResultRow:
+    """A model's metrics with one head on one task."""
 
     task: str
     model: str
@@ -31,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Scores:
-    """The results of one benchmark, probes or zero-shot."""
+    """The results file of one benchmark: probes, fine-tuning or zero-shot."""
 
     benchmark: str
     path: Path
@@ -40,33 +46,44 @@ class Scores:
     num_train: int
     num_eval: int
     class_names: list[str]
-    rows: list[Row]
+    rows: list[ResultRow]
     provenance: dict[str, Any]
-    chance: dict[str, Any]
-    """Metric -> what guessing gives, percent, of retrieval by task; zero-shot only."""
+    chance: dict[str, Any] = field(default_factory=dict)
+    """Metric -> chance level, percent (for retrieval by task); zero-shot only."""
     published: dict[str, float] = field(default_factory=dict)
-    """Released model -> its published top-1, percent, with which its own agrees; zero-shot only."""
+    """Released model -> its published top-1, percent; zero-shot only."""
     variant: str | None = None
-    """Form of the official data."""
+    """Variant of the official data."""
     frozen: bool = True
-    """Whether the encoders stayed as they were."""
+    """Whether the encoders were frozen; False for fine-tuning."""
     folder: Path | None = None
-    """Where the probes of each model lie; None for zero-shot."""
+    """Folder of the models' results; None for zero-shot."""
     _files: dict[Path, PerImage] = field(default_factory=dict, repr=False, compare=False)
 
     def cells(self) -> list[tuple[str, str]]:
         """(task, head): tasks in order of appearance, heads from light to heavy."""
-        found = list(dict.fromkeys((row.task, row.head) for row in self.rows))
-        tasks = list(dict.fromkeys(task for task, _ in found))
+        cells = list(dict.fromkeys((row.task, row.head) for row in self.rows))
+        tasks = list(dict.fromkeys(task for task, _ in cells))
         order = {head: number for number, head in enumerate(names.HEAD_ORDER)}
-        return sorted(found, key=lambda cell: (tasks.index(cell[0]), order.get(cell[1], len(order))))
+        return sorted(cells, key=lambda cell: (tasks.index(cell[0]), order.get(cell[1], len(order))))
 
-    def guess(self, task: str, metric: str) -> float | None:
-        """What guessing gives, percent; None where it is not known."""
+    def metric_names(self, task: str, head: str) -> list[str]:
+        """All metrics of a task and head, in order of appearance."""
+        rows = (row for row in self.rows if (row.task, row.head) == (task, head))
+        return list(dict.fromkeys(metric for row in rows for metric in row.metrics))
+
+    def main_metric(self, task: str, head: str) -> str:
+        """The task's main metric; for an unknown task the first metric."""
+        metrics = self.metric_names(task, head)
+        known = measures().get(task)
+        return known.main if known and known.main in metrics else metrics[0]
+
+    def chance_level(self, task: str, metric: str) -> float | None:
+        """Chance level, percent; None if unknown."""
         return self.chance.get(task, self.chance).get(metric)
 
     def values(self, task: str, head: str, metric: str) -> dict[str, list[float]]:
-        """Model -> one value a seed, in order of seeds; models without the metric are left out."""
+        """Model -> one value a seed, in order of seeds; only models with the metric."""
         out: dict[str, list[float]] = {}
         for row in sorted(self.rows, key=lambda row: row.seed):
             if (row.task, row.head) == (task, head) and row.metrics.get(metric) is not None:
@@ -74,9 +91,9 @@ class Scores:
         return out
 
     def images(self, task: str, head: str) -> dict[str, list[Arrays]]:
-        """Model -> what each evaluation image adds to the main metric, one a seed; no model for a task that kept none.
+        """Model -> per-image statistics of the main metric, one a seed; empty if the task stored none.
 
-        Raises CliptexError that names the first file that is missing, broken, or about other images than the rest.
+        Raises CliptexError for a file that is missing, broken, or of other images than the rest.
         """
         out: dict[str, list[Arrays]] = {}
         ids = None
@@ -97,8 +114,8 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training run: its train.json and the lines of metrics.jsonl."""
+class FinishedRun:
+    """A finished training run: its train.json and the lines of metrics.jsonl."""
 
     record: dict[str, Any]
     history: list[dict[str, float]]
@@ -106,7 +123,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall and CPU seconds of all jobs of one rule; cpu is None where the system did not tell."""
+    """Wall and CPU seconds of all jobs of one rule; cpu is None if not measured."""
 
     rule: str
     jobs: int
@@ -116,16 +133,16 @@ class Timing:
 
 @dataclass(frozen=True)
 class Results:
-    """All inputs of the report. models: those judged, in the order of the columns; baselines likewise."""
+    """All inputs of the report. models, baselines: the evaluated ones, in the order of the columns."""
 
     config: Config
-    root: Path
+    workdir: Path
     models: list[str]
     baselines: list[str]
     probes: dict[str, Scores]
     zeroshot: dict[str, Scores]
     finetuned: dict[str, Scores]
-    runs: dict[str, dict[int, Run]]
+    runs: dict[str, dict[int, FinishedRun]]
     shards: dict[str, Any]
     stores: dict[str, dict[str, Any]]
     experts: dict[str, dict[str, Any] | None]
@@ -133,142 +150,130 @@ class Results:
 
     @property
     def miniature(self) -> bool:
-        """Whether any number rests on rendered stand-in data."""
-        return "miniature" in (self.config.dataset.source, *(scores.source for _, scores in self.judged))
+        """Whether any result is from rendered stand-in data."""
+        return "miniature" in (self.config.dataset.source, *(scores.source for _, scores in self.all_scores))
 
     @property
-    def judged(self) -> list[tuple[str, Scores]]:
-        """All results files, each with how encoders were judged: `probe`, `finetuned` or `zeroshot`."""
+    def all_scores(self) -> list[tuple[str, Scores]]:
+        """All results files, each with its kind: `probe`, `finetuned` or `zeroshot`."""
         kinds = {"probe": self.probes, "finetuned": self.finetuned, "zeroshot": self.zeroshot}
-        return [(kind, scores) for kind, found in kinds.items() for scores in found.values()]
+        return [(kind, scores) for kind, benchmarks in kinds.items() for scores in benchmarks.values()]
 
 
-def gather(config: Config, root: Path) -> Results:
-    """Read all results that `config` calls for. Raises CliptexError naming the first that is missing or broken."""
+def gather(config: Config, workdir: Path) -> Results:
+    """Read all results that `config` asks for. Raises CliptexError for the first that is missing or broken."""
     if not config.probes.benchmarks:
-        raise CliptexError("probes.benchmarks: there are none, so there is nothing to report; name at least one")
+        raise CliptexError("probes.benchmarks: is empty, so there is nothing to report; name at least one")
     models = _in_order(config.probes.models or config.models, names.MODELS)
     baselines = [name for name in names.BASELINES if name in config.probes.baselines]
     probes = {
-        name: _scores(root / paths.RESULTS / "probes" / f"{name}.json", models, config.seeds, baselines)
+        name: _scores(workdir / paths.RESULTS / "probes" / f"{name}.json", models, config.seeds, baselines)
         for name in _in_order(config.probes.benchmarks, names.BENCHMARKS)
     }
     zeroshot = {
-        name: _scores(root / paths.RESULTS / "zeroshot" / f"{name}.json", models, config.seeds)
+        name: _scores(workdir / paths.RESULTS / "zeroshot" / f"{name}.json", models, config.seeds)
         for name in [*config.zeroshot.benchmarks, *config.zeroshot.caption_sets]
     }
     finetuned = {
         name: _scores(
-            root / paths.RESULTS / "finetuned" / f"{name}.json", models, config.seeds, config.finetune.baselines
+            workdir / paths.RESULTS / "finetuned" / f"{name}.json", models, config.seeds, config.finetune.baselines
         )
         for name in _in_order(config.finetune.benchmarks, names.BENCHMARKS)
     }
     for name in finetuned.keys() & probes.keys():
         _check_same(finetuned[name], probes[name])
     runs = {
-        name: {seed: _run(root / paths.model(name, seed)) for seed in config.seeds}
+        name: {seed: _run(workdir / paths.model(name, seed)) for seed in config.seeds}
         for name in _in_order(config.models, names.MODELS)
     }
     stores = {
-        name: read_label_index(config, name, root / paths.labels(name) / "index.json") for name in config.label_stores
+        name: read_label_index(config, name, workdir / paths.labels(name) / "index.json")
+        for name in config.label_stores
     }
-    experts = {name: _expert(root / paths.expert(name)) for name in config.experts}
+    experts = {name: _expert(workdir / paths.expert(name)) for name in config.experts}
     return Results(
         config=config,
-        root=root,
+        workdir=workdir,
         models=models,
         baselines=baselines,
         probes=probes,
         zeroshot=zeroshot,
         finetuned=finetuned,
         runs=runs,
-        shards=read_json(root / paths.SHARD_INDEX),
+        shards=read_json(workdir / paths.SHARD_INDEX),
         stores=stores,
         experts=experts,
-        timings=_timings(root / paths.RESULTS / "timings"),
+        timings=_timings(workdir / paths.RESULTS / "timings"),
     )
 
 
-def _in_order(found: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Those that are known first, in that order, then the others as they come."""
-    first = [name for name in known if name in found]
-    return first + [name for name in found if name not in first]
+def _in_order(selected: Collection[str], known: Iterable[str]) -> list[str]:
+    """The selected names: first the known ones in their order, then the others."""
+    first = [name for name in known if name in selected]
+    return first + [name for name in selected if name not in first]
 
 
 def _scores(path: Path, models: list[str], seeds: list[int], baselines: Iterable[str] = ()) -> Scores:
     data = read_json(path)
     try:
         scores = Scores(
-            benchmark=data["benchmark"],
             path=path,
-            source=data["source"],
-            split=data["split"],
-            num_train=data["num_train"],
-            num_eval=data["num_eval"],
-            class_names=data["class_names"],
-            rows=[
-                Row(
-                    row["task"],
-                    row["model"],
-                    row["seed"],
-                    row["head"],
-                    row["metrics"],
-                    row.get("protocol", ""),
-                )
-                for row in data["results"]
-            ],
-            provenance=data["provenance"],
-            chance=data.get("chance", {}),
-            published=data.get("published", {}),
-            variant=data.get("variant"),
-            frozen=data.get("frozen", True),
+            rows=[_row(row) for row in data["results"]],
             folder=None if path.parent.name == "zeroshot" else path.with_suffix(""),
+            **{key: data[key] for key in REQUIRED},
+            **{key: data[key] for key in OPTIONAL if key in data},
         )
     except (KeyError, TypeError) as error:
         raise CliptexError(f"{path}: lacks {error}; delete it and run the same command again") from error
-    there = {(row.model, row.seed) for row in scores.rows}
+    present = {(row.model, row.seed) for row in scores.rows}
     for model in models:
         for seed in seeds:
-            if (model, seed) not in there:
+            if (model, seed) not in present:
                 raise CliptexError(f"{path}: no result of model {model!r} with seed {seed}; run the workflow again")
     for name in baselines:
-        if not any(model == name for model, _ in there):
+        if not any(model == name for model, _ in present):
             raise CliptexError(f"{path}: no result of the baseline {name!r}; run the workflow again")
     return scores
 
 
-def _check_same(one: Scores, other: Scores) -> None:
-    """Raises CliptexError where two results that stand side by side are of other data, as far as both say."""
+def _row(row: dict[str, Any]) -> ResultRow:
+    return ResultRow(row["task"], row["model"], row["seed"], row["head"], row["metrics"], row.get("protocol", ""))
+
+
+def _check_same(finetuned: Scores, probed: Scores) -> None:
+    """Raises CliptexError if two results shown side by side are of different data, as far as both record it."""
     for key in SAME:
-        pair = getattr(one, key), getattr(other, key)
+        pair = getattr(finetuned, key), getattr(probed, key)
         if None not in pair and pair[0] != pair[1]:
-            raise CliptexError(f"{one.path}: its {key} differs from that of {other.path}; delete both and run again")
+            raise CliptexError(
+                f"{finetuned.path}: its {key} differs from that of {probed.path}; delete both and run again"
+            )
 
 
 def _expert(folder: Path) -> dict[str, Any] | None:
-    """expert.json, and under `judged` quality.json, which exists only where the workflow trained the expert."""
+    """expert.json, with quality.json under `quality_file` (only of experts that the workflow trained)."""
     if not (folder / "expert.json").exists():
         return None
     quality = folder / "quality.json"
-    return read_json(folder / "expert.json") | {"judged": read_json(quality) if quality.exists() else None}
+    return read_json(folder / "expert.json") | {"quality_file": read_json(quality) if quality.exists() else None}
 
 
-def _run(folder: Path) -> Run:
+def _run(folder: Path) -> FinishedRun:
     record = read_json(folder / "train.json")
-    if "interpolate" in record:  # not trained, so that there is no course to show
-        return Run(record, [])
+    if "interpolate" in record:  # not trained, so there are no losses
+        return FinishedRun(record, [])
     path = folder / "metrics.jsonl"
     try:
         history = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     except FileNotFoundError as error:
-        raise CliptexError(f"{path}: no such file; run the step that makes it first") from error
+        raise CliptexError(f"{path}: no such file; run the training first") from error
     except ValueError as error:
-        raise CliptexError(f"{path}: not lines of JSON ({error}); delete it and run the same command again") from error
-    return Run(record, history)
+        raise CliptexError(f"{path}: not lines of JSON ({error}); delete it and run the training again") from error
+    return FinishedRun(record, history)
 
 
 def _timings(folder: Path) -> list[Timing]:
-    """Sum Snakemake's benchmark files `{rule}/**/*.tsv` by rule; none where the workflow did not keep them."""
+    """Snakemake's benchmark files `{rule}/**/*.tsv`, summed by rule; empty without them."""
     out = []
     for rule in sorted(path for path in folder.glob("*") if path.is_dir()):
         wall, cpu, jobs = 0.0, 0.0, 0
@@ -285,7 +290,7 @@ def _timings(folder: Path) -> list[Timing]:
 
 
 def _seconds(text: str | None) -> float | None:
-    """Snakemake writes NA or - for what it could not measure (very short jobs)."""
+    """Snakemake writes NA or - for values it could not measure (very short jobs)."""
     try:
         return float(text)
     except (TypeError, ValueError):

@@ -19,7 +19,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, replacing
 from cliptex.core.provenance import code
 from cliptex.core.redact import without_secrets
-from cliptex.evaluation.per_image import MAIN_METRIC
+from cliptex.evaluation.measures import measure
 from cliptex.models.clip import CONFIG_FILE, HEADS_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
 from cliptex.report import names
 from cliptex.training.checkpoints import differences
@@ -308,7 +308,7 @@ def _results(config: Config, name: str, seed: int, sha256: str, root: Path) -> l
                 )
                 continue
             for row in table["results"]:
-                metric = MAIN_METRIC.get(row["task"], "R@1" if row["task"].endswith("retrieval") else "top1")
+                metric = measure(row["task"]).main
                 if (row["model"], row["seed"]) == (name, seed) and row["metrics"].get(metric) is not None:
                     one = {key: row[key] for key in ("task", "head")} | {"metric": metric}
                     one |= {key: table[key] for key in ("benchmark", "source", "split", "num_eval")}

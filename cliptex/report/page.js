@@ -1,4 +1,4 @@
-// Albums one can page through. Without this script, and on paper, all of their pages stand below one another.
+// Paging through albums. Without this script, and in print, all pages are shown below one another.
 "use strict";
 for (const gallery of document.querySelectorAll(".gallery")) {
   const albums = [...gallery.querySelectorAll(".album")];
@@ -10,17 +10,17 @@ for (const gallery of document.querySelectorAll(".gallery")) {
   bar.className = "pager";
   const choice = document.createElement("select");
   choice.setAttribute("aria-label", "Album");
-  albums.forEach((one, number) => choice.add(new Option(one.dataset.title, number)));
+  albums.forEach((element, number) => choice.add(new Option(element.dataset.title, number)));
   const count = document.createElement("span");
   count.className = "count";
   count.setAttribute("role", "status");
   const button = (text, label, step) => {
-    const made = document.createElement("button");
-    made.type = "button";
-    made.textContent = text;
-    made.setAttribute("aria-label", label);
-    made.addEventListener("click", () => move(step));
-    return made;
+    const element = document.createElement("button");
+    element.type = "button";
+    element.textContent = text;
+    element.setAttribute("aria-label", label);
+    element.addEventListener("click", () => move(step));
+    return element;
   };
   bar.append(choice, button("◀", "Previous", -1), count, button("▶", "Next", 1));
   gallery.prepend(bar);
@@ -28,14 +28,14 @@ for (const gallery of document.querySelectorAll(".gallery")) {
   gallery.tabIndex = 0;
 
   const show = () => {
-    albums.forEach((one, number) => one.classList.toggle("away", number !== album));
-    pages.forEach((some, number) => {
-      some.forEach((one, place) => one.classList.toggle("away", number !== album || place !== page));
+    albums.forEach((element, number) => element.classList.toggle("away", number !== album));
+    pages.forEach((elements, number) => {
+      elements.forEach((element, index) => element.classList.toggle("away", number !== album || index !== page));
     });
     choice.value = album;
     count.textContent = `${page + 1} of ${pages[album].length}`;
   };
-  // past the end of an album comes the next one, and after the last the first
+  // the pages of all albums form a ring
   const move = (step) => {
     page += step;
     if (page < 0 || page >= pages[album].length) {

@@ -1,16 +1,18 @@
-"""A table of the report, once for the page (by the template), for CSV (full precision) and for Markdown."""
+"""A table of the report, rendered to HTML (by the template), CSV (full precision) and Markdown."""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+MISSING = "–"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a cell. `value` goes to the CSV where it is not the text; `tone` is "good", "bad" or nothing.
+    """A table cell. value: written to the CSV instead of the text. tone: "good", "bad" or empty.
 
-    bounds: an interval in words, on a line of its own between the text and the note.
+    bounds: an interval, shown on its own line between the text and the note. best: shown in bold.
     """
 
     text: str
@@ -22,108 +24,119 @@ class Cell:
 
     @property
     def raw(self) -> float | str:
-        """The CSV's value: the number in full precision; empty where it is missing."""
+        """Value for the CSV: the number in full precision; empty if missing."""
         if self.value is not None:
             return self.value
         return "" if self.text == MISSING else self.text
 
 
-MISSING = "–"
+Row = Mapping[str, Cell]
+"""Column key -> cell."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column. key: its name in the rows. highlighted: tinted on the page. csv_only: left out of page and Markdown."""
+
+    key: str
+    heading: str
+    numeric: bool = True
+    highlighted: bool = False
+    csv_only: bool = False
+
+
+def csv_columns(keys: Iterable[str]) -> list[Column]:
+    """Columns that are only in the CSV, with their keys as headings."""
+    return [Column(key, key, csv_only=True) for key in keys]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows under a heading of their own; the first cell of a row is its header."""
+    """Rows under a common heading."""
 
-    rows: list[list[Cell]]
+    rows: list[Row]
     title: str = ""
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A captioned table. name: file stem and anchor. numeric: columns set flush right, by position.
+    """A captioned table. name: file stem and anchor. The cells of the first column are row headers.
 
-    fine: notes on protocol, samples, training sets and seeds, folded away on the page. csv_only: how many of the last
-    columns are in the CSV alone.
+    group_column: heading of the CSV column with the groups' titles. fine: notes on protocol, number of images, training
+    data and seeds, collapsed on the page.
     """
 
     name: str
     caption: str
-    columns: list[str]
+    columns: list[Column]
     groups: list[Group]
-    numeric: frozenset[int] = frozenset()
     notes: list[str] = field(default_factory=list)
     group_column: str = "group"
-    """Heading of the CSV column that holds the groups' titles."""
-    key: int | None = None
-    """Position of the column that the eye should find first."""
     fine: list[str] = field(default_factory=list)
-    csv_only: int = 0
 
     @property
-    def shown_columns(self) -> list[str]:
-        """The columns without those of the CSV alone."""
-        return self.columns[: len(self.columns) - self.csv_only]
-
-    def shown(self, row: Sequence[Cell]) -> Sequence[Cell]:
-        """A row's cells without those of the CSV alone."""
-        return row[: len(self.columns) - self.csv_only]
+    def shown_columns(self) -> list[Column]:
+        """The columns of the page and of Markdown."""
+        return [column for column in self.columns if not column.csv_only]
 
     def csv(self) -> str:
-        """Numbers in full precision; notes and marks are left out."""
+        """Numbers in full precision, without notes and marks."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         grouped = any(group.title for group in self.groups)
-        writer.writerow(([self.group_column] if grouped else []) + self.columns)
+        writer.writerow([self.group_column] * grouped + [column.heading for column in self.columns])
         for group in self.groups:
             for row in group.rows:
-                writer.writerow(([group.title] if grouped else []) + [cell.raw for cell in row])
+                writer.writerow([group.title] * grouped + [row[column.key].raw for column in self.columns])
         return out.getvalue()
 
     def markdown(self) -> str:
-        """GitHub's tables: best values in bold, notes after the value."""
-        lines = [f"**{_plain(self.caption)}**", ""]
+        """A GitHub-flavoured table: best values in bold, notes in parentheses after the value."""
         columns = self.shown_columns
-        lines.append(_line(_plain(column) for column in columns))
-        lines.append(_line("---:" if i in self.numeric else "---" for i in range(len(columns))))
+        lines = [f"**{_escaped(self.caption)}**", ""]
+        lines.append(_line(_escaped(column.heading) for column in columns))
+        lines.append(_line("---:" if column.numeric else "---" for column in columns))
         for group in self.groups:
             if group.title:
-                title = f"**{_plain(group.title)}**" + (f" {_plain(group.note)}" if group.note else "")
+                title = f"**{_escaped(group.title)}**" + (f" {_escaped(group.note)}" if group.note else "")
                 lines.append(_line([title, *[""] * (len(columns) - 1)]))
-            for row in group.rows:
-                lines.append(_line(_cell(cell) for cell in self.shown(row)))
+            lines += [_line(_markdown_cell(row[column.key]) for column in columns) for row in group.rows]
         for note in (*self.notes, *self.fine):
-            lines += ["", _plain(note)]
+            lines += ["", _escaped(note)]
         return "\n".join(lines) + "\n"
 
 
-def text_row(*cells: str | Cell) -> list[Cell]:
-    """A row of plain texts."""
-    return [cell if isinstance(cell, Cell) else Cell(cell) for cell in cells]
+def text_table(name: str, caption: str, headings: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> Table:
+    """A table of texts; the headings are also the columns' keys."""
+    cells = [
+        {heading: cell if isinstance(cell, Cell) else Cell(cell) for heading, cell in zip(headings, row, strict=True)}
+        for row in rows
+    ]
+    return Table(name, caption, [Column(heading, heading, numeric=False) for heading in headings], [Group(cells)])
 
 
-def best_of(values: Sequence[float | None], better: int) -> float | None:
-    """The best value by the metric's direction; None where there is none, or no direction."""
+def best_of(values: Iterable[float | None], better: int) -> float | None:
+    """The best value; None without values or if `better` (+1, -1) is 0."""
     known = [value for value in values if value is not None]
     if not known or not better:
         return None
     return max(known) if better > 0 else min(known)
 
 
-def _cell(cell: Cell) -> str:
-    text = _plain(cell.text)
+def _markdown_cell(cell: Cell) -> str:
+    text = _escaped(cell.text)
     text = f"**{text}**" if cell.best else text
-    text = f"{text} ({_plain(cell.bounds)})" if cell.bounds else text
-    return f"{text} ({_plain(cell.note)})" if cell.note else text
+    text = f"{text} ({_escaped(cell.bounds)})" if cell.bounds else text
+    return f"{text} ({_escaped(cell.note)})" if cell.note else text
 
 
-def _line(cells) -> str:
+def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _plain(text: str) -> str:
-    """Nothing in a caption, a class name or an error may end the cell or become markup."""
+def _escaped(text: str) -> str:
+    """Text as Markdown in one line: no character ends the cell or becomes markup."""
     for character in "\\|*_`<>[]":
         text = text.replace(character, "\\" + character)
     return " ".join(text.split())

@@ -2,7 +2,7 @@
 
     p(n) = (kappa^2 + 1) exp(-kappa theta) / (2 pi (1 + exp(-kappa pi))),   theta = arccos(mean . n)
 
-The expert is trained with it, and the student may be (`cliptex.tasks.normals`).
+Loss of the expert `nll_angmf`, and an option for the student (`cliptex.tasks.normals`).
 """
 
 import math
@@ -24,16 +24,16 @@ def angular_mf_loss(prediction: torch.Tensor, normal: torch.Tensor, axis: int = 
     """`negative_log_likelihood` of unit vectors `normal` (3 channels along `axis`) under `prediction` (4 channels)."""
     mean, kappa = prediction.split((3, 1), dim=axis)
     kappa = kappa.squeeze(axis)
-    # a mean that was resampled between pixels is no longer of unit length
+    # interpolated means do not have unit length
     length = mean.square().sum(axis).clamp(min=1e-12).sqrt()
     return negative_log_likelihood((mean * normal).sum(axis) / length, kappa)
 
 
 def negative_log_likelihood(cosine: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
-    """-log(kappa^2 + 1) + kappa theta + log(1 + exp(-kappa pi)) by kappa and the cosine of theta.
+    """-log(kappa^2 + 1) + kappa theta + log(1 + exp(-kappa pi)), for kappa and the cosine of theta.
 
-    Without the constant log(2 pi) (equation 10 of the paper). The cosine is kept off +-1, where the derivative of
-    arccos is infinite.
+    Equation 10 of the paper without the constant log(2 pi). The cosine is clamped away from +-1, where the derivative
+    of arccos is infinite.
     """
     cosine = cosine.clamp(-1 + 1e-5, 1 - 1e-5)
     return -torch.log1p(kappa.square()) + kappa * torch.arccos(cosine) + torch.log1p(torch.exp(-kappa * math.pi))

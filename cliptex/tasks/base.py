@@ -1,6 +1,6 @@
-"""What a task must say: label codec, geometry, head, loss, metric, picture.
+"""Base class of tasks: label codec, resizing and cropping, loss, metrics and visualisation.
 
-Imports NumPy only, so that the workflow and the label store do not pay for torch; the loss imports it when called.
+Imports NumPy only, so that the workflow and the label store need not load torch; the losses import it when called.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class View:
-    """A crop and flip, drawn once a sample and applied to the image and to every label.
+    """A crop and flip, drawn once for each sample and applied to the image and all its labels.
 
-    Edges are shares of the image's height and width in 0..1, so that they hold for grids of any size.
+    Coordinates are shares of the image's height and width in 0..1, so that they apply to grids of any size.
     """
 
     top: float
@@ -35,22 +35,22 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
-    """Choices that a task's loss leaves, the config's `models.*.losses`; a task with choices has a subclass of it."""
+    """Options of a task's loss (config: `models.*.losses`); a task with options defines a subclass."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
 class Task(ABC):
-    """A dense task. Labels are NumPy arrays [H, W] or [H, W, C] in the stored image's frame."""
+    """A dense task. Labels are NumPy arrays [H, W] or [H, W, C], aligned with the stored image."""
 
     name: ClassVar[str]
     channels: int
-    """Output channels of the task's head; with some losses another number, see `with_loss`."""
+    """Output channels of the task's head; may depend on the options of the loss."""
     options: LossOptions = LossOptions()
-    """How the loss is computed; `with_loss` gives a task with others than the defaults."""
+    """Options of the loss; see `with_loss`."""
 
     def with_loss(self, options: Mapping[str, Any], where: str) -> Self:
-        """This task with other options of its loss. Raises CliptexError naming the key under `where`."""
+        """A copy of this task with other options of its loss. Raises CliptexError that names the key under `where`."""
         from pydantic import TypeAdapter, ValidationError
 
         kind = type(self.options)
@@ -72,53 +72,53 @@ class Task(ABC):
 
     @abstractmethod
     def codec(self) -> dict[str, Any]:
-        """What the label store records: codec name and parameters, dtype, invalid value, frame, class names."""
+        """Metadata of the label store: codec name and parameters, dtype, invalid value, frame, class names."""
 
     @abstractmethod
     def encode(self, label: np.ndarray) -> bytes:
-        """Label to payload. Raises ValueError when the label is of a wrong shape or all invalid."""
+        """Label to payload. Raises ValueError if the label has the wrong shape or no valid pixel."""
 
     @abstractmethod
     def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
-        """Payload to label; the label's error against what was encoded is within the codec's stated step."""
+        """Payload to label; it differs from the encoded label by at most the `step` of the codec."""
 
     @abstractmethod
     def scalars(self, label: np.ndarray) -> dict[str, float]:
-        """Numbers kept beside the payload, e.g. `coverage` (share of valid pixels) and `confidence`."""
+        """Statistics stored with the payload, e.g. `coverage` (share of valid pixels) and `confidence`."""
 
     @abstractmethod
     def resize(self, label: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Label on another grid: never invents classes, never bleeds invalid values into valid ones."""
+        """Label resampled to another grid. Must not mix classes, or invalid values into valid ones."""
 
     @abstractmethod
     def crop(self, label: np.ndarray, view: View, size: int) -> np.ndarray:
-        """The training target [size, size] or [size, size, C] under `view` (a flip turns directions too)."""
+        """The training target [size, size] or [size, size, C] under `view` (a flip also mirrors directions)."""
 
     def target(self, payload: bytes, height: int, width: int, view: View, size: int) -> np.ndarray:
-        """`crop` of `decode`, to rounding; a task may do both at once, which is quicker."""
+        """`crop` of `decode`, up to rounding; override it to do both at once, which is faster."""
         return self.crop(self.decode(payload, height, width), view, size)
 
     @abstractmethod
     def missing(self, size: int) -> np.ndarray:
-        """The training target of an image whose label failed: every pixel invalid."""
+        """The training target of an image without a label: every pixel invalid."""
 
     @abstractmethod
     def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
-        """Scalar loss of the head's raw output against stacked `crop` results; finite for any label, zero gradient
-        where the label is invalid. The prediction is resized (bilinear) to the target's grid by the caller."""
+        """Scalar loss of the head's raw output and stacked `crop` results. Must be finite for any label, with zero
+        gradient where the label is invalid. The caller resizes the prediction (bilinear) to the target's grid."""
 
     def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
-        """The label [H, W] or [H, W, C] that a head's raw output, float32 [channels, H, W], stands for."""
-        raise CliptexError(f"{self.name}: the task does not say what a head's output means; give it `predicted`")
+        """Convert a head's raw output, float32 [channels, H, W], to a label [H, W] or [H, W, C]."""
+        raise CliptexError(f"{self.name}: the task cannot convert a head's output to a label; implement `predicted`")
 
     def classes(self, label: np.ndarray) -> np.ndarray:
-        """The class map [H, W] of a label, for a task whose codec has class names."""
+        """The class map [H, W] of a label, for tasks whose codec has class names."""
         return label
 
     @abstractmethod
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-        """Metrics of (predicted label, true label) pairs, for an expert's held-out quality."""
+        """Metrics of (predicted label, true label) pairs, to evaluate experts on held-out images."""
 
     @abstractmethod
     def picture(self, label: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] for people to look at; invalid pixels are dark grey."""
+        """Visualisation uint8 [H, W, 3]; invalid pixels are dark grey."""

@@ -1,4 +1,4 @@
-"""The mean of a dense loss over a batch, which means the same on one process and on many."""
+"""Mean of a dense loss over the global batch, for any number of data-parallel processes."""
 
 from __future__ import annotations
 

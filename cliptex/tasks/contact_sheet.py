@@ -1,4 +1,4 @@
-"""Sheets of pictures side by side: images, and labels in their tasks' colours with legends."""
+"""Draw contact sheets: images next to their labels, with legends."""
 
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ INK, PAPER = (20, 20, 20), (255, 255, 255)
 
 
 def class_names(task: Task) -> list[str]:
-    """Names by class number, for a task that has classes."""
+    """Class names by class number; empty for a task without classes."""
     return task.codec().get("class_names", [])
 
 
@@ -29,7 +29,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def fitted(pixels: np.ndarray, resample: Image.Resampling) -> Image.Image:
-    """A cell with the picture as large as fits, in the middle."""
+    """A cell with the image (uint8 [H, W, 3]) scaled to fit and centred."""
     image = Image.fromarray(pixels)
     scale = CELL_PX / max(image.size)
     image = image.resize(tuple(max(1, round(side * scale)) for side in image.size), resample)
@@ -39,7 +39,7 @@ def fitted(pixels: np.ndarray, resample: Image.Resampling) -> Image.Image:
 
 
 def message(text: str) -> Image.Image:
-    """A cell with a text in place of a picture."""
+    """A cell with a text in place of an image."""
     cell = Image.new("RGB", (CELL_PX, CELL_PX), (240, 240, 240))
     draw, font = ImageDraw.Draw(cell), _font(13)
     lines, line = [], ""
@@ -53,7 +53,7 @@ def message(text: str) -> Image.Image:
 
 
 def _cut(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
-    """The text, with an ellipsis where it is wider than `width`."""
+    """The text, truncated with an ellipsis if it is wider than `width` pixels."""
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(f"{text}…", font) > width:
@@ -62,26 +62,26 @@ def _cut(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
 
 
 def legend(task: Task, classes: Counter) -> list[tuple[np.ndarray, str]]:
-    """Swatches (uint8 [H, W, 3]) and what they mean."""
+    """Colour samples (uint8 [H, W, 3]) and their meanings. classes: pixels by class number, for tasks with classes."""
     invalid = np.full((SWATCH_PX, SWATCH_PX, 3), INVALID_COLOUR, np.uint8)
     if names := class_names(task):
         colours = task.picture(np.arange(256, dtype=np.uint8)[None])[0]
-        found = [code for code, _ in classes.most_common() if code < len(names)]
+        codes = [code for code, _ in classes.most_common() if code < len(names)]
         lines = [
-            (np.full((SWATCH_PX, SWATCH_PX, 3), colours[code], np.uint8), names[code]) for code in found[:MAX_CLASSES]
+            (np.full((SWATCH_PX, SWATCH_PX, 3), colours[code], np.uint8), names[code]) for code in codes[:MAX_CLASSES]
         ]
-        if len(found) > MAX_CLASSES:
-            lines.append((np.full((SWATCH_PX, SWATCH_PX, 3), 255, np.uint8), f"{len(found) - MAX_CLASSES} rarer ones"))
+        if rest := len(codes[MAX_CLASSES:]):
+            lines.append((np.full((SWATCH_PX, SWATCH_PX, 3), 255, np.uint8), f"{rest} rarer classes"))
         return [*lines, (invalid, "ignore")]
     if task.name == "depth":
         ramp = np.tile(np.linspace(0, 1, 6 * SWATCH_PX, dtype=np.float32), (SWATCH_PX, 1))
         return [(task.picture(ramp), "far to near, per image"), (invalid, "invalid")]
     if task.name == "normals":
-        means = {"to the left": (1, 0, 0), "to the right": (-1, 0, 0), "up": (0, 1, 0), "towards the viewer": (0, 0, 1)}
+        normals = {"left": (1, 0, 0), "right": (-1, 0, 0), "up": (0, 1, 0), "the viewer": (0, 0, 1)}
         return [
             *(
-                (task.picture(np.tile(np.array([*normal, 1], np.float32), (SWATCH_PX, SWATCH_PX, 1))), f"faces {what}")
-                for what, normal in means.items()
+                (task.picture(np.tile(np.array([*normal, 1], np.float32), (SWATCH_PX, SWATCH_PX, 1))), f"faces {side}")
+                for side, normal in normals.items()
             ),
             (invalid, "invalid"),
         ]
@@ -94,7 +94,7 @@ def draw_sheet(
     legends: list[list[tuple[np.ndarray, str]]],
     out: Path,
 ) -> None:
-    """A PNG of rows (text, one cell a column) under their titles; legends of all columns but the first below."""
+    """Write a PNG: column titles, rows (text, one cell per column), and legends of all columns but the first below."""
     columns, step = len(titles), CELL_PX + GAP_PX
     row_step = CELL_PX + LINE_PX + GAP_PX
     legend_top = GAP_PX + LINE_PX + len(rows) * row_step

@@ -1,4 +1,4 @@
-"""Relative inverse depth: float32 [H, W], larger = nearer, known up to scale and shift, NaN = invalid."""
+"""Relative inverse depth: float32 [H, W], larger = nearer, up to scale and shift, NaN = invalid."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from cliptex.tasks.grid import (
     WHOLE,
     area_mean,
     area_mean_of_planes,
-    pack_picture,
-    unpack_picture,
-    unpack_picture_with_torch,
+    pack_webp,
+    unpack_webp,
+    unpack_webp_with_torch,
 )
 
 if TYPE_CHECKING:
@@ -34,21 +34,21 @@ class DepthLoss(LossOptions):
     """Options of the loss."""
 
     alignment: Literal["target", "robust", "least_squares"] = "target"
-    """`target`: the head predicts the normalised map itself. `robust`: the prediction is normalised as well, and
-    `least_squares`: it is scaled and shifted to fit best; with these two it is free up to scale and shift."""
+    """`target`: the head predicts the normalised map. `robust`: the prediction is normalised like the target.
+    `least_squares`: the prediction is aligned to the target by scale and shift."""
     gradient_weight: float = 0.5
-    """Weight of the gradient term; 0 leaves it out."""
+    """Weight of the gradient term; 0 disables it."""
 
 
 class Depth(Task):
-    """Relative inverse depth, learned as the robustly normalised map."""
+    """Relative inverse depth, with a scale- and shift-invariant loss."""
 
     name = "depth"
     channels = 1
     options = DepthLoss()
 
     def codec(self) -> dict[str, Any]:
-        """Linear between the label's own least and greatest value, which lead the payload."""
+        """Linear between the label's minimum and maximum, which are stored in the payload's header."""
         return {
             "name": "linear-uint8-webp",
             "version": 2,
@@ -73,17 +73,17 @@ class Depth(Task):
         codes = np.zeros(label.shape, np.uint8)
         scale = (LEVELS - 1) / (high - low) if high > low else 0.0
         codes[valid] = np.rint((values - low) * scale) + 1
-        return struct.pack("<ff", low, high) + pack_picture(codes)
+        return struct.pack("<ff", low, high) + pack_webp(codes)
 
     def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
         low, high = struct.unpack_from("<ff", payload)
         table = np.empty(LEVELS + 1, np.float32)
         table[0] = np.nan
         table[1:] = np.linspace(low, high, LEVELS)
-        return table.take(unpack_picture(memoryview(payload)[8:], height, width)[..., 0])
+        return table.take(unpack_webp(memoryview(payload)[8:], height, width)[..., 0])
 
     def scalars(self, label: np.ndarray) -> dict[str, float]:
-        """`coverage`: share of valid pixels; `range`: greatest less least value."""
+        """`coverage`: share of valid pixels; `range`: maximum minus minimum."""
         values = label[np.isfinite(label)].astype(np.float64)
         return {
             "coverage": values.size / label.size,
@@ -97,28 +97,28 @@ class Depth(Task):
         return area_mean(label[..., None], np.isfinite(label), view, size, size)[..., 0]
 
     def target(self, payload: bytes, height: int, width: int, view: View, size: int) -> np.ndarray:
-        """The mean of codes, taken between the label's least and greatest value."""
+        """Averages codes instead of values."""
         low, high = struct.unpack_from("<ff", payload)
-        codes = unpack_picture_with_torch(memoryview(payload)[8:], height, width)[..., 0]
+        codes = unpack_webp_with_torch(memoryview(payload)[8:], height, width)[..., 0]
         (mean,) = area_mean_of_planes(codes[None].astype(np.float32, order="C"), codes != 0, view, size, size)
         position = (mean - 1) / (LEVELS - 1)
-        return low * (1 - position) + high * position  # their difference may be no float32
+        return low * (1 - position) + high * position  # high - low may overflow float32
 
     def missing(self, size: int) -> np.ndarray:
         return np.full((size, size), np.nan, np.float32)
 
     def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
-        """L1 to the normalised target, plus the multi-scale gradient matching term.
+        """L1 loss on the normalised target, plus a multi-scale gradient matching term.
 
-        Each target is normalised over its valid pixels to median 0 and mean absolute deviation 1 (Ranftl et al. 2020,
-        "Towards robust monocular depth estimation", eq. 5 and 6), so that the loss is the same for a * d + b, a > 0.
-        By default the head predicts that map itself. With `alignment` the prediction has a scale and a shift an image
-        too, found over the valid pixels: `robust` normalises it by the same equations, its spread taken as no less than
-        0.01, since the gradient grows without bound as the spread of an untrained head's output goes to 0;
-        `least_squares` solves for those with the least squared error (eq. 2 to 4), the scale taken as no less than
-        0.001: a negative one would make far of near, and at 0 a flat prediction would have no gradient. The gradient
-        term is eq. 11, at 4 scales, with weight 0.5. Averages run over the valid pixels of the batch. A flat target
-        normalises to 0.
+        Equations are those of Ranftl et al. 2020, "Towards robust monocular depth estimation". Each target is
+        normalised over its valid pixels to median 0 and mean absolute deviation 1 (eq. 5 and 6), so that the loss is
+        the same for a * d + b, a > 0; a constant target becomes 0. By default the head predicts that map. With
+        `alignment` the prediction, too, gets a scale and a shift for each image, from the valid pixels. `robust`
+        normalises it likewise, with the deviation clamped to at least 0.01, since the gradient diverges as the
+        deviation of an untrained head's output goes to 0. `least_squares` minimises the squared error (eq. 2 to 4),
+        with the scale clamped to at least 0.001: a negative scale would swap near and far, and at 0 a constant
+        prediction would have no gradient. The gradient term is eq. 11, at 4 scales, with weight `gradient_weight`.
+        Averages are over the valid pixels of the batch.
         """
         import torch
 
@@ -146,9 +146,9 @@ class Depth(Task):
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         """`delta1` (percent of pixels with ratio below 1.25) and `absrel`, pooled over the pixels of all pairs.
 
-        Each prediction is aligned to its truth by scale and shift, least squares in inverse depth (Ranftl et al. 2020,
-        section 5), and no farther than the truth's farthest pixel. Both maps are inverse depth; pixels where the truth
-        is invalid or 0 (sky) are left out, as are pixels without a prediction.
+        Each prediction is aligned to its truth by scale and shift, with least squares in inverse depth (Ranftl et al.
+        2020, section 5), and clamped to the truth's farthest pixel. Both maps are inverse depth. Pixels where the truth
+        is invalid or 0 (sky) or the prediction is invalid are ignored.
         """
         close, error, count = 0, 0.0, 0
         for predicted, truth in pairs:
@@ -163,7 +163,7 @@ class Depth(Task):
             error += float(np.abs(ratio - 1).sum())
             count += p.size
         if not count:
-            raise ValueError("no valid pixel to judge")
+            raise ValueError("no valid pixel to evaluate")
         return {"delta1": 100 * close / count, "absrel": error / count}
 
     def picture(self, label: np.ndarray) -> np.ndarray:
@@ -181,17 +181,17 @@ class Depth(Task):
 
 
 def _normalised(target_BHW: torch.Tensor, valid_BHW: torch.Tensor) -> torch.Tensor:
-    """Median 0 and mean absolute deviation 1 over each image's valid pixels; 0 for a flat image."""
+    """Maps with median 0 and mean absolute deviation 1 over each image's valid pixels; 0 for a constant map."""
     import torch
 
     deviation, spread, median = _centred(target_BHW, valid_BHW)
-    # float32 noise around a constant is not relief
+    # a smaller deviation is rounding noise of a constant map
     flat = spread <= 1e-6 * median.abs()
     return torch.where(flat, 0.0, deviation / torch.where(flat, 1.0, spread)).view_as(target_BHW)
 
 
 def _centred(values_BHW: torch.Tensor, valid_BHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each image's valid pixels: less their median [B, HW] (0 elsewhere), mean absolute value of that and median."""
+    """Over each image's valid pixels: values minus median [B, HW] (0 elsewhere), mean absolute deviation and median."""
     import torch
 
     values, valid = values_BHW.flatten(1), valid_BHW.flatten(1)
@@ -202,7 +202,7 @@ def _centred(values_BHW: torch.Tensor, valid_BHW: torch.Tensor) -> tuple[torch.T
 
 
 def _fitted(prediction_BHW: torch.Tensor, target_BHW: torch.Tensor, valid_BHW: torch.Tensor) -> torch.Tensor:
-    """scale * prediction + shift of each image, the least-squares fit to its target over the valid pixels."""
+    """scale * prediction + shift for each image, the least-squares fit to its target over the valid pixels."""
     valid = valid_BHW.flatten(1).float()
     count = valid.sum(dim=1, keepdim=True).clamp(min=1)
     p, t = prediction_BHW.flatten(1), target_BHW.flatten(1)

@@ -3,7 +3,7 @@
 Camera axes: x right, y down, z forward. The normal has a non-negative dot product with the viewing ray: a wall that
 faces the camera is (0, 0, 1), a floor (0, 1, 0). kappa > 0 is the concentration of the angular von Mises-Fisher
 distribution (AngMF) of Bae et al. 2021, "Estimating and exploiting the aleatoric uncertainty in surface normal
-estimation": density proportional to exp(-kappa * angle); greater is surer.
+estimation": density proportional to exp(-kappa * angle); larger kappa = more certain.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from cliptex.tasks.grid import (
     INVALID_COLOUR,
     WHOLE,
     area_mean_of_planes,
-    pack_picture,
-    unpack_picture,
-    unpack_picture_with_torch,
+    pack_webp,
+    unpack_webp,
+    unpack_webp_with_torch,
 )
 
 if TYPE_CHECKING:
@@ -39,21 +39,21 @@ class NormalsLoss(LossOptions):
     """Options of the loss."""
 
     kind: Literal["cosine", "angmf"] = "cosine"
-    """`cosine`: 1 - cos. `angmf`: the negative log-likelihood of the label under the head's own angular von
-    Mises-Fisher distribution, whose kappa is a fourth channel."""
+    """`cosine`: 1 - cos. `angmf`: the negative log-likelihood of the label under the angular von Mises-Fisher
+    distribution that the head predicts, with kappa as fourth channel."""
     confidence: bool = True
-    """Whether a pixel's loss is weighted by how sure the expert is of it, after the label's kappa."""
+    """Whether a pixel's loss is weighted by the expert's certainty, a function of the label's kappa."""
 
 
 class Normals(Task):
-    """Surface normals, learned by cosine under the expert's own uncertainty."""
+    """Surface normals, with a cosine loss weighted by the expert's certainty."""
 
     name = "normals"
     options = NormalsLoss()
 
     @property
     def channels(self) -> int:
-        """A direction and, for `angmf`, kappa."""
+        """3 for the direction; with `angmf` a fourth for kappa."""
         return 4 if self.options.kind == "angmf" else 3
 
     def codec(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Normals(Task):
         }
 
     def encode(self, label: np.ndarray) -> bytes:
-        """Values that are not of unit length are normalised; zero vectors and those with NaN are invalid."""
+        """Normals are normalised to unit length; zero vectors and those with NaN are invalid."""
         if label.ndim != 3 or label.shape[2] != 4 or label.dtype != np.float32 or not label.size:
             raise ValueError(f"normals are float32 [H, W, 4], got {label.dtype} {list(label.shape)}")
         valid = _valid(label)
@@ -88,11 +88,11 @@ class Normals(Task):
         codes[valid, 0] = np.rint(x * AXIS_CODES) + AXIS_CODES + 1
         codes[valid, 1] = np.rint(y * AXIS_CODES) + AXIS_CODES + 1
         codes[valid, 2] = np.rint(position * (KAPPA_CODES - 1)) + 1
-        return pack_picture(codes)
+        return pack_webp(codes)
 
     def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
         directions, kappas = _tables()
-        codes = unpack_picture(payload, height, width)
+        codes = unpack_webp(payload, height, width)
         label = directions.take((codes[..., 0].astype(np.uint16) << 7) | codes[..., 1], axis=0, mode="clip")
         label[..., 3] = kappas.take(codes[..., 2], mode="clip")
         invalid = codes[..., 2] == 0
@@ -113,9 +113,9 @@ class Normals(Task):
         return _resample(label, view, size, size)
 
     def target(self, payload: bytes, height: int, width: int, view: View, size: int) -> np.ndarray:
-        """Looked up plane by plane: no label in between."""
+        """Decodes to planes, without assembling the label."""
         *axes, kappas = _plane_tables()
-        codes = unpack_picture_with_torch(payload, height, width)
+        codes = unpack_webp_with_torch(payload, height, width)
         planes = np.empty((4, height, width), np.float32)
         both = (codes[..., 0].astype(np.intp) << 7) | codes[..., 1]
         for axis, plane in zip(axes, planes[:3], strict=True):
@@ -129,13 +129,13 @@ class Normals(Task):
     def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
         """Mean over the valid pixels of R(kappa) times the loss of a pixel.
 
-        A pixel's loss is 1 - cos(prediction, label), or with `kind: angmf` the negative log-likelihood of the label
-        under the four channels predicted (`cliptex.tasks.angular_mf`), which may be negative.
+        The loss of a pixel is 1 - cos(prediction, label), or with `kind: angmf` the negative log-likelihood of the
+        label under the predicted distribution (`cliptex.tasks.angular_mf`), which may be negative.
 
         R(kappa) = (kappa^2 + 1) / (kappa^2 + 4) * tanh(pi * kappa / 2) is the mean cosine between the label and a
         direction drawn from the expert's AngMF (integral of the density of Bae et al. 2021 over the sphere). The
-        gradient is hence that of the expected 1 - cos to the unknown true normal, given how sure the expert is: unsure
-        pixels pull less, and no threshold is needed. With `confidence: false` every valid pixel has weight 1.
+        gradient is hence that of the expected 1 - cos to the unknown true normal, under the expert's distribution:
+        uncertain pixels contribute less, without a threshold. With `confidence: false` every valid pixel has weight 1.
         """
         import torch
         from torch.nn import functional
@@ -158,7 +158,7 @@ class Normals(Task):
         return batch_mean((weight * (1 - cosine)).sum(), valid.sum())
 
     def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
-        """Unit normals with the kappa that the head predicts, or 1 where it predicts none; NaN for a zero vector."""
+        """Unit normals and the predicted kappa, or kappa = 1 if the head does not predict it; NaN for zero vectors."""
         import torch
 
         from cliptex.tasks.angular_mf import norm_normalize
@@ -176,8 +176,8 @@ class Normals(Task):
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         """Angular error `mean`, `median` (degrees) and `within_*` (percent) over the pixels of all pairs.
 
-        The truth may be [H, W, 3] or [H, W, 4]. With a kappa in the prediction also the mean error in each quarter of
-        the pixels by kappa, `error_kappa_q1` (least sure) to `error_kappa_q4`.
+        The truth may be [H, W, 3] or [H, W, 4]. If predictions have kappa, also the mean error of each quartile of the
+        pixels by kappa, `error_kappa_q1` (least certain) to `error_kappa_q4`.
         """
         errors, kappas = [], []
         for predicted, truth in pairs:
@@ -189,7 +189,7 @@ class Normals(Task):
             kappas.append(p[:, 3:])
         error = np.concatenate(errors) if errors else np.empty(0)
         if not error.size:
-            raise ValueError("no valid pixel to judge")
+            raise ValueError("no valid pixel to evaluate")
         metrics = {"mean": float(error.mean()), "median": float(np.median(error))}
         metrics |= {name: float(100 * np.mean(error < limit)) for name, limit in WITHIN_DEGREES.items()}
         if all(kappa.shape[1] for kappa in kappas) and error.size >= 4:
@@ -199,7 +199,7 @@ class Normals(Task):
         return metrics
 
     def picture(self, label: np.ndarray) -> np.ndarray:
-        """The usual colours: red, green, blue = the outward normal to the right, up, towards the viewer."""
+        """The usual colours: red, green, blue = right, up, towards the viewer for the outward normal."""
         valid = _valid(label)
         out = np.full((*valid.shape, 3), INVALID_COLOUR, np.uint8)
         out[valid] = np.rint((np.clip(label[valid][:, :3], -1, 1) * (-1, 1, 1) + 1) * 127.5)
@@ -207,8 +207,8 @@ class Normals(Task):
 
 
 def _valid(label_HWC: np.ndarray) -> np.ndarray:
-    """bool [H, W]: a finite normal of non-zero length and, where there is a fourth channel, a finite kappa."""
-    with np.errstate(invalid="ignore"):  # infinity times 0 is NaN, as is wanted for kappa
+    """bool [H, W]: whether the normal is finite and not zero and, if there is a fourth channel, kappa is finite."""
+    with np.errstate(invalid="ignore"):  # an infinite kappa times 0 is NaN, and so invalid
         length = np.abs(label_HWC) @ np.array([1, 1, 1, 0], np.float32)[: label_HWC.shape[-1]]
     return (length > 0) & (length < np.inf)
 
@@ -220,12 +220,12 @@ def _resample(label: np.ndarray, view: View, height: int, width: int) -> np.ndar
 
 
 def _resampled(planes_CHW: np.ndarray, valid_HW: np.ndarray, view: View, height: int, width: int) -> np.ndarray:
-    """Mean direction and mean kappa over the valid area; NaN where directions cancel out."""
+    """Mean direction and mean kappa over the valid area; NaN where directions cancel."""
     out = area_mean_of_planes(planes_CHW, valid_HW, view, height, width)
     length = np.sqrt(np.einsum("chw,chw->hw", out[:3], out[:3]))
-    lost = length < 1e-3
-    if lost.any():
-        out[:, lost], length[lost] = np.nan, np.nan
+    cancelled = length < 1e-3
+    if cancelled.any():
+        out[:, cancelled], length[cancelled] = np.nan, np.nan
     out[:3] /= length
     if view.flip:
         out[0] *= -1
@@ -234,7 +234,7 @@ def _resampled(planes_CHW: np.ndarray, valid_HW: np.ndarray, view: View, height:
 
 @cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors float32 [128 * 128, 4] by both octahedral codes (4 columns copy faster than 3); kappa by code."""
+    """Unit vectors float32 [128 * 128, 4] by code x * 128 + y (4 columns copy faster than 3), and kappa by code."""
     axis = np.clip((np.arange(2 * AXIS_CODES + 2) - AXIS_CODES - 1) / AXIS_CODES, -1, 1)
     x, y = np.meshgrid(axis, axis, indexing="ij")
     z = 1 - np.abs(x) - np.abs(y)
@@ -249,7 +249,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _plane_tables() -> tuple[np.ndarray, ...]:
-    """`_tables` by column: x, y, z and kappa. 0 where all codes are, as they are in an invalid pixel and no other."""
+    """Columns of `_tables`: x, y, z and kappa, with 0 at code 0, which only invalid pixels have."""
     directions, kappas = _tables()
     tables = [*directions.T[:3].copy(), kappas.copy()]
     for table in tables:

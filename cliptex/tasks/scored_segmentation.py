@@ -1,7 +1,7 @@
 """Segmentation with the expert's confidence: uint8 [H, W, 2] = class as in `segmentation`, and score * 255.
 
-For experts that say how sure they are of each pixel (`mask_rcnn` with `network.keep_scores`). A store of it serves the
-same head as one of `segmentation`, and is larger by a plane that is nearly constant over each object.
+For experts that give the confidence of each pixel (`mask_rcnn` with `network.keep_scores`). The head is the same as for
+`segmentation`; a store is larger by the score plane, which is nearly constant over each object.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class ScoredSegmentationLoss(LossOptions):
 
 
 class ScoredSegmentation(Segmentation):
-    """Class of each pixel and the expert's score of it, with cross-entropy weighted by the score."""
+    """Class and score of each pixel, with cross-entropy weighted by the score."""
 
     options = ScoredSegmentationLoss()
 
     def codec(self) -> dict[str, Any]:
-        """Lossless: both planes, one after the other, compressed."""
+        """Lossless compression of both planes, one after the other."""
         codec = {"name": "uint8-scored-zstd", "shape": "H W 2", "layout": "class plane, then score plane"}
         return super().codec() | codec | {"score": f"second channel, 0..{TOP_SCORE} for 0..1"}
 
@@ -62,7 +62,7 @@ class ScoredSegmentation(Segmentation):
         return np.stack([super().missing(size), np.zeros((size, size), np.uint8)], axis=-1)
 
     def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
-        """Mean over the valid pixels of score * cross-entropy: unsure pixels pull less, sure ones as ever."""
+        """Mean over the valid pixels of score * cross-entropy, so that uncertain pixels contribute less."""
         from torch.nn import functional
 
         classes_BHW, score_BHW = target_B[..., 0], target_B[..., 1].float() / TOP_SCORE
@@ -77,11 +77,11 @@ class ScoredSegmentation(Segmentation):
         return label[..., 0] if label.ndim == 3 else label
 
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-        """As `segmentation`; either label may be without scores."""
+        """Metrics of `segmentation`; either label may lack scores."""
         return super().quality([(self.classes(predicted), self.classes(truth)) for predicted, truth in pairs])
 
     def picture(self, label: np.ndarray) -> np.ndarray:
-        """The classes alone."""
+        """The classes, without scores."""
         return super().picture(self.classes(label))
 
 

@@ -29,7 +29,7 @@ class Segmentation(Task):
         self.class_names = ["background", *(name for _, name, _ in coco_categories())]
 
     def codec(self) -> dict[str, Any]:
-        """Lossless: the bytes of the label, compressed."""
+        """Lossless compression of the label's bytes."""
         return {
             "name": "uint8-zstd",
             "version": 1,
@@ -71,20 +71,20 @@ class Segmentation(Task):
         return np.full((size, size), IGNORE, np.uint8)
 
     def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy, averaged over the valid pixels of the batch; 0 where there is none."""
+        """Cross-entropy, averaged over the valid pixels of the batch; 0 if there are none."""
         from torch.nn import functional
 
         total = functional.cross_entropy(prediction_BCHW.float(), target_B.long(), ignore_index=IGNORE, reduction="sum")
         return batch_mean(total, (target_B != IGNORE).sum())
 
     def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
-        """The likeliest class."""
+        """The class with the highest score."""
         return output_CHW.argmax(axis=0).astype(np.uint8)
 
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         """`mIoU` over the classes that occur and `aAcc`, in percent, from one confusion matrix of all pairs.
 
-        Pixels whose truth is 255 are left out; a prediction of 255 elsewhere counts as wrong.
+        Pixels whose truth is 255 are ignored; elsewhere a prediction of 255 counts as wrong.
         """
         counts = np.zeros((self.channels, self.channels + 1), np.int64)
         for predicted, truth in pairs:
@@ -95,7 +95,7 @@ class Segmentation(Task):
         hits = np.diag(counts)
         union = counts.sum(axis=1) + counts[:, : self.channels].sum(axis=0) - hits
         if not union.any():
-            raise ValueError("no valid pixel to judge")
+            raise ValueError("no valid pixel to evaluate")
         present = union > 0
         return {
             "mIoU": float(100 * np.mean(hits[present] / union[present])),
@@ -108,13 +108,13 @@ class Segmentation(Task):
 
 @cache
 def palette() -> np.ndarray:
-    """uint8 [256, 3], a fixed colour for each class, far apart also for red-green colour blindness.
+    """uint8 [256, 3], a fixed colour for each class, chosen to be distinct also with red-green colour blindness.
 
-    Farthest-point sampling in Oklab (Ottosson 2020), where the distance of two colours is the smallest over normal
-    vision and the protanopia and deuteranopia of Machado et al. 2009. The 80 colours cannot all be told apart by eye;
-    those of the frequent first classes can.
+    Farthest-point sampling in Oklab (Ottosson 2020); the distance of two colours is the smallest over normal vision and
+    the protanopia and deuteranopia of Machado et al. 2009. Eighty colours cannot all be distinguished by eye; those of
+    the first, frequent classes can.
     """
-    sight = np.array(
+    vision = np.array(
         [
             [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
             [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -123,9 +123,9 @@ def palette() -> np.ndarray:
     )
 
     def perceived(srgb: np.ndarray) -> np.ndarray:
-        """Oklab coordinates [3 kinds of sight, N, 3]."""
+        """Oklab coordinates [3 kinds of vision, N, 3]."""
         linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-        linear = np.clip(np.einsum("kij,nj->kni", sight, linear), 0, 1)
+        linear = np.clip(np.einsum("kij,nj->kni", vision, linear), 0, 1)
         to_lms = [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566]]
         to_lms.append([0.0883024619, 0.2817188376, 0.6299787005])
         to_lab = [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099]]
@@ -136,9 +136,9 @@ def palette() -> np.ndarray:
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = perceived(candidates)
     candidates, lab = (part[..., (lab[0, :, 0] > 0.35) & (lab[0, :, 0] < 0.92), :] for part in (candidates, lab))
-    taken = np.array([BACKGROUND_COLOUR, INVALID_COLOUR]) / 255
+    reserved = np.array([BACKGROUND_COLOUR, INVALID_COLOUR]) / 255
     nearest = np.full(len(candidates), np.inf)
-    for colour in perceived(taken).swapaxes(0, 1):
+    for colour in perceived(reserved).swapaxes(0, 1):
         nearest = np.minimum(nearest, np.linalg.norm(lab - colour[:, None], axis=-1).min(axis=0))
     colours = np.full((256, 3), INVALID_COLOUR, np.uint8)
     colours[0] = BACKGROUND_COLOUR

@@ -1,7 +1,7 @@
-"""Rolling checkpoints of a run, and the signals that ask it to stop.
+"""Rolling checkpoints of a run, and graceful stop on SIGTERM and SIGUSR1.
 
-Writes  step-{step}.pt in the folder it is given: the newest two, each on disk (fsync) before it has its name.
-Holds   a checkpoint is continued by the configuration and the data that made it, or by nothing.
+Writes  step-{step}.pt, of which the newest two are kept; each is renamed into place after fsync.
+Holds   a run resumes only from a checkpoint with the same fingerprint (configuration and data).
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from cliptex.core.files import replacing
 
 log = logging.getLogger("cliptex")
 EXIT_STOPPED = 75
-"""EX_TEMPFAIL of sysexits.h: not done, and worth trying again."""
+"""EX_TEMPFAIL of sysexits.h: not finished, try again."""
 SHOWN_DIFFERENCES = 3
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop, saved its state and wrote no outputs. Ends the process with EXIT_STOPPED."""
+    """The run was stopped by a signal: its state is saved, no outputs are written. Exits with EXIT_STOPPED."""
 
     def __init__(self, step: int):
         super().__init__(EXIT_STOPPED)
@@ -32,80 +32,85 @@ class Stopped(SystemExit):
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGUSR1 has come, which schedulers send before they take a machine away.
+    """Records SIGTERM and SIGUSR1, which schedulers send before they end a job.
 
-    A context, in which these signals no longer end the process. Only the main thread hears them.
+    A context manager, within which these signals do not end the process. Without effect outside the main thread, which
+    alone can handle signals.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
-        self.name: str | None = None
-        self._before: dict[int, Any] = {}
+        self.signal_name: str | None = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            self._previous = {number: signal.signal(number, self._record) for number in self.SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self.signal_name = signal.Signals(number).name
 
 
 class Checkpoints:
-    """The checkpoints in `folder` of a run with these `settings`: all that decides its result, as JSON values."""
+    """The checkpoints of a run in `folder`.
 
-    def __init__(self, folder: Path, settings: dict[str, Any]):
-        self.folder, self.settings = folder, settings
+    fingerprint: JSON values of everything that determines the run's result; stored in the checkpoint as `settings`.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any]):
+        self.folder, self.fingerprint = folder, fingerprint
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write `state`, which has a `step`, and keep the newest two.
+        """Write `state`, which includes its `step`, and delete all but the newest two checkpoints.
 
-        Raises CliptexError when it cannot be written, e.g. on a full disk; those before it stay.
+        Raises CliptexError if it cannot be written, e.g. because the disk is full; earlier checkpoints are kept.
         """
-        for left in self.folder.glob(".step-*"):  # by a kill in the middle of a save; as large as a checkpoint
-            left.unlink(missing_ok=True)
+        for partial in self.folder.glob(".step-*"):  # left by a kill during a save
+            partial.unlink(missing_ok=True)
         path = self._path(state["step"])
         try:
             with replacing(path) as scratch:
-                torch.save({**state, "settings": self.settings}, scratch)
-        except (OSError, RuntimeError) as error:  # torch's own writer says no more than that something failed
+                torch.save({**state, "settings": self.fingerprint}, scratch)
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
             raise CliptexError(
-                f"{path}: cannot be written ({error}); make room, and the same command goes on from the one before"
+                f"{path}: cannot be written ({error}); make room, then run the same command again, which resumes from"
+                " the previous checkpoint"
             ) from error
         for old in sorted(self.folder.glob("step-*.pt"))[:-2]:
             old.unlink(missing_ok=True)
 
     def latest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read; one that cannot is named in the log and left out.
+        """Load the newest readable checkpoint; unreadable ones are skipped with a warning. None if there is none.
 
-        Raises CliptexError when it is of other settings, naming those that differ with both values.
+        Raises CliptexError if its fingerprint differs, with the keys and both values.
         """
         for path in sorted(self.folder.glob("step-*.pt"), reverse=True):
             try:
-                saved = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # a truncated zip, a missing record, a foreign pickle
-                log.warning("%s: unreadable checkpoint left out (%s)", path, error)
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # a truncated zip, a missing record, a pickle of other objects
+                log.warning("%s: unreadable checkpoint skipped (%s)", path, error)
                 continue
-            return self._own(path, saved)
+            return self._checked(path, state)
         return None
 
     def load(self, step: int) -> dict[str, Any]:
-        """The checkpoint of a step, for a process that is told which by another."""
+        """Load the checkpoint of a given step (other ranks get the step from rank 0)."""
         path = self._path(step)
         try:
-            return self._own(path, torch.load(path, map_location="cpu", weights_only=True))
+            return self._checked(path, torch.load(path, map_location="cpu", weights_only=True))
         except FileNotFoundError as error:
-            raise CliptexError(f"{path}: no such file; all processes must see the same folder") from error
+            raise CliptexError(f"{path}: no such file; all processes need the same working directory") from error
 
     def remove(self) -> None:
-        """Remove the folder with what a run writes there; whatever else lies in it stays, and the folder then too."""
+        """Delete the run's files in the folder, and the folder unless it has other files."""
         for pattern in ("step-*.pt", ".step-*", "metrics.jsonl", "not-finite-step-*.json"):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
@@ -115,20 +120,20 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.pt"
 
-    def _own(self, path: Path, saved: dict[str, Any]) -> dict[str, Any]:
-        made_with = saved.get("settings", {}) if isinstance(saved, dict) else {}
-        found = differences(made_with, self.settings)
-        if found:
-            more = f", and {len(found) - SHOWN_DIFFERENCES} more" if len(found) > SHOWN_DIFFERENCES else ""
+    def _checked(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+        fingerprint = state.get("settings", {}) if isinstance(state, dict) else {}
+        changes = differences(fingerprint, self.fingerprint)
+        if changes:
+            more = f", and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
             raise CliptexError(
-                f"{path}: made with {'; '.join(found[:SHOWN_DIFFERENCES])}{more}. Finish that run with what it began"
-                f" with, or begin anew: rm -r {self.folder}"
+                f"{path}: made with {'; '.join(changes[:SHOWN_DIFFERENCES])}{more}. Undo these changes, or start over:"
+                f" rm -r {self.folder}"
             )
-        return saved
+        return state
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """Where two JSON values differ: "a.b = 1, which now is 2" for each."""
+    """The differences between two JSON values, each as "a.b = 1, now 2"."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*new, *(name for name in old if name not in new)]
         return [
@@ -136,9 +141,9 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
             for name in keys
             for line in differences(old.get(name, "absent"), new.get(name, "absent"), f"{key}.{name}".lstrip("."))
         ]
-    return [] if old == new else [f"{key} = {_shown(old)}, which now is {_shown(new)}"]
+    return [] if old == new else [f"{key} = {_shortened(old)}, now {_shortened(new)}"]
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,8 +1,8 @@
-"""What a model costs: parameters, floating-point operations, memory."""
+"""Cost of a model: parameters, FLOPs, peak memory."""
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from cliptex.models.heads import DenseHeads
 
 
 def parameters_of(model: nn.Module, heads: DenseHeads) -> dict[str, int]:
-    """Parameters of the image `encoder`, of the `text` tower and the rest, of the `multi_scale` module, of `heads`."""
+    """Number of parameters of the image `encoder`, `text` tower with logit scale, `multi_scale` module and `heads`."""
     encoder = parameters(model.visual)
     return {
         "encoder": encoder,
@@ -28,10 +28,10 @@ def parameters_of(model: nn.Module, heads: DenseHeads) -> dict[str, int]:
 
 
 def forward_flops(model: nn.Module, heads: DenseHeads, tokens_BL: torch.Tensor) -> dict[str, int]:
-    """Floating-point operations of a forward pass of one image and caption, by the parts of `parameters_of`.
+    """FLOPs of a forward pass of one image and caption, for the parts of `parameters_of`.
 
-    Counted by torch: matrix products, convolutions and attention, two operations a multiply-add. Heads are counted on
-    the patch grid, as they run. Dropped patches are counted too.
+    Counted by torch: matrix products, convolutions and attention; a multiply-add counts as two. Heads are counted on
+    the patch grid, on which they run. Patch dropout is ignored.
     """
     device = next(model.parameters()).device
     size = model.visual.image_size
@@ -47,33 +47,33 @@ def forward_flops(model: nn.Module, heads: DenseHeads, tokens_BL: torch.Tensor) 
     return {part: flops.get(part, 0) for part in ("encoder", "text", "multi_scale", "heads")}
 
 
-def _counted(run: Any) -> tuple[Any, int]:
-    # fused kernels for attention and for a whole layer are not counted on every device
+def _counted(run: Callable[[], Any]) -> tuple[Any, int]:
+    # the counter misses fused kernels for attention and transformer layers on some devices
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            out = run()
+            output = run()
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return out, counter.get_total_flops()
+    return output, counter.get_total_flops()
 
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Modules in evaluation mode; afterwards each is in the mode that it was in."""
-    was = [module.training for module in modules]
+    """Put modules in evaluation mode, and back in their previous mode at the end."""
+    previous = [module.training for module in modules]
     for module in modules:
         module.eval()
     try:
         yield
     finally:
-        for module, training in zip(modules, was, strict=True):
+        for module, training in zip(modules, previous, strict=True):
             module.train(training)
 
 
 def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far, megabytes (GPU memory where there is one)."""
+    """Peak GPU memory of this process so far, or without a GPU its peak resident memory; MiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,7 @@
 """Data-parallel helpers: rank and world size, collectives, cross-rank batch norm.
 
-Only torchrun's environment variables enable distribution; those of SLURM, MPI or a cloud have no effect. Without them
-every function acts for a single process.
+Only torchrun's environment variables enable distributed training; those of SLURM, MPI or a cloud have no effect.
+Without them, every function acts for a single process.
 """
 
 import atexit
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: `rank` of `size`, and the device it computes on."""
+    """The process group: this process' `rank`, the number of processes `size`, and this process' device."""
 
     rank: int
     size: int
@@ -32,11 +33,11 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and logs."""
+        """Whether this is the process that writes and logs, rank 0."""
         return self.rank == 0
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean of a tensor over the processes."""
+        """Mean of a tensor over all processes."""
         if self.size == 1:
             return values
         values = values.detach().clone()
@@ -44,44 +45,45 @@ class World:
         return values / self.size
 
     def all_reduce_max(self, value: float) -> float:
-        """The largest of the processes' values."""
+        """Maximum of a number over all processes."""
         if self.size == 1:
             return value
-        found = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return float(found)
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return float(tensor)
 
     def broadcast(self, number: int) -> int:
-        """The first process' number."""
+        """The integer of rank 0."""
         if self.size == 1:
             return number
-        value = torch.tensor(number, device=self.device)
-        dist.broadcast(value, 0)
-        return int(value)
+        tensor = torch.tensor(number, device=self.device)
+        dist.broadcast(tensor, 0)
+        return int(tensor)
 
     def broadcast_parameters(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every process the first one's values."""
-        for parameter in parameters if self.size > 1 else ():
-            dist.broadcast(parameter.data, 0)
+        """Overwrite the parameters with those of rank 0."""
+        if self.size > 1:
+            for parameter in parameters:
+                dist.broadcast(parameter.data, 0)
 
     def barrier(self) -> None:
-        """Until every process is here."""
+        """Wait for all processes."""
         if self.size > 1:
-            # a barrier would have NCCL guess the device
+            # not dist.barrier(), for which NCCL guesses the device
             self.mean(torch.zeros(1, device=self.device)).cpu()
 
 
 @contextmanager
 def init_distributed() -> Iterator[World]:
-    """This process' place among those that torchrun started; alone where it started none.
+    """Join torchrun's process group; without torchrun, a group of one.
 
-    Raises CliptexError when only some of torchrun's variables are set.
+    Raises CliptexError if only some of torchrun's variables are set.
     """
     missing = [name for name in (*RANKS, *RENDEZVOUS) if name not in os.environ]
     if missing and any(name in os.environ for name in RANKS):
-        found = ", ".join(name for name in RANKS if name in os.environ)
+        present = ", ".join(name for name in RANKS if name in os.environ)
         raise CliptexError(
-            f"{found}: set without {', '.join(missing)}; start several processes with torchrun, or unset {found}"
+            f"{present}: set without {', '.join(missing)}; start several processes with torchrun, or unset {present}"
         )
     cuda = torch.cuda.is_available()
     if missing or int(os.environ["WORLD_SIZE"]) == 1:
@@ -91,23 +93,32 @@ def init_distributed() -> Iterator[World]:
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        # left at the end of the process, as torchrun's store still holds the addresses of a group that is made again
+        # destroyed only at exit: torchrun's store keeps the addresses of this group, so no second one can be made
         dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
         atexit.register(dist.destroy_process_group)
     yield World(dist.get_rank(), dist.get_world_size(), device)
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the batch of all processes; also on the CPU, where torch's SyncBatchNorm is not.
+    """Batch norm over the global batch. Unlike torch's SyncBatchNorm it also runs on the CPU.
 
-    Equal to `nn.BatchNorm2d` of the whole batch, in value, gradient and running statistics, as every process has the
-    same number of rows. The variance is summed about the common mean, which keeps its digits.
+    Equal to `nn.BatchNorm2d` on the global batch in value, gradient and running statistics, if every process has the
+    same number of rows. The variance is computed around the global mean, for numerical stability.
     """
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d) -> Self:
+        """The same layer: it has the parameters and buffers of `norm`, not copies."""
+        shared = cls(norm.num_features, norm.eps, norm.momentum)
+        shared.weight, shared.bias = norm.weight, norm.bias
+        shared.running_mean, shared.running_var = norm.running_mean, norm.running_var
+        shared.num_batches_tracked = norm.num_batches_tracked
+        return shared.train(norm.training)
 
     def forward(self, values_BCHW: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(values_BCHW)
-        from torch.distributed.nn.functional import all_reduce  # sums the gradients of all processes in backward
+        from torch.distributed.nn.functional import all_reduce  # differentiable: all-reduces the gradients, too
 
         values = values_BCHW.float()
         count = values.numel() // values.shape[1] * dist.get_world_size()
@@ -123,7 +134,8 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def share_batch_norms(module: nn.Module) -> None:
-    """Make every batch normalisation in `module` one over all processes; names of weights stay."""
-    for part in module.modules():
-        if type(part) is nn.BatchNorm2d:
-            part.__class__ = SharedBatchNorm2d
+    """Replace every `nn.BatchNorm2d` inside `module` by a SharedBatchNorm2d with the same parameters and names."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                setattr(parent, name, SharedBatchNorm2d.of(child))

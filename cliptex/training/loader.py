@@ -1,203 +1,72 @@
-"""Joint loading: image, caption and pseudo-labels of one key, cropped and flipped together.
+"""Joint loading of image, caption and pseudo-labels of one key, cropped and flipped together.
 
 Reads   results/shards/index.json, the shards, and the indexed label stores.
-Holds   what a sample becomes is a function of (seed, epoch, key) alone; the order of keys of (seed, epoch) alone; the
-        size of a step of (seed, step) alone. So two models with the same seed see the same batches, a restart continues
-        where it was, and neither the number of processes nor that of workers changes anything.
+Holds   a sample depends only on (seed, epoch, key), the order of keys only on (seed, epoch), the size of a step only on
+        (seed, step). So two models with the same seed see the same batches, a restarted run continues with the same
+        batches, and the number of processes or workers changes nothing.
 """
 
 import bisect
 import itertools
 import math
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from types import MappingProxyType
-from typing import Self
 
 import numpy as np
 import torch
-from PIL import Image
 
 from cliptex.config import Train
 from cliptex.core.errors import CliptexError
-from cliptex.data import shards
-from cliptex.data.images import decode_image
-from cliptex.labels.label import LabelFile, open_store
-from cliptex.tasks.base import Task, View
+from cliptex.data.shard_access import ShardOffsets
+from cliptex.data.shard_index import check_indexed, read_index
+from cliptex.labels.store import LabelFile, open_store
+from cliptex.tasks.base import Task
+from cliptex.training.batch import Batch, EncodedLabel, EncodedSample, SampleDecoder, Step, start_worker
 
-WHOLE = View(0.0, 0.0, 1.0, 1.0, False)
-COARSEST_UNIT = 64
-"""Batches of other crop sizes are multiples of at most this many rows."""
+BATCH_UNIT = 64
+"""Batch sizes at other crop sizes are multiples of gcd(`batch_size`, this)."""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows of one step. Images uint8 [B, S, S, 3], captions, keys, and per store the stacked targets of the task.
-
-    tokens: int64 [B, L], where the loader has a tokenizer. ends_epoch: the next step is of another epoch.
-    """
+class LoadedShard:
+    """The part of a shard that is in memory while its samples are drawn: all keys, and this process' labels by row."""
 
     keys: list[str]
-    images: torch.Tensor
-    captions: list[str]
-    targets: dict[str, torch.Tensor]
-    tokens: torch.Tensor | None = None
-    epoch: int = 0
-    ends_epoch: bool = False
-
-    def pin_memory(self) -> Self:
-        """The batch in pinned memory; called by torch's DataLoader."""
-        return type(self)(
-            self.keys,
-            self.images.pin_memory(),
-            self.captions,
-            {store: target.pin_memory() for store, target in self.targets.items()},
-            None if self.tokens is None else self.tokens.pin_memory(),
-            self.epoch,
-            self.ends_epoch,
-        )
-
-
-def draw_view(train: Train, seed: int, epoch: int, key: str) -> View:
-    """The crop and flip of a sample: area in `crop_scale`, aspect ratio 3/4..4/3, inside the image."""
-    rng = np.random.default_rng([seed, epoch, zlib.crc32(key.encode())])
-    area = rng.uniform(*train.crop_scale)
-    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-    height, width = min(1.0, np.sqrt(area / ratio)), min(1.0, np.sqrt(area * ratio))
-    top, left = rng.uniform(0, 1 - height), rng.uniform(0, 1 - width)
-    return View(float(top), float(left), float(height), float(width), bool(rng.random() < train.flip))
-
-
-def crop_image(image_HWC: np.ndarray, view: View, size: int) -> np.ndarray:
-    """uint8 RGB [H, W, 3] to [size, size, 3] under `view`, bicubic with antialiasing."""
-    height, width = image_HWC.shape[:2]
-    left, top = view.left * width, view.top * height
-    box = (left, top, min(width, left + view.width * width), min(height, top + view.height * height))
-    cropped = np.asarray(Image.fromarray(image_HWC).resize((size, size), Image.Resampling.BICUBIC, box=box))
-    return cropped[:, ::-1] if view.flip else cropped
+    labels: dict[str, dict[int, EncodedLabel]]
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step of the plan: rows `start` to `start + rows` of the epoch's order, at crop size `size`."""
+class EpochOrder:
+    """The samples of an epoch in order, as ids (numbered over all shards), and the ids of the samples' labels.
 
-    epoch: int
-    start: int
-    rows: int
-    size: int
-    ends_epoch: bool
-
-
-Label = tuple[bytes, int, int] | None
-"""The arguments of `Task.decode`; None where the label failed."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A sample as it is stored: where its image and caption lie, and its label of each store.
-
-    label_key: key of the image that the labels belong to.
+    windows: the shards of each window. ends: position after the last sample of each window.
     """
 
-    place: shards.Place
-    label_key: str
-    labels: dict[str, Label]
-
-
-@dataclass(frozen=True)
-class Held:
-    """What is in memory of a shard whose samples are being drawn: all its keys and, by row, this process' labels."""
-
-    keys: list[str]
-    labels: dict[str, dict[int, Label]]
-
-
-@dataclass(frozen=True)
-class Order:
-    """The samples of an epoch in turn: their ids, which count samples over shards, and the ids of their labels.
-
-    windows: numbers of the shards in each window; ends: position after the last sample of each.
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
+    sample_ids: np.ndarray
+    label_ids: np.ndarray
     windows: list[list[int]]
     ends: list[int]
 
     def bounds(self, window: int) -> tuple[int, int]:
-        """First position of a window, and that after its last."""
+        """The first position of a window, and the one after its last."""
         return self.ends[window - 1] if window else 0, self.ends[window]
 
     def windows_of(self, step: Step) -> range:
-        """Those that a step draws from."""
+        """The windows that a step draws from."""
         first, last = (bisect.bisect_right(self.ends, at) for at in (step.start, step.start + step.rows - 1))
         return range(first, last + 1)
-
-
-Work = tuple[list[Encoded], Step]
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """Encoded samples to a batch; runs in the training process or in workers.
-
-    augment: whether samples are cropped and flipped; else the whole picture is squashed.
-    """
-
-    train: Train
-    seed: int
-    tasks: dict[str, Task]
-    tokenizer: Callable[[list[str]], torch.Tensor] | None = None
-    augment: bool = True
-
-    def __getitem__(self, work: Work) -> Batch:
-        samples, step = work
-        images, captions, views = [], [], {}
-        for sample in samples:
-            pair = sample.place.read()
-            view = views[pair.key] = self._view(step.epoch, pair.key)
-            images.append(crop_image(decode_image(pair.image), view, step.size))
-            captions.append(pair.caption)
-        return Batch(
-            [sample.place.key for sample in samples],
-            torch.from_numpy(np.stack(images)),
-            captions,
-            {store: torch.from_numpy(target) for store, target in self.targets(samples, step.epoch, views).items()},
-            None if self.tokenizer is None else self.tokenizer(captions),
-            step.epoch,
-            step.ends_epoch,
-        )
-
-    def targets(
-        self, samples: list[Encoded], epoch: int, views: Mapping[str, View] = MappingProxyType({})
-    ) -> dict[str, np.ndarray]:
-        """Per store the stacked targets of some samples. views: by key, those that were drawn already."""
-        size = self.train.target_size_px
-        targets: dict[str, list[np.ndarray]] = {store: [] for store in self.tasks}
-        for sample in samples:
-            # another image's labels are cropped as that image is: a crop in common would still tell where it was taken
-            view = views.get(sample.label_key) or self._view(epoch, sample.label_key)
-            for store, task in self.tasks.items():
-                found = sample.labels[store]
-                label = task.missing(size) if found is None else task.target(*found, view, size)
-                targets[store].append(label)
-        return {store: np.stack(values) for store, values in targets.items()}
-
-    def _view(self, epoch: int, key: str) -> View:
-        return draw_view(self.train, self.seed, epoch, key) if self.augment else WHOLE
 
 
 class JointLoader:
     """Endless batches of `train.batch_size` from the shard index and label stores.
 
-    stores: label store -> (task, its index.json). shuffle_labels: give every image another one's labels (control).
+    stores: label store -> (task, its index.json). shuffle_labels: give each image another image's labels (control).
     tokenizer: captions -> int64 [N, L]. rank, processes: of a distributed run; each process reads its own part of every
-    batch. workers: processes that decode; 0 decodes in this one.
-    Raises CliptexError at construction when a shard is missing or not what was indexed, when a label file is missing,
-    foreign, or does not hold the shard's keys, and when the batch does not fit the data or the processes.
+    batch. workers: number of decoding processes; 0 decodes in this one.
+    Raises CliptexError if a shard is missing or differs from the index, if a label file is missing or does not match
+    its shard, and if the batch size does not fit the data or the number of processes.
     """
 
     def __init__(
@@ -214,47 +83,45 @@ class JointLoader:
         processes: int = 1,
         workers: int = 0,
     ):
-        self.entries = shards.read_index(index)["shards"]
+        self.entries = read_index(index)["shards"]
         self.tasks = {store: task for store, (task, _) in stores.items()}
         self._labels: list[dict[str, LabelFile]] = []
         for entry in self.entries:
-            shards.check_indexed(entry)
-            files = {store: open_store(path, entry, task) for store, (task, path) in stores.items()}
-            for file in files.values():
-                file.keys = entry["keys"]  # they are equal; millions of keys need not be held once a store
-            self._labels.append(files)
+            check_indexed(entry)
+            self._labels.append({store: open_store(path, entry, task) for store, (task, path) in stores.items()})
         self.train, self.image_size, self.seed, self.shuffle_labels = train, image_size, seed, shuffle_labels
         self.rank, self.processes, self.workers = rank, processes, workers
-        self._decoder = Decoder(train, seed, self.tasks, tokenizer)
+        self._decoder = SampleDecoder(train, seed, self.tasks, tokenizer)
         counts = [len(entry["keys"]) for entry in self.entries]
         self._offsets = [0, *itertools.accumulate(counts)]
-        self.held_out = self._held_out(train.held_out)
-        kept = np.ones(self._offsets[-1], bool)
-        kept[self.held_out] = False
-        self._ids = [first + np.flatnonzero(kept[first:end]) for first, end in itertools.pairwise(self._offsets)]
-        self.num_samples = int(kept.sum())
-        self._check_batches(index)
-        self._places: dict[int, shards.Places] = {}
-        self._kept_out: list[Encoded] | None = None
-        self._ordered: tuple[int, Order] | None = None
+        self.held_out = self._held_out_ids(train.held_out)
+        in_training = np.ones(self._offsets[-1], bool)
+        in_training[self.held_out] = False
+        self._ids = [first + np.flatnonzero(in_training[first:end]) for first, end in itertools.pairwise(self._offsets)]
+        self.num_samples = int(in_training.sum())
+        self._check_batch_sizes(index)
+        self._shard_offsets: dict[int, ShardOffsets] = {}
+        self._held_out_samples: list[EncodedSample] | None = None
+        self._cached_order: tuple[int, EpochOrder] | None = None
 
-    def _check_batches(self, index: Path) -> None:
-        share = self.processes * self.train.accumulate
+    def _check_batch_sizes(self, index: Path) -> None:
+        divisor = self.processes * self.train.accumulate
         for size in self.train.crop_sizes_px or (self.image_size,):
             rows = self._rows(size)
             if self.num_samples < rows:
-                kept = f" that train.held_out = {self.train.held_out} leaves" if self.train.held_out else ""
+                remaining = f" that remain after train.held_out = {self.train.held_out}" if self.train.held_out else ""
                 raise CliptexError(
-                    f"train.batch_size: {rows} is more than the {self.num_samples} samples of {index}{kept}"
+                    f"train.batch_size: {rows} is more than the {self.num_samples} samples of {index}{remaining};"
+                    " choose a smaller batch size"
                 )
-            if rows % share:
+            if rows % divisor:
                 raise CliptexError(
-                    f"train.batch_size: {rows} images at {size} px cannot be shared by {self.processes} processes"
-                    f" with train.accumulate = {self.train.accumulate}; choose a multiple of {share}"
+                    f"train.batch_size: {rows} images at {size} px cannot be divided among {self.processes} processes"
+                    f" with train.accumulate = {self.train.accumulate}; choose a multiple of {divisor}"
                 )
 
-    def _held_out(self, count: int) -> np.ndarray:
-        """Ids of the samples kept out of training: those whose keys have the smallest digests, whatever the seed."""
+    def _held_out_ids(self, count: int) -> np.ndarray:
+        """Ids of the samples excluded from training: those with the smallest key digests, for every seed the same."""
         if not count:
             return np.empty(0, np.int64)
         keys = (key for entry in self.entries for key in entry["keys"])
@@ -263,14 +130,14 @@ class JointLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches an epoch at the encoder's own size; the remainder is left out (another one each epoch)."""
+        """Full batches per epoch at the encoder's own size; each epoch drops another remainder."""
         return self.num_samples // self.train.batch_size
 
     def _rows(self, size: int) -> int:
-        """Rows of a batch at a crop size: the number of patches stays about that of `batch_size` images."""
+        """Batch size at a crop size: about as many patches as `batch_size` images at the encoder's own size."""
         if size == self.image_size:
             return self.train.batch_size
-        unit = math.gcd(self.train.batch_size, COARSEST_UNIT)
+        unit = math.gcd(self.train.batch_size, BATCH_UNIT)
         rows = self.train.batch_size * (self.image_size / size) ** 2
         return max(1, round(rows / unit)) * unit
 
@@ -279,70 +146,70 @@ class JointLoader:
         return sizes[np.random.default_rng([self.seed, number, 1]).integers(len(sizes))] if sizes else self.image_size
 
     def steps(self, start: int = 0) -> Iterator[Step]:
-        """What step `start` (from 0) and those after it consist of, without end."""
+        """The schedule from step `start` (counted from 0) on, without end."""
         epoch = position = 0
         size = self._size(0)
         for number in itertools.count():
-            rows, following = self._rows(size), self._size(number + 1)
-            ends = position + rows + self._rows(following) > self.num_samples
+            rows, next_size = self._rows(size), self._size(number + 1)
+            ends_epoch = position + rows + self._rows(next_size) > self.num_samples
             if number >= start:
-                yield Step(epoch, position, rows, size, ends)
-            epoch, position = (epoch + 1, 0) if ends else (epoch, position + rows)
-            size = following
+                yield Step(epoch, position, rows, size, ends_epoch)
+            epoch, position = (epoch + 1, 0) if ends_epoch else (epoch, position + rows)
+            size = next_size
 
     def batches(self, start: int) -> Iterator[Batch]:
         """This process' part of the batches from step `start` on, without end."""
-        work = self._work(self.steps(start), self.rank, self.processes)
+        samples = self._samples(self.steps(start), self.rank, self.processes)
         if not self.workers:
-            return (self._decoder[one] for one in work)
+            return (self._decoder[samples_and_step] for samples_and_step in samples)
         return iter(
             torch.utils.data.DataLoader(
                 self._decoder,
                 batch_size=None,
-                # where samples lie, and their labels, which are read once and held by one process
-                sampler=work,
+                # locations and labels come from this process, so that workers need not read labels again
+                sampler=samples,
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
-                # a fork of a process that computes on a GPU, or has threads, does not work
+                # forking is unsafe in a process that uses CUDA or threads
                 multiprocessing_context="forkserver",
-                worker_init_fn=_start_worker,
+                worker_init_fn=start_worker,
             )
         )
 
     def label_batches(self, count: int) -> Iterator[dict[str, np.ndarray]]:
-        """The targets of the first `count` batches, of all processes, without decoding an image."""
-        for samples, step in self._work(itertools.islice(self.steps(), count)):
+        """The targets of the first `count` batches, of all processes, without decoding images."""
+        for samples, step in self._samples(itertools.islice(self.steps(), count)):
             yield self._decoder.targets(samples, step.epoch)
 
     def held_out_batches(self, rows: int) -> Iterator[Batch]:
-        """The held-out samples, whole and unflipped, at most `rows` at a time."""
-        if self._kept_out is None:
-            numbers, self._kept_out = np.searchsorted(self._offsets, self.held_out, side="right") - 1, []
-            for number in np.unique(numbers).tolist():
-                ids = self.held_out[numbers == number]
-                held = self._hold([number], ids)
-                self._kept_out += [self._encoded(sample, sample, held) for sample in ids.tolist()]
-        decoder = Decoder(self.train, self.seed, self.tasks, augment=False)
+        """The held-out samples, neither cropped nor flipped, at most `rows` at a time."""
+        if self._held_out_samples is None:
+            shard_numbers, self._held_out_samples = self._shards_of(self.held_out), []
+            for shard in np.unique(shard_numbers).tolist():
+                ids = self.held_out[shard_numbers == shard]
+                loaded = self._load_shards([shard], ids)
+                self._held_out_samples += [self._encoded(sample, sample, loaded) for sample in ids.tolist()]
+        decoder = SampleDecoder(self.train, self.seed, self.tasks, augment=False)
         step = Step(0, 0, rows, self.image_size, False)
-        for start in range(0, len(self._kept_out), rows):
-            yield decoder[self._kept_out[start : start + rows], step]
+        for start in range(0, len(self._held_out_samples), rows):
+            yield decoder[self._held_out_samples[start : start + rows], step]
 
     def samples_seen(self, steps: int) -> tuple[int, int]:
-        """Images seen in the first `steps` steps by all processes, and how many of them were different ones."""
+        """Images seen by all processes in the first `steps` steps, and how many of them are distinct."""
         seen = np.zeros(self._offsets[-1], bool)
         total = 0
-        planned = itertools.islice(self.steps(), steps)
-        for epoch, of_epoch in itertools.groupby(planned, key=lambda step: step.epoch):
-            rows = sum(step.rows for step in of_epoch)
+        schedule = itertools.islice(self.steps(), steps)
+        for epoch, epoch_steps in itertools.groupby(schedule, key=lambda step: step.epoch):
+            rows = sum(step.rows for step in epoch_steps)
             total += rows
             if seen.sum() < self.num_samples:
-                seen[self._order(epoch).ids[:rows]] = True
+                seen[self._order(epoch).sample_ids[:rows]] = True
         return total, int(seen.sum())
 
-    def _order(self, epoch: int) -> Order:
-        """Shards are shuffled, then samples within windows of `shuffle_shards` shards."""
-        if self._ordered is not None and self._ordered[0] == epoch:
-            return self._ordered[1]
+    def _order(self, epoch: int) -> EpochOrder:
+        """Shuffle the shards, then the samples within windows of `shuffle_shards` shards."""
+        if self._cached_order is not None and self._cached_order[0] == epoch:
+            return self._cached_order[1]
         rng = np.random.default_rng([self.seed, epoch])
         shuffled = rng.permutation(len(self.entries))
         windows = [
@@ -351,69 +218,63 @@ class JointLoader:
         ]
         parts = []
         for window in windows:
-            ids = np.concatenate([self._ids[number] for number in window])
+            ids = np.concatenate([self._ids[shard] for shard in window])
             labels = ids
             if self.shuffle_labels:
-                # a random cycle: nobody keeps its own labels
+                # a random cycle, so that no image keeps its own labels
                 cycle = np.random.default_rng([self.seed, len(ids)]).permutation(len(ids))
                 labels = np.empty_like(ids)
                 labels[cycle] = ids[np.roll(cycle, 1)]
-            drawn = rng.permutation(len(ids))
-            parts.append((ids[drawn], labels[drawn]))
-        ids, labels = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        order = Order(ids, labels, windows, np.cumsum([len(ids) for ids, _ in parts]).tolist())
-        self._ordered = (epoch, order)
+            permutation = rng.permutation(len(ids))
+            parts.append((ids[permutation], labels[permutation]))
+        sample_ids, label_ids = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        order = EpochOrder(sample_ids, label_ids, windows, np.cumsum([len(ids) for ids, _ in parts]).tolist())
+        self._cached_order = (epoch, order)
         return order
 
-    def _work(self, steps: Iterable[Step], rank: int = 0, processes: int = 1) -> Iterator[Work]:
-        """The part of one of `processes` of each step, with its labels, of which a window's are in memory."""
-        for epoch, of_epoch in itertools.groupby(steps, key=lambda step: step.epoch):
+    def _samples(
+        self, steps: Iterable[Step], rank: int = 0, processes: int = 1
+    ) -> Iterator[tuple[list[EncodedSample], Step]]:
+        """The part of each step that process `rank` of `processes` decodes; holds the labels of one window or two."""
+        for epoch, epoch_steps in itertools.groupby(steps, key=lambda step: step.epoch):
             order, parts = self._order(epoch), []
-            for step in of_epoch:
+            for step in epoch_steps:
                 share = step.rows // processes
                 parts.append((step, slice(step.start + rank * share, step.start + (rank + 1) * share)))
-            own = np.concatenate([np.arange(rows.start, rows.stop) for _, rows in parts])
-            held: dict[int, dict[int, Held]] = {}
+            own_rows = np.concatenate([np.arange(rows.start, rows.stop) for _, rows in parts])
+            loaded: dict[int, dict[int, LoadedShard]] = {}
             for step, rows in parts:
                 needed = order.windows_of(step)
-                for window in held.keys() - set(needed):
-                    del held[window]
+                for window in loaded.keys() - set(needed):
+                    del loaded[window]
                 for window in needed:
-                    if window not in held:
-                        here = own[slice(*np.searchsorted(own, order.bounds(window)))]
-                        held[window] = self._hold(order.windows[window], order.labels[here])
-                by_shard = {number: shard for window in held.values() for number, shard in window.items()}
-                pairs = zip(order.ids[rows].tolist(), order.labels[rows].tolist(), strict=True)
+                    if window not in loaded:
+                        rows_in_window = own_rows[slice(*np.searchsorted(own_rows, order.bounds(window)))]
+                        loaded[window] = self._load_shards(order.windows[window], order.label_ids[rows_in_window])
+                by_shard = {number: shard for window in loaded.values() for number, shard in window.items()}
+                pairs = zip(order.sample_ids[rows].tolist(), order.label_ids[rows].tolist(), strict=True)
                 yield [self._encoded(*pair, by_shard) for pair in pairs], step
 
-    def _hold(self, numbers: Iterable[int], labels: np.ndarray) -> dict[int, Held]:
-        """What is needed of some shards to draw from them. labels: ids of the samples whose labels are."""
-        of_shard = np.searchsorted(self._offsets, labels, side="right") - 1
-        held = {}
+    def _load_shards(self, numbers: Iterable[int], label_ids: np.ndarray) -> dict[int, LoadedShard]:
+        """Load the keys of some shards, and the labels of the samples `label_ids`."""
+        shard_numbers = self._shards_of(label_ids)
+        loaded = {}
         for number in numbers:
-            rows = labels[of_shard == number] - self._offsets[number]
-            found = {store: file.some(rows) for store, file in self._labels[number].items()}
-            held[number] = Held(list(self.entries[number]["keys"]), found)
-            if number not in self._places:
-                self._places[number] = shards.Places(self.entries[number])
-            self._places[number].will_be_read()
-        return held
+            rows = label_ids[shard_numbers == number] - self._offsets[number]
+            labels = {store: file.get_many(rows) for store, file in self._labels[number].items()}
+            loaded[number] = LoadedShard(list(self.entries[number]["keys"]), labels)
+            if number not in self._shard_offsets:
+                self._shard_offsets[number] = ShardOffsets(self.entries[number])
+            self._shard_offsets[number].prefetch()
+        return loaded
 
-    def _encoded(self, sample: int, label: int, held: dict[int, Held]) -> Encoded:
-        number, label_number = (bisect.bisect_right(self._offsets, one) - 1 for one in (sample, label))
-        row, label_row = sample - self._offsets[number], label - self._offsets[label_number]
-        place, of_label = self._places[number].at(row, held[number].keys[row]), held[label_number]
-        labels = {store: found[label_row] for store, found in of_label.labels.items()}
-        return Encoded(place, of_label.keys[label_row], labels)
+    def _shards_of(self, ids: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._offsets, ids, side="right") - 1
 
-
-def _start_worker(number: int) -> None:
-    """In a worker: one thread of its own, and deaf to the signals that ask the run to stop, which end the parent."""
-    import signal
-
-    from threadpoolctl import threadpool_limits
-
-    torch.set_num_threads(1)
-    threadpool_limits(1)  # NumPy's, of which each worker would have as many as the machine has processors
-    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(name, signal.SIG_IGN)
+    def _encoded(self, sample: int, label: int, loaded: dict[int, LoadedShard]) -> EncodedSample:
+        """Sample id and id of its labels to the encoded sample."""
+        shard, label_shard = (bisect.bisect_right(self._offsets, each) - 1 for each in (sample, label))
+        row, label_row = sample - self._offsets[shard], label - self._offsets[label_shard]
+        location = self._shard_offsets[shard].at(row, loaded[shard].keys[row])
+        labels = {store: rows[label_row] for store, rows in loaded[label_shard].labels.items()}
+        return EncodedSample(location, loaded[label_shard].keys[label_row], labels)

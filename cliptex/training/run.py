@@ -1,11 +1,11 @@
-"""Train one model: contrastive, and where it has tasks, with pseudo-labels through throw-away heads.
+"""Train one model: contrastive loss, and with tasks also the losses of pseudo-labels through heads for training only.
 
-Reads   the shard index, the indexed label stores of the model's tasks, the exported model it starts from.
+Reads   the shard index, the indexed label stores of the model's tasks, the exported model that it starts from.
 Writes  results/models/{model}/seed{seed}/: open_clip_config.json, open_clip_model.safetensors, heads.safetensors,
-        metrics.jsonl and, last, train.json; while it runs, rolling checkpoints and metrics.jsonl so far in checkpoints/
-        beside them, and TensorBoard's files.
-Holds   same seed, same batches for every model; a killed run goes on from its last checkpoint to the same weights; a
-        run that is asked to stop saves its state and writes no outputs.
+        metrics.jsonl and, last, train.json; during training, checkpoints/ with rolling checkpoints and metrics.jsonl,
+        and TensorBoard's files.
+Holds   every model sees the same batches for the same seed; a killed run resumes from its last checkpoint and ends with
+        the same weights; a run stopped by a signal saves its state and writes no outputs.
 """
 
 import json
@@ -22,51 +22,48 @@ import torch
 from cliptex.config import Config
 from cliptex.core import paths, progress
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, replacing, sha256_json, write_json
+from cliptex.core.files import replacing, write_json
 from cliptex.core.plugins import find
 from cliptex.core.progress import track
 from cliptex.core.provenance import provenance
 from cliptex.experts.precision import native_precision
-from cliptex.labels.label import read_label_index
 from cliptex.models import clip as student
 from cliptex.models.dense_features import width as feature_width
 from cliptex.models.heads import DenseHeads, save_heads
 from cliptex.tasks.base import Task
 from cliptex.tasks.batch_mean import local_only
 from cliptex.training import cost
+from cliptex.training.batch import Batch
 from cliptex.training.checkpoints import Checkpoints, Stopped, StopRequest
 from cliptex.training.distributed import World, init_distributed
-from cliptex.training.label_prior import BATCHES, fit_label_prior
-from cliptex.training.loader import Batch, JointLoader
-from cliptex.training.trackers import Trackers
-from cliptex.training.trainer import Engine
-from cliptex.training.validator import TOP1, Watcher, valid_shares
-from cliptex.versions import TRAIN
+from cliptex.training.fingerprint import fingerprint
+from cliptex.training.loader import JointLoader
+from cliptex.training.loggers import Loggers
+from cliptex.training.position_prior import BATCHES, fit_position_prior
+from cliptex.training.trainer import Trainer
+from cliptex.training.validator import TOP1, Validator, valid_shares
 
 log = logging.getLogger("cliptex")
-NOT_OF_THE_RESULT = {"log_every", "checkpoint_every", "trackers", "watch", "compile"}
-"""Settings of `train` that may change between the parts of a run."""
 
 
-def train(config: Config, name: str, seed: int, root: Path = Path(), workers: int | None = None) -> None:
-    """Train model `name` with `seed` and export it.
+def train(config: Config, name: str, seed: int, workers: int | None = None) -> None:
+    """Train model `name` with `seed` and export it. Under torchrun, the processes share each batch.
 
-    workers: processes that decode, 0 for this one; None is as many as the compute threads beside a GPU, else 0.
-
-    Under torchrun the processes share each batch. Goes on from the newest checkpoint; one that cannot be read is named
-    in the log and left out. Raises CliptexError when an input is missing or does not fit, when the checkpoint is of
-    another configuration or other data, or when the loss is no longer finite; Stopped (exit code 75) after SIGTERM or
-    SIGUSR1, when the state is saved.
+    Resumes from the newest readable checkpoint. workers: number of decoding processes, 0 for none; default: as many as
+    compute threads if there is a GPU, else 0.
+    Raises CliptexError if an input is missing or does not match, if the checkpoint was made with another configuration
+    or other data, and if the loss becomes non-finite; Stopped (exit code 75) after SIGTERM or SIGUSR1, once the state
+    is saved.
     """
     if name not in config.models:
-        raise CliptexError(f"models: no model {name!r}; there are {', '.join(config.models)}")
-    with denormals_flushed(), init_distributed() as world:
+        raise CliptexError(f"models: no model {name!r}; choose one of {', '.join(config.models)}")
+    with flush_denormals(), init_distributed() as world:
         if not world.is_main:
             progress.bars = False
             log.setLevel(logging.ERROR)
         if workers is None:
             workers = torch.get_num_threads() if world.device.type == "cuda" else 0
-        run = _Run(config, name, seed, root, world, workers)
+        run = _Run(config, name, seed, world, workers)
         run.train()
         peak_memory_mb = world.all_reduce_max(cost.peak_memory_mb())
         if world.is_main:
@@ -75,8 +72,8 @@ def train(config: Config, name: str, seed: int, root: Path = Path(), workers: in
 
 
 @contextmanager
-def denormals_flushed() -> Iterator[None]:
-    """Vanishing gradients count as zero: the processor takes several times the time of others over denormal numbers."""
+def flush_denormals() -> Iterator[None]:
+    """Treat denormal numbers as zero: vanishing gradients would slow down the CPU several times."""
     torch.set_flush_denormal(True)
     try:
         yield
@@ -85,179 +82,184 @@ def denormals_flushed() -> Iterator[None]:
 
 
 class _Run:
-    """One model's training from its inputs to its outputs."""
+    """The training of one model, from inputs to outputs."""
 
-    def __init__(self, config: Config, name: str, seed: int, root: Path, world: World, workers: int):
-        self.config, self.name, self.seed, self.root, self.world = config, name, seed, root, world
-        self.model, self.options = config.models[name], config.train
-        self.folder = root / paths.model(name, seed)
+    def __init__(self, config: Config, name: str, seed: int, world: World, workers: int):
+        self.config, self.name, self.seed, self.world = config, name, seed, world
+        self.model_config, self.train_config = config.models[name], config.train
+        self.label = f"{name}/seed{seed}"
+        self.folder = paths.model(name, seed)
         self.tasks = _tasks(config, name)
-        self.precision = native_precision() if self.options.precision == "auto" else self.options.precision
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", self._settings())
+        auto = self.train_config.precision == "auto"
+        self.precision = native_precision() if auto else self.train_config.precision
+        self.fingerprint = fingerprint(config, name, seed, self.precision)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.fingerprint)
         self.history: list[dict[str, float]] = []
+        """The lines of metrics.jsonl."""
         self.first_step, self.seconds, self.seconds_loading = 0, 0.0, 0.0
-        self.looking = 0.0
-        """Seconds of this part of the run that the watcher took, which are not the training's."""
+        self.validation_seconds = 0.0
+        """Time spent on validation since this process started, which does not count as training."""
         self.overhead: float | None = None
         self.alarms: list[str] = []
+        network = self._initial_network()
+        heads = self._new_heads(network)
+        self.trainer = Trainer(network, heads, self.tasks, self.model_config, self.train_config, self.precision, world)
+        self.loader = self._new_loader(network, workers)
+        self.validator = Validator(config, self.trainer, self.loader)
+        self._resume()
+        if not self.first_step and heads.priors:
+            self._fit_position_prior(heads)
 
-        if self.model.init is None:
-            network = student.build(config.student, seed)
-            self.started_from = config.student.pretrained or "random weights"
-        else:
-            network = student.load(root / paths.model(self.model.init, seed))
-            self.started_from = self.model.init
-        image_size = network.visual.image_size
-        torch.manual_seed(seed)
-        heads = DenseHeads(
+    def _initial_network(self) -> torch.nn.Module:
+        if self.model_config.init is None:
+            self.started_from = self.config.student.pretrained or "random weights"
+            return student.build(self.config.student, self.seed)
+        self.started_from = self.model_config.init
+        return student.load(paths.model(self.model_config.init, self.seed))
+
+    def _new_heads(self, network: torch.nn.Module) -> DenseHeads:
+        torch.manual_seed(self.seed)
+        return DenseHeads(
             feature_width(network.visual),
             {store: task.channels for store, task in self.tasks.items()},
-            (self.model.multi_scale or self.options.multi_scale) if self.tasks else "none",
-            self.options.multi_scale_channels,
-            self.model.heads or self.options.heads,
-            self.options.multi_scale_rates,
-            self.options.label_prior_cells,
+            (self.model_config.multi_scale or self.train_config.multi_scale) if self.tasks else "none",
+            self.train_config.multi_scale_channels,
+            self.model_config.heads or self.train_config.heads,
+            self.train_config.multi_scale_rates,
+            self.train_config.label_prior_cells,
         )
-        self.engine = Engine(network, heads, self.tasks, self.model, self.options, self.precision, world)
-        self.loader = JointLoader(
-            root / paths.SHARD_INDEX,
-            {store: (task, root / paths.labels(store) / "index.json") for store, task in self.tasks.items()},
-            self.options,
+
+    def _new_loader(self, network: torch.nn.Module, workers: int) -> JointLoader:
+        image_size = network.visual.image_size
+        return JointLoader(
+            paths.SHARD_INDEX,
+            {store: (task, paths.labels(store) / "index.json") for store, task in self.tasks.items()},
+            self.train_config,
             image_size[0] if isinstance(image_size, tuple) else image_size,
-            seed,
-            self.model.shuffle_labels,
-            tokenizer=student.tokenizer(config.student),
-            rank=world.rank,
-            processes=world.size,
+            self.seed,
+            self.model_config.shuffle_labels,
+            tokenizer=student.tokenizer(self.config.student),
+            rank=self.world.rank,
+            processes=self.world.size,
             workers=workers,
         )
-        self.watcher = Watcher(config, self.engine, self.loader, root)
-        self._restore()
-        if not self.first_step and heads.priors:
-            with local_only():  # every process has all labels of the batch
-                fit_label_prior(
-                    heads.priors, self.tasks, self.loader.label_batches(BATCHES), self.options.target_size_px
-                )
-            world.broadcast_parameters(heads.priors.parameters())
 
-    def _settings(self) -> dict[str, Any]:
-        """All that decides the weights; data by their digests."""
-        indices = {store: self.root / paths.labels(store) / "index.json" for store in self.tasks}
-        shards = [entry["sha256"] for entry in read_json(self.root / paths.SHARD_INDEX)["shards"]]
-        init = self.root / paths.model(self.model.init, self.seed) / "train.json" if self.model.init else None
-        return {
-            "version": TRAIN,
-            "seed": self.seed,
-            "precision": self.precision,
-            "models": {self.name: self.model.model_dump(mode="json")},
-            "train": self.options.model_dump(mode="json", exclude=NOT_OF_THE_RESULT),
-            "student": self.config.student.model_dump(mode="json"),
-            "label_stores": {
-                store: {"index_sha256": sha256_json(read_label_index(self.config, store, path))}
-                for store, path in indices.items()
-            },
-            "shards": {"number": len(shards), "sha256": sha256_json(shards)},
-            "init": {"model_sha256": read_json(init).get("model_sha256")} if init is not None and init.exists() else {},
-        }
+    def _fit_position_prior(self, heads: DenseHeads) -> None:
+        with local_only():  # every process reads the labels of the global batch
+            batches = self.loader.label_batches(BATCHES)
+            fit_position_prior(heads.priors, self.tasks, batches, self.train_config.target_size_px)
+        self.world.broadcast_parameters(heads.priors.parameters())
 
-    def _restore(self) -> None:
-        saved = self.checkpoints.latest() if self.world.is_main else None
-        step = self.world.broadcast(saved["step"] if saved else 0)
+    def _resume(self) -> None:
+        state = self.checkpoints.latest() if self.world.is_main else None
+        step = self.world.broadcast(state["step"] if state else 0)
         if not step:
             return
-        if saved is None:
-            saved = self.checkpoints.load(step)
-        self.engine.restore(saved["engine"])
-        self.first_step, self.history, self.alarms = step, saved["history"], saved["alarms"]
-        self.seconds, self.seconds_loading = saved["seconds"], saved["seconds_loading"]
-        log.info("%s seed %d: going on from step %d", self.name, self.seed, step)
+        if state is None:
+            state = self.checkpoints.load(step)
+        self.trainer.load_state_dict(state["engine"])
+        self.first_step, self.history, self.alarms = step, state["history"], state["alarms"]
+        self.seconds, self.seconds_loading = state["seconds"], state["seconds_loading"]
+        log.info("%s seed %d: resuming from step %d", self.name, self.seed, step)
 
     def train(self) -> None:
-        """From the first step that is not done to the last."""
-        steps = self.model.steps
+        """Run the remaining steps."""
+        steps = self.model_config.steps
         if self.first_step >= steps:
             return
-        names = self.options.trackers if self.world.is_main else ()
-        label = f"{self.name}/seed{self.seed}"
-        with StopRequest() as stop, Trackers(names, self.folder, label, self.first_step, self._settings()) as trackers:
-            self._first_look(trackers)
+        logger_names = self.train_config.trackers if self.world.is_main else ()
+        with (
+            StopRequest() as stop,
+            Loggers(logger_names, self.folder, self.label, self.first_step, self.fingerprint) as loggers,
+        ):
+            self._validate_start(loggers)
             batches = self.loader.batches(self.first_step)
-            begun = time.monotonic()
+            start = time.monotonic()
             for step in track(range(self.first_step + 1, steps + 1), f"train {self.name} seed {self.seed}"):
-                waiting = time.monotonic()
+                wait_start = time.monotonic()
                 batch = next(batches)
-                self.seconds_loading += time.monotonic() - waiting
-                losses = self.engine.step(batch, step)
-                if not _finite(losses):
-                    raise self._not_finite(batch, step, losses)
-                line = self._line(batch, step, losses)
-                if line:
-                    self.history.append(line)
-                    trackers.write(line)
-                stopping = self.world.mean(torch.tensor(float(stop.name is not None), device=self.engine.device)) > 0
-                if step < steps and (stopping or step % self.options.checkpoint_every == 0):
-                    self._save(step, self.seconds + time.monotonic() - begun - self.looking)
+                self.seconds_loading += time.monotonic() - wait_start
+                losses = self.trainer.step(batch, step)
+                if not _is_finite(losses):
+                    raise self._not_finite_error(batch, step, losses)
+                self._log_step(batch, step, losses, loggers)
+                stopping = self._any_process(stop.signal_name is not None)
+                if step < steps and (stopping or step % self.train_config.checkpoint_every == 0):
+                    self._save(step, self.seconds + time.monotonic() - start - self.validation_seconds)
                 if step < steps and stopping:
                     self.world.barrier()
-                    log.info("%s: %s after step %d; saved, the same command goes on", label, stop.name, step)
+                    log.info(
+                        "%s: stopped by %s after step %d; state saved, run the same command again to resume",
+                        self.label,
+                        stop.signal_name,
+                        step,
+                    )
                     raise Stopped(step)
-            self.seconds += time.monotonic() - begun - self.looking
+            self.seconds += time.monotonic() - start - self.validation_seconds
             if self.tasks:
-                self.overhead = self.engine.overhead(batch)
+                self.overhead = self.trainer.overhead(batch)
 
-    def _first_look(self, trackers: Trackers) -> None:
-        """What is measured before step 1, and is what later measurements are compared with."""
-        if not self.watcher.watches:
+    def _any_process(self, condition: bool) -> bool:
+        return bool(self.world.mean(torch.tensor(float(condition), device=self.trainer.device)) > 0)
+
+    def _validate_start(self, loggers: Loggers) -> None:
+        """Validate before step 1; later validations are compared with this one."""
+        if not self.validator.enabled:
             return
         if self.first_step:
-            self.watcher.start = self.history[0].get(TOP1)
+            self.validator.initial_top1 = self.history[0].get(TOP1)
             return
-        found = self.watcher.measure() if self.world.is_main else {}
-        self.watcher.start = found.get(TOP1)
-        self.history.append({"step": 0, **found})
-        trackers.write(self.history[0])
+        metrics = self.validator.measure() if self.world.is_main else {}
+        self.validator.initial_top1 = metrics.get(TOP1)
+        self.history.append({"step": 0, **metrics})
+        loggers.write(self.history[0])
 
-    def _line(self, batch: Batch, step: int, losses: dict[str, float]) -> dict[str, float]:
-        """The step's line of metrics.jsonl; empty for most steps."""
-        last = step == self.model.steps
-        every = self.options.watch.every_epochs
-        looks = self.watcher.watches and (last or (batch.ends_epoch and (batch.epoch + 1) % every == 0))
-        if not looks and not last and step % self.options.log_every and step != 1:
-            return {}
+    def _log_step(self, batch: Batch, step: int, losses: dict[str, float], loggers: Loggers) -> None:
+        """Validate and write a line of metrics.jsonl, at the steps that are due."""
+        is_first, is_last = step == 1, step == self.model_config.steps
+        validating = self.validator.should_validate(batch, is_last)
+        if not (validating or is_first or is_last or step % self.train_config.log_every == 0):
+            return
+        line = self._training_metrics(batch, step, losses)
+        if validating:
+            start = time.monotonic()
+            line |= self.validator.measure() if self.world.is_main else {}
+            self.validation_seconds += time.monotonic() - start
+            self._check_zero_shot_drop(line)
+        self.history.append(line)
+        loggers.write(line)
+
+    def _training_metrics(self, batch: Batch, step: int, losses: dict[str, float]) -> dict[str, float]:
         line: dict[str, float] = {"step": step, "epoch": batch.epoch}
-        # JSON has no infinity, which is the norm of a gradient that fp16 could not hold
+        # JSON has no infinity, the gradient norm of a step that overflowed in fp16
         line |= {key: round(value, 6) for key, value in losses.items() if math.isfinite(value)}
         if self.tasks:
             shares = valid_shares(self.tasks, batch.targets)
-            means = self.world.mean(torch.stack(list(shares.values())).to(self.engine.device)).tolist()
+            means = self.world.mean(torch.stack(list(shares.values())).to(self.trainer.device)).tolist()
             line |= {key: round(value, 6) for key, value in zip(shares, means, strict=True)}
-        if looks:
-            begun = time.monotonic()
-            found = self.watcher.measure() if self.world.is_main else {}
-            self.looking += time.monotonic() - begun
-            alarm = self.watcher.check(found, step, f"models.{self.name}")
-            if alarm:
-                self.alarms.append(alarm)
-                log.warning("%s", alarm)
-            if self.world.broadcast(int(alarm is not None and self.options.watch.on_drop == "stop")):
-                self.history.append(line | found)
-                self._write_history(self.checkpoints.folder)
-                raise CliptexError(
-                    alarm or "stopped by the first process",
-                )
-            line |= found
         return line
 
-    def _not_finite(self, batch: Batch, step: int, losses: dict[str, float]) -> CliptexError:
+    def _check_zero_shot_drop(self, line: dict[str, float]) -> None:
+        """Record an alarm if zero-shot accuracy dropped too far; raise it as an error with `on_drop: stop`."""
+        alarm = self.validator.check(line, line["step"], f"models.{self.name}")
+        if alarm:
+            self.alarms.append(alarm)
+            log.warning("%s", alarm)
+        if self.world.broadcast(int(alarm is not None and self.train_config.watch.on_drop == "stop")):
+            self.history.append(line)
+            self._write_history(self.checkpoints.folder)
+            raise CliptexError(alarm or "stopped by rank 0, see its error")
+
+    def _not_finite_error(self, batch: Batch, step: int, losses: dict[str, float]) -> CliptexError:
         path = self.checkpoints.folder / f"not-finite-step-{step:08d}-rank-{self.world.rank}.json"
         write_json(
             path, {"step": step, "losses": {key: str(value) for key, value in losses.items()}, "keys": batch.keys}
         )
         self._write_history(self.checkpoints.folder)
-        what = "loss" if not math.isfinite(losses["loss"]) else "grad_norm"
+        key = "loss" if not math.isfinite(losses["loss"]) else "grad_norm"
         return CliptexError(
-            f"models.{self.name}: the {what} at step {step} is {losses[what]} ({losses}); the keys of the batch are in"
-            f" {path}; lower learning_rate, or look at those samples"
+            f"models.{self.name}: the {key} at step {step} is {losses[key]} ({losses}); the batch's keys are in {path};"
+            " lower learning_rate, or check these samples"
         )
 
     def _save(self, step: int, seconds: float) -> None:
@@ -265,7 +267,7 @@ class _Run:
             return
         self.checkpoints.save(
             {
-                "engine": self.engine.state(),
+                "engine": self.trainer.state_dict(),
                 "step": step,
                 "history": self.history,
                 "alarms": self.alarms,
@@ -282,65 +284,66 @@ class _Run:
             scratch.write_text("".join(json.dumps(line) + "\n" for line in self.history))
 
     def export(self, peak_memory_mb: float) -> None:
-        """Write the outputs, train.json last, and remove the checkpoints. peak_memory_mb: of any of the processes."""
-        network, heads = self.engine.averaged()
-        weights = student.export(network, self.config.student, self.folder)
-        stores = {store: self.config.label_stores[store].task for store in self.model.tasks}
-        save_heads(heads, self.folder / student.HEADS_FILE, stores, self.model.losses)
+        """Write the outputs, train.json last, and delete the checkpoints. peak_memory_mb: maximum over processes."""
+        network, heads = self.trainer.averaged()
+        weights_sha256 = student.export(network, self.config.student, self.folder)
+        stores = {store: self.config.label_stores[store].task for store in self.model_config.tasks}
+        save_heads(heads, self.folder / student.HEADS_FILE, stores, self.model_config.losses)
         self._write_history(self.folder)
-        write_json(self.folder / "train.json", self._record(weights, peak_memory_mb))
+        write_json(self.folder / "train.json", self._record(weights_sha256, peak_memory_mb))
         self.checkpoints.remove()
 
-    def _record(self, weights: str, peak_memory_mb: float) -> dict[str, Any]:
-        steps, options = self.model.steps, self.options
-        network, heads = self.engine.averaged()
-        seen, unique = self.loader.samples_seen(steps)
+    def _record(self, weights_sha256: str, peak_memory_mb: float) -> dict[str, Any]:
+        """The content of train.json."""
+        model = self.model_config
+        network, heads = self.trainer.averaged()
+        seen, distinct = self.loader.samples_seen(model.steps)
         flops = cost.forward_flops(network, heads, student.tokenizer(self.config.student)(["a"]))
-        plain = flops["encoder"] + flops["text"]
+        contrastive_flops = flops["encoder"] + flops["text"]
         return {
             "schema_version": 1,
             "model": self.name,
             "seed": self.seed,
             "source": self.config.dataset.source,
             "init": self.started_from,
-            "steps": steps,
-            "batch_size": options.batch_size,
-            "learning_rate": self.model.learning_rate,
-            "tasks": dict(self.model.tasks),
-            "losses": dict(self.model.losses),
-            "shuffle_labels": self.model.shuffle_labels,
+            "steps": model.steps,
+            "batch_size": self.train_config.batch_size,
+            "learning_rate": model.learning_rate,
+            "tasks": dict(model.tasks),
+            "losses": dict(model.losses),
+            "shuffle_labels": model.shuffle_labels,
             "precision": self.precision,
-            "ema": options.ema,
+            "ema": self.train_config.ema,
             "threads": torch.get_num_threads(),
             "processes": self.world.size,
             "images_seen": seen,
-            "unique_images": unique,
+            "unique_images": distinct,
             "epochs": round(seen / self.loader.num_samples, 4),
             "seconds": round(self.seconds, 2),
             "seconds_loading": round(self.seconds_loading, 2),
-            "images_per_s": round(seen / self.seconds, 2) if steps and self.seconds else None,
+            "images_per_s": round(seen / self.seconds, 2) if model.steps and self.seconds else None,
             "peak_memory_mb": round(peak_memory_mb, 1),
             "parameters": cost.parameters_of(network, heads),
             "flops": flops,
-            "flops_over_contrastive": round(sum(flops.values()) / plain, 4),
+            "flops_over_contrastive": round(sum(flops.values()) / contrastive_flops, 4),
             "time_over_contrastive": None if self.overhead is None else round(self.overhead, 4),
             "alarms": self.alarms,
-            "model_sha256": weights,
+            "model_sha256": weights_sha256,
             "provenance": provenance(self.config.plain()),
         }
 
 
-def _finite(losses: dict[str, float]) -> bool:
-    """Whether a step may be built upon. In fp16 a gradient may overflow, until lowering the loss' scale is no help."""
-    overflow_is_usual = losses.get("loss_scale", 0.0) >= 1
-    return math.isfinite(losses["loss"]) and (overflow_is_usual or math.isfinite(losses.get("grad_norm", 0.0)))
+def _is_finite(losses: dict[str, float]) -> bool:
+    """Whether loss and gradient are finite. In fp16 the gradient may overflow while the loss scale is still large."""
+    may_overflow = losses.get("loss_scale", 0.0) >= 1
+    return math.isfinite(losses["loss"]) and (may_overflow or math.isfinite(losses.get("grad_norm", 0.0)))
 
 
 def _tasks(config: Config, name: str) -> dict[str, Task]:
-    settings = config.models[name]
+    model = config.models[name]
     return {
         store: find("tasks", config.label_stores[store].task)().with_loss(
-            settings.losses.get(store, {}), f"models.{name}.losses.{store}"
+            model.losses.get(store, {}), f"models.{name}.losses.{store}"
         )
-        for store in settings.tasks
+        for store in model.tasks
     }

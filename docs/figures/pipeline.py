@@ -1,4 +1,4 @@
-"""The picture of the pipeline in the README:
+"""Draw the figure of the pipeline in the README:
 
 python docs/figures/pipeline.py docs/images/pipeline.svg
 """
@@ -11,25 +11,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-INK, FAINT, DATA, MODEL, JUDGE = "#1d2129", "#5c6370", "#e8f1f8", "#fdf1da", "#e5f4ee"
+INK, FAINT, DATA, MODEL, EVALUATION = "#1d2129", "#5c6370", "#e8f1f8", "#fdf1da", "#e5f4ee"
 FONTS = ["Segoe UI", "Roboto", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans", "sans-serif"]
 WIDTH, HEIGHT = 1.86, 0.92
-# name: left, bottom, colour, title, lines below it
+# name: left, bottom, colour, title, further lines
 BOXES = {
-    "pairs": (0.1, 2.15, DATA, "image-caption pairs", ["urls, tars, the hub;", "or rendered here"]),
+    "pairs": (0.1, 2.15, DATA, "image-caption pairs", ["URLs, tars, the Hub,", "or rendered"]),
     "shards": (2.35, 2.15, DATA, "shards", ["WebDataset tars,", "every row accounted for"]),
-    "experts": (4.6, 2.85, MODEL, "experts", ["Mask R-CNN, DPT,", "NLL-AngMF, yours"]),
+    "experts": (4.6, 2.85, MODEL, "experts", ["Mask R-CNN, DPT,", "NLL-AngMF, your own"]),
     "labels": (6.85, 2.85, DATA, "label stores", ["classes, depth, normals", "in Parquet"]),
-    "train": (6.85, 1.2, MODEL, "train", ["contrastive + task losses,", "throw-away heads"]),
+    "train": (6.85, 1.2, MODEL, "train", ["contrastive + task losses,", "heads discarded later"]),
     "models": (9.1, 1.2, DATA, "models", ["CLIP, CLIP-FT,", "CLIPTeX, in open_clip"]),
     "probes": (
         9.1,
         2.85,
-        JUDGE,
-        "frozen encoders judged",
+        EVALUATION,
+        "encoder evaluation",
         ["segmentation, detection, depth,", "normals, classes, zero-shot"],
     ),
-    "report": (11.55, 2.15, JUDGE, "report.html", ["verdict, tables, pictures,", "how to reproduce"]),
+    "report": (11.55, 2.15, EVALUATION, "report.html", ["verdict, tables, images,", "how to reproduce"]),
 }
 ARROWS = [
     ("pairs", "shards"),
@@ -80,7 +80,7 @@ def _draw(axes: Axes) -> None:
 
 
 def main(out: Path) -> None:
-    """Write the SVG; the same version of matplotlib gives the same bytes."""
+    """Write the SVG. The same version of matplotlib gives the same bytes."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cliptex", "font.sans-serif": FONTS}):
         figure = Figure(figsize=(13.5, 2.77), facecolor="white")
         _draw(figure.add_axes((0, 0, 1, 1)))

@@ -22,8 +22,8 @@ from cliptex.core.files import read_json
 from cliptex.core.plugins import find
 from cliptex.data.images import decode_image
 from cliptex.data.shards import read_shard
-from cliptex.evaluation.per_image import MAIN_METRIC
-from cliptex.labels.label import LabelFile
+from cliptex.evaluation.measures import measure
+from cliptex.labels.store import LabelFile
 from cliptex.report import names
 from cliptex.report.statistics import direction, relative_gain, signed
 from cliptex.tasks.contact_sheet import class_names
@@ -105,10 +105,10 @@ def draw_gains(axes: Axes, results: Path) -> None:
         table = read_json(path)
         values: dict[tuple[str, str, str], list[float]] = {}
         for item in table["results"]:
-            value = item["metrics"][MAIN_METRIC[item["task"]]]
+            value = item["metrics"][measure(item["task"]).main]
             values.setdefault((item["task"], item["head"], item["model"]), []).append(value)
         for task, head in dict.fromkeys(key[:2] for key in values):
-            metric = MAIN_METRIC[task]
+            metric = measure(task).main
             new, old = (fmean(values[task, head, model]) for model in ("cliptex", "clip_ft"))
             label = f"{names.benchmark(table['benchmark'])}: {names.task(task).lower()}, {names.head(head)}"
             values_of = " → ".join(names.number(value, task, metric) for value in (old, new))

@@ -1,7 +1,7 @@
-"""Pages of the site (mkdocs.yml) that are not files of docs/: the README, the configuration, the command line, ...
+"""Hooks of the site (mkdocs.yml): pages from outside docs/, such as the README, the configuration and the command line.
 
-Links in pages are those of the repository, where they are read too; here they are turned into links of the site. A
-linked file that is no page goes into the site as it is.
+Pages link to files of the repository; these hooks rewrite such links for the site. A linked file that is not a page is
+copied into the site.
 """
 
 import inspect
@@ -28,21 +28,21 @@ PAGES = {
     "examples/edges/README.md": "examples/edges.md",
     "examples/mmseg/README.md": "examples/mmseg.md",
 }
-"""Markdown of the repository to its page in the site."""
+"""Markdown file of the repository -> its page in the site."""
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages from outside docs/, the command line's, and every other file that a page links to."""
+    """Add the pages from outside docs/, the page of the command line, and every other file that a page links to."""
     for source, page in PAGES.items():
         if (ROOT / source).exists():
             files.append(File.generated(config, page, content=(ROOT / source).read_text()))
     files.append(File.generated(config, "commands.md", content=command_line()))
-    named = set(_pages(config.nav))
+    in_nav = set(_pages(config.nav))
     guides = next(entry["Guides"] for entry in config.nav if "Guides" in entry)
     pages = [file.src_uri for file in files.documentation_pages()]
-    # the tables of studies are reached from the page of results
-    guides += [page for page in pages if page not in named and not page.startswith("results/")]
+    # the page of results links to the tables of studies
+    guides += [page for page in pages if page not in in_nav and not page.startswith("results/")]
     for file in list(files.documentation_pages()):
         for link in LINK.findall(file.content_string):
             target = _in_repository(file.src_uri, link)
@@ -53,7 +53,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def _pages(nav: Any) -> Iterator[str]:
-    """The pages that a part of the navigation names."""
+    """The pages in a part of the navigation."""
     if isinstance(nav, str):
         yield nav
     for part in nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ():
@@ -61,25 +61,25 @@ def _pages(nav: Any) -> Iterator[str]:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links of the repository into links of the site."""
-    here = page.file.src_uri
+    """Rewrite links of the repository as links of the site."""
+    uri = page.file.src_uri
 
-    def turned(match: re.Match[str]) -> str:
-        return posixpath.relpath(_in_site(_in_repository(here, match[0])), posixpath.dirname(here) or ".")
+    def in_site(match: re.Match[str]) -> str:
+        return posixpath.relpath(_in_site(_in_repository(uri, match[0])), posixpath.dirname(uri) or ".")
 
-    return LINK.sub(turned, markdown)
+    return LINK.sub(in_site, markdown)
 
 
 def command_line() -> str:
     """The page of all commands and options."""
     command = typer.main.get_command(app)
     return "# Command line\n\n" + "".join(
-        _described(command, command.make_context("cliptex", [], resilient_parsing=True))
+        _sections(command, command.make_context("cliptex", [], resilient_parsing=True))
     )
 
 
-def _described(command: Any, context: Any) -> Iterator[str]:
-    below = getattr(command, "commands", {})
+def _sections(command: Any, context: Any) -> Iterator[str]:
+    """Help, usage and options of a command, and those of its subcommands."""
     if context.parent is not None:
         yield f"\n## {context.command_path}\n\n"
     yield f"{inspect.cleandoc(command.help)}\n\n"
@@ -89,12 +89,12 @@ def _described(command: Any, context: Any) -> Iterator[str]:
         if record := parameter.get_help_record(context):
             name, meaning = (text.replace("|", "\\|") for text in record)
             yield f"| `{name}` | {meaning} |\n"
-    for name, sub in below.items():
-        yield from _described(sub, sub.make_context(name, [], parent=context, resilient_parsing=True))
+    for name, sub in getattr(command, "commands", {}).items():
+        yield from _sections(sub, sub.make_context(name, [], parent=context, resilient_parsing=True))
 
 
 def _in_repository(page: str, link: str) -> str:
-    """Path in the repository of what a page of the site links to."""
+    """Path in the repository of a link in a page of the site."""
     source = next((source for source, uri in PAGES.items() if uri == page), f"docs/{page}")
     return posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
 

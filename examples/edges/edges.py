@@ -1,6 +1,6 @@
-"""A task and an expert of one's own, outside the package: outlines, by a detector of 1986 that has no weights.
+"""A custom task and a custom expert, defined outside the package: edges, labelled by Canny's detector (no weights).
 
-The config names them by import path: `edges:Edges` and `edges:Canny`.
+In the config they are named by import path: `edges:Edges` and `edges:Canny`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOP_CODE = 254
 
 
 class Edges(Task):
-    """Share of each pixel that is outline: float32 [H, W] in 0..1, NaN = invalid."""
+    """Share of each pixel that is an edge: float32 [H, W] in 0..1, NaN = invalid."""
 
     name = "edges"
     channels = 1
@@ -68,22 +68,22 @@ class Edges(Task):
         return area_mean(label[..., None], np.isfinite(label), WHOLE, height, width)[..., 0]
 
     def crop(self, label: np.ndarray, view: View, size: int) -> np.ndarray:
-        # an outline has no direction, so that a flip only moves it; nearest pixels would lose thin lines
+        # edges have no direction, so a flip only moves them; nearest-neighbour sampling would lose thin lines
         return area_mean(label[..., None], np.isfinite(label), view, size, size)[..., 0]
 
     def missing(self, size: int) -> np.ndarray:
         return np.full((size, size), np.nan, np.float32)
 
     def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy with the classes balanced: few pixels are outline (equation 2 of Xie and Tu, ICCV 2015)."""
+        """Class-balanced cross-entropy, since few pixels are edges (equation 2 of Xie and Tu, ICCV 2015)."""
         import torch
         from torch.nn import functional
 
         target_BHW, logit_BHW = target_B.float(), prediction_BCHW[:, 0].float()
         valid_BHW = target_BHW.isfinite()
         target_BHW = torch.where(valid_BHW, target_BHW, 0.0)
-        outline = (target_BHW.sum() / valid_BHW.sum().clamp(min=1)).clamp(0.01, 0.99)
-        weight_BHW = target_BHW * (1 - outline) + (1 - target_BHW) * outline
+        edge_share = (target_BHW.sum() / valid_BHW.sum().clamp(min=1)).clamp(0.01, 0.99)
+        weight_BHW = target_BHW * (1 - edge_share) + (1 - target_BHW) * edge_share
         loss_BHW = functional.binary_cross_entropy_with_logits(logit_BHW, target_BHW, weight_BHW, reduction="none")
         return torch.where(valid_BHW, loss_BHW, 0.0).sum() / torch.where(valid_BHW, weight_BHW, 0.0).sum().clamp(
             min=1e-6
@@ -103,15 +103,15 @@ class CannyOptions(Section):
     """Options of the expert, in the config's `network`."""
 
     blur_px: float = 1.0
-    """Deviation of the Gaussian that is applied first, pixels."""
+    """Standard deviation of the Gaussian blur that is applied first, pixels."""
     low: float = 40.0
-    """Gradient from which a pixel that touches an outline belongs to it."""
+    """Lower threshold of the gradient: such pixels are edges if connected to one above `high`."""
     high: float = 90.0
-    """Gradient from which a pixel is an outline by itself."""
+    """Upper threshold of the gradient: such pixels are edges."""
 
 
 class Canny(Expert):
-    """Canny's detector (PAMI 1986), OpenCV's."""
+    """Canny's edge detector (PAMI 1986), by OpenCV."""
 
     task = "edges"
     trainable = False  # no weights

@@ -1,7 +1,7 @@
-"""Salient regions as one more task, by a filter of 2007 that has no weights: `saliency:Saliency`,
+"""Another custom task, salient regions, labelled by a filter without weights: `saliency:Saliency` and
 `saliency:SpectralResidual`.
 
-What a pixel is worth is stored, cropped and learned as an outline's share is, so that the task only has another name.
+Saliency is encoded, cropped and learned in the same way as edges, so the task derives from `Edges`.
 """
 
 from pathlib import Path
@@ -23,8 +23,8 @@ class Saliency(Edges):
 
     def scalars(self, label: np.ndarray) -> dict[str, float]:
         """`coverage`: share of valid pixels; `saliency`: mean over them."""
-        found = super().scalars(label)
-        return {"coverage": found["coverage"], "saliency": found["edges"]}
+        scalars = super().scalars(label)
+        return {"coverage": scalars["coverage"], "saliency": scalars["edges"]}
 
 
 class SpectralResidualOptions(Section):
@@ -35,11 +35,11 @@ class SpectralResidualOptions(Section):
     mean_px: int = 3
     """Side of the box over which the log spectrum is averaged."""
     blur_px: float = 2.5
-    """Deviation of the Gaussian over the map, pixels of that square."""
+    """Standard deviation of the Gaussian blur of the map, pixels of that square."""
 
 
 class SpectralResidual(Expert):
-    """The spectral residual (Hou and Zhang, CVPR 2007): what of the log spectrum is not like its surroundings."""
+    """The spectral residual (Hou and Zhang, CVPR 2007): the log spectrum minus its local mean."""
 
     task = "saliency"
     trainable = False  # no weights
@@ -60,8 +60,8 @@ class SpectralResidual(Expert):
         spectrum = np.fft.fft2(cv2.resize(grey, (options.side_px,) * 2, interpolation=cv2.INTER_AREA))
         log = np.log(np.abs(spectrum) + 1e-8)
         residual = log - cv2.blur(log, (options.mean_px,) * 2)
-        found = np.abs(np.fft.ifft2(np.exp(residual + 1j * np.angle(spectrum)))) ** 2
-        found = cv2.GaussianBlur(found.astype(np.float32), (0, 0), options.blur_px)
-        found = cv2.resize(found, (width, height), interpolation=cv2.INTER_LINEAR)
-        low, high = np.percentile(found, [1, 99])
-        return np.clip((found - low) / max(high - low, 1e-12), 0, 1).astype(np.float32)
+        saliency = np.abs(np.fft.ifft2(np.exp(residual + 1j * np.angle(spectrum)))) ** 2
+        saliency = cv2.GaussianBlur(saliency.astype(np.float32), (0, 0), options.blur_px)
+        saliency = cv2.resize(saliency, (width, height), interpolation=cv2.INTER_LINEAR)
+        low, high = np.percentile(saliency, [1, 99])
+        return np.clip((saliency - low) / max(high - low, 1e-12), 0, 1).astype(np.float32)

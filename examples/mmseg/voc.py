@@ -1,11 +1,11 @@
-# A linear head and the encoder, trained together in mmsegmentation's own runner on the miniature's VOC. README.md says
-# what to change for the real one.
+# Train a linear head together with the encoder in mmsegmentation's runner, on the miniature's VOC. README.md describes
+# the changes for the official VOC.
 custom_imports = dict(imports=["cliptex.models.mmseg_backbone"], allow_failed_imports=False)
 default_scope = "mmseg"
 
 encoder = "results/models/cliptex/seed0"
 voc = "resources/voc/VOCdevkit/VOC2012"
-side = 96  # of the encoder's square; any multiple of its patch size will do
+side = 96  # side of the square crop; any multiple of the encoder's patch size
 crop = (side, side)
 iterations = 400
 
@@ -13,7 +13,7 @@ model = dict(
     type="EncoderDecoder",
     data_preprocessor=dict(
         type="SegDataPreProcessor",
-        # CLIP's own, times 255; `cliptex.models.mmseg_backbone` says those of other weights
+        # CLIP's, times 255; for other weights see the attributes of `CliptexBackbone`
         mean=[122.7709383, 116.7460125, 104.09373615],
         std=[68.5005327, 66.6321375, 70.32316425],
         bgr_to_rgb=True,
@@ -71,7 +71,7 @@ val_dataloader = dict(
         pipeline=[
             dict(type="LoadImageFromFile"),
             dict(type="Resize", scale=crop, keep_ratio=False),
-            # after resizing: masks keep their own resolution, to which predictions are resized
+            # loaded after Resize, so that masks keep their resolution; predictions are resized to it
             dict(type="LoadAnnotations"),
             dict(type="PackSegInputs"),
         ],

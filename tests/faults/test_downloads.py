@@ -28,13 +28,13 @@ def test_a_server_that_dies_half_way(tmp_path, monkeypatch, share, known):
         with WebServer() as server:
             server.files["/a.tar"], server.cut_after = DATA, int(share * len(DATA))
             url = f"{server.url}/a.tar"
-            with pytest.raises(CliptexError, match=f"goes on after {server.cut_after} bytes"):
+            with pytest.raises(CliptexError, match=f"resumes after {server.cut_after} bytes"):
                 fetch_file(url, path, "dataset.shards", digest)
             server.cut_after = None
             server.closing.set()
             server.server.shutdown()
             server.server.server_close()
-            with pytest.raises(CliptexError, match=f"{url} cannot be fetched .*same command again"):
+            with pytest.raises(CliptexError, match=f"{url} cannot be downloaded .*same command again"):
                 fetch_file(url, path, "dataset.shards", digest)
             assert not path.exists()
             back = WebServer.__new__(WebServer)

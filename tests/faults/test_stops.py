@@ -56,8 +56,8 @@ def test_a_launcher_that_is_asked_to_stop_saves_and_goes_on_later(pipeline, laun
         assert not (folder / FOLDER / "train.json").exists()
         newest = max(int(path.stem[5:]) for path in checkpoints.glob("step-*.pt"))
         log = (folder / stage.arguments[1]).read_text()
-        assert f"{name} after step {newest}; saved" in log, log
+        assert f"{name} after step {newest}; state saved" in log, log
         launcher = begin(command, folder)
         assert launcher.wait(PATIENCE_S) == 0, said(folder)
-        assert f"going on from step {newest}" in (folder / stage.arguments[1]).read_text()
+        assert f"resuming from step {newest}" in (folder / stage.arguments[1]).read_text()
         assert {name: content(folder / name) for name in stage.made} == expected

@@ -105,7 +105,7 @@ def test_the_doctor_looks_into_a_job_of_each_kind(finished):
         assert f"GPUs here: {int(kind != 'cpu')}" in said
         assert places[kind]["account"]["found"] == ACCOUNT
         assert places[kind]["partition"]["found"].startswith(f"{PARTITION}: 2 nodes")
-        assert ("not to be seen" in places[kind]["gpu"]["found"]) == (kind != "cpu")
+        assert ("no GPU driver is visible" in places[kind]["gpu"]["found"]) == (kind != "cpu")
         assert "offline" in places[kind]["hub"]["found"]
     assert "online" in places["here"]["hub"]["found"]
 
@@ -125,7 +125,7 @@ def test_the_doctor_names_what_the_cluster_refuses(cluster):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"slurm_account in the profile; yours: {ACCOUNT}, root" in done.stdout
-    assert f"slurm_partition in the profile; there are {PARTITION}, {URGENT}" in done.stdout
+    assert f"slurm_partition in the profile; choose one of {PARTITION}, {URGENT}" in done.stdout
     done = subprocess.run([*command, "--account", ACCOUNT, "--partition", "none"], capture_output=True, text=True)
     assert re.search("FAILED  submission .*nvalid partition", done.stdout)
 
@@ -147,7 +147,7 @@ def test_killed_jobs_are_submitted_again_and_go_on(finished, again):
         # SLURM calls a job cancelled whose script was killed, and failed whose step was
         assert first["state"] in ("CANCELLED", "FAILED")
         assert second["state"] == "COMPLETED"
-    assert "going on from step" in (directory / "logs/train/cliptex/seed0.log").read_text()
+    assert "resuming from step" in (directory / "logs/train/cliptex/seed0.log").read_text()
     assert content(directory) == content(finished.directory)
 
 
@@ -173,7 +173,7 @@ def test_a_drained_node_and_a_lost_one_end_nothing(finished, again):
     assert {job["node"] for job in labels} == set(NODES)
     training = [job for job in jobs(run, every_try=True) if job["rule"] == "train"]
     assert {(job["node"], job["state"]) for job in training} == {(second, "NODE_FAIL"), (first, "COMPLETED")}
-    assert "going on from step" in (directory / "logs/train/cliptex/seed0.log").read_text()
+    assert "resuming from step" in (directory / "logs/train/cliptex/seed0.log").read_text()
     assert content(directory) == content(finished.directory)
 
 

@@ -1,4 +1,4 @@
-# The clip_benchmark command on data sets of its own: not part of `all`, the target is results/clip_benchmark/table.json.
+# The clip_benchmark command on its own data sets. Not part of `all`; the target is results/clip_benchmark/table.json.
 
 SUITE = {dataset_slug(name): name for name in CONFIG.clip_benchmark.datasets}
 
@@ -21,7 +21,6 @@ rule clip_benchmark:
         runtime="4h",
         gpu=1,
     params:
-        # functions: Snakemake would take the braces of a root for wildcards
         config=subset(
             "clip_benchmark.root",
             "clip_benchmark.split",

@@ -1,4 +1,4 @@
-# What a cluster wants besides the stages: what comes from the internet fetched first, and a look into its jobs.
+# For clusters: fetch everything from the internet before the run, and check the machines that jobs run on.
 
 import time
 
@@ -33,12 +33,12 @@ for kind in ("cpu", "label", "train", "probe"):
             runtime="10m",
             gpu=0 if kind == "cpu" else 1,
         params:
-            # found now: asked for again, looked for again
-            asked=time.time(),
+            # rerun at every call, since the machines may have changed
+            time=time.time(),
             kind=f"--kind {kind}" + ("" if kind == "cpu" else " --gpu"),
             submission=submission,
             config=subset(*type(CONFIG).model_fields),
-        # what it finds is its output, good or bad; doctor judges
+        # failed checks are in the output, which rule doctor reads; only a missing output is an error here
         shell:
             "cliptex --log {log} doctor {params.kind} {params.submission:q} --out {output} --config {params.config:q} || test -s {output}"
 

@@ -1,4 +1,4 @@
-"""What all rules share: the checked configuration, names of things, and how many jobs run at a time."""
+"""Shared by all rules: the checked configuration, names and paths, and the number of parallel jobs."""
 
 import os
 import re
@@ -12,13 +12,9 @@ from snakemake.utils import available_cpu_count
 
 from cliptex import versions
 from cliptex.config import Config, dataset_slug
-from cliptex.data.official.status import benchmark_marks, is_published, missing_data
 from cliptex.core.errors import CliptexError
-from cliptex.evaluation.finetune_targets import finetune_files, tuned_heads, tuned_models
-from cliptex.labels.lost import batches_to_redo
 from cliptex.core.plugins import put_on_path
-from cliptex.evaluation.probes import heads, kinds
-from cliptex.evaluation.protocols import protocol_of, with_protocols
+from cliptex.data.official.status import benchmark_marks, is_published, missing_data
 from cliptex.data.shard_paths import (
     caption_tars,
     is_remote,
@@ -28,39 +24,78 @@ from cliptex.data.shard_paths import (
     shard_sources,
     shards_of_download,
 )
-from cliptex.report.studies import study_config, study_of
 from cliptex.evaluation.clip_benchmark import suite_files
+from cliptex.evaluation.protocols.resolve import protocol_of, with_protocols
+from cliptex.evaluation.targets import (
+    finetune_files,
+    heads,
+    kinds,
+    tuned_heads,
+    tuned_models,
+)
+from cliptex.labels.lost import batches_to_redo
+from cliptex.report.studies import study_config, study_of
+
+# Snakemake's internals. These two functions change attributes of `workflow` that Snakemake does not document, so a new
+# version of Snakemake may break them; tests/test_workflow.py fails then. The rules also read `workflow.remote_exec` and
+# `workflow.is_main_process`, which are undocumented, too.
+
+
+def limit_cores():
+    """Make `--cores 8` at most the number of this machine's processors; a cluster's --jobs are not limited.
+
+    Snakemake does not compare --cores with the machine.
+    """
+    if workflow.nodes is None and workflow._cores is not None:
+        workflow.register_resource(
+            "_cores", min(workflow._cores, available_cpu_count())
+        )
+
+
+def inherit_profile(kind, names):
+    """Apply a profile's set-threads and set-resources for `kind` to the rules `names`.
+
+    Values for one of the names take precedence. A profile can only name rules, and a rule in a loop has a name for each
+    benchmark. Snakemake reads the profile's values where a rule is defined, so this is called before the first rule.
+    """
+    profile = workflow.resource_settings
+    for name in names:
+        if kind in profile.overwrite_threads:
+            profile.overwrite_threads.setdefault(name, profile.overwrite_threads[kind])
+        if kind in profile.overwrite_resources:
+            resources = profile.overwrite_resources[kind].copy()
+            resources.update(profile.overwrite_resources.get(name, {}))
+            profile.overwrite_resources[name] = resources
+
 
 try:
-    # a protocol's values in place of its name, so that a changed file redoes the probes that use it
+    # the values of a protocol instead of its name, so that a changed file reruns the probes that use it
     CONFIG = with_protocols(
         Config.load(config), [Path(workflow.basedir) / "config" / "protocols"]
     )
-    # of a study's jobs, and the same where there is none
+    # the configuration of a study's jobs; equal to CONFIG without a study
     STUDY = study_config(CONFIG)
     shard_paths(CONFIG)
     MARKS = benchmark_marks(CONFIG)
 except CliptexError as error:
     raise WorkflowError(str(error)) from None
 
-# `--cores 8` on a machine with two must not start eight jobs there. On a cluster (--jobs) nothing is capped.
-if workflow.nodes is None and workflow._cores is not None:
-    workflow.register_resource("_cores", min(workflow._cores, available_cpu_count()))
+limit_cores()
 
-# snakemake called by its path, without the virtual environment being active
+# for snakemake called by its path, in a virtual environment that is not active
 if shutil.which("cliptex") is None:
     os.environ.update(
         PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
     )
 
-# A cluster's nodes may have no internet: what comes from there is fetched by local rules, and jobs say at once what they
-# miss in place of waiting for a network.
+# The nodes of a cluster may have no internet: local rules fetch everything from there, and a job with a missing file
+# fails at once instead of waiting for a network.
 if workflow.remote_exec:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# a user's own modules, for all jobs
+# the user's own modules, for all jobs
 if CONFIG.plugins:
-    found = [
+    folders = [
         str(
             Path(
                 folder if exists(folder) else Path(workflow.basedir) / folder
@@ -68,14 +103,14 @@ if CONFIG.plugins:
         )
         for folder in CONFIG.plugins
     ]
-    put_on_path(found)
+    put_on_path(folders)
 
 MODELS = list(CONFIG.models)
 INTERPOLATED = [name for name, model in STUDY.models.items() if model.interpolate]
 TRAINED = [name for name in STUDY.models if name not in INTERPOLATED]
 COMPARED = CONFIG.probes.models or MODELS
 PROBED = [*CONFIG.probes.baselines, *COMPARED]
-# models that one probing job does
+# models of one probing job
 GROUPS = [
     PROBED[start : start + CONFIG.probes.models_per_job]
     for start in range(0, len(PROBED), CONFIG.probes.models_per_job)
@@ -92,8 +127,7 @@ FETCHED_SHARDS = (
     if CONFIG.dataset.source == "urls" or any(map(is_remote, CONFIG.dataset.shards))
     else []
 )
-DOWNLOAD = CONFIG.subset("download")
-# what says which shards there are, and what is in them before any repeated image is dropped
+# what determines the shards and their contents before repeated images are dropped
 SHARDS = (
     "dataset.source",
     "dataset.shards",
@@ -103,22 +137,7 @@ SHARDS = (
 )
 
 
-def as_for(kind, names):
-    """What a profile sets for `kind` holds for all `names`, too; what it sets for one of them by name goes before."""
-    settings = workflow.resource_settings
-    for name in names:
-        if kind in settings.overwrite_threads:
-            settings.overwrite_threads.setdefault(
-                name, settings.overwrite_threads[kind]
-            )
-        if kind in settings.overwrite_resources:
-            resources = settings.overwrite_resources[kind].copy()
-            resources.update(settings.overwrite_resources.get(name, {}))
-            settings.overwrite_resources[name] = resources
-
-
-# before the first rule, by which what the profile says is taken as read
-as_for(
+inherit_profile(
     "probe",
     [
         f"probe_{benchmark}_{number}"
@@ -126,12 +145,14 @@ as_for(
         for number in range(len(GROUPS))
     ],
 )
-as_for("finetune", [f"finetune_{name}" for name in CONFIG.finetune.benchmarks])
+inherit_profile("finetune", [f"finetune_{name}" for name in CONFIG.finetune.benchmarks])
 if CONFIG.study:
-    as_for("probe", [f"probe_study_{name}" for name in CONFIG.study.probes])
-    as_for("zeroshot", [f"zeroshot_study_{name}" for name in CONFIG.study.zeroshot])
+    inherit_profile("probe", [f"probe_study_{name}" for name in CONFIG.study.probes])
+    inherit_profile(
+        "zeroshot", [f"zeroshot_study_{name}" for name in CONFIG.study.zeroshot]
+    )
 
-# a pattern that no name fits
+# a pattern that matches no name
 NONE = r"(?!)"
 
 
@@ -152,20 +173,43 @@ def weights(model, seed):
 
 
 def lineage(model):
-    """A model and all that it is made from."""
-    found = {model: None}
+    """A model and all models that it is made from."""
+    models = {model: None}
     for source in STUDY.models[model].sources():
-        found |= dict.fromkeys(lineage(source))
-    return list(found)
+        models |= dict.fromkeys(lineage(source))
+    return list(models)
 
 
 def subset(*keys, of=CONFIG):
-    """JSON of the configuration keys a job uses; wildcards in them are filled in."""
+    """A param: JSON of the configuration keys that a job uses, with the wildcards in them filled in.
+
+    A function, since Snakemake would take braces in a plain string for wildcards.
+    """
     return lambda wildcards: of.subset(*(key.format(**wildcards) for key in keys))
 
 
+def unrecorded(value):
+    """A resource that passes `value` to a job's command without rerunning finished jobs when it changes.
+
+    Snakemake records params and reruns a job when they differ; it does not record resources. So a value that changes no
+    result, such as a limit or the location of data, is a resource. It is a function for the same reason as in `subset`.
+    """
+    return lambda wildcards: value
+
+
+def probe_config(benchmark, config):
+    """A param: the configuration of a benchmark's probes."""
+    return subset(
+        f"probes.benchmarks.{benchmark}",
+        "probes.holdout",
+        "probes.save_predictions",
+        "dataset.source",
+        of=config,
+    )
+
+
 def own_tars(batch):
-    """The user's own tars among those that a job checks; the others are downloaded."""
+    """The user's own tars of a batch; the others are downloaded."""
     sources = shard_sources(CONFIG)
     return [
         sources[number]
@@ -175,14 +219,14 @@ def own_tars(batch):
 
 
 def encoders(models, seed):
-    """Weights that the probes of some models and baselines need; an untrained one has the first model's shape."""
+    """Weights that the probes of models and baselines need; an untrained one has the shape of the first model."""
     return sorted(
         {weights(model if model in MODELS else MODELS[0], seed) for model in models}
     )
 
 
 def submission(wildcards, resources):
-    """What the profile says of where jobs go, as options."""
+    """The profile's account, partition and constraint as options."""
     keys = {
         "account": "slurm_account",
         "partition": "slurm_partition",
@@ -196,13 +240,13 @@ def submission(wildcards, resources):
 
 
 def study_inputs(benchmark):
-    """Marks of a benchmark, and of its scenes in other looks."""
+    """Marks of a benchmark and of its scenes in other looks."""
     looks = [f"resources/{benchmark}_{look}/miniature.json" for look in LOOKS]
     return [MARKS[benchmark], *looks]
 
 
-def asked_pages():
-    """The page of the study. Raises WorkflowError where there is none."""
+def study_page_path():
+    """The page of the study. Raises WorkflowError without a study."""
     try:
         return f"results/studies/{study_of(CONFIG).name}.html"
     except CliptexError as error:

@@ -1,4 +1,4 @@
-# Pairs as shards, labelled renders for the experts, benchmarks in their official layouts.
+# Image-caption pairs as shards, labelled renders for the experts, benchmarks in their official layouts.
 
 if workflow.is_main_process:
     for line in missing_data(CONFIG):
@@ -6,7 +6,7 @@ if workflow.is_main_process:
 
 
 if MINIATURE:
-    # existing tars may lie at the same place, and must not be rendered over
+    # otherwise the user's tars may have the same paths, and must not be overwritten
 
     rule render_pairs:
         output:
@@ -44,12 +44,14 @@ rule download_pairs:
     resources:
         mem="16GB",
         runtime="24h",
-        # no params: neither changes a result, so that another one redoes nothing
-        python=lambda wildcards: CONFIG.download.python,
-        how=lambda wildcards: DOWNLOAD,
+        python=unrecorded(CONFIG.download.python),
+        how=unrecorded(CONFIG.subset("download")),
     params:
         config=subset("dataset.urls", "download.shards_per_job"),
-        job=f"{workflow.basedir}/cliptex/data/img2dataset_job.py",
+        # Snakemake records params, but not those of functions that take `resources`. The record keeps the path that the
+        # script had in earlier versions, so that their finished runs do not download again.
+        recorded_job=f"{workflow.basedir}/cliptex/img2dataset_job.py",
+        job=lambda wildcards, resources: f"{workflow.basedir}/cliptex/data/img2dataset_job.py",
     shell:
         "{resources.python:q} -P {params.job:q} --log {log} --batch {wildcards.batch} --processes {threads}"
         " --how {resources.how:q} --config {params.config:q}"
@@ -75,10 +77,9 @@ rule build_shards:
     resources:
         mem="8GB",
         runtime="12h",
-        # no params: what was accepted stays accepted
-        min_yield=lambda wildcards: str(CONFIG.dataset.min_yield),
+        # shards that were accepted stay accepted
+        min_yield=unrecorded(str(CONFIG.dataset.min_yield)),
     params:
-        # a function: Snakemake would take a brace pattern in a plain string for a wildcard
         config=subset(*SHARDS),
     shell:
         "cliptex --log {log} --threads 1 build-shards --batch {wildcards.batch} --workers {threads}"
@@ -100,14 +101,14 @@ rule index_shards:
     benchmark:
         "results/timings/index_shards/all.tsv"
     priority: 90
-    # on a cluster not worth a job
+    # too short for a job on a cluster
     localrule: MINIATURE
     conda:
         "../../envs/cliptex.yaml"
     resources:
         mem="2GB" if MINIATURE else "8GB",
         runtime="2h",
-        min_yield=lambda wildcards: str(CONFIG.dataset.min_yield),
+        min_yield=unrecorded(str(CONFIG.dataset.min_yield)),
     params:
         config=subset(
             *SHARDS,
@@ -156,8 +157,7 @@ rule fetch_benchmark:
             else "8GB"
         ),
         runtime="48h",
-        # no params: the same data from another place redo nothing
-        how=lambda wildcards: CONFIG.subset("benchmark_data", "dataset.source"),
+        how=unrecorded(CONFIG.subset("benchmark_data", "dataset.source")),
     params:
         variant=lambda wildcards: CONFIG.benchmark_source(wildcards.benchmark).variant,
         version=versions.FETCH,

@@ -1,4 +1,4 @@
-# The experts' weights in use, and how good they are.
+# Training or verification of the experts' weights, and their quality.
 
 
 rule train_backbone:
@@ -59,7 +59,7 @@ rule train_expert:
 
 
 rule fetch_expert:
-    # as train_expert, where the weights come from the internet
+    # train_expert for weights from the internet
     output:
         "results/experts/{expert}/expert.json",
     log:

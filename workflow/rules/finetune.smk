@@ -1,6 +1,6 @@
-# Encoders trained end to end on benchmarks. Their results lie apart from those of frozen ones.
+# Encoders trained end to end on benchmarks. Their results have a folder of their own, next to those of frozen encoders.
 
-TUNED = [
+FINETUNED_TABLES = [
     f"results/finetuned/{benchmark}.json" for benchmark in CONFIG.finetune.benchmarks
 ]
 

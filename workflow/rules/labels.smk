@@ -1,17 +1,17 @@
-# Every shard labelled by every expert. Label files are not declared outputs, since Snakemake would delete them before
-# a retry; a batch's done file is. One that lists a label file which is lost since says what is not so: it is removed,
-# and the batch is made again, where the other label files are kept.
+# Every expert labels every shard. Label files are not declared as outputs, since Snakemake would delete them before a
+# retry; the done file of a batch is. If a label file that it lists is missing, the done file is removed here and the
+# batch runs again, which keeps the other label files.
 
-REDONE = []
+LOST_LABELS = []
 if workflow.is_main_process:
     for done, files in batches_to_redo(
         [f"results/labels/{store}" for store in STUDY.label_stores]
     ).items():
         logger.warning(
-            f"{', '.join(map(str, files))}: missing or changed; {done} is made again"
+            f"{', '.join(map(str, files))}: missing or changed; making {done} again"
         )
         done.unlink(missing_ok=True)
-        REDONE += [str(done), str(done.with_name("index.json"))]
+        LOST_LABELS += [str(done), str(done.with_name("index.json"))]
 
 
 rule label:
@@ -32,7 +32,7 @@ rule label:
     priority: 60
     conda:
         "../../envs/cliptex.yaml"
-    # beside a GPU, the processes that decode and encode; the miniature has more jobs than cores
+    # with a GPU, the processes that decode and encode; the miniature has more jobs than cores
     threads: 1 if MINIATURE else 8
     resources:
         mem="6GB",
@@ -69,7 +69,7 @@ rule index_labels:
     benchmark:
         "results/timings/index_labels/{store}.tsv"
     priority: 60
-    # on a cluster not worth a job
+    # too short for a job on a cluster
     localrule: MINIATURE
     conda:
         "../../envs/cliptex.yaml"

@@ -1,4 +1,6 @@
-# Frozen encoders judged. One job does several models of a benchmark, which share start-up and decoded images.
+# Evaluation of frozen encoders. One job evaluates several models of a benchmark, which share the decoded images.
+# The rules of probe, study and fine-tuning jobs are not derived from each other (`use rule`): Snakemake lets no derived
+# rule change the command.
 
 for benchmark in CONFIG.probes.benchmarks:
     for number, group in enumerate(GROUPS):
@@ -28,16 +30,10 @@ for benchmark in CONFIG.probes.benchmarks:
                 mem="8GB",
                 runtime="12h",
                 gpu=1,
-                # no params: neither changes a result, so that another one redoes nothing
-                cache=lambda wildcards: str(CONFIG.probes.cache_gb),
-                held=lambda wildcards: str(CONFIG.probes.memory_gb),
+                cache=unrecorded(str(CONFIG.probes.cache_gb)),
+                held=unrecorded(str(CONFIG.probes.memory_gb)),
             params:
-                config=CONFIG.subset(
-                    f"probes.benchmarks.{benchmark}",
-                    "probes.holdout",
-                    "probes.save_predictions",
-                    "dataset.source",
-                ),
+                config=probe_config(benchmark, CONFIG),
                 benchmark=benchmark,
                 models=",".join(group),
                 version=versions.PROBE,

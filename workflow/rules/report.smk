@@ -1,4 +1,4 @@
-# Tables, figures, and one page.
+# Tables, figures and the report page.
 
 
 rule report:
@@ -14,7 +14,7 @@ rule report:
                 *CONFIG.zeroshot.caption_sets,
             ]
         ],
-        finetuned=TUNED,
+        finetuned=FINETUNED_TABLES,
         images=[
             f"results/probes/{benchmark}/{model}/seed{seed}/{head}.{kind}"
             for benchmark in CONFIG.probes.benchmarks
@@ -53,7 +53,7 @@ rule report:
         "logs/report.log",
     benchmark:
         "results/timings/report/all.tsv"
-    # on a cluster not worth a job
+    # too short for a job on a cluster
     localrule: MINIATURE
     conda:
         "../../envs/cliptex.yaml"
@@ -61,7 +61,7 @@ rule report:
         mem="4GB",
         runtime="30m",
     params:
-        # a function, for braces in it are no wildcards; none of the three is part of it
+        # everything but the three sections that the report does not use
         config=subset(
             *(
                 type(CONFIG).model_fields.keys()

@@ -1,4 +1,4 @@
-# Image-text retrieval on captioned images, and the miniature's own ones.
+# Image-text retrieval on captioned images, and the miniature's rendered ones.
 
 
 rule render_captions:

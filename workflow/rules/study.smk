@@ -1,10 +1,19 @@
-# A study (config/studies/): models beside those of the main run, judged by a few heads; the target is `study`.
-# What it judges, its reference included, lies in its own folder, so that no two studies redo each other's probes.
+# A study (config/studies/): models in addition to those of the main run, evaluated by a few heads. The target: `study`.
+# All results of a study, those of its reference too, are in its own folder, so that studies do not rerun each other's
+# probes.
 
-ASKED = CONFIG.study
-JUDGED = ASKED.judged if ASKED else []
-HARMED = ASKED.corruptions.model_dump_json() if ASKED and ASKED.corruptions else "null"
-LOOKS = ASKED.corruptions.looks if ASKED and ASKED.corruptions else []
+STUDY_SECTION = CONFIG.study
+EVALUATED = STUDY_SECTION.compared if STUDY_SECTION else []
+CORRUPTIONS = (
+    STUDY_SECTION.corruptions.model_dump_json()
+    if STUDY_SECTION and STUDY_SECTION.corruptions
+    else "null"
+)
+LOOKS = (
+    STUDY_SECTION.corruptions.looks
+    if STUDY_SECTION and STUDY_SECTION.corruptions
+    else []
+)
 
 
 rule render_look:
@@ -29,48 +38,41 @@ rule render_look:
         " --look {wildcards.look} --config {params.config:q}"
 
 
-for benchmark in ASKED.probes if ASKED else []:
+for benchmark in STUDY_SECTION.probes if STUDY_SECTION else []:
 
     rule:
         name:
             f"probe_study_{benchmark}"
         input:
             data=study_inputs(benchmark),
-            encoders=lambda wildcards: encoders(JUDGED, wildcards.seed),
+            encoders=lambda wildcards: encoders(EVALUATED, wildcards.seed),
         output:
             expand(
                 "results/studies/{study}/probes/{benchmark}/{model}/seed{{seed}}/{head}.{kind}",
-                study=ASKED.name,
+                study=STUDY_SECTION.name,
                 benchmark=benchmark,
-                model=JUDGED,
+                model=EVALUATED,
                 head=heads(benchmark, STUDY.probes.benchmarks[benchmark]),
                 kind=["json", "per_image.npz"],
             ),
         log:
-            f"logs/study/{ASKED.name}/probe-{benchmark}-seed{{seed}}.log",
+            f"logs/study/{STUDY_SECTION.name}/probe-{benchmark}-seed{{seed}}.log",
         benchmark:
-            f"results/timings/study/{ASKED.name}-probe-{benchmark}-seed{{seed}}.tsv"
+            f"results/timings/study/{STUDY_SECTION.name}-probe-{benchmark}-seed{{seed}}.tsv"
         conda:
             "../../envs/cliptex.yaml"
         resources:
             mem="8GB",
             runtime="12h",
             gpu=1,
-            # no params, as for the main run's probes
-            cache=lambda wildcards: str(CONFIG.probes.cache_gb),
-            held=lambda wildcards: str(CONFIG.probes.memory_gb),
+            cache=unrecorded(str(CONFIG.probes.cache_gb)),
+            held=unrecorded(str(CONFIG.probes.memory_gb)),
         params:
-            config=subset(
-                f"probes.benchmarks.{benchmark}",
-                "probes.holdout",
-                "probes.save_predictions",
-                "dataset.source",
-                of=STUDY,
-            ),
+            config=probe_config(benchmark, STUDY),
             benchmark=benchmark,
-            models=",".join(JUDGED),
-            out=f"results/studies/{ASKED.name}/probes/{benchmark}",
-            corruptions=lambda wildcards: HARMED,
+            models=",".join(EVALUATED),
+            out=f"results/studies/{STUDY_SECTION.name}/probes/{benchmark}",
+            corruptions=lambda wildcards: CORRUPTIONS,
             version=versions.PROBE,
         shell:
             "cliptex --log {log} --threads {threads} probe --benchmark {params.benchmark} --models {params.models}"
@@ -78,21 +80,23 @@ for benchmark in ASKED.probes if ASKED else []:
             " --cache-gb {resources.cache} --memory-gb {resources.held} --config {params.config:q}"
 
 
-for benchmark in ASKED.zeroshot if ASKED else []:
+for benchmark in STUDY_SECTION.zeroshot if STUDY_SECTION else []:
 
     rule:
         name:
             f"zeroshot_study_{benchmark}"
         input:
             data=study_inputs(benchmark),
-            encoders=[weights(model, seed) for model in JUDGED for seed in CONFIG.seeds],
+            encoders=[
+                weights(model, seed) for model in EVALUATED for seed in CONFIG.seeds
+            ],
         output:
-            f"results/studies/{ASKED.name}/zeroshot/{benchmark}.json",
-            f"results/studies/{ASKED.name}/zeroshot/{benchmark}.per_image.npz",
+            f"results/studies/{STUDY_SECTION.name}/zeroshot/{benchmark}.json",
+            f"results/studies/{STUDY_SECTION.name}/zeroshot/{benchmark}.per_image.npz",
         log:
-            f"logs/study/{ASKED.name}/zeroshot-{benchmark}.log",
+            f"logs/study/{STUDY_SECTION.name}/zeroshot-{benchmark}.log",
         benchmark:
-            f"results/timings/study/{ASKED.name}-zeroshot-{benchmark}.tsv"
+            f"results/timings/study/{STUDY_SECTION.name}-zeroshot-{benchmark}.tsv"
         conda:
             "../../envs/cliptex.yaml"
         resources:
@@ -109,56 +113,59 @@ for benchmark in ASKED.zeroshot if ASKED else []:
                 of=STUDY,
             ),
             benchmark=benchmark,
-            out=f"results/studies/{ASKED.name}/zeroshot/{benchmark}.json",
-            corruptions=lambda wildcards: HARMED,
+            out=f"results/studies/{STUDY_SECTION.name}/zeroshot/{benchmark}.json",
+            corruptions=lambda wildcards: CORRUPTIONS,
             version=versions.ZEROSHOT,
         shell:
             "cliptex --log {log} --threads {threads} zeroshot --benchmark {params.benchmark} --out {params.out}"
             " --corruptions {params.corruptions:q} --config {params.config:q}"
 
 
-if ASKED:
+if STUDY_SECTION:
 
     rule study_page:
         input:
             probes=[
-                f"results/studies/{ASKED.name}/probes/{benchmark}/{model}/seed{seed}/{head}.{kind}"
-                for benchmark in ASKED.probes
-                for model in JUDGED
+                f"results/studies/{STUDY_SECTION.name}/probes/{benchmark}/{model}/seed{seed}/{head}.{kind}"
+                for benchmark in STUDY_SECTION.probes
+                for model in EVALUATED
                 for seed in CONFIG.seeds
                 for head in heads(benchmark, STUDY.probes.benchmarks[benchmark])
                 for kind in ("json", "per_image.npz")
             ],
             tuned=[
                 f"results/finetuned/{benchmark}/{model}/seed{seed}/{head}.{kind}"
-                for benchmark in (ASKED.probes if ASKED.form == "finetuning" else [])
-                for model in JUDGED
+                for benchmark in (
+                    STUDY_SECTION.probes if STUDY_SECTION.form == "finetuning" else []
+                )
+                for model in EVALUATED
                 for seed in CONFIG.seeds
                 for head in heads(benchmark, STUDY.probes.benchmarks[benchmark])
                 for kind in ("json", "per_image.npz")
             ],
             zeroshot=[
-                f"results/studies/{ASKED.name}/zeroshot/{benchmark}.{kind}"
-                for benchmark in ASKED.zeroshot
+                f"results/studies/{STUDY_SECTION.name}/zeroshot/{benchmark}.{kind}"
+                for benchmark in STUDY_SECTION.zeroshot
                 for kind in ("json", "per_image.npz")
             ],
             models=[
                 f"results/models/{model}/seed{seed}/train.json"
-                for model in JUDGED
+                for model in EVALUATED
                 for seed in CONFIG.seeds
             ],
             experts=[
-                f"results/experts/{expert}/expert.json" for expert in ASKED.experts
+                f"results/experts/{expert}/expert.json"
+                for expert in STUDY_SECTION.experts
             ],
         output:
             page=report(
-                f"results/studies/{ASKED.name}.html",
+                f"results/studies/{STUDY_SECTION.name}.html",
                 caption="../report/study.rst",
                 category="Studies",
-                labels={"study": ASKED.name},
+                labels={"study": STUDY_SECTION.name},
             ),
             parts=[
-                f"results/studies/{ASKED.name}/{name}"
+                f"results/studies/{STUDY_SECTION.name}/{name}"
                 for name in (
                     "study.json",
                     "table.csv",
@@ -168,7 +175,7 @@ if ASKED:
                 )
             ],
         log:
-            f"logs/study/{ASKED.name}/page.log",
+            f"logs/study/{STUDY_SECTION.name}/page.log",
         localrule: True
         conda:
             "../../envs/cliptex.yaml"
@@ -191,5 +198,5 @@ if ASKED:
 
 rule study:
     input:
-        lambda wildcards: asked_pages(),
+        lambda wildcards: study_page_path(),
     localrule: True

@@ -1,6 +1,6 @@
-# CLIP, and what continues from it. Rolling checkpoints are not outputs: Snakemake deletes those before a retry.
+# Training of CLIP models. Checkpoints are not declared as outputs, since Snakemake deletes outputs before a retry.
 
-WATCHED = CONFIG.train.watch.zero_shot
+VALIDATED = CONFIG.train.watch.zero_shot
 
 
 rule train:
@@ -15,8 +15,8 @@ rule train:
             if STUDY.models[wildcards.model].init
             else FETCHED_STUDENT
         ),
-        # of which zero-shot accuracy is measured on the way
-        watched=MARKS[WATCHED] if WATCHED else [],
+        # the benchmark of zero-shot validation during training
+        validated=MARKS[VALIDATED] if VALIDATED else [],
     output:
         weights="results/models/{model}/seed{seed}/open_clip_model.safetensors",
         config="results/models/{model}/seed{seed}/open_clip_config.json",
@@ -34,7 +34,7 @@ rule train:
         "results/timings/train/{model}-seed{seed}.tsv"
     wildcard_constraints:
         model="|".join(TRAINED),
-    # what others wait for goes first
+    # most other jobs wait for these
     priority: 100
     conda:
         "../../envs/cliptex.yaml"
@@ -42,7 +42,7 @@ rule train:
         mem="8GB",
         runtime="24h",
         gpu=1,
-        # more of them, of GPUs too, is the profile's to say (docs/slurm.md)
+        # a profile sets more nodes and GPUs (docs/slurm.md)
         nodes=1,
     params:
         config=lambda wildcards: STUDY.subset(
@@ -54,7 +54,7 @@ rule train:
                 f"label_stores.{store}"
                 for store in STUDY.models[wildcards.model].tasks
             ),
-            *(["zeroshot.templates"] if WATCHED else []),
+            *(["zeroshot.templates"] if VALIDATED else []),
         ),
         version=versions.TRAIN,
     shell:

@@ -1,4 +1,4 @@
-"""The rendered stand-ins for the real data sets, in their official layouts. Always called `miniature`."""
+"""The miniature: rendered synthetic replacements for the real data sets, in their official layouts."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ __all__ = ["render_benchmark", "render_captions", "render_expert_set", "render_p
 
 
 def __getattr__(name: str) -> Any:
-    """Import the renderer only when it is used."""
+    """Import the renderer only when it is used, since h5py and Embree are slow to import."""
     if name == "render_benchmark":
         from cliptex.data.miniature.layouts import render_benchmark
 

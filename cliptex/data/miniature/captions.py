@@ -1,6 +1,6 @@
-"""Captions: short English about a scene, and the two kinds of noise that captions on the web have.
+"""Captions of scenes in short English, and two kinds of noise that occur in web captions.
 
-No words of left or right: a mirrored picture keeps its caption.
+Captions never say "left" or "right", so that they stay true for flipped images.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ CONTEXT = (
     "stairs", "mirror", "barrel", "radiator", "tree", "palm", "rock", "building", "house", "fence", "streetlight",
     "signboard", "sea", "hill",
 )  # fmt: skip
-"""Kinds of scenery that a caption may mention."""
+"""Kinds of scenery that captions may mention."""
 
 IRREGULAR = {"person": "people", "man": "men", "woman": "women", "shelf": "shelves", "box": "boxes", "bus": "buses"}
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
@@ -59,7 +59,7 @@ NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 @dataclass(frozen=True)
 class Seen:
-    """A visible thing, as a caption needs it."""
+    """A visible object, as described in captions."""
 
     kind: str
     name: str
@@ -107,9 +107,9 @@ def _scenery(s: Stylist, kind: str) -> str:
 
 
 def describe(s: Stylist, category: str, things: list[Seen], scenery: list[str]) -> str:
-    """A caption that is true of the scene.
+    """A true caption of the scene.
 
-    things: visible things, largest first. scenery: visible kinds of CONTEXT, largest first.
+    things: visible objects, largest first. scenery: visible kinds of CONTEXT, largest first.
     """
     place = s.pick(PLACES[category])
     where = f"{'on' if category in ('street', 'beach', 'desert_road') else 'in'} {_article(place)}"
@@ -156,7 +156,7 @@ def describe(s: Stylist, category: str, things: list[Seen], scenery: list[str]) 
 
 
 def caption_noise(rng: np.random.Generator, share: float) -> str | None:
-    """What becomes of a caption: None keeps it, "generic" or "swapped", each with half of `share`."""
+    """Draw the noise of a caption: "generic" or "swapped", each with probability `share` / 2, or None (no noise)."""
     draw = rng.random()
     if draw >= share:
         return None

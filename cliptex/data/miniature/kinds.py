@@ -1,6 +1,6 @@
-"""The kinds of thing in the renders, and what each is called in the official class lists.
+"""The kinds of objects and surfaces in the scenes, and their names in the official class lists.
 
-A kind that a data set does not name is background (VOC, COCO) or "other" (ADE20K) there.
+A kind without a name in a data set is background (VOC, COCO) or "other" (ADE20K) there.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind. `coco`, `voc` and `ade20k` are official class names, or None."""
+    """One kind, with its official class names, or None."""
 
     name: str
     coco: str | None = None
@@ -22,7 +22,7 @@ def _stuff(*names: str) -> list[Kind]:
 
 KINDS: list[Kind] = [
     Kind("nothing"),
-    # things: each copy is an instance
+    # objects: each is an instance
     Kind("person", "person", "person", "person"),
     Kind("car", "car", "car", "car"),
     Kind("bus", "bus", "bus", "bus"),

@@ -1,7 +1,7 @@
-"""What sets the data sets apart: the look of training pairs, of the experts' renders and of benchmarks.
+"""The looks of the data sets: training pairs, the experts' training images and benchmarks.
 
-They differ in light, textures, proportions and sensor by a moderate shift, so that what is learned on one must
-transfer to the others.
+They differ moderately in light, textures, proportions and sensor noise: models trained on one have to generalise to
+the others.
 """
 
 from dataclasses import dataclass, replace
@@ -24,39 +24,39 @@ COLOURS: dict[str, Vector] = {
     "grey": (0.52, 0.53, 0.55),
     "black": (0.09, 0.09, 0.11),
 }
-"""Colour words of the captions, RGB in 0..1."""
+"""Colour names in captions -> RGB in 0..1."""
 
 FABRICS = ("solid", "stripes", "checker", "dots", "noise", "bands")
 
 
 @dataclass(frozen=True)
 class Look:
-    """Ranges from which a data set's scenes are drawn."""
+    """Parameter ranges of a data set's scenes."""
 
     domain: int
-    """Enters the seed, so that no two data sets share a scene."""
+    """Part of the seed, so that no two data sets share a scene."""
     warmth: tuple[float, float]
     """Colour of the light, from blue (-1) to yellow (+1)."""
     ambient: tuple[float, float]
-    """Share of light that has no direction."""
+    """Share of ambient light."""
     stretch: tuple[float, float]
-    """Height of objects against their width."""
+    """Vertical scaling of objects, relative to their width."""
     patterned: float
-    """Share of furniture and clothes with a pattern instead of one colour."""
+    """Share of patterned furniture and clothes."""
     odd_colour: float
-    """Share of objects with a colour that is not typical of their class."""
+    """Share of objects with a colour that is atypical of their class."""
     saturation: tuple[float, float]
-    """Strength of colours."""
+    """Saturation of colours."""
     noise: tuple[float, float]
-    """Standard deviation of the sensor's noise, in shares of white."""
+    """Standard deviation of the sensor noise, relative to white."""
     blur: tuple[float, float]
-    """Standard deviation of the blur, in pixels of an image of side 96."""
+    """Standard deviation of the blur, pixels of a 96-pixel image."""
     cast: float
-    """Standard deviation of the colour channels' gains."""
+    """Standard deviation of the colour channels' gains (colour cast)."""
     jpeg: tuple[int, int]
     """JPEG quality."""
     flash: float
-    """Share of rooms photographed with a flash."""
+    """Share of indoor images taken with a flash."""
 
 
 LOOKS = {
@@ -103,7 +103,7 @@ LOOKS = {
         0.9,
     ),
 }
-"""Domain -> look. The benchmarks share one look and differ by their seed."""
+"""Domain -> look. All benchmarks have the same look and different seeds."""
 SHIFTED = {
     "dusk": replace(
         LOOKS["benchmark"],
@@ -116,11 +116,11 @@ SHIFTED = {
         flash=0.0,
     )
 }
-"""Further looks of the benchmarks' own domain: the same scenes and cameras in another light, for studies."""
+"""Further looks of the benchmarks' domain, for studies: the same scenes and cameras in different light."""
 
 
 class Stylist:
-    """Draws colours and paints for one scene."""
+    """Draws the random numbers, colours and paints of one scene."""
 
     def __init__(self, rng: np.random.Generator, look: Look):
         self.rng = rng
@@ -129,13 +129,13 @@ class Stylist:
         self.saturation = self.uniform(*look.saturation)
 
     def random(self) -> float:
-        """A number in 0..1. Drawn in blocks: one call of the generator a number would be a tenth of a render."""
+        """A number in 0..1. Numbers are drawn in blocks; single calls would take a tenth of the rendering time."""
         if not self._drawn:
             self._drawn = self.rng.random(512).tolist()
         return self._drawn.pop()
 
     def uniform(self, low: float, high: float) -> float:
-        """A number between `low` and `high`."""
+        """A number in `low`..`high`."""
         return low + (high - low) * self.random()
 
     def chance(self, probability: float) -> bool:
@@ -143,11 +143,11 @@ class Stylist:
         return self.random() < probability
 
     def pick(self, options):
-        """One of `options`, a sequence."""
+        """A random element of the sequence `options`."""
         return options[int(self.random() * len(options))]
 
     def shade(self, colour: str | Vector, spread: float = 0.15) -> Vector:
-        """A variation of a named colour or RGB."""
+        """A random variation of a named colour or RGB."""
         red, green, blue = COLOURS[colour] if isinstance(colour, str) else colour
         gain = 1 + self.uniform(-spread, spread)
         grey = (red + green + blue) / 3
@@ -157,22 +157,22 @@ class Stylist:
         return (a + s * (red - grey), b + s * (green - grey), c + s * (blue - grey))
 
     def colour(self, typical: str) -> str:
-        """A colour word, mostly one of the space-separated `typical` ones; the first ones are likelier."""
+        """A colour name, mostly one of the space-separated `typical` ones; earlier ones are more likely."""
         if self.chance(self.look.odd_colour):
             return self.pick(tuple(COLOURS))
         words = typical.split()
         return words[int(len(words) * self.random() ** 3)]
 
     def plain(self, colour: str | Vector, grain: float = 0.04, glow: float = 0.0, spread: float = 0.15) -> Paint:
-        """One colour."""
+        """Paint of one colour."""
         return Paint(self.shade(colour, spread), grain=grain, glow=glow)
 
     def mixed(self, colour: str | Vector, other: str | Vector, pattern: str, size: float, grain: float = 0.03) -> Paint:
-        """Two colours in a pattern."""
+        """Paint of two colours in a pattern."""
         return Paint(self.shade(colour), self.shade(other), pattern, size, grain)
 
     def fabric(self, colour: str, share: float | None = None) -> Paint:
-        """Cloth of a colour, sometimes patterned."""
+        """Fabric of a colour, sometimes patterned. share: probability of a pattern (default: the look's)."""
         base = self.shade(colour)
         if not self.chance(self.look.patterned if share is None else share):
             return Paint(base, grain=0.05)
@@ -184,6 +184,6 @@ class Stylist:
         return Paint(base, other, self.pick(FABRICS), self.uniform(0.07, 0.25), 0.04)
 
     def wood(self, colour: str | Vector = "brown") -> Paint:
-        """Wood with its grain."""
+        """Wood with grain."""
         base = self.shade(colour, 0.3)
         return Paint(base, tuple(0.68 * channel for channel in base), "wood", self.uniform(0.08, 0.2), 0.03)

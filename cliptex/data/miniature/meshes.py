@@ -1,6 +1,6 @@
-"""Mesh primitives, and shapes put together from them.
+"""Mesh primitives, and shapes composed of them.
 
-A primitive spans x, y in -0.5..0.5 and z in 0..1, so that it is placed by its size and the centre of its base.
+A primitive spans x, y in -0.5..0.5 and z in 0..1; it is placed by its size and the centre of its base.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Primitive = tuple[np.ndarray, np.ndarray]
 
 
 class Paint(NamedTuple):
-    """How a surface looks: two colours (RGB in 0..1) mixed by a pattern of a size in metres."""
+    """Appearance of a surface: two colours (RGB in 0..1) mixed by a pattern; its size is in metres."""
 
     colour: Vector
     other: Vector = (0.0, 0.0, 0.0)
@@ -23,7 +23,7 @@ class Paint(NamedTuple):
     size: float = 0.2
     grain: float = 0.03
     glow: float = 0.0
-    """Share of the colour that does not depend on the light."""
+    """Share of the colour that is independent of the light."""
 
 
 def _quads_to_triangles(quads: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ def box() -> Primitive:
 
 @cache
 def lathe(profile: tuple[tuple[float, float], ...], segments: int = 12) -> Primitive:
-    """A profile of (radius, height), both in shares of the size, turned round the z axis; ends are closed."""
+    """A solid of revolution around the z axis with closed ends. profile: (radius, height) relative to the size."""
     rings = [(0.0, profile[0][1]), *profile, (0.0, profile[-1][1])]
     angle = np.arange(segments) * (2 * np.pi / segments)
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1) * 0.5
@@ -54,7 +54,7 @@ def lathe(profile: tuple[tuple[float, float], ...], segments: int = 12) -> Primi
         ]
     )
     triangles = _quads_to_triangles(quads)
-    # the rings at the ends have no radius, so half of their triangles have no area
+    # the rings at the ends have radius 0, so half of their triangles are degenerate
     first, last = triangles[: len(quads)], triangles[len(quads) :]
     return vertices.astype(np.float32), np.concatenate(
         [first[quads[:, 0] >= segments], last[quads[:, 2] < (len(rings) - 1) * segments]]
@@ -67,7 +67,7 @@ def cylinder(segments: int = 12) -> Primitive:
 
 
 def cone(top: float = 0.0, segments: int = 12) -> Primitive:
-    """A cone, or a frustum whose top has the share `top` of the base's radius."""
+    """A cone, or a frustum. top: top radius relative to the base radius."""
     return lathe(((1.0, 0.0), (max(top, 1e-3), 1.0)), segments)
 
 
@@ -80,7 +80,7 @@ def ball(segments: int = 12, rings: int = 6) -> Primitive:
 
 @cache
 def strip(profile: tuple[tuple[float, float, float], ...]) -> Primitive:
-    """A side view of (x, bottom, top), all in shares of the size, x rising, as thick as the y size."""
+    """An extrusion along y. profile: (x, bottom, top) relative to the size, x increasing."""
     points = np.array(profile, np.float32)
     count = len(points)
     x, low, high = points.T
@@ -115,8 +115,8 @@ def turn(axis: int, angle: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A primitive in place: vertices float32 [V, 3] in the shape's frame (metres), triangles, paint, kind."""
+class MeshPart:
+    """A placed primitive: vertices float32 [V, 3] in the shape's frame (metres), triangles, paint, kind."""
 
     vertices: np.ndarray
     triangles: np.ndarray
@@ -125,10 +125,10 @@ class Part:
 
 
 class Shape:
-    """Parts in one frame: z up, the front towards -y, the base at z = 0."""
+    """Mesh parts in a common frame: z up, the front towards -y, the base at z = 0."""
 
     def __init__(self) -> None:
-        self.parts: list[Part] = []
+        self.parts: list[MeshPart] = []
 
     def add(
         self,
@@ -141,12 +141,12 @@ class Shape:
     ) -> None:
         """Add a primitive of `size` with its base centre at `at`, rotated about that point.
 
-        kind: for a part that is something else than the whole, e.g. the road in a ground.
+        kind: for a part with a kind of its own, e.g. the road in a ground.
         """
         vertices = primitive[0] * np.array(size, np.float32)
         if rotation is not None:
             vertices = vertices @ rotation.T
-        self.parts.append(Part(vertices + np.array(at, np.float32), primitive[1], paint, kind))
+        self.parts.append(MeshPart(vertices + np.array(at, np.float32), primitive[1], paint, kind))
 
     def box(self, size: Vector, at: Vector, paint: Paint, rotation: np.ndarray | None = None) -> None:
         """Add a box."""
@@ -161,13 +161,13 @@ class Shape:
         self.add(ball(), size, at, paint, rotation)
 
     def leaf(self, size: Vector, at: Vector, paint: Paint, rotation: np.ndarray | None = None) -> None:
-        """Add a coarse ellipsoid, for what is small or thin."""
+        """Add a coarse ellipsoid, for small or thin parts."""
         self.add(ball(6, 4), size, at, paint, rotation)
 
     def scale(self, factors: Vector) -> None:
-        """Stretch the whole shape."""
+        """Scale the whole shape."""
         factors = np.array(factors, np.float32)
-        self.parts = [Part(p.vertices * factors, p.triangles, p.paint, p.kind) for p in self.parts]
+        self.parts = [MeshPart(p.vertices * factors, p.triangles, p.paint, p.kind) for p in self.parts]
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Smallest and largest x, y, z."""

@@ -1,4 +1,7 @@
-"""Furniture, trees, buildings and ground that no object class of COCO covers."""
+"""Builders of furniture, trees, buildings and ground: everything without a COCO class.
+
+One catalogue, so it is longer than other modules. The order of random draws in a builder determines its shapes.
+"""
 
 from collections.abc import Callable
 
@@ -28,7 +31,7 @@ def cabinet(s: Stylist) -> Shape:
 
 
 def shelf(s: Stylist) -> Shape:
-    """An open shelf with boxes in it."""
+    """An open shelf with boxes."""
     shape, wood = Shape(), s.wood(s.pick(("brown", "beige", "white")))
     wide, high, deep = s.uniform(0.7, 1.4), s.uniform(1.2, 2.0), 0.32
     for x in (-1, 1):
@@ -199,7 +202,7 @@ def mirror(s: Stylist) -> Shape:
 
 
 def curtain(s: Stylist) -> Shape:
-    """Hanging cloth in folds."""
+    """Folded hanging cloth."""
     shape = Shape()
     colour = s.colour("red blue green beige white")
     base = s.shade(colour)
@@ -287,7 +290,7 @@ def cactus(s: Stylist) -> Shape:
 
 
 def rock(s: Stylist) -> Shape:
-    """A few crooked lumps."""
+    """A few irregular lumps."""
     shape = Shape()
     stone = s.pick(((0.48, 0.46, 0.44), (0.56, 0.46, 0.36), (0.40, 0.36, 0.34)))
     paint = s.mixed(stone, tuple(0.65 * channel for channel in stone), "noise", 0.5, 0.1)
@@ -358,7 +361,7 @@ def signboard(s: Stylist) -> Shape:
 
 
 def peak(s: Stylist, far: bool) -> Shape:
-    """A mountain, sometimes with a white top; or a rounded hill."""
+    """A mountain, sometimes with snow; or a rounded hill."""
     shape = Shape()
     sides = 7
     stone = s.pick(((0.42, 0.42, 0.46), (0.50, 0.42, 0.36), (0.34, 0.40, 0.34)))
@@ -376,9 +379,9 @@ def peak(s: Stylist, far: bool) -> Shape:
 
 
 def ground(heights: Heights, bands: list[tuple[float, str, Paint]], reach: float, cells: int = 16) -> Shape:
-    """A square of ground of half side `reach`, finer towards its middle, cut along x into bands.
+    """A square ground of side 2 * `reach`, with a finer mesh in the middle, divided along x into bands.
 
-    bands: (x where the band ends, kind, paint), x rising; the last one ends beyond `reach`.
+    bands: (end in x, kind, paint), x increasing; the last one ends beyond `reach`.
     """
     shape = Shape()
     line = np.linspace(-1, 1, cells + 1)
@@ -441,7 +444,7 @@ STANDING: dict[str, Callable[[Stylist], Shape]] = {
     "streetlight": streetlight,
     "signboard": signboard,
 }
-"""Kind -> builder of what stands on the floor or the ground."""
+"""Kind -> builder of scenery on the floor or ground."""
 
 HANGING: dict[str, Callable[[Stylist], Shape]] = {
     "windowpane": window,
@@ -451,4 +454,4 @@ HANGING: dict[str, Callable[[Stylist], Shape]] = {
     "curtain": curtain,
     "radiator": radiator,
 }
-"""Kind -> builder of what is fixed to a wall, its back at y = 0."""
+"""Kind -> builder of scenery on walls, with the back at y = 0."""

@@ -1,8 +1,8 @@
-"""Training pairs, and labelled renders for the experts.
+"""Render training pairs, captioned images for retrieval, and labelled images for the experts.
 
-Reads   nothing but the config section `miniature`.
-Writes  one WebDataset shard of pairs, one of captioned renders, or one HDF5 file of labelled renders.
-Holds   the same config gives the same bytes; pairs carry no dense labels and no class names beside the caption.
+Reads   only the config section `miniature`.
+Writes  a WebDataset shard of pairs, a tar of captioned images, or an HDF5 file of labelled images.
+Holds   the same config gives the same bytes; pairs have no dense labels, and no class names except in the caption.
 """
 
 from collections.abc import Iterator
@@ -37,8 +37,8 @@ def _pair_scene(miniature: Miniature, index: int) -> Scene:
 def render_pairs(miniature: Miniature, shard_number: int, path: Path) -> None:
     """Write shard `shard_number` (from 0) of the training pairs to `path`.
 
-    Keys are the pair's number in 9 digits. A share `noisy_captions` of the captions is noise: half generic, half taken
-    from the next pair of the shard. Raises CliptexError when there are fewer shards.
+    Keys are the pair's number in 9 digits. A share `noisy_captions` of the captions is noise: half of it generic, half
+    taken from the next pair of the shard. Raises CliptexError if there are fewer shards.
     """
     numbers = _pair_numbers(miniature, shard_number)
     write_shard(path, _pairs(miniature, numbers))
@@ -48,7 +48,9 @@ def _pair_numbers(miniature: Miniature, shard_number: int) -> range:
     first = shard_number * miniature.pairs_per_shard
     if not 0 <= first < miniature.pairs:
         count = -(-miniature.pairs // miniature.pairs_per_shard)
-        raise CliptexError(f"shard {shard_number}: miniature.pairs and pairs_per_shard give shards 0 to {count - 1}")
+        raise CliptexError(
+            f"shard {shard_number}: does not exist; miniature.pairs and pairs_per_shard give shards 0 to {count - 1}"
+        )
     return range(first, min(first + miniature.pairs_per_shard, miniature.pairs))
 
 
@@ -61,27 +63,26 @@ def _pairs(miniature: Miniature, numbers: range) -> Iterator[Pair]:
     size = miniature.image_size_px
     for position, number in enumerate(numbers):
         rng = np.random.default_rng([miniature.seed, CAPTION_NOISE, number])
-        what = caption_noise(rng, miniature.noisy_captions)
+        noise = caption_noise(rng, miniature.noisy_captions)
         caption = captions[position]
-        if what == "generic":
+        if noise == "generic":
             caption = GENERIC[int(rng.integers(len(GENERIC)))]
-        elif what == "swapped":
+        elif noise == "swapped":
             caption = captions[(position + 1) % len(captions)]
         metadata = {"width": size, "height": size, "source": "miniature", "url": None}
         yield Pair(f"{number:09d}", images[position], caption, metadata)
 
 
 def render_captions(miniature: Miniature, count: int, folder: Path) -> None:
-    """Write `count` captioned renders to `folder`/00000.tar for retrieval, then miniature.json.
+    """Write `count` captioned images for retrieval to `folder`/00000.tar, then miniature.json.
 
-    Scenes of the pairs' look that follow the training pairs in number; captions without noise. A scene whose caption
-    occurred before is passed over, since a caption of two pictures has no right answer. Raises CliptexError where
-    that leaves too few.
+    The scenes continue the numbers of the training pairs, with captions without noise. Scenes with a caption that
+    already occurred are skipped, since retrieval would be ambiguous. Raises CliptexError if too few remain.
     """
     (folder / "miniature.json").unlink(missing_ok=True)
     write_shard(folder / "00000.tar", track(_captioned(miniature, count), "render captions", count))
-    settings = {"seed": miniature.seed, "image_size_px": miniature.image_size_px, "first": miniature.pairs}
-    write_json(folder / "miniature.json", {"source": "miniature", "captions": count, **settings})
+    record = {"seed": miniature.seed, "image_size_px": miniature.image_size_px, "first": miniature.pairs}
+    write_json(folder / "miniature.json", {"source": "miniature", "captions": count, **record})
 
 
 def _captioned(miniature: Miniature, count: int) -> Iterator[Pair]:
@@ -96,32 +97,34 @@ def _captioned(miniature: Miniature, count: int) -> Iterator[Pair]:
         yield Pair(f"{number:09d}", encode_jpeg(scene.image, scene.jpeg_quality), scene.caption, metadata)
         if len(seen) == count:
             return
-    raise CliptexError(f"zeroshot.retrieval: {10 * count} scenes have only {len(seen)} captions; render fewer")
+    raise CliptexError(
+        f"zeroshot.retrieval: {10 * count} scenes have only {len(seen)} different captions; lower `rendered`"
+    )
 
 
 def scene_for_key(miniature: Miniature, key: str) -> Scene:
-    """Render the scene of a pair again, with its exact truth. Raises CliptexError for a key of no pair."""
+    """Render the scene of a pair again, with its exact ground truth. Raises CliptexError for an unknown key."""
     if not (key.isdigit() and len(key) == 9 and int(key) < miniature.pairs):
-        raise CliptexError(f"{key}: not the key of one of the {miniature.pairs} miniature pairs")
+        raise CliptexError(f"{key}: not a key of the {miniature.pairs} pairs of the miniature")
     return _pair_scene(miniature, int(key))
 
 
 def render_expert_set(miniature: Miniature, part: str, path: Path) -> None:
-    """Write the labelled renders of `part`, "train" or "val", as HDF5.
+    """Write the experts' labelled images of `part`, "train" or "val", as HDF5.
 
     Datasets: `image` (N, H, W, 3) uint8; `instance` (N, H, W) uint8, 0 = none, i = i-th instance; `instance_class`
     (N, M) uint8, contiguous COCO class 1..80 of instance i in column i - 1, 0 = unused; `depth` (N, H, W) float32,
     z-depth in metres; `normals` (N, H, W, 3) float16 in the shared convention; both NaN in the sky.
     """
     if part not in EXPERT_PARTS:
-        raise CliptexError(f"expert renders: {part!r} is not one of {list(EXPERT_PARTS)}")
+        raise CliptexError(f"render-experts: part {part!r} is not one of {list(EXPERT_PARTS)}")
     count = miniature.expert_train if part == "train" else miniature.expert_val
     size = miniature.image_size_px
-    most = 16
+    max_instances = 16
     columns = {
         "image": ((size, size, 3), np.uint8),
         "instance": ((size, size), np.uint8),
-        "instance_class": ((most,), np.uint8),
+        "instance_class": ((max_instances,), np.uint8),
         "depth": ((size, size), np.float32),
         "normals": ((size, size, 3), np.float16),
     }
@@ -141,8 +144,8 @@ def render_expert_set(miniature: Miniature, part: str, path: Path) -> None:
             for row, index in enumerate(range(start, stop)):
                 scene = render(miniature.seed, "experts", EXPERT_PARTS[part], index, size, size)
                 rows["image"][row] = scene.image
-                rows["instance"][row] = np.where(scene.instances <= most, scene.instances, 0)
-                for number, seen in enumerate(scene.objects[:most]):
+                rows["instance"][row] = np.where(scene.instances <= max_instances, scene.instances, 0)
+                for number, seen in enumerate(scene.objects[:max_instances]):
                     rows["instance_class"][row, number] = KIND_COCO[seen.kind]
                 rows["depth"][row] = scene.depth
                 rows["normals"][row] = scene.normals

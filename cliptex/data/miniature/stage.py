@@ -1,4 +1,4 @@
-"""A stage of placed shapes: cast a camera's rays at it, and shade what they hit.
+"""A stage of placed shapes: ray casting with Embree, and shading.
 
 World axes: x right, y forward, z up, metres. Camera axes: x right, y down, z forward.
 """
@@ -11,7 +11,7 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
 from cliptex.data.miniature.kinds import KIND_ID
-from cliptex.data.miniature.meshes import Paint, Part, Shape, Vector
+from cliptex.data.miniature.meshes import MeshPart, Paint, Shape, Vector
 
 PATTERNS = (
     "solid", "checker", "stripes", "bands", "noise", "wood", "brick", "windows", "dots", "tiles", "waves", "patches",
@@ -22,18 +22,18 @@ PATTERN_ID = {name: number for number, name in enumerate(PATTERNS)}
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera with square pixels and its principal point in the middle."""
+    """A pinhole camera with square pixels and a centred principal point."""
 
     position: np.ndarray
     """float32 [3], world."""
     rotation: np.ndarray
-    """float32 [3, 3], world to camera: its rows are the camera's x, y and z axes."""
+    """float32 [3, 3], world to camera; its rows are the camera's x, y and z axes."""
     focal: float
-    """Focal length as a share of the image's width."""
+    """Focal length relative to the image width."""
 
     @classmethod
     def looking(cls, position: Vector, yaw: float, pitch: float, roll: float, field_of_view: float) -> "Camera":
-        """yaw: radians to the right of world y. pitch: up. roll: clockwise. field_of_view: horizontal, radians."""
+        """Angles in radians. yaw: to the right of world y. pitch: up. roll: clockwise. field_of_view: horizontal."""
         cy, sy, cp, sp = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
         forward = np.array([sy * cp, cy * cp, sp])
         right = np.array([cy, -sy, 0.0])
@@ -43,7 +43,7 @@ class Camera:
         return cls(np.array(position, np.float32), rows.astype(np.float32), 0.5 / float(np.tan(field_of_view / 2)))
 
     def rays(self, height: int, width: int) -> np.ndarray:
-        """float32 [H * W, 3] in camera axes with z = 1, so that a hit's ray length is its z-depth."""
+        """Ray directions float32 [H * W, 3] in camera axes, with z = 1, so that the ray parameter is the z-depth."""
         x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / (self.focal * width)
         y = (np.arange(height, dtype=np.float32) + 0.5 - height / 2) / (self.focal * width)
         out = np.ones((height, width, 3), np.float32)
@@ -54,26 +54,26 @@ class Camera:
 
 @dataclass(frozen=True)
 class Light:
-    """The sun, or a lamp when `position` is given."""
+    """The sun, or a lamp if `position` is set."""
 
     direction: np.ndarray
-    """float32 [3], towards the sun."""
+    """float32 [3], direction of the sun."""
     position: np.ndarray | None
-    """float32 [3]: a lamp at this point, instead of the sun."""
+    """float32 [3], position of the lamp; None: the sun."""
     colour: np.ndarray
     """float32 [3]."""
     ambient: np.ndarray
-    """float32 [3], light without a direction."""
+    """float32 [3], colour of the ambient light."""
     falloff: float = 0.05
-    """How fast a lamp's light falls with the squared distance in metres."""
+    """Attenuation of a lamp's light per squared metre of distance."""
 
 
 @dataclass(frozen=True)
 class Hits:
-    """What each ray meets; arrays of one entry a ray."""
+    """The first hit of each ray; arrays with one entry per ray."""
 
     part: np.ndarray
-    """int32, index of the part, -1 for the sky."""
+    """int32, index of the mesh part, -1 for the sky."""
     depth: np.ndarray
     """float32, z-depth in metres, NaN for the sky."""
     position: np.ndarray
@@ -84,7 +84,7 @@ class Hits:
 
 @cache
 def noise_table() -> np.ndarray:
-    """Tileable fractal noise float32 [256, 256] in 0..1, the same in every run."""
+    """Tileable fractal noise float32 [256, 256] in 0..1, with a fixed seed."""
     rng = np.random.default_rng(20)
     total = np.zeros((256, 256))
     for octave in (8, 16, 32, 64, 128):
@@ -101,14 +101,14 @@ def noise_table() -> np.ndarray:
 
 
 def noise(s: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Fractal noise whose largest lumps are about one unit, 0..1."""
+    """Fractal noise in 0..1; its largest features have a size of about 1."""
     columns = (s * 32).astype(np.int32) & 255
     rows = (t * 32).astype(np.int32) & 255
     return noise_table()[rows, columns]
 
 
 class Stage:
-    """Everything in a scene."""
+    """All shapes of a scene."""
 
     def __init__(self) -> None:
         self._vertices: list[np.ndarray] = []
@@ -122,7 +122,7 @@ class Stage:
         self.instance_kinds: list[str] = []
 
     def place(self, shape: Shape, position: Vector, yaw: float, kind: str, instance: bool = False) -> int:
-        """Put a shape in the world, turned by `yaw` about z. Returns its instance number (0 for none)."""
+        """Place a shape in the world, rotated by `yaw` about z. Returns its instance number (0 for none)."""
         number = 0
         if instance:
             self.instance_kinds.append(kind)
@@ -135,7 +135,7 @@ class Stage:
             self._add(part, part.vertices @ rotation + at, frame, part.kind or kind, number)
         return number
 
-    def _add(self, part: Part, vertices: np.ndarray, frame: tuple, kind: str, instance: int) -> None:
+    def _add(self, part: MeshPart, vertices: np.ndarray, frame: tuple, kind: str, instance: int) -> None:
         self._vertices.append(vertices)
         self._triangles.append(part.triangles + self._offset)
         self._counts.append(len(part.triangles))
@@ -146,11 +146,11 @@ class Stage:
         self._instances.append(instance)
 
     def mesh(self) -> tuple[np.ndarray, np.ndarray]:
-        """All triangles: vertices float32 [V, 3] in the world, corners int32 [F, 3]."""
+        """The whole mesh: vertices float32 [V, 3] in world coordinates, triangles int32 [F, 3]."""
         return np.concatenate(self._vertices), np.concatenate(self._triangles)
 
     def build(self) -> None:
-        """Call once after the last shape and before the first ray."""
+        """Build the ray-casting structures. Call once, after the last shape and before the first ray."""
         self._scene = EmbreeScene()
         TriangleMesh(self._scene, *self.mesh())
         self._part_of = np.append(np.repeat(np.arange(len(self._counts), dtype=np.int32), self._counts), -1)
@@ -162,13 +162,13 @@ class Stage:
         self.patterns = np.array([PATTERN_ID[p.pattern] for p in self._paints], np.uint8)
 
     def first_hits(self, camera: Camera, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Part [N] and z-depth [N] of a coarse picture, to judge a camera by."""
+        """Part [N] and z-depth [N] of the rays of a coarse image, to score a camera."""
         rays = camera.rays(height, width) @ camera.rotation
         out = self._scene.run(np.broadcast_to(camera.position, rays.shape).copy(), rays, output=1)
         return self._part_of[out["primID"]], out["tfar"]
 
     def cast(self, camera: Camera, height: int, width: int) -> Hits:
-        """What the camera sees."""
+        """Cast the camera's rays."""
         rays = camera.rays(height, width) @ camera.rotation
         out = self._scene.run(np.broadcast_to(camera.position, rays.shape).copy(), rays, output=1)
         part = self._part_of[out["primID"]]
@@ -180,7 +180,7 @@ class Stage:
         return Hits(part, depth, position, normal)
 
     def shade(self, hits: Hits, light: Light, pixel: float) -> np.ndarray:
-        """Colour float32 [N, 3] of the rays that hit something; the sky's are zero. pixel: a pixel's width at 1 m."""
+        """Colour float32 [N, 3] of each ray's hit, 0 for the sky. pixel: a pixel's width at 1 m distance."""
         seen = np.flatnonzero(hits.part >= 0)
         out = np.zeros((len(hits.part), 3), np.float32)
         if not len(seen):
@@ -204,7 +204,7 @@ class Stage:
         free = self._scene.run(origin, np.ascontiguousarray(towards[lit]), dists=reach[lit], query="OCCLUDED") != 0
         direct = np.zeros(len(seen), np.float32)
         direct[lit] = lambert[lit] * free
-        # a brighter sky above than below keeps surfaces in shadow apart, and shows which way they face
+        # ambient light depends on the normal, so that shadowed surfaces of different orientation differ
         sky = 0.68 + 0.32 * normal[:, 2] + 0.10 * normal[:, 0]
         glow = self.numbers[part, 2][:, None]
         shading = direct[:, None] * light.colour + sky[:, None] * light.ambient
@@ -212,7 +212,7 @@ class Stage:
         return out
 
     def _albedo(self, part: np.ndarray, position: np.ndarray, normal: np.ndarray, footprint: np.ndarray) -> np.ndarray:
-        """Colour of the surfaces [N, 3]: each part's two colours mixed by its pattern in the shape's own frame."""
+        """Albedo [N, 3]: each part's two colours mixed by its pattern, in the shape's frame."""
         frame = self.frames[part]
         offset = position - frame[:, :3]
         c, s = frame[:, 3], frame[:, 4]
@@ -232,7 +232,7 @@ class Stage:
             if number:
                 where = np.flatnonzero(pattern == number)
                 mix[where] = _pattern(PATTERNS[number], across[where], along[where])
-        # a pattern finer than a pixel is seen as its mean
+        # a pattern finer than a pixel is replaced by its mean
         sharp = np.clip(1.4 * size / np.maximum(footprint, 1e-6) - 0.7, 0, 1)
         mix = 0.4 + (mix - 0.4) * sharp
         mix[pattern == 0] = 0
@@ -243,7 +243,7 @@ class Stage:
 
 
 def _pattern(name: str, s: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Share of the second colour, 0..1, at the coordinates s, t in units of the pattern's size."""
+    """Share of the second colour, 0..1, at coordinates s, t, in units of the pattern's size."""
     if name == "noise":
         return np.clip(2.2 * noise(s * 0.35, t * 0.35) - 0.6, 0, 1)
     if name == "patches":

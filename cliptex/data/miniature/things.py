@@ -1,7 +1,8 @@
-"""The sixteen object classes: shapes with class-wise proportions, colours and textures.
+"""Builders of the sixteen object classes, with typical proportions, colours and textures.
 
-Each builder draws one copy, about life-size (small objects somewhat enlarged, so that they can be seen in a small
-picture), and says which colour and which name a caption would give it.
+A builder makes one object, about life-size (small objects are enlarged, to be visible in small images), and returns the
+colour and name for its caption. One catalogue, so it is longer than other modules. The order of random draws in a
+builder determines its shapes.
 """
 
 from collections.abc import Callable
@@ -12,13 +13,13 @@ from cliptex.data.miniature.meshes import Paint, Shape, cone, cylinder, lathe, s
 
 
 class Thing(NamedTuple):
-    """One copy of an object class."""
+    """An object of one class."""
 
     shape: Shape
     colour: str
-    """Colour word for the caption."""
+    """Colour name for the caption."""
     name: str
-    """More specific name than the class's, or the class's own."""
+    """Name for the caption: a more specific one, or the class name."""
 
 
 GLASS = (0.16, 0.20, 0.26)
@@ -298,7 +299,7 @@ def dining_table(s: Stylist) -> Thing:
 
 
 def tv(s: Stylist) -> Thing:
-    """A dark frame round a glowing picture, on a foot."""
+    """A screen in a dark frame, on a foot."""
     shape, colour = Shape(), s.colour("black black black grey white")
     wide = s.uniform(0.8, 1.25)
     high = wide * s.uniform(0.56, 0.7)

@@ -1,13 +1,14 @@
-"""Choose a camera: close to an object, or anywhere in the scene.
+"""Choose a camera: looking at an object, or anywhere in the scene.
 
-Height, pitch, roll, field of view and distance vary so much that depth and normals do not follow from a pixel's place.
+Height, pitch, roll, field of view and distance vary widely, so that depth and normals cannot be predicted from a
+pixel's position.
 """
 
 import numpy as np
 
 from cliptex.data.miniature.looks import Stylist
 from cliptex.data.miniature.stage import Camera
-from cliptex.data.miniature.worlds import Placed, World
+from cliptex.data.miniature.worlds import Placed, SceneWorld
 
 COARSE = 14
 TRIES = 9
@@ -16,10 +17,10 @@ PITCH = (-0.61, 0.44)
 ROLL = 0.35
 
 
-def choose_camera(s: Stylist, world: World, target: Placed | None, share: tuple[float, float]) -> Camera:
-    """The first acceptable of a few random cameras, or the best of them.
+def choose_camera(s: Stylist, world: SceneWorld, target: Placed | None, share: tuple[float, float]) -> Camera:
+    """The first acceptable one of a few random cameras, or else the best of them.
 
-    target: the object to look at; None looks anywhere. share: the target's extent as a share of the image's width.
+    target: the object to look at, None for any direction. share: the target's extent relative to the image width.
     """
     best, best_score = None, -np.inf
     for attempt in range(TRIES):
@@ -36,13 +37,13 @@ def _roll(s: Stylist) -> float:
     return float(np.clip(s.rng.normal(0, 0.14), -ROLL, ROLL))
 
 
-def _inside(world: World, x: float, y: float) -> bool:
+def _inside(world: SceneWorld, x: float, y: float) -> bool:
     if world.room is None:
         return True
     return abs(x) < world.room[0] / 2 - 0.15 and abs(y) < world.room[1] / 2 - 0.15
 
 
-def _at_object(s: Stylist, world: World, target: Placed, share: tuple[float, float]) -> Camera:
+def _at_object(s: Stylist, world: SceneWorld, target: Placed, share: tuple[float, float]) -> Camera:
     field_of_view = s.uniform(0.70, 1.40)
     distance = target.extent / (2 * s.uniform(*share) * np.tan(field_of_view / 2)) + 0.25 * target.extent
     front = np.arctan2(-np.cos(target.yaw), np.sin(target.yaw))
@@ -69,7 +70,7 @@ def _at_object(s: Stylist, world: World, target: Placed, share: tuple[float, flo
     return Camera.looking((x, y, z), yaw, pitch, _roll(s), field_of_view)
 
 
-def _anywhere(s: Stylist, world: World) -> Camera:
+def _anywhere(s: Stylist, world: SceneWorld) -> Camera:
     field_of_view = s.uniform(0.70, 1.57)
     if world.room:
         x = s.uniform(0.2 - world.room[0] / 2, world.room[0] / 2 - 0.2)
@@ -78,7 +79,7 @@ def _anywhere(s: Stylist, world: World) -> Camera:
     else:
         x, y, top = s.uniform(-11, 11), s.uniform(-9, 9), 3.0
     z = world.height_at(x, y) + s.uniform(0.3, top)
-    # rather towards the middle than away from it, where there is less to see
+    # mostly towards the middle, where most objects are
     yaw = np.arctan2(-x, -y) + s.rng.normal(0, 1.0)
     if world.category in ("street", "desert_road") and s.chance(0.5):
         yaw = s.pick((0.0, 3.14)) + s.rng.normal(0, 0.5)
@@ -87,8 +88,8 @@ def _anywhere(s: Stylist, world: World) -> Camera:
     return Camera.looking((x, y, z), yaw, s.uniform(*PITCH), _roll(s), field_of_view)
 
 
-def _score(world: World, camera: Camera, target: Placed | None) -> float:
-    """At least 1 for a good view: nothing right before the lens, the target seen, not all sky or one bare surface."""
+def _score(world: SceneWorld, camera: Camera, target: Placed | None) -> float:
+    """Score of a view, 1 if good: nothing right before the lens, target visible, not only sky or a single surface."""
     part, depth = world.stage.first_hits(camera, COARSE, COARSE)
     seen = part >= 0
     if not seen.any():

@@ -1,4 +1,8 @@
-"""Put a room or an outdoor ground together: what stands where, in which light."""
+"""Build a scene: an indoor room or an outdoor ground, its furniture, objects and light.
+
+One catalogue of scene categories, so it is longer than other modules. The order of random draws determines every
+rendered image: a change in the order changes all data sets.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +19,7 @@ from cliptex.data.miniature.things import BUILDERS, Thing
 
 @dataclass(frozen=True)
 class Contents:
-    """What a scene category is furnished with; what comes first is likelier."""
+    """Kinds that occur in a scene category; earlier ones are more likely."""
 
     things: tuple[str, ...]
     standing: tuple[str, ...]
@@ -71,12 +75,12 @@ CONTENTS = {
 }
 
 SMALL = ("bottle", "potted plant", "tv", "sports ball")
-"""Things that may stand on a table; a tall plant is shrunk there."""
+"""Kinds of objects that may stand on a table."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A thing in the world."""
+    """A placed object."""
 
     kind: str
     thing: Thing
@@ -86,55 +90,55 @@ class Placed:
     """Largest of width, depth and height, metres."""
     yaw: float
     on: str | None
-    """Kind of what it stands on, where that is furniture."""
+    """Kind of the furniture on which it stands, if any."""
 
 
 @dataclass
-class World:
-    """A stage, what is on it, and what a camera needs to know."""
+class SceneWorld:
+    """A furnished stage with its light, and the values that cameras depend on."""
 
     category: str
     stage: Stage
     light: Light
     room: tuple[float, float, float] | None
-    """Size in x, y, z; None outdoors."""
+    """Size of the room in x, y, z; None outdoors."""
     height_at: Callable[[float, float], float]
     sky: tuple[np.ndarray, np.ndarray]
-    """Colours at the horizon and overhead."""
+    """Colours of the sky at the horizon and overhead."""
     fog_m: float
     things: list[Placed] = field(default_factory=list)
     spots: list[tuple[float, float, float]] = field(default_factory=list)
-    """Taken circles x, y, radius."""
+    """Occupied circles: x, y, radius."""
 
     def free(self, x: float, y: float, radius: float) -> bool:
-        """Whether a circle overlaps nothing that stands there (a little overlap is allowed)."""
+        """Whether a circle is free (a small overlap is allowed)."""
         return all((x - a) ** 2 + (y - b) ** 2 > (0.9 * (radius + r)) ** 2 for a, b, r in self.spots)
 
 
 def build_world(
     s: Stylist, category: str, subject: tuple[str, str | None] | None, things: tuple[int, int], scenery: float
-) -> World:
-    """Furnish a scene.
+) -> SceneWorld:
+    """Build a scene.
 
-    subject: kind, and specific name or None, of a thing that is placed first. things: smallest and largest number of
-    further objects. scenery: factor on the amount of furniture that COCO does not name.
+    subject: kind, and specific name or None, of an object that is placed first. things: minimum and maximum number of
+    further objects. scenery: factor for the amount of furniture without a COCO class.
     """
     world = _room(s, category) if SCENE_CATEGORIES[category] else _ground(s, category)
     contents = CONTENTS[category]
     count = things[0] + int(s.random() * (things[1] + 1 - things[0]))
-    wanted = [subject[0]] if subject else []
+    kinds = [subject[0]] if subject else []
     for _ in range(count):
-        everything = s.chance(0.08)
-        options = tuple(BUILDERS) if everything else contents.things
-        if everything and SCENE_CATEGORIES[category]:
+        any_kind = s.chance(0.08)
+        options = tuple(BUILDERS) if any_kind else contents.things
+        if any_kind and SCENE_CATEGORIES[category]:
             options = tuple(kind for kind in options if kind not in ("car", "bus", "boat"))
-        wanted.append(options[int(len(options) * s.random() ** 1.4)])
-    if wanted:
-        _put_thing(s, world, wanted[0], subject[1] if subject else None)
+        kinds.append(options[int(len(options) * s.random() ** 1.4)])
+    if kinds:
+        _put_thing(s, world, kinds[0], subject[1] if subject else None)
     standing = contents.standing
     for _ in range(int(scenery * s.uniform(1.2, 5.0))):
         _put_standing(s, world, standing[int(len(standing) * s.random() ** 1.3)])
-    for kind in wanted[1:]:
+    for kind in kinds[1:]:
         _put_thing(s, world, kind)
     if world.room:
         for _ in range(int(scenery * s.uniform(2.0, 7.0))):
@@ -148,7 +152,7 @@ def _light_colour(s: Stylist) -> np.ndarray:
     return np.array([1 + 0.16 * warmth, 1 + 0.02 * warmth, 1 - 0.20 * warmth], np.float32)
 
 
-def _room(s: Stylist, category: str) -> World:
+def _room(s: Stylist, category: str) -> SceneWorld:
     """An empty room centred on the origin."""
     if category == "corridor":
         x, y, z = s.uniform(1.7, 3.0), s.uniform(6, 11), s.uniform(2.2, 3.2)
@@ -163,8 +167,8 @@ def _room(s: Stylist, category: str) -> World:
         "office": ("white", "grey", "blue", "white"),
         "corridor": ("grey", "white", "yellow", "beige"),
     }[category]
-    # As in real homes, floors are dark and often wooden, walls are pale and plain, ceilings are whitish: what a surface
-    # looks like says which way it faces, also where the camera is tilted.
+    # As in real homes, floors are dark and often wooden, walls pale and plain, ceilings whitish: the appearance of a
+    # surface indicates its orientation, also if the camera is tilted.
     pale = [tuple(0.4 * channel + 0.52 for channel in s.shade(colour)) for colour in colours]
     tone = s.pick(pale)
     pattern = s.pick(("solid", "solid", "solid", "noise", "stripes", "brick"))
@@ -194,13 +198,13 @@ def _room(s: Stylist, category: str) -> World:
     stage.place(shell((x, y, z), slope, (floor, walls, ceiling)), (0, 0, 0), 0, "wall")
     low = z - abs(slope) / 2
     at = np.array([s.uniform(-0.3, 0.3) * x, s.uniform(-0.3, 0.3) * y, low - s.uniform(0.15, 0.6)], np.float32)
-    if s.chance(0.25):  # light from one side, as from a window
+    if s.chance(0.25):  # light from one side, like a window
         at[:2] = s.pick(((0.46, 0.0), (-0.46, 0.0), (0.0, 0.46), (0.0, -0.46))) * np.array([x, y])
         at[2] = 0.6 * low
     ambient = s.uniform(*s.look.ambient)
     colour = _light_colour(s)
     light = Light(np.zeros(3, np.float32), at, colour * (1.25 - ambient), np.full(3, 0.95 * ambient, np.float32))
-    world = World(category, stage, light, (x, y, low), lambda x, y: 0.0, (colour, colour), 1e6)
+    world = SceneWorld(category, stage, light, (x, y, low), lambda x, y: 0.0, (colour, colour), 1e6)
     if slope == 0.0:
         for _ in range(int(s.uniform(0, 3))):
             stage.place(
@@ -226,8 +230,8 @@ def _room(s: Stylist, category: str) -> World:
     return world
 
 
-def _ground(s: Stylist, category: str) -> World:
-    """An outdoor ground with its far surroundings, the middle at the origin."""
+def _ground(s: Stylist, category: str) -> SceneWorld:
+    """An outdoor ground centred on the origin, with distant surroundings."""
     grass = s.mixed((0.30, 0.46, 0.16), (0.20, 0.34, 0.11), "noise", s.uniform(0.4, 1.5), 0.12)
     earth = s.mixed((0.50, 0.38, 0.26), (0.36, 0.27, 0.19), "noise", s.uniform(0.5, 2), 0.12)
     sand = s.mixed((0.86, 0.74, 0.52), (0.74, 0.61, 0.40), s.pick(("noise", "waves")), s.uniform(0.4, 1.5), 0.06)
@@ -245,7 +249,7 @@ def _ground(s: Stylist, category: str) -> World:
         out = tilt[0] * x + tilt[1] * y
         for a, b, wide, high in mounds:
             out = out + high * np.exp(-((x - a) ** 2 + (y - b) ** 2) / (2 * wide * wide))
-        if category == "beach":  # level sea, a beach that rises from it
+        if category == "beach":  # level sea, rising beach
             inland = np.clip(shore - x, 0, None)
             out = 0.12 * inland + np.clip(inland / 6, 0, 1) * 0.6 * (out - tilt[0] * x)
         if category == "street":
@@ -294,7 +298,7 @@ def _ground(s: Stylist, category: str) -> World:
     def height_at(x: float, y: float) -> float:
         return float(heights(np.float64(x), np.float64(y)))
 
-    world = World(
+    world = SceneWorld(
         category, stage, light, None, height_at, (horizon.astype(np.float32), overhead.astype(np.float32)), fog
     )
     far = {"mountain": 7, "desert_road": 3, "beach": 1, "park": 1, "street": 0}[category]
@@ -320,8 +324,8 @@ def _ground(s: Stylist, category: str) -> World:
     return world
 
 
-def _spot(s: Stylist, world: World, radius: float, wall: bool, band: tuple[float, float] | None = None):
-    """A free place (x, y, yaw), or None. wall: with its back to a wall. band: limits of x."""
+def _spot(s: Stylist, world: SceneWorld, radius: float, wall: bool, band: tuple[float, float] | None = None):
+    """A free position (x, y, yaw), or None. wall: with the back to a wall. band: limits of x."""
     for _ in range(8):
         yaw = s.uniform(0, 6.283)
         if world.room:
@@ -348,7 +352,7 @@ def _stretch(s: Stylist, shape: Shape) -> None:
     shape.scale((wide, wide, wide * s.uniform(*s.look.stretch)))
 
 
-def _stand(s: Stylist, world: World, shape: Shape, kind: str, wall: bool = False) -> bool:
+def _stand(s: Stylist, world: SceneWorld, shape: Shape, kind: str, wall: bool = False) -> bool:
     low, high = shape.bounds()
     half = (high - low)[:2] / 2
     radius = float(half[1] + 0.04) if wall else float(0.85 * np.hypot(*half))
@@ -361,11 +365,11 @@ def _stand(s: Stylist, world: World, shape: Shape, kind: str, wall: bool = False
     return True
 
 
-def _put_standing(s: Stylist, world: World, kind: str) -> None:
+def _put_standing(s: Stylist, world: SceneWorld, kind: str) -> None:
     shape = cactus(s) if kind == "cactus" else STANDING[kind](s)
     _stretch(s, shape)
     wall = world.room is not None and kind in ("cabinet", "shelf", "wardrobe", "desk") and s.chance(0.75)
-    # a cactus has no class of its own in ADE20K: its annotators say "plant", which here is COCO's potted plant
+    # ADE20K has no cactus class: it annotates cacti as "plant", which here is COCO's potted plant
     if _stand(s, world, shape, "nothing" if kind == "cactus" else kind, wall) and kind in ("cabinet", "desk"):
         x, y, _ = world.spots[-1]
         high = float(shape.bounds()[1][2])
@@ -373,8 +377,8 @@ def _put_standing(s: Stylist, world: World, kind: str) -> None:
             _put_on(s, world, s.pick(("bottle", "tv", "potted plant")), x, y, high, kind)
 
 
-def _put_on(s: Stylist, world: World, kind: str, x: float, y: float, z: float, support: str) -> None:
-    """A small thing on a piece of furniture."""
+def _put_on(s: Stylist, world: SceneWorld, kind: str, x: float, y: float, z: float, support: str) -> None:
+    """Place a small object on a piece of furniture."""
     thing = BUILDERS[kind](s)
     _stretch(s, thing.shape)
     if kind in ("potted plant", "sports ball"):
@@ -386,7 +390,7 @@ def _put_on(s: Stylist, world: World, kind: str, x: float, y: float, z: float, s
     _record(world, kind, thing, at, yaw, support)
 
 
-def _record(world: World, kind: str, thing: Thing, at: tuple, yaw: float, on: str | None) -> None:
+def _record(world: SceneWorld, kind: str, thing: Thing, at: tuple, yaw: float, on: str | None) -> None:
     low, high = thing.shape.bounds()
     instance = world.stage.place(thing.shape, at, yaw, kind, instance=True)
     centre = np.array([at[0], at[1], at[2] + (low[2] + high[2]) / 2], np.float32)
@@ -394,15 +398,15 @@ def _record(world: World, kind: str, thing: Thing, at: tuple, yaw: float, on: st
 
 
 def _build(s: Stylist, kind: str, name: str | None) -> Thing:
-    """A copy of a kind; of those drawn, the first with the specific name, where one is asked for."""
+    """Build an object of a kind. name: repeat until it has this specific name."""
     while True:
         thing = BUILDERS[kind](s)
         if name is None or thing.name == name:
             return thing
 
 
-def _put_thing(s: Stylist, world: World, kind: str, name: str | None = None) -> None:
-    """Place a thing where it belongs: on the road, in the sea, on a table, by a wall, or anywhere free."""
+def _put_thing(s: Stylist, world: SceneWorld, kind: str, name: str | None = None) -> None:
+    """Place an object: on the road, in the sea, on a table, at a wall, or anywhere free, depending on its kind."""
     supports = [p for p in world.things if p.kind == "dining table"]
     if kind in SMALL and supports and s.chance(0.7):
         table = s.pick(supports)
@@ -424,7 +428,7 @@ def _put_thing(s: Stylist, world: World, kind: str, name: str | None = None) -> 
     if spot is None:
         if world.things:
             return
-        spot = (sum(band) / 2 if band else 0.0, 0.0, s.uniform(0, 6.283))  # the subject must be there
+        spot = (sum(band) / 2 if band else 0.0, 0.0, s.uniform(0, 6.283))  # the main object must be placed
     x, y, yaw = spot
     if band and kind != "boat" and s.chance(0.8):
         yaw = 1.5708 * s.pick((-1, 1)) + s.uniform(-0.15, 0.15)
@@ -449,8 +453,8 @@ def _put_thing(s: Stylist, world: World, kind: str, name: str | None = None) -> 
     _record(world, kind, thing, (x, y, z), yaw, support)
 
 
-def _hang(s: Stylist, world: World, kind: str) -> None:
-    """Fix something to a wall."""
+def _hang(s: Stylist, world: SceneWorld, kind: str) -> None:
+    """Hang an object of a kind on a wall."""
     shape = HANGING[kind](s)
     low, high = shape.bounds()
     half = float(high[0] - low[0]) / 2

@@ -1,6 +1,6 @@
-"""Which data the benchmarks need, what of them is there, what will be downloaded, and what must be got by hand.
+"""Status of the benchmarks' data: installed, to be downloaded, or to be downloaded manually by the user.
 
-Imports nothing heavy: the workflow asks at every start.
+Imports nothing heavy, since the workflow uses it at every start.
 """
 
 from pathlib import Path
@@ -14,25 +14,27 @@ from cliptex.data.official.archives import archives, locate
 
 
 def chosen_variant(config: Config, name: str) -> str | None:
-    """The variant of a benchmark's official data; None where it has none. Raises CliptexError for an unknown one."""
-    known = find("benchmarks", name).variants
-    given = config.benchmark_source(name).variant
-    if given is not None and given not in known:
-        choice = f"is not one of {', '.join(known)}" if known else f"cannot be chosen; {name} has no variants"
-        raise CliptexError(f"benchmark_data.benchmarks.{name}.variant: {given!r} {choice}")
-    return given or next(iter(known), None)
+    """The variant of a benchmark's official data; None if it has none. Raises CliptexError for an unknown variant."""
+    variants = find("benchmarks", name).variants
+    variant = config.benchmark_source(name).variant
+    if variant is not None and variant not in variants:
+        problem = f"is not one of {', '.join(variants)}" if variants else f"is not allowed; {name} has no variants"
+        raise CliptexError(f"benchmark_data.benchmarks.{name}.variant: {variant!r} {problem}")
+    return variant or next(iter(variants), None)
 
 
 def benchmarks_in_use(config: Config) -> list[str]:
-    """The benchmarks on which this configuration judges models."""
-    watched = [config.train.watch.zero_shot] if config.train.watch.zero_shot else []
-    sets = [given.benchmark for given in config.zeroshot.retrieval.values() if given and given.benchmark]
-    tuned = config.finetune.benchmarks
-    return list(dict.fromkeys([*config.probes.benchmarks, *config.zeroshot.benchmarks, *tuned, *sets, *watched]))
+    """The benchmarks on which this configuration evaluates models."""
+    validation = [config.train.watch.zero_shot] if config.train.watch.zero_shot else []
+    retrieval = [
+        captions.benchmark for captions in config.zeroshot.retrieval.values() if captions and captions.benchmark
+    ]
+    names = [*config.probes.benchmarks, *config.zeroshot.benchmarks, *config.finetune.benchmarks]
+    return list(dict.fromkeys([*names, *retrieval, *validation]))
 
 
 def benchmark_marks(config: Config) -> dict[str, str]:
-    """By benchmark, the file whose being there says that its data are. Raises CliptexError for a wrong choice."""
+    """Benchmark -> the file that marks its data as complete. Raises CliptexError for an unknown variant."""
     names = dict.fromkeys([*benchmarks_in_use(config), *config.miniature.benchmarks, *config.benchmark_data.benchmarks])
     out = {}
     for name in names:
@@ -42,51 +44,51 @@ def benchmark_marks(config: Config) -> dict[str, str]:
 
 
 def official_files(config: Config) -> dict[str, list[dict[str, Any]]]:
-    """By benchmark of which the official data are wanted, its archives that are not in place yet.
+    """Benchmark with official data -> its archives that are not installed yet.
 
-    Each with `file`, `how` (as in `cliptex.data.official.archives.Place`), `bytes` (None where not known), `gives` and `terms`. Of a
-    benchmark of which no archive is known, one without a file stands for its data.
+    Each archive has `file`, `how` (see `ArchiveLocation`), `bytes` (None if unknown), `gives` and `terms`. A benchmark
+    without known archives has one entry that stands for all its data.
     """
     out = {}
     for name in benchmarks_in_use(config):
         source = config.benchmark_source(name)
         if source.source != "official" or paths.benchmark_mark(name, "official").exists():
             continue
-        root = paths.benchmark(name)
+        benchmark_dir = paths.benchmark(name)
         rows = archives(name, chosen_variant(config, name), config.benchmark_data.archives)
-        found = [(row, locate(row, root, source.path)) for row in rows]
+        locations = [(row, locate(row, benchmark_dir, source.path)) for row in rows]
         out[name] = [
-            {"file": row.file, "how": place.how, "bytes": row.bytes, "gives": row.gives, "terms": row.terms}
-            for row, place in found
-            if place.how not in ("done", "superfluous")
+            {"file": row.file, "how": location.how, "bytes": row.bytes, "gives": row.gives, "terms": row.terms}
+            for row, location in locations
+            if location.how not in ("done", "superfluous")
         ]
         if not rows:
-            how = "tree" if source.path else "in place" if root.exists() else "missing"
+            how = "tree" if source.path else "in place" if benchmark_dir.exists() else "missing"
             out[name] = [{"file": "its data", "how": how, "bytes": None, "gives": "", "terms": ""}]
     return out
 
 
 def missing_data(config: Config) -> list[str]:
-    """A line for each list of urls that is not there, and for each benchmark of which something must be got by hand."""
+    """One line per missing URL list, and per benchmark of which the user must download archives manually."""
     lists = config.dataset.urls.files if config.dataset.source == "urls" and config.dataset.urls else []
     lines = [
-        f"{name}: not there yet; the download needs this list of urls (dataset.urls.files, docs/data.md)"
+        f"{name}: does not exist; the download needs this URL list (dataset.urls.files, docs/data.md)"
         for name in lists
         if not Path(name).exists()
     ]
     for name, files in official_files(config).items():
-        wanted = [file["file"] for file in files if file["how"] == "missing"]
+        manual = [file["file"] for file in files if file["how"] == "missing"]
         key, path = f"benchmark_data.benchmarks.{name}.path", config.benchmark_source(name).path
         if path and not Path(path).is_dir():
             lines.append(f"{key}: {path} is not a folder")
-        elif wanted:
+        elif manual:
             lines.append(
-                f"{name}: {', '.join(wanted)} must be got by hand; put them, or what they unpack to, into a folder and"
-                f" name it in {key} (docs/data.md)"
+                f"{name}: download {', '.join(manual)} manually; put the archives, or their unpacked contents, into a"
+                f" folder and set {key} to it (docs/data.md)"
             )
     return lines
 
 
 def is_published(student: Student) -> bool:
-    """Whether the student starts from a tag of published weights, not from random ones or a file or folder here."""
+    """Whether the student starts from published weights (a tag), not from random weights or a local file or folder."""
     return student.pretrained is not None and not Path(student.pretrained).exists()

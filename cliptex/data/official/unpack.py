@@ -1,9 +1,9 @@
-"""Unpack a tar, a tar of tars, or a zip into a folder, whoever made it.
+"""Unpack untrusted archives safely: a tar, a tar of tars, or a zip.
 
-Writes  regular files and folders below the folder, and nothing else and nowhere else. Each file takes its name when it
-        is whole; one that is there with the right size is not written again, so that a killed unpacking goes on.
-Holds   a member that would lie elsewhere, a link, a device, or more than the limits ends it with CliptexError. Modes,
-        owners and times of the archive are not taken over.
+Writes  only regular files and folders, only below the target folder. A file is renamed into place when complete; files
+        of the right size are skipped, so that an interrupted run resumes.
+Holds   paths outside the folder, links, devices and anything beyond the limits raise CliptexError. Modes, owners and
+        times of the archive are ignored.
 """
 
 import errno
@@ -33,26 +33,26 @@ BROKEN = (
     NotImplementedError,
     UnicodeDecodeError,
 )
-"""What the libraries raise for a damaged archive, or one with features that they do not know."""
+"""Errors of the libraries for damaged archives and unsupported features."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Above these an archive is taken for a bomb. The largest official one has 1,839,960 members, the most compressed
-    one shrinks to a quarter."""
+    """Limits against decompression bombs. The largest official archive has 1,839,960 members; the most compressed
+    one has a quarter of its unpacked size."""
 
     members: int = 5_000_000
     ratio: float = 100.0
-    """Unpacked bytes for one of the archive."""
-    spared: int = 64 << 20
-    """Bytes below which no ratio is looked at."""
+    """Maximum ratio of unpacked bytes to the archive's bytes."""
+    always_allowed: int = 64 << 20
+    """Unpacked bytes that are allowed in addition, whatever the ratio."""
     header: int = 1 << 20
-    """Bytes of one extended header."""
+    """Maximum bytes of an extended header."""
 
 
 @dataclass
 class Unpacked:
-    """What came out: regular files of the archive and their bytes, also those that were there already."""
+    """Number of regular files and their bytes, including files that existed already."""
 
     files: int = 0
     bytes: int = 0
@@ -67,39 +67,43 @@ def unpack(
     only: tuple[str, ...] = (),
     reserved: tuple[str, ...] = (),
     limits: Limits = Limits(),
-    room: bool = True,
+    check_space: bool = True,
 ) -> Unpacked:
     """Unpack `archive` into the folder `into`.
 
-    kind: "tar" (plain or compressed), "zip", or "tars": a tar of tars, `a.tar` of which becomes the folder `a`. only:
-    patterns, of which a member's path must match one; all members by default. reserved: names that nothing directly in
-    `into` may have. room: look for free space before. Raises CliptexError naming the archive and the member.
+    kind: "tar" (plain or compressed), "zip", or "tars": a tar of tars, whose `a.tar` is unpacked to the folder `a`.
+    only: glob patterns; members whose path matches none are skipped (default: none are). reserved: names that are not
+    allowed directly in `into`. check_space: check the free disk space first. Raises CliptexError with the archive and
+    the member.
     """
     into.mkdir(parents=True, exist_ok=True)
-    work = _Unpacking(archive, into, only, reserved, limits)
+    unpacker = _Unpacker(archive, into, only, reserved, limits)
     try:
-        if room:
-            _require_room(archive, kind, into)
+        if check_space:
+            _require_space(archive, kind, into)
         if kind == "zip":
-            work.zip()
+            unpacker.zip()
         else:
             with tarfile.open(archive, "r:*", tarinfo=_bounded_header(archive, limits)) as tar:
-                work.tar(tar, PurePosixPath(), nested=kind == "tars")
+                unpacker.tar(tar, PurePosixPath(), nested=kind == "tars")
     except (*BROKEN, OSError) as error:
-        # of OSErrors, gzip's own have no number, and EINVAL is of a zip whose member lies before its beginning
+        # gzip raises OSError without a number; EINVAL means that a zip member has a negative offset
         if not isinstance(error, OSError) or error.errno in (None, errno.EINVAL):
-            raise CliptexError(f"{archive}: damaged, or no {kind.removesuffix('s')} ({error}); get it again") from error
+            raise CliptexError(
+                f"{archive}: damaged, or not a {kind.removesuffix('s')} ({error}); download it again"
+            ) from error
         if error.errno in NO_SPACE:
             raise CliptexError(
-                f"{into}: {error.strerror}, while {archive.name} is unpacked; make room, then run the same command"
-                " again: it goes on where it was"
+                f"{into}: {error.strerror} while unpacking {archive.name}; make room, then run the same command again,"
+                " which resumes"
             ) from error
         raise
-    return work.done
+    return unpacker.done
 
 
-def _require_room(archive: Path, kind: str, into: Path) -> None:
-    """Of a compressed tar the size is not known before; then its own is the least."""
+def _require_space(archive: Path, kind: str, into: Path) -> None:
+    """Raise CliptexError if the disk has too little free space. The unpacked size of a compressed tar is not known in
+    advance; its own size is then the lower bound."""
     needed = archive.stat().st_size
     if kind == "zip":
         with zipfile.ZipFile(archive) as file:
@@ -112,17 +116,17 @@ def _require_room(archive: Path, kind: str, into: Path) -> None:
         )
 
 
-class _Unpacking:
-    """One archive being unpacked."""
+class _Unpacker:
+    """Unpacks one archive."""
 
     def __init__(self, archive: Path, into: Path, only: tuple[str, ...], reserved: tuple[str, ...], limits: Limits):
         self.archive, self.into, self.only, self.reserved, self.limits = archive, into, only, reserved, limits
-        self.most = limits.ratio * archive.stat().st_size + limits.spared
+        self.max_bytes = limits.ratio * archive.stat().st_size + limits.always_allowed
         self.folders = {into}
         self.done = Unpacked()
 
     def tar(self, tar: tarfile.TarFile, below: PurePosixPath, nested: bool = False) -> None:
-        """below: the folder of `into` to which it belongs."""
+        """Unpack a tar. below: target folder, relative to `into`."""
         for member in track(_members(tar), f"unpack {tar.name and Path(tar.name).name}"):
             name = self.path(member.name)
             if member.issym() or member.islnk():
@@ -136,14 +140,14 @@ class _Unpacking:
             data = tar.extractfile(member)
             if nested:
                 if name.suffix != ".tar":
-                    self.refuse(member.name, "is not a tar, and this should be a tar of tars")
+                    self.refuse(member.name, "is not a tar, as expected of a tar of tars")
                 with tarfile.open(fileobj=data, mode="r:", tarinfo=_bounded_header(self.archive, self.limits)) as inner:
                     self.tar(inner, below / name.with_suffix(""))
-            elif self.wanted(name):
+            elif self.selected(name):
                 self.write(member.name, below / name, data, size)
 
     def zip(self) -> None:
-        """All of a zip file."""
+        """Unpack the zip file."""
         with zipfile.ZipFile(self.archive) as file:
             for info in track(file.infolist(), f"unpack {self.archive.name}"):
                 name = self.path(info.filename)
@@ -155,65 +159,66 @@ class _Unpacking:
                 if info.flag_bits & 1:
                     self.refuse(info.filename, "is encrypted")
                 self.count(info.filename, info.file_size)
-                if not info.is_dir() and self.wanted(name):
+                if not info.is_dir() and self.selected(name):
                     with file.open(info) as data:
                         self.write(info.filename, name, data, info.file_size)
 
-    def wanted(self, name: PurePosixPath) -> bool:
+    def selected(self, name: PurePosixPath) -> bool:
         return not self.only or any(fnmatchcase(str(name), pattern) for pattern in self.only)
 
-    def refuse(self, member: str, why: str) -> None:
+    def refuse(self, member: str, problem: str) -> None:
         raise CliptexError(
-            f"{self.archive}: its member {member[:200]!r} {why}; it is unpacked no further, and nothing outside of"
-            f" {self.into} was touched. If you trust it, unpack it yourself and give the folder by its path"
+            f"{self.archive}: its member {member[:200]!r} {problem}; unpacking stopped, and nothing outside of"
+            f" {self.into} was written. If you trust the archive, unpack it manually and give the folder's path"
         )
 
     def path(self, member: str) -> PurePosixPath:
         """A member's name as a path below `into`."""
         if "\0" in member or "\\" in member or PurePosixPath(member).is_absolute() or member[1:2] == ":":
-            self.refuse(member, "has a path of another system, or an absolute one")
+            self.refuse(member, "has an absolute path, or one of another system")
         if not member:
             self.refuse(member, "has no name")
         name = PurePosixPath(member)
         if ".." in name.parts:
-            self.refuse(member, "lies outside of the archive")
+            self.refuse(member, "is outside of the archive")
         if any(len(os.fsencode(part)) > 240 for part in name.parts):
-            self.refuse(member, "has too long a name")
+            self.refuse(member, "has a name that is too long")
         if name.parts and name.parts[0] in self.reserved:
-            self.refuse(member, "has a name that is kept for other things")
+            self.refuse(member, "has a reserved name")
         return name
 
     def count(self, member: str, size: int) -> None:
-        """Looks at the limits, by what the archive says of itself; `write` sees to it that it said the truth."""
+        """Check the limits by the sizes that the archive declares; `write` verifies these sizes."""
         self.done._members += 1
         self.done._read += size
         if self.done._members > self.limits.members:
             self.refuse(member, f"is one of more than {self.limits.members:,}")
-        if size < 0 or self.done._read > self.most:
+        if size < 0 or self.done._read > self.max_bytes:
             self.refuse(
-                member, f"makes it {self.done._read:,} bytes, {self.limits.ratio:.0f} times those of the archive"
+                member,
+                f"brings the total to {self.done._read:,} bytes, over {self.limits.ratio:.0f} times the archive's",
             )
 
     def write(self, member: str, name: PurePosixPath, data: IO[bytes], size: int) -> None:
-        """One file. It takes its name when all its bytes are there."""
+        """Write one file, unless it exists with the right size. It is renamed into place when complete."""
         if not name.parts:
             self.refuse(member, "has no name")
         target = self.into / name
         try:
             self.folder(member, target.parent)
-            there = target.lstat() if os.path.lexists(target) else None
-            if there and not stat.S_ISREG(there.st_mode):
+            existing = target.lstat() if os.path.lexists(target) else None
+            if existing and not stat.S_ISREG(existing.st_mode):
                 self.refuse(member, "has the name of a folder or a link")
-            if not there or there.st_size != size:
+            if not existing or existing.st_size != size:
                 self._write(member, target, data, size)
         except (NotADirectoryError, FileExistsError, IsADirectoryError):
-            self.refuse(member, "is a file and a folder")
+            self.refuse(member, "is both a file and a folder")
         self.done.files += 1
         self.done.bytes += size
 
     def _write(self, member: str, target: Path, data: IO[bytes], size: int) -> None:
         scratch = target.with_name(f".{target.name}.unpacking")
-        # whatever lies under the scratch name is ours, of an unpacking that was killed, and never a link to follow
+        # an existing scratch file is from an interrupted run; links are never followed
         descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -221,15 +226,15 @@ class _Unpacking:
                 while left and (block := data.read(min(left, 1 << 20))):
                     file.write(block)
                     left -= len(block)
-            if left or data.read(1):  # at its end a zip member's checksum is compared
-                raise CliptexError(f"{self.archive}: damaged: {member!r} is not {size:,} bytes long; get it again")
+            if left or data.read(1):  # reading to the end verifies a zip member's checksum
+                raise CliptexError(f"{self.archive}: damaged: {member!r} is not {size:,} bytes long; download it again")
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise
         scratch.replace(target)
 
     def folder(self, member: str, folder: Path) -> None:
-        """Make a folder and those above it; one that is a link is not entered, for it may lead anywhere."""
+        """Create a folder and its parents. A link among them is refused, since it may lead outside."""
         if folder in self.folders:
             return
         self.folder(member, folder.parent)
@@ -240,22 +245,22 @@ class _Unpacking:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members one by one; those of the past are forgotten, for they would fill the memory."""
+    """Yield the members; tarfile's list of them is cleared, since it would fill the memory."""
     while (member := tar.next()) is not None:
         yield member
         tar.members = []
 
 
 def _bounded_header(archive: Path, limits: Limits) -> Any:
-    """A kind of TarInfo that refuses long extended headers, which are read into memory at once."""
+    """A TarInfo class that refuses long extended headers, which tarfile reads into memory at once."""
     extended = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *tarfile.GNU_TYPES)
 
     class Header(tarfile.TarInfo):
         @classmethod
         def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
-            found = super().frombuf(buf, encoding, errors)
-            if found.type in extended and found.type != tarfile.GNUTYPE_SPARSE and found.size > limits.header:
-                raise CliptexError(f"{archive}: an extended header of {found.size:,} bytes; this is no data set")
-            return found
+            header = super().frombuf(buf, encoding, errors)
+            if header.type in extended and header.type != tarfile.GNUTYPE_SPARSE and header.size > limits.header:
+                raise CliptexError(f"{archive}: an extended header of {header.size:,} bytes; this is not a data set")
+            return header
 
     return Header

@@ -6,16 +6,9 @@ from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.plugins import find
 from cliptex.evaluation.probes.feature_cache import bytes_of
-from cliptex.evaluation.protocols import protocol_of
-from cliptex.evaluation.protocols.base import (
-    Classification,
-    DenseTask,
-    MapTask,
-    Normals,
-    SemanticSegmentation,
-    ridge_grid,
-    views_of_each,
-)
+from cliptex.evaluation.probes.tasks import probe_task
+from cliptex.evaluation.protocols.base import PooledTask, ProbeSection, views_of_each
+from cliptex.evaluation.protocols.resolve import protocol_of
 from cliptex.models.clip import model_config
 
 
@@ -34,13 +27,16 @@ def plan_features(config: Config, benchmark: str) -> dict[str, Any]:
     if counts is None:
         return unknown
     sizes, truths = [], 0
-    for task, *others in protocol.tasks_by_settings:
-        section = getattr(protocol, task)
+    image_size = model_config(config.student)["vision_cfg"].get("image_size", 224)
+    for tasks in protocol.tasks_by_features:
+        section = protocol.section(tasks[0])
         shape = _tokens_and_channels(config, section)
         views = {part: count * views_of_each(section, part) for part, count in counts.items()}
         if shape is None:
             return unknown | {"views": views}
-        truths += views["train"] * sum(_truth_bytes(config, getattr(protocol, one)) for one in (task, *others))
+        truths += views["train"] * sum(
+            probe_task(task).truth_bytes(protocol.section(task), image_size) for task in tasks
+        )
         tokens, channels, doubled = shape
         both = sum(views.values())
         kept = sum(bytes_of((number, tokens, channels), section.features.precision) for number in views.values())
@@ -70,33 +66,21 @@ def _counts(config: Config, benchmark: str, max_train: int | None, max_eval: int
     return {part: min(count, most[part] or count) for part, count in counts.items()}
 
 
-def _truth_bytes(config: Config, task: DenseTask | Classification) -> int:
-    """Of a training view's truth in memory, as `cliptex.evaluation.probe` keeps it."""
-    if isinstance(task, SemanticSegmentation):
-        return task.mask_size_px**2
-    if not isinstance(task, MapTask):
-        return 0
-    if (side := ridge_grid(task)) is None:
-        side = task.truth_px or task.input.size_px or model_config(config.student)["vision_cfg"].get("image_size", 224)
-    height, width = (side, side) if isinstance(side, int) else side
-    return 4 * height * width * (3 if isinstance(task, Normals) else 1)
-
-
-def _tokens_and_channels(config: Config, task: DenseTask | Classification) -> tuple[int, int, bool] | None:
+def _tokens_and_channels(config: Config, section: ProbeSection) -> tuple[int, int, bool] | None:
     """Tokens of a view, channels of each, and whether one of them is a class token, of the student's encoder."""
     architecture = model_config(config.student)
     vision = architecture["vision_cfg"]
     if "timm_model_name" in vision or not isinstance(vision.get("layers"), int):
         return None
     width, patch = vision.get("width", 768), vision.get("patch_size", 16)
-    if isinstance(task, Classification):
-        blocks = task.features.blocks + 1
+    if isinstance(section, PooledTask):
+        blocks = section.features.blocks + 1
         channels = {"pooled": width, "embedding": architecture["embed_dim"], "tokens": blocks * width}
-        return 1, channels[task.features.point], False
-    size = task.input.size_px or vision.get("image_size", 224)
+        return 1, channels[section.features.point], False
+    size = section.input.size_px or vision.get("image_size", 224)
     height, across = (size, size) if isinstance(size, int) else size
-    layers = task.features.layers
+    layers = section.features.layers
     blocks = {layer % vision["layers"] for layer in layers} if not isinstance(layers, str) else None
     number = len(blocks) if blocks else {"last": 1, "quarters": 4}[layers]
-    cls = task.features.cls
+    cls = section.features.cls
     return (height // patch) * (across // patch) + cls, width * number, cls

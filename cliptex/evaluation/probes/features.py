@@ -1,9 +1,7 @@
 """What the probes share: a benchmark's images decoded once, an encoder's features computed once, seeds, schedules."""
 
 import math
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -12,30 +10,6 @@ import torch
 from cliptex.evaluation.probes.feature_cache import Rows
 
 CHUNK_BYTES = 2**28
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a head's training gives: a result row without names, and what is kept of its predictions.
-
-    predictions: arrays for the .npz file, see `cliptex.evaluation.probe`. per_image: see `cliptex.evaluation.per_image`. thumbnails:
-    see `cliptex.evaluation.thumbnails`; empty where there is nothing to look at.
-    """
-
-    task: str
-    metrics: dict[str, float | None]
-    num_parameters: int
-    hyperparameters: dict[str, Any]
-    protocol: str
-    predictions: dict[str, np.ndarray]
-    per_image: Mapping[str, np.ndarray]
-    thumbnails: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-
-def seed_of(*parts: int | str) -> int:
-    """A seed from numbers and names; the same on every machine."""
-    words = [part if isinstance(part, int) else zlib.crc32(part.encode()) for part in parts]
-    return int(np.random.default_rng(words).integers(2**31))
 
 
 def split_holdout(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,15 +16,24 @@ import torch
 
 from cliptex.benchmarks.base import Benchmark
 from cliptex.core.progress import track
+from cliptex.core.seeds import seed_of
 from cliptex.evaluation.probes.feature_cache import FeatureCache, Rows, Writer, bytes_of, fingerprint
-from cliptex.evaluation.probes.features import seed_of, split_holdout
-from cliptex.evaluation.probes.views import Size, View, cut, cut_centre, evaluation_views, random_crops, random_views
-from cliptex.evaluation.protocols.base import Classification, DenseTask, views_of_each
+from cliptex.evaluation.probes.features import split_holdout
+from cliptex.evaluation.probes.views import (
+    ImageView,
+    Size,
+    cut,
+    cut_centre,
+    evaluation_views,
+    random_crops,
+    random_views,
+)
+from cliptex.evaluation.protocols.base import DenseTask, ProbeSection, views_of_each
 from cliptex.models.encoders import BATCH_SIZE, Encoder, in_order
 
 log = logging.getLogger("cliptex")
 
-TruthOf = Callable[[dict[str, Any], View | None], Any]
+TruthOf = Callable[[dict[str, Any], ImageView | None], Any]
 """(sample, view of a training image or None for evaluation) -> the truth that a task keeps of it."""
 
 
@@ -37,7 +46,7 @@ class Part:
 
     ids: list[str] = field(default_factory=list)
     shapes: list[Size] = field(default_factory=list)
-    views: list[View | None] = field(default_factory=list)
+    views: list[ImageView | None] = field(default_factory=list)
     owner: list[int] = field(default_factory=list)
     truths: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -59,7 +68,7 @@ class Reader:
         data: Benchmark,
         part: str,
         indices: Sequence[int],
-        task: DenseTask | Classification,
+        task: ProbeSection,
         encoder: Encoder,
         truths: Mapping[str, TruthOf],
     ):
@@ -73,7 +82,7 @@ class Reader:
         self.cropped = self.dense and task.input.fit == "crop"
         self.augmented = part == "train" and task.augment.views > 0
 
-    def views(self, index: int, shape: Size) -> list[View | None]:
+    def views(self, index: int, shape: Size) -> list[ImageView | None]:
         """What is seen of the sample `index`, whose image has this height and width; the same at every call."""
         if self.augmented:
             rng = np.random.default_rng([seed_of(self.data.name, "views"), index])
@@ -82,7 +91,7 @@ class Reader:
             return random_crops(shape, self.task.augment, rng)
         return evaluation_views(shape, self.task.input, self.size) if self.dense else [None]
 
-    def pixels(self, image: np.ndarray, view: View | None) -> np.ndarray:
+    def pixels(self, image: np.ndarray, view: ImageView | None) -> np.ndarray:
         """A view as the encoder's input, uint8 [*size, 3]."""
         if view is None:
             return cut_centre(image, self.task.input, self.size[0], self.interpolation)
@@ -115,7 +124,7 @@ class Reader:
             "features": wanted,
         }
 
-    def _read(self, index: int, pixels: bool, truths: bool) -> tuple[str, Size, list[View | None], list, dict]:
+    def _read(self, index: int, pixels: bool, truths: bool) -> tuple[str, Size, list[ImageView | None], list, dict]:
         sample = self.samples[index]
         image = sample["image"]
         shape = image.shape[:2]

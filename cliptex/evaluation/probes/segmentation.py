@@ -1,277 +1,142 @@
-"""Semantic segmentation probes: mmsegmentation's heads on frozen dense features.
+"""Semantic segmentation: mmsegmentation's heads on dense features, mIoU over the whole split.
 
-Shapes: N images, C feature width, h x w feature map, K classes, G loss points a side.
+Predictions kept:  `truth_{i}`, `prediction_{i}`: uint8 [H, W], 255 = ignored
+Per-image parts:   `hit`, `truth`, `predicted` int32 [N, K]: pixels of a class that are right, that the truth has, that the
+                   prediction has, all where the truth is not ignored
+Thumbnails:        masks, at most 96 pixels a side
 """
 
-import logging
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from __future__ import annotations
 
-import numpy as np
-import torch
-import torch.nn.functional as F
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cliptex.evaluation.metrics import IGNORE, confusion_matrix, segmentation_metrics
-from cliptex.evaluation.per_image import Arrays, segmentation_statistics
-from cliptex.evaluation.probes.features import Features, Outcome, take
-from cliptex.evaluation.probes.selection import Candidate, best_candidate
-from cliptex.evaluation.probes.training import Optimisation, batches
-from cliptex.evaluation.probes.views import Windows
-from cliptex.evaluation.protocols.base import SegmentationHead
-from cliptex.evaluation.thumbnails import mask_thumbnails
-from cliptex.models.mmcv_ops import import_heads
+from pydantic import Field
 
-log = logging.getLogger("cliptex")
-PROTOCOL = "logits resized (bilinear) to the original resolution; confusion matrix over the whole split"
+from cliptex.config import Name, Positive, Share
+from cliptex.core.seeds import seed_of
+from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run
+from cliptex.evaluation.protocols.base import DenseTask, Training
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cliptex.config import FineTuning
+    from cliptex.evaluation.metrics.base import Arrays
+    from cliptex.evaluation.probes.parts import TruthOf
+    from cliptex.evaluation.probes.tuning import Tuned, Tuner
+    from cliptex.evaluation.probes.views import ImageView
+    from cliptex.models.encoders import Encoder
 
 
-@dataclass(frozen=True)
-class SegmentationData:
-    """Train: masks of the V views as squares [R, R] uint8. Eval: masks at the original resolution. 255 is ignored.
+class SegmentationTraining(Training):
+    """What the segmentation heads share."""
 
-    windows: of each evaluation image, where it is seen through several; None: each is seen once.
-    """
-
-    train_masks: Sequence[np.ndarray]
-    eval_masks: Sequence[np.ndarray]
-    num_classes: int
-    windows: Sequence[Windows] | None = None
-
-
-def build_head(options: SegmentationHead, channels_in: int, num_classes: int) -> torch.nn.Module:
-    """An mmsegmentation head; call it as `head([features])` for logits [B, K, h, w]."""
-    heads = import_heads()
-    common = {
-        "in_channels": channels_in,
-        "num_classes": num_classes,
-        "in_index": 0,
-        "norm_cfg": {"type": "BN"},
-        "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True},
-    }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="``build_loss`` would be deprecated soon")
-        if options.kind == "linear":
-            head = heads.FCNHead(
-                **common, channels=channels_in, num_convs=0, concat_input=False, kernel_size=1, dropout_ratio=0
-            )
-        elif options.kind == "deeplabv3":
-            dilations = tuple(options.dilations)
-            head = heads.ASPPHead(
-                **common, channels=options.channels, dilations=dilations, dropout_ratio=options.dropout
-            )
-        else:
-            scales = tuple(options.pool_scales)
-            head = heads.PSPHead(**common, channels=options.channels, pool_scales=scales, dropout_ratio=options.dropout)
-    # what head.init_weights() does to the classifier (the rest is initialised when built), without its log
-    torch.nn.init.normal_(head.conv_seg.weight, std=0.01)
-    torch.nn.init.zeros_(head.conv_seg.bias)
-    return NormedHead(channels_in, head) if options.kind == "linear" and options.batch_norm else head
+    batch_size: Annotated[int, Field(ge=2)]
+    """Images a step; batch norm needs two."""
+    loss_points: Positive | None = None
+    """Points a side at which the loss is taken each step, a regular sub-grid of the mask at a random offset; null: all
+    of the mask."""
+    balance: Share = 0.0
+    """Classes are weighted in the loss by their share of the pixels to the power of minus this; 0 is plain."""
 
 
-class NormedHead(torch.nn.Module):
-    """Batch norm, then a head: DINOv2's linear segmentation."""
+class LinearSegmentation(SegmentationTraining):
+    """A 1x1 convolution."""
 
-    def __init__(self, channels: int, head: torch.nn.Module):
-        super().__init__()
-        self.norm, self.head = torch.nn.BatchNorm2d(channels), head
-
-    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        return self.head([self.norm(one) for one in features])
+    kind: Literal["linear"]
+    """Which head it is."""
+    batch_norm: bool = False
+    """Whether the features go through batch norm first, as DINOv2's head has it."""
 
 
-def train_head(
-    features_NChw: Features | torch.Tensor,
-    masks_NRR: Sequence[np.ndarray],
-    num_classes: int,
-    options: SegmentationHead,
-    candidate: Candidate,
-    seed: int,
-) -> torch.nn.Module:
-    """Train one head; returned in evaluation mode. Same seed: same first weights and same batches for every model."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _, channels, height, width = features_NChw.shape
-    head = build_head(options, channels, num_classes).train().to(device)
-    optimisation = Optimisation(head.parameters(), options, candidate)
-    loss = PointLoss(masks_NRR, (height, width), num_classes, options, device)
-    for batch in batches(len(masks_NRR), options.batch_size, options.steps, generator):
-        optimisation.step(loss(head([features_NChw[batch].to(device)]), batch, generator))
-    return head.eval()
+class DeepLabV3(SegmentationTraining):
+    """Dilated convolutions side by side (mmsegmentation's ASPPHead)."""
+
+    kind: Literal["deeplabv3"]
+    """Which head it is."""
+    channels: Positive
+    """Channels of its layers."""
+    dilations: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    """Dilations in cells of the feature map; of 1 is a 1x1 convolution."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout before the classifier."""
 
 
-class PointLoss:
-    """Weighted cross-entropy at a regular sub-grid of the masks [N, R, R], at a random offset each time."""
+class PSPNet(SegmentationTraining):
+    """Pyramid pooling (mmsegmentation's PSPHead)."""
 
-    def __init__(
-        self,
-        masks_NRR: Sequence[np.ndarray],
-        grid: tuple[int, int],
-        num_classes: int,
-        options: SegmentationHead,
-        device: torch.device,
-    ):
-        self._masks = masks_NRR
-        size = len(masks_NRR[0])
-        self._points = min(options.loss_points or size, size)
-        self._stride = size // self._points
-        self._rows, self._columns = (_interpolation(side, size).to(device) for side in grid)
-        self._weights = class_weights(masks_NRR, num_classes, options.balance).to(device)
-
-    def __call__(self, logits_BKhw: torch.Tensor, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The loss of the views `batch`, whose logits are given on the feature map's grid."""
-        top, left = torch.randint(self._stride, (2,), generator=generator).tolist()
-        length = self._points * self._stride
-        at_rows, at_columns = (slice(start, start + length, self._stride) for start in (top, left))
-        points = np.stack([self._masks[index][at_rows, at_columns] for index in batch.tolist()])
-        target = torch.from_numpy(points).long().to(logits_BKhw.device)
-        # bilinear resizing to the mask's grid, computed at the points of the loss only
-        at_points = torch.kron(self._rows[at_rows], self._columns[at_columns]).T
-        logits = (logits_BKhw.flatten(2) @ at_points).unflatten(2, target.shape[1:])
-        # not the function's own mean, which is NaN for a batch without any valid point
-        loss = F.cross_entropy(logits, target, self._weights, ignore_index=IGNORE, reduction="sum")
-        known = target[target != IGNORE]
-        return loss / self._weights[known].sum().clamp(min=1e-6)
+    kind: Literal["pspnet"]
+    """Which head it is."""
+    channels: Positive
+    """Channels of its layers."""
+    pool_scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 3, 6)
+    """Sides of the pooled grids."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout before the classifier."""
 
 
-def class_weights(masks: Sequence[np.ndarray], num_classes: int, balance: float) -> torch.Tensor:
-    """Weight of each class in the loss: its share of the valid pixels to the power of -`balance`, float32 [K].
-
-    The most frequent class has weight 1, and so have classes that do not occur.
-    """
-    weights = np.ones(num_classes)
-    if not balance:
-        return torch.from_numpy(weights).float()
-    counts = np.zeros(num_classes)
-    for mask in masks:  # one at a time: the masks of a large data set take gigabytes as they are
-        counts += np.bincount(mask[mask != IGNORE].astype(np.int64), minlength=num_classes)
-    weights[counts > 0] = (counts[counts > 0] / counts.max()) ** -balance
-    return torch.from_numpy(weights).float()
+SegmentationHead = Annotated[LinearSegmentation | DeepLabV3 | PSPNet, Field(discriminator="kind")]
 
 
-@cache
-def _interpolation(cells: int, size: int) -> torch.Tensor:
-    """The matrix [size, cells] of bilinear resizing along one axis (align_corners False)."""
-    return F.interpolate(torch.eye(cells)[None], size=size, mode="linear", align_corners=False)[0].T.contiguous()
+class SegmentationProtocol(DenseTask):
+    """Semantic segmentation: mIoU over the whole split."""
+
+    mask_size_px: Positive
+    """Training masks are kept as squares of this side (nearest); evaluation uses the original resolution."""
+    heads: dict[Name, SegmentationHead]
+    """The heads by name."""
 
 
-def resized_argmax(logits_Khw: torch.Tensor, height: int, width: int) -> np.ndarray:
-    """argmax over K of the logits resized (bilinear) to [height, width], as uint8.
+def _mean_iou(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
+    from cliptex.evaluation.metrics.segmentation import mean_iou
 
-    Written with products, a maximum and masks, some rows at a time to stay in the processor's cache: resizing and
-    argmax over 150 classes take several times as long.
-    """
-    _, rows, columns = logits_Khw.shape
-    down, across = _interpolation(rows, height).to(logits_Khw), _interpolation(columns, width).to(logits_Khw)
-    tall_KHw = down @ logits_Khw
-    out = torch.zeros(height, width, dtype=torch.uint8, device=logits_Khw.device)
-    for top in range(0, height, 16):
-        resized_KRW = tall_KHw[:, top : top + 16] @ across.T
-        best = resized_KRW.amax(0)
-        winners = ((resized_KRW - best).flatten(1).amax(1) == 0).nonzero()[:, 0].tolist()
-        # the first of equal classes wins, as in argmax
-        for winner in reversed(winners):
-            out[top : top + 16].masked_fill_(resized_KRW[winner] == best, winner)
-    return out.cpu().numpy()
+    return mean_iou(arrays, weights)
 
 
-@torch.inference_mode()
-def predict(
-    head: torch.nn.Module,
-    features_VChw: Features | torch.Tensor,
-    shapes: Sequence[tuple[int, int]],
-    windows: Sequence[Windows] | None = None,
-) -> list[np.ndarray]:
-    """Predicted masks uint8 at the given (height, width) of each image, which is seen once, or through its windows."""
-    device = next(head.parameters()).device
-    masks = []
-    if windows is None:
-        for start in range(0, len(shapes), 64):
-            logits = head([features_VChw[start : start + 64].to(device)])
-            some = shapes[start : start + 64]
-            masks += [resized_argmax(one, *shape) for one, shape in zip(logits, some, strict=True)]
-        return masks
-    start = 0
-    for shape, seen in zip(shapes, windows, strict=True):
-        stop = start + len(seen.corners)
-        logits = head([features_VChw[start:stop].to(device)])
-        masks.append(resized_argmax(merged(logits, seen), *shape))
-        start = stop
-    return masks
+class SegmentationProbe(ProbeTask):
+    """One class per pixel."""
+
+    name = "semantic_segmentation"
+    section = SegmentationProtocol
+    measures = (Measure(name, "Semantic segmentation", "mIoU", _mean_iou),)
+    tunable = ("linear", "deeplabv3", "pspnet")
+
+    def truth(self, run: Run, encoder: Encoder) -> TruthOf:
+        from cliptex.evaluation.metrics.segmentation import IGNORE
+        from cliptex.evaluation.probes.views import cut_truth
+
+        side = run.protocol.section(self.name).mask_size_px
+
+        def mask(sample: dict[str, Any], view: ImageView | None) -> np.ndarray:
+            return sample["mask"] if view is None else cut_truth(sample["mask"], view, (side, side), IGNORE)
+
+        return mask
+
+    def outcomes(self, run: Run, head: str, data: Data) -> list[Outcome]:
+        from cliptex.evaluation.probes.heads.segmentation import SegmentationData, probe_segmentation
+
+        seed = seed_of(head, run.seed)
+        truths = SegmentationData.of(run, data.train, data.eval, data.size)
+        split, options = data.train.split(run.holdout, seed), run.protocol.section(self.name).heads[head]
+        return [
+            probe_segmentation(data.train_features, data.eval_features, truths, options, split, seed, len(run.kept))
+        ]
+
+    def tuner(
+        self, run: Run, head: str, tuned: Tuned, split: tuple[np.ndarray, np.ndarray], seed: int, options: FineTuning
+    ) -> Tuner:
+        from cliptex.evaluation.probes.heads.segmentation import SegmentationTuner
+
+        return SegmentationTuner(run, head, tuned, split, seed, options)
+
+    def truth_bytes(self, section: SegmentationProtocol, image_size: int) -> int:
+        return section.mask_size_px**2
+
+    def thumbnail(self, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
+        from cliptex.evaluation.thumbnails import unpacked_map
+
+        return {"mask": unpacked_map(arrays, index)}
 
 
-def merged(logits_VKhw: torch.Tensor, windows: Windows) -> torch.Tensor:
-    """The logits of an image's windows, resized (bilinear) to pixels and averaged where they overlap: [K, *canvas]."""
-    side = windows.side
-    total = logits_VKhw.new_zeros(logits_VKhw.shape[1], *windows.canvas)
-    count = logits_VKhw.new_zeros(windows.canvas)
-    resized = F.interpolate(logits_VKhw, size=(side, side), mode="bilinear", align_corners=False)
-    for one, (top, left) in zip(resized, windows.corners, strict=True):
-        total[:, top : top + side, left : left + side] += one
-        count[top : top + side, left : left + side] += 1
-    return total / count
-
-
-def probe_segmentation(
-    train_NChw: Features | torch.Tensor,
-    eval_NChw: Features | torch.Tensor,
-    data: SegmentationData,
-    options: SegmentationHead,
-    split: tuple[np.ndarray, np.ndarray],
-    seed: int,
-    keep: int,
-) -> Outcome:
-    """Train one head and judge it; see `PROTOCOL`. split: training views for fitting, and those held out."""
-    masks, classes = data.train_masks, data.num_classes
-    (fit, fit_masks), (held, held_masks) = ((part, [masks[index] for index in part]) for part in split)
-
-    def score(candidate: Candidate) -> float:
-        head = train_head(take(train_NChw, fit), fit_masks, classes, options, candidate, seed)
-        return segmentation_metrics(judge(head, take(train_NChw, held), held_masks, classes)[0])["mIoU"]
-
-    best, scores = best_candidate(options, score)
-    head = train_head(train_NChw, masks, classes, options, best, seed)
-    return segmentation_outcome(head, eval_NChw, data, {**best._asdict(), "holdout_mIoU": scores}, PROTOCOL, keep)
-
-
-def segmentation_outcome(
-    head: torch.nn.Module,
-    eval_NChw: Features | torch.Tensor,
-    data: SegmentationData,
-    hyperparameters: dict[str, Any],
-    protocol: str,
-    keep: int,
-) -> Outcome:
-    """A trained head judged on the evaluation images."""
-    confusion, counts, predictions = judge(head, eval_NChw, data.eval_masks, data.num_classes, data.windows)
-    kept = {}
-    for index in range(min(keep, len(predictions))):
-        kept[f"prediction_{index}"] = predictions[index]
-        kept[f"truth_{index}"] = data.eval_masks[index]
-    return Outcome(
-        task="semantic_segmentation",
-        metrics=segmentation_metrics(confusion),
-        num_parameters=sum(parameter.numel() for parameter in head.parameters()),
-        hyperparameters=hyperparameters,
-        protocol=protocol,
-        predictions=kept,
-        per_image=counts,
-        thumbnails=mask_thumbnails(predictions),
-    )
-
-
-def judge(
-    head: torch.nn.Module,
-    features: Features | torch.Tensor,
-    truths: Sequence[np.ndarray],
-    num_classes: int,
-    windows: Sequence[Windows] | None = None,
-) -> tuple[np.ndarray, Arrays, list[np.ndarray]]:
-    """The confusion matrix of all images, the pixel counts of each, and the predicted masks."""
-    predictions = predict(head, features, [truth.shape for truth in truths], windows)
-    pairs = zip(truths, predictions, strict=True)
-    confusion, counts = segmentation_statistics(confusion_matrix(*pair, num_classes) for pair in pairs)
-    return confusion, counts, predictions
+PLUGIN = SegmentationProbe

@@ -20,7 +20,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class View:
+class ImageView:
     """A box in pixels of the image, which may reach beyond it; mirrored left to right if `flip`."""
 
     top: float
@@ -62,17 +62,17 @@ def windows_of(shape: Size, settings: DenseInput, size: Size) -> Windows:
     return windows(shape, size[0], settings.stride_px or size[0])
 
 
-def evaluation_views(shape: Size, settings: DenseInput, size: Size) -> list[View]:
+def evaluation_views(shape: Size, settings: DenseInput, size: Size) -> list[ImageView]:
     """What is seen of an image of height and width `shape` when it is judged."""
     height, width = shape
     if settings.fit == "squash":
-        return [View(0, 0, height, width)]
+        return [ImageView(0, 0, height, width)]
     if settings.fit == "windows":
         found = windows_of(shape, settings, size)
         down, across = height / found.canvas[0], width / found.canvas[1]
-        return [View(top * down, left * across, size[0] * down, size[1] * across) for top, left in found.corners]
+        return [ImageView(top * down, left * across, size[0] * down, size[1] * across) for top, left in found.corners]
     box = _centred(shape, size)
-    return [View((height - box[0]) // 2, (width - box[1]) // 2, *box)]
+    return [ImageView((height - box[0]) // 2, (width - box[1]) // 2, *box)]
 
 
 def _centred(shape: Size, size: Size) -> Size:
@@ -83,7 +83,7 @@ def _centred(shape: Size, size: Size) -> Size:
 
 def random_views(
     shape: Size, settings: DenseInput, size: Size, augment: Augmentation, rng: np.random.Generator
-) -> list[View]:
+) -> list[ImageView]:
     """`augment.views` boxes of an image: those of `evaluation_views`, smaller or larger by a random factor, anywhere.
 
     A box larger than the image begins at its corner and reaches beyond it. Factors, places and mirrorings are a Latin
@@ -98,11 +98,11 @@ def random_views(
         box = base[0] / scale, base[1] / scale
         free = (max(0.0, whole - side) for whole, side in zip(shape, box, strict=True))
         top, left = (place * room for place, room in zip((down, across), free, strict=True))
-        views.append(View(top, left, *box, flip=mirrored < augment.flip))
+        views.append(ImageView(top, left, *box, flip=mirrored < augment.flip))
     return views
 
 
-def random_crops(shape: Size, augment: RandomCrops, rng: np.random.Generator) -> list[View]:
+def random_crops(shape: Size, augment: RandomCrops, rng: np.random.Generator) -> list[ImageView]:
     """`augment.views` boxes of random area and ratio, as torchvision's RandomResizedCrop draws them."""
     views = []
     for _ in range(augment.views):
@@ -115,11 +115,13 @@ def random_crops(shape: Size, augment: RandomCrops, rng: np.random.Generator) ->
         else:
             height = width = min(shape)
         top, left = (int(rng.integers(0, whole - side + 1)) for whole, side in zip(shape, (height, width), strict=True))
-        views.append(View(top, left, height, width, flip=bool(rng.random() < augment.flip)))
+        views.append(ImageView(top, left, height, width, flip=bool(rng.random() < augment.flip)))
     return views
 
 
-def cut(image: np.ndarray, view: View, size: Size, interpolation: str, fill: Sequence[int] = (0, 0, 0)) -> np.ndarray:
+def cut(
+    image: np.ndarray, view: ImageView, size: Size, interpolation: str, fill: Sequence[int] = (0, 0, 0)
+) -> np.ndarray:
     """The view as uint8 [size[0], size[1], 3]; what lies beyond the image is `fill`."""
     height, width = image.shape[:2]
     whole = (view.top, view.left, view.height, view.width) == (0, 0, height, width)
@@ -146,7 +148,7 @@ def cut_centre(image: np.ndarray, settings: ClassificationInput, side: int, inte
     return centre_crop(image, side, interpolation, settings.resize_px or side)
 
 
-def cut_truth(array: np.ndarray, view: View, size: Size, fill: float) -> np.ndarray:
+def cut_truth(array: np.ndarray, view: ImageView, size: Size, fill: float) -> np.ndarray:
     """A truth [H, W, ...] at the centres of a grid of `size` cells over the view (nearest); `fill` beyond the image."""
     positions, known = [], []
     for axis, (start, length) in enumerate(((view.top, view.height), (view.left, view.width))):

@@ -1,14 +1,14 @@
-"""What a protocol can say: of the input, the features, the heads and how they are judged, by task.
+"""Parts that the sections of a protocol share: input, augmentation, features, head training.
 
-These are the keys of the files in config/protocols/. Imports nothing heavy: the workflow reads protocols at every
-start.
+The section of a task is in the task's own file, `cliptex/evaluation/probes/{task}.py`. These are the keys of the files in
+config/protocols/. Imports nothing heavy: the workflow reads protocols at every start.
 """
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cliptex.config import Name, Positive, Rate, Rates, Section, Share, Shares
+from cliptex.config import Positive, Rate, Rates, Section, Share, Shares
 
 Grid = Annotated[tuple[Rate, ...], Field(min_length=1)]
 Decays = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
@@ -26,13 +26,6 @@ class DenseInput(Section):
     interpolated where it is not the encoder's own. null: the encoder's own."""
     stride_px: Positive | None = None
     """Step of `windows`; null: the side, so that they only overlap at the border."""
-
-
-class WholeInput(DenseInput):
-    """The input of tasks whose truth may not be cut."""
-
-    fit: Literal["squash"] = "squash"
-    """The whole image, its ratio not kept."""
 
 
 class MapInput(DenseInput):
@@ -71,7 +64,7 @@ class DenseFeatures(Section):
 
 
 class DenseTask(Section):
-    """What all dense tasks have."""
+    """Input, augmentation and features of tasks on dense features."""
 
     input: DenseInput = DenseInput()
     """What of an image the encoder sees."""
@@ -112,137 +105,6 @@ class Training(Section):
     """Largest gradient norm; null: any."""
 
 
-class SegmentationTraining(Training):
-    """What the segmentation heads share."""
-
-    batch_size: Annotated[int, Field(ge=2)]
-    """Images a step; batch norm needs two."""
-    loss_points: Positive | None = None
-    """Points a side at which the loss is taken each step, a regular sub-grid of the mask at a random offset; null: all
-    of the mask."""
-    balance: Share = 0.0
-    """Classes are weighted in the loss by their share of the pixels to the power of minus this; 0 is plain."""
-
-
-class LinearSegmentation(SegmentationTraining):
-    """A 1x1 convolution."""
-
-    kind: Literal["linear"]
-    """Which head it is."""
-    batch_norm: bool = False
-    """Whether the features go through batch norm first, as DINOv2's head has it."""
-
-
-class DeepLabV3(SegmentationTraining):
-    """Dilated convolutions side by side (mmsegmentation's ASPPHead)."""
-
-    kind: Literal["deeplabv3"]
-    """Which head it is."""
-    channels: Positive
-    """Channels of its layers."""
-    dilations: Annotated[tuple[Positive, ...], Field(min_length=1)]
-    """Dilations in cells of the feature map; of 1 is a 1x1 convolution."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Dropout before the classifier."""
-
-
-class PSPNet(SegmentationTraining):
-    """Pyramid pooling (mmsegmentation's PSPHead)."""
-
-    kind: Literal["pspnet"]
-    """Which head it is."""
-    channels: Positive
-    """Channels of its layers."""
-    pool_scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 3, 6)
-    """Sides of the pooled grids."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Dropout before the classifier."""
-
-
-SegmentationHead = Annotated[LinearSegmentation | DeepLabV3 | PSPNet, Field(discriminator="kind")]
-
-
-class SemanticSegmentation(DenseTask):
-    """Semantic segmentation: mIoU over the whole split."""
-
-    mask_size_px: Positive
-    """Training masks are kept as squares of this side (nearest); evaluation uses the original resolution."""
-    heads: dict[Name, SegmentationHead]
-    """The heads by name."""
-
-
-class Detector(Training):
-    """What detectors share: a simple feature pyramid, made from the one map of the encoder (as in ViTDet).
-
-    Boxes live in a frame in which a cell of the encoder's map is 16 pixels wide.
-    """
-
-    channels: Positive
-    """Channels of the pyramid and of the convolutions on it."""
-    strides: Annotated[tuple[Literal[4, 8, 16, 32, 64], ...], Field(min_length=1)]
-    """Strides of the pyramid's maps in that frame, from fine to coarse; 16 is the encoder's own."""
-    detections: Positive
-    """Detections an image that are kept; COCO counts up to 100."""
-    score_threshold: Annotated[float, Field(ge=0, lt=1)]
-    """Detections below this score are dropped."""
-
-
-class MaskRCNN(Detector):
-    """Mask R-CNN (torchvision's): boxes and masks."""
-
-    kind: Literal["mask_rcnn"]
-    """Which head it is."""
-    box_units: Positive
-    """Units of the two layers of the box head."""
-    box_grid: Positive
-    """Cells of a region's side for the box head."""
-    mask_grid: Positive
-    """Cells of a region's side for the mask head, whose masks have twice as many."""
-    mask_layers: Positive
-    """3x3 convolutions of the mask head."""
-    canonical_px: Positive
-    """Regions of this side, in the frame, are read from stride 16; of half the side from stride 8, and so on."""
-    class_agnostic: bool
-    """One box and one mask a region, whatever its class, as small training sets need; false is one a class."""
-    anchor_scale: Rate
-    """Anchor side in strides of its level."""
-    proposals: Positive
-    """Proposals an image after suppression; four times as many before."""
-    anchors: Positive
-    """Anchors an image on which the proposals are trained."""
-    rois: Positive
-    """Regions an image on which box and mask heads are trained."""
-
-
-class SSD(Detector):
-    """SSD (torchvision's): boxes of fixed default shapes at each cell, no masks."""
-
-    kind: Literal["ssd"]
-    """Which head it is."""
-    aspect_ratios: Annotated[tuple[Annotated[float, Field(gt=1)], ...], Field(min_length=1)]
-    """Ratios of the default boxes beside 1, each also upright."""
-    scales: tuple[Rate, Rate]
-    """Sides of the default boxes on the finest and on the coarsest map, as shares of the frame."""
-    iou: Share = 0.5
-    """Overlap from which a default box is taken for an object."""
-    negatives: Rate = 3.0
-    """Hard negatives for each box that is taken for an object."""
-    suppression: Share = 0.45
-    """Overlap of two detections of a class above which the weaker is dropped."""
-
-
-DetectionHead = Annotated[MaskRCNN | SSD, Field(discriminator="kind")]
-
-
-class Detection(DenseTask):
-    """Detection, and instance segmentation by the heads that have masks: COCO's average precision."""
-
-    input: WholeInput = WholeInput()
-    """What of an image the encoder sees: all of it."""
-    heads: dict[Name, DetectionHead]
-    """The heads by name."""
-
-
 class Ridge(Section):
     """Ridge regression of each cell, solved exactly."""
 
@@ -254,14 +116,7 @@ class Ridge(Section):
     """Penalties on the squared weights beside the MEAN squared error; chosen on the holdout."""
 
 
-class DepthRidge(Ridge):
-    """Ridge regression of depth."""
-
-    targets: Annotated[tuple[Literal["metric", "log"], ...], Field(min_length=1)]
-    """What is regressed: metres or their logarithm; chosen on the holdout."""
-
-
-class Decoder(Training):
+class DecoderTraining(Training):
     """A head that is trained to predict a map, from features to a finer grid."""
 
     decoder: Literal["linear", "dpt"]
@@ -272,33 +127,6 @@ class Decoder(Training):
     """Of `linear`."""
     channels: Positive = 512
     """Of `dpt`."""
-
-
-class DepthBins(Decoder):
-    """Depth as the mean of bins, weighted by what the decoder says of each, max(0, x) + 0.1 normalised (AdaBins)."""
-
-    kind: Literal["bins"]
-    """Which head it is."""
-    bins: Positive = 256
-    """Bins, of equal width between the least and the greatest depth."""
-    scale_invariant: Annotated[float, Field(ge=0)] = 10.0
-    """Weight of the scale-invariant loss of log depth, the root of mean(g^2) - 0.85 mean(g)^2."""
-    gradient: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of the loss of the gradients of log depth at four scales."""
-
-
-class AngularNormals(Decoder):
-    """Normals by their angle to the truth."""
-
-    kind: Literal["angular"]
-    """Which head it is."""
-    uncertainty: bool
-    """Whether a fourth channel says how sure it is, and the loss is the likelihood of the angular von Mises-Fisher
-    density (Bae et al.); else the angle itself."""
-
-
-DepthHead = Annotated[DepthRidge | DepthBins, Field(discriminator="kind")]
-NormalsHead = Annotated[Ridge | AngularNormals, Field(discriminator="kind")]
 
 
 class MapTask(DenseTask):
@@ -325,59 +153,6 @@ class MapTask(DenseTask):
                     f"heads.{name}.decoder: dpt needs features.layers of four blocks and features.cls false"
                 )
         return self
-
-
-class Depth(MapTask):
-    """Monocular depth in metres."""
-
-    min_depth_m: Rate
-    """Truths below are left out, predictions are clipped."""
-    max_depth_m: Rate
-    """Truths above are left out, predictions are clipped."""
-    alignment: Literal["none", "affine"]
-    """`affine`: also judged after scale and shift of each prediction are fitted to its truth (`affine_*`)."""
-    heads: dict[Name, DepthHead]
-    """The heads by name."""
-
-
-class Normals(MapTask):
-    """Surface normals."""
-
-    heads: dict[Name, NormalsHead]
-    """The heads by name."""
-
-
-class Logistic(Section):
-    """Multinomial logistic regression, fitted to convergence with L-BFGS."""
-
-    kind: Literal["logistic"]
-    """Which head it is."""
-    penalties: Grid
-    """Half of it times the squared weights is added to the MEAN cross-entropy (scikit-learn's C is
-    1 / (penalty * samples)); chosen on the holdout."""
-    iterations: Positive
-    """Most L-BFGS iterations a fit."""
-
-
-class LinearSgd(Training):
-    """Linear classifiers trained by gradient descent, all of a grid in one pass as one product of matrices (DINOv2).
-
-    The grid is over learning rates, weight decays and, where features are `tokens`, which of them are read.
-    """
-
-    kind: Literal["sgd"]
-    """Which head it is."""
-    optimizer: Literal["sgd"] = "sgd"
-    """SGD with momentum."""
-    clip: None = None
-    """Gradients are not clipped."""
-    blocks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1,)
-    """Class tokens of how many last blocks are read, of those that `features.blocks` keeps."""
-    mean_patch: Annotated[tuple[bool, ...], Field(min_length=1)] = (False,)
-    """Whether the mean of the last block's patch tokens is read too."""
-
-
-ClassificationHead = Annotated[Logistic | LinearSgd, Field(discriminator="kind")]
 
 
 class ClassificationInput(Section):
@@ -414,8 +189,8 @@ class PooledFeatures(Section):
     """How features are kept; docs/probes.md has the error bounds."""
 
 
-class Classification(Section):
-    """Classification from one feature an image."""
+class PooledTask(Section):
+    """The input, augmentation and features of tasks on one feature vector per image."""
 
     input: ClassificationInput = ClassificationInput()
     """What of an image the encoder sees."""
@@ -423,23 +198,15 @@ class Classification(Section):
     """Random crops of the training images."""
     features: PooledFeatures = PooledFeatures()
     """Which feature of an image the heads get."""
-    heads: dict[Name, ClassificationHead]
-    """The heads by name."""
-
-    @model_validator(mode="after")
-    def _blocks_kept(self) -> Self:
-        """A classifier reads no more class tokens than are kept."""
-        for name, head in self.heads.items():
-            if head.kind == "sgd" and self.features.point == "tokens" and max(head.blocks) > self.features.blocks:
-                raise ValueError(f"heads.{name}.blocks: features.blocks keeps {self.features.blocks}")
-        return self
 
 
+ProbeSection = DenseTask | PooledTask
+"""What a probe task's section of a protocol extends."""
 WINDOWS = 3
 """Taken for the number of windows of a photograph, which has two or three."""
 
 
-def views_of_each(task: DenseTask | Classification, part: str) -> int:
+def views_of_each(task: ProbeSection, part: str) -> int:
     """How many views there are of each image of the part "train" or "eval"; of windows a guess."""
     if part == "train" and task.augment.views:
         return task.augment.views

@@ -8,14 +8,14 @@ import numpy as np
 
 from cliptex.core.progress import track
 from cliptex.data.miniature.kinds import KINDS
-from cliptex.data.miniature.layouts import Draw
+from cliptex.data.miniature.layouts import Renderer
 from cliptex.data.miniature.layouts.writing import save_jpeg, save_png, save_text
-from cliptex.data.miniature.scenes import Wish
+from cliptex.data.miniature.scenes import SceneOptions
 
 
 @cache
 def classes() -> list[tuple[str, bool]]:
-    """(name, is stuff) of the 150 official classes; the class's number is its position + 1."""
+    """(name, is stuff) of the 150 official classes; a class's number is its position + 1."""
     text = files("cliptex.data.miniature.layouts").joinpath("ade20k_classes.tsv").read_text()
     return [(row[2], row[1] == "1") for row in (line.split("\t") for line in text.splitlines()[1:])]
 
@@ -26,17 +26,17 @@ def class_of_kind() -> np.ndarray:
     return np.array([number[kind.ade20k] if kind.ade20k else 0 for kind in KINDS], np.uint8)
 
 
-def write(draw: Draw, root: Path) -> None:
-    """Write the tree. Mostly rooms and grounds with furniture that COCO does not name."""
-    folder = root / "ADEChallengeData2016"
+def write(renderer: Renderer, benchmark_dir: Path) -> None:
+    """Write the tree. Mostly scenes with furniture and stuff that has no COCO class."""
+    folder = benchmark_dir / "ADEChallengeData2016"
     table = class_of_kind()
-    wish = Wish(things=(0, 2), scenery=1.8, closeness=0.2)
+    options = SceneOptions(things=(0, 2), scenery=1.8, closeness=0.2)
     pixels = np.zeros(151, np.int64)
     seen = {"train": np.zeros(151, np.int64), "val": np.zeros(151, np.int64)}
     categories = []
     for split, official in (("train", "training"), ("val", "validation")):
-        for index in track(range(draw.counts[split]), f"render ade20k {split}"):
-            scene = draw.scene(split, index, wish)
+        for index in track(range(renderer.counts[split]), f"render ade20k {split}"):
+            scene = renderer.scene(split, index, options)
             name = f"ADE_{split}_{index + 1:08d}"
             labels = table[scene.kinds]
             save_jpeg(folder / "images" / official / f"{name}.jpg", scene)

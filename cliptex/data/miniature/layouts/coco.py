@@ -10,20 +10,20 @@ import numpy as np
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.core.progress import track
 from cliptex.data.miniature.kinds import KIND_ID, KINDS, THINGS
-from cliptex.data.miniature.layouts import Draw
+from cliptex.data.miniature.layouts import Renderer
 from cliptex.data.miniature.layouts.writing import save_jpeg
-from cliptex.data.miniature.scenes import Scene, Wish
+from cliptex.data.miniature.scenes import Scene, SceneOptions
 
 CROWD = 0.3
-"""Share of images with several objects of a class in which these are annotated as one crowd."""
+"""Share of images whose most frequent class, if it has several objects, is annotated as a crowd."""
 
 
 def polygons(mask: np.ndarray) -> list[list[float]] | None:
-    """Outlines of a bool mask [H, W] along the edges of its pixels, as [x, y, x, y, ...]; None where it has holes."""
+    """Outlines of a bool mask [H, W] along pixel edges, as [x, y, x, y, ...]; None if it has holes."""
     padded = np.pad(mask, 1)
     steps: dict[tuple[int, int], list[tuple[int, int]]] = {}
     inside = padded[1:-1, 1:-1]
-    # each edge between inside and outside, walked with the inside on the right hand (y points down)
+    # edges between inside and outside, directed with the inside on the right (y points down)
     edges = (
         (inside & ~padded[:-2, 1:-1], (0, 0), (1, 0)),
         (inside & ~padded[1:-1, 2:], (1, 0), (0, 1)),
@@ -39,7 +39,7 @@ def polygons(mask: np.ndarray) -> list[list[float]] | None:
         outline, area, last = [], 0, None
         while True:
             choices = steps[point]
-            # where two pixels touch at a corner, turn right: they are parts of their own
+            # if two pixels touch at a corner, turn right, so that they become separate outlines
             step = choices[0] if last is None or len(choices) == 1 else (-last[1], last[0])
             choices.remove(step)
             if not choices:
@@ -57,7 +57,7 @@ def polygons(mask: np.ndarray) -> list[list[float]] | None:
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """Uncompressed RLE: lengths of runs of zeros and ones in turn, down the columns."""
+    """Uncompressed RLE: lengths of alternating runs of zeros and ones, in column-major order."""
     flat = mask.ravel(order="F")
     counts = [len(list(run)) for _, run in groupby(flat.tolist())]
     if flat[0]:
@@ -81,7 +81,7 @@ def _annotation(mask: np.ndarray, kind: str, image_id: int, crowd: bool) -> dict
 
 
 def annotate(scene: Scene, image_id: int, crowded: bool) -> list[dict[str, Any]]:
-    """The annotations of a scene. crowded: the class with the most objects, if several, becomes one crowd."""
+    """The annotations of a scene. crowded: the most frequent class, if it has several objects, becomes one crowd."""
     kinds = [seen.kind for seen in scene.objects]
     most = max(kinds, key=kinds.count, default=None)
     merge = [i for i, kind in enumerate(kinds) if kind == most] if crowded and kinds.count(most) > 1 else []
@@ -96,21 +96,21 @@ def annotate(scene: Scene, image_id: int, crowded: bool) -> list[dict[str, Any]]
     return out
 
 
-def write(draw: Draw, root: Path) -> None:
+def write(renderer: Renderer, benchmark_dir: Path) -> None:
     """Write the tree. Image ids are not contiguous."""
     categories = [{"supercategory": group, "id": number, "name": name} for number, name, group in coco_categories()]
     for split in ("train", "val"):
-        rng = np.random.default_rng([draw.seed, draw.stream(split)])
-        gaps = rng.integers(1, 12, draw.counts[split])
-        crowded = rng.random(draw.counts[split]) < CROWD
-        # odd ids for training and even ones for validation: no id is in both
+        rng = np.random.default_rng([renderer.seed, renderer.stream(split)])
+        gaps = rng.integers(1, 12, renderer.counts[split])
+        crowded = rng.random(renderer.counts[split]) < CROWD
+        # odd ids for training and even ids for validation, so that no id is in both
         ids = 2 * np.cumsum(gaps) + (split == "train")
         images, annotations = [], []
-        for index in track(range(draw.counts[split]), f"render coco {split}"):
-            scene = draw.scene(split, index, Wish(subject=THINGS[index % len(THINGS)], things=(0, 3)))
+        for index in track(range(renderer.counts[split]), f"render coco {split}"):
+            scene = renderer.scene(split, index, SceneOptions(subject=THINGS[index % len(THINGS)], things=(0, 3)))
             number = int(ids[index])
             name = f"{number:012d}.jpg"
-            save_jpeg(root / f"{split}2017" / name, scene)
+            save_jpeg(benchmark_dir / f"{split}2017" / name, scene)
             height, width = scene.instances.shape
             images.append({"license": 1, "file_name": name, "height": height, "width": width, "id": number})
             for annotation in annotate(scene, number, bool(crowded[index])):
@@ -122,6 +122,6 @@ def write(draw: Draw, root: Path) -> None:
             "annotations": annotations,
             "categories": categories,
         }
-        path = root / "annotations" / f"instances_{split}2017.json"
+        path = benchmark_dir / "annotations" / f"instances_{split}2017.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content))

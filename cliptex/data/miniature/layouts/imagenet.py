@@ -6,20 +6,20 @@ from pathlib import Path
 import numpy as np
 
 from cliptex.core.progress import track
-from cliptex.data.miniature.layouts import Draw
+from cliptex.data.miniature.layouts import Renderer
 from cliptex.data.miniature.layouts.writing import save_jpeg, save_mat, save_text
-from cliptex.data.miniature.scenes import Wish
+from cliptex.data.miniature.scenes import SceneOptions
 
 
 @dataclass(frozen=True)
 class Synset:
-    """An ImageNet class and what is rendered for it."""
+    """An ImageNet class, and the object that is rendered for it."""
 
     wnid: str
     words: str
     kind: str
     name: str
-    """Specific name that the object's builder gives it."""
+    """Specific name of the object, as given by its builder."""
 
 
 SYNSETS = (
@@ -40,37 +40,38 @@ SYNSETS = (
     Synset("n04612504", "yawl", "boat", "yawl"),
     Synset("n06874185", "traffic light, traffic signal, stoplight", "traffic light", "traffic light"),
 )
-"""In the order of the wnids, which is the order of labels."""
+"""Sorted by wnid, which is the order of labels."""
 
 PARENTS = (("n00001740", "entity"), ("n00001930", "physical entity"))
-"""Synsets with children, which the development kit lists after the classes and which are no classes."""
+"""Synsets with children. The development kit lists them after the classes; they are not classes."""
 
 
-def write(draw: Draw, root: Path) -> None:
-    """Write the tree. A picture shows its object large; the classes are equally frequent."""
+def write(renderer: Renderer, benchmark_dir: Path) -> None:
+    """Write the tree. Images have a large main object; classes are equally frequent."""
     classes = len(SYNSETS)
-    rng = np.random.default_rng([draw.seed, draw.stream("train")])
+    rng = np.random.default_rng([renderer.seed, renderer.stream("train")])
     ids = (rng.permutation(classes) + 1).tolist()  # ILSVRC ids are not in the order of the wnids
-    for index in track(range(draw.counts["train"]), "render imagenet train"):
+    for index in track(range(renderer.counts["train"]), "render imagenet train"):
         synset = SYNSETS[index % classes]
         save_jpeg(
-            root / "train" / synset.wnid / f"{synset.wnid}_{index + 1}.JPEG", _scene(draw, "train", index, synset)
+            benchmark_dir / "train" / synset.wnid / f"{synset.wnid}_{index + 1}.JPEG",
+            _scene(renderer, "train", index, synset),
         )
-    labels = rng.permutation(np.arange(draw.counts["val"]) % classes).tolist()
+    labels = rng.permutation(np.arange(renderer.counts["val"]) % classes).tolist()
     for index, label in enumerate(track(labels, "render imagenet val")):
-        scene = _scene(draw, "val", index, SYNSETS[label])
-        save_jpeg(root / "val" / f"ILSVRC2012_val_{index + 1:08d}.JPEG", scene)
-    devkit = root / "ILSVRC2012_devkit_t12" / "data"
+        scene = _scene(renderer, "val", index, SYNSETS[label])
+        save_jpeg(benchmark_dir / "val" / f"ILSVRC2012_val_{index + 1:08d}.JPEG", scene)
+    devkit = benchmark_dir / "ILSVRC2012_devkit_t12" / "data"
     save_text(devkit / "ILSVRC2012_validation_ground_truth.txt", [str(ids[label]) for label in labels])
-    counts = [len(range(label, draw.counts["train"], classes)) for label in range(classes)]
+    counts = [len(range(label, renderer.counts["train"], classes)) for label in range(classes)]
     rows = [(ids[i], s.wnid, s.words, 0, counts[i]) for i, s in enumerate(SYNSETS)]
     rows += [(classes + 1 + i, wnid, words, 1, 0) for i, (wnid, words) in enumerate(PARENTS)]
     fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O"), ("num_train_images", "O")]
     synsets = np.array(sorted(rows), dtype=fields).reshape(-1, 1)
     save_mat(devkit / "meta.mat", {"synsets": synsets})
-    save_text(root / "LOC_synset_mapping.txt", [f"{synset.wnid} {synset.words}" for synset in SYNSETS])
+    save_text(benchmark_dir / "LOC_synset_mapping.txt", [f"{synset.wnid} {synset.words}" for synset in SYNSETS])
 
 
-def _scene(draw: Draw, split: str, index: int, synset: Synset):
-    wish = Wish(subject=synset.kind, name=synset.name, things=(0, 2), scenery=0.7, share=(0.5, 1.0))
-    return draw.scene(split, index, wish)
+def _scene(renderer: Renderer, split: str, index: int, synset: Synset):
+    options = SceneOptions(subject=synset.kind, name=synset.name, things=(0, 2), scenery=0.7, share=(0.5, 1.0))
+    return renderer.scene(split, index, options)

@@ -1,6 +1,6 @@
 """NYU Depth v2, labelled set: nyu_depth_v2_labeled.mat (MATLAB 7.3 = HDF5), splits.mat, normals as PNG.
 
-HDF5 sees MATLAB's axes reversed: MATLAB's H x W x 3 x N is N x 3 x W x H there.
+HDF5 reverses the order of axes: MATLAB's H x W x 3 x N is N x 3 x W x H.
 """
 
 from pathlib import Path
@@ -10,20 +10,20 @@ import numpy as np
 
 from cliptex.core.progress import track
 from cliptex.data.miniature.kinds import KINDS, SCENE_CATEGORIES
-from cliptex.data.miniature.layouts import Draw
+from cliptex.data.miniature.layouts import Renderer
 from cliptex.data.miniature.layouts.writing import save_mat, save_png
-from cliptex.data.miniature.scenes import Scene, Wish
+from cliptex.data.miniature.scenes import Scene, SceneOptions
 from cliptex.data.miniature.stage import noise
 
 ROOMS = tuple(category for category, indoors in SCENE_CATEGORIES.items() if indoors)
-WISH = Wish(categories=ROOMS, things=(1, 4), scenery=1.2, closeness=0.35)
+OPTIONS = SceneOptions(categories=ROOMS, things=(1, 4), scenery=1.2, closeness=0.35)
 USERBLOCK = 512
 FRAME = (45 / 480, 471 / 480, 41 / 640, 601 / 640)
-"""Rows and columns within which the official normals are valid, as shares of the image."""
+"""Rows and columns with valid official normals, relative to the image size."""
 
 
 def raw_depth(depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A sensor's depth: zero in patches, at depth edges and beyond 8 m."""
+    """Raw depth of a sensor: zero in patches, at depth edges and beyond 8 m."""
     height, width = depth.shape
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     shift = rng.random(2).astype(np.float32) * 8
@@ -33,7 +33,7 @@ def raw_depth(depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def encode_normals(normals: np.ndarray) -> np.ndarray:
-    """Unit vectors [H, W, 3] to uint8 (n + 1) / 2 * 255; (0, 0, 0) outside the frame in which normals are given."""
+    """Unit vectors [H, W, 3] to uint8 (n + 1) / 2 * 255; (0, 0, 0) outside of FRAME."""
     height, width = normals.shape[:2]
     out = np.zeros(normals.shape, np.uint8)
     top, bottom, left, right = (round(s * n) for s, n in zip(FRAME, (height, height, width, width), strict=True))
@@ -42,14 +42,14 @@ def encode_normals(normals: np.ndarray) -> np.ndarray:
     return out
 
 
-def write(draw: Draw, root: Path) -> None:
+def write(renderer: Renderer, benchmark_dir: Path) -> None:
     """Write the tree. The numbers of training and test images are interleaved; images are 4:3."""
-    height, width = draw.size, round(draw.size * 4 / 3)
-    splits = [(split, index) for split in ("train", "val") for index in range(draw.counts[split])]
-    rng = np.random.default_rng([draw.seed, draw.stream("train")])
+    height, width = renderer.size, round(renderer.size * 4 / 3)
+    splits = [(split, index) for split in ("train", "val") for index in range(renderer.counts[split])]
+    rng = np.random.default_rng([renderer.seed, renderer.stream("train")])
     order = rng.permutation(len(splits)).tolist()
     count = len(order)
-    path = root / "nyu_depth_v2_labeled.mat"
+    path = benchmark_dir / "nyu_depth_v2_labeled.mat"
     numbers: dict[str, list[int]] = {"train": [], "val": []}
     categories = []
     with h5py.File(path, "w", userblock_size=USERBLOCK) as file:
@@ -65,15 +65,15 @@ def write(draw: Draw, root: Path) -> None:
         }
         for position, which in enumerate(track(order, "render nyuv2")):
             split, index = splits[which]
-            scene = draw.scene(split, index, WISH, width)
+            scene = renderer.scene(split, index, OPTIONS, width)
             planes["images"][position] = scene.image.transpose(2, 1, 0)
             planes["depths"][position] = scene.depth.T
             planes["rawDepths"][position] = raw_depth(scene.depth, rng).T
-            planes["labels"][position] = scene.kinds.T  # kind 0 is "nothing" and label 0 is "no label"
+            planes["labels"][position] = scene.kinds.T  # kind 0 is "nothing", as label 0 is "no label"
             planes["instances"][position] = scene.instances.T
             numbers[split].append(position + 1)
             categories.append(scene.category)
-            _write_normals(root / "nyu_dataset" / ("train" if split == "train" else "test"), position, scene)
+            _write_normals(benchmark_dir / "nyu_dataset" / ("train" if split == "train" else "test"), position, scene)
         for name, dataset in planes.items():
             dataset.attrs["MATLAB_class"] = np.bytes_("single" if "epths" in name else dataset.dtype.name)
         scenes = [f"{category}_{position + 1:04d}" for position, category in enumerate(categories)]
@@ -83,10 +83,10 @@ def write(draw: Draw, root: Path) -> None:
         _cell(file, "rawRgbFilenames", [f"{scene}/r-0.ppm" for scene in scenes])
         _cell(file, "rawDepthFilenames", [f"{scene}/d-0.pgm" for scene in scenes])
         file.create_dataset("accelData", data=np.zeros((4, count), np.float32))
-    with path.open("r+b") as raw:  # the header by which MATLAB knows its files; 0x0200 "IM" is version and byte order
+    with path.open("r+b") as raw:  # MATLAB's file header; 0x0200 "IM" is version and byte order
         raw.write(b"MATLAB 7.3 MAT-file, written by cliptex".ljust(116) + bytes(8) + b"\x00\x02IM")
     columns = {split: np.array(sorted(which), np.uint16)[:, None] for split, which in numbers.items()}
-    save_mat(root / "splits.mat", {"trainNdxs": columns["train"], "testNdxs": columns["val"]})
+    save_mat(benchmark_dir / "splits.mat", {"trainNdxs": columns["train"], "testNdxs": columns["val"]})
 
 
 def _write_normals(folder: Path, index: int, scene: Scene) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 
 from cliptex.core.progress import track
 from cliptex.data.miniature.kinds import KIND_ID, KINDS
-from cliptex.data.miniature.layouts import Draw
+from cliptex.data.miniature.layouts import Renderer
 from cliptex.data.miniature.layouts.writing import boxes, save_jpeg, save_png, save_text
-from cliptex.data.miniature.scenes import Scene, Wish
+from cliptex.data.miniature.scenes import Scene, SceneOptions
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -20,7 +20,7 @@ BORDER = 255
 
 
 def palette() -> np.ndarray:
-    """The official colours uint8 [256, 3]: the index's bits dealt to red, green, blue, from the top bit down."""
+    """The official colours uint8 [256, 3]: the index's bits are distributed to red, green and blue, top bit first."""
     out = np.zeros((256, 3), np.uint8)
     index = np.arange(256)
     for bit in range(8):
@@ -30,24 +30,24 @@ def palette() -> np.ndarray:
 
 
 def border(instances: np.ndarray) -> np.ndarray:
-    """bool [H, W]: pixels that touch another object or the background, on objects' outlines."""
+    """bool [H, W]: pixels on objects' outlines, next to another object or the background."""
     padded = np.pad(instances, ((0, 1), (0, 1)), mode="edge")
     height, width = instances.shape
-    # one pixel wide, as the original's five pixels are of an image five times as large
+    # one pixel wide; the original's five pixels are for images five times as large
     windows = [padded[i : i + height, j : j + width] for i in range(2) for j in range(2)]
     return np.max(windows, axis=0) != np.min(windows, axis=0)
 
 
-def write(draw: Draw, root: Path) -> None:
+def write(renderer: Renderer, benchmark_dir: Path) -> None:
     """Write the tree. The numbers of training and validation images are interleaved, as in the original."""
-    folder = root / "VOCdevkit" / "VOC2012"
-    splits = [(split, index) for split in ("train", "val") for index in range(draw.counts[split])]
-    order = np.random.default_rng([draw.seed, draw.stream("train")]).permutation(len(splits))
+    folder = benchmark_dir / "VOCdevkit" / "VOC2012"
+    splits = [(split, index) for split in ("train", "val") for index in range(renderer.counts[split])]
+    order = np.random.default_rng([renderer.seed, renderer.stream("train")]).permutation(len(splits))
     listed: dict[str, list[str]] = {"train": [], "val": []}
     for position, which in enumerate(track(order.tolist(), "render voc")):
         split, index = splits[which]
         name = f"2012_{position + 1:06d}"
-        scene = draw.scene(split, index, Wish(subject=SUBJECTS[index % len(SUBJECTS)], things=(0, 2)))
+        scene = renderer.scene(split, index, SceneOptions(subject=SUBJECTS[index % len(SUBJECTS)], things=(0, 2)))
         _write_one(folder, name, scene)
         listed[split].append(name)
     for split, names in listed.items():
@@ -56,9 +56,9 @@ def write(draw: Draw, root: Path) -> None:
 
 
 def _write_one(folder: Path, name: str, scene: Scene) -> None:
-    named = [KINDS[KIND_ID[seen.kind]].voc for seen in scene.objects]
-    classes = np.array([0, *(CLASSES.index(voc) + 1 if voc else 0 for voc in named)], np.uint8)
-    # objects are numbered without those that VOC does not name
+    voc_names = [KINDS[KIND_ID[seen.kind]].voc for seen in scene.objects]
+    classes = np.array([0, *(CLASSES.index(voc) + 1 if voc else 0 for voc in voc_names)], np.uint8)
+    # only objects with a VOC class are numbered
     numbers = np.where(classes > 0, np.cumsum(classes > 0), 0).astype(np.uint8)
     objects = numbers[scene.instances]
     ring = border(objects)
@@ -74,7 +74,7 @@ def _write_one(folder: Path, name: str, scene: Scene) -> None:
         f"\t<size>\n\t\t<width>{width}</width>\n\t\t<height>{height}</height>\n\t\t<depth>3</depth>\n\t</size>",
         "\t<segmented>1</segmented>",
     ]
-    for voc, (left, top, right, bottom) in zip(named, boxes(scene.instances, len(named)), strict=True):
+    for voc, (left, top, right, bottom) in zip(voc_names, boxes(scene.instances, len(voc_names)), strict=True):
         if voc:
             cut = int(left == 0 or top == 0 or right == width or bottom == height)
             lines += [

@@ -1,4 +1,4 @@
-"""What the writers of the official layouts share. They write into a scratch tree, so a plain write is enough."""
+"""Helpers for the writers of official layouts. They write to a temporary tree, so that plain writes are enough."""
 
 import io
 from pathlib import Path
@@ -14,13 +14,13 @@ MAT_HEADER = b"MATLAB 5.0 MAT-file, written by cliptex".ljust(116)
 
 
 def save_jpeg(path: Path, scene: Scene) -> None:
-    """The scene's picture."""
+    """Write the scene's image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode_jpeg(scene.image, scene.jpeg_quality))
 
 
 def save_png(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None) -> None:
-    """uint8 [H, W] (a palette image when `palette`, uint8 [256, 3], is given) or [H, W, 3]."""
+    """Write uint8 [H, W] (with `palette`, uint8 [256, 3], as a palette image) or [H, W, 3]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(pixels)
     if palette is not None:
@@ -29,13 +29,13 @@ def save_png(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None) 
 
 
 def save_text(path: Path, lines: list[str]) -> None:
-    """One line each."""
+    """Write lines of text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines))
 
 
 def save_mat(path: Path, content: dict[str, Any]) -> None:
-    """A MATLAB 5 file, without the time of writing that scipy puts into its header."""
+    """Write a MATLAB 5 file, without scipy's time stamp in the header."""
     from scipy.io import savemat
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def save_mat(path: Path, content: dict[str, Any]) -> None:
 
 
 def boxes(instances: np.ndarray, count: int) -> list[tuple[int, int, int, int]]:
-    """Per instance 1..count of a map [H, W]: first column, first row, one past the last column and row."""
+    """Boxes of the instances 1..count of a map [H, W]: first column, first row, last column + 1, last row + 1."""
     out = []
     for number in range(1, count + 1):
         rows, columns = np.nonzero(instances == number)

@@ -1,0 +1,191 @@
+"""Commands that evaluate models, and report the results."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cliptex.cli.common import CONFIG, ConfigFile, Count, Seed, echo, load_config, load_config_with_protocols
+from cliptex.core import paths
+
+if TYPE_CHECKING:
+    from cliptex.evaluation.corruptions import Corrupted
+
+Corruptions = Annotated[
+    str,
+    typer.Option(help="JSON of a study's `corruptions`: evaluate on clean and on corrupted images."),
+]
+
+
+def probe(
+    benchmark: str,
+    models: str,
+    config_file: ConfigFile = CONFIG,
+    seed: Seed = 0,
+    out: Path | None = None,
+    corruptions: Corruptions = "null",
+    cache_gb: Annotated[float | None, typer.Option(min=0)] = None,
+    memory_gb: Annotated[float | None, typer.Option(min=0)] = None,
+) -> None:
+    """Train the probes of a benchmark on frozen encoders and evaluate them.
+
+    Args:
+        benchmark: Name of an entry in `probes.benchmarks`.
+        models: Models and baselines, separated by commas.
+        out: Folder for the results; default: that of the main run.
+        cache_gb: Overrides `probes.cache_gb`.
+        memory_gb: Overrides `probes.memory_gb`.
+    """
+    from cliptex.evaluation import probe
+    from cliptex.evaluation.job import Job
+
+    config = load_config_with_protocols(config_file)
+    limits = {"cache_gb": cache_gb, "memory_gb": memory_gb}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    config = config.model_copy(update={"probes": config.probes.model_copy(update=limits)})
+    data = _corrupted(benchmark, corruptions)
+    probe.run(config, Job(name=benchmark, models=tuple(models.split(",")), seeds=(seed,), out=out, data=data))
+
+
+def tabulate_probes(benchmark: str, config_file: ConfigFile = CONFIG) -> None:
+    """Gather a benchmark's probes over models, seeds and heads into one table.
+
+    Args:
+        benchmark: Name of an entry in `probes.benchmarks`.
+    """
+    from cliptex.evaluation.tabulate import tabulate
+    from cliptex.evaluation.targets import probe_files
+
+    config = load_config_with_protocols(config_file)
+    tabulate(benchmark, probe_files(config, benchmark), paths.RESULTS / "probes" / f"{benchmark}.json")
+
+
+def finetune(benchmark: str, model: str, config_file: ConfigFile = CONFIG, seed: Seed = 0) -> None:
+    """Train a model's encoder end to end with the heads of a benchmark, and evaluate it.
+
+    Args:
+        benchmark: Name of an entry in `finetune.benchmarks`.
+        model: Name of an entry in `models`, or random.
+    """
+    from cliptex.evaluation import finetune
+    from cliptex.evaluation.job import Job
+
+    config = load_config_with_protocols(config_file)
+    finetune.run(config, Job(name=benchmark, models=(model,), seeds=(seed,)))
+
+
+def tabulate_finetuned(benchmark: str, config_file: ConfigFile = CONFIG) -> None:
+    """Gather a benchmark's fine-tuned models over seeds and heads into one table.
+
+    Args:
+        benchmark: Name of an entry in `finetune.benchmarks`.
+    """
+    from cliptex.evaluation.tabulate import tabulate
+    from cliptex.evaluation.targets import finetune_files
+
+    config = load_config_with_protocols(config_file)
+    tabulate(benchmark, finetune_files(config, benchmark), paths.RESULTS / "finetuned" / f"{benchmark}.json")
+
+
+def zeroshot(
+    benchmark: str,
+    config_file: ConfigFile = CONFIG,
+    out: Path | None = None,
+    corruptions: Corruptions = "null",
+) -> None:
+    """Evaluate zero-shot classification with the class names of a benchmark.
+
+    Args:
+        benchmark: Name of an entry in `zeroshot.benchmarks`.
+        out: File for the results; default: that of the main run.
+    """
+    from cliptex.evaluation import zeroshot
+    from cliptex.evaluation.job import Job
+
+    zeroshot.run(load_config(config_file), Job(name=benchmark, out=out, data=_corrupted(benchmark, corruptions)))
+
+
+def retrieval(name: str, config_file: ConfigFile = CONFIG) -> None:
+    """Evaluate image-text retrieval on a set of captioned images.
+
+    Args:
+        name: Name of an entry in `zeroshot.retrieval`.
+    """
+    from cliptex.evaluation import retrieval
+    from cliptex.evaluation.job import Job
+
+    retrieval.run(load_config(config_file), Job(name=name))
+
+
+def export_benchmark(
+    name: str,
+    out: Path,
+    config_file: ConfigFile = CONFIG,
+    splits: str = "test",
+    per_tar: Count = 10_000,
+) -> None:
+    """Write a benchmark as tars that the clip_benchmark command reads, with our class names and prompts.
+
+    Args:
+        name: A classification benchmark, or an entry of `zeroshot.retrieval`.
+        out: Folder for the tars, which is the root for clip_benchmark.
+        splits: test, or test,train; test is the evaluation split.
+        per_tar: Maximum number of samples in one tar.
+    """
+    from cliptex.evaluation.export_benchmark import export_benchmark
+
+    counts = export_benchmark(load_config(config_file), name, out, splits.split(","), per_tar)
+    echo(f"{out}: {', '.join(f'{count} samples ({split})' for split, count in counts.items())}")
+
+
+def clip_benchmark(
+    dataset: str,
+    model: str,
+    task: str = "auto",
+    config_file: ConfigFile = CONFIG,
+    seed: Seed = 0,
+) -> None:
+    """Evaluate a model on one data set with the clip_benchmark command.
+
+    Args:
+        dataset: Data set as clip_benchmark names it, such as wds/vtab/cifar10.
+        model: Name of an entry in `models`.
+        task: auto, zeroshot_classification or zeroshot_retrieval.
+    """
+    from cliptex.config import dataset_slug
+    from cliptex.evaluation.clip_benchmark import run_clip_benchmark
+
+    out = paths.clip_benchmark(dataset_slug(dataset), model, seed)
+    config = load_config(config_file).clip_benchmark
+    run_clip_benchmark(config, dataset, task, model, seed, paths.model(model, seed), out)
+
+
+def tabulate_clip_benchmark(config_file: ConfigFile = CONFIG) -> None:
+    """Gather the results of clip_benchmark over data sets, models and seeds into one table."""
+    from cliptex.evaluation.clip_benchmark import suite_files, tabulate_suite
+
+    tabulate_suite(suite_files(load_config(config_file)), paths.RESULTS / "clip_benchmark" / "table.json")
+
+
+def report(config_file: ConfigFile = CONFIG) -> None:
+    """Write the tables, the figures and results/report.html."""
+    from cliptex.report import build_report
+
+    build_report(load_config(config_file))
+
+
+def study_page(config_file: ConfigFile = CONFIG) -> None:
+    """Write the page of a finished study: results/studies/<name>.html, its table and its plot."""
+    from cliptex.report.studies.page import build_study
+
+    build_study(load_config(config_file))
+
+
+def _corrupted(benchmark: str, corruptions: str) -> "Corrupted | None":
+    """The benchmark with corrupted evaluation images; None for the benchmark as it is."""
+    if corruptions == "null":
+        return None
+    from cliptex.config import Corruptions
+    from cliptex.evaluation.corruptions import Corrupted
+
+    return Corrupted.of(benchmark, Corruptions.model_validate_json(corruptions), paths.RESOURCES)

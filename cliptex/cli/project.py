@@ -1,0 +1,76 @@
+"""Commands about the project as a whole: plan, checks and the configuration's reference."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cliptex.cli.common import CONFIG, ConfigFile, echo, load_config, load_config_with_protocols
+from cliptex.core.errors import CliptexError
+
+
+def plan(config_file: ConfigFile = CONFIG, measure: bool = True) -> None:
+    """Estimate a run before it starts: shards, jobs, bytes of images, labels and features, and the experts' time.
+
+    Args:
+        measure: Read tars on the web, and run untrained experts, for numbers that are not known yet.
+    """
+    from cliptex.cluster.plan import make_plan, shown
+
+    echo(shown(make_plan(load_config_with_protocols(config_file), measure)))
+
+
+def doctor(
+    records: Annotated[list[Path] | None, typer.Argument()] = None,
+    profile: Path | None = None,
+    account: str | None = None,
+    partition: str | None = None,
+    constraint: str | None = None,
+    needs_gpu: Annotated[bool, typer.Option("--gpu")] = False,
+    kind: str | None = None,
+    out: Path | None = None,
+    config_file: ConfigFile = CONFIG,
+) -> None:
+    """Check packages, scheduler, account, partition, GPU and disk; exit code 1 if something must be fixed.
+
+    Args:
+        records: JSON files of checks that ran in jobs; shown and counted as well.
+        profile: Snakemake profile whose account, partition and constraint are checked.
+        account: Account to check, instead of the profile's.
+        partition: Partition to check, instead of the profile's.
+        constraint: Constraint to check, instead of the profile's.
+        needs_gpu: Expect a GPU on this machine.
+        kind: Kind of this job, for the record.
+        out: JSON file for the results.
+    """
+    from cliptex.cluster.doctor import Submission, examine, table
+    from cliptex.core.files import read_json, write_json
+
+    submission = Submission.of_profile(profile) if profile else None
+    if account or partition or constraint:
+        base = submission or Submission()
+        submission = Submission(account or base.account, partition or base.partition, constraint or base.constraint)
+    here = examine(load_config(config_file), submission, kind, needs_gpu)
+    places = [here, *(read_json(path) for path in records or [])]
+    is_ok = all(place["ok"] for place in places)
+    if out is not None:
+        write_json(out, {"schema_version": 1, "ok": is_ok, "places": places} if records else here)
+    echo(table(places))
+    if not is_ok:
+        raise CliptexError("fix the checks marked FAILED above")
+
+
+def config_schema() -> None:
+    """Print the JSON schema of the configuration (workflow/schemas/config.schema.json)."""
+    import json
+
+    from cliptex.config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=1))
+
+
+def config_reference() -> None:
+    """Print the table of all configuration keys (config/README.md)."""
+    from cliptex.config.reference import reference
+
+    typer.echo(reference(), nl=False)

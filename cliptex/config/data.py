@@ -1,0 +1,136 @@
+"""Configuration of the data: the miniature, the image-caption pairs and their download, the benchmarks' data."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cliptex.config.base import Name, Positive, Section, Share
+
+
+class Split(Section):
+    """Number of images of a rendered benchmark."""
+
+    train: Positive
+    val: Positive
+
+
+class Miniature(Section):
+    """The miniature: rendered synthetic replacements for the real data sets."""
+
+    seed: int = 0
+    """Seed of all scenes; a different seed gives different data sets."""
+    image_size_px: Annotated[int, Field(ge=32)] = 96
+    """Side of the square images, pixels."""
+    pairs: Positive = 6000
+    """Number of image-caption pairs, the replacement for CC3M."""
+    pairs_per_shard: Positive = 500
+    """Pairs in one WebDataset shard."""
+    noisy_captions: Share = 0.2
+    """Share of captions that are uninformative or belong to another image."""
+    expert_train: Positive = 4000
+    """Number of labelled images on which the experts are trained."""
+    expert_val: Positive = 300
+    """Number of labelled images on which the experts are evaluated."""
+    benchmarks: dict[Name, Split] = {}
+    """Number of images per benchmark and split."""
+
+
+class Urls(Section):
+    """A list of image URLs and captions, and how its images are stored (source `urls`). A change here downloads the
+    images again."""
+
+    files: Annotated[list[str], Field(min_length=1)]
+    """Files with one row per image: .tsv, .csv (also .gz) or .parquet."""
+    rows: Positive
+    """Number of rows to use, from the first; 3318333 for all of CC3M. It is an error if the list has fewer."""
+    columns: list[str] = []
+    """Column names of a list without a header; [caption, url] for the official CC3M files."""
+    url_column: str = "url"
+    """Column with the URL."""
+    caption_column: str = "caption"
+    """Column with the caption."""
+    sha256_column: str | None = None
+    """Column with the expected SHA-256 of the downloaded bytes; null: not checked."""
+    rows_per_shard: Annotated[int, Field(gt=0, le=10_000)] = 10_000
+    """Rows of the list per shard, before any are dropped."""
+    size_px: Positive = 256
+    """Shorter side of a stored image, pixels: larger images are resized to it, with their aspect ratio kept; smaller
+    images are stored unchanged."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """JPEG quality of images that are re-encoded."""
+    min_side_px: Positive = 64
+    """Images whose shorter side is below this are dropped."""
+    max_aspect_ratio: Annotated[float, Field(ge=1)] = 10.0
+    """Images with a larger aspect ratio (longer to shorter side) are dropped."""
+    max_bytes: Positive = 20_000_000
+    """Largest response body, bytes; larger ones are refused."""
+    allow_private: list[str] = []
+    """Hosts that may have a private address, for example a mirror in your own network. All others must be public."""
+    user_agent: str = "cliptex"
+    """Name in the user agent, to which a site's X-Robots-Tag may refer."""
+    refused_directives: list[str] = ["noai", "noimageai", "noindex", "noimageindex", "noml"]
+    """Images whose X-Robots-Tag has one of these directives are not used."""
+
+
+class Dataset(Section):
+    """Source of the image-caption pairs."""
+
+    source: Literal["miniature", "webdataset", "urls"] = "miniature"
+    """`miniature`: rendered. `webdataset`: existing tars. `urls`: downloaded with img2dataset."""
+    shards: list[str] = []
+    """Tars of source `webdataset`, in order: paths, http(s) URLs or hf://datasets/owner/name/file.tar, with brace
+    patterns such as {00000..00331}."""
+    sha256: dict[str, str] = {}
+    """Expected SHA-256 of downloaded tars, by URL; other tars are only checked for completeness."""
+    urls: Urls | None = None
+    """The list of source `urls`."""
+    max_repeats: Positive = 10
+    """Images that occur more often than this (identical bytes) are dropped as placeholders."""
+    min_yield: Share = 0.9
+    """Smallest share of usable samples; below it, indexing the shards fails. Old URL lists give 0.4 to 0.7."""
+
+
+class Download(Section):
+    """How pairs are downloaded. A change here downloads nothing again."""
+
+    python: str = "python"
+    """Python interpreter, by name or path, of the environment that has img2dataset."""
+    shards_per_job: Positive = 10
+    """Shards that one job downloads or checks."""
+    threads: Positive = 64
+    """Simultaneous downloads per process; the number of processes is the job's threads."""
+    timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """Timeout without data from the server, seconds."""
+    max_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Timeout for all of one image (headers and body), seconds."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    """Immediate retries of a failed URL."""
+    second_try: bool = True
+    """At the end of the job, retry URLs with errors that may be temporary (timeout, server busy, name not resolved)."""
+
+
+class BenchmarkSource(Section):
+    """Source of one benchmark's data."""
+
+    source: Literal["miniature", "official"] | None = None
+    """Overrides `benchmark_data.source`."""
+    variant: str | None = None
+    """Variant of the official data; null: the first. voc: `train`, or `trainaug` with SBD's masks. nyuv2: publication
+    of the normals, `bae`, `dsine` or `ladicky`. places365: `easyformat`, or `small` with lists of files."""
+    path: str | None = None
+    """Folder with the official archives or their unpacked contents. It is never modified. Archives that it lacks are
+    downloaded if their terms permit it."""
+
+
+class BenchmarkData(Section):
+    """Source of the benchmarks' data (docs/data.md). A change that leads to the same data runs nothing again."""
+
+    source: Literal["miniature", "official"] | None = None
+    """`miniature`: rendered. `official`: downloaded, or read from `path`. null: `miniature` if the pairs are the
+    miniature's, else `official`."""
+    archives: str | None = None
+    """Table (TSV) of mirrors and further archives; its rows override those of cliptex/benchmarks/archives.tsv."""
+    keep_archives: bool = False
+    """Keep downloaded archives in resources/archives after unpacking."""
+    benchmarks: dict[Name, BenchmarkSource] = {}
+    """Settings of individual benchmarks."""

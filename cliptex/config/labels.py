@@ -1,0 +1,87 @@
+"""Configuration of the pseudo-labels: the experts, the backbone they share, the label stores."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from cliptex.config.base import Name, Positive, Section
+
+
+class ExpertConfig(Section):
+    """An expert: the source of its weights, and how it is run."""
+
+    plugin: str | None = None
+    """Module in cliptex/experts/ or "package.module:Class"; null: the module with the expert's name."""
+    weights: Literal["trained", "url", "hub", "local", "random"] = "trained"
+    """`trained`: by this workflow on rendered images. `url`: downloaded from `url`. `hub`: from the Hugging Face
+    repository `repo`. `local`: from the file or folder `path`. `random`: untrained, only for tests and benchmarks."""
+    url: str | None = None
+    """URL (http or https) of the weight file, for `url`."""
+    repo: str | None = None
+    """Repository for `hub`, e.g. "Intel/dpt-large"."""
+    revision: str | None = None
+    """Commit, tag or branch of `repo`; null: the default branch. The resolved commit is recorded."""
+    file: str | None = None
+    """File in `repo`; null: config.json, preprocessor_config.json and the model's weights."""
+    path: str | None = None
+    """Weight file (safetensors, or PyTorch with tensors only) or folder of a saved model, for `local`."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
+    """Expected SHA-256 of the weight file, or at least its first 8 digits; other weights are refused."""
+    licence: str | None = None
+    """Licence of the weights, recorded in the label store; null: "Apache-2.0" for `trained` and `random` weights, else
+    "unknown"."""
+    batch_size: Positive = 32
+    """Images per forward pass."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of the network, in training and labelling; `auto`: bf16 if the GPU supports it natively or the CPU
+    has AMX, else fp32."""
+    network: dict[str, Any] = {}
+    """Options of the architecture and of inference, defined by the expert."""
+    training: dict[str, Any] = {}
+    """Training options (steps, batch_size, learning_rate, ...), defined by the expert."""
+
+    @property
+    def licence_name(self) -> str:
+        """`licence`, or its default."""
+        return self.licence or ("Apache-2.0" if self.weights in ("trained", "random") else "unknown")
+
+
+class Backbone(Section):
+    """An encoder pre-trained on rendered images with labels of all tasks; experts trained here start from it."""
+
+    encoder: str = "cliptex_resnet"
+    """timm architecture with features at 1/4, 1/8, 1/16 and 1/32 of the input size."""
+    encoder_options: dict[str, Any] = {}
+    """Keyword arguments for timm."""
+    channels: Positive = 64
+    """Channels of the feature pyramid, which is only used during pre-training."""
+    input_size_px: Positive = 64
+    """Side of the encoder's square input, pixels."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format; `auto`: bf16 if the GPU supports it natively or the CPU has AMX, else fp32."""
+    training: dict[str, Any] = {}
+    """Training options, the same as an expert's."""
+
+
+class LabelStore(Section):
+    """A label store: the pseudo-labels of one task, made by one expert."""
+
+    task: str
+    """Module in cliptex/tasks/ or "package.module:Class"."""
+    expert: Name
+    """Name of an entry in `experts`."""
+    of: Name | None = None
+    """Label store of the same task that the expert reads and changes, for experts that do so (`degraded`)."""
+
+
+class Labels(Section):
+    """How shards are labelled."""
+
+    shards_per_job: Positive = 10
+    """Shards per labelling job. Choose it before labelling: a change keeps the labels, but models that use them are
+    trained again."""
+    max_side_px: Positive = 256
+    """Longest side of a label grid, pixels; larger images are labelled at full size and the label is resized."""
+    max_image_side_px: Positive = 2048
+    """Larger images are resized to this longer side before labelling, which bounds the memory. Experts with published
+    weights see at most 1333 pixels per side."""

@@ -1,0 +1,149 @@
+"""Configuration of the models: the CLIP to train, how all models are trained, and each model's own values."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from cliptex.config.base import Name, Positive, Rate, Section, Share, Shares
+
+HeadKind = Literal["light", "heavy", "heavier"]
+MultiScale = Literal["ppm", "aspp", "none"]
+
+
+class Student(Section):
+    """The CLIP model to train."""
+
+    architecture: str | dict[str, Any] = "ViT-B-16"
+    """Name of an open_clip architecture, or an open_clip `model_cfg`."""
+    pretrained: str | None = None
+    """open_clip pretrained tag, or path of a checkpoint or an exported folder; null: random weights."""
+
+
+class Watch(Section):
+    """Validation during training. It does not change the weights."""
+
+    zero_shot: Name | None = None
+    """Classification benchmark for zero-shot accuracy before step 1, after every `every_epochs` and at the end; null:
+    none."""
+    zero_shot_images: Positive = 1000
+    """Number of images of the evaluation split to use, evenly spaced."""
+    max_drop: Annotated[float, Field(ge=0)] | None = None
+    """Allowed drop of top-1 accuracy since the start, percentage points; beyond it, `on_drop` applies. Default: 5 if
+    `zero_shot` is set; null: no limit."""
+    on_drop: Literal["warn", "stop"] = "warn"
+    """`warn`: a warning in the log and in train.json. `stop`: the run ends with an error."""
+    every_epochs: Positive = 1
+    """Epochs between validations, both zero-shot and on held-out pairs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_max_drop(cls, values: Any) -> Any:
+        """Not the field's default, which would also change the recorded values of trainings without `zero_shot`."""
+        if isinstance(values, dict) and values.get("zero_shot") and "max_drop" not in values:
+            return values | {"max_drop": 5.0}
+        return values
+
+
+class Train(Section):
+    """Training values that all models share."""
+
+    batch_size: Positive = 128
+    """Image-caption pairs per step, over all processes and micro-batches; all others in the batch are negatives."""
+    accumulate: Positive = 1
+    """Number of micro-batches per process and step. More of them need less memory, but a second forward pass."""
+    crop_sizes_px: tuple[Positive, ...] = ()
+    """Crop sizes, one of which is drawn at each step; the batch size changes so that the number of patches does not.
+    Empty: the encoder's image size."""
+    held_out: Annotated[int, Field(ge=0)] = 0
+    """Number of pairs excluded from training, on which each head is compared with the pseudo-labels."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    """Steps of linear warm-up, followed by cosine decay to zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """AdamW weight decay; norms, biases, embeddings and the logit scale have none."""
+    beta2: Share = 0.98
+    """AdamW beta2."""
+    grad_clip: Rate = 1.0
+    """Maximum gradient norm."""
+    crop_scale: Shares = (0.5, 1.0)
+    """Area of the random crop as a share of the image: minimum and maximum."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip."""
+    target_size_px: Positive = 32
+    """Side of the grid on which dense losses are computed, pixels."""
+    multi_scale: MultiScale = "ppm"
+    """Shared module between the encoder and the task heads: `ppm` (pyramid pooling, PSPNet), `aspp` (dilated
+    convolutions, DeepLabV3), or `none`."""
+    multi_scale_channels: Positive = 128
+    """Output channels of the multi-scale module and of the hidden layers of heavy heads."""
+    multi_scale_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (6, 12, 18)
+    """Dilation rates of `aspp`, in patches. Rates as large as the side of the patch grid only see the centre."""
+    heads: HeadKind = "light"
+    """Task heads: `light`: a 1x1 convolution; `heavy`: two 3x3 convolutions before it; `heavier`: four."""
+    label_prior_cells: Annotated[int, Field(ge=0)] = 8
+    """Side of the grid of position biases in the heads. They are fitted before the first step to the mean label at each
+    position, so that the encoder need not learn it. 0: none, as in the paper."""
+    head_rate_factor: Rate = 4.0
+    """Learning rate of the multi-scale module and the heads, relative to the encoder's."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay per step of an exponential moving average of all weights, which is then exported; null: none."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """`auto`: bf16 if the GPU supports it natively or the CPU has AMX, else fp32; recorded in train.json. `fp16`, for
+    GPUs without bf16, scales the loss."""
+    checkpoint_activations: bool = False
+    """Recompute the towers' activations in the backward pass: less memory, a third more time."""
+    compile: bool = False
+    """Compile the towers with torch.compile."""
+    log_every: Positive = 10
+    """Steps between lines of metrics.jsonl."""
+    trackers: tuple[Literal["tensorboard", "wandb", "wandb_offline"], ...] = ("tensorboard",)
+    """Loggers that also receive these lines during training; see docs/training.md."""
+    checkpoint_every: Positive = 100
+    """Steps between checkpoints."""
+    shuffle_shards: Positive = 16
+    """Number of shards that are shuffled together. Each process holds the labels of its own rows of them in memory."""
+    watch: Watch = Watch()
+    """Validation during training."""
+
+
+class Interpolation(Section):
+    """Weights between those of two models (WiSE-FT, Wortsman et al. 2022, "Robust fine-tuning of zero-shot models")."""
+
+    of: Name
+    """The model at alpha = 1, usually the fine-tuned one."""
+    with_: Name = Field(alias="with")
+    """The model at alpha = 0, usually the one that fine-tuning started from. Same architecture and seed."""
+    alpha: Share = 0.5
+    """Each weight is alpha times that of `of` plus 1 - alpha times that of `with`."""
+
+
+class Model(Section):
+    """A named training run, or an interpolation of two models."""
+
+    interpolate: Interpolation | None = None
+    """Interpolate two other models instead of training; excludes all other keys."""
+    init: Name | None = None
+    """Model to start from (its final weights, same seed); null: `student`."""
+    steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps; 0 exports the initial weights."""
+    learning_rate: Rate = 1e-3
+    """Peak learning rate."""
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of patches dropped from each training image (FLIP, Li et al. 2023); only for models without tasks."""
+    tasks: dict[Name, Annotated[float, Field(gt=0)]] = {}
+    """Label stores to learn from, with the weight of each task's loss; empty: contrastive loss only."""
+    losses: dict[Name, dict[str, Any]] = {}
+    """Options of the tasks' losses, by label store, that override the defaults; see docs/models.md."""
+    contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the contrastive loss."""
+    shuffle_labels: bool = False
+    """Control: each image gets the pseudo-labels of another image."""
+    heads: HeadKind | None = None
+    """Overrides `train.heads`."""
+    multi_scale: MultiScale | None = None
+    """Overrides `train.multi_scale`."""
+
+    def sources(self) -> list[str]:
+        """Models that this one is made from: `init`, or the two that are interpolated."""
+        if self.interpolate is not None:
+            return [self.interpolate.of, self.interpolate.with_]
+        return [] if self.init is None else [self.init]

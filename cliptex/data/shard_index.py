@@ -1,0 +1,260 @@
+"""The shard index: which samples of which shards are usable, checked once and recorded with the shards' digests.
+
+Reads   results/shards/{shard}.tar (or existing tars, source `webdataset`).
+Writes  results/shards/{shard}.parquet (sources `urls` and `webdataset`): one row per sample, with the reason if it is
+        dropped; results/shards/index.json, last: each shard's digest, keys, and dropped samples with the reason.
+Holds   keys are unique over all shards and in order; each sample in the index has a caption and an image that decodes.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, replacing, sha256_file, write_json
+from cliptex.core.progress import track
+from cliptex.data.images import BadImage, open_image, require_codecs
+from cliptex.data.packed import Keys, Reasons, plain
+from cliptex.data.shards import Pair, iterate_shard, read_shard, remedy, samples
+
+log = logging.getLogger("cliptex")
+MAX_REPEATS = 10
+OK = "ok"
+TABLE_SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "status": pa.string(),  # "ok", or the reason why it is dropped
+        "detail": pa.string(),  # the original message of the reason, if any
+        "url": pa.string(),
+        "sha256": pa.string(),  # of the stored image's bytes
+        "width": pa.int32(),
+        "height": pa.int32(),
+    }
+)
+"""A shard's table: one row per sample, or per row of the URL list."""
+
+
+def verify_shard(path: Path) -> pa.Table:
+    """Read every sample of a shard once and decode its image. Returns the table (`TABLE_SCHEMA`), sorted by key."""
+    rows = []
+    for pair in iterate_shard(path):
+        status, size = _check_sample(pair)
+        if status != OK:
+            log.warning("%s: %s dropped: %s", path, pair.key, status)
+        digest = hashlib.sha256(pair.image).hexdigest() if pair.image else None
+        url = pair.metadata.get("url")
+        rows.append((pair.key, status, None, str(url) if url else None, digest, *size))
+    rows.sort(key=lambda row: row[0])
+    return to_table(rows)
+
+
+def to_table(rows: list[tuple]) -> pa.Table:
+    """Rows with one value per column of `TABLE_SCHEMA` as a table."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(TABLE_SCHEMA)
+    arrays = [pa.array(column, kind.type) for column, kind in zip(columns, TABLE_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=TABLE_SCHEMA)
+
+
+def _check_sample(pair: Pair) -> tuple[str, tuple[int | None, int | None]]:
+    """Status of a sample, and width and height of its image."""
+    if pair.image is None:
+        return "no image", (None, None)
+    try:
+        size = open_image(pair.image).size
+    except BadImage as error:
+        return str(error), (None, None)
+    return (OK if pair.caption else "no caption"), size
+
+
+def describe_shard(number: int, path: Path) -> dict[str, Any]:
+    """Identity of a shard: `shard` (5 digits), `path`, `sha256`, `bytes`."""
+    return {
+        "shard": f"{number:05d}",
+        "path": str(path),
+        "sha256": sha256_file(path),
+        "bytes": Path(path).stat().st_size,
+    }
+
+
+def write_shard_table(path: Path, rows: pa.Table, shard: dict[str, Any]) -> None:
+    """Write a shard's table, with its description `shard` as Parquet metadata under `cliptex`."""
+    with replacing(path) as scratch:
+        pq.write_table(rows.replace_schema_metadata({"cliptex": json.dumps(shard)}), scratch, compression="zstd")
+
+
+def read_shard_table(path: Path) -> tuple[dict[str, Any], pa.Table]:
+    """Read the file that `write_shard_table` wrote: the shard's description and its rows."""
+    try:
+        table = pq.read_table(path)
+        return json.loads(table.schema.metadata[b"cliptex"]), table
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        folder = Path(path).parent
+        raise CliptexError(
+            f"{path}: cannot be read ({error}); run: rm -f {path} {folder}/index.json {folder}/batch-*.json   and then"
+            " the same command again"
+        ) from error
+
+
+def index_shards(shards: list[Path], index: Path, min_yield: float, max_repeats: int = MAX_REPEATS) -> dict[str, Any]:
+    """Read every sample of every shard once and write the index; see `write_index`.
+
+    Raises CliptexError for an unreadable shard, and like `write_index`.
+    """
+    require_codecs()
+
+    def verified() -> Iterator[tuple[dict[str, Any], pa.Table]]:
+        for number, path in enumerate(track(shards, "index shards")):
+            rows = verify_shard(path)
+            yield describe_shard(number, path), rows
+
+    return write_index(verified(), index, min_yield, max_repeats)
+
+
+def write_index(
+    shards: Iterable[tuple[dict[str, Any], pa.Table]], index: Path, min_yield: float, max_repeats: int = MAX_REPEATS
+) -> dict[str, Any]:
+    """Write the index. shards: descriptions and rows of all shards, in order.
+
+    The index holds `shards` (a list of {shard, path, sha256, bytes, keys, dropped: {key: reason}}), `num_samples`
+    (usable), `dropped` (reason -> count) and `repeated` (SHA-256 -> count). Images that occur more than `max_repeats`
+    times are all dropped as "repeated image", since servers replace deleted images with a placeholder.
+    Raises CliptexError for duplicate keys, or if the share of usable samples is below `min_yield`, with the most common
+    reasons.
+    """
+    entries: list[dict[str, Any]] = []
+    digests, hashes = [], []  # of images and keys, in arrays, so that millions of pairs fit in memory
+    for description, rows in shards:
+        keys, statuses = rows["key"].to_pylist(), rows["status"].to_pylist()
+        hashes.append(np.fromiter(map(hash, keys), np.int64, len(keys)))
+        if len(set(keys)) < len(keys):
+            (duplicate, _), *_ = Counter(keys).most_common(1)
+            raise _duplicate_key(description["path"], duplicate, description["path"])
+        usable_rows = [number for number, status in enumerate(statuses) if status == OK]
+        dropped = {key: status for key, status in zip(keys, statuses, strict=True) if status != OK}
+        image_digests = bytes.fromhex("".join(rows["sha256"].take(pa.array(usable_rows, pa.int64())).to_pylist()))
+        digests.append(np.frombuffer(image_digests, np.uint8).reshape(-1, 32))
+        description = {name: description[name] for name in ("shard", "path", "sha256", "bytes")}
+        entries.append(
+            {**description, "keys": Keys(keys[number] for number in usable_rows), "dropped": Reasons(dropped)}
+        )
+    _require_unique(entries, hashes)
+    frequent = _frequent(digests, max_repeats)
+    repeated: Counter[str] = Counter()
+    for entry, image_digests in zip(entries, digests, strict=True) if frequent else ():
+        placeholders = {n for n, value in enumerate(_short(image_digests).tolist()) if value in frequent}
+        repeated.update(image_digests[number].tobytes().hex() for number in sorted(placeholders))
+        keys = list(entry["keys"])
+        entry["keys"] = Keys(key for number, key in enumerate(keys) if number not in placeholders)
+        dropped = dict.fromkeys(sorted(keys[number] for number in placeholders), "repeated image")
+        entry["dropped"] = Reasons({**entry["dropped"], **dropped})
+    reasons = Counter(reason for entry in entries for reason in entry["dropped"].values())
+    num_usable = sum(len(entry["keys"]) for entry in entries)
+    require_yield(num_usable, reasons, min_yield)
+    out = {
+        "schema_version": 1,
+        "num_samples": num_usable,
+        "dropped": dict(reasons.most_common()),
+        "repeated": dict(repeated.most_common()),
+        "shards": entries,
+    }
+    write_json(index, out, plain)
+    return out
+
+
+def _require_unique(entries: list[dict[str, Any]], hashes: list[np.ndarray]) -> None:
+    """Raise CliptexError if a key occurs twice. hashes: of the keys, one array per shard."""
+    all_hashes = np.sort(np.concatenate(hashes)) if hashes else np.zeros(0, np.int64)
+    suspects = set(all_hashes[1:][all_hashes[1:] == all_hashes[:-1]].tolist())  # equal keys, or a hash collision
+    seen: dict[str, str] = {}
+    for entry, key_hashes in zip(entries, hashes, strict=True) if suspects else ():
+        if suspects.isdisjoint(key_hashes.tolist()):
+            continue
+        for key in sorted([*entry["keys"], *entry["dropped"]]):
+            if key in seen:
+                raise _duplicate_key(entry["path"], key, seen[key])
+            if hash(key) in suspects:
+                seen[key] = entry["path"]
+
+
+def _duplicate_key(path: str, key: str, other: str) -> CliptexError:
+    return CliptexError(f"{path}: key {key!r} is also in {other}; keys must be unique over all shards")
+
+
+def _short(digests: np.ndarray) -> np.ndarray:
+    """The first 64 bits of SHA-256 digests [N, 32], enough to find repeated images."""
+    return np.ascontiguousarray(digests[:, :8]).view(np.uint64)[:, 0]
+
+
+def _frequent(digests: list[np.ndarray], max_repeats: int) -> set[int]:
+    """Short forms (`_short`) of the digests that occur more than `max_repeats` times."""
+    short = np.sort(np.concatenate([_short(part) for part in digests])) if digests else np.zeros(0, np.uint64)
+    return set(short[max_repeats:][short[max_repeats:] == short[: max(len(short) - max_repeats, 0)]].tolist())
+
+
+def require_yield(usable: int, reasons: Counter[str], min_yield: float, prefix: str = "") -> None:
+    """Raise CliptexError, with the three most common reasons, if the share of usable samples is below `min_yield`.
+
+    prefix: begins the message.
+    """
+    total = usable + sum(reasons.values())
+    if not total or usable / total < min_yield:
+        common = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3)) or "no samples at all"
+        raise CliptexError(
+            f"{prefix}only {usable} of {total} samples are usable, below dataset.min_yield = {min_yield} ({common});"
+            " fix the cause, or lower dataset.min_yield"
+        )
+
+
+def read_index(index: Path) -> dict[str, Any]:
+    """Read the shard index; see `write_index`. Keys and reasons are packed, see `cliptex.data.packed`."""
+
+    def pack(item: dict[str, Any]) -> dict[str, Any]:
+        if "keys" in item and "dropped" in item:  # a shard, packed before the next one is parsed
+            item |= {"keys": Keys(item["keys"]), "dropped": Reasons(item["dropped"])}
+        return item
+
+    return read_json(index, pack)
+
+
+def read_indexed(entry: dict[str, Any]) -> list[Pair]:
+    """Read the usable samples of an indexed shard, sorted by key.
+
+    Raises CliptexError if the shard differs from the index.
+    """
+    path = Path(entry["path"])
+    if path.exists():
+        check_indexed(entry)
+    keys = set(entry["keys"])
+    pairs = [pair for pair in read_shard(path) if pair.key in keys]
+    if [pair.key for pair in pairs] != entry["keys"]:
+        raise CliptexError(f"{path}: keys differ from the index; {reindex_command()}")
+    return pairs
+
+
+def check_indexed(entry: dict[str, Any]) -> None:
+    """Raise CliptexError if an indexed shard is missing, or its size or first sample differs from the index.
+
+    The remaining headers are only read when samples are, see `cliptex.data.shard_access.ShardOffsets`.
+    """
+    path = Path(entry["path"])
+    if not path.exists():
+        raise CliptexError(f"{path}: shard is missing; {remedy(path)}")
+    if path.stat().st_size != entry["bytes"]:
+        raise CliptexError(f"{path}: size differs from the index; {reindex_command()}")
+    first = next((key for key, _ in samples(path, lambda *_: None)), None)
+    if first is not None and first not in entry["keys"] and first not in entry["dropped"]:
+        raise CliptexError(f"{path}: its first key, {first!r}, is not in the index; {reindex_command()}")
+
+
+def reindex_command() -> str:
+    """The command that checks and indexes the shards again, for error messages."""
+    return f"run: rm -f {paths.SHARD_INDEX} {paths.SHARDS}/batch-*.json   and then the same command again"

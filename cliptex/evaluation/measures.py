@@ -1,0 +1,44 @@
+"""Measures of zero-shot classification and retrieval, and the measure of any row of results. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cliptex.core.errors import CliptexError
+from cliptex.evaluation.probes.base import Measure
+from cliptex.evaluation.probes.tasks import probe_measures
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cliptex.evaluation.metrics.base import Arrays
+
+
+def _top1(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
+    from cliptex.evaluation.metrics.ranking import top1
+
+    return top1(arrays, weights)
+
+
+def _recall_at_1(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
+    from cliptex.evaluation.metrics.ranking import recall_at_1
+
+    return recall_at_1(arrays, weights)
+
+
+ZERO_SHOT = Measure("zero_shot_classification", "Zero-shot classification", "top1", _top1)
+IMAGE_TO_TEXT = Measure("image_to_text_retrieval", "Captions of an image", "R@1", _recall_at_1)
+TEXT_TO_IMAGE = Measure("text_to_image_retrieval", "Image of a caption", "R@1", _recall_at_1)
+
+
+def measures() -> dict[str, Measure]:
+    """All measures by name: those of probe tasks, then of zero-shot classification and retrieval."""
+    return probe_measures() | {measure.name: measure for measure in (ZERO_SHOT, IMAGE_TO_TEXT, TEXT_TO_IMAGE)}
+
+
+def measure(name: str) -> Measure:
+    """The measure of a row whose `task` is `name`. Raises CliptexError for one that is not known."""
+    known = measures()
+    if name not in known:
+        raise CliptexError(f"task {name!r} of a result: not one of {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,71 @@
+"""Metrics of surface normals: angles in degrees, shares in percent."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from cliptex.evaluation.metrics.base import Arrays, mean_over_images, ratio
+from cliptex.evaluation.metrics.depth import Averaging
+
+WITHIN_DEGREES = {"within_5": 5.0, "within_7_5": 7.5, "within_11_25": 11.25, "within_22_5": 22.5, "within_30": 30.0}
+NORMALS_METRICS = ("mean", "median", "rmse", *WITHIN_DEGREES)
+
+
+def angles(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Angle in degrees between unit vectors [..., 3], at the pixels where the truth is not NaN."""
+    valid = np.isfinite(truth).all(-1)
+    cosine = np.sum(truth[valid].astype(np.float64) * prediction[valid], axis=-1)
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+
+
+def normals_metrics(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], averaging: Averaging = "pooled"
+) -> dict[str, float]:
+    """`mean_angles` of (truth, prediction) [H, W, 3]."""
+    return mean_angles([angles(truth, prediction).astype(np.float32) for truth, prediction in pairs], averaging)
+
+
+def mean_angles(errors: Sequence[np.ndarray], averaging: Averaging) -> dict[str, float]:
+    """`NORMALS_METRICS` (degrees and percent) of the angles at the valid pixels of each image.
+
+    `pooled`: over the pixels of all images (Bae et al.). `image`: computed an image and averaged over images (probe3d);
+    one without any valid pixel does not count.
+    """
+    if averaging == "pooled":
+        return angle_metrics(np.concatenate(errors))
+    rows = [angle_metrics(one) for one in errors if len(one)]
+    return {name: float(np.mean([row[name] for row in rows])) for name in NORMALS_METRICS}
+
+
+def angle_metrics(error: np.ndarray) -> dict[str, float]:
+    """`mean median rmse` (degrees), and the names of `WITHIN_DEGREES` (percent), of angles in degrees."""
+    values = [
+        float(error.mean(dtype=np.float64)),
+        float(np.median(error)),
+        float(np.sqrt(np.mean(error.astype(np.float64) ** 2))),
+        *(100 * float(np.mean(error < limit)) for limit in WITHIN_DEGREES.values()),
+    ]
+    return dict(zip(NORMALS_METRICS, values, strict=True))
+
+
+def normals_statistics(angles: Sequence[np.ndarray], averaging: Averaging) -> Arrays:
+    """Of the angles in degrees at each image's valid pixels."""
+    if averaging == "image":
+        rows = [angle_metrics(one) if len(one) else dict.fromkeys(NORMALS_METRICS, np.nan) for one in angles]
+        return {name: np.array([row[name] for row in rows]) for name in NORMALS_METRICS}
+    return {
+        "pixels": np.array([len(one) for one in angles], np.int64),
+        "angle_sum": np.array([one.sum(dtype=np.float64) for one in angles]),
+        "square_sum": np.array([np.square(one, dtype=np.float64).sum() for one in angles]),
+        **{
+            name: np.array([np.count_nonzero(one < limit) for one in angles], np.int64)
+            for name, limit in WITHIN_DEGREES.items()
+        },
+    }
+
+
+def mean_angle(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
+    """Mean angle, degrees, for each row of weights [B, N]: float64 [B]."""
+    if "pixels" not in arrays:
+        return mean_over_images(arrays["mean"], weights)
+    return ratio(weights @ arrays["angle_sum"], weights @ arrays["pixels"])

@@ -1,0 +1,46 @@
+"""Metrics of semantic segmentation, from confusion matrices. Percent."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from cliptex.evaluation.metrics.base import Arrays, ratio
+
+IGNORE = 255
+
+
+def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixel counts int64 [truth class, predicted class]; pixels whose truth is 255 are left out."""
+    valid = truth != IGNORE
+    index = truth[valid].astype(np.int64) * num_classes + prediction[valid]
+    return np.bincount(index, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def segmentation_metrics(confusion: np.ndarray) -> dict[str, float]:
+    """`mIoU`, `mAcc`, `aAcc` in percent, as mmsegmentation's IoUMetric (which rounds to two digits).
+
+    mIoU is the mean over classes that occur in truth or prediction, mAcc over classes that occur in the truth.
+    """
+    hit, truth, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    union = truth + predicted - hit
+    return {
+        "mIoU": 100 * float(np.mean(hit[union > 0] / union[union > 0])),
+        "mAcc": 100 * float(np.mean(hit[truth > 0] / truth[truth > 0])),
+        "aAcc": 100 * float(hit.sum() / truth.sum()),
+    }
+
+
+def segmentation_statistics(confusions: Iterable[np.ndarray]) -> tuple[np.ndarray, Arrays]:
+    """The sum of one confusion matrix [truth, predicted] an image, and the counts of each image."""
+    total, counts = 0, []
+    for one in confusions:
+        total = total + one
+        counts.append(np.stack([one.diagonal(), one.sum(1), one.sum(0)]).astype(np.int32))
+    return total, dict(zip(("hit", "truth", "predicted"), np.stack(counts, axis=1), strict=True))
+
+
+def mean_iou(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
+    """mIoU, percent, for each row of weights [B, N]: float64 [B]."""
+    hit, truth, predicted = (weights @ arrays[name].astype(np.float64) for name in ("hit", "truth", "predicted"))
+    union = truth + predicted - hit
+    return 100 * ratio((hit / np.where(union > 0, union, 1)).sum(1), (union > 0).sum(1))

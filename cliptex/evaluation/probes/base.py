@@ -1,0 +1,142 @@
+"""What a probe task must provide. One file per task next to this one; a task of your own is a class that extends `ProbeTask`.
+
+A benchmark names its tasks (`Benchmark.tasks`), a protocol has a section per task, and a head of that section gives one or
+more rows of results. Imports nothing heavy: the workflow asks tasks for their sections and output files at every start,
+so methods that compute import NumPy and PyTorch themselves.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cliptex.core.errors import CliptexError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from cliptex.benchmarks.base import Benchmark
+    from cliptex.config import FineTuning
+    from cliptex.evaluation.metrics.base import Arrays
+    from cliptex.evaluation.probes.features import Features
+    from cliptex.evaluation.probes.parts import Part, TruthOf
+    from cliptex.evaluation.probes.tuning import Tuned, Tuner
+    from cliptex.evaluation.probes.views import Size
+    from cliptex.evaluation.protocols.base import ProbeSection
+    from cliptex.evaluation.protocols.resolve import Entry
+    from cliptex.models.encoders import Encoder
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One kind of result row: what its `task` key says, and how its main metric follows from per-image parts.
+
+    name: value of `task` in the row. title: as the report writes it. main: name of the main metric. from_images: (arrays
+    of all images, weights [B, N]) -> the main metric of each row of weights, float64 [B]. each_image: arrays -> the main
+    metric of every image, float64 [N]; by default `from_images` with one image at a time.
+    """
+
+    name: str
+    title: str
+    main: str
+    from_images: Callable[[Arrays, np.ndarray], np.ndarray]
+    each_image: Callable[[Arrays], np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of one trained head on one task: a row of results without names, and what is kept of its predictions.
+
+    task: name of its `Measure`. predictions: arrays of the .npz file (docs/results-json.md). per_image: the arrays of
+    `Measure.from_images`. thumbnails: small copies of the predictions (`cliptex.evaluation.thumbnails`); may be empty.
+    """
+
+    task: str
+    metrics: dict[str, float | None]
+    num_parameters: int
+    hyperparameters: dict[str, Any]
+    protocol: str
+    predictions: dict[str, np.ndarray]
+    per_image: Arrays
+    thumbnails: Arrays = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all heads of one evaluation share. kept: the evaluation samples whose predictions are kept."""
+
+    benchmark: Benchmark
+    protocol: Entry
+    holdout: float
+    seed: int
+    kept: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """One encoder's features of both parts, with the ground truth. size: height and width that the encoder sees."""
+
+    train: Part
+    eval: Part
+    size: Size
+    train_features: Features | torch.Tensor
+    eval_features: Features | torch.Tensor
+
+
+class ProbeTask(ABC):
+    """One probe task. Instances have no state."""
+
+    name: ClassVar[str]
+    """Key of its section in a protocol, and in `Benchmark.tasks` of the package's own benchmarks."""
+    section: ClassVar[type[ProbeSection]]
+    """Its section of a protocol; `heads` maps names to options that have a `kind`."""
+    measures: ClassVar[tuple[Measure, ...]]
+    """The rows that a head may give; the first one's metric is chosen on the holdout."""
+    tunable: ClassVar[tuple[str, ...]] = ()
+    """Kinds of heads that can be trained together with the encoder."""
+    has_thumbnails: ClassVar[bool] = True
+    """Whether small copies of all predictions are kept for the report."""
+
+    @abstractmethod
+    def truth(self, run: Run, encoder: Encoder) -> TruthOf:
+        """Returns a function (sample, training view or None) -> the ground truth to keep; None is an evaluation image."""
+
+    @abstractmethod
+    def outcomes(self, run: Run, head: str, data: Data) -> list[Outcome]:
+        """Train the head of that name on the training features and evaluate it: one outcome per measure."""
+
+    def tuner(
+        self, run: Run, head: str, tuned: Tuned, split: tuple[np.ndarray, np.ndarray], seed: int, options: FineTuning
+    ) -> Tuner:
+        """How the head is trained together with the encoder; for heads whose kind is in `tunable`."""
+        raise CliptexError(f"{self.name}: its heads cannot be trained with an encoder; leave the task out")
+
+    def truth_bytes(self, section: Any, image_size: int) -> int:
+        """Bytes of a training view's ground truth in memory. image_size: the encoder's own input side."""
+        return 0
+
+    def thumbnail(self, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
+        """Prediction of one image from the arrays of `Outcome.thumbnails`, with the keys of a sample."""
+        raise CliptexError(f"{self.name}: keeps no thumbnails")
+
+
+def map_truth_bytes(section: Any, image_size: int, channels: int) -> int:
+    """Bytes of a float32 map on the grid on which training truths are kept."""
+    from cliptex.evaluation.protocols.base import ridge_grid
+
+    side = ridge_grid(section) or section.truth_px or section.input.size_px or image_size
+    height, width = (side, side) if isinstance(side, int) else side
+    return 4 * height * width * channels
+
+
+def truth_grid(section: Any, encoder: Encoder) -> Size:
+    """Height and width of the grid on which a map's training truths are kept: that of ridge regression if all heads
+    are solved by it, else `truth_px` or the encoder's input."""
+    from cliptex.evaluation.protocols.base import ridge_grid
+
+    if (side := ridge_grid(section)) is not None:
+        return side, side
+    return encoder.input_size(section.truth_px or section.input.size_px)

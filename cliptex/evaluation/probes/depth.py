@@ -1,0 +1,110 @@
+"""Monocular depth in metres: ridge regression or bins.
+
+Predictions kept:  `depth_truth_{i}`, `depth_prediction_{i}`: float32 [H, W] metres, NaN = invalid
+Per-image parts:   the six metrics of each image, float64 [N], NaN for an image without a valid pixel; where they are pooled over
+                   pixels also `pixels` int64 [N], whose weights they then have
+Thumbnails:        metres as bytes of each image's range, at most 48 pixels a side
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from cliptex.config import Name, Positive, Rate
+from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, map_truth_bytes, truth_grid
+from cliptex.evaluation.protocols.base import DecoderTraining, MapTask, Ridge
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cliptex.config import FineTuning
+    from cliptex.evaluation.metrics.base import Arrays
+    from cliptex.evaluation.probes.parts import TruthOf
+    from cliptex.evaluation.probes.tuning import Tuned, Tuner
+    from cliptex.models.encoders import Encoder
+
+
+class DepthRidge(Ridge):
+    """Ridge regression of depth."""
+
+    targets: Annotated[tuple[Literal["metric", "log"], ...], Field(min_length=1)]
+    """What is regressed: metres or their logarithm; chosen on the holdout."""
+
+
+class DepthBins(DecoderTraining):
+    """Depth as the mean of bins, weighted by what the decoder says of each, max(0, x) + 0.1 normalised (AdaBins)."""
+
+    kind: Literal["bins"]
+    """Which head it is."""
+    bins: Positive = 256
+    """Bins, of equal width between the least and the greatest depth."""
+    scale_invariant: Annotated[float, Field(ge=0)] = 10.0
+    """Weight of the scale-invariant loss of log depth, the root of mean(g^2) - 0.85 mean(g)^2."""
+    gradient: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the loss of the gradients of log depth at four scales."""
+
+
+DepthHead = Annotated[DepthRidge | DepthBins, Field(discriminator="kind")]
+
+
+class DepthProtocol(MapTask):
+    """Monocular depth in metres."""
+
+    min_depth_m: Rate
+    """Truths below are left out, predictions are clipped."""
+    max_depth_m: Rate
+    """Truths above are left out, predictions are clipped."""
+    alignment: Literal["none", "affine"]
+    """`affine`: also judged after scale and shift of each prediction are fitted to its truth (`affine_*`)."""
+    heads: dict[Name, DepthHead]
+    """The heads by name."""
+
+
+def _rmse(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
+    from cliptex.evaluation.metrics.depth import weighted_rmse
+
+    return weighted_rmse(arrays, weights)
+
+
+class DepthProbe(ProbeTask):
+    """One distance per pixel, in metres."""
+
+    name = "depth"
+    section = DepthProtocol
+    measures = (Measure(name, "Depth", "rmse", _rmse),)
+    tunable = ("ridge",)
+
+    def truth(self, run: Run, encoder: Encoder) -> TruthOf:
+        import numpy as np
+
+        from cliptex.evaluation.probes.views import cut_truth
+
+        grid = truth_grid(run.protocol.section(self.name), encoder)
+        return lambda sample, view: sample["depth"] if view is None else cut_truth(sample["depth"], view, grid, np.nan)
+
+    def outcomes(self, run: Run, head: str, data: Data) -> list[Outcome]:
+        from cliptex.evaluation.probes.heads.depth import probe_depth
+        from cliptex.evaluation.probes.heads.maps import map_outcome
+
+        return [map_outcome(probe_depth, self.name, run, head, data)]
+
+    def tuner(
+        self, run: Run, head: str, tuned: Tuned, split: tuple[np.ndarray, np.ndarray], seed: int, options: FineTuning
+    ) -> Tuner:
+        from cliptex.evaluation.probes.heads.depth import DepthTuner
+
+        return DepthTuner(run, head, tuned, split, seed, options)
+
+    def truth_bytes(self, section: DepthProtocol, image_size: int) -> int:
+        return map_truth_bytes(section, image_size, 1)
+
+    def thumbnail(self, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
+        from cliptex.evaluation.thumbnails import unpacked_depth
+
+        return {"depth": unpacked_depth(arrays, index)}
+
+
+PLUGIN = DepthProbe

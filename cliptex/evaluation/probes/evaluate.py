@@ -1,0 +1,172 @@
+"""Train and evaluate one head in all its tasks, and write its result files. Used for frozen and fine-tuned encoders."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cliptex.benchmarks.base import Benchmark
+from cliptex.benchmarks.reading import source
+from cliptex.core.errors import CliptexError
+from cliptex.core.provenance import provenance
+from cliptex.evaluation.metrics.base import Arrays
+from cliptex.evaluation.per_image import check, num_images, per_image_path, write_per_image, write_predictions
+from cliptex.evaluation.probes.base import Outcome, Run
+from cliptex.evaluation.probes.parts import Part
+from cliptex.evaluation.protocols.base import DenseTask, ProbeSection
+from cliptex.evaluation.protocols.resolve import Entry
+from cliptex.evaluation.results import ProbeResult, Row, write_result
+from cliptex.evaluation.thumbnails import thumbnails_path
+from cliptex.models.encoders import Encoder
+
+log = logging.getLogger("cliptex")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The encoder that a head is trained on. frozen: whether it keeps its weights."""
+
+    model: str
+    seed: int
+    encoder: Encoder
+    frozen: bool = True
+
+
+def evaluate_head(
+    run: Run,
+    subject: Subject,
+    head: str,
+    tasks: Sequence[str],
+    parts: tuple[Part, Part],
+    outcomes_of: Callable[[str], list[Outcome]],
+    extra: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Train and evaluate one head in all its tasks, and write its files into `folder`.
+
+    parts: training and evaluation. outcomes_of: task -> outcomes. extra: further keys of the file, `settings` included.
+    """
+    protocol, data, encoder, (train, evaluated) = run.protocol, run.benchmark, subject.encoder, parts
+    rows, predictions, per_image, thumbnails = [], {}, {}, {}
+    for task in tasks:
+        start = time.perf_counter()
+        outcomes = outcomes_of(task)
+        seconds = (time.perf_counter() - start) / len(outcomes)
+        for outcome in outcomes:
+            check(outcome.task, outcome.per_image, outcome.metrics)
+            rows.append(_row(outcome, protocol, protocol.section(task), subject, head, seconds))
+            predictions |= outcome.predictions
+            per_image[outcome.task] = outcome.per_image
+            thumbnails |= {outcome.task: outcome.thumbnails} if outcome.thumbnails else {}
+            log.info("%s %s %s %s: %s", data.name, subject.model, head, outcome.task, _short(outcome.metrics))
+    _check_counts(data, protocol, train, evaluated, per_image)
+    digests = {f"{subject.model}/seed{subject.seed}": encoder.sha256}
+    result = ProbeResult(
+        schema_version=1,
+        benchmark=data.name,
+        source=source(data.root),
+        variant=data.variant,
+        split=data.eval_split,
+        num_train=len(train.ids),
+        num_eval=len(evaluated.ids),
+        class_names=data.class_names,
+        input={
+            "interpolation": encoder.interpolation,
+            **{task: _input(protocol.section(task), encoder) for task in tasks},
+        },
+        results=rows,
+        provenance=provenance(extra["settings"]) | {"model_sha256": digests},
+        **extra,
+    )
+    if run.kept:
+        images = _images(run.kept, evaluated, protocol.section(tasks[0]))
+        write_predictions(folder / f"{head}.npz", evaluated.ids[: len(run.kept)], images, predictions)
+    path = folder / f"{head}.json"
+    write_per_image(per_image_path(path), evaluated.ids, per_image)
+    if thumbnails:
+        write_per_image(thumbnails_path(path), evaluated.ids, thumbnails)
+    write_result(path, result)
+
+
+def _row(outcome: Outcome, protocol: Entry, section: ProbeSection, subject: Subject, head: str, seconds: float) -> Row:
+    return Row(
+        task=outcome.task,
+        model=subject.model,
+        seed=subject.seed,
+        head=head,
+        metrics=outcome.metrics,
+        num_parameters=outcome.num_parameters,
+        seconds=seconds,
+        protocol=(f"{protocol.protocol} ({protocol.digest}): {described(section, subject.frozen)}; {outcome.protocol}"),
+        protocol_name=protocol.protocol,
+        protocol_digest=protocol.digest,
+        hyperparameters=outcome.hyperparameters,
+        **({} if subject.frozen else {"frozen": False}),
+    )
+
+
+def _check_counts(
+    data: Benchmark, protocol: Entry, train: Part, evaluated: Part, per_image: Mapping[str, Arrays]
+) -> None:
+    """Raise CliptexError unless as many images were used as the data set, or the protocol, has."""
+    for part, used, limit in (("train", train, protocol.max_train), ("eval", evaluated, protocol.max_eval)):
+        expected = data.expected(part)
+        if expected is not None and len(used.ids) != min(expected, limit or expected):
+            raise CliptexError(
+                f"{data.name}: {len(used.ids):,} images to {part} were used, it has {expected:,}; "
+                f"put the data in place again, or set max_{part} in the benchmark's entry"
+            )
+    for task, arrays in per_image.items():
+        if num_images(arrays) != len(evaluated.ids):
+            raise CliptexError(
+                f"{data.name}: {task} was evaluated on {num_images(arrays):,} of {len(evaluated.ids):,} images; please"
+                " report this"
+            )
+
+
+def _short(metrics: Mapping[str, float | None]) -> str:
+    return " ".join(f"{name} {value:.2f}" for name, value in metrics.items() if value is not None)
+
+
+def _input(section: ProbeSection, encoder: Encoder) -> dict[str, Any]:
+    size = encoder.input_size(section.input.size_px)
+    grid = {"grid": list(encoder.map_shape(size)[1:])} if isinstance(section, DenseTask) else {}
+    return {"size_px": list(size)} | grid
+
+
+def described(section: ProbeSection, frozen: bool = True) -> str:
+    """The input of a head in words, as it stands in every row."""
+    features, views = section.features, section.augment.views
+    if isinstance(section, DenseTask):
+        layers = {"last": "the last block", "quarters": "the blocks after each quarter"}
+        which = layers.get(features.layers) if isinstance(features.layers, str) else f"blocks {list(features.layers)}"
+        tokens = f"patch tokens of {which}" + (" after the final normalisation" if features.norm else ", raw")
+        tokens += ", class token beside each" if features.cls else ""
+        image = {
+            "squash": "the squashed image",
+            "crop": "the image's centre",
+            "windows": "windows that slide over the image",
+        }[section.input.fit]
+    else:
+        tokens = {
+            "pooled": "pooled feature before the projection",
+            "embedding": "embedding after the projection",
+            "tokens": f"class tokens of the last {features.blocks} blocks and mean patch token",
+        }[features.point]
+        image = "the resized and centre-cropped image"
+    text = f"{'frozen ' if frozen else ''}{tokens}, of {image}"
+    text += ", standardised a channel over the training split" if features.standardise else ""
+    text += f"; {views} augmented views of each training image" if views else "; no augmentation"
+    return text + (f"; features kept as {features.precision}" if frozen and features.precision != "fp32" else "")
+
+
+def _images(kept: Sequence[Mapping[str, Any]], evaluated: Part, section: ProbeSection) -> list[np.ndarray]:
+    """What of the kept samples' images is evaluated."""
+    if isinstance(section, DenseTask) and section.input.fit == "crop":
+        views = evaluated.views[: len(kept)]
+        return [sample["image"][view.slices()] for sample, view in zip(kept, views, strict=True)]
+    return [sample["image"] for sample in kept]

@@ -1,0 +1,201 @@
+"""Heads that predict a map of numbers, trained on frozen dense features: depth by bins, normals by their angle.
+
+Shapes: V views, C feature width, h x w feature map, K output channels, R x S truth grid.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cliptex.evaluation.probes.depth import DepthBins
+from cliptex.evaluation.probes.features import Features
+from cliptex.evaluation.probes.normals import AngularNormals
+from cliptex.evaluation.probes.selection import Candidate
+from cliptex.evaluation.probes.training import Optimisation, batches
+from cliptex.evaluation.protocols.base import DecoderTraining
+from cliptex.tasks.angular_mf import angular_mf_loss, norm_normalize
+
+BLOCKS = 4
+"""Blocks whose features the DPT decoder fuses."""
+
+
+class LinearDecoder(nn.Module):
+    """A 1x1 convolution, at `upsample` times the map.
+
+    DINOv2 resizes the features and then convolves; a 1x1 convolution and bilinear resizing commute.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, upsample: int):
+        super().__init__()
+        self.upsample = upsample
+        self.conv = nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, features_BChw: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(self.conv(features_BChw), scale_factor=self.upsample, mode="bilinear")
+
+
+class ResidualUnit(nn.Module):
+    """x + two 3x3 convolutions of x, each followed by a ReLU."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+        )
+
+    def forward(self, features_BChw: torch.Tensor) -> torch.Tensor:
+        return features_BChw + self.convs(features_BChw)
+
+
+class DPTDecoder(nn.Module):
+    """The maps of four blocks fused from the last to the first, as in probe3d's probes (El Banani et al. 2024).
+
+    Each block is projected by a 1x1 convolution and doubled in size; the fused map goes through a residual unit, the
+    next block's through another before it is added. Two 3x3 convolutions follow at 8 times the encoder's map, and the
+    result is doubled once more. Resizing is nearest, as there.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, channels: int):
+        super().__init__()
+        self.project = nn.ModuleList(nn.Conv2d(channels_in // BLOCKS, channels, 1) for _ in range(BLOCKS))
+        self.added = nn.ModuleList(ResidualUnit(channels) for _ in range(BLOCKS - 1))
+        self.fused = nn.ModuleList(ResidualUnit(channels) for _ in range(BLOCKS))
+        self.out = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels_out, 3, padding=1)
+        )
+
+    def forward(self, features_BChw: torch.Tensor) -> torch.Tensor:
+        maps = [
+            F.interpolate(conv(one), scale_factor=2)
+            for conv, one in zip(self.project, features_BChw.chunk(BLOCKS, 1), strict=True)
+        ]
+        fused = self.fused[-1](maps[-1])
+        for level in reversed(range(BLOCKS - 1)):
+            fused = self.fused[level](self.added[level](maps[level]) + fused)
+        return F.interpolate(self.out(F.interpolate(fused, scale_factor=4)), scale_factor=2)
+
+
+class Bins(nn.Module):
+    """Scores of bins [B, K, h, w] to depth in metres [B, 1, h, w]: the mean of the bins' depths by their shares."""
+
+    def __init__(self, bins: int, low: float, high: float):
+        super().__init__()
+        self.register_buffer("depths", torch.linspace(low, high, bins))
+
+    def forward(self, scores_BKhw: torch.Tensor) -> torch.Tensor:
+        shares = torch.relu(scores_BKhw) + 0.1
+        depth = torch.einsum("bkhw,k->bhw", shares, self.depths) / shares.sum(1)
+        return depth[:, None]
+
+
+def build_decoder(options: DecoderTraining, channels_in: int, channels_out: int) -> nn.Module:
+    """Features [B, C, h, w] to `channels_out` channels at several times the map."""
+    if options.decoder == "linear":
+        return LinearDecoder(channels_in, channels_out, options.upsample)
+    return DPTDecoder(channels_in, channels_out, options.channels)
+
+
+def depth_head(options: DepthBins, channels_in: int, low: float, high: float) -> nn.Module:
+    """Features to depth in metres [B, 1, ...]."""
+    return nn.Sequential(build_decoder(options, channels_in, options.bins), Bins(options.bins, low, high))
+
+
+def normals_head(options: AngularNormals, channels_in: int) -> nn.Module:
+    """Features to x, y, z, and with `uncertainty` a raw kappa."""
+    return build_decoder(options, channels_in, 3 + options.uncertainty)
+
+
+def depth_loss(options: DepthBins) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Loss of depth [B, 1, R, S] against a truth [B, R, S] in metres, NaN = not known."""
+
+    def loss(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        known = truth.isfinite()
+        # log(x + 0.001), as DINOv2 and probe3d have it
+        difference = torch.log(predicted[:, 0] + 1e-3) - torch.log(truth.nan_to_num(1.0) + 1e-3)
+        difference = difference * known
+        total = options.scale_invariant * scale_invariant_loss(difference, known)
+        return total + options.gradient * gradient_loss(difference, known)
+
+    return loss
+
+
+def scale_invariant_loss(difference_BRS: torch.Tensor, known_BRS: torch.Tensor, share: float = 0.85) -> torch.Tensor:
+    """sqrt(mean(g^2) - share mean(g)^2) of differences g of log depth, zero where not known (Eigen et al. 2014)."""
+    count = known_BRS.sum().clamp(min=1)
+    variance = difference_BRS.square().sum() / count - share * (difference_BRS.sum() / count).square()
+    return variance.clamp(min=1e-12).sqrt()
+
+
+def gradient_loss(difference_BRS: torch.Tensor, known_BRS: torch.Tensor) -> torch.Tensor:
+    """Mean change of g between pixels two apart, down and across, summed over every 1st, 2nd, 4th and 6th pixel.
+
+    MegaDepth's (Li and Snavely 2018). DINOv2's code takes the differences along the batch's axis by oversight.
+    """
+    total = difference_BRS.new_zeros(())
+    for step in (1, 2, 4, 6):
+        g, known = difference_BRS[:, ::step, ::step], known_BRS[:, ::step, ::step]
+        count = known.sum().clamp(min=1)
+        for axis in (1, 2):
+            length = g.shape[axis] - 2
+            if length <= 0:
+                continue
+            near, far = g.narrow(axis, 0, length), g.narrow(axis, 2, length)
+            both = known.narrow(axis, 0, length) & known.narrow(axis, 2, length)
+            total = total + ((near - far).abs() * both).sum() / count
+    return total
+
+
+def normals_loss(options: AngularNormals) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Loss of normals [B, 3 or 4, R, S] against unit vectors [B, R, S, 3], NaN = not known."""
+
+    def loss(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        known = truth.isfinite().all(-1)
+        target = truth.nan_to_num(0.0).permute(0, 3, 1, 2)
+        if options.uncertainty:
+            each = angular_mf_loss(norm_normalize(predicted), target)
+        else:
+            cosine = F.cosine_similarity(predicted, target, dim=1)
+            each = torch.arccos(cosine.clamp(-1 + 1e-4, 1 - 1e-4))
+        return (each * known).sum() / known.sum().clamp(min=1)
+
+    return loss
+
+
+def train_decoder(
+    build: Callable[[], nn.Module],
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    features_VChw: Features | torch.Tensor,
+    truths: Sequence[np.ndarray],
+    options: DecoderTraining,
+    candidate: Candidate,
+    seed: int,
+    resizing: str,
+) -> nn.Module:
+    """A trained head, in evaluation mode. Same seed: same first weights and same batches for every model.
+
+    truths: [R, S] or [R, S, 3] of each view. resizing: how predictions are resized to the truths' grid.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    head = build().train().to(device)
+    optimisation = Optimisation(head.parameters(), options, candidate)
+    for batch in batches(len(truths), options.batch_size, options.steps, generator):
+        truth = torch.from_numpy(np.stack([truths[index] for index in batch.tolist()])).float().to(device)
+        predicted = head(features_VChw[batch].to(device))
+        predicted = F.interpolate(predicted, size=truth.shape[1:3], mode=resizing, align_corners=False)
+        optimisation.step(loss(predicted, truth))
+    return head.eval()
+
+
+@torch.inference_mode()
+def apply(head: nn.Module, features_NChw: Features | torch.Tensor, index: int) -> torch.Tensor:
+    """The head's output [K, ...] for one image, on the CPU."""
+    device = next(head.parameters()).device
+    return head(features_NChw[np.array([index])].to(device))[0].float().cpu()

@@ -1,0 +1,139 @@
+"""What heads that predict a map per image share: depth and surface normals.
+
+Shapes: V views, N images, C feature width, h x w feature map, G grid side, T targets.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cliptex.config import FineTuning
+from cliptex.core.errors import CliptexError
+from cliptex.core.seeds import seed_of
+from cliptex.evaluation.probes.base import Data, Outcome, Run
+from cliptex.evaluation.probes.features import Features, resample_nearest
+from cliptex.evaluation.probes.heads.ridge import Solution
+from cliptex.evaluation.probes.tuning import Tuned, Tuner, recipe_of_solved_head
+from cliptex.evaluation.protocols.base import MapTask, Ridge
+
+Maps = Features | torch.Tensor
+Split = tuple[np.ndarray, np.ndarray]
+"""Training views for fitting, and those held out."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A head that predicts a map. predict: (features, index, shape) -> its prediction [H, W, ...] for one view."""
+
+    predict: Callable[[Maps, int, tuple[int, int]], np.ndarray]
+    num_parameters: int
+    hyperparameters: dict[str, Any]
+    protocol: str
+
+
+def described_averaging(task: MapTask) -> str:
+    averaging = "metrics an image, averaged over images" if task.averaging == "image" else "all valid pixels pooled"
+    return averaging + ("; Eigen crop" if task.crop == "eigen" else "; no crop")
+
+
+def evaluation_window(task: MapTask, truths: Sequence[np.ndarray]) -> tuple[slice, slice]:
+    """Rows and columns of a map that are evaluated."""
+    if task.crop == "none":
+        return slice(None), slice(None)
+    for truth in truths:
+        if truth.shape[:2] != (480, 640):
+            raise CliptexError(
+                f"crop: 'eigen' is for 480 x 640 maps, this one is {truth.shape[0]} x {truth.shape[1]}; set it to none"
+            )
+    return slice(45, 471), slice(41, 601)
+
+
+def resized(map_Thw: torch.Tensor, shape: tuple[int, int], mode: str = "bilinear") -> np.ndarray:
+    """[H, W, T] at the image's resolution."""
+    return F.interpolate(map_Thw[None], size=shape, mode=mode, align_corners=False)[0].permute(1, 2, 0).numpy()
+
+
+def on_grid(truths: Sequence[np.ndarray], side: int) -> np.ndarray:
+    """float32 [V, side, side, T]."""
+    grid = np.stack([resample_nearest(truth, side) for truth in truths]).astype(np.float32)
+    return grid if grid.ndim == 4 else grid[..., None]
+
+
+RIDGE = "ridge regression with bias in closed form; prediction resized (bilinear) to the original resolution"
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A regression on features, with what was chosen for it.
+
+    target: "metric", "log" or "normals". targets_VGGT: what was regressed, NaN = not known.
+    """
+
+    solution: Solution
+    target: str
+    targets_VGGT: np.ndarray
+    hyperparameters: dict[str, Any]
+
+
+def map_outcome(probe: Callable[..., Outcome], task: str, run: Run, head: str, data: Data) -> Outcome:
+    """Result of `probe_depth` or `probe_normals` for one head."""
+    truths = data.train.truths[task], data.eval.truths[task]
+    seed = seed_of(head, run.seed)
+    split = data.train.split(run.holdout, seed)
+    features = data.train_features, data.eval_features
+    return probe(*features, *truths, run.protocol.section(task), head, split, seed, len(run.kept))
+
+
+class MapTuner(Tuner):
+    """A 1x1 convolution that starts from the ridge regression on the features before the first step.
+
+    task: name of the probe task. solve: (features, truths, section, head's options, split) -> the regression.
+    """
+
+    task: str
+
+    def __init__(self, run: Run, name: str, tuned: Tuned, split: Split, seed: int, options: FineTuning):
+        self.section = run.protocol.section(self.task)
+        truths, self.eval_truths = (part.truths[self.task] for part in tuned.parts)
+        self.device = tuned.encoder.device
+        with torch.no_grad():
+            self.solved = self.solve(tuned.train, truths, self.section.heads[name], split)
+        self.targets_NTGG = torch.from_numpy(self.solved.targets_VGGT).permute(0, 3, 1, 2)
+        self.recipes = [recipe_of_solved_head(options)]
+
+    @abstractmethod
+    def solve(self, features: Features, truths: Sequence[np.ndarray], options: Ridge, split: Split) -> Solved:
+        """The regression that the head starts from."""
+
+    @abstractmethod
+    def outcome(self, solved: Solved, features: Features, keep: int) -> Outcome:
+        """Evaluate the head given as a regression."""
+
+    def start(self) -> torch.nn.Module:
+        weights, bias = self.solved.solution
+        head = torch.nn.Conv2d(*weights.shape, 1)
+        head.weight.data = weights.T[:, :, None, None].clone()
+        head.bias.data = bias.clone()
+        return head.to(self.device)
+
+    def loss(
+        self, head: torch.nn.Module, features: torch.Tensor, batch: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """The ridge regression's own: mean squared error at the valid points of the grid."""
+        output = head(features)
+        target = self.targets_NTGG[batch].to(output.device)
+        output = F.interpolate(output, size=target.shape[-2:], mode="bilinear", align_corners=False)
+        valid = target.isfinite().all(1, keepdim=True)
+        error = torch.where(valid, output - target.nan_to_num(), 0.0)
+        return error.square().sum() / (valid.sum() * target.shape[1]).clamp(min=1)
+
+    def outcomes(self, head: torch.nn.Module, tuned: Tuned, chosen: dict[str, Any], keep: int) -> list[Outcome]:
+        weights, bias = head.weight.data[:, :, 0, 0].T.cpu(), head.bias.data.cpu()
+        hyperparameters = self.solved.hyperparameters | chosen
+        solved = replace(self.solved, solution=(weights, bias), hyperparameters=hyperparameters)
+        return [self.outcome(solved, tuned.eval, keep)]

@@ -1,0 +1,342 @@
+"""Semantic segmentation probes: mmsegmentation's heads on frozen dense features.
+
+Shapes: N images, C feature width, h x w feature map, K classes, G loss points a side.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cliptex.config import FineTuning
+from cliptex.evaluation.metrics.base import Arrays
+from cliptex.evaluation.metrics.segmentation import (
+    IGNORE,
+    confusion_matrix,
+    segmentation_metrics,
+    segmentation_statistics,
+)
+from cliptex.evaluation.probes.base import Outcome, Run
+from cliptex.evaluation.probes.features import Features, take
+from cliptex.evaluation.probes.parts import Part
+from cliptex.evaluation.probes.segmentation import SegmentationHead, SegmentationProbe
+from cliptex.evaluation.probes.selection import Candidate, best_candidate, candidates
+from cliptex.evaluation.probes.training import Optimisation, batches
+from cliptex.evaluation.probes.tuning import TUNED, Recipe, Tuned, Tuner
+from cliptex.evaluation.probes.views import Size, Windows, windows_of
+from cliptex.evaluation.thumbnails import mask_thumbnails
+from cliptex.models.mmcv_ops import import_heads
+
+TASK = SegmentationProbe.name
+PROTOCOL = "logits resized (bilinear) to the original resolution; confusion matrix over the whole split"
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """Train: masks of the V views as squares [R, R] uint8. Eval: masks at the original resolution. 255 is ignored.
+
+    windows: of each evaluation image, where it is seen through several; None: each is seen once.
+    """
+
+    train_masks: Sequence[np.ndarray]
+    eval_masks: Sequence[np.ndarray]
+    num_classes: int
+    windows: Sequence[Windows] | None = None
+
+    @classmethod
+    def of(cls, run: Run, train: Part, evaluated: Part, size: Size) -> Self:
+        """size: height and width that the encoder sees."""
+        view = run.protocol.section(TASK).input
+        windows = None
+        if view.fit == "windows":
+            windows = [windows_of(shape, view, size) for shape in evaluated.shapes]
+        return cls(train.truths[TASK], evaluated.truths[TASK], len(run.benchmark.class_names), windows)
+
+
+def build_head(options: SegmentationHead, channels_in: int, num_classes: int) -> torch.nn.Module:
+    """An mmsegmentation head; call it as `head([features])` for logits [B, K, h, w]."""
+    heads = import_heads()
+    common = {
+        "in_channels": channels_in,
+        "num_classes": num_classes,
+        "in_index": 0,
+        "norm_cfg": {"type": "BN"},
+        "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True},
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="``build_loss`` would be deprecated soon")
+        if options.kind == "linear":
+            head = heads.FCNHead(
+                **common, channels=channels_in, num_convs=0, concat_input=False, kernel_size=1, dropout_ratio=0
+            )
+        elif options.kind == "deeplabv3":
+            dilations = tuple(options.dilations)
+            head = heads.ASPPHead(
+                **common, channels=options.channels, dilations=dilations, dropout_ratio=options.dropout
+            )
+        else:
+            scales = tuple(options.pool_scales)
+            head = heads.PSPHead(**common, channels=options.channels, pool_scales=scales, dropout_ratio=options.dropout)
+    # what head.init_weights() does to the classifier (the rest is initialised when built), without its log
+    torch.nn.init.normal_(head.conv_seg.weight, std=0.01)
+    torch.nn.init.zeros_(head.conv_seg.bias)
+    return NormedHead(channels_in, head) if options.kind == "linear" and options.batch_norm else head
+
+
+class NormedHead(torch.nn.Module):
+    """Batch norm, then a head: DINOv2's linear segmentation."""
+
+    def __init__(self, channels: int, head: torch.nn.Module):
+        super().__init__()
+        self.norm, self.head = torch.nn.BatchNorm2d(channels), head
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        return self.head([self.norm(one) for one in features])
+
+
+def train_head(
+    features_NChw: Features | torch.Tensor,
+    masks_NRR: Sequence[np.ndarray],
+    num_classes: int,
+    options: SegmentationHead,
+    candidate: Candidate,
+    seed: int,
+) -> torch.nn.Module:
+    """Train one head; returned in evaluation mode. Same seed: same first weights and same batches for every model."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _, channels, height, width = features_NChw.shape
+    head = build_head(options, channels, num_classes).train().to(device)
+    optimisation = Optimisation(head.parameters(), options, candidate)
+    loss = PointLoss(masks_NRR, (height, width), num_classes, options, device)
+    for batch in batches(len(masks_NRR), options.batch_size, options.steps, generator):
+        optimisation.step(loss(head([features_NChw[batch].to(device)]), batch, generator))
+    return head.eval()
+
+
+class PointLoss:
+    """Weighted cross-entropy at a regular sub-grid of the masks [N, R, R], at a random offset each time."""
+
+    def __init__(
+        self,
+        masks_NRR: Sequence[np.ndarray],
+        grid: tuple[int, int],
+        num_classes: int,
+        options: SegmentationHead,
+        device: torch.device,
+    ):
+        self._masks = masks_NRR
+        size = len(masks_NRR[0])
+        self._points = min(options.loss_points or size, size)
+        self._stride = size // self._points
+        self._rows, self._columns = (_interpolation(side, size).to(device) for side in grid)
+        self._weights = class_weights(masks_NRR, num_classes, options.balance).to(device)
+
+    def __call__(self, logits_BKhw: torch.Tensor, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The loss of the views `batch`, whose logits are given on the feature map's grid."""
+        top, left = torch.randint(self._stride, (2,), generator=generator).tolist()
+        length = self._points * self._stride
+        at_rows, at_columns = (slice(start, start + length, self._stride) for start in (top, left))
+        points = np.stack([self._masks[index][at_rows, at_columns] for index in batch.tolist()])
+        target = torch.from_numpy(points).long().to(logits_BKhw.device)
+        # bilinear resizing to the mask's grid, computed at the points of the loss only
+        at_points = torch.kron(self._rows[at_rows], self._columns[at_columns]).T
+        logits = (logits_BKhw.flatten(2) @ at_points).unflatten(2, target.shape[1:])
+        # not the function's own mean, which is NaN for a batch without any valid point
+        loss = F.cross_entropy(logits, target, self._weights, ignore_index=IGNORE, reduction="sum")
+        known = target[target != IGNORE]
+        return loss / self._weights[known].sum().clamp(min=1e-6)
+
+
+def class_weights(masks: Sequence[np.ndarray], num_classes: int, balance: float) -> torch.Tensor:
+    """Weight of each class in the loss: its share of the valid pixels to the power of -`balance`, float32 [K].
+
+    The most frequent class has weight 1, and so have classes that do not occur.
+    """
+    weights = np.ones(num_classes)
+    if not balance:
+        return torch.from_numpy(weights).float()
+    counts = np.zeros(num_classes)
+    for mask in masks:  # one at a time: the masks of a large data set take gigabytes as they are
+        counts += np.bincount(mask[mask != IGNORE].astype(np.int64), minlength=num_classes)
+    weights[counts > 0] = (counts[counts > 0] / counts.max()) ** -balance
+    return torch.from_numpy(weights).float()
+
+
+@cache
+def _interpolation(cells: int, size: int) -> torch.Tensor:
+    """The matrix [size, cells] of bilinear resizing along one axis (align_corners False)."""
+    return F.interpolate(torch.eye(cells)[None], size=size, mode="linear", align_corners=False)[0].T.contiguous()
+
+
+def resized_argmax(logits_Khw: torch.Tensor, height: int, width: int) -> np.ndarray:
+    """argmax over K of the logits resized (bilinear) to [height, width], as uint8.
+
+    Written with products, a maximum and masks, some rows at a time to stay in the processor's cache: resizing and
+    argmax over 150 classes take several times as long.
+    """
+    _, rows, columns = logits_Khw.shape
+    down, across = _interpolation(rows, height).to(logits_Khw), _interpolation(columns, width).to(logits_Khw)
+    tall_KHw = down @ logits_Khw
+    out = torch.zeros(height, width, dtype=torch.uint8, device=logits_Khw.device)
+    for top in range(0, height, 16):
+        resized_KRW = tall_KHw[:, top : top + 16] @ across.T
+        best = resized_KRW.amax(0)
+        winners = ((resized_KRW - best).flatten(1).amax(1) == 0).nonzero()[:, 0].tolist()
+        # the first of equal classes wins, as in argmax
+        for winner in reversed(winners):
+            out[top : top + 16].masked_fill_(resized_KRW[winner] == best, winner)
+    return out.cpu().numpy()
+
+
+@torch.inference_mode()
+def predict(
+    head: torch.nn.Module,
+    features_VChw: Features | torch.Tensor,
+    shapes: Sequence[tuple[int, int]],
+    windows: Sequence[Windows] | None = None,
+) -> list[np.ndarray]:
+    """Predicted masks uint8 at the given (height, width) of each image, which is seen once, or through its windows."""
+    device = next(head.parameters()).device
+    masks = []
+    if windows is None:
+        for start in range(0, len(shapes), 64):
+            logits = head([features_VChw[start : start + 64].to(device)])
+            some = shapes[start : start + 64]
+            masks += [resized_argmax(one, *shape) for one, shape in zip(logits, some, strict=True)]
+        return masks
+    start = 0
+    for shape, seen in zip(shapes, windows, strict=True):
+        stop = start + len(seen.corners)
+        logits = head([features_VChw[start:stop].to(device)])
+        masks.append(resized_argmax(merged(logits, seen), *shape))
+        start = stop
+    return masks
+
+
+def merged(logits_VKhw: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """The logits of an image's windows, resized (bilinear) to pixels and averaged where they overlap: [K, *canvas]."""
+    side = windows.side
+    total = logits_VKhw.new_zeros(logits_VKhw.shape[1], *windows.canvas)
+    count = logits_VKhw.new_zeros(windows.canvas)
+    resized = F.interpolate(logits_VKhw, size=(side, side), mode="bilinear", align_corners=False)
+    for one, (top, left) in zip(resized, windows.corners, strict=True):
+        total[:, top : top + side, left : left + side] += one
+        count[top : top + side, left : left + side] += 1
+    return total / count
+
+
+def probe_segmentation(
+    train_NChw: Features | torch.Tensor,
+    eval_NChw: Features | torch.Tensor,
+    data: SegmentationData,
+    options: SegmentationHead,
+    split: tuple[np.ndarray, np.ndarray],
+    seed: int,
+    keep: int,
+) -> Outcome:
+    """Train one head and judge it; see `PROTOCOL`. split: training views for fitting, and those held out."""
+    masks, classes = data.train_masks, data.num_classes
+    (fit, fit_masks), (held, held_masks) = ((part, [masks[index] for index in part]) for part in split)
+
+    def score(candidate: Candidate) -> float:
+        head = train_head(take(train_NChw, fit), fit_masks, classes, options, candidate, seed)
+        return segmentation_metrics(evaluate_head(head, take(train_NChw, held), held_masks, classes)[0])["mIoU"]
+
+    best, scores = best_candidate(options, score)
+    head = train_head(train_NChw, masks, classes, options, best, seed)
+    return segmentation_outcome(head, eval_NChw, data, {**best._asdict(), "holdout_mIoU": scores}, PROTOCOL, keep)
+
+
+def segmentation_outcome(
+    head: torch.nn.Module,
+    eval_NChw: Features | torch.Tensor,
+    data: SegmentationData,
+    hyperparameters: dict[str, Any],
+    protocol: str,
+    keep: int,
+) -> Outcome:
+    """A trained head judged on the evaluation images."""
+    confusion, counts, predictions = evaluate_head(head, eval_NChw, data.eval_masks, data.num_classes, data.windows)
+    kept = {}
+    for index in range(min(keep, len(predictions))):
+        kept[f"prediction_{index}"] = predictions[index]
+        kept[f"truth_{index}"] = data.eval_masks[index]
+    return Outcome(
+        task=TASK,
+        metrics=segmentation_metrics(confusion),
+        num_parameters=sum(parameter.numel() for parameter in head.parameters()),
+        hyperparameters=hyperparameters,
+        protocol=protocol,
+        predictions=kept,
+        per_image=counts,
+        thumbnails=mask_thumbnails(predictions),
+    )
+
+
+def evaluate_head(
+    head: torch.nn.Module,
+    features: Features | torch.Tensor,
+    truths: Sequence[np.ndarray],
+    num_classes: int,
+    windows: Sequence[Windows] | None = None,
+) -> tuple[np.ndarray, Arrays, list[np.ndarray]]:
+    """The confusion matrix of all images, the pixel counts of each, and the predicted masks."""
+    predictions = predict(head, features, [truth.shape for truth in truths], windows)
+    pairs = zip(truths, predictions, strict=True)
+    confusion, counts = segmentation_statistics(confusion_matrix(*pair, num_classes) for pair in pairs)
+    return confusion, counts, predictions
+
+
+class FirstMap(torch.nn.Module):
+    """An mmsegmentation head that takes one map instead of a list."""
+
+    def __init__(self, head: torch.nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, features_BChw: torch.Tensor) -> torch.Tensor:
+        return self.head([features_BChw])
+
+
+class SegmentationTuner(Tuner):
+    """A head of mmsegmentation, from its first weights."""
+
+    def __init__(
+        self,
+        run: Run,
+        name: str,
+        tuned: Tuned,
+        split: tuple[np.ndarray, np.ndarray],
+        seed: int,
+        options: FineTuning,
+    ):
+        self.options, self.seed, self.device = run.protocol.section(TASK).heads[name], seed, tuned.encoder.device
+        self.data = SegmentationData.of(run, *tuned.parts, tuned.readers[1].size)
+        _, self.channels, *grid = tuned.train.shape
+        masks, classes = self.data.train_masks, self.data.num_classes
+        self._loss = PointLoss(masks, tuple(grid), classes, self.options, self.device)
+        self.recipes = [Recipe(self.options, candidate) for candidate in candidates(self.options)]
+
+    def start(self) -> torch.nn.Module:
+        torch.manual_seed(self.seed)
+        return FirstMap(build_head(self.options, self.channels, self.data.num_classes)).to(self.device)
+
+    def loss(
+        self, head: torch.nn.Module, features: torch.Tensor, batch: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        return self._loss(head(features), batch, generator)
+
+    def score(self, head: torch.nn.Module, tuned: Tuned, chosen: np.ndarray) -> float:
+        masks = [self.data.train_masks[index] for index in chosen]
+        confusion, _, _ = evaluate_head(head.head, take(tuned.train, chosen), masks, self.data.num_classes)
+        return segmentation_metrics(confusion)["mIoU"]
+
+    def outcomes(self, head: torch.nn.Module, tuned: Tuned, chosen: dict[str, Any], keep: int) -> list[Outcome]:
+        return [segmentation_outcome(head.head, tuned.eval, self.data, chosen, TUNED + PROTOCOL, keep)]

@@ -1,0 +1,103 @@
+"""Surface normals: ridge regression, or a decoder trained on the angle.
+
+Predictions kept:  `normals_truth_{i}`, `normals_prediction_{i}`: float32 [H, W, 3], NaN = invalid
+Per-image parts:   where pooled over pixels `pixels` int64 [N], `angle_sum` (degrees), `square_sum` float64 [N], and the numbers of
+                   pixels `within_5` to `within_30` int64 [N]; else the metrics of each image, float64 [N], NaN for an image
+                   without a valid pixel
+Thumbnails:        x, y, z as signed bytes, at most 48 pixels a side
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from cliptex.config import Name
+from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, map_truth_bytes, truth_grid
+from cliptex.evaluation.protocols.base import DecoderTraining, MapTask, Ridge
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cliptex.config import FineTuning
+    from cliptex.evaluation.metrics.base import Arrays
+    from cliptex.evaluation.probes.parts import TruthOf
+    from cliptex.evaluation.probes.tuning import Tuned, Tuner
+    from cliptex.evaluation.probes.views import ImageView
+    from cliptex.models.encoders import Encoder
+
+
+class AngularNormals(DecoderTraining):
+    """NormalsProtocol by their angle to the truth."""
+
+    kind: Literal["angular"]
+    """Which head it is."""
+    uncertainty: bool
+    """Whether a fourth channel says how sure it is, and the loss is the likelihood of the angular von Mises-Fisher
+    density (Bae et al.); else the angle itself."""
+
+
+NormalsHead = Annotated[Ridge | AngularNormals, Field(discriminator="kind")]
+
+
+class NormalsProtocol(MapTask):
+    """Surface normals."""
+
+    heads: dict[Name, NormalsHead]
+    """The heads by name."""
+
+
+def _mean_angle(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
+    from cliptex.evaluation.metrics.normals import mean_angle
+
+    return mean_angle(arrays, weights)
+
+
+class NormalsProbe(ProbeTask):
+    """One unit vector per pixel."""
+
+    name = "normals"
+    section = NormalsProtocol
+    measures = (Measure(name, "Surface normals", "mean", _mean_angle),)
+    tunable = ("ridge",)
+
+    def truth(self, run: Run, encoder: Encoder) -> TruthOf:
+        import numpy as np
+
+        from cliptex.evaluation.probes.views import cut_truth
+
+        grid = truth_grid(run.protocol.section(self.name), encoder)
+
+        def normals(sample: dict[str, Any], view: ImageView | None) -> np.ndarray:
+            if view is None:
+                return sample["normals"]
+            cut = cut_truth(sample["normals"], view, grid, np.nan)
+            return cut * np.array([-1, 1, 1], np.float32) if view.flip else cut
+
+        return normals
+
+    def outcomes(self, run: Run, head: str, data: Data) -> list[Outcome]:
+        from cliptex.evaluation.probes.heads.maps import map_outcome
+        from cliptex.evaluation.probes.heads.normals import probe_normals
+
+        return [map_outcome(probe_normals, self.name, run, head, data)]
+
+    def tuner(
+        self, run: Run, head: str, tuned: Tuned, split: tuple[np.ndarray, np.ndarray], seed: int, options: FineTuning
+    ) -> Tuner:
+        from cliptex.evaluation.probes.heads.normals import NormalsTuner
+
+        return NormalsTuner(run, head, tuned, split, seed, options)
+
+    def truth_bytes(self, section: NormalsProtocol, image_size: int) -> int:
+        return map_truth_bytes(section, image_size, 3)
+
+    def thumbnail(self, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
+        from cliptex.evaluation.thumbnails import unpacked_normals
+
+        return {"normals": unpacked_normals(arrays, index)}
+
+
+PLUGIN = NormalsProbe

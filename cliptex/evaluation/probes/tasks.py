@@ -1,0 +1,46 @@
+"""Find probe tasks: the package's own by name, others by import path. Imports nothing heavy."""
+
+from functools import cache
+
+from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import find
+from cliptex.evaluation.probes.base import Measure, ProbeTask
+
+MODULES = ("segmentation", "detection", "depth", "normals", "classification")
+"""The modules next to this one that hold a task in `PLUGIN`, in the order of a protocol's sections."""
+_others: dict[str, ProbeTask] = {}
+
+
+@cache
+def built_in() -> dict[str, ProbeTask]:
+    """The package's own tasks by name."""
+    tasks = [find("evaluation.probes", module)() for module in MODULES]
+    return {task.name: task for task in tasks}
+
+
+def probe_task(name: str) -> ProbeTask:
+    """The task of that name. name: one of the package's, "package.module:Class", or the name of one that was found so.
+
+    Raises CliptexError for a task that does not exist.
+    """
+    if ":" in name:
+        task = find("probe tasks", name)()
+        if task.name in built_in():
+            raise CliptexError(f"{name}: its name {task.name!r} is taken by the package's own task; choose another")
+        return _others.setdefault(task.name, task)
+    tasks = built_in() | _others
+    if name not in tasks:
+        raise CliptexError(f"probe task {name!r}: there are {', '.join(tasks)}; name your own as package.module:Class")
+    return tasks[name]
+
+
+def tasks_of(benchmark: str) -> dict[str, ProbeTask]:
+    """The tasks of a benchmark by name. benchmark: a module in cliptex/benchmarks/, or "package.module:Class"."""
+    tasks = [probe_task(name) for name in find("benchmarks", benchmark).tasks]
+    return {task.name: task for task in tasks}
+
+
+def probe_measures() -> dict[str, Measure]:
+    """All measures of the tasks that were found, by name."""
+    tasks = [*built_in().values(), *_others.values()]
+    return {measure.name: measure for task in tasks for measure in task.measures}

@@ -1,0 +1,200 @@
+"""Protocols: how frozen encoders are judged, one file each (config/protocols/*.yaml), named in every result.
+
+A file has a section for each task that it covers. An entry of `probes.benchmarks` names a protocol and may lay values
+of its own over it; resolved, it holds every value of the benchmark's tasks, and a digest of them. Imports nothing
+heavy: the workflow resolves protocols at every start.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError, create_model
+
+from cliptex.config import Config, Positive, Section
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import sha256_json
+from cliptex.evaluation.probes.base import ProbeTask
+from cliptex.evaluation.probes.tasks import built_in, tasks_of
+from cliptex.evaluation.protocols.base import PooledTask
+
+DEFAULT = "miniature"
+SHIPPED = Path(__file__).parent / "shipped"
+"""The shipped protocols: a link to config/protocols in a clone, a copy of it in an installed package."""
+DIGEST_DIGITS = 12
+
+
+class ProtocolFile(Section):
+    """What a protocol file holds: `about`, and a section for each task that it covers (see `protocol_model`)."""
+
+    about: str = ""
+    """Where the recipe is from, in a sentence."""
+
+
+class Entry(ProtocolFile):
+    """An entry of `probes.benchmarks`: a protocol's name, the values that override it, and, once resolved, all values."""
+
+    protocol: str = DEFAULT
+    """A file of config/protocols/, without its suffix; or the path of one of your own."""
+    digest: str = ""
+    """Of all values, 12 hexadecimal digits; set once the entry is resolved."""
+    max_train: Positive | None = None
+    """Only this many training images, drawn once from the seed; all when null."""
+    max_eval: Positive | None = None
+    """Only the first images of the evaluation split; all when null. For trying things out."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks that are evaluated."""
+        sections = type(self).model_fields.keys() - Entry.model_fields.keys()
+        return [name for name in type(self).model_fields if name in sections and self.section(name) is not None]
+
+    def section(self, task: str) -> Any:
+        """The section of a task; None where the protocol has none."""
+        return getattr(self, task)
+
+    @property
+    def tasks_by_features(self) -> list[list[str]]:
+        """Names of tasks, grouped by equal input, augmentation and features."""
+        groups: dict[str, list[str]] = {}
+        for task in self.tasks:
+            section = self.section(task)
+            values = section.model_dump(mode="json", include={"input", "augment", "features"})
+            groups.setdefault(sha256_json([isinstance(section, PooledTask), values]), []).append(task)
+        return list(groups.values())
+
+    @property
+    def heads(self) -> dict[str, list[str]]:
+        """Name of a head -> the tasks that have one of that name; one result file each."""
+        heads: dict[str, list[str]] = {}
+        for task in self.tasks:
+            for name in self.section(task).heads:
+                heads.setdefault(name, []).append(task)
+        return heads
+
+
+def with_sections(base: type[ProtocolFile], tasks: Mapping[str, ProbeTask]) -> Any:
+    """`base` with an optional section for each task, as a pydantic model."""
+    return _with_sections(base, tuple(tasks.items()))
+
+
+@cache
+def _with_sections(base: type[ProtocolFile], tasks: tuple[tuple[str, ProbeTask], ...]) -> Any:
+    return create_model(base.__name__, __base__=base, **{name: (task.section | None, None) for name, task in tasks})
+
+
+def protocol_of(benchmark: str, values: Mapping[str, Any], folders: Iterable[Path] = ()) -> Entry:
+    """The checked entry of a benchmark with every value of its protocol for the benchmark's tasks.
+
+    Tasks for which the protocol has no section, or the entry a null, are not judged. values: what the configuration
+    has; one that is resolved already comes back as it is. folders: where protocols lie; the shipped ones are looked for
+    last. Raises CliptexError that names the file, or the entry, and the key.
+    """
+    where = f"probes.benchmarks.{benchmark}."
+    tasks = tasks_of(benchmark)
+    model = with_sections(Entry, built_in() | tasks)
+    if values.get("digest"):
+        return _checked(model, values, where)
+    name = values.get("protocol", DEFAULT)
+    path = _path(name, folders, f"{where}protocol")
+    file = _read(path)
+    _checked(with_sections(ProtocolFile, built_in() | tasks), file, f"{path}: ")
+    for task in built_in().keys() - tasks.keys():
+        if task in values:
+            raise CliptexError(f"{where}{task}: {benchmark} has no such task; it has {', '.join(tasks)}")
+    base = {key: file[key] for key in ("about", *tasks) if file.get(key) is not None}
+    entry = _checked(model, _laid_over(base, {**values, "protocol": name}), where)
+    if not entry.tasks:
+        wanted = " or ".join(map(repr, tasks))
+        raise CliptexError(f"{path}: has no section {wanted}, which {benchmark} needs ({where}protocol names it)")
+    sections = entry.model_dump(mode="json", include={*tasks, "max_train", "max_eval"})
+    return entry.model_copy(update={"digest": sha256_json(sections)[:DIGEST_DIGITS]})
+
+
+def resolve(benchmark: str, values: Mapping[str, Any], folders: Iterable[Path] = ()) -> dict[str, Any]:
+    """`protocol_of` as JSON values."""
+    return protocol_of(benchmark, values, folders).model_dump(mode="json", exclude_none=True)
+
+
+def with_protocols(config: Config, folders: Iterable[Path] = ()) -> Config:
+    """`config` with all entries of `probes.benchmarks` resolved."""
+    folders = tuple(folders)
+    resolved = {name: resolve(name, values, folders) for name, values in config.probes.benchmarks.items()}
+    return config.model_copy(update={"probes": config.probes.model_copy(update={"benchmarks": resolved})})
+
+
+def folders_near(config: str) -> list[Path]:
+    """Where a configuration given as a path keeps its protocols: beside it, or a folder above for a study."""
+    if config.lstrip().startswith("{"):
+        return []
+    return [folder / "protocols" for folder in list(Path(config).absolute().parents)[:2]]
+
+
+def _path(name: str, folders: Iterable[Path], key: str) -> Path:
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise CliptexError(f"{key}: {name}: no such file")
+        return Path(name)
+    looked = [folder for folder in (*folders, SHIPPED) if folder.is_dir()]
+    for folder in looked:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({path.stem for folder in looked for path in folder.glob("*.yaml")})
+    there = f"there are {', '.join(known)}" if known else "none are here; give the path of a file"
+    raise CliptexError(f"{key}: {name!r} is no protocol; {there}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise CliptexError(f"{path}: not valid YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise CliptexError(f"{path}: not a protocol; it must have a section for each task")
+    return values
+
+
+def _laid_over(base: Any, over: Any) -> Any:
+    """`over` laid over `base`, key by key; a head of another kind replaces, and one that is null is left out."""
+    if not isinstance(base, Mapping) or not isinstance(over, Mapping):
+        return over
+    if "kind" in base and over.get("kind", base["kind"]) != base["kind"]:
+        return over
+    out = {**base, **{key: _laid_over(base.get(key), value) for key, value in over.items()}}
+    if isinstance(out.get("heads"), Mapping):
+        out["heads"] = {name: head for name, head in out["heads"].items() if head is not None}
+    return out
+
+
+def _checked(model: type[ProtocolFile], values: Mapping[str, Any], where: str) -> Any:
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            key = where + ".".join(_keys(values, item["loc"]))
+            if item["type"] == "extra_forbidden":
+                problems.append(f"{key}: unknown key")
+            elif item["type"] == "missing":
+                problems.append(f"{key}: missing")
+            elif item["type"] == "value_error":
+                problems.append(f"{key}.{item['ctx']['error']}")
+            else:
+                problems.append(f"{key}: {item['msg']}, got {item['input']!r}")
+        raise CliptexError("; ".join(problems)) from error
+
+
+def _keys(values: Any, loc: tuple[int | str, ...]) -> list[str]:
+    """pydantic's path to a value without the tags of unions in it, which are no keys of the file."""
+    out = []
+    for number, part in enumerate(loc):
+        if isinstance(values, Mapping) and part not in values and number < len(loc) - 1:
+            continue
+        out.append(str(part))
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            values = None
+    return out

@@ -1,0 +1,178 @@
+"""The results files: one schema for what evaluators write, the report reads and docs/results-json.md documents.
+
+Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, write_json
+
+
+class Schema(BaseModel):
+    """Part of a results file. Keys that are not known are kept, so that newer files can be read."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Row(Schema):
+    """One model's metrics with one head on one task."""
+
+    task: str
+    """What was measured, below"""
+    model: str
+    """Name in the configuration, or `random`, `position`"""
+    seed: int
+    """Seed of training and of the head"""
+    head: str
+    """Name in the protocol; `zero_shot` without a probe"""
+    metrics: dict[str, float | None]
+    """Name to number, below; null where there is nothing to measure"""
+    num_parameters: int | None = None
+    """Of the probe; in zero-shot and retrieval of the model"""
+    seconds: float | None = None
+    """Training and evaluating the probe; in zero-shot and retrieval a model's share"""
+    protocol: str = ""
+    """In words"""
+    protocol_name: str | None = None
+    """Probes: name of the protocol"""
+    protocol_digest: str | None = None
+    """Probes: digest of the protocol's values. Rows with the same digest are comparable"""
+    hyperparameters: dict[str, Any] = {}
+    """Probes: what was chosen, and the scores on the holdout by which"""
+    frozen: bool = True
+    """false after fine-tuning"""
+
+
+class Provenance(Schema):
+    """Where a result comes from."""
+
+    cliptex: str | None = None
+    """Version of the package"""
+    git: str | None = None
+    """`git describe`; null for an installed package"""
+    code_sha256: str | None = None
+    """Of all modules of the package; the same for a clone and what is installed from it"""
+    config_sha256: str | None = None
+    """Of the values that the result depends on"""
+    packages: dict[str, str] = {}
+    """Versions of the packages that compute"""
+    python: str | None = None
+    """Version of Python"""
+    machine: str | None = None
+    """Architecture of the processor"""
+    model_sha256: dict[str, str | None] = {}
+    """By `{model}/seed{seed}`, the digest of the weights"""
+
+
+class Result(Schema):
+    """What all results files have."""
+
+    schema_version: Literal[1] = 1
+    """1"""
+    benchmark: str
+    """Name in the configuration"""
+    source: str | None
+    """`miniature` (rendered), `official`, or in retrieval `own`: the user's tars"""
+    variant: str | None = None
+    """Form of the official data, or null; not in retrieval"""
+    split: str
+    """Official name of the evaluation split"""
+    num_train: int
+    """Training images; 0 in zero-shot and retrieval"""
+    num_eval: int
+    """Evaluation images"""
+    class_names: list[str]
+    """In label order, background first where it is a class; empty without classes"""
+    results: list[Row]
+    """The rows"""
+    provenance: dict[str, Any] = {}
+    """Where the result comes from"""
+
+
+class ProbeResult(Result):
+    """One head of one model, as `cliptex probe` and `cliptex finetune` write it."""
+
+    input: dict[str, Any] = {}
+    """`interpolation`, and by task `size_px` (height, width) and, for dense tasks, `grid` (rows and columns of patches)"""
+    settings: dict[str, Any]
+    """All values of the protocol, `fine_tuning` if any, holdout and seed"""
+    seconds_features: float | None = None
+    """Seconds to compute the features; not after fine-tuning"""
+    frozen: bool = True
+    """false after fine-tuning"""
+
+
+class Table(Result):
+    """All heads, models and seeds of a benchmark, as `cliptex tabulate-probes` and `tabulate-finetuned` write them."""
+
+    protocol: dict[str, Any] = {}
+    """All values of the protocol"""
+    frozen: bool = True
+    """false after fine-tuning"""
+    fine_tuning: dict[str, Any] = {}
+    """Options of fine-tuning, if any"""
+
+
+class ZeroShotResult(Result):
+    """Zero-shot classification of all models and seeds, as `cliptex zeroshot` writes it."""
+
+    chance: dict[str, Any] = {}
+    """Metric to the score of guessing, percent"""
+    templates: str = ""
+    """Name of the set of prompts"""
+    num_templates: int = 0
+    """Prompts per class"""
+    prompts_sha256: str = ""
+    """Of all prompts"""
+    published: dict[str, float] = {}
+    """Released model to its published top-1, percent, which was reproduced within 0.2 points"""
+    preprocess: dict[str, Any] = {}
+    """How images were prepared"""
+    activation: str = ""
+    """`gelu` or `quick_gelu`"""
+
+
+class RetrievalResult(Result):
+    """Retrieval of all models and seeds, as `cliptex retrieval` writes it."""
+
+    num_captions: int = 0
+    """Captions"""
+    chance: dict[str, Any] = {}
+    """Task to metric to the score of guessing, percent"""
+    captions_sha256: str = ""
+    """Of all captions"""
+    preprocess: dict[str, Any] = {}
+    """How images were prepared"""
+    activation: str = ""
+    """`gelu` or `quick_gelu`"""
+
+
+class AnyResult(Table, ZeroShotResult):
+    """A results file whose kind does not matter; `chance` is by task in retrieval."""
+
+    settings: dict[str, Any] = Field({})
+
+
+AnyKind = TypeVar("AnyKind", bound=Result)
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Write a results file; keys that were not set are left out."""
+    write_json(path, result.model_dump(exclude_unset=True))
+
+
+def read_result(path: Path, kind: type[AnyKind] = AnyResult) -> AnyKind:
+    """Read a results file. Raises CliptexError that names the file and the key that is missing or wrong."""
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "its content"
+        reason = "is missing" if first["type"] == "missing" else f"is wrong ({first['msg']})"
+        raise CliptexError(f"{path}: {key} {reason}; delete it and run the same command again") from error

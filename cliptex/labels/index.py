@@ -1,0 +1,114 @@
+"""Check a label store and write its index.
+
+Reads   results/shards/index.json, results/labels/{store}/{shard}.parquet and batch-{batch}.json.
+Writes  results/labels/{store}/index.json.
+Holds   the index depends on the labels alone, so that rewriting a lost file gives the same index.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cliptex.config import Config
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, sha256_file, write_json
+from cliptex.core.plugins import find
+from cliptex.core.progress import track
+from cliptex.data.shard_index import read_index
+from cliptex.labels.recipe import label_recipe
+from cliptex.labels.store import SCHEMA_VERSION, LabelFile, check_keys
+from cliptex.labels.summary import class_statistics, sum_counts
+from cliptex.tasks.base import Task
+
+log = logging.getLogger("cliptex")
+COPIED = ("shard", "file", "sha256", "bytes", "shard_sha256", "rows", "labelled", "failures", "payload_bytes")
+"""Keys of a batch file's record that the index repeats."""
+
+
+def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -> dict[str, Any]:
+    """Check every label file of a store and write its index.json.
+
+    Each file is compared with its shard (digest, keys and their order), with the batch file of the job that wrote it
+    (digest), and with the configuration (expert, recipe). The index has `files`, the share of images with a label
+    (`coverage`), `failures` by reason, `statistics` and `bytes_per_image`. Raises CliptexError, naming the file and the
+    command that repairs it.
+    """
+    expert = config.label_stores[store].expert
+    task: Task = find("tasks", config.label_stores[store].task)()
+    entries = read_index(shard_index)["shards"]
+    files, records, weights = [], [], None
+    scalars: dict[str, list[float]] = {}
+    for number, entry in enumerate(track(entries, f"index labels {store}")):
+        batch_path = out_dir / f"batch-{number // config.labels.shards_per_job:03d}.json"
+        path = out_dir / f"{entry['shard']}.parquet"
+        redo = f"run: rm -f {path} {batch_path}   and then the same command again"
+        record = _checked_record(path, batch_path, entry, redo)
+        file = LabelFile(path, task)
+        check_keys(file, entry, redo)
+        if file.metadata["shard_sha256"] != entry["sha256"]:
+            raise CliptexError(f"{path}: made from another version of shard {entry['shard']}; {redo}")
+        if file.metadata["expert"] != expert:
+            raise CliptexError(
+                f"{path}: made by the expert {file.metadata['expert']!r}, but label_stores.{store}.expert is"
+                f" {expert!r}; {redo}"
+            )
+        weights = weights or file.metadata["weights_sha256"]
+        if file.metadata["weights_sha256"] != weights:
+            raise CliptexError(f"{path}: made with other weights of {expert!r} than the first shards; {redo}")
+        recipe = label_recipe(config, store, task, weights, out_dir.parent)
+        if file.metadata["recipe_sha256"] != recipe["recipe_sha256"]:
+            raise CliptexError(f"{path}: made with other settings than the configuration's; {redo}")
+        for name in file.scalars:
+            scalars.setdefault(name, []).extend(value for value in file.column(name) if value is not None)
+        records.append(record)
+        files.append({"batch": batch_path.name, **{name: record[name] for name in COPIED}})
+    images, labelled = sum(item["rows"] for item in files), sum(item["labelled"] for item in files)
+    failures = sum_counts(item["failures"] for item in files)
+    if not labelled:
+        raise CliptexError(f"{out_dir}: no image has a label ({failures}); fix the expert {expert!r}")
+    if failures:
+        log.warning("%s: %d of %d images have no label: %s", out_dir, images - labelled, images, failures)
+    recipe = label_recipe(config, store, task, weights, out_dir.parent)
+    if recipe["weights"] == "random":
+        log.warning("%s: labels of a network with RANDOM weights, for tests and benchmarks only", out_dir)
+    classes = class_statistics(records, task)
+    if len(classes) == 1:
+        log.warning("%s: every pixel is %s; check the expert's quality", out_dir, *classes)
+    index = {
+        "schema_version": SCHEMA_VERSION,
+        "store": store,
+        **{name: recipe[name] for name in ("task", "expert", "plugin", "weights", "weights_sha256", "licence")},
+        "recipe_sha256": recipe["recipe_sha256"],
+        "codec": recipe["codec"],
+        "images": images,
+        "labelled": labelled,
+        "coverage": labelled / images,
+        "failures": failures,
+        "bytes": sum(item["bytes"] for item in files),
+        "bytes_per_image": round(sum(item["payload_bytes"] for item in files) / labelled, 1),
+        "statistics": {
+            "scalars": {
+                name: {"mean": float(np.mean(values)), "least": min(values), "greatest": max(values)}
+                for name, values in scalars.items()
+                if values
+            },
+            **({"classes": classes} if recipe["codec"].get("class_names") else {}),
+        },
+        "files": files,
+    }
+    write_json(out_dir / "index.json", index)
+    return index
+
+
+def _checked_record(path: Path, batch_path: Path, entry: dict[str, Any], redo: str) -> dict[str, Any]:
+    """The batch file's record of a label file. Raises CliptexError if it is missing or the file differs from it."""
+    record = next((item for item in read_json(batch_path)["shards"] if item["shard"] == entry["shard"]), None)
+    if record is None:
+        raise CliptexError(f"{batch_path}: lacks shard {entry['shard']}; {redo}")
+    if not path.is_file():
+        raise CliptexError(f"{path}: label file is missing; {redo}")
+    if path.stat().st_size != record["bytes"] or sha256_file(path) != record["sha256"]:
+        raise CliptexError(f"{path}: differs from the record in {batch_path.name}; {redo}")
+    return record

@@ -1,0 +1,240 @@
+"""Read label stores: one Parquet file for each shard, with one row for each image.
+
+Reads   results/labels/{store}/index.json and {shard}.parquet.
+
+Columns: `key`; `payload`, `height` and `width`, the arguments of the task's `decode`, or null and a reason in `error`;
+then the task's scalars and the expert's extra columns. The file's metadata hold the recipe under the key `cliptex`.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from cliptex.config import Config
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json
+from cliptex.core.plugins import find
+from cliptex.data.packed import Keys
+from cliptex.tasks.base import Task
+
+if TYPE_CHECKING:
+    from pyarrow import parquet
+
+T = TypeVar("T")
+SCHEMA_VERSION = 1
+METADATA_KEY = b"cliptex"
+COLUMNS = ("key", "height", "width", "payload", "error")
+
+
+def check_keys(file: "LabelFile", entry: dict[str, Any], redo: str) -> None:
+    """Raise CliptexError unless the file has exactly the keys of a shard (an entry of the shard index), in order.
+
+    redo: the remedy, for the message.
+    """
+    if file.keys == entry["keys"]:
+        return
+    label_keys, shard_keys = set(file.keys), set(entry["keys"])
+    problems = (
+        *(f"key {key!r} has no label row" for key in entry["keys"] if key not in label_keys),
+        *(f"key {key!r} is not in the shard" for key in file.keys if key not in shard_keys),
+        *(f"key {key!r} is out of order" for key, other in zip(file.keys, entry["keys"], strict=False) if key != other),
+    )
+    raise CliptexError(f"{file.path}: does not match shard {entry['shard']}: {(*problems, 'duplicate key')[0]}; {redo}")
+
+
+class LabelFile:
+    """One label file. Keys are read at once, payloads on first access.
+
+    task: needed for `label`; a file of another task or codec is then rejected. Raises CliptexError, naming the file
+    and the remedy, if it is missing, truncated, corrupt, or has another schema version.
+    """
+
+    def __init__(self, path: Path, task: Task | None = None):
+        self.path, self.task = Path(path), task
+        self.metadata: dict[str, Any] = {}
+        self._rows: tuple[Any, list[int | None], list[int | None]] | None = None
+        (keys,) = self._read(["key"])
+        self.keys = Keys(keys.to_pylist())
+        if self.metadata.get("schema_version") != SCHEMA_VERSION:
+            raise CliptexError(
+                f"{path}: label schema {self.metadata.get('schema_version')} is not {SCHEMA_VERSION}, the one this"
+                f" version reads; run: rm {path}   and then the same command again"
+            )
+        if task is not None and (self.metadata["task"], self.metadata["codec"]) != (task.name, task.codec()):
+            raise CliptexError(
+                f"{path}: holds {self.metadata['task']} as {self.metadata['codec'].get('name')!r}, not {task.name} as"
+                f" {task.codec().get('name')!r}; run: rm {path}   and then the same command again"
+            )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def scalars(self) -> list[str]:
+        """Names of the task's scalar columns."""
+        return [name for name in self._names if name not in (*COLUMNS, *self.metadata.get("extra_columns", ()))]
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column."""
+        return self._read([name])[0].to_pylist()
+
+    def payload_bytes(self) -> int:
+        """Bytes of all payloads."""
+        import pyarrow.compute as pc
+
+        return pc.sum(pc.binary_length(self._read(["payload"])[0])).as_py() or 0
+
+    def load(self) -> None:
+        """Read the payloads into memory and check the page checksums."""
+        if self._rows is None:
+            payload, height, width = self._read(["payload", "height", "width"])
+            self._rows = (payload.combine_chunks(), height.to_pylist(), width.to_pylist())
+
+    def get(self, row: int) -> tuple[bytes, int, int] | None:
+        """(payload, height, width) of a row, the arguments of the task's `decode`; None if it has no label."""
+        self.load()
+        payloads, heights, widths = self._rows
+        payload = payloads[row].as_py()
+        return None if payload is None else (payload, heights[row], widths[row])
+
+    def get_many(self, rows: Iterable[int]) -> dict[int, tuple[bytes, int, int] | None]:
+        """Row -> `get(row)`. Reads only the row groups needed, and caches nothing."""
+        requested = np.unique(np.fromiter(rows, np.int64))
+        result: dict[int, tuple[bytes, int, int] | None] = {}
+
+        def read(file: "parquet.ParquetFile") -> None:
+            first = 0
+            for group in range(file.num_row_groups):
+                end = first + file.metadata.row_group(group).num_rows
+                in_group = requested[(requested >= first) & (requested < end)]
+                if in_group.size:
+                    table = file.read_row_group(group, ["payload", "height", "width"], use_threads=False).take(
+                        in_group - first
+                    )
+                    columns = (table[name].to_pylist() for name in ("payload", "height", "width"))
+                    for row, payload, *size in zip(in_group.tolist(), *columns, strict=True):
+                        result[row] = None if payload is None else (payload, *size)
+                first = end
+
+        self.read_with(read)
+        return result
+
+    def label(self, row: int) -> np.ndarray | None:
+        """The decoded label of a row; None if it has no label."""
+        encoded = self.get(row)
+        try:
+            return None if encoded is None else self.task.decode(*encoded)
+        except ValueError as error:
+            raise CliptexError(
+                f"{self.path}: label of {self.keys[row]!r} cannot be decoded ({error}); run: rm {self.path}   and then"
+                " the same command again"
+            ) from error
+
+    def _read(self, columns: list[str]) -> list[Any]:
+        def read(file: "parquet.ParquetFile") -> list[Any]:
+            self.metadata = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
+            self._names = file.schema_arrow.names
+            return file.read(columns).columns
+
+        return self.read_with(read)
+
+    def read_with(self, read: "Callable[[parquet.ParquetFile], T]") -> T:
+        """Call `read` on the open Parquet file; errors become CliptexError with the file and the remedy."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        try:
+            with parquet.ParquetFile(self.path, page_checksum_verification=True) as file:
+                return read(file)
+        except FileNotFoundError as error:
+            raise CliptexError(f"{self.path}: label file is missing; run the same command again") from error
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CliptexError(
+                f"{self.path}: label file is damaged ({reason}); run: rm {self.path}   and then the same command again"
+            ) from error
+
+
+class StoredLabels:
+    """Decoded labels of several label files by key, for an expert that changes the labels of another store."""
+
+    def __init__(self, files: list[LabelFile]):
+        self._rows = {}
+        for file in files:
+            keys = list(file.keys)
+            self._rows |= {key: (file, row, keys) for row, key in enumerate(keys)}
+
+    def label(self, key: str) -> np.ndarray | None:
+        """Label of an image; None if it has none."""
+        file, row, _ = self._rows[key]
+        return file.label(row)
+
+    def shard_keys(self, key: str) -> list[str]:
+        """Keys of all images in this image's shard, in order."""
+        return self._rows[key][2]
+
+
+def read_label_index(config: Config, store: str, path: Path) -> dict[str, Any]:
+    """The index.json of a store. Raises CliptexError if its expert, task or codec differs from the config's."""
+    store_config = config.label_stores[store]
+    task: Task = find("tasks", store_config.task)()
+    index = read_json(path)
+    for name, actual, expected in (
+        ("expert", index["expert"], store_config.expert),
+        ("task", index["task"], task.name),
+        ("codec", index["codec"], task.codec()),
+    ):
+        if actual != expected:
+            actual, expected = (value["name"] if name == "codec" else value for value in (actual, expected))
+            raise CliptexError(
+                f"{path}: the label store's {name} is {actual!r}, but label_stores.{store} has {expected!r};"
+                f" run: rm -r {Path(path).parent}   and then the same command again"
+            )
+    return index
+
+
+@lru_cache(maxsize=16)
+def _files_of(index: Path, mtime_ns: int) -> dict[str, dict[str, Any]]:
+    return {item["shard"]: item for item in read_json(index)["files"]}
+
+
+def open_store(index: Path, entry: dict[str, Any], task: Task | None = None) -> LabelFile:
+    """The label file of one shard (an entry of the shard index) in an indexed store.
+
+    Raises CliptexError, naming shard and key, if the store does not hold exactly the shard's keys, or if the file has
+    changed since it was indexed.
+    """
+    index = Path(index)
+    files = _files_of(index, index.stat().st_mtime_ns if index.exists() else 0)
+    item = files.get(entry["shard"])
+    redo = f"run: rm -f {index}   and then the same command again"
+    if item is None or item["shard_sha256"] != entry["sha256"]:
+        problem = "does not hold" if item is None else "was made from another version of"
+        raise CliptexError(f"{index}: {problem} shard {entry['shard']}, first key {entry['keys'][0]!r}; {redo}")
+    path = index.parent / item["file"]
+    if path.is_file() and path.stat().st_size != item["bytes"]:
+        raise CliptexError(
+            f"{path}: labels of shard {entry['shard']} changed since they were indexed; run: rm {path} {index}   and"
+            " then the same command again"
+        )
+    file = LabelFile(path, task)
+    check_keys(file, entry, redo)
+    file.keys = entry["keys"]  # equal; all stores share one copy in memory
+    return file
+
+
+def rows_by_shard(entries: list[dict[str, Any]], images: np.ndarray) -> dict[int, list[int]]:
+    """Number of each shard -> rows in it, ascending, for numbers of images counted over all shards from 0.
+
+    entries: of the shard index.
+    """
+    ends = np.cumsum([0, *(len(entry["keys"]) for entry in entries)])
+    rows: dict[int, list[int]] = {}
+    for image in sorted(images.tolist()):
+        shard = int(np.searchsorted(ends, image, side="right")) - 1
+        rows.setdefault(shard, []).append(image - int(ends[shard]))
+    return rows

@@ -1,0 +1,130 @@
+"""Gains of CLIPTeX over CLIP-FT: each benchmark's task with one head, by its main metric."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cliptex.evaluation.measures import measures
+from cliptex.evaluation.per_image import num_images
+from cliptex.report import names
+from cliptex.report.bootstrap import draws, resampled
+from cliptex.report.gather import Results, Scores
+from cliptex.report.metrics import direction
+from cliptex.report.probe_tasks import metric_of, probe_task
+from cliptex.report.statistics import Gain, ZeroShot, gain_over
+
+
+@dataclass(frozen=True)
+class ProbeGain:
+    """A benchmark's task with one head: the main metric of each model, and CLIPTeX's gain over CLIP-FT.
+
+    values: model -> one value a seed. draws: model -> the metric in every draw of evaluation images and seeds.
+    """
+
+    benchmark: str
+    task: str
+    head: str
+    metric: str
+    values: dict[str, list[float]]
+    gain: Gain
+    draws: dict[str, np.ndarray]
+
+    @property
+    def label(self) -> str:
+        """`NYUv2 depth, linear`."""
+        return f"{names.benchmark(self.benchmark)} {names.task(self.task).lower()}, {names.head(self.head)}"
+
+    @property
+    def dense(self) -> bool:
+        """Whether the task is a dense one."""
+        return probe_task(self.task).dense
+
+    def gain_of(self, model: str, baselines: Sequence[str]) -> Gain:
+        """The gain of any model over CLIP-FT."""
+        return gain_over(
+            self.values,
+            direction(self.metric),
+            subject=model,
+            reference=names.REFERENCE,
+            baselines=baselines,
+            draws=self.draws,
+        )
+
+
+def probe_gains(results: Results) -> list[ProbeGain]:
+    """All probes on frozen encoders, benchmarks in the config's order."""
+    return _gains(results, results.probes, results.baselines)
+
+
+def finetuned_gains(results: Results) -> list[ProbeGain]:
+    """All probes on fine-tuned encoders; the only baseline is training from scratch."""
+    return _gains(results, results.finetuned, results.config.finetune.baselines, ("random",))
+
+
+def _gains(
+    results: Results,
+    benchmarks: Mapping[str, Scores],
+    baselines: Sequence[str],
+    needed: Sequence[str] = ("random", "position"),
+) -> list[ProbeGain]:
+    out = []
+    for name, scores in benchmarks.items():
+        for task, head in scores.cells():
+            metric = scores.main_metric(task, head)
+            values = scores.values(task, head, metric)
+            drawn = _drawn(results, scores, task, head, metric)
+            gain = gain_over(
+                values,
+                direction(metric),
+                subject=names.SUBJECT,
+                reference=names.REFERENCE,
+                baselines=baselines,
+                needed=needed,
+                draws=drawn,
+            )
+            out.append(ProbeGain(name, task, head, metric, values, gain, drawn))
+    return out
+
+
+def _drawn(results: Results, scores: Scores, task: str, head: str, metric: str) -> dict[str, np.ndarray]:
+    """Model -> its metric in draws of the evaluation images and seeds; the same draws for every model and head."""
+    if task not in measures() or metric != measures()[task].main:
+        return {}
+    images = scores.images(task, head)
+    if not images:
+        return {}
+    count = num_images(next(iter(images.values()))[0])
+    weights = draws(count, results.config.report.resamples, zlib.crc32(scores.benchmark.encode()))
+    return {model: resampled(task, seeds, weights) for model, seeds in images.items()}
+
+
+def zeroshot_results(results: Results) -> list[ZeroShot]:
+    """The main metric of CLIPTeX and CLIP-FT in every zero-shot task."""
+    out = []
+    for name, scores in results.zeroshot.items():
+        cells = scores.cells()
+        for task, head in cells:
+            metric = scores.main_metric(task, head)
+            values = scores.values(task, head, metric)
+            drawn = _drawn(results, scores, task, head, metric)
+            title = metric_of(task, metric).title
+            several = len({task for task, _ in cells}) > 1
+            out.append(
+                ZeroShot(
+                    names.benchmark(name) + (f" ({names.task(task).lower()})" if several else ""),
+                    values.get(names.SUBJECT, []),
+                    values.get(names.REFERENCE, []),
+                    scores.chance_level(task, metric),
+                    (drawn.get(names.SUBJECT), drawn.get(names.REFERENCE)),
+                    title.lower() if metric == "top1" else title,
+                    (name, task),
+                )
+            )
+    return out
+
+
+def further_models(results: Results) -> list[str]:
+    """Models other than the paper's three, such as controls."""
+    return [model for model in results.models if model not in names.MODELS]

@@ -1,0 +1,33 @@
+"""What the report's page and the studies' pages share: the template environment, the style sheet, charts as images."""
+
+import re
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from cliptex.report.images import embedded
+
+
+def render(template: str, **values: Any) -> str:
+    """Render a template of cliptex/report/ with the style sheet as `css`; text is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_unbroken,
+        loader=jinja2.PackageLoader("cliptex.report", ""),
+    )
+    css = Markup(files("cliptex.report").joinpath("page.css").read_text())
+    return environment.get_template(template).render(css=css, **values)
+
+
+def _unbroken(value: Any) -> Any:
+    """Keep a mark, a number and its unit on one line."""
+    return re.sub(r"(?<=[±▲△▼▽=]) | (?=[%↑↓])", "\u00a0", value) if type(value) is str else value
+
+
+def embedded_chart(name: str, caption: str, alt: str, light: str, dark: str) -> dict[str, str]:
+    """A chart for the macro `chart`. light, dark: SVG."""
+    light, dark = (embedded(svg.encode(), "image/svg+xml") for svg in (light, dark))
+    return {"name": name, "caption": caption, "alt": alt, "light": light, "dark": dark}

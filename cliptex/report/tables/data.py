@@ -1,0 +1,119 @@
+"""Tables of label stores, experts and dropped data."""
+
+from typing import Any
+
+from cliptex.report import names
+from cliptex.report.gather import Results
+from cliptex.report.metrics import direction, is_known
+from cliptex.report.probe_tasks import metric_of
+from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, best_of
+from cliptex.report.tables.cells import count, count_cell, metric_label
+
+
+def labels_table(results: Results) -> Table | None:
+    """Contents of the label stores; None without any."""
+    if not results.stores:
+        return None
+    headings = {
+        "images": "Images",
+        "labelled": "Labelled",
+        "failed": "Failed",
+        "valid": "Valid pixels",
+        "bytes": "Bytes an image",
+    }
+    return Table(
+        "labels",
+        "Label stores",
+        [
+            Column("store", "Label store", numeric=False),
+            Column("expert", "Expert", numeric=False),
+            *(Column(key, heading) for key, heading in headings.items()),
+        ],
+        [Group([_store_row(results, name, index) for name, index in results.stores.items()])],
+        ["Valid pixels: share of a label’s pixels with a value, mean over images. Bytes: of the label alone."],
+    )
+
+
+def _store_row(results: Results, name: str, index: dict[str, Any]) -> Row:
+    valid = index["statistics"]["scalars"].get("coverage", {}).get("mean")
+    expert = results.experts.get(index["expert"]) or {}
+    size = f"{count(expert['num_parameters'])} parameters, " if expert.get("num_parameters") else ""
+    if index.get("weights") == "random":
+        size = f"RANDOM weights, for tests and benchmarks only; {size}"
+    return {
+        "store": Cell(name, note=f"stored as {index['codec']['name']}"),
+        "expert": Cell(names.head(index["expert"]), note=f"{size}licence {index['licence']}"),
+        "images": count_cell(index["images"]),
+        "labelled": Cell(f"{100 * index['coverage']:.2f} %", 100 * index["coverage"]),
+        "failed": count_cell(index["images"] - index["labelled"]),
+        "valid": Cell(f"{100 * valid:.1f} %", 100 * valid) if valid is not None else Cell(MISSING),
+        "bytes": count_cell(index["bytes_per_image"]),
+    }
+
+
+def experts_table(results: Results) -> Table | None:
+    """Held-out quality of every evaluated expert, and of an image-independent prior; None without any."""
+    groups = []
+    for name, expert in results.experts.items():
+        if not expert or not (quality := expert["quality_file"]):
+            continue
+        source = "rendered stand-in" if quality["source"] == "miniature" else quality["source"]
+        notes = [names.task(quality["task"]).lower(), source, f"{quality['split']} split"]
+        if "images_per_cpu_second" in quality:
+            notes.append(f"{quality['images_per_cpu_second']:.0f} images a CPU second")
+        rows = [_quality_row(quality, metric) for metric in quality["quality"]]
+        groups.append(Group(rows, names.head(name), ", ".join(notes)))
+    if not groups:
+        return None
+    return Table(
+        "experts",
+        "Experts: quality on held-out images",
+        [Column("metric", "Metric", numeric=False), Column("expert", "Expert"), Column("prior", "Prior")],
+        groups,
+        [
+            "Prior: a label that does not depend on the image: the mean depth or normal of the training renders at "
+            "each pixel, or background everywhere. An expert no better than this ignores the image. The better of the "
+            "two is bold."
+        ],
+        group_column="expert",
+    )
+
+
+def _quality_row(quality: dict[str, Any], name: str) -> Row:
+    metric, known = metric_of(quality["task"], name), is_known(name)
+    values = {"expert": quality["quality"][name]}
+    if name in quality.get("prior", {}):
+        values["prior"] = quality["prior"][name]
+    best = best_of(values.values(), direction(name)) if len(values) > 1 else None
+    cells = {
+        key: Cell(metric.format(value) if known else f"{value:.3g}", value, best=value == best)
+        for key, value in values.items()
+    }
+    label = metric_label(quality["task"], name) if known else name.replace("_", " ")
+    return {"metric": Cell(label), "prior": Cell(MISSING), **cells}
+
+
+def dropped_table(results: Results) -> Table:
+    """Pairs left out of training and missing labels, with the reasons."""
+    dropped = results.shards["dropped"]
+    total = results.shards["num_samples"] + sum(dropped.values())
+    rows = _reason_rows("Image-caption pairs", dropped, total, "none dropped")
+    for name, index in results.stores.items():
+        rows += _reason_rows(f"Labels, {name}", index["failures"], index["images"], "no failure")
+    columns = [Column("what", "What", numeric=False), Column("reason", "Reason", numeric=False)]
+    columns += [Column("count", "Count"), Column("share", "Share")]
+    return Table("dropped", "Data left out", columns, [Group(rows)])
+
+
+def _reason_rows(what: str, counts: dict[str, int], total: int, none: str) -> list[Row]:
+    """A row for each reason, the most frequent first; without any a row with the text `none`."""
+    ranked = sorted(counts.items(), key=lambda item: -item[1]) or [(none, 0)]
+    return [
+        {
+            "what": Cell(what),
+            "reason": Cell(reason),
+            "count": count_cell(number),
+            "share": Cell(f"{100 * number / total:.2f} %", 100 * number / total) if total else Cell(MISSING),
+        }
+        for reason, number in ranked
+    ]

@@ -1,0 +1,121 @@
+"""Tables of time, code, packages and weights."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cliptex.core.provenance import code
+from cliptex.report import names
+from cliptex.report.gather import Results, Timing
+from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, text_table
+from cliptex.report.tables.cells import count_cell
+
+STAGES = ("Data", "Experts", "Labels", "Training", "Probes", "Fine-tuning", "Zero-shot", "Report")
+WORDS = {
+    "zeroshot": "Zero-shot",
+    "retrieval": "Zero-shot",
+    "probe": "Probes",
+    "finetune": "Fine-tuning",
+    "label": "Labels",
+    **dict.fromkeys(("render", "fetch", "download", "retrieve", "unpack", "shard"), "Data"),
+    "expert": "Experts",
+    "train": "Training",
+    "report": "Report",
+}
+"""Part of a rule's name -> its stage; the first match counts."""
+
+
+def timing_table(results: Results) -> Table | None:
+    """Wall and CPU seconds by stage; None without timings."""
+    if not results.timings:
+        return None
+    stages: dict[str, list[Timing]] = {}
+    for timing in results.timings:
+        stages.setdefault(stage_of(timing.rule), []).append(timing)
+    order = [*(stage for stage in STAGES if stage in stages), *(stage for stage in stages if stage not in STAGES)]
+    total = sum(timing.wall for timing in results.timings)
+    rows = []
+    for stage in order:
+        rules = ", ".join(timing.rule for timing in stages[stage])
+        rows.append({"stage": Cell(stage, note=rules), **_seconds(stages[stage], total)})
+    rows.append({"stage": Cell("All"), **_seconds(results.timings, total), "share": Cell("100 %", 100.0)})
+    columns = [Column("stage", "Stage", numeric=False), Column("jobs", "Jobs"), Column("wall", "Job seconds")]
+    columns += [Column("share", "Share"), Column("cpu", "CPU seconds")]
+    notes = ["Seconds are summed over jobs. Jobs run in parallel, so the run took less time than their sum."]
+    return Table("timings", "Time by stage", columns, [Group(rows)], notes)
+
+
+def _seconds(timings: Sequence[Timing], total: float) -> Row:
+    wall, cpu = sum(timing.wall for timing in timings), [timing.cpu for timing in timings]
+    return {
+        "jobs": count_cell(sum(timing.jobs for timing in timings)),
+        "wall": count_cell(wall),
+        "share": Cell(f"{100 * wall / total:.0f} %", 100 * wall / total) if total else Cell(MISSING),
+        "cpu": Cell(MISSING) if None in cpu else count_cell(sum(cpu)),
+    }
+
+
+def stage_of(rule: str) -> str:
+    """The stage of a rule, by the words in its name."""
+    return next((stage for word, stage in WORDS.items() if word in rule), rule)
+
+
+def provenance_table(results: Results) -> Table:
+    """The code and configuration that made each result."""
+    kinds = {"probe": "Probes", "finetuned": "Fine-tuning", "zeroshot": "Zero-shot"}
+    rows = [
+        _provenance_row(f"{kinds[kind]}, {names.benchmark(scores.benchmark)}", scores.provenance)
+        for kind, scores in results.all_scores
+    ]
+    rows += [
+        _provenance_row(f"Training, {names.model(name)}, seed {seed}", run.record.get("provenance", {}))
+        for name, runs in results.runs.items()
+        for seed, run in runs.items()
+    ]
+    headings = ["Result", "cliptex", "Code", "Configuration (SHA-256)", "Python", "Machine"]
+    table = text_table("provenance", "Code and configuration of each result", headings, rows)
+    table.notes.append(
+        "Code: the commit or, for an installed package, the first digits of its modules' SHA-256. The configuration's "
+        "hash covers the keys that the stage received."
+    )
+    return table
+
+
+def _provenance_row(what: str, source: dict[str, Any]) -> list[str | Cell]:
+    def text(value: Any) -> str:
+        return str(value) if value else MISSING
+
+    digest = source.get("config_sha256")
+    configuration = Cell(str(digest)[:12], digest) if digest else MISSING
+    before = text(source.get("cliptex")), text(code(source))
+    return [what, *before, configuration, text(source.get("python")), text(source.get("machine"))]
+
+
+def packages_table(results: Results) -> Table:
+    """Versions of the packages behind the results; several if they differ."""
+    versions: dict[str, set[str]] = {}
+    for source in _provenances(results):
+        for package, version in source.get("packages", {}).items():
+            versions.setdefault(package, set()).add(version)
+    rows = [(package, ", ".join(sorted(used))) for package, used in sorted(versions.items())]
+    return text_table("packages", "Package versions", ["Package", "Version"], rows)
+
+
+def weights_table(results: Results) -> Table | None:
+    """SHA-256 of every model's exported weights, as recorded by training or else by the probes; None without any."""
+    rows = [
+        (f"{names.model(name)}, seed {seed}", run.record["model_sha256"])
+        for name, runs in results.runs.items()
+        for seed, run in runs.items()
+        if isinstance(run.record.get("model_sha256"), str)
+    ]
+    if not rows:
+        digests: dict[str, str] = {}
+        for source in _provenances(results):
+            digests |= {str(name): str(digest) for name, digest in source.get("model_sha256", {}).items()}
+        rows = sorted(digests.items())
+    return text_table("weights", "Exported weights", ["Model", "SHA-256"], rows) if rows else None
+
+
+def _provenances(results: Results) -> list[dict[str, Any]]:
+    of_scores = [scores.provenance for _, scores in results.all_scores]
+    return of_scores + [run.record.get("provenance", {}) for runs in results.runs.values() for run in runs.values()]

@@ -1,0 +1,209 @@
+"""Tables of probes on frozen and fine-tuned encoders: values, gains, and every metric of every seed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cliptex.report import names
+from cliptex.report.bootstrap import LEVEL, resampled_over
+from cliptex.report.gains import ProbeGain, further_models
+from cliptex.report.gather import Results, Scores
+from cliptex.report.statistics import Gain, GainStatus
+from cliptex.report.table import Column, Group, Row, Table, csv_columns
+from cliptex.report.tables.cells import (
+    GAIN_COLUMNS,
+    PROTOCOL_COLUMNS,
+    count,
+    fine_notes,
+    gain_cell,
+    gain_csv_cells,
+    model_columns,
+    model_key,
+    probe_groups,
+    protocol_cells,
+    task_cell,
+    task_column,
+    value_cells,
+    value_columns,
+)
+
+ONE_SEED = (
+    "The interval covers which images were evaluated. It does not cover how training or a head would turn out with "
+    "another seed, so with one seed no gain is called real."
+)
+
+
+def main_table(results: Results, gains: Sequence[ProbeGain]) -> Table:
+    """The main metric of every model and baseline, and CLIPTeX's gain over CLIP-FT."""
+    models = [model for model in results.models if model in names.MODELS]
+    shown = [*models, *results.baselines]
+
+    def row(scores: Scores, probe: ProbeGain) -> Row:
+        return {
+            "task": task_cell(probe.task, probe.head, probe.metric),
+            "gain": gain_cell(probe.gain),
+            **value_cells(results, scores, probe.task, probe.head, probe.metric, shown),
+            **gain_csv_cells(probe.gain),
+        }
+
+    return Table(
+        "main",
+        "Dense and classification probes on frozen encoders",
+        [
+            task_column(),
+            *model_columns(models),
+            Column("gain", "CLIPTeX over CLIP-FT"),
+            *model_columns(results.baselines),
+            *value_columns(shown),
+            *csv_columns(GAIN_COLUMNS),
+        ],
+        probe_groups(results.probes, gains, row),
+        _main_notes(results, any(probe.gain.percent_interval for probe in gains)),
+        "benchmark",
+        fine_notes(results, results.probes.values()),
+    )
+
+
+def _main_notes(results: Results, intervals: bool) -> list[str]:
+    seeds = len(results.config.seeds)
+    better = "↑ higher is better, ↓ lower is better."
+    if seeds > 1:
+        notes = [f"{better} Mean ± sample standard deviation over {seeds} seeds; the best mean of a row is bold."]
+    else:
+        notes = [f"{better} The best value of a row is bold."]
+    if intervals:
+        notes.append(
+            f"Below each gain its {LEVEL:.0f} % interval over {resampled_over(results.config.seeds)} (paired "
+            f"bootstrap, {count(results.config.report.resamples)} draws; in percent of CLIP-FT’s value)."
+        )
+    above_zero = ", and with an interval above zero" if intervals else ""
+    if seeds > 1:
+        notes.append(
+            "Real: the mean is better than that of CLIP-FT, Random and Position, each by more than the pooled standard "
+            "deviation of the two models compared, √(Σ squared deviations from each model's own mean / "
+            f"(n₁ + n₂ − 2)){above_zero}. Within noise: better by less."
+        )
+    else:
+        notes.append(f"One seed: better than CLIP-FT and both baselines{above_zero}. {ONE_SEED}")
+    notes.append(
+        "Random: an untrained encoder. Position: an encoding of the patch position, the same for every image. If a "
+        "baseline is as good, the gain may not come from the image."
+    )
+    return notes
+
+
+def finetuned_table(results: Results, tuned: Sequence[ProbeGain], frozen: Sequence[ProbeGain]) -> Table | None:
+    """The main metric of fine-tuned encoders, and CLIPTeX's gain next to that of frozen ones; None without any."""
+    if not tuned:
+        return None
+    shown = [*results.models, *results.config.finetune.baselines]
+    frozen_gains = {(probe.benchmark, probe.task, probe.head): probe.gain for probe in frozen}
+
+    def row(scores: Scores, probe: ProbeGain) -> Row:
+        frozen_gain = frozen_gains.get((probe.benchmark, probe.task, probe.head), Gain(GainStatus.MISSING))
+        return {
+            "task": task_cell(probe.task, probe.head, probe.metric),
+            "gain": gain_cell(probe.gain),
+            "frozen gain": gain_cell(frozen_gain),
+            **value_cells(results, scores, probe.task, probe.head, probe.metric, shown),
+            **gain_csv_cells(probe.gain),
+        }
+
+    return Table(
+        "finetuned",
+        "End-to-end fine-tuning",
+        [
+            task_column(),
+            *model_columns(shown),
+            Column("gain", "CLIPTeX over CLIP-FT"),
+            Column("frozen gain", "the same, frozen"),
+            *value_columns(shown),
+            *csv_columns(GAIN_COLUMNS),
+        ],
+        probe_groups(results.finetuned, tuned, row),
+        [
+            "Encoder and head are trained on the benchmark. The last two columns: CLIPTeX's relative gain over CLIP-FT "
+            "with fine-tuned and with frozen encoders; intervals and marks as in the first table. Random: trained from "
+            "scratch."
+        ],
+        "benchmark",
+        fine_notes(results, results.finetuned.values()),
+    )
+
+
+def further_values_table(results: Results, gains: Sequence[ProbeGain]) -> Table | None:
+    """Values of further models, with those of CLIP-FT and CLIPTeX; None without further models."""
+    further = further_models(results)
+    if not further:
+        return None
+    shown = [model for model in (names.REFERENCE, names.SUBJECT) if model in results.models] + further
+
+    def row(scores: Scores, probe: ProbeGain) -> Row:
+        values = value_cells(results, scores, probe.task, probe.head, probe.metric, shown)
+        return {"task": task_cell(probe.task, probe.head, probe.metric), **values}
+
+    return Table(
+        "further_values",
+        "Further models compared with CLIP-FT and CLIPTeX",
+        [task_column(), *model_columns(shown), *value_columns(shown)],
+        probe_groups(results.probes, gains, row),
+        ["As in the first table."],
+        "benchmark",
+        fine_notes(results, results.probes.values()),
+    )
+
+
+def further_table(results: Results, gains: Sequence[ProbeGain]) -> Table | None:
+    """Gains over CLIP-FT of CLIPTeX and of further models; None without further models."""
+    further = further_models(results)
+    shown = [names.SUBJECT] * (names.SUBJECT in results.models) + further
+    if not further or names.REFERENCE not in results.models:
+        return None
+
+    def row(scores: Scores, probe: ProbeGain) -> Row:
+        cells = {"task": task_cell(probe.task, probe.head, probe.metric)}
+        for model in shown:
+            gain = probe.gain_of(model, results.baselines)
+            cells |= {model_key(model): gain_cell(gain), **gain_csv_cells(gain, f"{names.model(model)} ")}
+        return cells | protocol_cells(results, scores, probe.task, probe.head, probe.metric)
+
+    more = [f"{names.model(model)} {column}" for model in shown for column in GAIN_COLUMNS]
+    return Table(
+        "further_models",
+        "Gain over CLIP-FT of CLIPTeX and of the further models",
+        [task_column(), *model_columns(shown), *csv_columns([*more, *PROTOCOL_COLUMNS])],
+        [Group(group.rows, group.title) for group in probe_groups(results.probes, gains, row)],
+        ["Relative gain in percent, signed so that + is better; intervals and marks as in the first table."],
+        "benchmark",
+        fine_notes(results, results.probes.values()),
+    )
+
+
+def metrics_table(results: Results, scores: Scores, models: Sequence[str]) -> Table:
+    """Every metric of one benchmark; one row for each task, head and metric."""
+    rows = [
+        {
+            "task": task_cell(task, head, metric),
+            **value_cells(results, scores, task, head, metric, models),
+        }
+        for task, head in scores.cells()
+        for metric in scores.metric_names(task, head)
+    ]
+    return Table(
+        f"{'probes' if scores.frozen else 'finetuned'}_{scores.benchmark}",
+        f"{names.benchmark(scores.benchmark)}{'' if scores.frozen else ', fine-tuned'}, all metrics",
+        [task_column(), *model_columns(models), *value_columns(models)],
+        [Group(rows)],
+        fine=fine_notes(results, [scores]),
+    )
+
+
+def long_rows(results: Results) -> list[list[Any]]:
+    """Every metric of every seed for all_metrics.csv, one row each, after the header."""
+    columns = ["kind", "benchmark", "source", "variant", "split", "num_train", "num_eval"]
+    out: list[list[Any]] = [[*columns, "task", "head", "protocol", "model", "seed", "metric", "value"]]
+    for kind, scores in results.all_scores:
+        data = [kind, scores.benchmark, scores.source, scores.variant, scores.split, scores.num_train, scores.num_eval]
+        for row in scores.rows:
+            measured = [*data, row.task, row.head, row.protocol, row.model, row.seed]
+            out += [[*measured, metric, value] for metric, value in row.metrics.items()]
+    return out

@@ -1,0 +1,122 @@
+"""The table of what each model was trained on, and of what training cost."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from cliptex.report import names
+from cliptex.report.gather import Results
+from cliptex.report.statistics import signed, summary
+from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table
+from cliptex.report.tables.cells import count, model_columns, model_key
+
+Record = dict[str, Any]
+"""The contents of train.json."""
+PARTS = {"Image encoder": ("encoder",), "Text encoder": ("text",), "Heads": ("multi_scale", "heads")}
+
+
+def cost_table(results: Results) -> Table:
+    """Training data and cost; one column a model."""
+    train, samples = results.config.train, results.shards["num_samples"]
+    records = {name: [run.record for run in runs.values()] for name, runs in results.runs.items()}
+
+    def row(
+        title: str, note: str, value: Callable[[Record], Any], show: Callable[[Any], str] = str, untrained: bool = False
+    ) -> Row:
+        """Mean and spread over seeds. untrained: whether models without training steps have the value, too."""
+        cells = {model_key(name): _cell(runs, value, show, untrained) for name, runs in records.items()}
+        return {"quantity": Cell(title, note=note), **cells}
+
+    def seen(record: Record) -> int:
+        return record["steps"] * record["batch_size"]
+
+    data = [
+        row("Starts from", "", start, untrained=True),
+        row("Steps", "", lambda record: record["steps"], count, untrained=True),
+        row("Batch size", "pairs a step", lambda record: record["batch_size"], count),
+        row("Pairs seen", "", seen, count),
+        row("Unique pairs", "", lambda record: samples, count),
+        row("Epochs", "", lambda record: seen(record) / samples, "{:.1f}".format),
+        row("Peak learning rate", "", lambda record: record["learning_rate"], "{:g}".format),
+        row("Weight decay", "", lambda record: train.weight_decay, "{:g}".format),
+        row("Labels learned", "store × weight of its loss", lambda record: _weights(record["tasks"])),
+    ]
+    cost = [
+        row("Time", "seconds", lambda record: record["seconds"], count),
+        row("Time a step", "milliseconds", lambda record: 1000 * record["seconds"] / record["steps"], count),
+        row("Throughput", "images a second", lambda record: record["images_per_s"], count),
+        row("Peak memory", "MB", lambda record: record["peak_memory_mb"], count, untrained=True),
+    ]
+    for part, note in {"Image encoder": "", "Text encoder": "", "Heads": "; removed after training"}.items():
+        cost.append(row(part, f"parameters{note}", _parameters(part), count, untrained=True))
+    for part, of in {"Image encoder": "an image", "Text encoder": "a caption", "Heads": "an image"}.items():
+        cost.append(row(part, f"million operations, {of} forward", _megaflops(part), "{:.1f}".format))
+    ratio = "forward operations relative to contrastive training"
+    cost.append(row("All of a pair", ratio, lambda record: record.get("flops_over_contrastive"), "× {:.2f}".format))
+    notes = [
+        "Times are those of the machine that trained the models, with any other load. Operations: of matrix products, "
+        "convolutions and attention; a multiply-add counts as two."
+    ]
+    if len(results.config.seeds) > 1:
+        notes.insert(0, "Mean over seeds, ± sample standard deviation where they differ.")
+    if (overhead := step_overhead(results)) is not None:
+        notes.append(
+            f"Time of a CLIPTeX step relative to CLIP-FT: {signed(overhead, 0)} %, for loading labels and for the "
+            "heads. Heads are not exported: both encoders have the same size and speed."
+        )
+    return Table(
+        "cost",
+        "Training: data and cost",
+        [Column("quantity", "Quantity", numeric=False), *model_columns(results.runs)],
+        [Group(data, "What it was trained on"), Group(cost, "What it cost")],
+        notes,
+    )
+
+
+def _cell(
+    records: Sequence[Record], value: Callable[[Record], Any], show: Callable[[Any], str], untrained: bool
+) -> Cell:
+    if not untrained and not records[0]["steps"]:
+        return Cell(MISSING)
+    values = [value(record) for record in records]
+    if None in values:
+        return Cell(MISSING)
+    if isinstance(values[0], str):
+        return Cell(values[0])
+    spread = summary(values)
+    text = show(spread.mean)
+    if spread.std and show(spread.std) != show(0.0):
+        text += f" ± {show(spread.std)}"
+    return Cell(text, spread.mean)
+
+
+def step_overhead(results: Results) -> float | None:
+    """How much longer a step of CLIPTeX takes than one of CLIP-FT, percent; None unless both were trained."""
+    seconds = []
+    for name in (names.SUBJECT, names.REFERENCE):
+        records = [run.record for run in results.runs.get(name, {}).values()]
+        steps = [record["seconds"] / record["steps"] for record in records if record["steps"]]
+        if not steps or not min(steps):
+            return None
+        seconds.append(fmean(steps))
+    return 100 * (seconds[0] / seconds[1] - 1)
+
+
+def _parameters(part: str) -> Callable[[Record], int]:
+    return lambda record: sum(record["parameters"].get(key, 0) for key in PARTS[part])
+
+
+def _megaflops(part: str) -> Callable[[Record], float | None]:
+    return lambda record: sum(record["flops"][key] for key in PARTS[part]) / 1e6 if record.get("flops") else None
+
+
+def start(record: Record) -> str:
+    """The model that training started from, or the two that were interpolated; of a path the last part."""
+    if mixed := record.get("interpolate"):
+        alpha = mixed["alpha"]
+        return f"{alpha:g} × {names.model(mixed['of'])} + {1 - alpha:g} × {names.model(mixed['with'])}"
+    return names.model(record["init"].rstrip("/").rpartition("/")[2])
+
+
+def _weights(tasks: Mapping[str, float]) -> str:
+    return ", ".join(f"{store} × {weight:g}" for store, weight in tasks.items()) or "none"

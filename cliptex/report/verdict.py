@@ -1,0 +1,131 @@
+"""The verdict at the head of the page: how many gains are real, the median gain, and whether zero-shot is kept."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median
+
+import numpy as np
+
+from cliptex.report import names
+from cliptex.report.bootstrap import LEVEL, Interval, interval
+from cliptex.report.statistics import BETTER, Gain, GainStatus, ZeroShot, ZeroShotState, format_interval, signed
+
+MARKS = {
+    GainStatus.REAL: ("▲ real", "good"),
+    GainStatus.ONE_SEED: ("△ one seed", ""),
+    GainStatus.WITHIN_NOISE: ("△ within noise", ""),
+    GainStatus.BASELINE: ("△ baseline as good", ""),
+    GainStatus.UNCHECKED: ("△ baseline missing", ""),
+    GainStatus.TIE: ("= tie", ""),
+    GainStatus.WORSE_WITHIN_NOISE: ("▽ worse, within noise", "bad"),
+    GainStatus.WORSE: ("▼ worse", "bad"),
+    GainStatus.MISSING: ("", ""),
+}
+"""Mark and tone of a gain."""
+ZEROSHOT_MARKS = {
+    ZeroShotState.KEPT: ("▲ kept", "good"),
+    ZeroShotState.WITHIN_NOISE: ("▽ lower, within noise", ""),
+    ZeroShotState.UNDECIDED: ("▽ lower, one seed", "bad"),
+    ZeroShotState.LOST: ("▼ lost in part", "bad"),
+    ZeroShotState.AT_CHANCE: ("at chance", ""),
+    ZeroShotState.MISSING: ("not measured", ""),
+}
+"""Mark and tone of a zero-shot result."""
+MEANINGS = {
+    GainStatus.REAL: "better than {reference} and both baselines, beyond the noise of seeds and images",
+    GainStatus.ONE_SEED: "better than {reference} and both baselines; one seed shows no spread",
+    GainStatus.BASELINE: "the gain may not come from the image",
+    GainStatus.MISSING: "not compared, a value is missing",
+}
+MAX_NAMED = 6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Headline and sentences of the page's head, the counts behind them, and the median relative gain in percent.
+
+    counts: `GainStatus` -> dense probes, also `cells` (compared) and `better`.
+    """
+
+    headline: str
+    sentences: list[str]
+    counts: dict[str, int] = field(default_factory=dict)
+    gain: float | None = None
+    gain_interval: Interval | None = None
+
+
+def verdict(gains: Mapping[str, Gain], zeroshot: Sequence[ZeroShot], *, seeds: int) -> Verdict:
+    """Summarise the dense probes (label -> gain of CLIPTeX over CLIP-FT) and zero-shot."""
+    subject, reference = names.model(names.SUBJECT), names.model(names.REFERENCE)
+    groups = {status: [label for label, gain in gains.items() if gain.status is status] for status in GainStatus}
+    counts = {status.value: len(labels) for status, labels in groups.items()}
+    compared = len(gains) - counts[GainStatus.MISSING]
+    better = sum(counts[status] for status in BETTER)
+    counts |= {"cells": compared, "better": better}
+    if not compared:
+        return Verdict(f"{subject} was not compared with {reference}", [], counts)
+
+    total = f"{compared} dense probe{'s' if compared > 1 else ''}"
+    typical, bounds = _median_gain(gains.values())
+    if seeds > 1:
+        headline = f"A real gain in {counts[GainStatus.REAL]} of {total}"
+    else:
+        beyond = f", in {counts[GainStatus.ONE_SEED]} beyond the noise of the images" if bounds else ""
+        headline = f"Better in {better} of {total}{beyond}; one seed"
+    middle = "" if typical is None else f"; median relative gain {signed(typical)} %"
+    middle += f" ({LEVEL:.0f} % interval {format_interval(bounds)} %)" if bounds else ""
+    sentences = [f"{subject} is better than {reference} in {better} of {total}{middle}."]
+    sentences += [_group_sentence(status, labels, gains) for status, labels in groups.items() if labels]
+    sentences += [_zeroshot_sentence(item, reference) for item in zeroshot]
+    return Verdict(headline, sentences, counts, typical, bounds)
+
+
+def _median_gain(gains: Iterable[Gain]) -> tuple[float | None, Interval | None]:
+    """The median relative gain in percent, and its interval if every gain has draws."""
+    known = [gain for gain in gains if gain.percent is not None]
+    if not known:
+        return None, None
+    drawn = [gain.percent_draws for gain in known if gain.percent_draws is not None]
+    bounds = interval(np.median(drawn, axis=0)) if len(drawn) == len(known) else None
+    return median(gain.percent for gain in known), bounds
+
+
+def _group_sentence(status: GainStatus, labels: Sequence[str], gains: Mapping[str, Gain]) -> str:
+    """`▽ worse, within noise: 2 (COCO ...; NYUv2 ...)`."""
+    named = []
+    for label in labels[:MAX_NAMED] if status not in (GainStatus.REAL, GainStatus.ONE_SEED) else ():
+        blocking = ", ".join(map(names.model, gains[label].baselines))
+        named.append(f"{label} [{blocking}]" if blocking else label)
+    if named and len(labels) > MAX_NAMED:
+        named.append(f"{len(labels) - MAX_NAMED} more")
+    meaning = MEANINGS.get(status, "").format(reference=names.model(names.REFERENCE))
+    text = f"{MARKS[status][0] or 'missing'}: {len(labels)}" + (f" ({'; '.join(named)})" if named else "")
+    return f"{text} — {meaning}." if meaning else f"{text}."
+
+
+def _zeroshot_sentence(item: ZeroShot, reference: str) -> str:
+    """`Zero-shot on ImageNet: ▲ kept, 31.5 % top-1, CLIP-FT 30.1 % (chance 7.1 %; difference +1.4, ...)`."""
+    text = f"Zero-shot on {item.benchmark}: {ZEROSHOT_MARKS[item.state][0]}"
+    if item.against is None:
+        return f"{text}."
+    text += f", {fmean(item.subject):.1f} % {item.metric}, {reference} {fmean(item.reference):.1f} %"
+    details = [] if item.chance is None else [f"chance {item.chance:.1f} %"]
+    if bounds := item.against.interval:
+        details.append(f"difference {signed(item.against.value)}, {LEVEL:.0f} % interval {format_interval(bounds)}")
+    return f"{text} ({'; '.join(details)})." if details else f"{text}."
+
+
+def further_sentence(model: str, gains: Sequence[Gain]) -> str:
+    """The gain of a further model, such as a control, over CLIP-FT in the dense probes."""
+    reference = names.model(names.REFERENCE)
+    compared = [gain for gain in gains if gain.difference is not None]
+    percents = [gain.percent for gain in compared if gain.percent is not None]
+    if not percents:
+        return f"{model} was not compared with {reference}."
+    known = [gain.difference for gain in compared if gain.difference.beyond_noise is not None]
+    if known:
+        beyond = sum(1 for difference in known if difference.value > 0 and difference.beyond_noise)
+        counts = f"better beyond the noise in {beyond} of {len(known)}"
+    else:
+        counts = f"better in {sum(1 for gain in compared if gain.difference.value > 0)} of {len(compared)}"
+    return f"{model}: median gain over {reference} {signed(median(percents))} %, {counts} dense probes."

@@ -1,0 +1,131 @@
+"""Batches: the rows of a step, and how stored samples are decoded into one, in this process or in workers."""
+
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Self
+
+import numpy as np
+import torch
+
+from cliptex.config import Train
+from cliptex.data.images import decode_image
+from cliptex.data.shard_access import SampleLocation
+from cliptex.tasks.base import Task, View
+from cliptex.tasks.grid import WHOLE
+from cliptex.training.augment import crop_image, draw_view
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one step. Images are uint8 [B, S, S, 3]; targets are the stacked targets of each store's task.
+
+    tokens: int64 [B, L], if the loader has a tokenizer. ends_epoch: the next step belongs to the next epoch.
+    """
+
+    keys: list[str]
+    images: torch.Tensor
+    captions: list[str]
+    targets: dict[str, torch.Tensor]
+    tokens: torch.Tensor | None = None
+    epoch: int = 0
+    ends_epoch: bool = False
+
+    def pin_memory(self) -> Self:
+        """Copy the batch to pinned memory; called by torch's DataLoader."""
+        return type(self)(
+            self.keys,
+            self.images.pin_memory(),
+            self.captions,
+            {store: target.pin_memory() for store, target in self.targets.items()},
+            None if self.tokens is None else self.tokens.pin_memory(),
+            self.epoch,
+            self.ends_epoch,
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the schedule: rows `start` to `start + rows` of the epoch's order, at crop size `size`."""
+
+    epoch: int
+    start: int
+    rows: int
+    size: int
+    ends_epoch: bool
+
+
+EncodedLabel = tuple[bytes, int, int] | None
+"""The arguments of `Task.decode`; None if the label failed."""
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample before decoding: the location of its image and caption, and its encoded label in each store.
+
+    label_key: key of the image that the labels belong to, another one with `shuffle_labels`.
+    """
+
+    location: SampleLocation
+    label_key: str
+    labels: dict[str, EncodedLabel]
+
+
+@dataclass(frozen=True)
+class SampleDecoder:
+    """Decodes the samples of a step into a batch. A map-style dataset for torch's DataLoader.
+
+    augment: crop and flip the samples; otherwise the whole image is resized to a square.
+    """
+
+    train: Train
+    seed: int
+    tasks: dict[str, Task]
+    tokenizer: Callable[[list[str]], torch.Tensor] | None = None
+    augment: bool = True
+
+    def __getitem__(self, samples_and_step: tuple[list[EncodedSample], Step]) -> Batch:
+        samples, step = samples_and_step
+        images, captions, views = [], [], {}
+        for sample in samples:
+            pair = sample.location.read()
+            view = views[pair.key] = self._view(step.epoch, pair.key)
+            images.append(crop_image(decode_image(pair.image), view, step.size))
+            captions.append(pair.caption)
+        return Batch(
+            [sample.location.key for sample in samples],
+            torch.from_numpy(np.stack(images)),
+            captions,
+            {store: torch.from_numpy(target) for store, target in self.targets(samples, step.epoch, views).items()},
+            None if self.tokenizer is None else self.tokenizer(captions),
+            step.epoch,
+            step.ends_epoch,
+        )
+
+    def targets(
+        self, samples: list[EncodedSample], epoch: int, views: Mapping[str, View] = MappingProxyType({})
+    ) -> dict[str, np.ndarray]:
+        """The stacked targets of the samples, by store. views: those drawn already, by key."""
+        size = self.train.target_size_px
+        targets: dict[str, list[np.ndarray]] = {store: [] for store in self.tasks}
+        for sample in samples:
+            # shuffled labels use the view of their own image: a shared crop would reveal where this image was cropped
+            view = views.get(sample.label_key) or self._view(epoch, sample.label_key)
+            for store, task in self.tasks.items():
+                label = sample.labels[store]
+                targets[store].append(task.missing(size) if label is None else task.target(*label, view, size))
+        return {store: np.stack(store_targets) for store, store_targets in targets.items()}
+
+    def _view(self, epoch: int, key: str) -> View:
+        return draw_view(self.train, self.seed, epoch, key) if self.augment else WHOLE
+
+
+def start_worker(number: int) -> None:
+    """DataLoader worker init: one thread; ignore SIGTERM, SIGUSR1 and SIGINT, which the parent handles."""
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    threadpool_limits(1)  # NumPy's BLAS would start one thread per CPU core in every worker
+    for stop_signal in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(stop_signal, signal.SIG_IGN)
