@@ -1,16 +1,16 @@
-"""Joint loading against plain image-text loading, and whether memory stays flat.
+"""Throughput of joint loading relative to plain image-text loading, and growth of memory.
 
     python benchmarks/loader.py [--images 512] [--repeats 3] [--epochs 6]
 
-`loader`  samples a second of one worker that makes 224 px crops of images with captions AND the labels of three stores
-          (decoded, cropped and resized alike), over those of a plain webdataset pipeline that makes the same crops of
-          the same images with captions. Both decode, crop and stack by the same functions, without training. Sizes of
-          labels and targets, and the crops, are those of config/paper.yaml.
-          Repeats alternate; the ratio is by processor seconds of one thread, since several that wait for each other
-          count as work (median; the spread is the least and the greatest).
-`memory`  resident memory after the last of many epochs over that after the second, in a window smaller than the data.
+`loader`  samples per second of one worker that decodes 224 px crops of images with captions AND the labels of three
+          stores, relative to a plain webdataset pipeline with the same crops of the same images with captions. Both
+          decode, crop and stack with the same functions, without training. Crops and the sizes of labels and targets
+          are those of config/paper.yaml.
+          The two sides alternate; seconds are CPU seconds of one thread, since with several, waiting would count as
+          work. The ratio is the median, the spread minimum and maximum.
+`memory`  resident memory after the last epoch relative to that after the second, with windows smaller than the data.
 
-Images are rendered scenes of 256 px, labels are exact. The last line is a JSON list.
+Images are rendered scenes of 256 px with exact labels. The last line is a JSON list.
 """
 
 import argparse
@@ -52,7 +52,7 @@ GOAL = 0.7
 
 
 def make_data(folder: Path, images: int) -> Config:
-    """Shards of rendered scenes and their exact label stores below `folder`, the working directory."""
+    """Make shards of rendered scenes and their exact label stores in `folder`, the working directory."""
     paper = yaml.safe_load(PAPER.read_text())
     train = {name: paper["train"][name] for name in ("target_size_px", "crop_scale")}
     shards = [str(paths.shard(number)) for number in range(SHARDS)]
@@ -89,7 +89,7 @@ def joint(config: Config) -> JointLoader:
 
 
 def plain(config: Config) -> webdataset.WebDataset:
-    """Image and caption, as usual: a shuffle buffer, a decode, a random crop, batches."""
+    """Images and captions as usual: shuffle buffer, decoding, random crop, batching."""
 
     def prepare(sample: dict) -> tuple[np.ndarray, str]:
         view = draw_view(config.train, 0, 0, sample["__key__"])
@@ -104,7 +104,7 @@ def plain(config: Config) -> webdataset.WebDataset:
 
 
 def rate(batches: object, count: int) -> float:
-    """Samples a processor second over `count` batches."""
+    """Samples per CPU second over `count` batches."""
     start = time.process_time()
     for _ in itertools.islice(batches, count):
         pass
@@ -112,7 +112,7 @@ def rate(batches: object, count: int) -> float:
 
 
 def resident_mb() -> float:
-    """Of this process, now."""
+    """Current resident memory of this process, MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=512, help="images in four shards")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6, help="epochs over which memory is watched")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs over which memory is measured")
     options = parser.parse_args()
     torch.set_num_threads(1)
     threadpool_limits(1)
@@ -133,7 +133,7 @@ def main() -> None:
         sides = {"joint": joint(config).batches(0), "plain": iter(plain(config))}
         rates: dict[str, list[float]] = {name: [] for name in sides}
         for batches in sides.values():
-            rate(batches, 1)  # pays for start-up
+            rate(batches, 1)  # warm-up
         for _ in range(options.repeats):
             for name, batches in sides.items():
                 rates[name].append(rate(batches, steps))
@@ -153,7 +153,7 @@ def main() -> None:
             "goal": f">= {GOAL}",
             "holds": statistics.median(ratios) >= GOAL,
             "what": f"samples a processor second at {CROP_PX} px, with three label stores over without",
-            "samples_per_s": {name: round(statistics.median(found), 1) for name, found in rates.items()},
+            "samples_per_s": {name: round(statistics.median(values), 1) for name, values in rates.items()},
             "images": options.images,
             "image_size": SIZE_PX,
             "label_size": config.labels.max_side_px,
@@ -167,7 +167,7 @@ def main() -> None:
             "goal": "<= 1.02",
             "holds": growth <= 1.02,
             "what": "resident memory after the last epoch over that after the second",
-            "resident_mb": [round(one, 1) for one in memory],
+            "resident_mb": [round(megabytes, 1) for megabytes in memory],
             "epochs": options.epochs,
             "machine": machine,
         },

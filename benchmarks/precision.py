@@ -1,12 +1,12 @@
-"""Whether `precision: auto` chooses the faster number format here.
+"""Whether `precision: auto` selects the faster precision on this machine.
 
     python benchmarks/precision.py [--batch-size 128] [--steps 3] [--repeats 3]
 
-`precision/train`  processor seconds of a contrastive step of the miniature's CLIP in the format that `auto` chooses,
-                   over those in the other one. Sides alternate; the ratio is the median over repeats, the spread the
-                   least and the greatest.
+`precision/train`  CPU seconds of a contrastive step of the miniature's CLIP in the precision that `auto` selects,
+                   relative to the other one. The two alternate; the ratio is the median over repeats, the spread
+                   minimum and maximum.
 
-Random weights and noise for images, on one thread. The last line is a JSON object.
+Random weights and images, on one thread. The last line is a JSON object.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from cliptex.training.trainer import Trainer
 CONFIG = Path(__file__).parent.parent / "config" / "config.yaml"
 
 
-def seconds(engine: Trainer, batch: Batch, steps: int) -> float:
-    """Processor seconds of some steps, after one that is not counted."""
-    engine.step(batch, 1)
+def seconds(trainer: Trainer, batch: Batch, steps: int) -> float:
+    """CPU seconds of `steps` steps, after a warm-up step."""
+    trainer.step(batch, 1)
     start = time.process_time()
     for step in range(2, steps + 2):
-        engine.step(batch, step)
+        trainer.step(batch, step)
     return time.process_time() - start
 
 
@@ -55,17 +55,16 @@ def main() -> None:
     images = torch.randint(256, (arguments.batch_size, size, size, 3), dtype=torch.uint8, generator=generator)
     captions = [f"a picture of {number} things" for number in range(len(images))]
     batch = Batch([], images, captions, {}, student.tokenizer(config.student)(captions))
-    engines = {}
+    trainers = {}
     for precision in ("fp32", "bf16"):
         model = student.build(config.student, 0)
         heads = DenseHeads(width(model.visual), {}, "none", 8)
-        settings = config.models["clip_ft"]
         world = World(0, 1, torch.device("cpu"))
-        engines[precision] = Trainer(model, heads, {}, settings, config.train, precision, world)
+        trainers[precision] = Trainer(model, heads, {}, config.models["clip_ft"], config.train, precision, world)
     chosen = native_precision()
     other = "fp32" if chosen == "bf16" else "bf16"
     ratios = [
-        seconds(engines[chosen], batch, arguments.steps) / seconds(engines[other], batch, arguments.steps)
+        seconds(trainers[chosen], batch, arguments.steps) / seconds(trainers[other], batch, arguments.steps)
         for _ in range(arguments.repeats)
     ]
     ratio = statistics.median(ratios)

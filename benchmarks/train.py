@@ -1,17 +1,17 @@
-"""What pseudo-supervision costs a training step, and our training loop against open_clip's.
+"""Cost of pseudo-supervision per training step, and the training loop compared with open_clip's.
 
     python benchmarks/train.py [--model ViT-B-16] [--loop-model ViT-S-16] [--batch-size 4] [--steps 1] [--repeats 5]
                                [--threads 1] [--only step|loop]
 
-`train/step`  a step of CLIPTeX (pyramid pooling, light heads, three tasks) over one of CLIP-FT: same model and batch.
-`train/loop`  our CLIP-FT steps, loading included, over those of `open_clip_train.train.train_one_epoch` on the same
-              shards, by the same model, batch size and number format, each loading in its own process.
+`train/step`  a step of CLIPTeX (pyramid pooling, light heads, three tasks) relative to one of CLIP-FT, with the same
+              model and batch.
+`train/loop`  our CLIP-FT steps, including loading, relative to `open_clip_train.train.train_one_epoch` on the same
+              shards, with the same model, batch size and precision, both loading in the training process.
 
-The loop needs open_clip's own bound on webdataset: pip install 'webdataset<=0.2.86'.
+`train/loop` requires the version of webdataset that open_clip requires: pip install 'webdataset<=0.2.86'.
 
-Both by processor seconds of one thread (several that wait for each other count as work), with random weights; sides
-alternate, the ratio is the median over repeats and the spread the least and the greatest. Images are drawn noise, since
-their content costs nothing. The last line is a JSON list.
+Both measure CPU seconds of one thread (with several, waiting would count as work), with random weights and images. The
+two sides alternate; the ratio is the median over repeats, the spread minimum and maximum. The last line is a JSON list.
 """
 
 import argparse
@@ -46,11 +46,11 @@ STEP_GOAL, LOOP_GOAL = 1.15, 1.05
 PRECISION = "fp32"
 
 
-def engine(name: str, tasks: tuple[str, ...], options: Train) -> Trainer:
-    """A training engine for an untrained open_clip model."""
+def trainer(name: str, tasks: tuple[str, ...], options: Train) -> Trainer:
+    """A trainer for an untrained open_clip model."""
     network = student.build(Student(architecture=name), 0)
-    found = {task: find("tasks", task)() for task in tasks}
-    channels = {name: task.channels for name, task in found.items()}
+    plugins = {task: find("tasks", task)() for task in tasks}
+    channels = {name: task.channels for name, task in plugins.items()}
     heads = DenseHeads(
         width(network.visual),
         channels,
@@ -60,12 +60,12 @@ def engine(name: str, tasks: tuple[str, ...], options: Train) -> Trainer:
         options.multi_scale_rates,
         options.label_prior_cells,
     )
-    settings = Model(steps=1000, tasks=dict.fromkeys(tasks, 1.0))
-    return Trainer(network, heads, found, settings, options, PRECISION, World(0, 1, torch.device("cpu")))
+    model_config = Model(steps=1000, tasks=dict.fromkeys(tasks, 1.0))
+    return Trainer(network, heads, plugins, model_config, options, PRECISION, World(0, 1, torch.device("cpu")))
 
 
 def drawn_batch(rows: int, size: int, options: Train, tokenizer: Callable) -> Batch:
-    """Images, captions and labels without meaning."""
+    """Random images, captions and labels."""
     rng = np.random.default_rng(0)
     grid = (rows, options.target_size_px, options.target_size_px)
     normals = rng.normal(size=(*grid, 4)).astype(np.float32)
@@ -89,7 +89,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> list[float]:
-    """Ratios of processor seconds, after a first round that pays for start-up."""
+    """Ratios of CPU seconds, after a warm-up round."""
     ours()
     theirs()
     return [seconds(ours) / seconds(theirs) for _ in range(repeats)]
@@ -97,13 +97,13 @@ def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: i
 
 def step_ratios(name: str, rows: int, steps: int, repeats: int) -> list[float]:
     options = Train(batch_size=rows, precision=PRECISION)
-    sides = [engine(name, tasks, options) for tasks in (TASKS, ())]
+    sides = [trainer(name, tasks, options) for tasks in (TASKS, ())]
     size = sides[0].model.visual.image_size[0]
     batch = drawn_batch(rows, size, options, open_clip.get_tokenizer(name))
 
-    def run(one: Trainer) -> None:
+    def run(side: Trainer) -> None:
         for step in range(1, steps + 1):
-            one.step(batch, step)
+            side.step(batch, step)
 
     return compare(lambda: run(sides[0]), lambda: run(sides[1]), repeats)
 
@@ -120,7 +120,7 @@ def loop_ratios(name: str, rows: int, steps: int, repeats: int, folder: Path) ->
     write_shard(shard, pairs)
     index_shards([shard], folder / "index.json", 1.0, max_repeats=len(pairs))
     options = Train(batch_size=rows, precision=PRECISION)
-    ours = engine(name, (), options)
+    ours = trainer(name, (), options)
     size, tokenizer = ours.model.visual.image_size[0], open_clip.get_tokenizer(name)
     batches = JointLoader(folder / "index.json", {}, options, size, 0, tokenizer=tokenizer).batches(0)
 
@@ -130,7 +130,7 @@ def loop_ratios(name: str, rows: int, steps: int, repeats: int, folder: Path) ->
     args.device, args.rank, args.local_rank, args.world_size = "cpu", 0, 0, 1
     args.distributed, args.distill, args.wandb = False, False, False
     network = student.build(Student(architecture=name), 0).train()
-    # its own step asks for a dictionary, as create_model gives in open_clip's training
+    # train_one_epoch needs dictionaries as outputs
     network.output_dict = True
     preprocess = open_clip.image_transform(size, is_train=True)
     data = {"train": get_wds_dataset(args, preprocess, is_train=True, tokenizer=tokenizer)}

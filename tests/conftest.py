@@ -1,4 +1,4 @@
-"""Fixtures make their own data: small tars of drawn pictures. No test needs the network, a GPU or weights."""
+"""Fixtures that create their own data: small tars of random images. No test needs the network, a GPU or weights."""
 
 import os
 import random
@@ -23,14 +23,14 @@ from cliptex.labels.label import label_batch
 
 @pytest.fixture(autouse=True)
 def same_numbers():
-    """Whatever a test draws without a seed of its own does not depend on the tests before it."""
+    """Seed all random number generators, so that a test does not depend on the tests before it."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
 
 
 def drawn_pair(key: str, seed: int, height: int = 40, width: int = 56) -> Pair:
-    """A smooth random picture with a caption."""
+    """A smooth random image with a caption."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 255, (4, 4, 3))
     pixels = np.kron(coarse, np.ones((height // 4, width // 4, 1))).astype(np.uint8)
@@ -131,7 +131,7 @@ SMALL = {
         "hidden": 16,
     },
 }
-"""`network` settings of small experts, of the kinds that are published."""
+"""`network` options of small versions of the published experts."""
 
 STUDENT = {
     "embed_dim": 16,
@@ -175,7 +175,7 @@ def tiny(tmp_path, shard_paths, monkeypatch):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """The folder of a whole run on config/test.yaml, for tests of the group "workflow", which leave it whole."""
+    """The folder of a complete run of config/test.yaml, for tests of the group "workflow", which must not change it."""
     directory = tmp_path_factory.mktemp("run")
     result = snakemake(directory, "all", cores=8)
     assert result.returncode == 0, result.stderr[-6000:]

@@ -1,6 +1,6 @@
-"""Small data sets in the six official layouts, for tests: coloured rectangles whose colour is their class.
+"""Small data sets in the six official layouts, for tests: rectangles whose colour depends on their class.
 
-A rendered data set's mark lies in each, because they are not the official data.
+Each has the mark of rendered data, since they are not the official data.
 """
 
 import gzip
@@ -24,7 +24,7 @@ VOC_PALETTE = [
 
 
 def colour(label: int) -> np.ndarray:
-    """A colour that tells the label, the same in every picture."""
+    """The colour of a label."""
     return np.array([37 * label + 40, 91 * label + 80, 151 * label + 120]) % 256
 
 
@@ -58,9 +58,9 @@ def marked(root: Path) -> Path:
 
 
 def write_voc(root: Path, train: int, val: int, sbd: int = 0, **size: int) -> Path:
-    """VOCdevkit/VOC2012 with palette masks and a ring of 255 around the picture.
+    """VOCdevkit/VOC2012 with palette masks and 255 in the first and last row.
 
-    sbd: further pictures that SBD alone annotates; as in the original, it annotates some of VOC's train and val too.
+    sbd: number of images that are only in SBD; as in the original, SBD also annotates some of VOC's train and val.
     """
     folder = root / "VOCdevkit" / "VOC2012"
     listing = folder / "ImageSets" / "Segmentation"
@@ -86,7 +86,7 @@ def write_voc(root: Path, train: int, val: int, sbd: int = 0, **size: int) -> Pa
 
 
 def _write_sbd(root: Path, train: int, val: int, more: int, **size: int) -> None:
-    """benchmark_RELEASE/dataset: cls/*.mat without a border, train.txt and val.txt."""
+    """benchmark_RELEASE/dataset: cls/*.mat without borders, train.txt and val.txt."""
     dataset = root / "benchmark_RELEASE" / "dataset"
     (dataset / "cls").mkdir(parents=True)
     own = [*range(train + val + 1, train + val + 1 + more)]

@@ -1,4 +1,4 @@
-"""The readers of the official layouts: each trap of a layout, and errors that name the file."""
+"""The readers of the official layouts: the pitfalls of each layout, and errors that name the file."""
 
 import gzip
 import io
@@ -271,7 +271,7 @@ def test_nyuv2_axes_are_turned_back_splits_count_from_one_and_normals_from_zero(
     ("order", "signs"), [((0, 1, 2), (1, 1, 1)), ((0, 1, 2), (-1, 1, -1)), ((0, 2, 1), (1, -1, -1))]
 )
 def test_nyuv2_axes_of_published_normals_are_found_by_depth(order, signs):
-    """Whatever the publication's axes, they become ours; a sign for each, and components exchanged."""
+    """All axes of a publication are converted to ours: signs, and permuted components."""
     pairs = []
     for index in range(12):
         ours, depth = room(index)
@@ -294,7 +294,7 @@ def test_nyuv2_normals_of_other_images_are_refused():
 
 
 class Planted:
-    """What a hostile pickle would hold: unpickling it makes a file."""
+    """Content of a hostile pickle: unpickling it creates a file."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -373,7 +373,7 @@ def test_nyuv2_wrong_files_are_refused_by_name(tmp_path):
 
 
 def damaged(whole: bytes):
-    """Cut at some lengths, files of other programs, and a MATLAB file of other variables."""
+    """Truncated files, files of other programs, and a MATLAB file with other variables."""
     for share in np.linspace(0, 0.999, 40):
         yield whole[: int(share * len(whole))]
     yield from (b"<html>not found</html>", b"PK\x03\x04" + whole, b"\x89HDF\r\n\x1a\n" + whole, b"\0" * len(whole))
@@ -415,7 +415,7 @@ def test_classes_that_no_byte_holds_and_lists_that_are_no_text_are_named(tmp_pat
 
 
 def read_every_damage(path: Path) -> None:
-    """Change each byte of a file in turn and read it; how often it was read and refused goes into tally.json."""
+    """Change each byte of a file in turn and read it; tally.json counts successes and errors."""
     whole, tally = path.read_bytes(), {"read": 0, "refused": 0}
     for at, value in enumerate(whole):
         for other in (value ^ 0xFF, value ^ 0x40, value ^ 1):
@@ -438,7 +438,7 @@ def read_every_damage(path: Path) -> None:
     ids=["numbers", "rows", "cells"],
 )
 def test_no_damage_of_a_mat_file_ends_the_process(tmp_path, content):
-    """scipy's reader ends it for dozens of these changes."""
+    """scipy's reader alone crashes for dozens of these changes."""
     savemat(tmp_path / "a.mat", content)
     process = multiprocessing.get_context("spawn").Process(target=read_every_damage, args=(tmp_path / "a.mat",))
     process.start()
@@ -449,7 +449,7 @@ def test_no_damage_of_a_mat_file_ends_the_process(tmp_path, content):
 
 
 def test_files_that_matlab_wrote_are_sound():
-    """Those of scipy's own tests that scipy reads, but for functions, which no data set has."""
+    """The files of scipy's tests that scipy reads, except functions, which no data set has."""
     found = sorted(Path(scipy.io.matlab.__file__).parent.glob("tests/data/*_[5678].*.mat"))
     if not found:
         pytest.skip("scipy is installed without its tests")
@@ -629,7 +629,7 @@ def test_samples_are_read_when_indexed():
 
 
 def test_hidden_files_and_folders_are_no_samples(tmp_path):
-    """What macOS and a killed unpacking leave beside pictures."""
+    """Files that macOS and interrupted unpacking leave in image folders."""
     write_ade20k(tmp_path / "ade", 2, 1)
     (tmp_path / "ade/ADEChallengeData2016/images/training/._ADE_train_00000001.jpg").touch()
     (tmp_path / "ade/ADEChallengeData2016/images/training/.ADE_train_00000003.jpg.unpacking").touch()

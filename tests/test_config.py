@@ -68,7 +68,7 @@ def test_a_source_needs_its_data_where_shards_are_asked_for_and_nowhere_else(sou
 
 
 def test_the_study_at_full_size_names_what_there_is():
-    """Options of experts and probes, the student's pretrained tag; and `cliptex plan` reads it as it is."""
+    """Options of experts and probes, the student's pretrained tag; and `cliptex plan` accepts it."""
     from open_clip import list_pretrained_tags_by_model
 
     paper = ROOT / "config/paper.yaml"

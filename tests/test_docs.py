@@ -10,19 +10,30 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from official_layouts import write_coco
 from PIL import Image
 from small_run import BIN, ROOT, merged
 
-from cliptex.config import Config
+from cliptex.config import Config, Student
+from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
 from cliptex.data.shards import read_shard
-from cliptex.evaluation.targets import heads
+from cliptex.evaluation import probe
+from cliptex.evaluation.job import Job
+from cliptex.evaluation.measures import measure
+from cliptex.evaluation.per_image import main_metric, per_image_path, read_per_image
+from cliptex.evaluation.probes.tasks import probe_task
+from cliptex.evaluation.results import read_result
+from cliptex.evaluation.tabulate import tabulate
+from cliptex.evaluation.targets import heads, kinds
+from cliptex.models import clip
 
 ELSEWHERE = {"CHANGELOG.md", "docs/slurm.md"}
 """Not looked at here: what changed; what tests/slurm runs."""
@@ -39,6 +50,8 @@ NOT_RUN = {
     "cliptex train": "on several GPUs or nodes; tests/slurm",
     "import pyarrow.parquet as pq\nfrom pycocotools": "of an expert that keeps its instances; test_experts",
     "# cliptex/benchmarks/roofs.py": "below",
+    "# counting.py": "below",
+    "# cliptex/benchmarks/coco_counts.py": "below",
 }
 """What a command or a block begins with: why it is not run here."""
 PLANNED_ELSEWHERE = ("config/paper.yaml", "config/studies/")
@@ -214,3 +227,54 @@ def test_the_benchmark_of_the_how_to_is_read(tmp_path, monkeypatch):
     (sample,) = find("benchmarks", "roofs")(tmp_path).samples("eval")
     assert sample["id"] == "a" and sample["image"].shape == (20, 30, 3) and (sample["mask"] == 1).all()
     assert heads("roofs", {"protocol": "miniature"}) == heads("voc", {"protocol": "miniature"})
+
+
+def module_of(page: str, start: str, name: str, monkeypatch) -> types.ModuleType:
+    module = types.ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    exec(block(page, start), module.__dict__)
+    return module
+
+
+def test_the_probe_task_of_the_how_to_is_evaluated_tabulated_and_shown(tmp_path, monkeypatch):
+    page = "docs/howto/own-probe-task.md"
+    module_of(page, "# counting.py", "counting", monkeypatch)
+    module_of(page, "# cliptex/benchmarks/coco_counts.py", "cliptex.benchmarks.coco_counts", monkeypatch)
+    protocol = (ROOT / page).read_text().partition("    # counting.yaml\n")[2].partition("\n\n")[0]
+    (tmp_path / "counting.yaml").write_text(textwrap.dedent(protocol))
+    write_coco(tmp_path / "data", 16, 8)
+    vision = {"image_size": 48, "patch_size": 12, "width": 32, "layers": 1, "head_width": 16}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    tiny = Student(architecture={"embed_dim": 16, "vision_cfg": vision, "text_cfg": text})
+    clip.export(clip.build(tiny, 0), tiny, tmp_path / "models/clip/seed0")
+    entry = {"protocol": str(tmp_path / "counting.yaml")}
+    config = Config.load({"probes": {"benchmarks": {"coco_counts": entry}, "save_predictions": 2}})
+    job = Job(
+        name="coco_counts",
+        models=("clip",),
+        seeds=(0,),
+        models_dir=tmp_path / "models",
+        benchmark_dir=tmp_path / "data",
+        out=tmp_path / "probes/coco_counts",
+        cache_dir=tmp_path / "features",
+    )
+    probe.run(config, job)
+    assert heads("coco_counts", entry) == ["linear"] and kinds("coco_counts") == ["json", "per_image.npz"]
+    path = tmp_path / "probes/coco_counts/clip/seed0/linear.json"
+    tabulate("coco_counts", [path], tmp_path / "table.json")
+    (row,) = read_result(tmp_path / "table.json").results
+    arrays = read_per_image(per_image_path(path)).tasks["counting"]
+    assert row.task == "counting" and main_metric("counting", arrays)[0] == pytest.approx(row.metrics["MAE"])
+    samples = find("benchmarks", "coco_counts")(tmp_path / "data").samples("eval")
+    truths = [float((~sample["crowd"]).sum()) for sample in samples]
+    with np.load(path.with_suffix(".npz")) as kept:
+        assert kept["truth"].tolist() == truths[:2]
+        np.testing.assert_allclose(np.abs(kept["prediction"] - kept["truth"]), arrays["error"][:2], rtol=1e-5)
+    assert measure("counting").title == "Counting"
+
+
+def test_a_task_that_does_not_exist_is_refused_by_name():
+    with pytest.raises(
+        CliptexError, match=r"probe task 'saliency': there are semantic_segmentation, detection, .*package"
+    ):
+        probe_task("saliency")

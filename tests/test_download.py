@@ -1,4 +1,4 @@
-"""Pairs from the web: img2dataset, the guard around it, shards from tars elsewhere; all against a local server."""
+"""Pairs from the web: img2dataset, its guarded opener, shards from remote tars; all with a local server."""
 
 import hashlib
 import importlib.util
@@ -90,7 +90,7 @@ def test_a_redirect_to_a_private_address_is_refused(server, host):
     "address", ["10.0.0.1", "192.168.3.4", "172.16.0.1", "100.64.0.1", "0.0.0.0", "fe80::1", "224.0.0.1"]
 )
 def test_addresses_that_are_not_public(monkeypatch, address):
-    """Whatever name they hide behind."""
+    """Also if a host name resolves to them."""
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("1.1.1.1", 80)), (0, 0, 0, "", (address, 80))]
     )
@@ -206,7 +206,9 @@ def test_a_wrong_list_is_an_error_that_says_so(tmp_path, name, settings, message
 
 
 def test_a_broken_row_is_an_error_that_names_the_list(tmp_path):
-    with pytest.raises(SystemExit, match=r"list\.tsv: CSV parse error: .*Expected 2 columns, got 3.*; correct the list"):
+    with pytest.raises(
+        SystemExit, match=r"list\.tsv: CSV parse error: .*Expected 2 columns, got 3.*; correct"
+    ):
         rows_of(tmp_path, "list.tsv", "caption\turl\na\thttp://a/1.jpg\nb\tc\thttp://a/2.jpg\n")
 
 
@@ -214,7 +216,7 @@ def test_a_broken_row_is_an_error_that_names_the_list(tmp_path):
 
 
 def settings_for(server, tmp_path, listed, **changes) -> Config:
-    """A configuration for a list of (caption, url or path on the server, maybe a digest)."""
+    """A configuration for a list of (caption, URL or path on the server, optionally a digest)."""
     lines = ["\t".join([caption, url if "://" in url else server.url + url, *more]) for caption, url, *more in listed]
     (tmp_path / "list.tsv").write_text("\n".join(lines) + "\n")
     urls = {
@@ -245,7 +247,7 @@ def job(config: Config, batch: int = 0, **options) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    """Wait for a job; what it said on stderr."""
+    """Wait for a job; returns its stderr."""
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     return said
@@ -430,8 +432,8 @@ def index_of_again(config: Config) -> dict:
 
 @needs_img2dataset
 def test_a_full_disk_is_no_fault_of_the_web(tmp_path, monkeypatch):
-    """img2dataset itself ends with success, having lost the rows that it could not write: in the one shard those after
-    the first ten or so, in the other all that are not small."""
+    """img2dataset itself exits with 0, without the rows that it could not write: in one shard those after the first ten
+    or so, in the other all that are not small."""
     monkeypatch.chdir(tmp_path)
 
     def little_room():
@@ -451,7 +453,7 @@ def test_a_full_disk_is_no_fault_of_the_web(tmp_path, monkeypatch):
 
 @needs_img2dataset
 def test_a_killed_worker_ends_the_job(tmp_path, monkeypatch):
-    """img2dataset itself waits for ever for the shard of a worker that the system has killed."""
+    """img2dataset itself waits forever for the shard of a worker that was killed."""
     monkeypatch.chdir(tmp_path)
     with WebServer(delay=0.5) as server:
         process = job(settings_for(server, tmp_path, [(f"p {n}", f"/ok/{n}.jpg") for n in range(30)]))
@@ -488,7 +490,7 @@ def test_without_img2dataset_the_job_says_what_to_install(tmp_path, monkeypatch)
 
 
 def raw_shard(config: Config, bodies: list[bytes | str], broken: bool = False) -> None:
-    """One shard as img2dataset leaves it, samples in the order in which they arrived; a text is a failure."""
+    """A shard in img2dataset's format, samples in order of arrival; a string is a failure message."""
     folder = Path("resources/pairs/batch-000/raw")
     folder.mkdir(parents=True)
     rows = []
@@ -691,7 +693,7 @@ def test_a_tar_that_is_not_what_it_should_be_is_an_error(tmp_path, monkeypatch, 
 
 
 def test_tars_come_from_the_hub(tmp_path, server):
-    """By its protocol, at HF_ENDPOINT: cut off and gone on with, checked by the SHA-256 that the hub names."""
+    """With its protocol, at HF_ENDPOINT: interrupted, resumed, and verified with the hub's SHA-256."""
     data = [tar_bytes(tmp_path, shard) for shard in range(2)]
     name = "/datasets/pixparse/cc3m-wds/resolve/main/cc3m-train-{}.tar"
     server.hub = {name.format(f"{shard:04d}"): data[shard] for shard in range(2)} | {name.format("bad"): b"promised"}
@@ -725,7 +727,7 @@ def test_tars_come_from_the_hub(tmp_path, server):
 
 @needs_img2dataset
 def test_shards_made_by_img2dataset_itself_are_taken_as_they_are(tmp_path, monkeypatch, server):
-    """As its users make them: resized, keys of its own, failed samples absent, some captions empty."""
+    """As img2dataset's users create them: resized, its own keys, no failed samples, some empty captions."""
     monkeypatch.chdir(tmp_path)
     captions = ["" if number % 5 == 0 else f"picture {number}" for number in range(20)]
     urls = [f"{server.url}/{'404' if number == 7 else f'ok/{number}'}.jpg" for number in range(20)]
@@ -754,7 +756,7 @@ def test_shards_made_by_img2dataset_itself_are_taken_as_they_are(tmp_path, monke
 
 
 def test_all_sources_end_in_the_same_index(tmp_path, monkeypatch):
-    """The same pairs as rendered shards and as tars from elsewhere: the same entries."""
+    """The same pairs as rendered shards and as external tars have the same entries."""
     monkeypatch.chdir(tmp_path)
     bad = Pair("000000009", b"<html>", "a page", {})
     write_shard(paths.shard(0), [*(drawn_pair(f"00000000{number}", number) for number in range(8)), bad])
@@ -799,7 +801,7 @@ def test_the_workflow_downloads_builds_and_indexes(tmp_path):
 
 
 def test_a_dry_run_of_cc3m_from_each_source(tmp_path):
-    """The shards are known before the list or a tar is there; brace patterns are no wildcards of the workflow."""
+    """The shards are known before the list or a tar exists; brace patterns are not wildcards of the workflow."""
     sources = {
         "urls": {"urls": {"files": ["cc3m.tsv"], "columns": ["caption", "url"], "rows": 3318333}},
         "webdataset": {"shards": ["hf://datasets/pixparse/cc3m-wds/cc3m-train-{0000..0575}.tar"]},

@@ -1,4 +1,4 @@
-"""Official data put in place: from the web, from a folder of the user's, from where they lie; small trees stand in."""
+"""Installing official data: from the web, from the user's folder, from the benchmark's folder; with small trees."""
 
 import hashlib
 import importlib
@@ -65,7 +65,7 @@ def trees(tmp_path_factory):
 
 
 def pack(tree: Path, name: str, variant: str | None, folder: Path) -> dict[str, bytes]:
-    """The official archives of a tree, by name, which are written to a folder too."""
+    """The official archives of a tree, by name; also written to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for row in archives(name, variant):
         target = folder / row.file
@@ -96,7 +96,7 @@ def pack(tree: Path, name: str, variant: str | None, folder: Path) -> dict[str, 
 
 
 def table(path: Path, name: str, files: dict[str, bytes], url: str = "") -> str:
-    """A table of mirrors: the digests of these files, and where they are, for those that may be downloaded."""
+    """A table of mirrors: digests, and URLs of the files that may be downloaded."""
     lines = ["benchmark\tfile\tbytes\tdigest" + ("\turl" if url else "")]
     for file, data in files.items():
         digest = hashlib.md5(data).hexdigest()
@@ -118,7 +118,7 @@ def settings(name: str, variant: str | None = None, path: Path | None = None, **
 
 @pytest.fixture
 def small(monkeypatch):
-    """What the official numbers of samples are here; `small(name, variant)` sets those of the trees."""
+    """Sets the official numbers of samples to those of the small trees: `small(name, variant)`."""
 
     def set_counts(name, variant=None, **numbers):
         plugin = find("benchmarks", name)
@@ -142,7 +142,7 @@ def everything(root: Path) -> dict[str, tuple]:
 
 
 def assert_same_samples(name: str, root: Path, tree: Path, variant: str | None) -> None:
-    """What is read from `root` is what the tree has."""
+    """Samples read from `root` are those of the tree."""
     found, wanted = find("benchmarks", name)(root), find("benchmarks", name)(tree, {"variant": variant})
     if variant == "ladicky":
         fetching.find("benchmarks", name)(tree, {"variant": variant}).prepare()
@@ -205,7 +205,7 @@ def test_a_folder_of_the_users_is_used_and_not_touched(tmp_path, monkeypatch, tr
 
 
 def test_what_lies_in_place_is_checked_and_marked(tmp_path, monkeypatch, trees, small):
-    """As it was put there by hand."""
+    """Installed manually in the benchmark's folder."""
     monkeypatch.chdir(tmp_path)
     small("ade20k")
     root = paths.benchmark("ade20k")
@@ -246,7 +246,7 @@ def test_an_archive_of_another_digest_is_not_unpacked(tmp_path, monkeypatch, tre
 
 @pytest.mark.parametrize("moment", ["unpack", "write_json", "_check"])
 def test_killed_at_any_moment_it_goes_on_and_is_done_once(tmp_path, monkeypatch, trees, server, small, moment):
-    """In the middle of unpacking, before the receipt is written, while the samples are checked."""
+    """During unpacking, before the receipt is written, and while samples are checked."""
     monkeypatch.chdir(tmp_path)
     small("coco")
     files = pack(trees["coco", None], "coco", None, tmp_path / "packed")
@@ -300,7 +300,7 @@ def test_imagenet_sorted_into_folders_needs_no_devkit(tmp_path, monkeypatch, sma
 
 
 def test_a_folder_with_new_data_takes_the_place_of_an_old_one(tmp_path, monkeypatch, trees, small):
-    """The old folder is gone; what is unpacked from the new one is not written through a link to nowhere."""
+    """The old folder is gone; the new archive is not unpacked through a dangling link."""
     monkeypatch.chdir(tmp_path)
     small("ade20k")
     files = pack(trees["ade20k", None], "ade20k", None, tmp_path / "packed")
@@ -376,7 +376,7 @@ def test_archives_of_the_users_are_kept_also_where_ours_lie(tmp_path, monkeypatc
 
 
 class Mine(Benchmark):
-    """A benchmark of a user's, of which no table says anything."""
+    """A user's benchmark that is not in the table."""
 
     name, tasks, class_names = "mine", ("classification",), ("a", "b")
 
@@ -405,8 +405,9 @@ def test_a_benchmark_is_one_file_and_its_data_a_folder(tmp_path, monkeypatch):
 
 
 def test_the_packages_table_is_whole():
-    """Each archive has a digest, cannot be had without a browser, or none was published; sizes and terms are known;
-    ImageNet has no url."""
+    """Each archive has a digest, unless it needs a browser or none was published; sizes and terms are known.
+
+    ImageNet has no URL."""
     for (name, variant), _ in WRITERS.items():
         rows = archives(name, variant)
         assert rows and all(row.terms for row in rows)
@@ -520,7 +521,7 @@ def test_a_receipt_counts_only_while_what_it_speaks_of_is_there(tmp_path, monkey
 
 
 def tiny_voc(more: int = 10_582 - 1464) -> dict[str, bytes]:
-    """VOC's archive and SBD's with as many pictures as the official ones, of a few pixels. more: those of SBD alone."""
+    """VOC's and SBD's archives with the official number of images, of a few pixels. more: those only in SBD."""
     from PIL import Image
     from scipy.io import savemat
 
@@ -556,7 +557,7 @@ def tiny_voc(more: int = 10_582 - 1464) -> dict[str, bytes]:
 
 
 def test_the_workflow_fetches_official_data_before_it_probes(tmp_path, server):
-    """As many pictures as VOC has with SBD, from a mirror; then the plan of the probes needs nothing more of data."""
+    """As many images as VOC and SBD have, from a mirror; the plan of the probes then needs no further data."""
     files = tiny_voc()
     server.files = {f"/{file}": data for file, data in files.items()}
     given = {

@@ -1,4 +1,4 @@
-"""Readers of what others made, given anything: they read it or say what is wrong, and touch nothing else."""
+"""Readers of external files, given arbitrary input: they read it or raise a clear error, and write nothing else."""
 
 import io
 import json
@@ -33,7 +33,7 @@ HOSTILE_NAMES = [
 
 
 def changes(data: bytes):
-    """What may become of a file: cut, bytes replaced, bytes put in."""
+    """Damaged files: truncated, bytes replaced, bytes inserted."""
     place = st.integers(0, len(data) - 1)
 
     def changed(cut, spots, more, at):
@@ -49,7 +49,7 @@ def changes(data: bytes):
 
 
 def sections():
-    """Sections and keys that there are, with values that may make no sense."""
+    """Existing sections and keys, with arbitrary values."""
     plain = Config.load({}).plain()
     known = [(section, key) for section, value in plain.items() if isinstance(value, dict) for key in value]
     return st.lists(st.tuples(st.sampled_from(known), ANYTHING), max_size=4).map(
@@ -85,7 +85,7 @@ def test_any_file_as_a_configuration(tmp_path_factory, data):
 
 
 def ends_well(function, *arguments):
-    """The result, or None where there was an error that says in one sentence what is wrong."""
+    """The result, or None after an error with a one-line message."""
     try:
         return function(*arguments)
     except CliptexError as error:
@@ -125,7 +125,7 @@ def test_any_bytes_as_a_shard(tmp_path_factory, request, data):
 @settings(bounded, max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from(HOSTILE_NAMES) | st.text(max_size=12), st.binary(max_size=40)), max_size=6))
 def test_any_members_of_a_shard(tmp_path_factory, members):
-    """Names, captions and metadata that no shard should have."""
+    """Names, captions and metadata that are invalid in shards."""
     path = tmp_path_factory.getbasetemp() / "members.tar"
     with tarfile.open(path, "w") as tar:
         for name, body in members:
@@ -140,7 +140,7 @@ def test_any_members_of_a_shard(tmp_path_factory, members):
 @bounded
 @given(data=st.data())
 def test_any_bytes_as_a_label_file(tiny_labels, tmp_path_factory, data):
-    """Page checksums tell of every change of a label; what is read is what was written."""
+    """Page checksums detect every change of a label; labels are read as written."""
     whole, keys, payloads = tiny_labels
     path = tmp_path_factory.getbasetemp() / "fuzz.parquet"
     path.write_bytes(data.draw(changes(whole) | st.binary(max_size=300)))
@@ -155,7 +155,7 @@ def test_any_bytes_as_a_label_file(tiny_labels, tmp_path_factory, data):
 
 @pytest.fixture(scope="module")
 def tiny_labels(tmp_path_factory):
-    """Bytes of a label file, its keys, and its labels as they are stored."""
+    """The bytes of a label file, its keys, and its stored labels."""
     import numpy as np
 
     from cliptex.labels.store import SCHEMA_VERSION

@@ -1,4 +1,4 @@
-"""One file of each kind that the web holds: decoded to the right pixels, or refused for the right reason."""
+"""One file of each kind found on the web: decoded to the right pixels, or refused for the right reason."""
 
 import io
 import struct
@@ -16,7 +16,7 @@ RED, GREEN, BLUE, WHITE = (220, 20, 30), (10, 200, 40), (20, 30, 210), (255, 255
 
 
 def quarters(width: int = 48, height: int = 32) -> Image.Image:
-    """Red, green, blue and white quarters, none like another, so that a turn or a flip shows."""
+    """Red, green, blue and white quarters, so that rotations and flips are visible."""
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2], pixels[: height // 2, width // 2 :] = RED, GREEN
     pixels[height // 2 :, : width // 2], pixels[height // 2 :, width // 2 :] = BLUE, WHITE
@@ -30,7 +30,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def png(width: int, height: int, bits: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG by hand: Pillow writes neither 16-bit colour nor headers that lie."""
+    """A PNG written byte by byte: Pillow writes neither 16-bit colour nor wrong headers."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -65,7 +65,7 @@ def test_plain_files(kind, options, tolerance):
 
 
 def test_the_name_of_a_file_does_not_matter():
-    """A shard calls every image .jpg; only the bytes are looked at."""
+    """All images in a shard are named .jpg; only the bytes count."""
     assert_quarters(decode_image(encoded(quarters(), "PNG")), 0)
 
 
@@ -136,7 +136,7 @@ TURNS = {
 @pytest.mark.parametrize("orientation", [1, *TURNS])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_turned_photograph_is_upright(kind, orientation):
-    """A camera stores what the sensor saw and notes how it was held."""
+    """Cameras store the sensor's image, and its orientation as EXIF data."""
     image = quarters()
     stored = image.transpose(TURNS[orientation]) if orientation != 1 else image
     exif = image.getexif()

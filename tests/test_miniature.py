@@ -1,4 +1,4 @@
-"""The miniature: deterministic scenes, exact truth, official layouts, no scene in two data sets."""
+"""The miniature: deterministic scenes, exact ground truth, official layouts, no scene in two data sets."""
 
 import hashlib
 import json
@@ -63,7 +63,7 @@ def digest(path: Path) -> str:
 
 
 def room_view(camera: Camera, height: int = 40, width: int = 60):
-    """Hits in an empty room of 6 x 8 x 3 m and their stored normals."""
+    """Hits in an empty room of 6 x 8 x 3 m, and their normals."""
     stage, white = Stage(), Paint((1, 1, 1))
     stage.place(shell((6, 8, 3), 0, (white, [white] * 4, white)), (0, 0, 0), 0, "wall")
     stage.build()
@@ -491,7 +491,9 @@ def test_a_killed_render_starts_over_and_a_whole_one_is_kept(tmp_path, monkeypat
     assert (root / "miniature.json").exists()
     (root / "miniature.json").unlink()
     (root / "notes.txt").write_text("mine")
-    with pytest.raises(CliptexError, match=r"places365: contains files that were changed or not rendered; .* rm -r .*places365"):
+    with pytest.raises(
+        CliptexError, match=r"places365: contains files that were changed or not rendered; .* rm -r .*places365"
+    ):
         render_benchmark(small, "places365", root)
     assert (root / "notes.txt").read_text() == "mine"
 

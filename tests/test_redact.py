@@ -1,4 +1,4 @@
-"""What others wrote does no harm where it is shown, and secrets are shown nowhere."""
+"""Untrusted text is escaped where it is shown, and secrets are redacted everywhere."""
 
 import json
 import logging
@@ -61,7 +61,7 @@ def test_a_line_of_a_log_stays_one_and_moves_no_cursor(text):
 
 
 def test_logs_of_commands_hide_secrets_and_escape_controls(tmp_path):
-    """The log file and the terminal, of an error about a file whose name is hostile."""
+    """In the log file and on the terminal, for an error about a file with a hostile name."""
     name = "\x1b[2J<script>$(touch pwned)`touch pwned`;'\"hf_AbCdEfGhIjKl.yaml"
     command = [sys.executable, "-m", "cliptex", "--log", "log.txt", "index-shards", "--config", name]
     environment = {**os.environ, "HF_TOKEN": "hf_AbCdEfGhIjKl"}

@@ -30,6 +30,7 @@ from cliptex.core.provenance import provenance
 from cliptex.data.images import encode_jpeg
 from cliptex.data.shard_index import index_shards
 from cliptex.data.shards import Pair, write_shard, write_tar
+from cliptex.evaluation.metrics.display import direction
 from cliptex.evaluation.per_image import per_image_path, read_per_image, write_per_image
 from cliptex.evaluation.thumbnails import (
     box_thumbnails,
@@ -50,7 +51,6 @@ from cliptex.report.figures import FURTHER, STYLE, WIDTH_INCHES, gains_chart
 from cliptex.report.gains import probe_gains
 from cliptex.report.gallery import EvaluatedImage, _read_pairs, draw
 from cliptex.report.gather import Scores, gather
-from cliptex.report.metrics import direction
 from cliptex.report.page import make_parts
 from cliptex.report.probe_tasks import metric_of
 from cliptex.report.statistics import (
@@ -1047,11 +1047,11 @@ def test_judgement_names_the_baseline_in_the_way():
     ("subject", "reference", "state"),
     [
         ([30, 31], [28, 29], "kept"),
-        ([28.5, 29.5], [28, 30.2], "kept within noise"),
-        ([20, 21], [28, 29], "lost"),
-        ([27.0], [28.0], "lower, undecided"),
+        ([28.5, 29.5], [28, 30.2], "lower, within noise"),
+        ([20, 21], [28, 29], "lost in part"),
+        ([27.0], [28.0], "lower, one seed"),
         ([6.0], [7.0], "at chance"),
-        ([], [7.0], "missing"),
+        ([], [7.0], "not measured"),
     ],
 )
 def test_zero_shot_state(subject, reference, state):
@@ -1120,10 +1120,10 @@ def test_verdict_has_an_interval_of_the_median_gain():
     ("subject", "reference", "shift", "state"),
     [
         ([30, 31], [28, 29], 1.0, "kept"),
-        ([28, 29], [29.5, 30.5], 1.0, "lost"),
-        ([28, 29], [29.5, 30.5], 3.0, "kept within noise"),
-        ([28], [29], 0.5, "lower, undecided"),
-        ([28], [29], 2.0, "kept within noise"),
+        ([28, 29], [29.5, 30.5], 1.0, "lost in part"),
+        ([28, 29], [29.5, 30.5], 3.0, "lower, within noise"),
+        ([28], [29], 0.5, "lower, one seed"),
+        ([28], [29], 2.0, "lower, within noise"),
     ],
 )
 def test_zero_shot_is_lost_only_beyond_the_noise(subject, reference, shift, state):

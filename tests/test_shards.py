@@ -73,7 +73,7 @@ def test_samples_whose_members_are_apart_are_refused(tmp_path):
 
 
 def test_a_key_with_a_line_break_is_refused(tmp_path):
-    """Keys are kept as lines."""
+    """Keys are stored as lines."""
     write_shard(tmp_path / "a.tar", [drawn_pair("one\ntwo", 0)])
     with pytest.raises(CliptexError, match=r"a\.tar: the key 'one\\ntwo' has a line break"):
         index_shards([tmp_path / "a.tar"], tmp_path / "index.json", 0.5)
@@ -108,7 +108,7 @@ def test_a_key_in_two_shards_is_refused(tmp_path, shard_paths):
 
 
 def test_samples_in_any_order_are_read_in_the_order_of_keys(tmp_path):
-    """img2dataset writes samples as they arrive."""
+    """img2dataset writes samples in order of arrival."""
     numbers = (3, 1, 2, 0)
     write_shard(tmp_path / "a.tar", [drawn_pair(str(number), number) for number in numbers])
     index = index_shards([tmp_path / "a.tar"], tmp_path / "i.json", 0.5)
@@ -119,7 +119,7 @@ def test_samples_in_any_order_are_read_in_the_order_of_keys(tmp_path):
 
 
 def test_an_image_that_comes_too_often_is_a_placeholder(tmp_path):
-    """Servers answer with one picture for everything that is gone; a few equal pictures are no harm."""
+    """Servers replace missing images with a placeholder; a few equal images are allowed."""
     gone, twice = drawn_pair("x", 100).image, drawn_pair("x", 101).image
     images = [gone, twice, None, gone, twice, gone, gone, None]
     for shard in range(2):
@@ -152,7 +152,7 @@ def test_a_caption_may_stand_in_the_metadata_alone(tmp_path):
 
 
 def test_one_sample_at_a_time_is_in_memory(tmp_path):
-    """A shard of 60 MB is read with far less."""
+    """A shard of 60 MB is read with much less memory."""
     noise = np.random.default_rng(0).bytes(3_000_000)
     write_shard(tmp_path / "a.tar", (Pair(f"{number:03d}", noise, "noise", {}) for number in range(20)))
     tracemalloc.start()
@@ -182,7 +182,7 @@ def test_a_shard_that_changed_after_indexing_is_named(shard_index, shard_paths):
 
 
 def test_samples_are_found_where_they_lie(tmp_path):
-    """In any order, in folders, with long names, with captions in the metadata, beside samples that are left out."""
+    """In any order, in folders, with long names, captions in the metadata, and dropped samples."""
     first, second, third = (drawn_pair(str(number), number) for number in range(3))
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         add(tar, "there/9.txt", " spaced é\n".encode())
@@ -257,7 +257,7 @@ def test_packed_keys_and_reasons_are_what_lists_and_dictionaries_are(names):
 
 
 def test_the_index_of_many_pairs_takes_little_memory(tmp_path):
-    """Python's own strings would take 66 bytes a key, and those of a dictionary more than twice as much."""
+    """Python strings would take 66 bytes per key, and a dictionary more than twice as much."""
     names = [f"{number:09d}" for number in range(20_000)]
     entry = {"keys": names, "dropped": {f"x{name}": "HTTP 404" for name in names}}
     write_json(tmp_path / "index.json", {"shards": [entry] * 5})

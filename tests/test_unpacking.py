@@ -1,4 +1,4 @@
-"""Unpacking: what comes out is what went in, and nothing else is made, whatever an archive says."""
+"""Unpacking: the contents are right, and nothing else is written, whatever an archive declares."""
 
 import io
 import os
@@ -156,7 +156,7 @@ def test_a_hostile_zip_makes_nothing(tmp_path, kind):
 
 
 def test_nothing_is_written_through_a_link_that_is_there(tmp_path):
-    """As that to a folder of the user's, which is in the place of what was unpacked before."""
+    """For example a link to the user's folder, in place of unpacked data."""
     (tmp_path / "users").mkdir()
     (tmp_path / "users/a.txt").write_text("theirs")
     (tmp_path / "out").mkdir()
@@ -185,7 +185,7 @@ def test_a_member_that_is_a_file_and_a_folder_is_refused(tmp_path):
 
 
 def overlapping(path: Path, copies: int) -> Path:
-    """A zip whose entries all are the same bytes of the file (Fifield 2019, "A better zip bomb")."""
+    """A zip whose entries all refer to the same bytes of the file (Fifield 2019, "A better zip bomb")."""
     make_zip(path, {"a": bytes(2_000_000)})
     data = path.read_bytes()
     start = data.index(b"PK\x01\x02")
@@ -216,7 +216,7 @@ def test_bombs_are_refused_before_they_fill_the_disk(tmp_path):
 
 
 def test_a_tar_may_not_claim_what_it_does_not_have(tmp_path):
-    """A sparse terabyte, an extended header of a gigabyte, and a member longer than the rest of the file."""
+    """A sparse file of a terabyte, an extended header of a gigabyte, a member longer than the rest of the file."""
     for what, message in (
         ("sparse", "neither a file"),
         ("header", "extended header of"),
@@ -267,7 +267,7 @@ def test_a_damaged_archive_is_an_error_with_its_name(tmp_path, kind):
     ],
 )
 def test_a_zip_whose_names_are_no_text_is_an_error_with_its_name(tmp_path, local, central, words):
-    """A member's name stands before its bytes and in the list at the end."""
+    """A member's name is stored before its data and in the central directory."""
     before, between, after = make_zip(tmp_path / "odd.zip", {"\x80": b"x" * 100}).read_bytes().split(b"\xc2\x80")
     (tmp_path / "odd.zip").write_bytes(before + local + between + central + after)
     with pytest.raises(CliptexError, match=rf"odd\.zip: {words}"):
@@ -298,7 +298,7 @@ def test_what_is_there_already_is_not_written_again(tmp_path, kind):
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_files(tmp_path):
-    """SIGKILL again and again; no file under its name is ever a part of itself."""
+    """Repeated SIGKILL; a file under its final name is never incomplete."""
     rng = np.random.default_rng(0)
     content = {f"folder/{number:04d}": rng.bytes(20_000) for number in range(1500)}
     archive = make_tar(tmp_path / "a.tar", content)

@@ -1,4 +1,4 @@
-"""The downloader: whole files, fetched once, resumed, checked; a local server stands in for the web."""
+"""The downloader: complete files, downloaded once, resumed, verified; with a local server."""
 
 import hashlib
 import shutil
@@ -53,7 +53,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
 
 
 def test_without_a_tag_only_a_file_of_known_digest_goes_on(server, tmp_path):
-    """The digest tells afterwards whether the pieces belong together."""
+    """The digest then shows whether the parts belong together."""
     server.tag = None
     url, path = f"{server.url}/net.tar", tmp_path / "net.tar"
     for digest, asked in ((f"md5:{MD5}", [None, "bytes=100000-"]), (None, [None, None])):
@@ -128,7 +128,7 @@ def test_a_beginning_is_refused_as_a_download_is(url, message, server):
 
 
 def test_a_server_that_trickles_is_given_up(tmp_path, monkeypatch):
-    """Its bytes come often enough for the time limit of a read, and would for hours."""
+    """Its bytes come often enough for the timeout of a single read."""
     monkeypatch.setattr(http, "PAUSES_S", ())
     monkeypatch.setattr(http, "SLOW_S", 1)
     with WebServer() as server:

@@ -1,4 +1,4 @@
-"""A file of each odd kind that the web holds, from the shard through the label stage: labelled rightly, or counted."""
+"""Unusual image files of the web, from the shard to the label: labelled correctly, or counted as dropped."""
 
 import hashlib
 import io
@@ -31,11 +31,11 @@ pytestmark = pytest.mark.xdist_group("web_images")
 SHADES = (25, 90, 160, 225)
 COLOURS = np.array([RED, GREEN, BLUE, WHITE, *((shade,) * 3 for shade in SHADES)], float)
 COLOURED, GREYS, THROUGH_GREEN = (1, 2, 3, 4), (5, 6, 7, 8), (1, 4, 3, 4)
-"""Classes of the quarters: above left, above right, below left, below right. A transparent pixel is white."""
+"""Classes of the quarters: top left, top right, bottom left, bottom right. Transparent pixels are white."""
 
 
 class Colours(Expert):
-    """The class of a pixel is the nearest of eight colours."""
+    """A pixel's class is the nearest of eight colours."""
 
     task = "segmentation"
     trainable = False
@@ -96,11 +96,11 @@ FILES: dict[str, tuple[bytes, tuple[int, ...] | str]] = {
 }
 KEYS = {f"{number:09d}": name for number, name in enumerate(FILES)}
 SAME_PIXELS = ("a PNG called.jpg", "a WebP called.gif", "16-bit colour.png", "turned 6.png", "animated.gif")
-"""As in plain.png, to the bit."""
+"""Bit-identical to plain.png."""
 
 
 def config(source: str, expert: dict) -> Config:
-    """Of tars as they are, or of a list of urls that was downloaded."""
+    """From existing tars, or from a downloaded URL list."""
     urls = {"files": ["list.tsv"], "rows": len(FILES), "rows_per_shard": len(FILES), "min_side_px": 16, "size_px": 64}
     of_source = {"webdataset": {"shards": ["odd.tar"]}, "urls": {"urls": urls}}[source]
     return Config.load(
@@ -126,7 +126,7 @@ def write_tar() -> None:
 
 
 def write_downloads() -> None:
-    """As img2dataset leaves them, whatever they are called .jpg."""
+    """In img2dataset's format, all named .jpg."""
     folder, rows = Path("resources/pairs/batch-000/raw"), []
     folder.mkdir(parents=True)
     with tarfile.open(folder / "00000.tar", "w") as tar:
@@ -141,7 +141,7 @@ def write_downloads() -> None:
 
 
 def labels_of(settings: Config) -> tuple[dict, dict[str, np.ndarray]]:
-    """Shard index, and the label of each key."""
+    """The shard index, and the label of each key."""
     {"webdataset": write_tar, "urls": write_downloads}[settings.dataset.source]()
     build_shards(settings, 0)
     index = write_index(built_shards(1), paths.SHARD_INDEX, settings.dataset.min_yield, settings.dataset.max_repeats)
@@ -174,7 +174,7 @@ def test_odd_files_are_labelled_rightly_or_counted_under_a_reason(source, tmp_pa
 
 @pytest.mark.parametrize("name", SMALL)
 def test_networks_label_odd_files_as_they_label_plain_ones(name, tmp_path, monkeypatch):
-    """What has the same pixels has the same label, to the byte, whatever file it came in."""
+    """Files with the same pixels have bit-identical labels."""
     monkeypatch.chdir(tmp_path)
     network = SMALL[name]
     if name == "mask_rcnn":  # untrained, it is sure of nothing; the long side is that of the published

@@ -1,4 +1,4 @@
-"""A web server with the habits of the web, for tests: good, gone, busy, slow, lying and hostile."""
+"""A web server for tests with good, missing, busy, slow, wrong and hostile responses."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from PIL import Image
 
 
 def picture(seed: int, width: int = 120, height: int = 90, kind: str = "JPEG", **options) -> bytes:
-    """A smooth random picture without white."""
+    """A smooth random image without white, encoded."""
     coarse = np.random.default_rng(seed).integers(0, 200, (3, 4, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(out, kind, **options)
@@ -23,7 +23,7 @@ def picture(seed: int, width: int = 120, height: int = 90, kind: str = "JPEG", *
 
 
 def turned_photograph() -> bytes:
-    """A portrait, 90 x 300, red above and blue below, stored lying on its side with a note in its EXIF data."""
+    """A portrait image, 90 x 300, red above blue, stored in landscape format with an EXIF orientation."""
     pixels = np.zeros((300, 90, 3), np.uint8)
     pixels[:150, :, 0], pixels[150:, :, 2] = 200, 200
     image, out = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90), io.BytesIO()
@@ -34,7 +34,7 @@ def turned_photograph() -> bytes:
 
 
 def bomb() -> bytes:
-    """A whole black and white PNG of 20,000 x 20,000 pixels in some fifty kilobytes; 1.2 GB as RGB."""
+    """A valid black and white PNG of 20,000 x 20,000 pixels in about 50 kB; 1.2 GB as RGB."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -49,15 +49,14 @@ PLACEHOLDER = picture(999, 200, 200)
 
 
 class WebServer:
-    """Serves on a loopback address; `requests` counts paths, `files` are served with ranges and digests, `hub` as the
-    Hugging Face hub serves large files: a redirect to where they lie, which names commit, size and SHA-256.
+    """Serves on all loopback addresses. `requests` counts paths; `files` are served with ranges and ETags; `hub` like
+    large files of the Hugging Face hub: a redirect that states commit, size and SHA-256.
 
-    Paths: /ok/N.jpg (a picture made of N), /wide.png (400 x 200), /turned.jpg, /404.jpg, /busy/N.jpg (503 once, then
-    the picture), /down/N.jpg (503 `down` times), /stall.jpg, /drip.jpg (a byte now and then), /head.jpg (so
-    its headers), /cut.jpg (fewer bytes
-    than promised), /endless.jpg, /huge.jpg (a large promise), /gone/N.jpg (a placeholder), /page.jpg (HTML with
-    status 200), /bomb.png, /inside.jpg (a redirect to `private`), /moved.jpg (a redirect to a picture), /robots.jpg
-    (a picture with X-Robots-Tag: noai).
+    Paths: /ok/N.jpg (an image with seed N), /wide.png (400 x 200), /turned.jpg, /404.jpg, /busy/N.jpg (503 once, then
+    the image), /down/N.jpg (503 `down` times), /stall.jpg, /drip.jpg (a byte every 0.2 s), /head.jpg (the same, within
+    the headers), /cut.jpg (fewer bytes than Content-Length), /endless.jpg, /huge.jpg (a large Content-Length),
+    /gone/N.jpg (a placeholder), /page.jpg (HTML with status 200), /bomb.png, /inside.jpg (a redirect to `private`),
+    /moved.jpg (a redirect to an image), /robots.jpg (an image with X-Robots-Tag: noai).
     """
 
     def __init__(self, delay: float = 0.0, down: int = 3) -> None:
@@ -83,12 +82,12 @@ class WebServer:
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     owner.answer(self)
 
-        # every loopback address, so that a request that should not come would be seen
+        # all loopback addresses, so that forbidden requests are detected
         self.server = ThreadingHTTPServer(("", 0), Handler)
         self.server.daemon_threads = True
         self.port = self.server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
-        self.cdn = f"http://127.0.0.3:{self.port}"  # another host than the hub's, whose redirects are told apart
+        self.cdn = f"http://127.0.0.3:{self.port}"  # not the hub's host, as for real redirects
 
     def __enter__(self):
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -111,8 +110,8 @@ class WebServer:
             data = self.hub[path]
             digest = hashlib.sha256(data).hexdigest()
             self.files.setdefault(f"/cdn/{digest}", data)
-            about = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": "0" * 40}
-            return self.send(handler, 302, b"", Location=f"{self.cdn}/cdn/{digest}", **about)
+            headers = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": "0" * 40}
+            return self.send(handler, 302, b"", Location=f"{self.cdn}/cdn/{digest}", **headers)
         if path == "/404.jpg":
             return self.send(handler, 404, PAGE)
         if kind in ("busy", "down") and self.requests[path] <= (1 if kind == "busy" else self.down):
@@ -144,11 +143,11 @@ class WebServer:
             return self.send(handler, 302, b"", Location=target)
         if path == "/robots.jpg":
             return self.send(handler, 200, picture(6), **{"X-Robots-Tag": "noai, nofollow"})
-        found = self.body(path)
-        return self.send(handler, 404, PAGE) if found is None else self.send(handler, 200, found)
+        content = self.body(path)
+        return self.send(handler, 404, PAGE) if content is None else self.send(handler, 200, content)
 
     def body(self, path: str) -> bytes | None:
-        """What a path gives in the end, where that is something."""
+        """The final content of a path, after retries and redirects; None if there is none."""
         kind, _, name = path.strip("/").rpartition("/")
         special = {
             "/wide.png": lambda: picture(1, 400, 200, "PNG"),
@@ -178,26 +177,26 @@ class WebServer:
             handler.wfile.write(data)
 
     def file(self, handler, data: bytes, body: bool) -> None:
-        """A file with ETag and ranges; GETs end after `cut_after` bytes while that is set."""
+        """Serve a file with ETag and ranges. If `cut_after` is set, responses end after so many bytes."""
         tag = f'"{hashlib.sha256(data).hexdigest()}"'
-        asked = handler.headers["Range"]
-        first = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
-        if asked and handler.headers["If-Range"] not in (None, tag):
-            asked, first = None, 0
-        if asked and first >= len(data):
+        requested = handler.headers["Range"]
+        first = int(requested.removeprefix("bytes=").partition("-")[0]) if requested else 0
+        if requested and handler.headers["If-Range"] not in (None, tag):
+            requested, first = None, 0
+        if requested and first >= len(data):
             return self.send(handler, 416, b"")
         headers = {"ETag": tag, "Accept-Ranges": "bytes", "X-Repo-Commit": "0" * 40}
-        if asked:
+        if requested:
             headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
         rest = data[first:]
         part = rest if self.cut_after is None or not body else rest[: self.cut_after]
-        return self.send(handler, 206 if asked else 200, part, length=len(rest), **headers)
+        return self.send(handler, 206 if requested else 200, part, length=len(rest), **headers)
 
 
 class PlannedServer(ThreadingHTTPServer):
-    """Serves `files` (path -> bytes); what the next answers do besides is in `plan`, what was asked in `asked`.
+    """Serves `files` (path -> bytes). `plan` has the behaviour of the next responses, `asked` the requests so far.
 
-    plan: an HTTP status, "cut" (a third of what was asked), or "page" (said to be HTML). tag: whether it sends ETags.
+    plan: an HTTP status, "cut" (a third of the content), or "page" (content type HTML). tag: whether it sends ETags.
     """
 
     def __init__(self):

@@ -26,9 +26,7 @@ CONTROLS = re.compile(
 def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """Replace secrets by ***: values of environment variables with secret names, users and passwords in URLs, and
     signatures and tokens in their query strings."""
-    secrets = {
-        value for name, value in environment.items() if SECRET_NAMES.search(name) and len(value) >= MIN_LENGTH
-    }
+    secrets = {value for name, value in environment.items() if SECRET_NAMES.search(name) and len(value) >= MIN_LENGTH}
     for name, value in environment.items():
         if name.lower().endswith("_proxy") and "@" in value:
             user, _, password = value.rpartition("@")[0].rpartition("://")[2].partition(":")

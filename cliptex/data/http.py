@@ -78,7 +78,7 @@ def start_of_file(url: str, key: str, count: int) -> tuple[bytes, int | None]:
     _check_url(url, key)
     headers = {"User-Agent": AGENT, "Accept-Encoding": "identity", "Range": f"bytes=0-{count - 1}"}
     try:
-        with _opener(whole=True).open(request.Request(url, headers=headers), timeout=PEEK_TIMEOUT_S) as response:
+        with _opener(limit_body=True).open(request.Request(url, headers=headers), timeout=PEEK_TIMEOUT_S) as response:
             _refuse_page(response, url, key)
             length = response.headers.get("Content-Range" if response.status == 206 else "Content-Length", "")
             size = length.rpartition("/")[2]
@@ -147,10 +147,10 @@ def _fetch_with_retries(url: str, part: Path, key: str, resume: bool) -> None:
         time.sleep(pause)
 
 
-def _opener(whole: bool = False) -> request.OpenerDirector:
+def _opener(limit_body: bool = False) -> request.OpenerDirector:
     """An opener for http and https only, also for redirects (urllib's default also follows them to ftp).
 
-    Responses have SLOW_S seconds for their headers, with `whole` for headers and body.
+    Responses have SLOW_S seconds for their headers, with `limit_body` for headers and body.
     """
 
     class Response(HTTPResponse):
@@ -162,7 +162,7 @@ def _opener(whole: bool = False) -> request.OpenerDirector:
 
         def begin(self):
             super().begin()
-            if not whole:
+            if not limit_body:
                 self.deadline.end = math.inf
 
     def connection(kind):

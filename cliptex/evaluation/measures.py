@@ -26,9 +26,9 @@ def _recall_at_1(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
     return recall_at_1(arrays, weights)
 
 
-ZERO_SHOT = Measure("zero_shot_classification", "Zero-shot classification", "top1", _top1)
-IMAGE_TO_TEXT = Measure("image_to_text_retrieval", "Captions of an image", "R@1", _recall_at_1)
-TEXT_TO_IMAGE = Measure("text_to_image_retrieval", "Image of a caption", "R@1", _recall_at_1)
+ZERO_SHOT = Measure("zero_shot_classification", "Zero-shot classification", "top1", _top1, hub_task="zero-shot-image-classification")
+IMAGE_TO_TEXT = Measure("image_to_text_retrieval", "Captions of an image", "R@1", _recall_at_1, hub_task="image-to-text")
+TEXT_TO_IMAGE = Measure("text_to_image_retrieval", "Image of a caption", "R@1", _recall_at_1, hub_task="text-to-image")
 
 
 def measures() -> dict[str, Measure]:

@@ -108,7 +108,7 @@ class ProbeResult(Result):
     """false after fine-tuning"""
 
 
-class Table(Result):
+class ProbeTable(Result):
     """All heads, models and seeds of a benchmark, as `cliptex tabulate-probes` and `tabulate-finetuned` write them."""
 
     protocol: dict[str, Any] = {}
@@ -153,7 +153,7 @@ class RetrievalResult(Result):
     """`gelu` or `quick_gelu`"""
 
 
-class AnyResult(Table, ZeroShotResult):
+class AnyResult(ProbeTable, ZeroShotResult):
     """A results file whose kind does not matter; `chance` is by task in retrieval."""
 
     settings: dict[str, Any] = Field({})

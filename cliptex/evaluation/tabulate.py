@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cliptex.core.errors import CliptexError
-from cliptex.evaluation.results import ProbeResult, Table, read_result, write_result
+from cliptex.evaluation.results import ProbeResult, ProbeTable, read_result, write_result
 
 SAME = ("benchmark", "source", "variant", "split", "num_train", "num_eval", "class_names")
 
@@ -32,7 +32,7 @@ def tabulate(benchmark: str, files: Sequence[Path], out: Path) -> None:
             )
     digests = {name: digest for result in results for name, digest in result.provenance["model_sha256"].items()}
     tuned = "fine_tuning" in first.settings
-    table = Table(
+    table = ProbeTable(
         schema_version=1,
         **{key: getattr(first, key) for key in SAME},
         results=[row for result in results for row in result.results],

@@ -7,10 +7,10 @@ import numpy as np
 
 from cliptex.evaluation.measures import measure
 from cliptex.evaluation.metrics.base import Arrays
+from cliptex.evaluation.metrics.display import direction
 from cliptex.evaluation.per_image import each_image
 from cliptex.report import names
 from cliptex.report.gather import Results, Scores
-from cliptex.report.metrics import direction
 from cliptex.report.probe_tasks import metric_of, probe_task
 from cliptex.report.statistics import signed
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, csv_columns

@@ -129,14 +129,21 @@ class BoxDrawing(_ClassDrawing):
         return [f"{name} {score:.2f}" for name, score in zip(classes, labels["scores"], strict=True)]
 
 
-class DepthDrawing(Drawing):
-    """Depth maps; all of an image share one range."""
+class _MapDrawing(Drawing):
+    """Dense maps. quantity: their name in samples and predictions."""
 
-    note = "All depth maps of an image share one range, the 1st to the 99th percentile of its ground truth."
-    content = "depth of"
+    quantity: str
 
     def truth(self, sample: Sample) -> Labels:
-        return {"depth": sample["depth"]}
+        return {self.quantity: sample[self.quantity]}
+
+
+class DepthDrawing(_MapDrawing):
+    """Depth maps; all of an image share one range."""
+
+    quantity = "depth"
+    note = "All depth maps of an image share one range, the 1st to the 99th percentile of its ground truth."
+    content = "depth of"
 
     def pixels(self, sample: Sample, labels: Labels) -> tuple[np.ndarray, str]:
         return depth_pixels(labels["depth"], *_depth_range(sample)), "smooth"
@@ -150,14 +157,12 @@ def _depth_range(sample: Sample) -> tuple[float, float]:
     return tuple(np.percentile(known, [1, 99]).tolist()) if known.size else (0.0, 1.0)
 
 
-class NormalsDrawing(Drawing):
+class NormalsDrawing(_MapDrawing):
     """Surface normals."""
 
+    quantity = "normals"
     note = "Red, green, blue: the surface faces right, up, the viewer."
     content = "normals of"
-
-    def truth(self, sample: Sample) -> Labels:
-        return {"normals": sample["normals"]}
 
     def pixels(self, sample: Sample, labels: Labels) -> tuple[np.ndarray, str]:
         return normals_pixels(labels["normals"]), "smooth"

@@ -18,11 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cliptex.core.files import replacing
+from cliptex.evaluation.metrics.display import direction
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, resampled_over
 from cliptex.report.gains import ProbeGain
 from cliptex.report.gather import Results
-from cliptex.report.metrics import direction
 from cliptex.report.statistics import relative_gain, signed
 
 FONTS = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'Liberation Sans','DejaVu Sans',sans-serif"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from cliptex.evaluation.measures import measures
+from cliptex.evaluation.metrics.display import direction
 from cliptex.evaluation.per_image import num_images
 from cliptex.report import names
 from cliptex.report.bootstrap import draws, resampled
 from cliptex.report.gather import Results, Scores
-from cliptex.report.metrics import direction
 from cliptex.report.probe_tasks import metric_of, probe_task
 from cliptex.report.statistics import Gain, ZeroShot, gain_over
 

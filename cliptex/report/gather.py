@@ -5,7 +5,7 @@ import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cliptex.config import Config
 from cliptex.core import paths
@@ -23,16 +23,15 @@ OPTIONAL = ("chance", "published", "variant", "frozen")
 """Keys of a results file, besides `results`, that are fields of `Scores`."""
 
 
-@dataclass(frozen=True)
-class ResultRow:
+class ResultRow(NamedTuple):
     """A model's metrics with one head on one task."""
 
-    task: str
     model: str
     seed: int
+    task: str
     head: str
     metrics: dict[str, float]
-    protocol: str
+    protocol: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,7 @@ class FinishedRun:
     history: list[dict[str, float]]
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """Wall and CPU seconds of all jobs of one rule; cpu is None if not measured."""
 
     rule: str
@@ -133,19 +131,25 @@ class Timing:
 
 @dataclass(frozen=True)
 class Results:
-    """All inputs of the report. models, baselines: the evaluated ones, in the order of the columns."""
+    """All inputs of the report."""
 
     config: Config
     workdir: Path
     models: list[str]
+    """Evaluated models in the order of the columns."""
     baselines: list[str]
+    """Evaluated baselines in the order of the columns."""
     probes: dict[str, Scores]
     zeroshot: dict[str, Scores]
     finetuned: dict[str, Scores]
     runs: dict[str, dict[int, FinishedRun]]
+    """Model -> seed -> its training run."""
     shards: dict[str, Any]
+    """The shard index."""
     stores: dict[str, dict[str, Any]]
+    """Label store -> its index."""
     experts: dict[str, dict[str, Any] | None]
+    """Expert -> expert.json and, under `quality_file`, quality.json; None if it was not trained."""
     timings: list[Timing]
 
     @property
@@ -237,7 +241,8 @@ def _scores(path: Path, models: list[str], seeds: list[int], baselines: Iterable
 
 
 def _row(row: dict[str, Any]) -> ResultRow:
-    return ResultRow(row["task"], row["model"], row["seed"], row["head"], row["metrics"], row.get("protocol", ""))
+    required = (row[key] for key in ("model", "seed", "task", "head", "metrics"))
+    return ResultRow(*required, row.get("protocol", ""))
 
 
 def _check_same(finetuned: Scores, probed: Scores) -> None:
@@ -251,7 +256,7 @@ def _check_same(finetuned: Scores, probed: Scores) -> None:
 
 
 def _expert(folder: Path) -> dict[str, Any] | None:
-    """expert.json, with quality.json under `quality_file` (only of experts that the workflow trained)."""
+    """expert.json, with quality.json under `quality_file` (None if the workflow did not evaluate the expert)."""
     if not (folder / "expert.json").exists():
         return None
     quality = folder / "quality.json"

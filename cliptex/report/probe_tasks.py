@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cliptex.evaluation.metrics.base import Arrays
+from cliptex.evaluation.metrics.display import Metric, lookup
 from cliptex.report.drawing import BoxDrawing, DepthDrawing, Drawing, MaskDrawing, NormalsDrawing
-from cliptex.report.metrics import Metric, lookup
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class ProbeTask:
     """What the report needs to know about a task, by its name in the results.
 
     dense: counts in the verdict. quantity: named after metrics that do not imply the task (`RMSE of depth`).
-    metrics: metrics that differ from `cliptex.report.metrics.METRICS`. per_class: statistics of the images -> metric of
+    metrics: metrics that differ from `cliptex.evaluation.metrics.display.METRICS`. per_class: statistics of the images -> metric of
     each class over all images, percent [K]. drawing: how images are drawn in the gallery. hub_task: the Hugging Face
     hub's name.
     """

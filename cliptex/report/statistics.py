@@ -194,13 +194,13 @@ class ZeroShotState(StrEnum):
     """Whether zero-shot accuracy is kept: not below the reference by more than the noise."""
 
     KEPT = "kept"
-    WITHIN_NOISE = "kept within noise"
-    UNDECIDED = "lower, undecided"
-    """Lower with one seed, beyond image noise."""
-    LOST = "lost"
+    WITHIN_NOISE = "lower, within noise"
+    ONE_SEED = "lower, one seed"
+    """Lower by more than image noise; one seed has no spread."""
+    LOST = "lost in part"
     AT_CHANCE = "at chance"
     """Neither model is above chance."""
-    MISSING = "missing"
+    MISSING = "not measured"
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class ZeroShot:
             return ZeroShotState.KEPT
         if against.beyond_noise is False:
             return ZeroShotState.WITHIN_NOISE
-        return ZeroShotState.UNDECIDED if against.spread is None else ZeroShotState.LOST
+        return ZeroShotState.ONE_SEED if against.spread is None else ZeroShotState.LOST
 
 
 def format_interval(bounds: Interval, digits: int = 1) -> str:

@@ -10,27 +10,14 @@ from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, Interval, interval
 from cliptex.report.statistics import BETTER, Gain, GainStatus, ZeroShot, ZeroShotState, format_interval, signed
 
-MARKS = {
-    GainStatus.REAL: ("▲ real", "good"),
-    GainStatus.ONE_SEED: ("△ one seed", ""),
-    GainStatus.WITHIN_NOISE: ("△ within noise", ""),
-    GainStatus.BASELINE: ("△ baseline as good", ""),
-    GainStatus.UNCHECKED: ("△ baseline missing", ""),
-    GainStatus.TIE: ("= tie", ""),
-    GainStatus.WORSE_WITHIN_NOISE: ("▽ worse, within noise", "bad"),
-    GainStatus.WORSE: ("▼ worse", "bad"),
-    GainStatus.MISSING: ("", ""),
+SYMBOLS = {
+    "▲": (GainStatus.REAL, ZeroShotState.KEPT),
+    "△": (GainStatus.ONE_SEED, GainStatus.WITHIN_NOISE, GainStatus.BASELINE, GainStatus.UNCHECKED),
+    "=": (GainStatus.TIE,),
+    "▽": (GainStatus.WORSE_WITHIN_NOISE, ZeroShotState.WITHIN_NOISE, ZeroShotState.ONE_SEED),
+    "▼": (GainStatus.WORSE, ZeroShotState.LOST),
 }
-"""Mark and tone of a gain."""
-ZEROSHOT_MARKS = {
-    ZeroShotState.KEPT: ("▲ kept", "good"),
-    ZeroShotState.WITHIN_NOISE: ("▽ lower, within noise", ""),
-    ZeroShotState.UNDECIDED: ("▽ lower, one seed", "bad"),
-    ZeroShotState.LOST: ("▼ lost in part", "bad"),
-    ZeroShotState.AT_CHANCE: ("at chance", ""),
-    ZeroShotState.MISSING: ("not measured", ""),
-}
-"""Mark and tone of a zero-shot result."""
+BAD = (GainStatus.WORSE_WITHIN_NOISE, GainStatus.WORSE, ZeroShotState.ONE_SEED, ZeroShotState.LOST)
 MEANINGS = {
     GainStatus.REAL: "better than {reference} and both baselines, beyond the noise of seeds and images",
     GainStatus.ONE_SEED: "better than {reference} and both baselines; one seed shows no spread",
@@ -38,6 +25,17 @@ MEANINGS = {
     GainStatus.MISSING: "not compared, a value is missing",
 }
 MAX_NAMED = 6
+
+
+def mark(status: GainStatus | ZeroShotState) -> str:
+    """`▲ real`, `▽ lower, one seed`."""
+    symbol = next((symbol for symbol, statuses in SYMBOLS.items() if status in statuses), "")
+    return f"{symbol} {status}".strip()
+
+
+def tone(status: GainStatus | ZeroShotState) -> str:
+    """The tone of a table cell."""
+    return "good" if status in SYMBOLS["▲"] else "bad" if status in BAD else ""
 
 
 @dataclass(frozen=True)
@@ -99,13 +97,13 @@ def _group_sentence(status: GainStatus, labels: Sequence[str], gains: Mapping[st
     if named and len(labels) > MAX_NAMED:
         named.append(f"{len(labels) - MAX_NAMED} more")
     meaning = MEANINGS.get(status, "").format(reference=names.model(names.REFERENCE))
-    text = f"{MARKS[status][0] or 'missing'}: {len(labels)}" + (f" ({'; '.join(named)})" if named else "")
+    text = f"{mark(status)}: {len(labels)}" + (f" ({'; '.join(named)})" if named else "")
     return f"{text} — {meaning}." if meaning else f"{text}."
 
 
 def _zeroshot_sentence(item: ZeroShot, reference: str) -> str:
     """`Zero-shot on ImageNet: ▲ kept, 31.5 % top-1, CLIP-FT 30.1 % (chance 7.1 %; difference +1.4, ...)`."""
-    text = f"Zero-shot on {item.benchmark}: {ZEROSHOT_MARKS[item.state][0]}"
+    text = f"Zero-shot on {item.benchmark}: {mark(item.state)}"
     if item.against is None:
         return f"{text}."
     text += f", {fmean(item.subject):.1f} % {item.metric}, {reference} {fmean(item.reference):.1f} %"

@@ -1,4 +1,4 @@
-"""A cluster for the tests of this folder. Without SLURM they skip and say why; where CI is set that is a failure."""
+"""A cluster for the tests of this folder. Without SLURM they are skipped with a reason; in CI this is a failure."""
 
 import importlib.util
 import os
@@ -7,26 +7,26 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, unavailable
-from runs import BEGUN
+from runs import STARTED
 
 
 def missing(reason: str) -> None:
-    """Skip, but never in CI."""
+    """Skip the test; in CI, fail."""
     if os.environ.get("CI", "").lower() in ("1", "true"):
-        pytest.fail(f"{reason} (CI is set, where nothing may be skipped)")
+        pytest.fail(f"{reason} (CI is set, so nothing may be skipped)")
     pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
 def plugin():
-    """Snakemake's plugin for SLURM."""
+    """Requires Snakemake's SLURM plugin."""
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         missing("snakemake-executor-plugin-slurm: not installed; pip install '.[slurm]'")
 
 
 @pytest.fixture(scope="session")
 def cluster(plugin):
-    """SLURM with two nodes; nothing of it is left afterwards but its logs, in SLURM_TEST_FOLDER if that is set."""
+    """SLURM with two nodes; afterwards only its logs are left, in SLURM_TEST_FOLDER if that is set."""
     if reason := unavailable():
         missing(reason)
     folder = os.environ.get("SLURM_TEST_FOLDER") or tempfile.mkdtemp(prefix="cliptex-slurm-")
@@ -36,11 +36,11 @@ def cluster(plugin):
 
 @pytest.fixture(autouse=True)
 def no_run_outlives_its_test(request):
-    """Neither Snakemake nor, if there is a cluster, its jobs."""
+    """End Snakemake and, if there is a cluster, its jobs."""
     yield
-    going_on = [run for run in BEGUN if run.process.poll() is None]
-    for run in going_on:
+    unfinished = [run for run in STARTED if run.process.poll() is None]
+    for run in unfinished:
         run.end()
-    if going_on and "cluster" in request.fixturenames:
+    if unfinished and "cluster" in request.fixturenames:
         request.getfixturevalue("cluster").end_jobs()
-    BEGUN.clear()
+    STARTED.clear()

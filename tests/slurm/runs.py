@@ -1,4 +1,4 @@
-"""Runs of the workflow through the shipped profile."""
+"""Runs of the workflow with the shipped profile."""
 
 import contextlib
 import os
@@ -14,48 +14,48 @@ from cluster import ACCOUNT, PARTITION
 ROOT = Path(__file__).parents[2]
 PROFILES = ROOT / "workflow/profiles"
 SLURM = ("--workflow-profile", str(PROFILES / "slurm"))
-"""The shipped profile, as a user gives it."""
+"""The shipped profile, as in the documentation."""
 GRES = ("--profile", str(PROFILES / "slurm"), "--workflow-profile", str(PROFILES / "slurm-gres"))
-"""The other one, laid over it."""
+"""The shipped profile, overridden by the --gres one."""
 YOURS = ("--default-resources", f"slurm_account={ACCOUNT}", f"slurm_partition={PARTITION}")
-"""What a user has to say, and all that the tests change in it."""
-BEGUN: list["Run"] = []
+"""The values that users must set; the tests change nothing else in the profile."""
+STARTED: list["Run"] = []
 PATIENCE_S = 1200
-"""How long to wait for anything before it is given up; an idle machine takes a fifth of it."""
+"""Maximum wait for anything; an idle machine needs a fifth of it."""
 
 
 @dataclass
 class Run:
-    """A run of Snakemake in `directory` that has begun."""
+    """A started run of Snakemake in `directory`."""
 
     directory: Path
     process: subprocess.Popen
 
     def finish(self) -> str:
-        """Wait for its end, which must be a good one; what it said."""
+        """Wait for its end, assert success, and return its output."""
         try:
             code = self.process.wait(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             code = f"none after {PATIENCE_S} s"
-        said = self.said()
+        output = self.output()
         logs = [path.read_text()[-2000:] for path in self.directory.glob("logs/slurm/**/*.log")] if code else []
-        assert code == 0, "\n".join([f"exit code: {code}", said[-6000:], *logs])
-        return said
+        assert code == 0, "\n".join([f"exit code: {code}", output[-6000:], *logs])
+        return output
 
-    def said(self) -> str:
-        """What it said up to now."""
-        return (self.directory / "said.txt").read_text()
+    def output(self) -> str:
+        """Its output so far."""
+        return (self.directory / "output.txt").read_text()
 
-    def until(self, holds: Callable[[], object]) -> None:
-        """Wait while the run goes on, but not for ever."""
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait for a condition while the run continues, up to PATIENCE_S."""
         end = time.monotonic() + PATIENCE_S
-        while not holds():
-            assert self.process.poll() is None, self.said()[-4000:]
-            assert time.monotonic() < end, f"not after {PATIENCE_S} s\n{self.said()[-4000:]}"
+        while not condition():
+            assert self.process.poll() is None, self.output()[-4000:]
+            assert time.monotonic() < end, f"not after {PATIENCE_S} s\n{self.output()[-4000:]}"
             time.sleep(0.1)
 
     def end(self) -> None:
-        """End it if it goes on: a test that failed leaves the cluster to the next."""
+        """End it if it is still running, so that a failed test does not disturb the next one."""
         for stop in (self.process.terminate, self.process.kill):
             if self.process.poll() is None:
                 stop()
@@ -64,18 +64,18 @@ class Run:
 
 
 def snakemake(directory: Path, *arguments: str, config: tuple[str, ...] = ()) -> Run:
-    """Begin a run in `directory` of the miniature, shrunk."""
+    """Start a run of the small test configuration in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     files = [str(ROOT / "config/test.yaml"), str(ROOT / "tests/slurm/config.yaml"), *config]
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--configfile", *files]
     bin_first = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    with (directory / "said.txt").open("w") as said:
+    with (directory / "output.txt").open("w") as output:
         process = subprocess.Popen(
             [*command, *arguments],
             cwd=directory,
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PATH": bin_first},
         )
-    BEGUN.append(Run(directory, process))
-    return BEGUN[-1]
+    STARTED.append(Run(directory, process))
+    return STARTED[-1]

@@ -1,4 +1,4 @@
-"""What the profiles would submit, to an sbatch that only writes it down."""
+"""What the profiles submit, with an sbatch that only records its arguments."""
 
 import os
 import re
@@ -28,7 +28,7 @@ READY = [
     *(f"results/labels/{store}/index.json" for store in STORES),
     *(f"results/models/{name}/seed0/{file}" for name in ("clip", "clip_ft", "cliptex", "wise") for file in TRAINED),
 ]
-"""What is there already, so that every target can be submitted at once."""
+"""Files that exist already, so that every target can be submitted at once."""
 TARGETS = {
     "render_benchmark": "resources/nyuv2/miniature.json",
     "label": "results/labels/depth/batch-002.json",
@@ -40,12 +40,12 @@ TARGETS = {
     "retrieval": "results/zeroshot/captions.json",
     **{f"doctor_{kind}": f"results/doctor/{kind}.json" for kind in ("cpu", "label", "train", "probe")},
 }
-"""Rule -> a file that it makes, and from which nothing that is READY is made."""
+"""Rule -> one of its outputs, on which nothing in READY depends."""
 
 
 @pytest.fixture
 def sbatch(tmp_path, monkeypatch):
-    """Commands of SLURM that do nothing; sbatch adds a file with its arguments to the folder."""
+    """SLURM commands that do nothing; sbatch writes a file with its arguments to the folder."""
     commands, calls = tmp_path / "bin", tmp_path / "calls"
     commands.mkdir()
     calls.mkdir()
@@ -59,11 +59,11 @@ def sbatch(tmp_path, monkeypatch):
 
 
 def submitted(calls: Path, directory: Path, profile: tuple[str, ...], *more: str) -> dict[str, list[str]]:
-    """Rule -> the options of sbatch that say where and with what it runs."""
+    """Rule -> its sbatch options for account, partition and resources."""
     for name in READY:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).touch()
-    groups = ("--config", "probes={models_per_job: 3}")  # two jobs a benchmark
+    groups = ("--config", "probes={models_per_job: 3}")  # two jobs per benchmark
     options = [*groups, "--rerun-triggers", "mtime", "--immediate-submit", "--notemp"]
     options += ["--max-jobs-per-timespan", "100/1s"]
     run = snakemake(directory, *profile, *YOURS, *more, *options, "--", *TARGETS.values())
@@ -72,10 +72,12 @@ def submitted(calls: Path, directory: Path, profile: tuple[str, ...], *more: str
     for call in calls.iterdir():
         arguments = call.read_text().splitlines()
         rule = re.match(r"rule_(\w+?)(_wildcards_.*)?$", arguments[arguments.index("--comment") + 1])[1]
-        kept = arguments[arguments.index("-A") :]
-        found[rule] = [word for word in kept if not word.startswith("--wrap") and word != str(directory)]
+        options_from_account = arguments[arguments.index("-A") :]
+        found[rule] = [
+            word for word in options_from_account if not word.startswith("--wrap") and word != str(directory)
+        ]
         call.unlink()
-    assert found.keys() == TARGETS.keys(), (directory / "said.txt").read_text()[-3000:]
+    assert found.keys() == TARGETS.keys(), (directory / "output.txt").read_text()[-3000:]
     return found
 
 
@@ -112,7 +114,7 @@ def test_the_gres_profile_says_of_memory_what_the_other_says():
         for name, body in re.findall(r"^ *rule (\w+):\n(.*?)(?=^ *rule\b|\Z)", rules, re.M | re.S)
         if re.search(r"^ +gpu=1,", body, re.M)
     }
-    # of those that are made in loops, finetune_voc and the like, the first word is in the profile
+    # rules generated in loops, e.g. finetune_voc: the profile has their first word
     with_gpu |= {
         name
         for name, body in re.findall(r'^ +name:\n +f"([a-z]+)_.*?"\n(.*?)(?=^ *rule\b|\Z)', rules, re.M | re.S)
@@ -123,7 +125,7 @@ def test_the_gres_profile_says_of_memory_what_the_other_says():
 
 
 def documented() -> dict[tuple[str, ...], None]:
-    """The commands of Snakemake and of the package in docs/slurm.md, each once, without what plans only."""
+    """The commands of Snakemake and of the package in docs/slurm.md, each once, without --dry-run."""
     found = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "docs/slurm.md").read_text(), re.M | re.S)
     blocks = [text for kind, text in found if not kind]
     lines = [line for block in blocks for line in block.splitlines() if line.startswith(("snakemake ", "cliptex "))]
@@ -141,7 +143,7 @@ def test_commands_of_the_documentation_can_be_planned(plugin, sbatch, tmp_path, 
     if here:
         assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
         assert re.search(r"^total +\d+", done.stdout + done.stderr, re.M)
-    else:  # the profile as it is shipped
+    else:  # the profile as shipped
         assert done.returncode == 1 and "still the placeholder" in done.stdout, done.stderr
 
 

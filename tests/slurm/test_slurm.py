@@ -1,4 +1,4 @@
-"""The workflow on a real SLURM of two nodes, through the shipped profile; and through what happens to jobs there."""
+"""The workflow on a real SLURM of two nodes with the shipped profile, and with the faults that happen to jobs there."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ TARGETS = (*(f"results/probes/{name}.json" for name in TABLES), "results/zerosho
 
 
 def ask(*command: str) -> str:
-    """What a command of SLURM says."""
+    """The output of a SLURM command."""
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def jobs(run: Run, *, every_try: bool = False) -> list[dict[str, str]]:
-    """The run's jobs, as sacct remembers them: `rule wildcards node state id`. every_try: also those put back."""
-    name = re.search(r"SLURM run ID: (\S+)", run.said())[1]
+    """The run's jobs, by sacct: `rule wildcards node state id`. every_try: also earlier starts of requeued jobs."""
+    name = re.search(r"SLURM run ID: (\S+)", run.output())[1]
     options = ["--name", name, "--format=JobIDRaw,Comment,NodeList,State", "--duplicates"]
     said = ask("sacct", "--allocations", "--noheader", "--parsable2", *(options if every_try else options[:-1]))
     found = []
@@ -38,14 +38,14 @@ def jobs(run: Run, *, every_try: bool = False) -> list[dict[str, str]]:
 
 
 def running(rule: str, wildcards: str = "") -> dict[str, str]:
-    """Job -> node of a rule's jobs that run now."""
+    """Job -> node of the running jobs of a rule."""
     lines = [line.split() for line in ask("squeue", "--noheader", "--states=running", "--format=%A %N %k").splitlines()]
     wanted = f"rule_{rule}" + (f"_wildcards_{wildcards}" if wildcards else "")
     return {number: node for number, node, comment in lines if comment.startswith(wanted)}
 
 
 def content(directory: Path) -> dict[str, object]:
-    """All that must be the same in every run: data, labels and weights to the byte, what probes measured."""
+    """All that must be the same in every run: bytes of data, labels and weights, and results of probes."""
     found: dict[str, object] = {}
     for path in sorted((directory / "results").rglob("*")):
         name = str(path.relative_to(directory))
@@ -59,7 +59,7 @@ def content(directory: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def finished(cluster, tmp_path_factory) -> Run:
-    """An undisturbed run; nothing is said but account and partition."""
+    """An undisturbed run; only account and partition are set."""
     run = snakemake(tmp_path_factory.mktemp("slurm") / "run", *SLURM, *YOURS, "--", *TARGETS, "results/doctor.json")
     run.finish()
     return run
@@ -67,7 +67,7 @@ def finished(cluster, tmp_path_factory) -> Run:
 
 @pytest.fixture
 def again(finished, tmp_path) -> Callable[..., tuple[Path, tuple[str, ...]]]:
-    """A function: a copy of the finished run, in which some folders of results are lost."""
+    """A function that copies the finished run without some folders of results."""
 
     def copy(*lost: str) -> Path:
         shutil.copytree(finished.directory, tmp_path / "run")
@@ -111,7 +111,7 @@ def test_the_doctor_looks_into_a_job_of_each_kind(finished):
 
 
 def test_the_doctor_names_what_the_cluster_refuses(cluster):
-    """The shipped profile as it comes, and an account and a partition that are not there."""
+    """The shipped profile unchanged, and a partition that does not exist."""
     command = [
         sys.executable,
         "-m",
@@ -131,20 +131,20 @@ def test_the_doctor_names_what_the_cluster_refuses(cluster):
 
 
 def test_killed_jobs_are_submitted_again_and_go_on(finished, again):
-    """scancel --signal=KILL of a labelling job, and of a training job that has saved a checkpoint."""
+    """scancel --signal=KILL of a labelling job, and of a training job with a checkpoint."""
     directory = again("labels/depth", "models/cliptex", "probes", "zeroshot")
     checkpoints = directory / "results/models/cliptex/seed0/checkpoints"
     run = snakemake(directory, *SLURM, *YOURS, "--", *TARGETS)
-    run.until(lambda: running("label", "depth_000") and (directory / "logs/label/depth/000.log").exists())
+    run.wait_until(lambda: running("label", "depth_000") and (directory / "logs/label/depth/000.log").exists())
     ask("scancel", "--signal=KILL", *running("label", "depth_000"))
-    run.until(lambda: list(checkpoints.glob("step-*.pt")))
+    run.wait_until(lambda: list(checkpoints.glob("step-*.pt")))
     ask("scancel", "--signal=KILL", *running("train", "cliptex_0"))
     run.finish()
     tries = {rule: [job for job in jobs(run) if job["rule"] == rule] for rule in ("label", "train")}
     killed = [job for job in tries["label"] if job["wildcards"] == "depth_000"]
     trained = [job for job in tries["train"] if job["wildcards"] == "cliptex_0"]
     for first, second in (killed, trained):
-        # SLURM calls a job cancelled whose script was killed, and failed whose step was
+        # SLURM reports CANCELLED if the script was killed, and FAILED if a step was
         assert first["state"] in ("CANCELLED", "FAILED")
         assert second["state"] == "COMPLETED"
     assert "resuming from step" in (directory / "logs/train/cliptex/seed0.log").read_text()
@@ -152,15 +152,15 @@ def test_killed_jobs_are_submitted_again_and_go_on(finished, again):
 
 
 def test_a_drained_node_and_a_lost_one_end_nothing(finished, again):
-    """One node takes no more jobs while labels are made; then the other goes down with the training on it."""
+    """One node is drained during labelling; then the other goes down during the training on it."""
     first, second = NODES
     directory = again("labels/depth", "models/cliptex")
     checkpoints = directory / "results/models/cliptex/seed0/checkpoints"
     run = snakemake(directory, *SLURM, *YOURS, "--", "results/models/cliptex/seed0/train.json")
     try:
-        run.until(lambda: set(running("label").values()) == set(NODES))
+        run.wait_until(lambda: set(running("label").values()) == set(NODES))
         ask("scontrol", "update", f"nodename={first}", "state=drain", "reason=test")
-        run.until(lambda: list(checkpoints.glob("step-*.pt")))
+        run.wait_until(lambda: list(checkpoints.glob("step-*.pt")))
         assert set(running("train").values()) == {second}
         ask("scontrol", "update", f"nodename={first}", "state=resume")
         ask("scontrol", "update", f"nodename={second}", "state=down", "reason=test")
@@ -178,10 +178,10 @@ def test_a_drained_node_and_a_lost_one_end_nothing(finished, again):
 
 
 def test_preempted_jobs_are_queued_again_and_finish(finished, again):
-    """By a job of a partition that goes first and wants both nodes."""
+    """By a job in a partition of higher priority, on both nodes."""
     directory = again("labels/depth")
     run = snakemake(directory, *SLURM, *YOURS, "--", "results/labels/depth/index.json")
-    run.until(lambda: set(running("label").values()) == set(NODES))
+    run.wait_until(lambda: set(running("label").values()) == set(NODES))
     urgent = ["sbatch", "--parsable", "--partition", URGENT, "--account", ACCOUNT, "--nodes=2", "--gpus-per-node=1"]
     ask(*urgent, "--chdir", str(directory), "--wrap", "sleep 1")
     run.finish()
@@ -189,14 +189,14 @@ def test_preempted_jobs_are_queued_again_and_finish(finished, again):
     tries: dict[str, list[str]] = {}
     for job in labels:
         tries.setdefault(job["id"], []).append(job["state"])
-    assert len(tries) == 2  # none was submitted again
+    assert len(tries) == 2  # requeued, not resubmitted
     assert all(states[-1] == "COMPLETED" for states in tries.values()), tries
     assert ["PREEMPTED", "COMPLETED"] in tries.values(), tries
     assert content(directory) == content(finished.directory)
 
 
 def test_training_on_two_nodes_equals_training_on_one(finished, again):
-    """The same batch, half of it on each node; beside it a job whose GPU is asked for by --gres."""
+    """The same batch, half of it on each node; also a job that requests its GPU with --gres."""
     import torch
     from safetensors.torch import load_file
 
@@ -205,8 +205,8 @@ def test_training_on_two_nodes_equals_training_on_one(finished, again):
     run = snakemake(directory, *profiles, *YOURS, "--", "results/models/cliptex/seed0/train.json")
     run.finish()
     (job,) = [job for job in jobs(run) if job["rule"] == "train"]
-    beside = snakemake(directory, *GRES, *YOURS, "--", "results/doctor/label.json")
-    beside.finish()
+    gres = snakemake(directory, *GRES, *YOURS, "--", "results/doctor/label.json")
+    gres.finish()
     record = json.loads((directory / "results/models/cliptex/seed0/train.json").read_text())
     assert record["processes"] == 2
     assert job["node"] == "n[1-2]"
@@ -217,11 +217,11 @@ def test_training_on_two_nodes_equals_training_on_one(finished, again):
         one, two = (load_file(folder / name.format(file)) for folder in (finished.directory, directory))
         assert one.keys() == two.keys()
         for key in one:
-            if key.endswith("attn.in_proj_bias"):  # of the keys it has no gradient but rounding's, which Adam magnifies
+            if key.endswith("attn.in_proj_bias"):  # the key bias' gradient is only rounding error, which Adam amplifies
                 for found in (one, two):
                     found[key].chunk(3)[1].zero_()
-        # Half of the batch leaves 23 % of the heads' values this close, as the learning rate is 2e-3. Of the heads, a
-        # channel of a pooled branch, which has a single value an image, may lie within rounding of ReLU's edge.
+        # Training on half of the batch would leave only 23 % of the heads' values this close, at a learning rate of
+        # 2e-3. In the heads, a channel of a pooled branch, with one value per image, may round to either side of ReLU.
         close = [torch.isclose(two[key], one[key], atol=2e-4, rtol=1e-3).flatten() for key in one]
         assert torch.cat(close).float().mean() >= (1 if file.startswith("open_clip") else 0.99)
     checks = json.loads((directory / "results/doctor/label.json").read_text())["checks"]

@@ -174,7 +174,7 @@ def door(s: Stylist) -> Shape:
 
 
 def painting(s: Stylist) -> Shape:
-    """A framed picture."""
+    """A framed painting."""
     shape = Shape()
     wide, high = s.uniform(0.5, 1.2), s.uniform(0.4, 0.9)
     picture = s.mixed(

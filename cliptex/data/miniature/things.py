@@ -306,9 +306,9 @@ def tv(s: Stylist) -> Thing:
     case = s.plain(colour, 0.01)
     shape.box((wide, 0.08, high), (0, 0, 0.12), case)
     if s.chance(0.6):
-        one, two = s.pick((("blue", "green"), ("blue", "white"), ("orange", "purple"), ("green", "yellow")))
+        first, second = s.pick((("blue", "green"), ("blue", "white"), ("orange", "purple"), ("green", "yellow")))
         picture = Paint(
-            s.shade(one), s.shade(two), s.pick(("noise", "bands", "checker", "stripes")), wide * 0.3, 0.01, 0.8
+            s.shade(first), s.shade(second), s.pick(("noise", "bands", "checker", "stripes")), wide * 0.3, 0.01, 0.8
         )
     else:
         picture = Paint(s.shade((0.1, 0.12, 0.16)), glow=0.3, grain=0.01)

@@ -44,3 +44,9 @@ def mean_iou(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
     hit, truth, predicted = (weights @ arrays[name].astype(np.float64) for name in ("hit", "truth", "predicted"))
     union = truth + predicted - hit
     return 100 * ratio((hit / np.where(union > 0, union, 1)).sum(1), (union > 0).sum(1))
+
+
+def class_ious(arrays: Arrays) -> np.ndarray:
+    """IoU of each class over all images, percent [K]; NaN for a class without ground truth."""
+    hit, truth, predicted = (arrays[name].sum(0, dtype=np.int64) for name in ("hit", "truth", "predicted"))
+    return np.where(truth > 0, 100 * hit / np.maximum(truth + predicted - hit, 1), np.nan)

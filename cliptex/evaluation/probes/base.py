@@ -1,8 +1,8 @@
-"""What a probe task must provide. One file per task next to this one; a task of your own is a class that extends `ProbeTask`.
+"""What a probe task must provide. The package's tasks are a file each next to this one; your own extends `ProbeTask`.
 
-A benchmark names its tasks (`Benchmark.tasks`), a protocol has a section per task, and a head of that section gives one or
-more rows of results. Imports nothing heavy: the workflow asks tasks for their sections and output files at every start,
-so methods that compute import NumPy and PyTorch themselves.
+A benchmark names its tasks (`Benchmark.tasks`), a protocol has a section per task, and a head of that section gives one
+or more rows of results. Imports nothing heavy: the workflow asks tasks for their sections and output files at every
+start, so methods that compute import NumPy and PyTorch themselves.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from cliptex.benchmarks.base import Benchmark
     from cliptex.config import FineTuning
+    from cliptex.evaluation.drawing import Drawing
     from cliptex.evaluation.metrics.base import Arrays
+    from cliptex.evaluation.metrics.display import Metric
     from cliptex.evaluation.probes.features import Features
     from cliptex.evaluation.probes.parts import Part, TruthOf
     from cliptex.evaluation.probes.tuning import Tuned, Tuner
@@ -32,11 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measure:
-    """One kind of result row: what its `task` key says, and how its main metric follows from per-image parts.
+    """One kind of result row: its name, its main metric from per-image parts, and how the report shows it.
 
-    name: value of `task` in the row. title: as the report writes it. main: name of the main metric. from_images: (arrays
-    of all images, weights [B, N]) -> the main metric of each row of weights, float64 [B]. each_image: arrays -> the main
-    metric of every image, float64 [N]; by default `from_images` with one image at a time.
+    name: `task` in the row. title: as the report writes it. main: name of the main metric. from_images: (arrays of all
+    images, weights [B, N]) -> the main metric for each row of weights, float64 [B]. each_image: arrays -> the main metric
+    of every image, float64 [N]; by default `from_images` of one image at a time. per_class: arrays -> the metric of each
+    class over all images, percent [K]. dense: counts in the report's verdict on dense tasks. quantity: what metrics are
+    of, where their names do not say it (`RMSE of depth`). metrics: metrics that are new, or that differ from
+    `cliptex.evaluation.metrics.display.METRICS`. hub_task: the task's name on the Hugging Face hub.
     """
 
     name: str
@@ -44,6 +49,11 @@ class Measure:
     main: str
     from_images: Callable[[Arrays, np.ndarray], np.ndarray]
     each_image: Callable[[Arrays], np.ndarray] | None = None
+    per_class: Callable[[Arrays], np.ndarray] | None = None
+    dense: bool = False
+    quantity: str = ""
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    hub_task: str = "image-feature-extraction"
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ class ProbeTask(ABC):
     section: ClassVar[type[ProbeSection]]
     """Its section of a protocol; `heads` maps names to options that have a `kind`."""
     measures: ClassVar[tuple[Measure, ...]]
-    """The rows that a head may give; the first one's metric is chosen on the holdout."""
+    """The kinds of rows that a head may give."""
     tunable: ClassVar[tuple[str, ...]] = ()
     """Kinds of heads that can be trained together with the encoder."""
     has_thumbnails: ClassVar[bool] = True
@@ -102,7 +112,7 @@ class ProbeTask(ABC):
 
     @abstractmethod
     def truth(self, run: Run, encoder: Encoder) -> TruthOf:
-        """Returns a function (sample, training view or None) -> the ground truth to keep; None is an evaluation image."""
+        """Returns a function (sample, view) -> the ground truth to keep; the view is None for an evaluation image."""
 
     @abstractmethod
     def outcomes(self, run: Run, head: str, data: Data) -> list[Outcome]:
@@ -117,6 +127,10 @@ class ProbeTask(ABC):
     def truth_bytes(self, section: Any, image_size: int) -> int:
         """Bytes of a training view's ground truth in memory. image_size: the encoder's own input side."""
         return 0
+
+    def drawing(self) -> type[Drawing] | None:
+        """How the report's gallery draws predictions; None for a task that it does not show."""
+        return None
 
     def thumbnail(self, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
         """Prediction of one image from the arrays of `Outcome.thumbnails`, with the keys of a sample."""

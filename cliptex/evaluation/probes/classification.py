@@ -84,7 +84,7 @@ class ClassificationProbe(ProbeTask):
 
     name = "classification"
     section = ClassificationProtocol
-    measures = (Measure(name, "Classification", "top1", _top1),)
+    measures = (Measure(name, "Classification", "top1", _top1, hub_task="image-classification"),)
     tunable = ("logistic",)
     has_thumbnails = False
 

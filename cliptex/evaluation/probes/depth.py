@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cliptex.config import FineTuning
+    from cliptex.evaluation.drawing import Drawing
     from cliptex.evaluation.metrics.base import Arrays
     from cliptex.evaluation.probes.parts import TruthOf
     from cliptex.evaluation.probes.tuning import Tuned, Tuner
@@ -74,7 +75,9 @@ class DepthProbe(ProbeTask):
 
     name = "depth"
     section = DepthProtocol
-    measures = (Measure(name, "Depth", "rmse", _rmse),)
+    measures = (
+        Measure(name, "Depth", "rmse", _rmse, dense=True, quantity="depth", hub_task="depth-estimation"),
+    )
     tunable = ("ridge",)
 
     def truth(self, run: Run, encoder: Encoder) -> TruthOf:
@@ -100,6 +103,11 @@ class DepthProbe(ProbeTask):
 
     def truth_bytes(self, section: DepthProtocol, image_size: int) -> int:
         return map_truth_bytes(section, image_size, 1)
+
+    def drawing(self) -> type[Drawing]:
+        from cliptex.evaluation.drawing import DepthDrawing
+
+        return DepthDrawing
 
     def thumbnail(self, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
         from cliptex.evaluation.thumbnails import unpacked_depth

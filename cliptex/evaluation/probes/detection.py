@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cliptex.config import FineTuning
+    from cliptex.evaluation.drawing import Drawing
     from cliptex.evaluation.metrics.base import Arrays
     from cliptex.evaluation.probes.parts import TruthOf
     from cliptex.evaluation.probes.tuning import Tuned, Tuner
@@ -121,14 +122,20 @@ def _average_precision_of_each(arrays: Arrays) -> np.ndarray:
     return ap_of_each_image(arrays)
 
 
+def _ap(name: str, title: str, hub_task: str) -> Measure:
+    return Measure(
+        name, title, "AP", _average_precision, each_image=_average_precision_of_each, dense=True, hub_task=hub_task
+    )
+
+
 class DetectionProbe(ProbeTask):
     """Boxes with class and score; masks as well where the head predicts them."""
 
     name = "detection"
     section = DetectionProtocol
     measures = (
-        Measure(name, "Object detection", "AP", _average_precision, _average_precision_of_each),
-        Measure("instance_segmentation", "Instance segmentation", "AP", _average_precision, _average_precision_of_each),
+        _ap(name, "Object detection", "object-detection"),
+        _ap("instance_segmentation", "Instance segmentation", "image-segmentation"),
     )
     tunable = ("mask_rcnn", "ssd")
 
@@ -154,6 +161,11 @@ class DetectionProbe(ProbeTask):
         from cliptex.evaluation.probes.heads.detection import DetectionTuner
 
         return DetectionTuner(run, head, tuned, split, seed, options)
+
+    def drawing(self) -> type[Drawing]:
+        from cliptex.evaluation.drawing import BoxDrawing
+
+        return BoxDrawing
 
     def thumbnail(self, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
         from cliptex.evaluation.thumbnails import unpacked_boxes

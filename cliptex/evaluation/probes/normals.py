@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from cliptex.config import Name
+from cliptex.evaluation.metrics.display import Metric
 from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, map_truth_bytes, truth_grid
 from cliptex.evaluation.protocols.base import DecoderTraining, MapTask, Ridge
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cliptex.config import FineTuning
+    from cliptex.evaluation.drawing import Drawing
     from cliptex.evaluation.metrics.base import Arrays
     from cliptex.evaluation.probes.parts import TruthOf
     from cliptex.evaluation.probes.tuning import Tuned, Tuner
@@ -60,7 +62,17 @@ class NormalsProbe(ProbeTask):
 
     name = "normals"
     section = NormalsProtocol
-    measures = (Measure(name, "Surface normals", "mean", _mean_angle),)
+    measures = (
+        Measure(
+            name,
+            "Surface normals",
+            "mean",
+            _mean_angle,
+            dense=True,
+            quantity="normals",
+            metrics={"rmse": Metric("RMSE", -1, "°")},
+        ),
+    )
     tunable = ("ridge",)
 
     def truth(self, run: Run, encoder: Encoder) -> TruthOf:
@@ -93,6 +105,11 @@ class NormalsProbe(ProbeTask):
 
     def truth_bytes(self, section: NormalsProtocol, image_size: int) -> int:
         return map_truth_bytes(section, image_size, 3)
+
+    def drawing(self) -> type[Drawing]:
+        from cliptex.evaluation.drawing import NormalsDrawing
+
+        return NormalsDrawing
 
     def thumbnail(self, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
         from cliptex.evaluation.thumbnails import unpacked_normals

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cliptex.config import FineTuning
+    from cliptex.evaluation.drawing import Drawing
     from cliptex.evaluation.metrics.base import Arrays
     from cliptex.evaluation.probes.parts import TruthOf
     from cliptex.evaluation.probes.tuning import Tuned, Tuner
@@ -94,12 +95,28 @@ def _mean_iou(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
     return mean_iou(arrays, weights)
 
 
+def _class_ious(arrays: Arrays) -> np.ndarray:
+    from cliptex.evaluation.metrics.segmentation import class_ious
+
+    return class_ious(arrays)
+
+
 class SegmentationProbe(ProbeTask):
     """One class per pixel."""
 
     name = "semantic_segmentation"
     section = SegmentationProtocol
-    measures = (Measure(name, "Semantic segmentation", "mIoU", _mean_iou),)
+    measures = (
+        Measure(
+            name,
+            "Semantic segmentation",
+            "mIoU",
+            _mean_iou,
+            per_class=_class_ious,
+            dense=True,
+            hub_task="image-segmentation",
+        ),
+    )
     tunable = ("linear", "deeplabv3", "pspnet")
 
     def truth(self, run: Run, encoder: Encoder) -> TruthOf:
@@ -132,6 +149,11 @@ class SegmentationProbe(ProbeTask):
 
     def truth_bytes(self, section: SegmentationProtocol, image_size: int) -> int:
         return section.mask_size_px**2
+
+    def drawing(self) -> type[Drawing]:
+        from cliptex.evaluation.drawing import MaskDrawing
+
+        return MaskDrawing
 
     def thumbnail(self, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
         from cliptex.evaluation.thumbnails import unpacked_map

@@ -61,9 +61,9 @@ class StudyResults:
 
 @dataclass(frozen=True)
 class Form:
-    """The summary, plot and table of a study."""
+    """The lines of the summary, the plot and the table of a study."""
 
-    summary: str
+    lines: list[str]
     chart: Chart
     table: Table
 
@@ -73,7 +73,7 @@ def _differences(study: StudyResults) -> Form:
     panels = study.panels(study.findings)
     caption = f"Difference to “{study.labels[study.reference]}”"
     chart = dots_plot(panels, caption, _alt("dot", study, "each model"), study.miniature)
-    return Form(f"{summary(panels)}.", chart, _models_table(study))
+    return Form(summary(panels), chart, _models_table(study))
 
 
 def _tradeoff(study: StudyResults) -> Form:
@@ -84,7 +84,8 @@ def _tradeoff(study: StudyResults) -> Form:
         )
     ((measure, compared),) = study.zeroshot
     lost = frozenset(model for model, row in compared.items() if row.state == "worse")
-    kept = summary(study.panels(study.dense, without=lost))
+    lines = summary(study.panels(study.zeroshot))
+    lines += [f"zero-shot kept: {line}" for line in summary(study.panels(study.dense, without=lost))]
     chart = scatter_plot(
         study.dense,
         study.labels,
@@ -94,21 +95,20 @@ def _tradeoff(study: StudyResults) -> Form:
         _alt("scatter", study, "each model"),
         study.miniature,
     )
-    text = f"{summary(study.panels(study.zeroshot))}; of the models that are not worse in it: {kept}."
-    return Form(text, chart, _models_table(study))
+    return Form(lines, chart, _models_table(study))
 
 
 def _cost(study: StudyResults) -> Form:
     """Dense metrics against the forward computation."""
     if not study.dense:
         raise CliptexError("study.form: `cost` needs a dense benchmark in study.probes")
-    text = summary(study.panels(study.dense))
+    lines = summary(study.panels(study.dense))
     for measure, compared in study.dense:
         best = max(study.others(compared).values(), key=lambda row: row.difference)
         if best.state == "better":
             row = cheapest(study.others(compared), best, study.flops)
-            text += f"; cheapest without a difference to the best in {measure.title}: “{study.labels[row.model]}” at "
-            text += f"{study.flops[row.model]:.2f} times the forward computation"
+            cost = f"“{study.labels[row.model]}” at {study.flops[row.model]:.2f} times the forward computation"
+            lines.append(f"cheapest without a difference to the best in {measure.title}: {cost}")
     chart = scatter_plot(
         study.dense,
         study.labels,
@@ -118,7 +118,7 @@ def _cost(study: StudyResults) -> Form:
         _alt("scatter", study, "each model"),
         study.miniature,
     )
-    return Form(f"{text}.", chart, _models_table(study))
+    return Form(lines, chart, _models_table(study))
 
 
 def _robustness(study: StudyResults) -> Form:
@@ -129,15 +129,17 @@ def _robustness(study: StudyResults) -> Form:
     rows = {variant: variant.replace("-", " ") for variant in variants}
     panels, chart, table = _two_models(study, rows, lambda measure: measure.variant, "images")
     corrupted = [(measure, [row for row in rows if row[0] != CLEAN]) for measure, rows in panels]
-    means = [f"{measure.title} {amount(measure, mean_row([row for _, row in rows]))}" for measure, rows in corrupted]
-    return Form(f"{summary(corrupted)}; mean of the corrupted images: {'; '.join(means)}.", chart, table)
+    means = [
+        f"{measure.title}: mean {amount(measure, mean_row([row for _, row in rows]))}" for measure, rows in corrupted
+    ]
+    return Form([*summary(corrupted), *means], chart, table)
 
 
 def _finetuning(study: StudyResults) -> Form:
     """Two models, frozen and fine-tuned."""
     rows = {False: "frozen", True: "fine-tuned"}
     panels, chart, table = _two_models(study, rows, lambda measure: measure.tuned, "encoders")
-    return Form(f"{summary(panels)}.", chart, table)
+    return Form(summary(panels), chart, table)
 
 
 FORMS: Mapping[str, Callable[[StudyResults], Form]] = {

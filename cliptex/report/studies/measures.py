@@ -20,11 +20,11 @@ from cliptex.core.files import read_json
 from cliptex.evaluation.corruptions import CLEAN, variant_of
 from cliptex.evaluation.measures import measure
 from cliptex.evaluation.metrics.base import Arrays
+from cliptex.evaluation.metrics.display import Metric
 from cliptex.evaluation.per_image import main_metric, num_images, per_image_path, read_per_image
 from cliptex.evaluation.targets import heads
 from cliptex.report import names
 from cliptex.report.bootstrap import Interval, draws, interval, resampled
-from cliptex.report.metrics import Metric
 from cliptex.report.probe_tasks import metric_of, probe_task
 from cliptex.report.statistics import pooled_std
 

@@ -76,7 +76,7 @@ def study_page(config: Config, workdir: Path) -> StudyPage:
         "command": COMMAND.format(name=study.name),
         "seeds": config.seeds,
         "reference": study.reference,
-        "seen": form.summary,
+        "seen": f"{'; '.join(form.lines)}.",
         "not_proved": limits(
             [measure.images for measure in measures],
             len(config.seeds),
@@ -175,6 +175,7 @@ def render(page: StudyPage) -> str:
     return html.render(
         "studies/page.html",
         record=record,
+        lines=page.form.lines,
         miniature=record["source"] == "miniature",
         results_table=page.form.table,
         plot=html.embedded_chart(chart.name, chart.caption, chart.alt, chart.svg, chart.dark_svg),

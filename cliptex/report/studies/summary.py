@@ -21,9 +21,9 @@ def amount(measure: Measure, row: ComparedModel) -> str:
     return f"{signed(row.difference, digits)}{bounds}"
 
 
-def summary(panels: Sequence[Panel]) -> str:
-    """`mIoU on Pascal VOC (linear): ▲ 5 of 7, “a” +3.7 (+2.1 to +5.2) to “b” +1.5 (+0.4 to +2.6); ...`"""
-    return "; ".join(f"{measure.title}: {_counts(measure, rows)}" for measure, rows in panels)
+def summary(panels: Sequence[Panel]) -> list[str]:
+    """Lines such as `mIoU on Pascal VOC (linear): ▲ 5 of 7, “a” +3.7 (+2.1 to +5.2) to “b” +1.5 (+0.4 to +2.6)`."""
+    return [f"{measure.title}: {_counts(measure, rows)}" for measure, rows in panels]
 
 
 def _counts(measure: Measure, rows: Sequence[tuple[str, ComparedModel]]) -> str:

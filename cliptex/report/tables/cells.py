@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
+from cliptex.evaluation.metrics.display import direction
 from cliptex.report import names
 from cliptex.report.gains import ProbeGain
 from cliptex.report.gather import Results, Scores
-from cliptex.report.metrics import direction
 from cliptex.report.probe_tasks import metric_of
 from cliptex.report.statistics import Gain, GainStatus, format_interval, signed, summary
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, best_of, csv_columns
-from cliptex.report.verdict import MARKS
+from cliptex.report.verdict import mark, tone
 
 ARROWS = {1: "↑", -1: "↓", 0: ""}
 PROTOCOL_COLUMNS = (
@@ -110,13 +110,13 @@ def gain_cell(gain: Gain) -> Cell:
     """A relative gain with its interval and mark."""
     if gain.status is GainStatus.MISSING:
         return Cell(MISSING)
-    mark, tone = MARKS[gain.status]
+    note = mark(gain.status)
     if gain.status is GainStatus.BASELINE:
-        mark = f"△ {' and '.join(map(names.model, gain.baselines))} as good"
+        note = f"△ {' and '.join(map(names.model, gain.baselines))} as good"
     if gain.percent is None:
-        return Cell(MISSING, None, mark, tone=tone)
+        return Cell(MISSING, None, note, tone=tone(gain.status))
     bounds = format_interval(gain.percent_interval) if gain.percent_interval else ""
-    return Cell(f"{signed(gain.percent)} %", gain.percent, mark, bounds, tone=tone)
+    return Cell(f"{signed(gain.percent)} %", gain.percent, note, bounds, tone=tone(gain.status))
 
 
 def gain_csv_cells(gain: Gain, prefix: str = "") -> dict[str, Cell]:

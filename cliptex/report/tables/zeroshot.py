@@ -18,7 +18,7 @@ from cliptex.report.tables.cells import (
     value_cells,
     value_columns,
 )
-from cliptex.report.verdict import ZEROSHOT_MARKS
+from cliptex.report.verdict import mark, tone
 
 
 def zeroshot_table(results: Results, zeroshot: Sequence[ZeroShot]) -> Table | None:
@@ -90,6 +90,5 @@ def _row(
 
 def _difference_cell(item: ZeroShot) -> Cell:
     """CLIPTeX minus CLIP-FT in points, with its interval and mark."""
-    mark, tone = ZEROSHOT_MARKS[item.state]
     bounds = format_interval(item.against.interval) if item.against.interval else ""
-    return Cell(signed(item.against.value), item.against.value, mark, bounds, tone=tone)
+    return Cell(signed(item.against.value), item.against.value, mark(item.state), bounds, tone=tone(item.state))

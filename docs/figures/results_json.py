@@ -1,0 +1,141 @@
+"""Write the reference of the results files from their schema, `cliptex/evaluation/results.py`:
+
+python docs/figures/results_json.py docs/results-json.md
+"""
+# ruff: noqa: E501  (rows of Markdown tables)
+
+import sys
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
+
+from cliptex.evaluation.measures import measures
+from cliptex.evaluation.results import (
+    ProbeResult,
+    ProbeTable,
+    Provenance,
+    Result,
+    RetrievalResult,
+    Row,
+    Schema,
+    ZeroShotResult,
+)
+
+KINDS = {
+    "one probe": ProbeResult,
+    "table of a benchmark": ProbeTable,
+    "zero-shot": ZeroShotResult,
+    "retrieval": RetrievalResult,
+}
+NAMES = {str: "string", int: "int", float: "number", bool: "bool", dict: "object", list: "list", NoneType: "null"}
+HEAD = """# Results as JSON
+
+<!-- Generated from cliptex/evaluation/results.py by docs/figures/results_json.py. -->
+
+All files are UTF-8 and are written completely or not at all. `schema_version` is 1: a new key does not change it, a key
+whose meaning changes does. `cliptex.evaluation.results.read_result(path)` reads and checks any of them.
+
+| file | one per | written by |
+|---|---|---|
+| `results/probes/{benchmark}/{model}/seed{seed}/{head}.json` | probe | `cliptex probe` |
+| `results/probes/{benchmark}.json` | benchmark | `cliptex tabulate-probes`, from those |
+| `results/finetuned/...` | the same two, of fine-tuned encoders: each row, and the table, has `frozen: false` | `cliptex finetune`, `tabulate-finetuned` |
+| `results/zeroshot/{benchmark}.json` | benchmark, or set of captioned images | `cliptex zeroshot`, `cliptex retrieval` |
+
+## Keys
+"""
+METRICS = """## Metrics
+
+| task | metrics | unit |
+|---|---|---|
+| `semantic_segmentation` | `mIoU mAcc aAcc` | percent, from the confusion matrix of the whole split, without ignored pixels |
+| `detection`, `instance_segmentation` | `AP AP50 AP75 APs APm APl` | percent, COCO's definition; null for a size without objects |
+| `depth` | `delta1 delta2 delta3`; `rmse absrel log10` | percent; metres (`rmse`), none; with the prefix `affine_` after scale and shift are fitted |
+| `normals` | `mean median rmse`; `within_5` to `within_30` | degrees; percent |
+| `classification`, `zero_shot_classification` | `top1 top5` | percent |
+| `image_to_text_retrieval`, `text_to_image_retrieval` | `R@1 R@5 R@10` | percent |
+
+The main metric of each task, by which the report compares models: """
+TAIL = """
+
+## Files next to them
+
+- `{head}.npz`, `results/zeroshot/{benchmark}.npz`: with `probes.save_predictions: N`, the first N images with
+  predictions and ground truth (`image_0`, `prediction_0`, `truth_0`, ...), from which other tools can compute the
+  metric. For retrieval, the five nearest captions of each image and the five nearest images of its captions
+  (`cliptex/evaluation/retrieval.py`).
+- `{head}.per_image.npz`, `results/zeroshot/{benchmark}.per_image.npz`: the per-image parts of the main metric, from which
+  it can be computed for any resample. The head of each task's file, `cliptex/evaluation/probes/*.py`, lists the arrays of
+  both.
+
+## Reading
+
+```python
+from pathlib import Path
+
+from cliptex.evaluation.results import read_result
+
+for path in sorted(Path("results/probes").glob("*.json")):
+    table = read_result(path)
+    for row in table.results:
+        print(table.benchmark, table.source, row.task, row.head, row.model, row.seed, row.metrics)
+```
+
+DuckDB, without Python:
+
+```sql
+select r.model, r.seed, r.head, r.metrics.mIoU
+from (select unnest(results) as r from 'results/probes/voc.json') order by 4 desc
+```
+"""
+
+
+def type_name(annotation: Any) -> str:
+    """`dict[str, float | None]` -> `object`, `str | None` -> `string or null`."""
+    if isinstance(annotation, UnionType):
+        return " or ".join(type_name(part) for part in get_args(annotation))
+    origin = get_origin(annotation) or annotation
+    if origin is list and (parts := get_args(annotation)):
+        return f"list of {'rows' if parts[0] is Row else type_name(parts[0])}"
+    return NAMES.get(origin, "int")  # Literal[1]
+
+
+def fields(model: type[Schema], inherited: type[Schema] | None = None) -> list[tuple[str, str, str]]:
+    """(key, type, meaning) of each field, without those of `inherited`."""
+    known = inherited.model_fields if inherited else {}
+    return [
+        (f"`{name}`", type_name(field.annotation), field.description)
+        for name, field in model.model_fields.items()
+        if name not in known
+    ]
+
+
+def table(header: str, rows: list[tuple[str, ...]]) -> str:
+    """A table in Markdown. header: names of the columns, separated by spaces."""
+    columns = header.split()
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, *rows]).replace(
+        f"| {' | '.join(columns)} |", f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", 1
+    )
+
+
+def page() -> str:
+    """The page's text."""
+    kinds: dict[tuple[str, str, str], list[str]] = {}
+    for kind, model in KINDS.items():
+        for field in fields(model, Result):
+            kinds.setdefault(field, []).append(kind)
+    keys = [(key, "all", *rest) for key, *rest in fields(Result)]
+    keys += [(key, ", ".join(where), *rest) for (key, *rest), where in kinds.items()]
+    parts = [
+        table("key where type meaning", keys),
+        "A row of `results`:",
+        table("key type meaning", fields(Row)),
+        "`provenance`:",
+        table("key type meaning", fields(Provenance)),
+        METRICS + ", ".join(f"`{measure.main}` ({name})" for name, measure in measures().items()) + ".",
+    ]
+    return HEAD + "\n" + "\n\n".join(parts) + TAIL
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(page())
