@@ -52,7 +52,7 @@ from cliptex.evaluation.probes.parts import Reader, features_of
 from cliptex.evaluation.probes.segmentation import SegmentationHead
 from cliptex.evaluation.probes.selection import Candidate, candidates
 from cliptex.evaluation.probes.training import Optimisation, batches
-from cliptex.evaluation.probes.views import cut_truth, random_views
+from cliptex.evaluation.probes.views import crop_truth, random_views
 from cliptex.evaluation.protocols.resolve import Entry, protocol_of
 from cliptex.models import clip as student
 from cliptex.models.encoders import Encoder, load_encoder
@@ -96,7 +96,7 @@ def readers_of(entry: Entry, root: Path, encoder: Encoder) -> tuple[Reader, Read
     task, data = entry.semantic_segmentation, find("benchmarks", "voc")(root)
     truth = {
         "semantic_segmentation": lambda sample, view: (
-            sample["mask"] if view is None else cut_truth(sample["mask"], view, (task.mask_size_px,) * 2, IGNORE)
+            sample["mask"] if view is None else crop_truth(sample["mask"], view, (task.mask_size_px,) * 2, IGNORE)
         )
     }
     return tuple(Reader(data, part, range(len(data.samples(part))), task, encoder, truth) for part in ("train", "eval"))
@@ -182,7 +182,7 @@ def _train_usually(
             image, mask = samples[index]["image"], samples[index]["mask"]
             (view,) = random_views(image.shape[:2], reader.task.input, reader.size, one, rng)
             pixels.append(reader.pixels(image, view))
-            masks.append(cut_truth(mask, view, reader.size, IGNORE))
+            masks.append(crop_truth(mask, view, reader.size, IGNORE))
         logits = head([features(pixels)])
         logits = F.interpolate(logits, size=reader.size, mode="bilinear", align_corners=False)
         target = torch.from_numpy(np.stack(masks)).long()
@@ -216,7 +216,7 @@ def solved_depth(root: Path, encoder: Encoder, scratch: Path, seed: int) -> tupl
     task, data = protocol_of("nyuv2", {"depth": ridge}).depth, find("benchmarks", "nyuv2")(root)
     truth = {
         "depth": lambda sample, view: (
-            sample["depth"] if view is None else cut_truth(sample["depth"], view, (24, 24), np.nan)
+            sample["depth"] if view is None else crop_truth(sample["depth"], view, (24, 24), np.nan)
         )
     }
     readers = tuple(

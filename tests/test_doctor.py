@@ -131,7 +131,7 @@ def test_an_old_plugin_fails(cluster, monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda package: "1.9" if "slurm" in package else real_version(package))
     found = checks(Submission("lab", "gpu"))
     assert failed(found) == {"plugin"}
-    assert found["plugin"]["remedy"] == "run: pip install '.[slurm]'"
+    assert found["plugin"]["remedy"] == "pip install '.[slurm]'"
 
 
 def test_a_job_says_where_it_runs(cluster, monkeypatch):

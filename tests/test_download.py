@@ -29,7 +29,7 @@ from web_server import WebServer, picture
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.data import download, http, img2dataset_job
+from cliptex.data import download, img2dataset_job
 from cliptex.data.download import build_shards, built_shards, fetch_tar
 from cliptex.data.images import decode_image
 from cliptex.data.img2dataset_job import Refused, guarded_opener, public_addresses, reason_of
@@ -206,9 +206,7 @@ def test_a_wrong_list_is_an_error_that_says_so(tmp_path, name, settings, message
 
 
 def test_a_broken_row_is_an_error_that_names_the_list(tmp_path):
-    with pytest.raises(
-        SystemExit, match=r"list\.tsv: CSV parse error: .*Expected 2 columns, got 3.*; correct"
-    ):
+    with pytest.raises(SystemExit, match=r"list\.tsv: CSV parse error: .*Expected 2 columns, got 3.*; correct"):
         rows_of(tmp_path, "list.tsv", "caption\turl\na\thttp://a/1.jpg\nb\tc\thttp://a/2.jpg\n")
 
 
@@ -650,7 +648,7 @@ def test_own_tars_stay_where_they_are(tmp_path, monkeypatch):
 
 def test_tars_come_from_the_web_and_go_on_after_a_cut(tmp_path, monkeypatch, server):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(http, "PAUSES_S", (0,) * 4)
+    monkeypatch.setattr(downloader, "PAUSES_S", (0,) * 4)
     data = [tar_bytes(tmp_path, shard) for shard in range(2)]
     server.files = {f"/cc/{shard:05d}.tar": data[shard] for shard in range(2)}
     server.cut_after = len(data[0]) // 3
@@ -669,7 +667,7 @@ def test_tars_come_from_the_web_and_go_on_after_a_cut(tmp_path, monkeypatch, ser
 
 
 def test_a_tar_that_changed_on_the_server_is_begun_anew(tmp_path, monkeypatch, server):
-    monkeypatch.setattr(http, "PAUSES_S", ())
+    monkeypatch.setattr(downloader, "PAUSES_S", ())
     server.files["/a.tar"], server.cut_after = tar_bytes(tmp_path, 0), 5000
     with pytest.raises(CliptexError, match="ended early"):
         fetch_tar(f"{server.url}/a.tar", tmp_path / "a.tar")
@@ -701,7 +699,8 @@ def test_tars_come_from_the_hub(tmp_path, server):
     server.cut_after = len(data[0]) * 2 // 3
     wanted = ["cc3m-train-{0000..0001}", "nothing", "cc3m-train-bad"]
     configs = [tars_config([f"hf://datasets/pixparse/cc3m-wds/{tar}.tar"]) for tar in wanted]
-    code = "import sys; from cliptex import download; from cliptex.config import Config; download.time.sleep = print\n"
+    code = "import sys; from cliptex.data import download; from cliptex.config import Config\n"
+    code += "download.time.sleep = print\n"
     code += "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 1000  # of ten million\n"
     code += "print(download.start_of_tar('hf://datasets/pixparse/cc3m-wds/cc3m-train-bad.tar', 3))\n"
     code += "for given in sys.argv[1:]:\n"

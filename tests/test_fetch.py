@@ -24,7 +24,7 @@ from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
-from cliptex.data import http
+from cliptex.data import web as downloader
 from cliptex.data.official import fetch as fetching
 from cliptex.data.official.archives import archives, receipt
 from cliptex.data.official.fetch import fetch
@@ -129,7 +129,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(http, "PAUSES_S", (0, 0))
+    monkeypatch.setattr(downloader, "PAUSES_S", (0, 0))
     with PlannedServer() as one:
         yield one
 

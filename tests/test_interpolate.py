@@ -127,9 +127,9 @@ def test_whole_numbers_are_not_mixed():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"steps": 4}, r"models\.wise\.steps: a model that is interpolated is not trained"),
-        ({"init": "clip"}, r"models\.wise\.init: a model that is interpolated"),
-        ({"tasks": {"depth": 1.0}}, r"models\.wise\.tasks: a model that is interpolated"),
+        ({"steps": 4}, r"models\.wise\.steps: not allowed together"),
+        ({"init": "clip"}, r"models\.wise\.init: not allowed together"),
+        ({"tasks": {"depth": 1.0}}, r"models\.wise\.tasks: not allowed together"),
         ({"interpolate": {"of": "cliptx", "with": "clip"}}, r"models\.wise\.interpolate\.of: 'cliptx' is not one of"),
         ({"interpolate": {"of": "clip", "with": "klip"}}, r"models\.wise\.interpolate\.with: 'klip' is not one of"),
         ({"interpolate": {"of": "clip", "with": "cliptex", "alpha": 1.5}}, r"models\.wise\.interpolate\.alpha"),

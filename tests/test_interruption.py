@@ -1,4 +1,4 @@
-"""SIGKILL in the stages that judge and report: nothing half-written is taken for done; again, it ends as ever."""
+"""SIGKILL in the stages that evaluate and report: no partial output counts as finished; reruns give the same."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ NYUV2 = {task: {"heads": {"linear": {"grid": 8, "penalties": [0.01, 1.0]}}} for 
 
 
 def kill_thrice(folder: Path, arguments: list[str], outputs: list[Path]) -> None:
-    """Kill the command while it writes, anywhere, and while it writes again; each time on top of what was left."""
+    """Kill the command while it writes, at any moment, and while it writes again, without cleaning up in between."""
     touches = run(folder, arguments)
     expected = finished(outputs)
     assert expected
@@ -37,7 +37,7 @@ def kill_thrice(folder: Path, arguments: list[str], outputs: list[Path]) -> None
         run(folder, arguments, moment)
         left = finished(outputs)
         assert {path: expected.get(path) for path in left} == left, moment
-    assert finished(outputs) != expected  # or else nothing was interrupted
+    assert finished(outputs) != expected  # otherwise nothing was interrupted
     run(folder, arguments)
     assert finished(outputs) == expected
 
@@ -45,15 +45,15 @@ def kill_thrice(folder: Path, arguments: list[str], outputs: list[Path]) -> None
 @pytest.fixture
 def folder(tmp_path):
     """A tiny exported model and two benchmarks."""
-    settings = Student(architecture=STUDENT)
-    student.export(student.build(settings, 0), settings, tmp_path / paths.model("clip", 0))
+    student_config = Student(architecture=STUDENT)
+    student.export(student.build(student_config, 0), student_config, tmp_path / paths.model("clip", 0))
     write_nyuv2(tmp_path / paths.benchmark("nyuv2"), 8, 4)
     write_imagenet(tmp_path / paths.benchmark("imagenet"), 6, 6)
     return tmp_path
 
 
 def test_probes_survive_kills(folder):
-    # nothing is kept between the runs, or each would have less to write than the one before
+    # no feature cache, so that every run writes the same files
     config = {"probes": {"benchmarks": {"nyuv2": NYUV2}, "save_predictions": 2, "cache_gb": 0}}
     arguments = ["probe", "--benchmark", "nyuv2", "--models", "random,position,clip", "--config", json.dumps(config)]
     kill_thrice(folder, arguments, [folder / "results/probes"])

@@ -10,7 +10,7 @@ SIZE = 8
 
 
 def batches(rng):
-    """Labels that are drawn at each place for itself: class 3 below and 5 above, far above, floors facing up."""
+    """Labels drawn independently at each position: class 3, larger depth and upward normals towards the bottom."""
     rows = np.arange(SIZE)[:, None] / (SIZE - 1) * np.ones(SIZE)
     for _ in range(BATCHES):
         below = rng.random((64, SIZE, SIZE)) < rows

@@ -128,7 +128,7 @@ def test_the_same_stores_export_to_the_same_bytes(tiny, tmp_path):
 def test_an_export_of_what_is_not_there_is_refused_by_name(tiny, tmp_path):
     with pytest.raises(CliptexError, match="label_stores: 'edges' is not one of"):
         export(tiny, tmp_path / "out", stores=["edges"])
-    with pytest.raises(CliptexError, match="none of the shards"):
+    with pytest.raises(CliptexError, match="none of the requested shards"):
         export(tiny, tmp_path / "out", shards=range(7, 9))
 
 

@@ -461,7 +461,7 @@ def test_no_picture_is_in_two_splits_or_data_sets(trees, tmp_path):
     assert len(files) == 4 * 9 + 24
     for path in files:
         assert seen.setdefault(hashlib.sha256(path.read_bytes()).digest(), path) is path
-    streams = {layouts.Draw(MINIATURE, name).stream(split) for name in layouts.BENCHMARKS for split in SPLIT}
+    streams = {layouts.Renderer(MINIATURE, name).stream(split) for name in layouts.BENCHMARKS for split in SPLIT}
     assert len(streams) == 12
     assert len({look.domain for look in LOOKS.values()}) == len(LOOKS)
 

@@ -187,7 +187,7 @@ def test_one_text_or_picture_in_place_of_a_list_is_refused(trained, pictures):
         model.encode_text("a cat")
     for one in (str(pictures[0]), pictures[0], Image.open(pictures[0])):
         for method in (model.encode_image, model.dense_features):
-            with pytest.raises(CliptexError, match="a list of them"):
+            with pytest.raises(CliptexError, match="expected a list of images"):
                 method(one)
 
 
@@ -289,7 +289,7 @@ def test_the_card_has_front_matter_for_the_hub_and_tells_where_everything_is_fro
         "15 of 16",  # one image has no label
         "learning_rate: 0.003",
         "kind: angmf",
-        "It starts from clip.",
+        "Training started from clip.",
         "| Pascal VOC (rendered stand-in), val | 7 | Semantic segmentation | linear | mIoU | 12.5 % |",
         "No licence was chosen",
     ):
@@ -310,7 +310,7 @@ def test_results_of_weights_that_are_no_more_are_left_out(exported, caplog):
         write_json(path, read_json(path) | {"provenance": {"model_sha256": {"cliptex/seed0": sha}}})
         card = model_card(config, "cliptex", 0, record, True, "")
         assert ("Pascal VOC" in card, "NYUv2" in card) == (told, True)
-    assert "voc.json: of other weights than cliptex seed 0 has now" in caplog.text
+    assert "voc.json: is of other weights than cliptex seed 0 has now" in caplog.text
 
 
 def test_random_experts_and_rendered_data_are_called_what_they_are(exported):
@@ -334,7 +334,7 @@ def test_what_cannot_be_exported_is_named(exported):
     for arguments, message in (
         (("nobody", 0, out), r"--model: no model 'nobody'"),
         (("clip", 5, out), r"clip/seed5/train\.json: no such file"),
-        (("clip", 0, paths.model("clip", 0)), "is the trained model itself"),
+        (("clip", 0, paths.model("clip", 0)), "is the folder of the trained model"),
     ):
         with pytest.raises(CliptexError, match=message):
             export_model(config, *arguments)

@@ -25,7 +25,7 @@ from cliptex.evaluation.measures import measure
 from cliptex.evaluation.metrics.normals import normals_metrics
 from cliptex.evaluation.metrics.ranking import top_metrics
 from cliptex.evaluation.per_image import main_metric, per_image_path, read_per_image
-from cliptex.evaluation.probes.feature_cache import Compact
+from cliptex.evaluation.probes.feature_cache import StoredFeatures
 from cliptex.evaluation.probes.feature_plan import plan_features
 from cliptex.evaluation.probes.features import split_holdout, standardised
 from cliptex.evaluation.probes.heads import ridge
@@ -167,11 +167,11 @@ def test_argmax_of_equal_logits_is_the_first_class():
     assert (resized_argmax(torch.zeros(4, 2, 2), 5, 5) == 0).all()
 
 
-def rows(features, cls=None) -> Compact:
+def rows(features, cls=None) -> StoredFeatures:
     """Features [V, C, h, w] as they are kept, with the class tokens [V, C] before them if there are any."""
     tokens = features.flatten(2).transpose(1, 2)
     tokens = tokens if cls is None else torch.cat([cls[:, None], tokens], 1)
-    return Compact(tokens.contiguous().numpy(), None)
+    return StoredFeatures(tokens.contiguous().numpy(), None)
 
 
 @pytest.mark.parametrize("memory_bytes", [1e9, 1])

@@ -13,7 +13,7 @@ from web_server import WebServer
 
 from cliptex.core.errors import CliptexError
 from cliptex.core.redact import Formatter, escape_controls, without_secrets
-from cliptex.data.http import fetch_file
+from cliptex.data.web import fetch_file
 
 SECRETS = {
     "HF_TOKEN": "hf_AbCdEfGhIjKl",
@@ -81,7 +81,7 @@ def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path):
 
 
 def test_a_redirect_to_another_scheme_is_not_followed(tmp_path, monkeypatch):
-    monkeypatch.setattr("cliptex.data.http.PAUSES_S", ())
+    monkeypatch.setattr("cliptex.data.web.PAUSES_S", ())
     secret = tmp_path / "secret.txt"
     secret.write_text("private")
     for target in (secret.as_uri(), "ftp://127.0.0.1:9/secret.txt"):

@@ -30,6 +30,8 @@ from cliptex.core.provenance import provenance
 from cliptex.data.images import encode_jpeg
 from cliptex.data.shard_index import index_shards
 from cliptex.data.shards import Pair, write_shard, write_tar
+from cliptex.evaluation.drawing import BoxDrawing
+from cliptex.evaluation.measures import metric_of
 from cliptex.evaluation.metrics.display import direction
 from cliptex.evaluation.per_image import per_image_path, read_per_image, write_per_image
 from cliptex.evaluation.thumbnails import (
@@ -46,13 +48,11 @@ from cliptex.labels.label import label_batch
 from cliptex.report import build_report
 from cliptex.report.bootstrap import Interval
 from cliptex.report.differences import Comparison, differences_table
-from cliptex.report.drawing import BoxDrawing
 from cliptex.report.figures import FURTHER, STYLE, WIDTH_INCHES, gains_chart
 from cliptex.report.gains import probe_gains
 from cliptex.report.gallery import EvaluatedImage, _read_pairs, draw
 from cliptex.report.gather import Scores, gather
 from cliptex.report.page import make_parts
-from cliptex.report.probe_tasks import metric_of
 from cliptex.report.statistics import (
     GainStatus,
     ZeroShot,
@@ -232,7 +232,7 @@ def make_runs(config: Config, root: Path) -> None:
 
 
 def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> None:
-    """Probe tables as `cliptex.evaluation.tabulate` writes them, zero-shot, and predictions as `cliptex.evaluation.probe` keeps them."""
+    """Tables of probes and zero-shot with the schema of `cliptex.evaluation.tabulate`, and per-image statistics."""
     noise = {seed: (index - (len(config.seeds) - 1) / 2) * 0.01 for index, seed in enumerate(config.seeds)}
     head = {"schema_version": 1, "source": source, "split": "val", "num_eval": EVALUATED}
     for benchmark in config.probes.benchmarks:

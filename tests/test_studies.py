@@ -18,7 +18,7 @@ from cliptex.evaluation.protocols.resolve import with_protocols
 from cliptex.report.bootstrap import Interval
 from cliptex.report.studies import study_config, study_of
 from cliptex.report.studies.forms import FORMS, StudyResults
-from cliptex.report.studies.measures import ComparedModel, Measure, compare, read_measures
+from cliptex.report.studies.measures import ComparedModel, StudyMeasure, compare, read_measures
 from cliptex.report.studies.page import build_study
 from cliptex.report.studies.summary import amount, limits
 
@@ -180,14 +180,14 @@ def test_a_studys_file_alone_is_no_configuration():
 LABELS = {"base": "base", "good": "good one", "bad": "bad one", "same": "same one"}
 
 
-def made_up(gains: dict[str, float], noise: float = 0.0, images: int = 200, seed: int = 0) -> Measure:
+def made_up(gains: dict[str, float], noise: float = 0.0, images: int = 200, seed: int = 0) -> StudyMeasure:
     """A depth measure in which a model's error lies `gains` below the reference's 1.0, image by image, with noise."""
     rng = np.random.default_rng(seed)
     base = 1 + 0.2 * rng.random(images)
     statistics = {"base": [{"rmse": base}]}
     for model, gain in gains.items():
         statistics[model] = [{"rmse": base - gain + noise * rng.standard_normal(images)}]
-    return Measure("nyuv2", "depth", "linear", statistics)
+    return StudyMeasure("nyuv2", "depth", "linear", statistics)
 
 
 def test_a_difference_is_one_only_where_the_paired_interval_leaves_out_zero():
@@ -209,12 +209,12 @@ def test_with_seeds_a_difference_must_also_exceed_their_spread():
     measure = made_up({"good": 0.1})
     base = measure.statistics["base"][0]["rmse"]
     far = {"base": [{"rmse": base}, {"rmse": base + 0.5}], "good": [{"rmse": base - 0.1}, {"rmse": base + 0.4}]}
-    found = compare(Measure("nyuv2", "depth", "linear", far), "base", ["good"], 2000)["good"]
+    found = compare(StudyMeasure("nyuv2", "depth", "linear", far), "base", ["good"], 2000)["good"]
     assert found.bounds.excludes_zero and found.spread > 0.3
     assert found.state == "no difference seen"
 
 
-def findings_of(*measures: Measure) -> list:
+def findings_of(*measures: StudyMeasure) -> list:
     return [(measure, compare(measure, "base", list(measure.statistics), 2000)) for measure in measures]
 
 
@@ -245,11 +245,11 @@ def test_of_many_models_the_sentence_names_the_ends():
     assert line == f"{measure.title}: ▲ 5 of 9, “the model5” {most} to “the model1” {least}"
 
 
-def zero_shot(hits: dict[str, float], images: int = 400) -> Measure:
+def zero_shot(hits: dict[str, float], images: int = 400) -> StudyMeasure:
     rng = np.random.default_rng(1)
     draw = rng.random(images)
     statistics = {model: [{"top1": draw < rate, "top5": draw < 1}] for model, rate in hits.items()}
-    return Measure("imagenet", "zero_shot_classification", "zero_shot", statistics)
+    return StudyMeasure("imagenet", "zero_shot_classification", "zero_shot", statistics)
 
 
 def test_a_trade_off_names_what_is_lost_and_the_best_that_keeps_it():

@@ -696,7 +696,9 @@ def test_weights_and_biases_offline_gets_the_lines_and_sends_nothing(clip, monke
 
 def test_wandb_that_is_not_installed_is_named(clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(CliptexError, match=r"train\.trackers: wandb is not installed; pip install 'cliptex\[wandb\]'"):
+    with pytest.raises(
+        CliptexError, match=r"train\.trackers: wandb is not installed; run: pip install 'cliptex\[wandb\]'"
+    ):
         train(changed(clip, train={"trackers": ["wandb"]}), "clip_ft", 0)
 
 

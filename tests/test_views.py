@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cliptex.core.errors import CliptexError
-from cliptex.evaluation.probes.heads.segmentation import merged, resized_argmax
+from cliptex.evaluation.probes.heads.segmentation import merge_windows, resized_argmax
 from cliptex.evaluation.probes.views import (
     ImageView,
-    cut,
-    cut_centre,
-    cut_truth,
+    crop_view,
+    crop_centre,
+    crop_truth,
     evaluation_views,
     random_crops,
     random_views,
@@ -34,10 +34,10 @@ def smooth(height, width):
 def test_the_whole_image_is_squashed_as_ever():
     image = np.random.default_rng(0).integers(0, 255, (31, 47, 3), np.uint8)
     (view,) = evaluation_views((31, 47), DenseInput(), (24, 24))
-    np.testing.assert_array_equal(cut(image, view, (24, 24), "bicubic"), squash(image, 24, "bicubic"))
+    np.testing.assert_array_equal(crop_view(image, view, (24, 24), "bicubic"), squash(image, 24, "bicubic"))
     mask = np.arange(31 * 47).reshape(31, 47)
     rows, columns = (((np.arange(10) + 0.5) * side / 10).astype(int) for side in mask.shape)
-    np.testing.assert_array_equal(cut_truth(mask, view, (10, 10), -1), mask[rows][:, columns])
+    np.testing.assert_array_equal(crop_truth(mask, view, (10, 10), -1), mask[rows][:, columns])
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_windows_cover_the_image_and_stay_inside(shape):
     views = evaluation_views(shape, DenseInput(fit="windows", stride_px=40), (64, 64))
     assert len(views) == len(found.corners)
     for view, (top, left) in zip(views, found.corners, strict=True):
-        ours = cut(image, view, (64, 64), "bicubic").astype(int)
+        ours = crop_view(image, view, (64, 64), "bicubic").astype(int)
         assert np.abs(ours - resized[top : top + 64, left : left + 64]).max() <= 1
 
 
@@ -88,14 +88,14 @@ def test_windows_of_one_map_give_that_map_again():
     found = windows((64, 128), 32, 24)
     place = torch.stack(torch.meshgrid(torch.arange(32.0), torch.arange(64.0), indexing="ij"))
     inside = torch.stack([place[:, top : top + 32, left : left + 32] for top, left in found.corners])
-    whole = merged(inside, found)
+    whole = merge_windows(inside, found)
     torch.testing.assert_close(whole, place)
     logits = torch.stack([place[1], 63 - place[1]])
     inside = torch.stack([logits[:, top : top + 32, left : left + 32] for top, left in found.corners])
-    mask = resized_argmax(merged(inside, found), 64, 128)
+    mask = resized_argmax(merge_windows(inside, found), 64, 128)
     assert (mask[:, :63] == 1).all() and (mask[:, 65:] == 0).all()
     # two windows that disagree are averaged
-    both = merged(torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)]), windows((4, 6), 4, 2))
+    both = merge_windows(torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)]), windows((4, 6), 4, 2))
     assert both[0, 0].tolist() == [0, 0, 0.5, 0.5, 1, 1]
 
 
@@ -109,8 +109,8 @@ def test_random_views_show_what_their_truths_say():
     assert len({view.flip for view in views}) == 2
     assert any(view.height > 60 for view in views) and any(view.height < 40 for view in views)
     for view in views:
-        seen = cut(image, view, size, "bilinear", (7, 8, 9)).astype(int)
-        truth = cut_truth(image.astype(int), view, size, -1)
+        seen = crop_view(image, view, size, "bilinear", (7, 8, 9)).astype(int)
+        truth = crop_truth(image.astype(int), view, size, -1)
         beyond = truth[..., 0] < 0
         assert np.abs(seen - truth)[~beyond].max() <= 12
         # a cell at the border may be half beyond
@@ -146,7 +146,7 @@ def test_random_crops_are_of_the_area_and_ratio_that_torchvision_draws():
     assert all(one.top + one.height <= 90 and one.left + one.width <= 120 for one in crops)
     assert 0.4 < np.mean([one.flip for one in crops]) < 0.6
     image = smooth(90, 120)
-    assert cut(image, crops[0], (24, 24), "bicubic").shape == (24, 24, 3)
+    assert crop_view(image, crops[0], (24, 24), "bicubic").shape == (24, 24, 3)
 
 
 def test_the_centre_for_classification_is_torchvisions():
@@ -155,20 +155,20 @@ def test_the_centre_for_classification_is_torchvisions():
     image = np.random.default_rng(0).integers(0, 255, (77, 130, 3), np.uint8)
     for resize, side in ((64, 56), (48, 48)):
         theirs = Compose([Resize(resize, InterpolationMode.BICUBIC), CenterCrop(side)])(Image.fromarray(image))
-        ours = cut_centre(image, ClassificationInput(resize_px=resize), side, "bicubic")
+        ours = crop_centre(image, ClassificationInput(resize_px=resize), side, "bicubic")
         np.testing.assert_array_equal(ours, np.asarray(theirs))
 
 
 def test_a_mirrored_view_is_the_view_mirrored():
     image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
     plain, turned = ImageView(3, 4, 30, 20), ImageView(3, 4, 30, 20, flip=True)
-    np.testing.assert_array_equal(cut(image, turned, (8, 8), "bicubic"), cut(image, plain, (8, 8), "bicubic")[:, ::-1])
-    np.testing.assert_array_equal(cut_truth(image, turned, (8, 8), 0), cut_truth(image, plain, (8, 8), 0)[:, ::-1])
+    np.testing.assert_array_equal(crop_view(image, turned, (8, 8), "bicubic"), crop_view(image, plain, (8, 8), "bicubic")[:, ::-1])
+    np.testing.assert_array_equal(crop_truth(image, turned, (8, 8), 0), crop_truth(image, plain, (8, 8), 0)[:, ::-1])
 
 
 def test_bilinear_cells_of_a_view_and_its_truth_have_the_same_centres():
     """A truth that is linear in the place, sampled on the grid, is what resizing the map to that grid gives."""
     ramp = np.linspace(0, 1, 64, dtype=np.float32)[None].repeat(64, 0)
-    sampled = cut_truth(ramp, ImageView(0, 0, 64, 64), (16, 16), np.nan)
+    sampled = crop_truth(ramp, ImageView(0, 0, 64, 64), (16, 16), np.nan)
     small = F.interpolate(torch.from_numpy(ramp)[None, None], size=(16, 16), mode="area")[0, 0].numpy()
     np.testing.assert_allclose(sampled, small, atol=1 / 64)

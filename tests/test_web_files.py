@@ -9,8 +9,8 @@ import pytest
 from web_server import PlannedServer, WebServer
 
 from cliptex.core.errors import CliptexError
-from cliptex.data import http
-from cliptex.data.http import fetch_file, start_of_file
+from cliptex.data import web as downloader
+from cliptex.data.web import fetch_file, start_of_file
 
 BODY = np.random.default_rng(0).bytes(300_000)
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -19,7 +19,7 @@ MD5 = hashlib.md5(BODY).hexdigest()
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(http, "PAUSES_S", (0, 0))
+    monkeypatch.setattr(downloader, "PAUSES_S", (0, 0))
     with PlannedServer() as one:
         yield one
 
@@ -84,7 +84,7 @@ def test_what_came_whole_before_a_kill_is_not_fetched_again(server, tmp_path):
     fetch_file(url, path, "url", f"md5:{MD5}")
     # as it is just before the file gets its name
     path.rename(tmp_path / ".net.tar.part")
-    http.write_json(tmp_path / ".net.tar.part.json", {"url": url, "validator": None, "bytes": len(BODY)})
+    downloader.write_json(tmp_path / ".net.tar.part.json", {"url": url, "validator": None, "bytes": len(BODY)})
     fetch_file(url, path, "url", f"md5:{MD5}")
     assert path.read_bytes() == BODY and len(server.asked) == 1
 
@@ -129,8 +129,8 @@ def test_a_beginning_is_refused_as_a_download_is(url, message, server):
 
 def test_a_server_that_trickles_is_given_up(tmp_path, monkeypatch):
     """Its bytes come often enough for the timeout of a single read."""
-    monkeypatch.setattr(http, "PAUSES_S", ())
-    monkeypatch.setattr(http, "SLOW_S", 1)
+    monkeypatch.setattr(downloader, "PAUSES_S", ())
+    monkeypatch.setattr(downloader, "SLOW_S", 1)
     with WebServer() as server:
         with pytest.raises(CliptexError, match=r"too slow: \d bytes per second for 1 s.*resumes after \d+ bytes"):
             fetch_file(f"{server.url}/drip.jpg", tmp_path / "drip.jpg", "url")
@@ -138,8 +138,8 @@ def test_a_server_that_trickles_is_given_up(tmp_path, monkeypatch):
 
 
 def test_headers_and_beginnings_that_trickle_are_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(http, "PAUSES_S", ())
-    monkeypatch.setattr(http, "SLOW_S", 1)
+    monkeypatch.setattr(downloader, "PAUSES_S", ())
+    monkeypatch.setattr(downloader, "SLOW_S", 1)
     with WebServer() as server:
         with pytest.raises(CliptexError, match=r"cannot be downloaded \(timed out"):
             fetch_file(f"{server.url}/head.jpg", tmp_path / "head.jpg", "url")
@@ -151,7 +151,7 @@ def test_headers_and_beginnings_that_trickle_are_given_up(tmp_path, monkeypatch)
 
 def test_progress_shows_no_query(server, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(http, "track", lambda blocks, what: shown.append(what) or blocks)
+    monkeypatch.setattr(downloader, "track", lambda blocks, what: shown.append(what) or blocks)
     server.files["/net.pth"] = BODY
     fetch_file(f"{server.url}/net.pth?sig=private/1", tmp_path / "net.pth", "url")
     assert shown == ["download net.pth, blocks"]

@@ -19,7 +19,7 @@ from web_server import PlannedServer
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
-from cliptex.data import http
+from cliptex.data import web as downloader
 from cliptex.experts import dpt, mask_rcnn, nll_angmf, weights
 from cliptex.experts.training import load_expert, train_expert
 
@@ -119,7 +119,7 @@ def pictures(count: int = 3) -> list[np.ndarray]:
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(http, "PAUSES_S", (0, 0))
+    monkeypatch.setattr(downloader, "PAUSES_S", (0, 0))
     with PlannedServer() as one:
         yield one
 
@@ -259,9 +259,7 @@ def test_weights_without_a_place_in_a_dpt_are_refused_by_name(tmp_path):
     }
     assert len(deeper) == 16
     save_file(state | unused | deeper, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        CliptexError, match=r"dpt: unexpected weights.*: dpt\.encoder\.layer\.4\.\w.*, 16 in all; copy"
-    ):
+    with pytest.raises(CliptexError, match=r"dpt: unexpected weights.*: dpt\.encoder\.layer\.4\.\w.*, 16 in all; copy"):
         dpt.PLUGIN({}).load(folder)
 
 

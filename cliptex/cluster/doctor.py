@@ -112,7 +112,7 @@ def _packages() -> Check:
     try:
         requirements = [Requirement(line) for line in requires("cliptex") or []]
     except PackageNotFoundError:
-        return Check("packages", "failed", "cliptex is not installed", "run: pip install .   in the clone")
+        return Check("packages", "failed", "cliptex is not installed", "pip install .   in the clone")
     wrong, count = [], 0
     for requirement in requirements:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
@@ -122,7 +122,7 @@ def _packages() -> Check:
         if installed is None or not requirement.specifier.contains(installed, prereleases=True):
             wrong.append(f"{requirement.name} {installed or 'missing'} (needs {requirement.specifier or 'any'})")
     if wrong:
-        return Check("packages", "failed", ", ".join(wrong), "run: pip install .   in the clone")
+        return Check("packages", "failed", ", ".join(wrong), "pip install .   in the clone")
     return Check("packages", "ok", f"{count} as required")
 
 
@@ -142,7 +142,7 @@ def _machine() -> list[Check]:
 def _gpu(config: Config, wants_gpu: bool) -> Check:
     version_number, build = gpu.torch_build()
     if not version_number:
-        return Check("gpu", "failed", "torch is missing", "run: pip install .   in the clone")
+        return Check("gpu", "failed", "torch is missing", "pip install .   in the clone")
     torch_name = f"torch {version_number} ({build})"
     if reason := gpu.unusable_gpu():
         # a login node may have a driver, but no GPU for its users
@@ -233,9 +233,7 @@ def _plugin(version_number: str | None) -> Check:
     from packaging.specifiers import SpecifierSet
 
     if version_number is None or not SpecifierSet(">=2.8,<3").contains(version_number):
-        return Check(
-            "plugin", "failed", f"snakemake-executor-plugin-slurm {version_number}", "run: pip install '.[slurm]'"
-        )
+        return Check("plugin", "failed", f"snakemake-executor-plugin-slurm {version_number}", "pip install '.[slurm]'")
     return Check("plugin", "ok", f"snakemake-executor-plugin-slurm {version_number}")
 
 

@@ -1,6 +1,6 @@
 """Launch a command with several processes: torchrun on this machine, or srun and torchrun on the nodes of a SLURM job.
 
-Imports nothing heavy before it replaces this process.
+The module itself imports nothing heavy.
 """
 
 import logging

@@ -31,7 +31,6 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import NO_SPACE, read_json, sha256_file, write_json
 from cliptex.core.progress import track
-from cliptex.data.http import PAUSES_S, check_digest, fetch_file, start_of_file
 from cliptex.data.images import BadImage, has_orientation, open_image, require_codecs, shrunk
 from cliptex.data.img2dataset_job import reason_of
 from cliptex.data.shard_index import (
@@ -45,6 +44,7 @@ from cliptex.data.shard_index import (
 )
 from cliptex.data.shard_paths import is_remote, shard_paths, shard_sources, shards_of_download
 from cliptex.data.shards import Pair, write_shard
+from cliptex.data.web import PAUSES_S, check_digest, fetch_file, start_of_file
 
 log = logging.getLogger("cliptex")
 CHUNK = 256

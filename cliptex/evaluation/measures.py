@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cliptex.core.errors import CliptexError
+from cliptex.evaluation.metrics.display import Metric, lookup
 from cliptex.evaluation.probes.base import Measure
 from cliptex.evaluation.probes.tasks import probe_measures
 
@@ -26,8 +27,12 @@ def _recall_at_1(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
     return recall_at_1(arrays, weights)
 
 
-ZERO_SHOT = Measure("zero_shot_classification", "Zero-shot classification", "top1", _top1, hub_task="zero-shot-image-classification")
-IMAGE_TO_TEXT = Measure("image_to_text_retrieval", "Captions of an image", "R@1", _recall_at_1, hub_task="image-to-text")
+ZERO_SHOT = Measure(
+    "zero_shot_classification", "Zero-shot classification", "top1", _top1, hub_task="zero-shot-image-classification"
+)
+IMAGE_TO_TEXT = Measure(
+    "image_to_text_retrieval", "Captions of an image", "R@1", _recall_at_1, hub_task="image-to-text"
+)
 TEXT_TO_IMAGE = Measure("text_to_image_retrieval", "Image of a caption", "R@1", _recall_at_1, hub_task="text-to-image")
 
 
@@ -42,3 +47,13 @@ def measure(name: str) -> Measure:
     if name not in known:
         raise CliptexError(f"task {name!r} of a result: not one of {', '.join(known)}")
     return known[name]
+
+
+def shown(name: str) -> Measure:
+    """The measure of that name, for the report: an unknown one keeps its name as title and has no metrics of its own."""
+    return measures().get(name) or Measure(name, name, "", _top1)
+
+
+def metric_of(task: str, name: str) -> Metric:
+    """A metric of a row's `task`, by its name in the results."""
+    return lookup(name, shown(task).metrics)

@@ -16,7 +16,7 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, sha256_file, sha256_json
 from cliptex.core.redact import without_secrets
-from cliptex.data.http import fetch_file
+from cliptex.data.web import fetch_file
 
 if TYPE_CHECKING:
     import torch

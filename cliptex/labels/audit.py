@@ -54,11 +54,11 @@ def audit_labels(
     task: Task = find("tasks", config.label_stores[store].task)()
     entries = read_index(shard_index)["shards"]
     attach_source_labels(config, store, expert, task, entries, out_dir.parent)
-    total = sum(len(entry["keys"]) for entry in entries)
-    chosen = np.random.default_rng(seed).choice(total, min(samples, total), replace=False)
+    sizes = [len(entry["keys"]) for entry in entries]
+    chosen = np.random.default_rng(seed).choice(sum(sizes), min(samples, sum(sizes)), replace=False)
     findings = []
     with Labeller(config.label_stores[store].expert, expert, task, 1, config.labels, 0) as labeller:
-        for shard, rows in rows_by_shard(entries, chosen).items():
+        for shard, rows in rows_by_shard(sizes, chosen).items():
             entry = entries[shard]
             stored, pairs = open_store(out_dir / "index.json", entry, task), read_indexed(entry)
             for row in rows:

@@ -29,9 +29,7 @@ def contact_sheet(
     entries = read_index(shard_index)["shards"]
     tasks = {store: find("tasks", config.label_stores[store].task)() for store in stores}
     rows, classes = [], {store: Counter() for store in stores}
-    total = sum(len(entry["keys"]) for entry in entries)
-    spread = np.unique(np.linspace(0, total - 1, min(images, total)).round().astype(int))
-    for shard, shard_rows in rows_by_shard(entries, spread).items():
+    for shard, shard_rows in _spread([len(entry["keys"]) for entry in entries], images).items():
         entry = entries[shard]
         pairs = read_indexed(entry)
         files = {store: open_store(labels_dir / store / "index.json", entry, tasks[store]) for store in stores}
@@ -71,6 +69,12 @@ def statistics(config: Config, store: str, labels_dir: Path) -> str:
     if len(classes) > MAX_CLASSES:
         lines.append(f"  and {len(classes) - MAX_CLASSES} rarer classes")
     return "\n".join(lines)
+
+
+def _spread(sizes: list[int], count: int) -> dict[int, list[int]]:
+    """Shard -> rows of `count` images spread evenly over shards of these sizes."""
+    total = sum(sizes)
+    return rows_by_shard(sizes, np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)))
 
 
 def _title(config: Config, store: str) -> str:

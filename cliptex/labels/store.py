@@ -227,14 +227,11 @@ def open_store(index: Path, entry: dict[str, Any], task: Task | None = None) -> 
     return file
 
 
-def rows_by_shard(entries: list[dict[str, Any]], images: np.ndarray) -> dict[int, list[int]]:
-    """Number of each shard -> rows in it, ascending, for numbers of images counted over all shards from 0.
-
-    entries: of the shard index.
-    """
-    ends = np.cumsum([0, *(len(entry["keys"]) for entry in entries)])
+def rows_by_shard(sizes: list[int], images: np.ndarray) -> dict[int, list[int]]:
+    """Shard -> rows in it, ascending, of images that are numbered over all shards from 0. sizes: rows of each shard."""
+    starts = np.cumsum([0, *sizes])
     rows: dict[int, list[int]] = {}
     for image in sorted(images.tolist()):
-        shard = int(np.searchsorted(ends, image, side="right")) - 1
-        rows.setdefault(shard, []).append(image - int(ends[shard]))
+        shard = int(np.searchsorted(starts, image, side="right")) - 1
+        rows.setdefault(shard, []).append(image - int(starts[shard]))
     return rows

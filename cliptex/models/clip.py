@@ -42,8 +42,8 @@ PREPROCESS = {
 def model_config(student: Student) -> dict[str, Any]:
     """The open_clip `model_cfg` of the student.
 
-    For a pretrained folder it is read from there, and `architecture` is ignored. For a pretrained tag whose weights were
-    trained with QuickGELU, that is enabled, since open_clip would only warn and compute a different function. Raises
+    For a pretrained folder it is read from there, and `architecture` is ignored. QuickGELU is enabled for a pretrained
+    tag whose weights were trained with it, since open_clip would only warn and compute a different function. Raises
     CliptexError for an unknown architecture name.
     """
     if student.pretrained is not None and Path(student.pretrained).is_dir():

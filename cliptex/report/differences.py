@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cliptex.evaluation.measures import measure
+from cliptex.evaluation.measures import measure, metric_of, shown
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.metrics.display import direction
 from cliptex.evaluation.per_image import each_image
 from cliptex.report import names
 from cliptex.report.gather import Results, Scores
-from cliptex.report.probe_tasks import metric_of, probe_task
 from cliptex.report.statistics import signed
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, csv_columns
 from cliptex.report.tables.cells import PROTOCOL_COLUMNS, fine_notes, protocol_cells
@@ -87,7 +86,7 @@ def compare(results: Results) -> list[Comparison]:
 
 
 def _class_differences(scores: Scores, task: str, images: Mapping[str, Sequence[Arrays]]) -> dict[str, float]:
-    per_class = probe_task(task).per_class
+    per_class = shown(task).per_class
     if per_class is None or names.SUBJECT not in images or names.REFERENCE not in images:
         return {}
     subject, reference = (

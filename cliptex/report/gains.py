@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cliptex.evaluation.measures import measures
+from cliptex.evaluation.measures import measures, metric_of, shown
 from cliptex.evaluation.metrics.display import direction
 from cliptex.evaluation.per_image import num_images
 from cliptex.report import names
 from cliptex.report.bootstrap import draws, resampled
 from cliptex.report.gather import Results, Scores
-from cliptex.report.probe_tasks import metric_of, probe_task
 from cliptex.report.statistics import Gain, ZeroShot, gain_over
 
 
@@ -39,7 +38,7 @@ class ProbeGain:
     @property
     def dense(self) -> bool:
         """Whether the task is a dense one."""
-        return probe_task(self.task).dense
+        return shown(self.task).dense
 
     def gain_of(self, model: str, baselines: Sequence[str]) -> Gain:
         """The gain of any model over CLIP-FT."""

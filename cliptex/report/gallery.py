@@ -13,16 +13,16 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
 from cliptex.data.images import decode_image
 from cliptex.data.shards import iterate_shard
+from cliptex.evaluation.drawing import Drawing
+from cliptex.evaluation.images import IGNORE, LegendEntry, PageImage, data_uri, normals_sphere, page_image, swatch
+from cliptex.evaluation.measures import metric_of
 from cliptex.evaluation.per_image import PerImage, read_per_image
-from cliptex.evaluation.probes.tasks import probe_task as find_task
+from cliptex.evaluation.probes.tasks import known_tasks, probe_task
 from cliptex.evaluation.thumbnails import thumbnails_path
 from cliptex.labels.store import LabelFile, open_store
 from cliptex.report import names
 from cliptex.report.differences import Comparison
-from cliptex.report.drawing import Drawing
 from cliptex.report.gather import Results
-from cliptex.report.images import IGNORE, LegendEntry, PageImage, data_uri, normals_sphere, page_image, swatch
-from cliptex.report.probe_tasks import metric_of, probe_task
 from cliptex.report.table import MISSING
 from cliptex.tasks.base import Task
 
@@ -161,7 +161,8 @@ def evaluation_albums(results: Results, comparisons: Sequence[Comparison]) -> Al
     """Predictions of the first seed. A benchmark whose data were deleted has no album."""
     out = Albums([], [], [])
     for comparison in comparisons:
-        if probe_task(comparison.task).drawing is None:
+        task = known_tasks().get(comparison.task)
+        if task is None or task.drawing() is None:
             continue
         benchmark = comparison.scores.benchmark
         folder = results.workdir / paths.benchmark(benchmark)
@@ -176,7 +177,7 @@ def _add_albums(out: Albums, results: Results, comparison: Comparison, samples: 
     models = [model for model in results.models if model in names.MODELS] or results.models
     seed = results.config.seeds[0]
     files = {model: _thumbnails(comparison, model, seed) for model in models}
-    drawing = probe_task(comparison.task).drawing
+    drawing = probe_task(comparison.task).drawing()
     note = f"{names.head(comparison.head)} heads, models of seed {seed}"
     if len(results.config.seeds) > 1:
         note += "; the numbers are means over seeds"
@@ -225,7 +226,7 @@ def _evaluated(
                 f"{comparison.scores.path}: was made with other images than are in place now ({sample['id']} where it "
                 f"has {file.ids[index]}); run the probe again"
             )
-        predictions[model] = find_task(comparison.task).thumbnail(file.tasks[comparison.task], index)
+        predictions[model] = probe_task(comparison.task).thumbnail(file.tasks[comparison.task], index)
         value = comparison.values[model][index]
         values[model] = f"{metric.title} {f'{metric.format(value)}{unit}' if np.isfinite(value) else MISSING}"
     return EvaluatedImage(sample, predictions, values)

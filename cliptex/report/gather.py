@@ -14,24 +14,13 @@ from cliptex.core.files import read_json
 from cliptex.evaluation.measures import measures
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.per_image import PerImage, per_image_path, read_per_image
+from cliptex.evaluation.results import Row, read_result
 from cliptex.evaluation.tabulate import SAME
 from cliptex.labels.store import read_label_index
 from cliptex.report import names
 
-REQUIRED = ("benchmark", "source", "split", "num_train", "num_eval", "class_names", "provenance")
-OPTIONAL = ("chance", "published", "variant", "frozen")
+SHOWN = (*SAME, "provenance", "chance", "published", "frozen")
 """Keys of a results file, besides `results`, that are fields of `Scores`."""
-
-
-class ResultRow(NamedTuple):
-    """A model's metrics with one head on one task."""
-
-    model: str
-    seed: int
-    task: str
-    head: str
-    metrics: dict[str, float]
-    protocol: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +34,7 @@ class Scores:
     num_train: int
     num_eval: int
     class_names: list[str]
-    rows: list[ResultRow]
+    rows: list[Row]
     provenance: dict[str, Any]
     chance: dict[str, Any] = field(default_factory=dict)
     """Metric -> chance level, percent (for retrieval by task); zero-shot only."""
@@ -218,17 +207,13 @@ def _in_order(selected: Collection[str], known: Iterable[str]) -> list[str]:
 
 
 def _scores(path: Path, models: list[str], seeds: list[int], baselines: Iterable[str] = ()) -> Scores:
-    data = read_json(path)
-    try:
-        scores = Scores(
-            path=path,
-            rows=[_row(row) for row in data["results"]],
-            folder=None if path.parent.name == "zeroshot" else path.with_suffix(""),
-            **{key: data[key] for key in REQUIRED},
-            **{key: data[key] for key in OPTIONAL if key in data},
-        )
-    except (KeyError, TypeError) as error:
-        raise CliptexError(f"{path}: lacks {error}; delete it and run the same command again") from error
+    result = read_result(path)
+    scores = Scores(
+        path=path,
+        rows=result.results,
+        folder=None if path.parent.name == "zeroshot" else path.with_suffix(""),
+        **{key: getattr(result, key) for key in SHOWN},
+    )
     present = {(row.model, row.seed) for row in scores.rows}
     for model in models:
         for seed in seeds:
@@ -238,11 +223,6 @@ def _scores(path: Path, models: list[str], seeds: list[int], baselines: Iterable
         if not any(model == name for model, _ in present):
             raise CliptexError(f"{path}: no result of the baseline {name!r}; run the workflow again")
     return scores
-
-
-def _row(row: dict[str, Any]) -> ResultRow:
-    required = (row[key] for key in ("model", "seed", "task", "head", "metrics"))
-    return ResultRow(*required, row.get("protocol", ""))
 
 
 def _check_same(finetuned: Scores, probed: Scores) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from cliptex.report.images import embedded
+from cliptex.evaluation.images import embedded
 
 
 def render(template: str, **values: Any) -> str:

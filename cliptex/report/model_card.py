@@ -1,8 +1,8 @@
 """A trained model as a folder to publish: open_clip's files, the heads, the training record and a model card.
 
-Reads   results/models/{model}/seed{seed}/, the shard index, the label stores' indexes, and what results there are.
+Reads   results/models/{model}/seed{seed}/, the shard index, the label stores' indexes, and any results of the model.
 Writes  open_clip_config.json, open_clip_model.safetensors, heads.safetensors, train.json and README.md into a folder.
-Holds   the weights are copied as they are; the card says of every expert its licence, and whether it was random.
+Holds   weights are copied unchanged; the card names every expert's licence, and whether its weights were random.
 """
 
 import logging
@@ -19,7 +19,8 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, replacing
 from cliptex.core.provenance import code
 from cliptex.core.redact import without_secrets
-from cliptex.evaluation.measures import measure
+from cliptex.evaluation.measures import measure, metric_of, shown
+from cliptex.evaluation.results import read_result
 from cliptex.models.clip import CONFIG_FILE, HEADS_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
 from cliptex.report import names
 from cliptex.training.checkpoints import differences
@@ -32,28 +33,16 @@ TIMM_NAMES = {
     (14, 1280, 32): "vit_huge_patch14_clip_224",
 }
 """(patch size, width, layers) -> timm's name of the same network."""
-HUB_TASKS = {
-    "semantic_segmentation": "image-segmentation",
-    "instance_segmentation": "image-segmentation",
-    "detection": "object-detection",
-    "depth": "depth-estimation",
-    "classification": "image-classification",
-    "zero_shot_classification": "zero-shot-image-classification",
-    "image_to_text_retrieval": "image-to-text",
-    "text_to_image_retrieval": "text-to-image",
-}
-"""Our tasks by the Hugging Face hub's names. It merges the results of one task and data set, so that a head has to be
-named beside the metric."""
 RECORDED = ("interpolate", "steps", "learning_rate", "tasks", "losses", "shuffle_labels", "batch_size", "ema")
-"""Settings of a model and of `train` that train.json has, too."""
+"""Config keys of a model and of `train` that train.json records, too."""
 TIMM_KEYS = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "patch_dropout"}
 
 
 def timm_arguments(model_cfg: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """Name and keyword arguments with which `timm.create_model` builds the image tower of an open_clip `model_cfg`.
+    """Name and keyword arguments for `timm.create_model` to build the image tower of an open_clip `model_cfg`.
 
-    None for a tower that timm does not build with the same parameters: another kind than the plain vision transformer
-    of CLIP. timm's own `checkpoint_filter_fn` renames open_clip's tensors when it loads them.
+    None for a tower other than CLIP's plain vision transformer, which timm does not build with the same parameters.
+    timm's own `checkpoint_filter_fn` renames open_clip's tensors when it loads them.
     """
     vision = model_cfg["vision_cfg"]
     if not isinstance(vision.get("layers", 12), int) or vision.keys() - TIMM_KEYS:
@@ -61,12 +50,12 @@ def timm_arguments(model_cfg: dict[str, Any]) -> tuple[str, dict[str, Any]] | No
     patch, width, layers = (
         vision.get(key, value) for key, value in (("patch_size", 16), ("width", 768), ("layers", 12))
     )
-    known = (patch, width, layers)
-    name = TIMM_NAMES.get(known, "vit_base_patch16_clip_224")
+    size = (patch, width, layers)
+    name = TIMM_NAMES.get(size, "vit_base_patch16_clip_224")
     arguments: dict[str, Any] = {"num_classes": model_cfg["embed_dim"]}
     if vision.get("image_size", 224) != 224:
         arguments["img_size"] = vision["image_size"]
-    if known not in TIMM_NAMES:
+    if size not in TIMM_NAMES:
         arguments |= {"patch_size": patch, "embed_dim": width, "depth": layers}
         arguments["num_heads"] = width // vision.get("head_width", 64)
     elif vision.get("head_width", 64) != {768: 64, 1024: 64, 1280: 80}[width]:
@@ -79,20 +68,21 @@ def timm_arguments(model_cfg: dict[str, Any]) -> tuple[str, dict[str, Any]] | No
 
 
 def export_model(
-    config: Config, name: str, seed: int, out: Path, *, heads: bool = True, licence: str = "", root: Path = Path()
+    config: Config, name: str, seed: int, out: Path, *, heads: bool = True, licence: str = "", workdir: Path = Path()
 ) -> None:
     """Copy model `name` of `seed` to the folder `out` and write its card.
 
-    heads: whether the heads go with it. licence: as the Hugging Face hub writes it, e.g. "apache-2.0"; "other" when
-    empty. Raises CliptexError when the model is not in the configuration, not trained, or trained with other settings.
+    heads: whether to copy the heads. licence: as the Hugging Face hub writes it, e.g. "apache-2.0"; "other" if empty.
+    workdir: the working directory of the run. Raises CliptexError if the model is not in the configuration, not
+    trained, or trained with another configuration.
     """
     if name not in config.models:
-        raise CliptexError(f"--model: no model {name!r}; there are {', '.join(config.models)}")
-    folder, out = root / paths.model(name, seed), Path(out)
+        raise CliptexError(f"--model: no model {name!r}; choose from {', '.join(config.models)}")
+    folder, out = workdir / paths.model(name, seed), Path(out)
     record = read_json(folder / "train.json")
     if out.resolve() == folder.resolve():
-        raise CliptexError(f"--out: {out} is the trained model itself; give another folder")
-    _check_settings(config, name, record)
+        raise CliptexError(f"--out: {out} is the folder of the trained model; choose another")
+    _check_config(config, name, record)
     copied = [CONFIG_FILE, WEIGHTS_FILE, "train.json"]
     with_heads = heads and bool(record["tasks"]) and (folder / HEADS_FILE).exists()
     for file in [*copied, *([HEADS_FILE] if with_heads else [])]:
@@ -104,32 +94,32 @@ def export_model(
     if not with_heads:
         (out / HEADS_FILE).unlink(missing_ok=True)
     with replacing(out / "README.md") as scratch:
-        scratch.write_text(model_card(config, name, seed, record, with_heads, licence, root))
+        scratch.write_text(model_card(config, name, seed, record, with_heads, licence, workdir))
 
 
-def _check_settings(config: Config, name: str, record: dict[str, Any]) -> None:
-    """The card tells the configuration: it has to be that of the training."""
-    plain, found = config.plain(), []
+def _check_config(config: Config, name: str, record: dict[str, Any]) -> None:
+    """Raises CliptexError unless the configuration, which the card shows, is that of the training."""
+    plain, differing = config.plain(), []
     if mixed := record.get("interpolate"):
         record = record | {"interpolate": {key: mixed[key] for key in ("of", "with", "alpha")}}
     for where, now in ((f"models.{name}", plain["models"][name]), ("train", plain["train"])):
         both = [key for key in RECORDED if key in record and key in now]
-        found += differences({key: record[key] for key in both}, {key: now[key] for key in both}, where)
-    if found:
+        differing += differences({key: record[key] for key in both}, {key: now[key] for key in both}, where)
+    if differing:
         raise CliptexError(
-            f"{paths.model(name, record['seed'])}: made with {'; '.join(found)}; export it with the --config that it"
-            " was made with, or make it again"
+            f"{paths.model(name, record['seed'])}: trained with {'; '.join(differing)}; export it with the --config of "
+            "its training, or train it again"
         )
 
 
 def model_card(
-    config: Config, name: str, seed: int, record: dict[str, Any], heads: bool, licence: str, root: Path = Path()
+    config: Config, name: str, seed: int, record: dict[str, Any], heads: bool, licence: str, workdir: Path = Path()
 ) -> str:
     """The model card: YAML front matter as the Hugging Face hub expects it, then Markdown. record: its train.json."""
-    model_cfg = exported_config(root / paths.model(name, seed))["model_cfg"]
-    stores = [_store(store, root) for store in _stores(config, name)]
-    results = _results(config, name, seed, record["model_sha256"], root)
-    # for `other` the hub wants a name, and a link or a file
+    model_cfg = exported_config(workdir / paths.model(name, seed))["model_cfg"]
+    stores = [_store(store, workdir) for store in _stores(config, name)]
+    results = _results(config, name, seed, record["model_sha256"], workdir)
+    # for `other` the hub requires a name, and a link or a file
     terms = (
         {"license": licence}
         if licence
@@ -143,15 +133,15 @@ def model_card(
         model_name=f"{name}-seed{seed}",
         eval_results=[
             EvalResult(
-                task_type=HUB_TASKS.get(one["task"], "image-feature-extraction"),
-                task_name=names.task(one["task"]),
-                dataset_type=one["benchmark"],
-                dataset_name=_dataset(one),
-                metric_type=one["metric"],
-                metric_name=f"{names.metric(one['metric'])}, {names.head(one['head'])}",
-                metric_value=round(one["value"], 4),
+                task_type=shown(result["task"]).hub_task,
+                task_name=names.task(result["task"]),
+                dataset_type=result["benchmark"],
+                dataset_name=_dataset(result),
+                metric_type=result["metric"],
+                metric_name=f"{metric_of(result['task'], result['metric']).title}, {names.head(result['head'])}",
+                metric_value=round(result["value"], 4),
             )
-            for one in results
+            for result in results
         ]
         or None,
     )
@@ -159,7 +149,7 @@ def model_card(
         f"---\n{data.to_yaml().strip()}\n---\n\n# {name}, seed {seed}\n",
         _about(record, model_cfg),
         _use(model_cfg, heads),
-        _data(config, record, root),
+        _data(config, record, workdir),
         _experts(stores),
         _training(config, name, record),
         _measured(results),
@@ -179,14 +169,14 @@ def _about(record: dict[str, Any], model_cfg: dict[str, Any]) -> str:
             f" {mixed['with']} (WiSE-FT, Wortsman et al. 2022)"
         )
     elif record["tasks"]:
-        text += ": on image-caption pairs, and on pseudo-labels that frozen vision experts gave to the same images"
+        text += ": on image-caption pairs, and on pseudo-labels of the same images from frozen vision experts"
     else:
         text += " on image-caption pairs alone"
     text += f". Embeddings have {model_cfg['embed_dim']} dimensions.\n"
     if record["source"] == "miniature":
         text += (
-            "\n**Trained on a rendered miniature, to try the method out: the model knows rendered toy scenes only. No"
-            " number here is one of real photographs.**\n"
+            "\n**Trained on the rendered miniature, to test the method: the model has only seen rendered toy scenes. No"
+            " number here is from real photographs.**\n"
         )
     return text
 
@@ -204,8 +194,8 @@ tokenizer = open_clip.get_tokenizer("local-dir:DIR")
 ```
 """,
     ]
-    if found := timm_arguments(model_cfg):
-        name, arguments = found
+    if timm := timm_arguments(model_cfg):
+        name, arguments = timm
         listed = "".join(f"    {key}={value!r},\n" for key, value in arguments.items())
         blocks.append(
             f"""timm, the image encoder alone; the output is open_clip's image embedding before normalisation:
@@ -237,29 +227,29 @@ model.dense_features(["photo.jpg"])  # [1, C, h, w]{dense}
     return "\n".join(blocks)
 
 
-def _data(config: Config, record: dict[str, Any], root: Path) -> str:
-    index = root / paths.SHARD_INDEX
+def _data(config: Config, record: dict[str, Any], workdir: Path) -> str:
+    index = workdir / paths.SHARD_INDEX
     samples = f", {read_json(index)['num_samples']:,} of them" if index.exists() else ""
     source = {
-        "miniature": "rendered here; a part of the captions is noisy on purpose",
+        "miniature": "rendered; some captions are noisy on purpose",
         "webdataset": f"existing tars: {', '.join(config.dataset.shards)}",
         "urls": f"downloaded from the lists {', '.join(config.dataset.urls.files) if config.dataset.urls else ''}",
     }[record["source"]]
-    return f"## Data\n\nImage-caption pairs{samples}, {source}. It starts from {record['init']}.\n"
+    return f"## Data\n\nImage-caption pairs{samples}, {source}. Training started from {record['init']}.\n"
 
 
 def _stores(config: Config, name: str) -> list[str]:
-    """The label stores that went into a model, also by way of the models it is made from."""
+    """The label stores that a model was trained on, including those of the models it starts from."""
     model = config.models[name]
-    found = dict.fromkeys(model.tasks)
+    stores = dict.fromkeys(model.tasks)
     for other in model.sources():
         if other in config.models:
-            found |= dict.fromkeys(_stores(config, other))
-    return list(found)
+            stores |= dict.fromkeys(_stores(config, other))
+    return list(stores)
 
 
-def _store(store: str, root: Path) -> dict[str, Any]:
-    return {"store": store} | read_json(root / paths.labels(store) / "index.json")
+def _store(store: str, workdir: Path) -> dict[str, Any]:
+    return {"store": store} | read_json(workdir / paths.labels(store) / "index.json")
 
 
 def _experts(stores: list[dict[str, Any]]) -> str:
@@ -269,12 +259,12 @@ def _experts(stores: list[dict[str, Any]]) -> str:
         "## Experts\n\n| label store | task | expert | weights | SHA-256 | licence of the weights | images labelled |",
         "|---|---|---|---|---|---|---|",
     ]
-    for one in stores:
-        weights = "**RANDOM: untrained, for tests only**" if one["weights"] == "random" else one["weights"]
-        sha = f"`{one['weights_sha256'][:12]}`" if one["weights_sha256"] else "none"
+    for store in stores:
+        weights = "**RANDOM: untrained, for tests only**" if store["weights"] == "random" else store["weights"]
+        sha = f"`{store['weights_sha256'][:12]}`" if store["weights_sha256"] else "none"
         lines.append(
-            f"| {one['store']} | {one['task']} | {one['expert']} | {weights} | {sha} | {one['licence']} |"
-            f" {one['labelled']:,} of {one['images']:,} |"
+            f"| {store['store']} | {store['task']} | {store['expert']} | {weights} | {sha} | {store['licence']} |"
+            f" {store['labelled']:,} of {store['images']:,} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -288,59 +278,57 @@ def _training(config: Config, name: str, record: dict[str, Any]) -> str:
     return f"## Training\n\n{seen}, seed {record['seed']}; {where}.\n\n```yaml\n{text}```\n"
 
 
-def _results(config: Config, name: str, seed: int, sha256: str, root: Path) -> list[dict[str, Any]]:
-    """The main metric of each benchmark, task and head that was measured for this model and seed.
+def _results(config: Config, name: str, seed: int, sha256: str, workdir: Path) -> list[dict[str, Any]]:
+    """The main metric of each benchmark, task and head with results of this model and seed.
 
-    sha256: of the model's weights; results of others, from before another training, are named in the log and left out.
+    sha256: of the model's weights; results of other weights, from before a retraining, are logged and left out.
     """
-    found = []
+    measured = []
     zeroshot = [*config.zeroshot.benchmarks, *config.zeroshot.caption_sets]
     for kind, benchmarks in (("probes", config.probes.benchmarks), ("zeroshot", zeroshot)):
         for benchmark in benchmarks:
-            path = root / paths.RESULTS / kind / f"{benchmark}.json"
+            path = workdir / paths.RESULTS / kind / f"{benchmark}.json"
             if not path.exists():
                 continue
-            table = read_json(path)
-            judged = table.get("provenance", {}).get("model_sha256", {})
-            if judged.get(f"{name}/seed{seed}", sha256) != sha256:
-                log.warning(
-                    "%s: of other weights than %s seed %d has now, so left out; judge it again", path, name, seed
-                )
+            table = read_result(path)
+            evaluated = table.provenance.get("model_sha256", {})
+            if evaluated.get(f"{name}/seed{seed}", sha256) != sha256:
+                message = "%s: is of other weights than %s seed %d has now and left out; evaluate it again"
+                log.warning(message, path, name, seed)
                 continue
-            for row in table["results"]:
-                metric = measure(row["task"]).main
-                if (row["model"], row["seed"]) == (name, seed) and row["metrics"].get(metric) is not None:
-                    one = {key: row[key] for key in ("task", "head")} | {"metric": metric}
-                    one |= {key: table[key] for key in ("benchmark", "source", "split", "num_eval")}
-                    found.append(one | {"value": row["metrics"][metric]})
-    return found
+            for row in table.results:
+                metric = measure(row.task).main
+                if (row.model, row.seed) == (name, seed) and row.metrics.get(metric) is not None:
+                    result = {"task": row.task, "head": row.head, "metric": metric, "value": row.metrics[metric]}
+                    keys = ("benchmark", "source", "split", "num_eval")
+                    measured.append(result | {key: getattr(table, key) for key in keys})
+    return measured
 
 
-def _dataset(one: dict[str, Any]) -> str:
-    stand_in = " (rendered stand-in)" if one["source"] == "miniature" else ""
-    return f"{names.benchmark(one['benchmark'])}{stand_in}"
+def _dataset(result: dict[str, Any]) -> str:
+    stand_in = " (rendered stand-in)" if result["source"] == "miniature" else ""
+    return f"{names.benchmark(result['benchmark'])}{stand_in}"
 
 
 def _measured(results: list[dict[str, Any]]) -> str:
     if not results:
-        return "## Results\n\nNone were measured when this card was written.\n"
+        return "## Results\n\nThere were no results when this card was written.\n"
     lines = ["## Results\n\nHeads trained on the frozen encoder, and zero-shot.\n"]
     lines += ["| data | images | task | head | metric | value |", "|---|---:|---|---|---|---:|"]
-    for one in results:
-        number = names.number(one["value"], one["task"], one["metric"])
-        unit = names.unit(one["task"], one["metric"])
+    for result in results:
+        metric = metric_of(result["task"], result["metric"])
         lines.append(
-            f"| {_dataset(one)}, {one['split']} | {one['num_eval']:,} | {names.task(one['task'])} |"
-            f" {names.head(one['head'])} | {names.metric(one['metric'])} | {number} {unit} |"
+            f"| {_dataset(result)}, {result['split']} | {result['num_eval']:,} | {names.task(result['task'])} |"
+            f" {names.head(result['head'])} | {metric.title} | {metric.format(result['value'])} {metric.unit} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def _licence(licence: str, stores: list[dict[str, Any]]) -> str:
     chosen = f"The licence of these weights is {licence}." if licence else "No licence was chosen for these weights."
-    text = f"## Licence\n\n{chosen} What they were made from has terms of its own: the images and captions, the weights"
-    text += " it started from"
+    text = f"## Licence\n\n{chosen} Their sources have their own terms: the images and captions, the weights"
+    text += " that training started from"
     if stores:
-        each = dict.fromkeys(f"{one['expert']}: {one['licence']}" for one in stores)
+        each = dict.fromkeys(f"{store['expert']}: {store['licence']}" for store in stores)
         text += f", and the experts ({'; '.join(each)})"
     return text + ".\n"

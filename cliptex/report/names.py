@@ -1,6 +1,6 @@
 """Names of models, benchmarks, tasks and heads as the page shows them; unlisted names stay as they are."""
 
-from cliptex.report.probe_tasks import probe_task
+from cliptex.evaluation.measures import shown
 
 MODELS = {"clip": "CLIP", "clip_ft": "CLIP-FT", "cliptex": "CLIPTeX", "random": "Random", "position": "Position"}
 SUBJECT, REFERENCE = "cliptex", "clip_ft"
@@ -45,7 +45,7 @@ def benchmark(name: str) -> str:
 
 def task(name: str) -> str:
     """`normals` -> `Surface normals`."""
-    return probe_task(name).title
+    return shown(name).title
 
 
 def head(name: str) -> str:

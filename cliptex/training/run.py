@@ -231,7 +231,7 @@ class _Run:
 
     def _training_metrics(self, batch: Batch, step: int, losses: dict[str, float]) -> dict[str, float]:
         line: dict[str, float] = {"step": step, "epoch": batch.epoch}
-        # JSON has no infinity, the gradient norm of a step that overflowed in fp16
+        # JSON has no infinity, which is the gradient norm if fp16 overflowed
         line |= {key: round(value, 6) for key, value in losses.items() if math.isfinite(value)}
         if self.tasks:
             shares = valid_shares(self.tasks, batch.targets)

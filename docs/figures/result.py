@@ -1,9 +1,9 @@
-"""The README's picture of a result, from a finished run:
+"""The README's figure of a result, from a finished run:
 
     python docs/figures/result.py results docs/images/result.png
 
-What is learned from: the first pairs in which the segmentation expert finds something. What probes then read off the
-frozen encoders: the first evaluation image of VOC and of NYU-v2. Each probe's relative gain. Nothing is chosen by hand.
+It shows the first pairs in which the segmentation expert finds something, predictions of the probes on the first
+evaluation image of VOC and of NYUv2, and each probe's relative gain. No image is hand-picked.
 """
 
 import sys
@@ -22,10 +22,10 @@ from cliptex.core.files import read_json
 from cliptex.core.plugins import find
 from cliptex.data.images import decode_image
 from cliptex.data.shards import read_shard
-from cliptex.evaluation.measures import measure
+from cliptex.evaluation.measures import measure, metric_of
 from cliptex.labels.store import LabelFile
 from cliptex.report import names
-from cliptex.report.statistics import direction, relative_gain, signed
+from cliptex.report.statistics import relative_gain, signed
 from cliptex.tasks.contact_sheet import class_names
 from cliptex.tasks.segmentation import palette
 
@@ -38,7 +38,7 @@ PAINTED = 0.05
 
 
 def show(axes: Axes, pixels: np.ndarray, title: str = "", text: str = "") -> None:
-    """Draw uint8 [H, W, 3], or only text where there are no pixels."""
+    """Draw uint8 [H, W, 3], or only text if there are no pixels."""
     if pixels is not None:
         axes.imshow(pixels, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
@@ -48,19 +48,19 @@ def show(axes: Axes, pixels: np.ndarray, title: str = "", text: str = "") -> Non
 
 
 def visible(codes: np.ndarray) -> set[int]:
-    """The classes that take at least a hundredth of a picture."""
-    found, counts = np.unique(codes[codes != IGNORED], return_counts=True)
-    return set(found[counts > 0.01 * counts.sum()].tolist())
+    """The classes that cover more than 1 % of a mask."""
+    classes, counts = np.unique(codes[codes != IGNORED], return_counts=True)
+    return set(classes[counts > 0.01 * counts.sum()].tolist())
 
 
 def legend(figure: Figure, codes: set[int], classes: Sequence[str]) -> None:
-    """The colours of some classes, below the figure."""
+    """A legend of class colours below the figure."""
     patches = [Patch(facecolor=palette()[code] / 255, edgecolor=FAINT, label=classes[code]) for code in sorted(codes)]
     figure.legend(handles=patches, loc="outside lower left", ncols=6, fontsize=8, frameon=False)
 
 
 def draw_pairs(figure: Figure, axes: np.ndarray, results: Path) -> None:
-    """The first pairs in which there is something to segment, and their pseudo-labels."""
+    """The first pairs with a segmented foreground, and their pseudo-labels."""
     tasks = {name: find("tasks", name)() for name in STORES}
     files = {name: LabelFile(results / "labels" / name / "00000.parquet", task) for name, task in tasks.items()}
     painted = zip(files["segmentation"].keys, files["segmentation"].column("foreground"), strict=True)
@@ -79,7 +79,7 @@ def draw_pairs(figure: Figure, axes: np.ndarray, results: Path) -> None:
 
 
 def draw_probes(figure: Figure, axes: np.ndarray, results: Path) -> None:
-    """The first image of VOC and of NYU-v2, what probes make of either encoder, and the truth."""
+    """The first image of VOC and of NYUv2, the predictions with both encoders, and the ground truth."""
     classes = read_json(results / "probes" / "voc.json")["class_names"]
     voc, nyu = (
         {name: np.load(results / "probes" / benchmark / name / "seed0" / f"{head}.npz") for name in MODELS}
@@ -99,7 +99,7 @@ def draw_probes(figure: Figure, axes: np.ndarray, results: Path) -> None:
 
 
 def draw_gains(axes: Axes, results: Path) -> None:
-    """CLIPTeX's relative gain over CLIP-FT, a bar a probe, from the mean over the seeds."""
+    """CLIPTeX's relative gain over CLIP-FT, mean over seeds; one bar a probe."""
     bars = {}
     for path in sorted((results / "probes").glob("*.json")):
         table = read_json(path)
@@ -111,10 +111,11 @@ def draw_gains(axes: Axes, results: Path) -> None:
             metric = measure(task).main
             new, old = (fmean(values[task, head, model]) for model in ("cliptex", "clip_ft"))
             label = f"{names.benchmark(table['benchmark'])}: {names.task(task).lower()}, {names.head(head)}"
-            values_of = " → ".join(names.number(value, task, metric) for value in (old, new))
-            shown = f"{names.metric(metric)} {values_of} {names.unit(task, metric)}"
-            gain = relative_gain(new, old, direction(metric))
-            if gain is not None:  # nothing is a percentage of zero
+            info = metric_of(task, metric)
+            values_of = " → ".join(map(info.format, (old, new)))
+            shown = f"{info.title} {values_of} {info.unit}"
+            gain = relative_gain(new, old, info.better)
+            if gain is not None:  # undefined if the reference is zero
                 bars[label] = (gain, shown)
     places = np.arange(len(bars))
     gains = [gain for gain, _ in bars.values()]
@@ -133,7 +134,7 @@ def draw_gains(axes: Axes, results: Path) -> None:
 
 
 def main(results: Path, out: Path) -> None:
-    """Draw the picture of the run in the folder `results`."""
+    """Draw the figure of the run in the folder `results`."""
     train = read_json(results / "probes" / "voc.json")
     seeds = len({item["seed"] for item in train["results"]})
     with matplotlib.rc_context(
@@ -144,7 +145,7 @@ def main(results: Path, out: Path) -> None:
         above, below = left.subfigures(2, 1, height_ratios=(1.15, 1))
         above.suptitle("Experts label image-caption pairs", fontweight="bold", color=INK, x=0.02, ha="left")
         draw_pairs(above, above.subplots(ROWS, 4), results)
-        below.suptitle("What probes read off the frozen encoders", fontweight="bold", x=0.02, ha="left")
+        below.suptitle("Probes on the frozen encoders", fontweight="bold", x=0.02, ha="left")
         draw_probes(below, below.subplots(ROWS, 4), results)
         right.suptitle("Relative gain of CLIPTeX over CLIP-FT, every probe", fontweight="bold", x=0.02, ha="left")
         draw_gains(right.subplots(), results)

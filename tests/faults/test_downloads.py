@@ -12,7 +12,7 @@ from web_server import WebServer
 
 from cliptex.core.errors import CliptexError
 from cliptex.data import http as web_files
-from cliptex.data.http import fetch_file
+from cliptex.data.web import fetch_file
 
 pytestmark = pytest.mark.faults
 DATA = b"".join(hashlib.sha256(str(number).encode()).digest() for number in range(40_000))

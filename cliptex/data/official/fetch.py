@@ -21,11 +21,11 @@ from cliptex.core.files import digest_file, read_json, write_json
 from cliptex.core.plugins import find
 from cliptex.core.progress import track
 from cliptex.core.redact import without_secrets
-from cliptex.data.http import check_digest, fetch_file
 from cliptex.data.miniature.layouts import SEAL
 from cliptex.data.official.archives import RECEIPTS, Archive, ArchiveLocation, archives, locate, receipt, unpacking_mark
 from cliptex.data.official.status import chosen_variant
 from cliptex.data.official.unpack import unpack
+from cliptex.data.web import check_digest, fetch_file
 
 log = logging.getLogger("cliptex")
 RESERVED = (RECEIPTS, SEAL, *(f"{source}.json" for source in SOURCES))

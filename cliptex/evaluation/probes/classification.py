@@ -29,30 +29,30 @@ class Logistic(Section):
     """Multinomial logistic regression, fitted to convergence with L-BFGS."""
 
     kind: Literal["logistic"]
-    """Which head it is."""
+    """Type of the head."""
     penalties: Grid
-    """Half of it times the squared weights is added to the MEAN cross-entropy (scikit-learn's C is
+    """L2 penalties: penalty / 2 times the sum of squared weights is added to the MEAN cross-entropy (scikit-learn's C is
     1 / (penalty * samples)); chosen on the holdout."""
     iterations: Positive
-    """Most L-BFGS iterations a fit."""
+    """Most L-BFGS iterations per fit."""
 
 
 class LinearSgd(Training):
-    """Linear classifiers trained by gradient descent, all of a grid in one pass as one product of matrices (DINOv2).
+    """A grid of linear classifiers trained by gradient descent in one pass, as one matrix product (DINOv2).
 
-    The grid is over learning rates, weight decays and, where features are `tokens`, which of them are read.
+    The grid is over learning rates, weight decays and, if the features are `tokens`, the tokens that are used.
     """
 
     kind: Literal["sgd"]
-    """Which head it is."""
+    """Type of the head."""
     optimizer: Literal["sgd"] = "sgd"
     """SGD with momentum."""
     clip: None = None
     """Gradients are not clipped."""
     blocks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1,)
-    """Class tokens of how many last blocks are read, of those that `features.blocks` keeps."""
+    """Numbers of last blocks whose class tokens are used, at most `features.blocks`."""
     mean_patch: Annotated[tuple[bool, ...], Field(min_length=1)] = (False,)
-    """Whether the mean of the last block's patch tokens is read too."""
+    """Whether the mean of the last block's patch tokens is also used."""
 
 
 ClassificationHead = Annotated[Logistic | LinearSgd, Field(discriminator="kind")]
@@ -66,7 +66,7 @@ class ClassificationProtocol(PooledTask):
 
     @model_validator(mode="after")
     def _blocks_kept(self) -> Self:
-        """A classifier reads no more class tokens than are kept."""
+        """A classifier uses at most the class tokens that are kept."""
         for name, head in self.heads.items():
             if head.kind == "sgd" and self.features.point == "tokens" and max(head.blocks) > self.features.blocks:
                 raise ValueError(f"heads.{name}.blocks: features.blocks keeps {self.features.blocks}")

@@ -1,8 +1,8 @@
 """Monocular depth in metres: ridge regression or bins.
 
 Predictions kept:  `depth_truth_{i}`, `depth_prediction_{i}`: float32 [H, W] metres, NaN = invalid
-Per-image parts:   the six metrics of each image, float64 [N], NaN for an image without a valid pixel; where they are pooled over
-                   pixels also `pixels` int64 [N], whose weights they then have
+Per-image parts:   the six metrics of each image, float64 [N], NaN for an image without valid pixels; with pooled
+                   averaging also the weights `pixels` int64 [N], the number of valid pixels
 Thumbnails:        metres as bytes of each image's range, at most 48 pixels a side
 """
 
@@ -32,16 +32,16 @@ class DepthRidge(Ridge):
     """Ridge regression of depth."""
 
     targets: Annotated[tuple[Literal["metric", "log"], ...], Field(min_length=1)]
-    """What is regressed: metres or their logarithm; chosen on the holdout."""
+    """Target of the regression: metres or their logarithm; chosen on the holdout."""
 
 
 class DepthBins(DecoderTraining):
-    """Depth as the mean of bins, weighted by what the decoder says of each, max(0, x) + 0.1 normalised (AdaBins)."""
+    """Depth as the weighted mean of bins; the weights are the decoder's max(0, x) + 0.1, normalised (AdaBins)."""
 
     kind: Literal["bins"]
-    """Which head it is."""
+    """Type of the head."""
     bins: Positive = 256
-    """Bins, of equal width between the least and the greatest depth."""
+    """Number of bins, of equal width between the smallest and the largest depth."""
     scale_invariant: Annotated[float, Field(ge=0)] = 10.0
     """Weight of the scale-invariant loss of log depth, the root of mean(g^2) - 0.85 mean(g)^2."""
     gradient: Annotated[float, Field(ge=0)] = 0.5
@@ -55,11 +55,11 @@ class DepthProtocol(MapTask):
     """Monocular depth in metres."""
 
     min_depth_m: Rate
-    """Truths below are left out, predictions are clipped."""
+    """Smallest depth: ground truth below it is ignored, predictions are clipped to it."""
     max_depth_m: Rate
-    """Truths above are left out, predictions are clipped."""
+    """Largest depth: ground truth above it is ignored, predictions are clipped to it."""
     alignment: Literal["none", "affine"]
-    """`affine`: also judged after scale and shift of each prediction are fitted to its truth (`affine_*`)."""
+    """`affine`: also evaluated after fitting scale and shift of each prediction to its ground truth (`affine_*`)."""
     heads: dict[Name, DepthHead]
     """The heads by name."""
 
@@ -75,18 +75,16 @@ class DepthProbe(ProbeTask):
 
     name = "depth"
     section = DepthProtocol
-    measures = (
-        Measure(name, "Depth", "rmse", _rmse, dense=True, quantity="depth", hub_task="depth-estimation"),
-    )
+    measures = (Measure(name, "Depth", "rmse", _rmse, dense=True, quantity="depth", hub_task="depth-estimation"),)
     tunable = ("ridge",)
 
     def truth(self, run: Run, encoder: Encoder) -> TruthOf:
         import numpy as np
 
-        from cliptex.evaluation.probes.views import cut_truth
+        from cliptex.evaluation.probes.views import crop_truth
 
         grid = truth_grid(run.protocol.section(self.name), encoder)
-        return lambda sample, view: sample["depth"] if view is None else cut_truth(sample["depth"], view, grid, np.nan)
+        return lambda sample, view: sample["depth"] if view is None else crop_truth(sample["depth"], view, grid, np.nan)
 
     def outcomes(self, run: Run, head: str, data: Data) -> list[Outcome]:
         from cliptex.evaluation.probes.heads.depth import probe_depth

@@ -1,10 +1,10 @@
 """Object detection, and instance segmentation by heads with masks: Mask R-CNN and SSD, COCO's average precision.
 
-Predictions kept:  `truth_` and `prediction_` `boxes_{i}` (xyxy), `labels_{i}`, `masks_{i}` (bool [n, H, W]), `truth_crowd_{i}`,
-                   `prediction_scores_{i}`
-Per-image parts:   `positives` int32 [N, K]: objects that are no crowds; and a row per detection, by class, then from the highest
-                   score to the lowest: `image` int32 (its row in `ids`), `label` int32, `score` float32, `matched` and `ignored`
-                   uint16: bit t is for COCO's t-th IoU threshold
+Predictions kept:  `truth_` and `prediction_` `boxes_{i}` (xyxy), `labels_{i}`, `masks_{i}` (bool [n, H, W]),
+                   `truth_crowd_{i}`, `prediction_scores_{i}`
+Per-image parts:   `positives` int32 [N, K]: objects that are not crowds; and one row per detection, by class, then by
+                   descending score: `image` int32 (its row in `ids`), `label` int32, `score` float32, `matched` and
+                   `ignored` uint16: bit t is for COCO's t-th IoU threshold
 Thumbnails:        the 20 boxes of an image with the highest scores
 """
 
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
 
 class WholeInput(DenseInput):
-    """The input of tasks whose truth may not be cut."""
+    """The input of tasks whose ground truth cannot be cropped."""
 
     fit: Literal["squash"] = "squash"
-    """The whole image, its ratio not kept."""
+    """The whole image, without keeping its aspect ratio."""
 
 
 class DetectorTraining(Training):
-    """What detectors share: a simple feature pyramid, made from the one map of the encoder (as in ViTDet).
+    """Options of all detectors: a simple feature pyramid built from the encoder's single map (as in ViTDet).
 
-    Boxes live in a frame in which a cell of the encoder's map is 16 pixels wide.
+    Boxes are in a virtual frame in which a cell of the encoder's map is 16 pixels wide.
     """
 
     channels: Positive
     """Channels of the pyramid and of the convolutions on it."""
     strides: Annotated[tuple[Literal[4, 8, 16, 32, 64], ...], Field(min_length=1)]
-    """Strides of the pyramid's maps in that frame, from fine to coarse; 16 is the encoder's own."""
+    """Strides of the pyramid's maps in the frame, from fine to coarse; 16 is that of the encoder's map."""
     detections: Positive
-    """Detections an image that are kept; COCO counts up to 100."""
+    """Most detections per image; COCO counts up to 100."""
     score_threshold: Annotated[float, Field(ge=0, lt=1)]
     """Detections below this score are dropped."""
 
@@ -58,54 +58,54 @@ class MaskRCNN(DetectorTraining):
     """Mask R-CNN (torchvision's): boxes and masks."""
 
     kind: Literal["mask_rcnn"]
-    """Which head it is."""
+    """Type of the head."""
     box_units: Positive
-    """Units of the two layers of the box head."""
+    """Units of each of the two layers of the box head."""
     box_grid: Positive
-    """Cells of a region's side for the box head."""
+    """Side in cells of a region for the box head."""
     mask_grid: Positive
-    """Cells of a region's side for the mask head, whose masks have twice as many."""
+    """Side in cells of a region for the mask head; the masks have twice as many."""
     mask_layers: Positive
     """3x3 convolutions of the mask head."""
     canonical_px: Positive
-    """Regions of this side, in the frame, are read from stride 16; of half the side from stride 8, and so on."""
+    """Regions of this side in the frame are pooled from stride 16, those of half the side from stride 8, and so on."""
     class_agnostic: bool
-    """One box and one mask a region, whatever its class, as small training sets need; false is one a class."""
+    """Whether a region has one box and one mask for all classes, for small training sets; false: one per class."""
     anchor_scale: Rate
-    """Anchor side in strides of its level."""
+    """Side of an anchor in strides of its level."""
     proposals: Positive
-    """Proposals an image after suppression; four times as many before."""
+    """Proposals per image after non-maximum suppression; four times as many before it."""
     anchors: Positive
-    """Anchors an image on which the proposals are trained."""
+    """Anchors sampled per image to train the proposals."""
     rois: Positive
-    """Regions an image on which box and mask heads are trained."""
+    """Regions sampled per image to train the box and mask heads."""
 
 
 class SSD(DetectorTraining):
-    """SSD (torchvision's): boxes of fixed default shapes at each cell, no masks."""
+    """SSD (torchvision's): default boxes of fixed shapes at each cell, no masks."""
 
     kind: Literal["ssd"]
-    """Which head it is."""
+    """Type of the head."""
     aspect_ratios: Annotated[tuple[Annotated[float, Field(gt=1)], ...], Field(min_length=1)]
-    """Ratios of the default boxes beside 1, each also upright."""
+    """Aspect ratios of the default boxes in addition to 1; the inverse of each is used, too."""
     scales: tuple[Rate, Rate]
-    """Sides of the default boxes on the finest and on the coarsest map, as shares of the frame."""
+    """Sides of the default boxes on the finest and on the coarsest map, as fractions of the frame."""
     iou: Share = 0.5
-    """Overlap from which a default box is taken for an object."""
+    """Smallest IoU with an object at which a default box is matched to it."""
     negatives: Rate = 3.0
-    """Hard negatives for each box that is taken for an object."""
+    """Hard negatives per matched box."""
     suppression: Share = 0.45
-    """Overlap of two detections of a class above which the weaker is dropped."""
+    """IoU of two detections of a class above which the one with the lower score is dropped."""
 
 
 DetectionHead = Annotated[MaskRCNN | SSD, Field(discriminator="kind")]
 
 
 class DetectionProtocol(DenseTask):
-    """Detection, and instance segmentation by the heads that have masks: COCO's average precision."""
+    """Detection, and instance segmentation for heads that predict masks: COCO's average precision."""
 
     input: WholeInput = WholeInput()
-    """What of an image the encoder sees: all of it."""
+    """The encoder's input: the whole image."""
     heads: dict[Name, DetectionHead]
     """The heads by name."""
 
@@ -129,7 +129,7 @@ def _ap(name: str, title: str, hub_task: str) -> Measure:
 
 
 class DetectionProbe(ProbeTask):
-    """Boxes with class and score; masks as well where the head predicts them."""
+    """Boxes with class and score, and masks if the head predicts them."""
 
     name = "detection"
     section = DetectionProtocol

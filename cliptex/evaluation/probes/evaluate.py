@@ -28,7 +28,7 @@ log = logging.getLogger("cliptex")
 
 @dataclass(frozen=True)
 class Subject:
-    """The encoder that a head is trained on. frozen: whether it keeps its weights."""
+    """The encoder that a head is trained on. frozen: whether its weights stay fixed."""
 
     model: str
     seed: int
@@ -46,9 +46,9 @@ def evaluate_head(
     extra: Mapping[str, Any],
     folder: Path,
 ) -> None:
-    """Train and evaluate one head in all its tasks, and write its files into `folder`.
+    """Train and evaluate one head in all its tasks, and write its files to `folder`.
 
-    parts: training and evaluation. outcomes_of: task -> outcomes. extra: further keys of the file, `settings` included.
+    parts: training and evaluation. outcomes_of: task -> outcomes. extra: further keys of the JSON file, with `settings`.
     """
     protocol, data, encoder, (train, evaluated) = run.protocol, run.benchmark, subject.encoder, parts
     rows, predictions, per_image, thumbnails = [], {}, {}, {}
@@ -62,7 +62,7 @@ def evaluate_head(
             predictions |= outcome.predictions
             per_image[outcome.task] = outcome.per_image
             thumbnails |= {outcome.task: outcome.thumbnails} if outcome.thumbnails else {}
-            log.info("%s %s %s %s: %s", data.name, subject.model, head, outcome.task, _short(outcome.metrics))
+            log.info("%s %s %s %s: %s", data.name, subject.model, head, outcome.task, _formatted(outcome.metrics))
     _check_counts(data, protocol, train, evaluated, per_image)
     digests = {f"{subject.model}/seed{subject.seed}": encoder.sha256}
     result = ProbeResult(
@@ -76,7 +76,7 @@ def evaluate_head(
         class_names=data.class_names,
         input={
             "interpolation": encoder.interpolation,
-            **{task: _input(protocol.section(task), encoder) for task in tasks},
+            **{task: _input_of(protocol.section(task), encoder) for task in tasks},
         },
         results=rows,
         provenance=provenance(extra["settings"]) | {"model_sha256": digests},
@@ -112,13 +112,13 @@ def _row(outcome: Outcome, protocol: Entry, section: ProbeSection, subject: Subj
 def _check_counts(
     data: Benchmark, protocol: Entry, train: Part, evaluated: Part, per_image: Mapping[str, Arrays]
 ) -> None:
-    """Raise CliptexError unless as many images were used as the data set, or the protocol, has."""
+    """Raise CliptexError if the number of images differs from that of the data set or the protocol's limit."""
     for part, used, limit in (("train", train, protocol.max_train), ("eval", evaluated, protocol.max_eval)):
         expected = data.expected(part)
         if expected is not None and len(used.ids) != min(expected, limit or expected):
             raise CliptexError(
                 f"{data.name}: {len(used.ids):,} images to {part} were used, it has {expected:,}; "
-                f"put the data in place again, or set max_{part} in the benchmark's entry"
+                f"restore the data, or set max_{part} in the benchmark's entry"
             )
     for task, arrays in per_image.items():
         if num_images(arrays) != len(evaluated.ids):
@@ -128,18 +128,18 @@ def _check_counts(
             )
 
 
-def _short(metrics: Mapping[str, float | None]) -> str:
+def _formatted(metrics: Mapping[str, float | None]) -> str:
     return " ".join(f"{name} {value:.2f}" for name, value in metrics.items() if value is not None)
 
 
-def _input(section: ProbeSection, encoder: Encoder) -> dict[str, Any]:
+def _input_of(section: ProbeSection, encoder: Encoder) -> dict[str, Any]:
     size = encoder.input_size(section.input.size_px)
     grid = {"grid": list(encoder.map_shape(size)[1:])} if isinstance(section, DenseTask) else {}
     return {"size_px": list(size)} | grid
 
 
 def described(section: ProbeSection, frozen: bool = True) -> str:
-    """The input of a head in words, as it stands in every row."""
+    """The input of a head in words, for the key `protocol` of every row."""
     features, views = section.features, section.augment.views
     if isinstance(section, DenseTask):
         layers = {"last": "the last block", "quarters": "the blocks after each quarter"}
@@ -165,7 +165,7 @@ def described(section: ProbeSection, frozen: bool = True) -> str:
 
 
 def _images(kept: Sequence[Mapping[str, Any]], evaluated: Part, section: ProbeSection) -> list[np.ndarray]:
-    """What of the kept samples' images is evaluated."""
+    """The evaluated region of the kept samples' images."""
     if isinstance(section, DenseTask) and section.input.fit == "crop":
         views = evaluated.views[: len(kept)]
         return [sample["image"][view.slices()] for sample, view in zip(kept, views, strict=True)]

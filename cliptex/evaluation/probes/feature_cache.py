@@ -1,15 +1,15 @@
-"""Features of frozen encoders, computed once and kept compactly.
+"""A cache on disk for the features of frozen encoders.
 
 Reads, writes  results/features/{key}/: tokens.bin [V, T, C], scales.bin float32 [V, C] (int8 only), both little-endian
                without a header, and about.json with shape and precision.
-Holds          a folder is there whole or not at all; its key is a digest of everything that its content depends on;
-               all folders together, with those that are being written, take no more than a bound. It may be deleted
-               at any time.
+Holds          a folder is complete or does not exist; its key is a digest of everything that its content depends on;
+               the total size, including folders that are being written, stays below a limit. Folders may be deleted at
+               any time.
 
-V views, T tokens of each (the cells of the map row by row, after the class token where there is one), C channels.
+V views, T tokens per view (the cells of the map row by row, after the class token if there is one), C channels.
 
-What is read back differs from what the encoder gave by no more than, for a value x:
-    fp32   nothing
+Largest difference between a value x of the encoder and the value read back:
+    fp32   0
     fp16   max(2^-11 |x|, 2^-25)
     int8   m / 254, where m is the largest |value| of that channel over the view's tokens
 """
@@ -33,27 +33,27 @@ from cliptex.core.files import sha256_json, write_json
 
 KINDS = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 VERSION = 3
-"""Raised when the same key would have another content."""
+"""Increase it when the content of a folder changes for the same key."""
 TOKENS, SCALES, ABOUT = "tokens.bin", "scales.bin", "about.json"
-HELD = "held"
-"""In a folder that is being written: locked as long as the writer lives; says how many bytes there will be."""
+RESERVED = "held"
+"""File in a folder that is being written: the expected number of bytes, locked while the writer is alive."""
 
 
-class Rows(Protocol):
-    """Where the features of views come from."""
+class FeatureSource(Protocol):
+    """Features of views that can be read in any order."""
 
     shape: tuple[int, int, int]
     """Views, tokens, channels."""
     computed: bool
-    """Whether the encoder runs at every reading."""
+    """Whether the encoder runs on every read."""
 
     def read(self, index: np.ndarray) -> torch.Tensor:
         """float32 [len(index), T, C], on the CPU."""
         ...
 
 
-class Compact:
-    """Features in arrays, on disk or in memory."""
+class StoredFeatures:
+    """Features in arrays, memory-mapped or in memory."""
 
     computed = False
 
@@ -63,10 +63,10 @@ class Compact:
 
     @classmethod
     def opened(cls, folder: Path) -> Self:
-        """The features of a finished folder. Raises FileNotFoundError where it is none."""
-        about = json.loads((folder / ABOUT).read_text())
-        views, tokens, channels = about["shape"]
-        kind = KINDS[about["precision"]]
+        """The features of a finished folder. Raises FileNotFoundError if there is none."""
+        metadata = json.loads((folder / ABOUT).read_text())
+        views, tokens, channels = metadata["shape"]
+        kind = KINDS[metadata["precision"]]
         scales = np.memmap(folder / SCALES, np.float32, "r", shape=(views, channels)) if kind == np.int8 else None
         return cls(np.memmap(folder / TOKENS, kind, "r", shape=(views, tokens, channels)), scales)
 
@@ -78,44 +78,49 @@ class Compact:
 
 
 class Writer:
-    """Takes features batch by batch, into files of `folder`, or into memory."""
+    """Stores features batch by batch, in files of `folder` or in memory."""
 
     def __init__(self, precision: str, folder: Path | None = None):
         self.precision, self.folder = precision, folder
         self.views = 0
-        self._of_each: tuple[int, int] | None = None
+        self._view_shape: tuple[int, int] | None = None
         self._parts: list[np.ndarray] = []
         self._scales: list[np.ndarray] = []
 
     def append(self, tokens_BTC: torch.Tensor) -> None:
-        """Keep the features of the next views. Raises CliptexError for values that cannot be kept."""
+        """Append the features of the next views. Raises CliptexError for values that the precision cannot hold."""
         values = tokens_BTC.float().cpu().numpy()
-        self.views, self._of_each = self.views + len(values), values.shape[1:]
+        self.views, self._view_shape = self.views + len(values), values.shape[1:]
         largest = np.abs(values).max(initial=0)
         if not np.isfinite(largest):
-            raise CliptexError("the encoder gives features that are not finite; its weights are broken, train it again")
+            raise CliptexError(
+                "the encoder returned features that are not finite; its weights are broken, train it again"
+            )
         if self.precision == "fp16" and largest > np.finfo(np.float16).max:
             raise CliptexError(
-                f"features of up to {largest:g} are beyond fp16; set features.precision to fp32 or int8 in the protocol"
+                f"features of up to {largest:g} exceed the range of fp16; set features.precision to fp32 or int8 in the"
+                " protocol"
             )
         if self.precision == "int8":
             scales = np.abs(values).max(1) / 127
             values = np.rint(values / np.where(scales > 0, scales, 1)[:, None])
-            self._keep(SCALES, self._scales, scales)
-        self._keep(TOKENS, self._parts, values.astype(KINDS[self.precision]))
+            self._store(SCALES, self._scales, scales)
+        self._store(TOKENS, self._parts, values.astype(KINDS[self.precision]))
 
-    def _keep(self, name: str, parts: list[np.ndarray], values: np.ndarray) -> None:
+    def _store(self, name: str, parts: list[np.ndarray], values: np.ndarray) -> None:
         if self.folder is None:
             parts.append(values)
         else:
             with (self.folder / name).open("ab") as file:
                 file.write(np.ascontiguousarray(values).data)
 
-    def finish(self, about: dict[str, Any]) -> Compact | None:
-        """The features, where they are in memory; else the folder is finished."""
+    def finish(self, metadata: dict[str, Any]) -> StoredFeatures | None:
+        """Return the features if they are in memory; otherwise complete the folder and return None."""
         if self.folder is None:
-            return Compact(np.concatenate(self._parts), np.concatenate(self._scales) if self._scales else None)
-        write_json(self.folder / ABOUT, {"shape": [self.views, *self._of_each], "precision": self.precision, **about})
+            return StoredFeatures(np.concatenate(self._parts), np.concatenate(self._scales) if self._scales else None)
+        write_json(
+            self.folder / ABOUT, {"shape": [self.views, *self._view_shape], "precision": self.precision, **metadata}
+        )
         return None
 
 
@@ -126,7 +131,7 @@ def bytes_of(shape: tuple[int, int, int], precision: str) -> int:
 
 
 class FeatureCache:
-    """Folders of features, together no larger than `limit_bytes`; the least recently used go first."""
+    """Folders of features with a total size of at most `limit_bytes`; the least recently used are deleted first."""
 
     def __init__(self, folder: Path, limit_bytes: float):
         self.folder, self.limit_bytes = Path(folder), limit_bytes
@@ -136,63 +141,66 @@ class FeatureCache:
         """The name of the folder for features that depend on `values`."""
         return sha256_json({"version": VERSION, **values})[:20]
 
-    def find(self, key: str) -> Compact | None:
-        """The features of a finished folder; they stay until they are released."""
+    def find(self, key: str) -> StoredFeatures | None:
+        """The features of a finished folder, which is not deleted until `release`; None if there is none."""
         folder = self.folder / key
         try:
-            os.utime(folder / ABOUT)  # used now
-            found = Compact.opened(folder)
+            os.utime(folder / ABOUT)  # mark as used
+            features = StoredFeatures.opened(folder)
         except FileNotFoundError:
             return None
         self._in_use.add(key)
-        return found
+        return features
 
     def release(self, keys: Iterable[str]) -> None:
-        """These may make room for others from now on."""
+        """Allow these folders to be deleted."""
         self._in_use -= set(keys)
 
     @contextmanager
-    def new(self, key: str, precision: str, size: float, about: dict[str, Any]) -> Iterator[Writer]:
-        """A writer whose features, of about `size` bytes, are the folder `key` on success; others make room for it."""
+    def new(self, key: str, precision: str, size: float, metadata: dict[str, Any]) -> Iterator[Writer]:
+        """A writer for the folder `key`, of about `size` bytes; other folders are deleted to make space for it.
+
+        The folder appears under its name when the context ends without an error.
+        """
         self._make_room(size)
         self._in_use.add(key)
         scratch = self.folder / f".{key}.{uuid4().hex}"
         scratch.mkdir(parents=True)
         try:
             writer = Writer(precision, scratch)
-            with _holding(scratch, size):
+            with _reserved_space(scratch, size):
                 yield writer
-                writer.finish(about)
+                writer.finish(metadata)
             if not (self.folder / key / ABOUT).exists():
-                # what is left of one whose deletion was cut short
+                # the rest of an interrupted deletion
                 shutil.rmtree(self.folder / key, ignore_errors=True)
             try:
                 scratch.rename(self.folder / key)
-            except OSError:  # another job was first, with the same content
+            except OSError:  # another job wrote the same content first
                 if not (self.folder / key / ABOUT).exists():
                     raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _make_room(self, size: float) -> None:
-        found, total = [], size
+        finished, total = [], size
         for folder in self.folder.glob("*"):
             try:
-                files, written = list(folder.iterdir()), folder.name.startswith(".")
-                # what a kill has left, of writing or of deleting
-                if _abandoned(folder) if written else {path.name for path in files} <= {TOKENS, SCALES}:
+                files, is_scratch = list(folder.iterdir()), folder.name.startswith(".")
+                # left by a process that was killed while writing or deleting
+                if _abandoned(folder) if is_scratch else {path.name for path in files} <= {TOKENS, SCALES}:
                     _remove(folder)
                     continue
                 used = sum(path.stat().st_size for path in files)
-                if written:
+                if is_scratch:
                     with suppress(FileNotFoundError):
-                        used = max(used, int((folder / HELD).read_text()))
+                        used = max(used, int((folder / RESERVED).read_text()))
                 else:
-                    found.append(((folder / ABOUT).stat().st_mtime, used, folder))
+                    finished.append(((folder / ABOUT).stat().st_mtime, used, folder))
                 total += used
-            except OSError:  # another job finishes or deletes it just now
+            except OSError:  # another job is finishing or deleting it
                 continue
-        for _, used, folder in sorted(found):
+        for _, used, folder in sorted(finished):
             if total <= self.limit_bytes:
                 return
             if folder.name not in self._in_use:
@@ -202,42 +210,42 @@ class FeatureCache:
 
 def _remove(folder: Path) -> None:
     with suppress(OSError):
-        (folder / ABOUT).unlink(missing_ok=True)  # first: without it the rest is not taken for whole
+        (folder / ABOUT).unlink(missing_ok=True)  # first, so that a partly deleted folder does not count as complete
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _holding(scratch: Path, size: float) -> Iterator[None]:
-    """Tells all processes that this one, as long as it lives, writes about `size` bytes into a folder."""
-    file = scratch / HELD
+def _reserved_space(scratch: Path, size: float) -> Iterator[None]:
+    """Reserve `size` bytes for a folder that is being written, for as long as this process is alive."""
+    file = scratch / RESERVED
     with file.with_suffix(".new").open("w") as lock:
         lock.write(f"{size:.0f}")
         lock.flush()
-        with suppress(OSError):  # where a file system has no locks, nothing is taken for abandoned
+        with suppress(OSError):  # without locks in the file system, no folder counts as abandoned
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.with_suffix(".new").rename(file)  # not before it is locked
+            file.with_suffix(".new").rename(file)  # only after it is locked
         yield
         for path in (file, file.with_suffix(".new")):
             path.unlink(missing_ok=True)
 
 
 def _abandoned(scratch: Path) -> bool:
-    """Whether the process that wrote into a folder has been killed."""
+    """Whether the process that was writing a folder was killed."""
     try:
-        with (scratch / HELD).open("r+") as lock:
+        with (scratch / RESERVED).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or just being made or finished
+    except OSError:  # locked, or being created or finished
         return False
     return True
 
 
 def fingerprint(samples: Sequence[dict[str, Any]], count: int = 8) -> str:
-    """A digest of how many samples there are and of the images of a few of them, evenly spaced.
+    """A digest of the number of samples and of a few evenly spaced images.
 
-    Enough to tell a data set from another, or from itself rendered again, without reading all of it.
+    It distinguishes data sets, and renderings of the same data set, without reading all of it.
     """
     digest = hashlib.sha256(str(len(samples)).encode())
-    for index in sorted({round(at) for at in np.linspace(0, len(samples) - 1, min(count, len(samples)))}):
+    for index in sorted({round(position) for position in np.linspace(0, len(samples) - 1, min(count, len(samples)))}):
         sample = samples[index]
         digest.update(f"{sample['id']} {sample['image'].shape}".encode())
         digest.update(np.ascontiguousarray(sample["image"]).tobytes())

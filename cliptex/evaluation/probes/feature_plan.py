@@ -1,4 +1,4 @@
-"""How many bytes the features of a benchmark will take, before anything has been computed."""
+"""Estimate the size of a benchmark's features before anything is computed."""
 
 from typing import Any
 
@@ -13,13 +13,14 @@ from cliptex.models.clip import model_config
 
 
 def plan_features(config: Config, benchmark: str) -> dict[str, Any]:
-    """`views` (train, eval), `bytes_a_model` as they are kept, `memory` of the float32 maps that heads are trained on,
-    `truths`: of the training truths (without those of detection, which are run lengths), and `place`: "disk", "memory",
-    or "nowhere" where the encoder has to run in every step.
+    """Numbers of views and bytes of the features of a benchmark.
 
-    Summed over the tasks that need features of their own; the place is that of the largest. What is not known is None:
-    the views of a data set without official numbers, the bytes of an encoder whose shape is not known before it is
-    built.
+    `views`: by part, train and eval. `bytes_a_model`: as stored. `memory`: bytes of the float32 maps that heads are
+    trained on. `truths`: bytes of the training ground truth, without that of detection, which is kept as run lengths.
+    `place`: "disk", "memory", or "nowhere" if the encoder has to run in every step.
+
+    Sums over tasks with different features; the place is that of the largest. Unknown values are None: the views of a
+    data set without official counts, and the bytes of an encoder whose shape is only known once it is built.
     """
     protocol = protocol_of(benchmark, config.probes.benchmarks.get(benchmark, {}))
     counts = _counts(config, benchmark, protocol.max_train, protocol.max_eval)
@@ -37,15 +38,15 @@ def plan_features(config: Config, benchmark: str) -> dict[str, Any]:
         truths += views["train"] * sum(
             probe_task(task).truth_bytes(protocol.section(task), image_size) for task in tasks
         )
-        tokens, channels, doubled = shape
-        both = sum(views.values())
-        kept = sum(bytes_of((number, tokens, channels), section.features.precision) for number in views.values())
-        sizes.append((kept, 4 * both * (tokens - doubled) * channels * (1 + doubled), views))
-    largest, probes = max(kept for kept, _, _ in sizes), config.probes
+        tokens, channels, cls = shape
+        num_views = sum(views.values())
+        stored = sum(bytes_of((number, tokens, channels), section.features.precision) for number in views.values())
+        sizes.append((stored, 4 * num_views * (tokens - cls) * channels * (1 + cls), views))
+    largest, probes = max(stored for stored, _, _ in sizes), config.probes
     place = "disk" if largest <= probes.cache_gb * 1e9 else "memory" if largest <= probes.memory_gb * 1e9 else "nowhere"
     return {
         "views": {part: sum(views[part] for _, _, views in sizes) for part in counts},
-        "bytes_a_model": sum(kept for kept, _, _ in sizes),
+        "bytes_a_model": sum(stored for stored, _, _ in sizes),
         "memory": sum(memory for _, memory, _ in sizes),
         "truths": truths,
         "place": place,
@@ -53,21 +54,21 @@ def plan_features(config: Config, benchmark: str) -> dict[str, Any]:
 
 
 def _counts(config: Config, benchmark: str, max_train: int | None, max_eval: int | None) -> dict[str, int] | None:
-    given = config.benchmark_source(benchmark)
-    if given.source == "miniature":
+    data = config.benchmark_source(benchmark)
+    if data.source == "miniature":
         split = config.miniature.benchmarks.get(benchmark)
         counts = {} if split is None else {"train": split.train, "eval": split.val}
     else:
-        mark = {"source": "official", "variant": given.variant}
-        counts = dict(find("benchmarks", benchmark)(paths.benchmark(benchmark), mark).official_counts)
-    most = {"train": max_train, "eval": max_eval}
+        metadata = {"source": "official", "variant": data.variant}
+        counts = dict(find("benchmarks", benchmark)(paths.benchmark(benchmark), metadata).official_counts)
+    limits = {"train": max_train, "eval": max_eval}
     if not counts:
         return None
-    return {part: min(count, most[part] or count) for part, count in counts.items()}
+    return {part: min(count, limits[part] or count) for part, count in counts.items()}
 
 
 def _tokens_and_channels(config: Config, section: ProbeSection) -> tuple[int, int, bool] | None:
-    """Tokens of a view, channels of each, and whether one of them is a class token, of the student's encoder."""
+    """Tokens per view, channels per token, and whether one token is the class token, for the student's encoder."""
     architecture = model_config(config.student)
     vision = architecture["vision_cfg"]
     if "timm_model_name" in vision or not isinstance(vision.get("layers"), int):
@@ -78,9 +79,9 @@ def _tokens_and_channels(config: Config, section: ProbeSection) -> tuple[int, in
         channels = {"pooled": width, "embedding": architecture["embed_dim"], "tokens": blocks * width}
         return 1, channels[section.features.point], False
     size = section.input.size_px or vision.get("image_size", 224)
-    height, across = (size, size) if isinstance(size, int) else size
+    height, width_px = (size, size) if isinstance(size, int) else size
     layers = section.features.layers
     blocks = {layer % vision["layers"] for layer in layers} if not isinstance(layers, str) else None
-    number = len(blocks) if blocks else {"last": 1, "quarters": 4}[layers]
+    num_blocks = len(blocks) if blocks else {"last": 1, "quarters": 4}[layers]
     cls = section.features.cls
-    return (height // patch) * (across // patch) + cls, width * number, cls
+    return (height // patch) * (width_px // patch) + cls, width * num_blocks, cls

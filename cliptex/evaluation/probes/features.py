@@ -1,4 +1,4 @@
-"""What the probes share: a benchmark's images decoded once, an encoder's features computed once, seeds, schedules."""
+"""Standardised features of views as heads read them, a batch at a time."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -7,56 +7,56 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from cliptex.evaluation.probes.feature_cache import Rows
+from cliptex.evaluation.probes.feature_cache import FeatureSource
 
 CHUNK_BYTES = 2**28
 
 
 def split_holdout(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training images for fitting and of those held out, drawn from `seed`, each sorted."""
+    """Indices of the training images for fitting and of the held-out ones, drawn from `seed`, each sorted."""
     order = np.random.default_rng(seed).permutation(count)
-    held = min(max(1, round(share * count)), count - 1)
-    return np.sort(order[held:]), np.sort(order[:held])
+    num_held = min(max(1, round(share * count)), count - 1)
+    return np.sort(order[num_held:]), np.sort(order[:num_held])
 
 
 class Features:
-    """Features of views, given out a batch at a time: maps [V, C, h, w], or vectors [V, C] where `grid` is None.
+    """Features of views: maps [V, C, h, w], or vectors [V, C] if `grid` is None.
 
-    Indexing like a tensor's first axis gives float32 tensors on the CPU; nothing else is held in memory. cls: the first
-    token of a view is its class token, concatenated to every cell. mean, scale: of the channels, see `standardised`.
+    Indexing the first axis, as in a tensor, reads float32 tensors on the CPU; nothing else is held in memory. cls: the
+    first token of a view is its class token, concatenated to every cell. mean, scale: per channel, see `standardised`.
     """
 
     def __init__(
         self,
-        rows: Rows,
+        source: FeatureSource,
         grid: tuple[int, int] | None,
         cls: bool,
         mean_C: torch.Tensor,
         scale_C: torch.Tensor,
         index: np.ndarray | None = None,
     ):
-        self._rows, self._grid, self._cls, self._mean, self._scale = rows, grid, cls, mean_C, scale_C
-        self._index = np.arange(rows.shape[0]) if index is None else index
+        self._source, self._grid, self._cls, self._mean, self._scale = source, grid, cls, mean_C, scale_C
+        self._index = np.arange(source.shape[0]) if index is None else index
         self.shape = (len(self._index), len(mean_C), *(grid or ()))
-        self.computed = rows.computed
+        self.computed = source.computed
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getitem__(self, index: slice | np.ndarray | torch.Tensor) -> torch.Tensor:
-        tokens_BTC = self._rows.read(self._index[index.numpy() if isinstance(index, torch.Tensor) else index])
+        tokens_BTC = self._source.read(self._index[index.numpy() if isinstance(index, torch.Tensor) else index])
         if self._cls:
             tokens_BTC = torch.cat([tokens_BTC[:, 1:], tokens_BTC[:, :1].expand_as(tokens_BTC[:, 1:])], 2)
         values_BCT = ((tokens_BTC - self._mean) * self._scale).transpose(1, 2)
         return values_BCT.unflatten(2, self._grid).contiguous() if self._grid else values_BCT[..., 0]
 
     def take(self, index: np.ndarray) -> Self:
-        """Only some of the views."""
-        return type(self)(self._rows, self._grid, self._cls, self._mean, self._scale, self._index[index])
+        """The views `index`."""
+        return type(self)(self._source, self._grid, self._cls, self._mean, self._scale, self._index[index])
 
 
-class Taken:
-    """Some of the views of a tensor, which are copied a batch at a time."""
+class TensorSubset:
+    """Some of the views of a tensor, copied a batch at a time."""
 
     def __init__(self, values: torch.Tensor, index: np.ndarray):
         self._values, self._index = values, index
@@ -69,35 +69,35 @@ class Taken:
         return self._values[self._index[index.numpy() if isinstance(index, torch.Tensor) else index]]
 
 
-def take(features: Features | torch.Tensor, index: np.ndarray) -> Features | Taken:
-    """Only some of the views."""
-    return features.take(index) if isinstance(features, Features) else Taken(features, index)
+def take(features: Features | torch.Tensor, index: np.ndarray) -> Features | TensorSubset:
+    """The views `index`."""
+    return features.take(index) if isinstance(features, Features) else TensorSubset(features, index)
 
 
 def chunks(shape: Sequence[int]) -> Iterator[slice]:
-    """Views a few at a time, so many that in float64 they take no more than `CHUNK_BYTES`."""
+    """Slices of the views; each takes at most `CHUNK_BYTES` in float64."""
     views = min(256, max(1, CHUNK_BYTES // (8 * math.prod(shape[1:]))))
     return (slice(start, min(start + views, shape[0])) for start in range(0, shape[0], views))
 
 
-def statistics(rows: Rows, cls: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def statistics(source: FeatureSource, cls: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and inverse standard deviation of the channels over all views and cells, float32 [C] each.
 
-    With cls first those of the patch tokens, then those of the class token. A channel that does not vary has the
-    inverse deviation 0, so that it becomes zero.
+    With cls, first those of the patch tokens, then those of the class token. Constant channels have the inverse
+    deviation 0, so that they become zero.
     """
 
     def read() -> Iterator[list[torch.Tensor]]:
-        for some in chunks(rows.shape):
-            tokens_BTC = rows.read(np.arange(some.start, some.stop)).double()
+        for chunk in chunks(source.shape):
+            tokens_BTC = source.read(np.arange(chunk.start, chunk.stop)).double()
             yield [tokens_BTC[:, 1:], tokens_BTC[:, :1]] if cls else [tokens_BTC]
 
-    def means(of: Callable[[torch.Tensor, int], torch.Tensor]) -> list[torch.Tensor]:
+    def means(transform: Callable[[torch.Tensor, int], torch.Tensor]) -> list[torch.Tensor]:
         sums: list[Any] = [0, 0]
         counts = [0, 0]
         for parts in read():
             for kind, part in enumerate(parts):
-                sums[kind] += of(part, kind).sum((0, 1))
+                sums[kind] += transform(part, kind).sum((0, 1))
                 counts[kind] += part.shape[0] * part.shape[1]
         return [total / count for total, count in zip(sums, counts, strict=True) if count]
 
@@ -108,32 +108,32 @@ def statistics(rows: Rows, cls: bool) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def standardised(
-    rows: Sequence[Rows],
+    sources: Sequence[FeatureSource],
     grid: tuple[int, int] | None,
     cls: bool = False,
     standardise: bool = True,
     memory_bytes: float = float("inf"),
 ) -> list[Features | torch.Tensor]:
-    """Features of the parts of a benchmark, of which the first is the training split: tensors where they fit in memory.
+    """Features of the parts of a benchmark, the training split first; tensors if they fit in memory.
 
-    standardise: channels get zero mean and unit variance over the training split, as BatchNorm gives.
+    standardise: channels get zero mean and unit variance over the training split, as by batch norm.
     """
-    mean, scale = statistics(rows[0], cls) if standardise else _unchanged(rows[0].shape[2] * (1 + cls))
-    parts = [Features(one, grid, cls, mean, scale) for one in rows]
+    mean, scale = statistics(sources[0], cls) if standardise else _identity(sources[0].shape[2] * (1 + cls))
+    parts = [Features(source, grid, cls, mean, scale) for source in sources]
     if 4 * sum(math.prod(part.shape) for part in parts) > memory_bytes:
         return parts
     return [_in_memory(part) for part in parts]
 
 
 def _in_memory(features: Features) -> torch.Tensor:
-    """All of them, without a second copy at any time."""
+    """All features in one tensor, without a second copy at any time."""
     out = torch.empty(features.shape)
-    for some in chunks(features.shape):
-        out[some] = features[some]
+    for chunk in chunks(features.shape):
+        out[chunk] = features[chunk]
     return out
 
 
-def _unchanged(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _identity(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.zeros(channels), torch.ones(channels)
 
 

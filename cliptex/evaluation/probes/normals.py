@@ -1,9 +1,9 @@
 """Surface normals: ridge regression, or a decoder trained on the angle.
 
 Predictions kept:  `normals_truth_{i}`, `normals_prediction_{i}`: float32 [H, W, 3], NaN = invalid
-Per-image parts:   where pooled over pixels `pixels` int64 [N], `angle_sum` (degrees), `square_sum` float64 [N], and the numbers of
-                   pixels `within_5` to `within_30` int64 [N]; else the metrics of each image, float64 [N], NaN for an image
-                   without a valid pixel
+Per-image parts:   with pooled averaging `pixels` int64 [N], `angle_sum` (degrees), `square_sum` float64 [N], and the
+                   numbers of pixels `within_5` to `within_30` int64 [N]; otherwise the metrics of each image, float64
+                   [N], NaN for an image without valid pixels
 Thumbnails:        x, y, z as signed bytes, at most 48 pixels a side
 """
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 
 class AngularNormals(DecoderTraining):
-    """NormalsProtocol by their angle to the truth."""
+    """Normals trained on the angle to the ground truth."""
 
     kind: Literal["angular"]
-    """Which head it is."""
+    """Type of the head."""
     uncertainty: bool
-    """Whether a fourth channel says how sure it is, and the loss is the likelihood of the angular von Mises-Fisher
-    density (Bae et al.); else the angle itself."""
+    """Whether a fourth channel predicts the confidence, trained with the negative log-likelihood of the angular von
+    Mises-Fisher distribution (Bae et al.); false: the loss is the angle."""
 
 
 NormalsHead = Annotated[Ridge | AngularNormals, Field(discriminator="kind")]
@@ -78,14 +78,14 @@ class NormalsProbe(ProbeTask):
     def truth(self, run: Run, encoder: Encoder) -> TruthOf:
         import numpy as np
 
-        from cliptex.evaluation.probes.views import cut_truth
+        from cliptex.evaluation.probes.views import crop_truth
 
         grid = truth_grid(run.protocol.section(self.name), encoder)
 
         def normals(sample: dict[str, Any], view: ImageView | None) -> np.ndarray:
             if view is None:
                 return sample["normals"]
-            cut = cut_truth(sample["normals"], view, grid, np.nan)
+            cut = crop_truth(sample["normals"], view, grid, np.nan)
             return cut * np.array([-1, 1, 1], np.float32) if view.flip else cut
 
         return normals

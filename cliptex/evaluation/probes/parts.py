@@ -1,6 +1,6 @@
-"""A benchmark's parts as probes see them: what of each image is seen, the truths, and the features of encoders.
+"""Read a benchmark split once and extract features: views of the images, ground truth, cached encoder features.
 
-Each image is decoded once for all encoders; only features and truths are kept.
+Each image is decoded once for all encoders; only features and ground truth are kept.
 """
 
 import logging
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +17,13 @@ import torch
 from cliptex.benchmarks.base import Benchmark
 from cliptex.core.progress import track
 from cliptex.core.seeds import seed_of
-from cliptex.evaluation.probes.feature_cache import FeatureCache, Rows, Writer, bytes_of, fingerprint
+from cliptex.evaluation.probes.feature_cache import FeatureCache, FeatureSource, Writer, bytes_of, fingerprint
 from cliptex.evaluation.probes.features import split_holdout
 from cliptex.evaluation.probes.views import (
     ImageView,
     Size,
-    cut,
-    cut_centre,
+    crop_centre,
+    crop_view,
     evaluation_views,
     random_crops,
     random_views,
@@ -34,14 +34,14 @@ from cliptex.models.encoders import BATCH_SIZE, Encoder, in_order
 log = logging.getLogger("cliptex")
 
 TruthOf = Callable[[dict[str, Any], ImageView | None], Any]
-"""(sample, view of a training image or None for evaluation) -> the truth that a task keeps of it."""
+"""(sample, view of a training image or None for evaluation) -> the ground truth that a task keeps of it."""
 
 
 @dataclass
 class Part:
-    """One part of a benchmark. Views of all samples lie one after another; `owner` is the sample of each.
+    """One part of a benchmark. The views of all samples are concatenated; `owner` is the sample of each view.
 
-    truths: by task, of each view in training, of each sample in evaluation.
+    truths: by task, one per view in training, one per sample in evaluation.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -51,16 +51,26 @@ class Part:
     truths: dict[str, list[Any]] = field(default_factory=dict)
 
     def split(self, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Views of the samples for fitting, and of those held out, drawn from `seed`."""
+        """Indices of the views of the samples for fitting, and of those of the held-out samples, drawn from `seed`."""
         owner = np.array(self.owner)
         return tuple(np.flatnonzero(np.isin(owner, part)) for part in split_holdout(len(self.ids), holdout, seed))
 
 
-class Reader:
-    """Reads the samples `indices` of a part of a benchmark as tasks of equal input, augmentation and features see it.
+class ReadSample(NamedTuple):
+    """What is read of one sample. images: the encoder's input for each view. truths: by task."""
 
-    part: "train" or "eval". size: height and width of what encoders see. interpolation: how images are resized.
-    fill: RGB of what lies beyond an image. truths: by task.
+    id: str
+    shape: Size
+    views: list[ImageView | None]
+    images: list[np.ndarray]
+    truths: dict[str, list[Any]]
+
+
+class Reader:
+    """Reads the samples `indices` of a part of a benchmark, for tasks with equal input, augmentation and features.
+
+    part: "train" or "eval". size: height and width of the encoder's input. interpolation: how images are resized.
+    fill: RGB beyond the image's border. truths: by task.
     """
 
     def __init__(
@@ -68,110 +78,111 @@ class Reader:
         data: Benchmark,
         part: str,
         indices: Sequence[int],
-        task: ProbeSection,
+        section: ProbeSection,
         encoder: Encoder,
         truths: Mapping[str, TruthOf],
     ):
-        self.data, self.part, self.task, self.truths = data, part, task, truths
+        self.data, self.part, self.section, self.truths = data, part, section, truths
         self.samples = data.samples(part)
         self.indices = list(indices)
-        self.size = encoder.input_size(task.input.size_px)
+        self.size = encoder.input_size(section.input.size_px)
         self.interpolation = encoder.interpolation
         self.fill = tuple(round(255 * value) for value in encoder.mean)
-        self.dense = isinstance(task, DenseTask)
-        self.cropped = self.dense and task.input.fit == "crop"
-        self.augmented = part == "train" and task.augment.views > 0
+        self.dense = isinstance(section, DenseTask)
+        self.cropped = self.dense and section.input.fit == "crop"
+        self.augmented = part == "train" and section.augment.views > 0
 
     def views(self, index: int, shape: Size) -> list[ImageView | None]:
-        """What is seen of the sample `index`, whose image has this height and width; the same at every call."""
+        """The views of the sample `index`, whose image has this height and width; the same on every call."""
         if self.augmented:
             rng = np.random.default_rng([seed_of(self.data.name, "views"), index])
             if self.dense:
-                return random_views(shape, self.task.input, self.size, self.task.augment, rng)
-            return random_crops(shape, self.task.augment, rng)
-        return evaluation_views(shape, self.task.input, self.size) if self.dense else [None]
+                return random_views(shape, self.section.input, self.size, self.section.augment, rng)
+            return random_crops(shape, self.section.augment, rng)
+        return evaluation_views(shape, self.section.input, self.size) if self.dense else [None]
 
     def pixels(self, image: np.ndarray, view: ImageView | None) -> np.ndarray:
         """A view as the encoder's input, uint8 [*size, 3]."""
         if view is None:
-            return cut_centre(image, self.task.input, self.size[0], self.interpolation)
-        return cut(image, view, self.size, self.interpolation, self.fill)
+            return crop_centre(image, self.section.input, self.size[0], self.interpolation)
+        return crop_view(image, view, self.size, self.interpolation, self.fill)
 
     def encode(self, encoder: Encoder, images_BHWC: np.ndarray) -> torch.Tensor:
-        """The features [B, T, C] that the task wants."""
-        images, wanted = encoder.normalised(images_BHWC), self.task.features
+        """The features [B, T, C] that the section asks for."""
+        images, options = encoder.normalised(images_BHWC), self.section.features
         if self.dense:
-            return encoder.tokens(images, wanted.layers, wanted.norm, wanted.cls)
-        if wanted.point == "tokens":
-            return encoder.summary(images, wanted.blocks)[:, None]
-        return (encoder.pooled(images) if wanted.point == "pooled" else encoder.embedding(images))[:, None]
+            return encoder.tokens(images, options.layers, options.norm, options.cls)
+        if options.point == "tokens":
+            return encoder.summary(images, options.blocks)[:, None]
+        return (encoder.pooled(images) if options.point == "pooled" else encoder.embedding(images))[:, None]
 
     def expected_views(self) -> int:
-        """About how many views there will be; exact but for windows."""
-        return len(self.indices) * views_of_each(self.task, self.part)
+        """The number of views; for windows an estimate."""
+        return len(self.indices) * views_of_each(self.section, self.part)
 
     def depends_on(self, encoder: Encoder) -> dict[str, Any]:
-        """All that the features depend on."""
-        wanted = self.task.features.model_dump(mode="json", exclude={"standardise"})
+        """Everything that the features depend on."""
         return {
             "encoder": [type(encoder).__name__, encoder.sha256, encoder.config_sha256],
             "size": self.size,
             "pixels": [self.interpolation, list(encoder.mean), list(encoder.std)],
             "benchmark": [*self.data.identity, self.part],
             "samples": [fingerprint(self.samples), self.indices],
-            "input": self.task.input.model_dump(mode="json"),
-            "augment": self.task.augment.model_dump(mode="json") if self.augmented else None,
-            "features": wanted,
+            "input": self.section.input.model_dump(mode="json"),
+            "augment": self.section.augment.model_dump(mode="json") if self.augmented else None,
+            "features": self.section.features.model_dump(mode="json", exclude={"standardise"}),
         }
 
-    def _read(self, index: int, pixels: bool, truths: bool) -> tuple[str, Size, list[ImageView | None], list, dict]:
+    def _read(self, index: int, with_images: bool, with_truths: bool) -> ReadSample:
         sample = self.samples[index]
         image = sample["image"]
         shape = image.shape[:2]
         views = self.views(index, shape)
-        seen = [self.pixels(image, view) for view in views] if pixels else []
-        kept = {}
-        if truths:
-            of = views if self.part == "train" else [None]
-            kept = {task: [truth(sample, view) for view in of] for task, truth in self.truths.items()}
+        images = [self.pixels(image, view) for view in views] if with_images else []
+        truths = {}
+        if with_truths:
+            truth_views = views if self.part == "train" else [None]
+            truths = {task: [truth(sample, view) for view in truth_views] for task, truth in self.truths.items()}
             if self.part == "eval" and self.cropped:
-                kept = {task: [value[views[0].slices()] for value in values] for task, values in kept.items()}
-        return sample["id"], shape, views, seen, kept
+                truths = {task: [value[views[0].slices()] for value in values] for task, values in truths.items()}
+        return ReadSample(sample["id"], shape, views, images, truths)
 
     def read(self, sinks: Mapping[str, tuple[Encoder, Writer]], truths: bool = True) -> tuple[Part, dict[str, float]]:
-        """One pass: the part, and into each sink the features of its encoder. The seconds that each encoder took."""
+        """Read the part in one pass and append the features of each encoder to its writer.
+
+        truths: whether to keep the ground truth. Returns the part, and the seconds that each encoder took.
+        """
         part = Part(truths={task: [] for task in self.truths} if truths else {})
-        waiting: list[np.ndarray] = []
+        pending: list[np.ndarray] = []
         seconds = dict.fromkeys(sinks, 0.0)
 
         def flush() -> None:
-            images = np.stack(waiting[:BATCH_SIZE])
-            del waiting[:BATCH_SIZE]
+            images = np.stack(pending[:BATCH_SIZE])
+            del pending[:BATCH_SIZE]
             for name, (encoder, writer) in sinks.items():
                 start = time.perf_counter()
                 writer.append(self.encode(encoder, images))
                 seconds[name] += time.perf_counter() - start
 
-        read = partial(self._read, pixels=bool(sinks), truths=truths)
-        what = f"read {self.data.name} {self.part}"
-        for number, sample in enumerate(track(in_order(self.indices, read), what, len(self.indices))):
-            name, shape, views, seen, kept = sample
-            part.ids.append(name)
-            part.shapes.append(shape)
-            part.views += views
-            part.owner += [number] * len(views)
-            for task, values in kept.items():
+        read = partial(self._read, with_images=bool(sinks), with_truths=truths)
+        label = f"read {self.data.name} {self.part}"
+        for number, sample in enumerate(track(in_order(self.indices, read), label, len(self.indices))):
+            part.ids.append(sample.id)
+            part.shapes.append(sample.shape)
+            part.views += sample.views
+            part.owner += [number] * len(sample.views)
+            for task, values in sample.truths.items():
                 part.truths[task] += values
-            waiting += seen
-            while len(waiting) >= BATCH_SIZE:
+            pending += sample.images
+            while len(pending) >= BATCH_SIZE:
                 flush()
-        if waiting:
+        if pending:
             flush()
         return part, seconds
 
 
-class Computed(Rows):
-    """Features computed whenever they are asked for, where they are too many to be kept."""
+class ComputedFeatures(FeatureSource):
+    """Features that are too large to keep: the encoder runs on every read."""
 
     computed = True
 
@@ -181,98 +192,137 @@ class Computed(Rows):
         self.shape = (len(part.views), *self._tokens(np.arange(1)).shape[1:])
 
     def _tokens(self, index: np.ndarray) -> torch.Tensor:
-        images: dict[int, np.ndarray] = {}
-        seen = []
+        decoded: dict[int, np.ndarray] = {}
+        images = []
         for view in index.tolist():
             sample = self._owner[view]
-            if sample not in images:
-                images[sample] = self._reader.samples[self._reader.indices[sample]]["image"]
-            seen.append(self._reader.pixels(images[sample], self._part.views[view]))
-        return self._reader.encode(self._encoder, np.stack(seen)).float().cpu()
+            if sample not in decoded:
+                decoded[sample] = self._reader.samples[self._reader.indices[sample]]["image"]
+            images.append(self._reader.pixels(decoded[sample], self._part.views[view]))
+        return self._reader.encode(self._encoder, np.stack(images)).float().cpu()
 
     def read(self, index: np.ndarray) -> torch.Tensor:
         index = np.asarray(index)
-        parts = [self._tokens(index[start : start + BATCH_SIZE]) for start in range(0, len(index), BATCH_SIZE)]
-        # through the same rounding as kept ones, so that where features are kept changes no result
-        writer = Writer(self._reader.task.features.precision)
-        for part in parts:
-            writer.append(part)
+        chunks = [self._tokens(index[start : start + BATCH_SIZE]) for start in range(0, len(index), BATCH_SIZE)]
+        # the same rounding as stored features, so that the results do not depend on where features are kept
+        writer = Writer(self._reader.section.features.precision)
+        for chunk in chunks:
+            writer.append(chunk)
         return writer.finish({}).read(np.arange(len(index)))
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The features of one encoder in both parts, and the seconds that it took to compute them."""
+class EncoderFeatures:
+    """The features of one encoder for both parts, and the seconds that it took to compute them."""
 
-    train: Rows
-    eval: Rows
+    train: FeatureSource
+    eval: FeatureSource
     seconds: float
 
 
 def features_of(
     readers: tuple[Reader, Reader], encoders: Mapping[str, Encoder], cache: FeatureCache, memory_bytes: float
-) -> Iterator[tuple[Part, Part, Kept]]:
-    """Both parts of a benchmark, and the features of one model after another, in the order of `encoders`.
+) -> Iterator[tuple[Part, Part, EncoderFeatures]]:
+    """Yield both parts of a benchmark with the features of one model at a time, in the order of `encoders`.
 
-    Features that the cache has are used. Others are computed for as many models at a time as fit into it, each image
-    being decoded once for all of them. Where those of one model do not fit, they stay in memory; where they do not fit
-    there either, they are computed whenever they are needed.
+    Cached features are used. The others are computed for as many models at a time as fit in the cache, so that each
+    image is decoded once for all of them. If the features of one model do not fit, they are held in memory; if they do
+    not fit there either, they are computed whenever they are read.
     """
-    parts: list[Part] = []
+    parts: list[Part | None] = [None, None]
     waiting = list(encoders)
     while waiting:
-        place, room = "disk", cache.limit_bytes
-        group: list[str] = []
-        for model in waiting:
-            size = sum(bytes_needed(reader, encoders[model]) for reader in readers)
-            if not group:
-                place = "disk" if size <= room else "memory" if size <= memory_bytes else "nowhere"
-                room = {"disk": room, "memory": memory_bytes, "nowhere": size}[place]
-                if place != "disk":
-                    _say_where(readers[0], model, size, place)
-            if size > room:
-                break
-            room -= size
-            group.append(model)
+        group, place = _next_group(readers, {model: encoders[model] for model in waiting}, cache, memory_bytes)
         waiting = waiting[len(group) :]
-        made: dict[str, list[Rows]] = {model: [] for model in group}
+        sources: dict[str, list[FeatureSource]] = {model: [] for model in group}
         seconds = dict.fromkeys(group, 0.0)
-        keys = []
+        keys: list[str] = []
         for number, reader in enumerate(readers):
-            found, sinks = {}, {}
-            with ExitStack() as stack:
-                for model in group if place != "nowhere" else []:
-                    about = reader.depends_on(encoders[model])
-                    key = cache.key(about)
-                    keys.append(key)
-                    found[model] = cache.find(key) if place == "disk" else None
-                    if found[model] is None:
-                        precision, size = reader.task.features.precision, bytes_needed(reader, encoders[model])
-                        new = cache.new(key, precision, size, about) if place == "disk" else None
-                        sinks[model] = encoders[model], stack.enter_context(new) if new else Writer(precision)
-                if sinks or len(parts) <= number:
-                    part, took = reader.read(sinks, truths=len(parts) <= number)
-                    parts = parts if len(parts) > number else [*parts, part]
-                    seconds = {model: seconds[model] + took.get(model, 0.0) for model in group}
+            extracted = _extract(reader, group, place, cache, parts[number])
+            parts[number] = extracted.part
+            keys += extracted.keys
             for model in group:
-                if place == "nowhere":
-                    made[model].append(Computed(reader, parts[number], encoders[model]))
-                elif place == "memory":
-                    made[model].append(sinks[model][1].finish({}))
-                else:
-                    made[model].append(found[model] or cache.find(cache.key(reader.depends_on(encoders[model]))))
+                sources[model].append(extracted.sources.pop(model))
+                seconds[model] += extracted.seconds.get(model, 0.0)
         for model in group:
-            yield parts[0], parts[1], Kept(*made.pop(model), seconds[model])
+            yield parts[0], parts[1], EncoderFeatures(*sources.pop(model), seconds[model])
         cache.release(keys)
+
+
+def _next_group(
+    readers: Sequence[Reader], encoders: Mapping[str, Encoder], cache: FeatureCache, memory_bytes: float
+) -> tuple[dict[str, Encoder], str]:
+    """The first of the encoders whose features are kept at the same time, and where: "disk", "memory" or "nowhere"."""
+    group: dict[str, Encoder] = {}
+    place, free = "disk", cache.limit_bytes
+    for model, encoder in encoders.items():
+        size = sum(bytes_needed(reader, encoder) for reader in readers)
+        if not group:
+            place = "disk" if size <= free else "memory" if size <= memory_bytes else "nowhere"
+            free = {"disk": free, "memory": memory_bytes, "nowhere": size}[place]
+            if place != "disk":
+                _log_place(readers[0], model, size, place)
+        if size > free:
+            break
+        free -= size
+        group[model] = encoder
+    return group, place
+
+
+class Extracted(NamedTuple):
+    """The features of one part by model, the seconds of the encoders that ran, and the cache keys in use."""
+
+    part: Part
+    sources: dict[str, FeatureSource]
+    seconds: dict[str, float]
+    keys: list[str]
+
+
+def _extract(
+    reader: Reader, encoders: Mapping[str, Encoder], place: str, cache: FeatureCache, part: Part | None
+) -> Extracted:
+    """The features of one part for several encoders, from the cache or computed in one pass over the images.
+
+    part: the part if it has been read before; otherwise it is read with its ground truth.
+    """
+    if place == "nowhere":
+        if part is None:
+            part, _ = reader.read({})
+        computed = {model: ComputedFeatures(reader, part, encoder) for model, encoder in encoders.items()}
+        return Extracted(part, computed, {}, [])
+    precision = reader.section.features.precision
+    keys: dict[str, str] = {}
+    sources: dict[str, FeatureSource | None] = {}
+    sinks: dict[str, tuple[Encoder, Writer]] = {}
+    seconds: dict[str, float] = {}
+    with ExitStack() as stack:
+        for model, encoder in encoders.items():
+            dependencies = reader.depends_on(encoder)
+            keys[model] = cache.key(dependencies)
+            sources[model] = cache.find(keys[model]) if place == "disk" else None
+            if sources[model] is not None:
+                continue
+            if place == "disk":
+                size = bytes_needed(reader, encoder)
+                writer = stack.enter_context(cache.new(keys[model], precision, size, dependencies))
+            else:
+                writer = Writer(precision)
+            sinks[model] = encoder, writer
+        if sinks or part is None:
+            read_part, seconds = reader.read(sinks, truths=part is None)
+            part = read_part if part is None else part
+    for model, (_, writer) in sinks.items():
+        sources[model] = cache.find(keys[model]) if place == "disk" else writer.finish({})
+    return Extracted(part, sources, seconds, list(keys.values()))
 
 
 def bytes_needed(reader: Reader, encoder: Encoder) -> int:
     """Bytes of the features of a part."""
     _, tokens, channels = reader.encode(encoder, np.zeros((1, *reader.size, 3), np.uint8)).shape
-    return bytes_of((reader.expected_views(), tokens, channels), reader.task.features.precision)
+    return bytes_of((reader.expected_views(), tokens, channels), reader.section.features.precision)
 
 
-def _say_where(reader: Reader, model: str, size: float, place: str) -> None:
+def _log_place(reader: Reader, model: str, size: float, place: str) -> None:
     if place == "memory":
         log.info("%s: the features of %s, %.3g MB, are held in memory", reader.data.name, model, size / 1e6)
         return

@@ -1,8 +1,8 @@
 """Semantic segmentation: mmsegmentation's heads on dense features, mIoU over the whole split.
 
 Predictions kept:  `truth_{i}`, `prediction_{i}`: uint8 [H, W], 255 = ignored
-Per-image parts:   `hit`, `truth`, `predicted` int32 [N, K]: pixels of a class that are right, that the truth has, that the
-                   prediction has, all where the truth is not ignored
+Per-image parts:   `hit`, `truth`, `predicted` int32 [N, K]: correct, ground-truth and predicted pixels of each class,
+                   without ignored pixels
 Thumbnails:        masks, at most 96 pixels a side
 """
 
@@ -31,35 +31,35 @@ if TYPE_CHECKING:
 
 
 class SegmentationTraining(Training):
-    """What the segmentation heads share."""
+    """Options of all segmentation heads."""
 
     batch_size: Annotated[int, Field(ge=2)]
-    """Images a step; batch norm needs two."""
+    """Views per step; batch norm needs at least two."""
     loss_points: Positive | None = None
-    """Points a side at which the loss is taken each step, a regular sub-grid of the mask at a random offset; null: all
-    of the mask."""
+    """Points per side at which the loss is computed in each step, on a regular sub-grid of the mask at a random offset;
+    null: every pixel of the mask."""
     balance: Share = 0.0
-    """Classes are weighted in the loss by their share of the pixels to the power of minus this; 0 is plain."""
+    """Exponent b of the class weights in the loss, (share of the pixels) ^ -b; 0: no weights."""
 
 
 class LinearSegmentation(SegmentationTraining):
     """A 1x1 convolution."""
 
     kind: Literal["linear"]
-    """Which head it is."""
+    """Type of the head."""
     batch_norm: bool = False
-    """Whether the features go through batch norm first, as DINOv2's head has it."""
+    """Whether batch norm is applied to the features first, as in DINOv2's head."""
 
 
 class DeepLabV3(SegmentationTraining):
-    """Dilated convolutions side by side (mmsegmentation's ASPPHead)."""
+    """Parallel dilated convolutions (mmsegmentation's ASPPHead)."""
 
     kind: Literal["deeplabv3"]
-    """Which head it is."""
+    """Type of the head."""
     channels: Positive
     """Channels of its layers."""
     dilations: Annotated[tuple[Positive, ...], Field(min_length=1)]
-    """Dilations in cells of the feature map; of 1 is a 1x1 convolution."""
+    """Dilations in cells of the feature map; 1 is a 1x1 convolution."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout before the classifier."""
 
@@ -68,7 +68,7 @@ class PSPNet(SegmentationTraining):
     """Pyramid pooling (mmsegmentation's PSPHead)."""
 
     kind: Literal["pspnet"]
-    """Which head it is."""
+    """Type of the head."""
     channels: Positive
     """Channels of its layers."""
     pool_scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 3, 6)
@@ -84,7 +84,7 @@ class SegmentationProtocol(DenseTask):
     """Semantic segmentation: mIoU over the whole split."""
 
     mask_size_px: Positive
-    """Training masks are kept as squares of this side (nearest); evaluation uses the original resolution."""
+    """Side of the training masks, squares (nearest); evaluation uses the original resolution."""
     heads: dict[Name, SegmentationHead]
     """The heads by name."""
 
@@ -121,12 +121,12 @@ class SegmentationProbe(ProbeTask):
 
     def truth(self, run: Run, encoder: Encoder) -> TruthOf:
         from cliptex.evaluation.metrics.segmentation import IGNORE
-        from cliptex.evaluation.probes.views import cut_truth
+        from cliptex.evaluation.probes.views import crop_truth
 
         side = run.protocol.section(self.name).mask_size_px
 
         def mask(sample: dict[str, Any], view: ImageView | None) -> np.ndarray:
-            return sample["mask"] if view is None else cut_truth(sample["mask"], view, (side, side), IGNORE)
+            return sample["mask"] if view is None else crop_truth(sample["mask"], view, (side, side), IGNORE)
 
         return mask
 

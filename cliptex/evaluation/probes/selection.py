@@ -1,4 +1,4 @@
-"""Hyper-parameters of trained heads, chosen on a held-out part of the training split."""
+"""Choose hyper-parameters of trained heads on a held-out part of the training split."""
 
 from collections.abc import Callable
 from itertools import product
@@ -8,7 +8,7 @@ from cliptex.evaluation.protocols.base import Training
 
 
 class Candidate(NamedTuple):
-    """One setting of a head's optimizer."""
+    """Learning rate and weight decay of a head's optimizer."""
 
     learning_rate: float
     weight_decay: float
@@ -18,17 +18,19 @@ class Candidate(NamedTuple):
 
 
 def candidates(options: Training) -> list[Candidate]:
-    """Every rate with every decay."""
+    """All combinations of learning rates and weight decays."""
     return [Candidate(*pair) for pair in product(options.learning_rates, options.weight_decays)]
 
 
 def best_candidate(options: Training, score: Callable[[Candidate], float]) -> tuple[Candidate, dict[str, float]]:
-    """The candidate with the highest `score` on the holdout, and all scores; a lone candidate is not tried at all.
+    """The candidate with the highest `score` on the holdout, and all scores.
 
-    Of equal scores the first wins.
+    A single candidate is returned without a score. If scores are equal, the first candidate wins.
     """
     grid = candidates(options)
     if len(grid) == 1:
         return grid[0], {}
     scores = {candidate: score(candidate) for candidate in grid}
-    return max(grid, key=lambda candidate: scores[candidate]), {str(one): value for one, value in scores.items()}
+    return max(grid, key=lambda candidate: scores[candidate]), {
+        str(candidate): value for candidate, value in scores.items()
+    }

@@ -28,10 +28,15 @@ def probe_task(name: str) -> ProbeTask:
         if task.name in built_in():
             raise CliptexError(f"{name}: its name {task.name!r} is taken by the package's own task; choose another")
         return _others.setdefault(task.name, task)
-    tasks = built_in() | _others
+    tasks = known_tasks()
     if name not in tasks:
         raise CliptexError(f"probe task {name!r}: there are {', '.join(tasks)}; name your own as package.module:Class")
     return tasks[name]
+
+
+def known_tasks() -> dict[str, ProbeTask]:
+    """The package's tasks, and those that were found by import path, by name."""
+    return built_in() | _others
 
 
 def tasks_of(benchmark: str) -> dict[str, ProbeTask]:
@@ -42,5 +47,4 @@ def tasks_of(benchmark: str) -> dict[str, ProbeTask]:
 
 def probe_measures() -> dict[str, Measure]:
     """All measures of the tasks that were found, by name."""
-    tasks = [*built_in().values(), *_others.values()]
-    return {measure.name: measure for task in tasks for measure in task.measures}
+    return {measure.name: measure for task in known_tasks().values() for measure in task.measures}

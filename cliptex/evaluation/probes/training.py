@@ -1,7 +1,7 @@
-"""How heads are trained: batches, optimizer, rate."""
+"""Train heads: batches, learning rate, optimizer, and the loop over steps."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -10,27 +10,32 @@ from cliptex.evaluation.probes.selection import Candidate
 from cliptex.evaluation.protocols.base import Training
 
 
+def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def batches(count: int, batch_size: int, steps: int, generator: torch.Generator) -> list[torch.Tensor]:
-    """Indices of `steps` batches: permutations of the training set one after another, each batch full."""
+    """Indices of `steps` full batches, cut from consecutive permutations of the training set."""
     size = min(batch_size, count)
     order = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-steps * size // count))])
     return list(order[: steps * size].view(steps, size))
 
 
 def rate_factor(options: Training, step: int) -> float:
-    """The learning rate of a step (from 0) as a share of the peak."""
-    rising = max(1, round(options.warmup * options.steps))
-    up = min((step + 1) / rising, 1)
-    falling = max(0, step - rising) / max(1, options.steps - rising)
+    """The learning rate of a step (from 0) as a fraction of the peak."""
+    warmup_steps = max(1, round(options.warmup * options.steps))
+    warmup = min((step + 1) / warmup_steps, 1)
+    progress = max(0, step - warmup_steps) / max(1, options.steps - warmup_steps)
     if options.decay == "cosine":
-        return up * (options.final + (1 - options.final) * (1 + math.cos(math.pi * falling)) / 2)
+        return warmup * (options.final + (1 - options.final) * (1 + math.cos(math.pi * progress)) / 2)
     if options.decay == "steps":
-        return up * options.gamma ** sum(step >= share * options.steps for share in options.milestones)
-    return up * (options.final + (1 - options.final) * (1 - falling) ** options.power)
+        return warmup * options.gamma ** sum(step >= share * options.steps for share in options.milestones)
+    return warmup * (options.final + (1 - options.final) * (1 - progress) ** options.power)
 
 
 class Optimisation:
-    """The optimizer and the schedule of one head: `step(loss)` does all of a step."""
+    """Optimizer, gradient clipping and learning-rate schedule of one head."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], options: Training, candidate: Candidate):
         self._parameters = list(parameters)
@@ -43,10 +48,32 @@ class Optimisation:
         self._schedule = LambdaLR(self._optimizer, lambda step: rate_factor(options, step))
 
     def step(self, loss: torch.Tensor) -> None:
-        """One step down the gradient of `loss`."""
+        """Backpropagate `loss` and update the parameters and the learning rate."""
         self._optimizer.zero_grad()
         loss.backward()
         if self._clip is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
         self._optimizer.step()
         self._schedule.step()
+
+
+def train_network(
+    build: Callable[[], torch.nn.Module],
+    loss: Callable[[torch.nn.Module, torch.Tensor, torch.Generator], torch.Tensor],
+    count: int,
+    options: Training,
+    candidate: Candidate,
+    seed: int,
+) -> torch.nn.Module:
+    """Build a head and train it on `count` views; returned in evaluation mode.
+
+    The same seed gives the same initial weights and the same batches for every encoder. loss: (head, indices of a
+    batch, generator) -> scalar.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    network = build().train().to(default_device())
+    optimisation = Optimisation(network.parameters(), options, candidate)
+    for batch in batches(count, options.batch_size, options.steps, generator):
+        optimisation.step(loss(network, batch, generator))
+    return network.eval()

@@ -1,22 +1,22 @@
-"""What fine-tuning shares over tasks: features of an encoder in training, and how a head is trained with it.
+"""Fine-tuning of heads and encoder, for all tasks: features of an encoder in training, and the base class `Tuner`.
 
-A head that the protocol trains starts as it does on frozen features. One that it solves in closed form (ridge,
-logistic) starts from that solution and is trained further together with the encoder ("LP-FT", Kumar et al. 2022,
-arXiv 2202.10054). Features stay standardised by their mean and variance before the first step.
+A head that the protocol trains starts from the same initial weights as on frozen features. A head that is solved in
+closed form (ridge, logistic) starts from that solution and is trained further with the encoder ("LP-FT", Kumar et al.
+2022, arXiv 2202.10054). Features stay standardised by their mean and variance before the first step.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from cliptex.config import FineTuning
-from cliptex.evaluation.probes.base import Outcome
+from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.features import Features, standardised
-from cliptex.evaluation.probes.parts import Computed, Part, Reader
+from cliptex.evaluation.probes.parts import ComputedFeatures, Part, Reader
 from cliptex.evaluation.probes.selection import Candidate, candidates
 from cliptex.evaluation.protocols.base import DenseTask, Training
 from cliptex.models.encoders import BATCH_SIZE, Encoder
@@ -25,22 +25,23 @@ TUNED = "fine-tuned end to end: the encoder by AdamW, together with the head; "
 FROM_RIDGE = TUNED + "the head starts from ridge regression; its map resized (bilinear) to the original resolution"
 
 
-class TrainableFeatures(Computed):
+class TrainableFeatures(ComputedFeatures):
     """Features computed on every access by an encoder in training, without rounding.
 
-    Where gradients are enabled, all views of an access are one batch.
+    If gradients are enabled, all views of an access are one batch.
     """
 
     def read(self, index: np.ndarray) -> torch.Tensor:
         index = np.asarray(index)
         if torch.is_grad_enabled():
             return self._tokens(index)
-        return torch.cat([self._tokens(index[at : at + BATCH_SIZE]) for at in range(0, len(index), BATCH_SIZE)])
+        starts = range(0, len(index), BATCH_SIZE)
+        return torch.cat([self._tokens(index[start : start + BATCH_SIZE]) for start in starts])
 
 
 @dataclass
 class Tuned:
-    """An encoder in training, and its features of both parts, standardised as they were before the first step."""
+    """An encoder in training and its features of both parts, standardised by their statistics before the first step."""
 
     encoder: Encoder
     readers: tuple[Reader, Reader]
@@ -50,19 +51,19 @@ class Tuned:
     eval: Features = field(init=False)
 
     def __post_init__(self):
-        section = self.readers[0].task
+        section = self.readers[0].section
         self.network = self.encoder.unfrozen()
         dense = isinstance(section, DenseTask)
         cls = dense and section.features.cls
         grid = self.encoder.map_shape(self.readers[0].size)[1:] if dense else None
         with torch.no_grad():
-            rows = [TrainableFeatures(*pair, self.encoder) for pair in zip(self.readers, self.parts, strict=True)]
-            self.train, self.eval = standardised(rows, grid, cls, section.features.standardise, memory_bytes=0)
+            sources = [TrainableFeatures(*pair, self.encoder) for pair in zip(self.readers, self.parts, strict=True)]
+            self.train, self.eval = standardised(sources, grid, cls, section.features.standardise, memory_bytes=0)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one head is trained with the encoder; both follow the same schedule."""
+    """How one head is trained with the encoder; both use the same schedule."""
 
     training: Training
     head: Candidate
@@ -75,14 +76,37 @@ Loss = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Generator], 
 class Tuner(ABC):
     """One head of one task, trained together with the encoder.
 
-    recipes: what is tried on the holdout.
+    task: name of the probe task. options: of the head in the protocol. recipes: the candidates on the holdout.
     """
 
-    recipes: list[Recipe]
+    task: ClassVar[str]
+
+    def __init__(
+        self,
+        run: Run,
+        head: str,
+        tuned: Tuned,
+        split: tuple[np.ndarray, np.ndarray],
+        seed: int,
+        options: FineTuning,
+    ):
+        """head: its name. split: training views for fitting, and the held-out ones. options: of fine-tuning."""
+        self.section = run.protocol.section(self.task)
+        self.options = self.section.heads[head]
+        self.seed, self.device = seed, tuned.encoder.device
+        if isinstance(self.options, Training):
+            self.recipes = [Recipe(self.options, candidate) for candidate in candidates(self.options)]
+        else:
+            self.recipes = [recipe_of_solved_head(options)]
+        self.prepare(run, tuned, split)
+
+    @abstractmethod
+    def prepare(self, run: Run, tuned: Tuned, split: tuple[np.ndarray, np.ndarray]) -> None:
+        """Keep the ground truth, and solve the head if it is solved in closed form."""
 
     @abstractmethod
     def start(self) -> torch.nn.Module:
-        """A new head with its first weights."""
+        """A new head with its initial weights."""
 
     @abstractmethod
     def loss(
@@ -91,7 +115,7 @@ class Tuner(ABC):
         """See `Loss`."""
 
     def score(self, head: torch.nn.Module, tuned: Tuned, chosen: np.ndarray) -> float:
-        """How good the head is on the training views `chosen`; larger is better. By default the negative loss."""
+        """Score of the head on the training views `chosen`; higher is better. By default the negative loss."""
         total = 0.0
         for start in range(0, len(chosen), BATCH_SIZE):
             batch = torch.from_numpy(chosen[start : start + BATCH_SIZE])
@@ -101,11 +125,12 @@ class Tuner(ABC):
 
     @abstractmethod
     def outcomes(self, head: torch.nn.Module, tuned: Tuned, chosen: dict[str, Any], keep: int) -> list[Outcome]:
-        """Evaluate the head. chosen: hyper-parameters for the row. keep: evaluation images whose predictions are kept."""
+        """Evaluate the head. chosen: hyper-parameters for the row. keep: number of evaluation images whose predictions
+        are kept."""
 
 
 def recipe_of_solved_head(options: FineTuning) -> Recipe:
-    """Recipe of a head that the protocol solves in closed form."""
+    """The recipe for a head that is solved in closed form."""
     training = Training(
         steps=options.steps,
         batch_size=options.batch_size,

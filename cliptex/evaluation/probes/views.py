@@ -1,8 +1,8 @@
-"""What of an image an encoder sees, and the same of its truth.
+"""Image views (squash, centre crop, sliding windows, random crops) and the matching ground-truth crops.
 
-A view is a box of the image, seen as a rectangle of the encoder's input size. Evaluation sees the whole image
-squeezed, its centre, or windows that cover it; training the same, or random boxes. Truths are sampled at the centres of
-a grid over the box, so that images and truths cannot drift apart.
+A view is a box of the image, resized to the encoder's input size. Evaluation uses the whole image, its centre, or
+windows that cover it; training uses the same, or random boxes. Ground truth is sampled at the centres of a grid over
+the box, so that it stays aligned with the image.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class ImageView:
-    """A box in pixels of the image, which may reach beyond it; mirrored left to right if `flip`."""
+    """A box in pixels of the image, which may extend beyond it; mirrored left to right if `flip`."""
 
     top: float
     left: float
@@ -36,7 +36,7 @@ class ImageView:
 
 @dataclass(frozen=True)
 class Windows:
-    """Squares of `side` that cover an image whose shorter side was resized to `side`, to `canvas`; their corners."""
+    """Corners of squares of `side` that cover an image resized to `canvas`, whose shorter side is `side`."""
 
     canvas: Size
     side: int
@@ -44,7 +44,7 @@ class Windows:
 
 
 def windows(shape: Size, side: int, stride: int) -> Windows:
-    """As mmsegmentation slides: every `stride` pixels, the last one moved back to the border."""
+    """Sliding windows as in mmsegmentation: every `stride` pixels, the last one moved back to the border."""
     scale = side / min(shape)
     canvas = (max(side, round(shape[0] * scale)), max(side, round(shape[1] * scale)))
 
@@ -55,55 +55,58 @@ def windows(shape: Size, side: int, stride: int) -> Windows:
     return Windows(canvas, side, tuple((top, left) for top in starts(canvas[0]) for left in starts(canvas[1])))
 
 
-def windows_of(shape: Size, settings: DenseInput, size: Size) -> Windows:
+def windows_of(shape: Size, options: DenseInput, size: Size) -> Windows:
     """The windows of an image of height and width `shape`. Raises CliptexError for an input that is not square."""
     if size[0] != size[1]:
-        raise CliptexError(f"input.size_px: windows are squares, not {size[0]} x {size[1]}; give one number")
-    return windows(shape, size[0], settings.stride_px or size[0])
+        raise CliptexError(f"input.size_px: windows are squares, not {size[0]} x {size[1]}; set it to one number")
+    return windows(shape, size[0], options.stride_px or size[0])
 
 
-def evaluation_views(shape: Size, settings: DenseInput, size: Size) -> list[ImageView]:
-    """What is seen of an image of height and width `shape` when it is judged."""
+def evaluation_views(shape: Size, options: DenseInput, size: Size) -> list[ImageView]:
+    """The views of an image of height and width `shape` in evaluation."""
     height, width = shape
-    if settings.fit == "squash":
+    if options.fit == "squash":
         return [ImageView(0, 0, height, width)]
-    if settings.fit == "windows":
-        found = windows_of(shape, settings, size)
-        down, across = height / found.canvas[0], width / found.canvas[1]
-        return [ImageView(top * down, left * across, size[0] * down, size[1] * across) for top, left in found.corners]
+    if options.fit == "windows":
+        layout = windows_of(shape, options, size)
+        scale_y, scale_x = height / layout.canvas[0], width / layout.canvas[1]
+        return [
+            ImageView(top * scale_y, left * scale_x, size[0] * scale_y, size[1] * scale_x)
+            for top, left in layout.corners
+        ]
     box = _centred(shape, size)
     return [ImageView((height - box[0]) // 2, (width - box[1]) // 2, *box)]
 
 
 def _centred(shape: Size, size: Size) -> Size:
-    """The largest box of the input's ratio in an image, whole pixels."""
+    """Height and width of the largest box in an image with the input's aspect ratio, whole pixels."""
     scale = min(shape[0] / size[0], shape[1] / size[1])
     return min(shape[0], round(size[0] * scale)), min(shape[1], round(size[1] * scale))
 
 
 def random_views(
-    shape: Size, settings: DenseInput, size: Size, augment: Augmentation, rng: np.random.Generator
+    shape: Size, options: DenseInput, size: Size, augment: Augmentation, rng: np.random.Generator
 ) -> list[ImageView]:
-    """`augment.views` boxes of an image: those of `evaluation_views`, smaller or larger by a random factor, anywhere.
+    """`augment.views` random boxes: the box of `evaluation_views` scaled by a random factor, at a random position.
 
-    A box larger than the image begins at its corner and reaches beyond it. Factors, places and mirrorings are a Latin
-    hypercube (McKay et al. 1979): each view alone is as likely anywhere, together they leave out no part of the range.
+    A box larger than the image starts at its corner and extends beyond it. Factors, positions and flips are a Latin
+    hypercube sample (McKay et al. 1979): each view is uniformly distributed, and together they cover the whole range.
     """
     views, count = [], augment.views
-    base = shape if settings.fit == "squash" else _centred(shape, size)
+    base = shape if options.fit == "squash" else _centred(shape, size)
     strata = rng.permuted(np.tile(np.arange(count), (4, 1)), axis=1)
     low, high = augment.scale
-    for factor, down, across, mirrored in ((strata + rng.random((4, count))) / max(1, count)).T.tolist():
+    for factor, y, x, flip in ((strata + rng.random((4, count))) / max(1, count)).T.tolist():
         scale = low + (high - low) * factor
         box = base[0] / scale, base[1] / scale
-        free = (max(0.0, whole - side) for whole, side in zip(shape, box, strict=True))
-        top, left = (place * room for place, room in zip((down, across), free, strict=True))
-        views.append(ImageView(top, left, *box, flip=mirrored < augment.flip))
+        margins = (max(0.0, whole - side) for whole, side in zip(shape, box, strict=True))
+        top, left = (position * margin for position, margin in zip((y, x), margins, strict=True))
+        views.append(ImageView(top, left, *box, flip=flip < augment.flip))
     return views
 
 
 def random_crops(shape: Size, augment: RandomCrops, rng: np.random.Generator) -> list[ImageView]:
-    """`augment.views` boxes of random area and ratio, as torchvision's RandomResizedCrop draws them."""
+    """`augment.views` boxes of random area and aspect ratio, as in torchvision's RandomResizedCrop."""
     views = []
     for _ in range(augment.views):
         for _ in range(10):
@@ -119,22 +122,22 @@ def random_crops(shape: Size, augment: RandomCrops, rng: np.random.Generator) ->
     return views
 
 
-def cut(
+def crop_view(
     image: np.ndarray, view: ImageView, size: Size, interpolation: str, fill: Sequence[int] = (0, 0, 0)
 ) -> np.ndarray:
-    """The view as uint8 [size[0], size[1], 3]; what lies beyond the image is `fill`."""
+    """The view as uint8 [size[0], size[1], 3]; `fill` beyond the image."""
     height, width = image.shape[:2]
     whole = (view.top, view.left, view.height, view.width) == (0, 0, height, width)
     if whole and (height, width) == size:
         out = image
     else:
-        kind = INTERPOLATION[interpolation]
+        resample = INTERPOLATION[interpolation]
         inside_height = min(view.height, height - view.top)
         inside_width = min(view.width, width - view.left)
         rows = max(1, round(size[0] * inside_height / view.height))
         columns = max(1, round(size[1] * inside_width / view.width))
         box = (view.left, view.top, min(view.left + inside_width, width), min(view.top + inside_height, height))
-        out = np.asarray(Image.fromarray(image).resize((columns, rows), kind, box=None if whole else box))
+        out = np.asarray(Image.fromarray(image).resize((columns, rows), resample, box=None if whole else box))
         if (rows, columns) != size:
             padded = np.empty((*size, 3), np.uint8)
             padded[:] = fill
@@ -143,22 +146,24 @@ def cut(
     return out[:, ::-1] if view.flip else out
 
 
-def cut_centre(image: np.ndarray, settings: ClassificationInput, side: int, interpolation: str) -> np.ndarray:
-    """The shorter side resized to `resize_px`, then a square of `side` from the centre, as torchvision does it."""
-    return centre_crop(image, side, interpolation, settings.resize_px or side)
+def crop_centre(image: np.ndarray, options: ClassificationInput, side: int, interpolation: str) -> np.ndarray:
+    """The shorter side resized to `resize_px`, then a square of `side` from the centre, as in torchvision."""
+    return centre_crop(image, side, interpolation, options.resize_px or side)
 
 
-def cut_truth(array: np.ndarray, view: ImageView, size: Size, fill: float) -> np.ndarray:
-    """A truth [H, W, ...] at the centres of a grid of `size` cells over the view (nearest); `fill` beyond the image."""
-    positions, known = [], []
+def crop_truth(array: np.ndarray, view: ImageView, size: Size, fill: float) -> np.ndarray:
+    """Ground truth [H, W, ...] at the centres of a grid of `size` cells over the view (nearest).
+
+    It is `fill` beyond the image.
+    """
+    positions, inside = [], []
     for axis, (start, length) in enumerate(((view.top, view.height), (view.left, view.width))):
-        at = np.floor(start + (np.arange(size[axis]) + 0.5) * length / size[axis]).astype(int)
-        inside = (at >= 0) & (at < array.shape[axis])
-        positions.append(np.where(inside, at, 0))
-        known.append(inside)
+        position = np.floor(start + (np.arange(size[axis]) + 0.5) * length / size[axis]).astype(int)
+        inside.append((position >= 0) & (position < array.shape[axis]))
+        positions.append(np.where(inside[-1], position, 0))
     rows, columns = positions
     out = array[rows][:, columns]
-    outside = ~(known[0][:, None] & known[1])
+    outside = ~(inside[0][:, None] & inside[1])
     if outside.any():
         out[outside] = fill
     return out[:, ::-1] if view.flip else out

@@ -9,7 +9,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.evaluation.corruptions import CLEAN
 from cliptex.report.bootstrap import LEVEL, Interval, resampled_over
 from cliptex.report.figures import Chart
-from cliptex.report.studies.measures import ComparedModel, Findings, Measure
+from cliptex.report.studies.measures import ComparedModel, Findings, StudyMeasure
 from cliptex.report.studies.plots import Point, dots_plot, scatter_plot
 from cliptex.report.studies.summary import MARKS, Panel, amount, cheapest, mean_row, summary
 from cliptex.report.table import Cell, Column, Group, Row, Table
@@ -152,7 +152,7 @@ FORMS: Mapping[str, Callable[[StudyResults], Form]] = {
 
 
 def _two_models(
-    study: StudyResults, rows: Mapping[Any, str], row_of: Callable[[Measure], Any], heading: str
+    study: StudyResults, rows: Mapping[Any, str], row_of: Callable[[StudyMeasure], Any], heading: str
 ) -> tuple[list[Panel], Chart, Table]:
     """The subject against the reference: a row for each value of `row_of` (label by `rows`), a column a metric."""
     subject, labels = study.subject, study.labels
@@ -160,7 +160,7 @@ def _two_models(
         (measure.key, row_of(measure)): (measure, compared[subject], compared[study.reference])
         for measure, compared in study.findings
     }
-    measures: dict[str, Measure] = {}
+    measures: dict[str, StudyMeasure] = {}
     for measure, _ in study.findings:
         measures.setdefault(measure.key, measure)
     panels = [
@@ -207,17 +207,17 @@ def _table(study: StudyResults, columns: list[Column], body: list[Row], note: st
     return Table("table", f"{study.config.study.title}{suffix}", columns, [Group(body)], [note])
 
 
-def _column(key: str, measure: Measure) -> Column:
+def _column(key: str, measure: StudyMeasure) -> Column:
     unit = f" ({measure.info.unit})" if measure.info.unit else ""
     return Column(key, f"{measure.title}{unit} {'↑' if measure.better > 0 else '↓'}")
 
 
-def _value_cell(measure: Measure, row: ComparedModel) -> Cell:
+def _value_cell(measure: StudyMeasure, row: ComparedModel) -> Cell:
     note = f"{amount(measure, row)} {MARKS[row.state]}".rstrip() if row.bounds else ""
     return Cell(measure.info.format(row.value), row.value, note, tone=TONES[row.state])
 
 
-def _pair_cell(measure: Measure, row: ComparedModel, reference: ComparedModel) -> Cell:
+def _pair_cell(measure: StudyMeasure, row: ComparedModel, reference: ComparedModel) -> Cell:
     text = f"{measure.info.format(reference.value)} → {measure.info.format(row.value)}"
     return Cell(text, row.difference, f"{amount(measure, row)} {MARKS[row.state]}".rstrip(), tone=TONES[row.state])
 

@@ -16,21 +16,20 @@ import numpy as np
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json
 from cliptex.evaluation.corruptions import CLEAN, variant_of
-from cliptex.evaluation.measures import measure
+from cliptex.evaluation.measures import ZERO_SHOT, measure, metric_of, shown
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.metrics.display import Metric
 from cliptex.evaluation.per_image import main_metric, num_images, per_image_path, read_per_image
+from cliptex.evaluation.results import read_result
 from cliptex.evaluation.targets import heads
 from cliptex.report import names
 from cliptex.report.bootstrap import Interval, draws, interval, resampled
-from cliptex.report.probe_tasks import metric_of, probe_task
 from cliptex.report.statistics import pooled_std
 
 
 @dataclass(frozen=True)
-class Measure:
+class StudyMeasure:
     """One metric of all models.
 
     statistics: model -> per-image statistics, one a seed. variant: of the images, "" without corruptions. tuned:
@@ -65,7 +64,7 @@ class Measure:
 
     @property
     def dense(self) -> bool:
-        return probe_task(self.task).dense
+        return shown(self.task).dense
 
     @property
     def key(self) -> str:
@@ -80,7 +79,7 @@ class Measure:
             title = title.lower()
         if self.head == "zero_shot":
             return f"zero-shot {title}"
-        quantity = probe_task(self.task).quantity
+        quantity = shown(self.task).quantity
         return f"{title} of {quantity}" if quantity else title
 
     @property
@@ -116,11 +115,11 @@ class ComparedModel:
         return "better" if self.difference > 0 else "worse"
 
 
-Findings = Sequence[tuple[Measure, Mapping[str, ComparedModel]]]
+Findings = Sequence[tuple[StudyMeasure, Mapping[str, ComparedModel]]]
 """Each measure with all models compared by it."""
 
 
-def compare(measure: Measure, reference: str, models: Sequence[str], resamples: int) -> dict[str, ComparedModel]:
+def compare(measure: StudyMeasure, reference: str, models: Sequence[str], resamples: int) -> dict[str, ComparedModel]:
     """Each model, including the reference, against the reference, on the same draws of images and seeds."""
     weights = draws(measure.images, resamples, zlib.crc32(measure.benchmark.encode()))
     values = {
@@ -143,14 +142,14 @@ def compare(measure: Measure, reference: str, models: Sequence[str], resamples: 
     return out
 
 
-def read_measures(config: Config, workdir: Path) -> list[Measure]:
+def read_measures(config: Config, workdir: Path) -> list[StudyMeasure]:
     """All measures of a study, benchmarks in the report's order.
 
     config: the study's (`study_config`). workdir: the working directory of the run. The form `finetuning` also has
     those of fine-tuned encoders. Raises CliptexError for a file that is missing or broken.
     """
     study, seeds, folder = config.study, config.seeds, workdir / paths.study(config.study.name)
-    measures: list[Measure] = []
+    measures: list[StudyMeasure] = []
     for benchmark in study.probes:
         if benchmark not in config.probes.benchmarks:
             known = sorted(config.probes.benchmarks)
@@ -173,15 +172,15 @@ def read_measures(config: Config, workdir: Path) -> list[Measure]:
     for benchmark in study.zeroshot:
         path = folder / "zeroshot" / f"{benchmark}.json"
         file = read_per_image(per_image_path(path))
-        rows = {m: [file.of("zero_shot_classification", f"{m}/seed{s}") for s in seeds] for m in study.compared}
-        source = read_json(path)["source"]
-        whole = Measure(benchmark, "zero_shot_classification", "zero_shot", rows, source=source)
+        rows = {m: [file.of(ZERO_SHOT.name, f"{m}/seed{s}") for s in seeds] for m in study.compared}
+        source = read_result(path).source
+        whole = StudyMeasure(benchmark, ZERO_SHOT.name, "zero_shot", rows, source=source)
         measures += _by_variant(whole, file.ids)
     order = list(names.BENCHMARKS)
     return sorted(measures, key=lambda one: order.index(one.benchmark) if one.benchmark in order else len(order))
 
 
-def _probed(benchmark: str, head: str, result_paths: dict[str, list[Path]], tuned: bool = False) -> list[Measure]:
+def _probed(benchmark: str, head: str, result_paths: dict[str, list[Path]], tuned: bool = False) -> list[StudyMeasure]:
     files = {model: [read_per_image(per_image_path(path)) for path in own] for model, own in result_paths.items()}
     first_model, first_path = next(iter(result_paths)), next(iter(result_paths.values()))[0]
     ids = files[first_model][0].ids
@@ -189,15 +188,15 @@ def _probed(benchmark: str, head: str, result_paths: dict[str, list[Path]], tune
         for path, file in zip(result_paths[model], own, strict=True):
             if file.ids.tolist() != ids.tolist():
                 raise CliptexError(f"{path}: evaluated on other images than {first_path}; delete it and run again")
-    source = read_json(first_path)["source"]
+    source = read_result(first_path).source
     out = []
     for task in files[first_model][0].tasks:
         rows = {model: [file.of(task) for file in own] for model, own in files.items()}
-        out += _by_variant(Measure(benchmark, task, head, rows, tuned=tuned, source=source), ids)
+        out += _by_variant(StudyMeasure(benchmark, task, head, rows, tuned=tuned, source=source), ids)
     return out
 
 
-def _by_variant(measure: Measure, ids: np.ndarray) -> list[Measure]:
+def _by_variant(measure: StudyMeasure, ids: np.ndarray) -> list[StudyMeasure]:
     """The measure itself or, with corruptions, one for each variant of the images."""
     variants = np.array([variant_of(name) if "/" in name else "" for name in ids.tolist()])
     order = list(dict.fromkeys(variants.tolist()))

@@ -17,12 +17,12 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, replacing, write_json
 from cliptex.core.provenance import provenance
+from cliptex.evaluation.measures import metric_of
 from cliptex.report import html, names
 from cliptex.report.bootstrap import LEVEL, Interval, resampled_over
-from cliptex.report.probe_tasks import metric_of
 from cliptex.report.studies import study_of
 from cliptex.report.studies.forms import FORMS, Form, StudyResults
-from cliptex.report.studies.measures import ComparedModel, Measure, compare, read_measures
+from cliptex.report.studies.measures import ComparedModel, StudyMeasure, compare, read_measures
 from cliptex.report.studies.summary import limits
 
 COMMAND = "snakemake --cores 8 study --configfile config/studies/{name}.yaml"
@@ -147,7 +147,7 @@ def _quality_notes(config: Config, workdir: Path) -> list[str]:
     return notes
 
 
-def _row(measure: Measure, row: ComparedModel) -> dict[str, Any]:
+def _row(measure: StudyMeasure, row: ComparedModel) -> dict[str, Any]:
     def pair(bounds: Interval | None) -> list[float] | None:
         return None if bounds is None else [bounds.low, bounds.high]
 

@@ -7,14 +7,14 @@ import numpy as np
 
 from cliptex.report.bootstrap import LEVEL, interval
 from cliptex.report.statistics import format_interval, signed
-from cliptex.report.studies.measures import ComparedModel, Measure
+from cliptex.report.studies.measures import ComparedModel, StudyMeasure
 
-Panel = tuple[Measure, Sequence[tuple[str, ComparedModel]]]
+Panel = tuple[StudyMeasure, Sequence[tuple[str, ComparedModel]]]
 """A metric, and the labelled rows compared by it."""
 MARKS = {"better": "▲", "worse": "▼", "no difference seen": ""}
 
 
-def amount(measure: Measure, row: ComparedModel) -> str:
+def amount(measure: StudyMeasure, row: ComparedModel) -> str:
     """`+1.2 (+0.4 to +2.1)`, signed so that + is better."""
     digits = measure.info.decimals
     bounds = f" ({format_interval(row.bounds, digits)})" if row.bounds else ""
@@ -26,7 +26,7 @@ def summary(panels: Sequence[Panel]) -> list[str]:
     return [f"{measure.title}: {_counts(measure, rows)}" for measure, rows in panels]
 
 
-def _counts(measure: Measure, rows: Sequence[tuple[str, ComparedModel]]) -> str:
+def _counts(measure: StudyMeasure, rows: Sequence[tuple[str, ComparedModel]]) -> str:
     parts = []
     for state in ("better", "worse"):
         ranked = sorted((row for row in rows if row[1].state == state), key=lambda row: -abs(row[1].difference))

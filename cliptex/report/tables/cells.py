@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
+from cliptex.evaluation.measures import metric_of
 from cliptex.evaluation.metrics.display import direction
 from cliptex.report import names
 from cliptex.report.gains import ProbeGain
 from cliptex.report.gather import Results, Scores
-from cliptex.report.probe_tasks import metric_of
 from cliptex.report.statistics import Gain, GainStatus, format_interval, signed, summary
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, best_of, csv_columns
 from cliptex.report.verdict import mark, tone

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from cliptex.evaluation.measures import metric_of
 from cliptex.evaluation.metrics.display import direction, is_known
 from cliptex.report import names
 from cliptex.report.gather import Results
-from cliptex.report.probe_tasks import metric_of
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, best_of
 from cliptex.report.tables.cells import count, count_cell, metric_label
 

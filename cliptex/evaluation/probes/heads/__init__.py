@@ -1,1 +1,1 @@
-"""Networks and solvers of the heads, a module per task and one for each network that several use."""
+"""Networks and solvers of the heads: one module per task, and one per network or solver that they share."""

@@ -1,9 +1,11 @@
-"""Heads that predict a map of numbers, trained on frozen dense features: depth by bins, normals by their angle.
+"""Decoders that predict a map of numbers from dense features: depth by bins, normals trained on the angle.
 
 Shapes: V views, C feature width, h x w feature map, K output channels, R x S truth grid.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,19 +13,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from cliptex.evaluation.probes.depth import DepthBins
-from cliptex.evaluation.probes.features import Features
+from cliptex.evaluation.probes.features import Features, take
+from cliptex.evaluation.probes.heads.maps import Fitted, Maps, Split
 from cliptex.evaluation.probes.normals import AngularNormals
-from cliptex.evaluation.probes.selection import Candidate
-from cliptex.evaluation.probes.training import Optimisation, batches
+from cliptex.evaluation.probes.selection import Candidate, best_candidate
+from cliptex.evaluation.probes.training import train_network
 from cliptex.evaluation.protocols.base import DecoderTraining
 from cliptex.tasks.angular_mf import angular_mf_loss, norm_normalize
 
 BLOCKS = 4
-"""Blocks whose features the DPT decoder fuses."""
+"""Number of blocks whose features the DPT decoder fuses."""
 
 
 class LinearDecoder(nn.Module):
-    """A 1x1 convolution, at `upsample` times the map.
+    """A 1x1 convolution, upsampled to `upsample` times the size of the map.
 
     DINOv2 resizes the features and then convolves; a 1x1 convolution and bilinear resizing commute.
     """
@@ -54,11 +57,11 @@ class ResidualUnit(nn.Module):
 
 
 class DPTDecoder(nn.Module):
-    """The maps of four blocks fused from the last to the first, as in probe3d's probes (El Banani et al. 2024).
+    """The maps of four blocks, fused from the last to the first as in probe3d's probes (El Banani et al. 2024).
 
-    Each block is projected by a 1x1 convolution and doubled in size; the fused map goes through a residual unit, the
-    next block's through another before it is added. Two 3x3 convolutions follow at 8 times the encoder's map, and the
-    result is doubled once more. Resizing is nearest, as there.
+    Each block's map is projected by a 1x1 convolution and upsampled by 2. The fused map goes through a residual unit;
+    the next block's map goes through another one before it is added. Two 3x3 convolutions follow at 8 times the size of
+    the encoder's map, and the result is upsampled by 2. Resizing is nearest, as in probe3d.
     """
 
     def __init__(self, channels_in: int, channels_out: int, channels: int):
@@ -72,8 +75,8 @@ class DPTDecoder(nn.Module):
 
     def forward(self, features_BChw: torch.Tensor) -> torch.Tensor:
         maps = [
-            F.interpolate(conv(one), scale_factor=2)
-            for conv, one in zip(self.project, features_BChw.chunk(BLOCKS, 1), strict=True)
+            F.interpolate(conv(block), scale_factor=2)
+            for conv, block in zip(self.project, features_BChw.chunk(BLOCKS, 1), strict=True)
         ]
         fused = self.fused[-1](maps[-1])
         for level in reversed(range(BLOCKS - 1)):
@@ -82,7 +85,7 @@ class DPTDecoder(nn.Module):
 
 
 class Bins(nn.Module):
-    """Scores of bins [B, K, h, w] to depth in metres [B, 1, h, w]: the mean of the bins' depths by their shares."""
+    """Scores of bins [B, K, h, w] to depth in metres [B, 1, h, w]: the mean of the bins' depths weighted by scores."""
 
     def __init__(self, bins: int, low: float, high: float):
         super().__init__()
@@ -95,28 +98,28 @@ class Bins(nn.Module):
 
 
 def build_decoder(options: DecoderTraining, channels_in: int, channels_out: int) -> nn.Module:
-    """Features [B, C, h, w] to `channels_out` channels at several times the map."""
+    """A network from features [B, C, h, w] to `channels_out` channels at several times the size of the map."""
     if options.decoder == "linear":
         return LinearDecoder(channels_in, channels_out, options.upsample)
     return DPTDecoder(channels_in, channels_out, options.channels)
 
 
 def depth_head(options: DepthBins, channels_in: int, low: float, high: float) -> nn.Module:
-    """Features to depth in metres [B, 1, ...]."""
+    """A network from features to depth in metres [B, 1, ...], between low and high."""
     return nn.Sequential(build_decoder(options, channels_in, options.bins), Bins(options.bins, low, high))
 
 
 def normals_head(options: AngularNormals, channels_in: int) -> nn.Module:
-    """Features to x, y, z, and with `uncertainty` a raw kappa."""
+    """A network from features to x, y, z and, with `uncertainty`, an unnormalised kappa."""
     return build_decoder(options, channels_in, 3 + options.uncertainty)
 
 
 def depth_loss(options: DepthBins) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Loss of depth [B, 1, R, S] against a truth [B, R, S] in metres, NaN = not known."""
+    """Loss of depth [B, 1, R, S] against ground truth [B, R, S] in metres, NaN = unknown."""
 
     def loss(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         known = truth.isfinite()
-        # log(x + 0.001), as DINOv2 and probe3d have it
+        # log(x + 0.001), as in DINOv2 and probe3d
         difference = torch.log(predicted[:, 0] + 1e-3) - torch.log(truth.nan_to_num(1.0) + 1e-3)
         difference = difference * known
         total = options.scale_invariant * scale_invariant_loss(difference, known)
@@ -126,16 +129,16 @@ def depth_loss(options: DepthBins) -> Callable[[torch.Tensor, torch.Tensor], tor
 
 
 def scale_invariant_loss(difference_BRS: torch.Tensor, known_BRS: torch.Tensor, share: float = 0.85) -> torch.Tensor:
-    """sqrt(mean(g^2) - share mean(g)^2) of differences g of log depth, zero where not known (Eigen et al. 2014)."""
+    """sqrt(mean(g^2) - share mean(g)^2) of differences g of log depth, 0 where unknown (Eigen et al. 2014)."""
     count = known_BRS.sum().clamp(min=1)
     variance = difference_BRS.square().sum() / count - share * (difference_BRS.sum() / count).square()
     return variance.clamp(min=1e-12).sqrt()
 
 
 def gradient_loss(difference_BRS: torch.Tensor, known_BRS: torch.Tensor) -> torch.Tensor:
-    """Mean change of g between pixels two apart, down and across, summed over every 1st, 2nd, 4th and 6th pixel.
+    """Mean absolute difference of g between pixels two apart, in both directions, summed over strides 1, 2, 4 and 6.
 
-    MegaDepth's (Li and Snavely 2018). DINOv2's code takes the differences along the batch's axis by oversight.
+    From MegaDepth (Li and Snavely 2018). DINOv2's code takes the differences along the batch axis by mistake.
     """
     total = difference_BRS.new_zeros(())
     for step in (1, 2, 4, 6):
@@ -152,17 +155,17 @@ def gradient_loss(difference_BRS: torch.Tensor, known_BRS: torch.Tensor) -> torc
 
 
 def normals_loss(options: AngularNormals) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Loss of normals [B, 3 or 4, R, S] against unit vectors [B, R, S, 3], NaN = not known."""
+    """Loss of normals [B, 3 or 4, R, S] against unit vectors [B, R, S, 3], NaN = unknown."""
 
     def loss(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         known = truth.isfinite().all(-1)
         target = truth.nan_to_num(0.0).permute(0, 3, 1, 2)
         if options.uncertainty:
-            each = angular_mf_loss(norm_normalize(predicted), target)
+            losses = angular_mf_loss(norm_normalize(predicted), target)
         else:
             cosine = F.cosine_similarity(predicted, target, dim=1)
-            each = torch.arccos(cosine.clamp(-1 + 1e-4, 1 - 1e-4))
-        return (each * known).sum() / known.sum().clamp(min=1)
+            losses = torch.arccos(cosine.clamp(-1 + 1e-4, 1 - 1e-4))
+        return (losses * known).sum() / known.sum().clamp(min=1)
 
     return loss
 
@@ -177,25 +180,72 @@ def train_decoder(
     seed: int,
     resizing: str,
 ) -> nn.Module:
-    """A trained head, in evaluation mode. Same seed: same first weights and same batches for every model.
+    """Train one decoder; see `train_network`.
 
-    truths: [R, S] or [R, S, 3] of each view. resizing: how predictions are resized to the truths' grid.
+    truths: [R, S] or [R, S, 3] of each view. resizing: how predictions are resized to the grid of the ground truth.
     """
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    head = build().train().to(device)
-    optimisation = Optimisation(head.parameters(), options, candidate)
-    for batch in batches(len(truths), options.batch_size, options.steps, generator):
+
+    def batch_loss(head: nn.Module, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        device = next(head.parameters()).device
         truth = torch.from_numpy(np.stack([truths[index] for index in batch.tolist()])).float().to(device)
         predicted = head(features_VChw[batch].to(device))
         predicted = F.interpolate(predicted, size=truth.shape[1:3], mode=resizing, align_corners=False)
-        optimisation.step(loss(predicted, truth))
-    return head.eval()
+        return loss(predicted, truth)
+
+    return train_network(build, batch_loss, len(truths), options, candidate, seed)
+
+
+@dataclass(frozen=True)
+class DecoderProbe:
+    """How a decoder is built, trained, applied and scored for one task.
+
+    loss: (output, truths) -> scalar. predict: (network, features, index, shape) -> prediction of one view. error: pairs
+    of (truth, prediction) -> number, lower is better. error_name: its key in the hyper-parameters. resizing: as in
+    `train_decoder`. protocol: description for the row.
+    """
+
+    build: Callable[[], nn.Module]
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    predict: Callable[[nn.Module, Maps, int, tuple[int, int]], np.ndarray]
+    error: Callable[[Iterable[tuple[np.ndarray, np.ndarray]]], float]
+    error_name: str
+    resizing: str
+    protocol: str
+
+
+def fit_decoder(
+    probe: DecoderProbe,
+    train_VChw: Maps,
+    truths: Sequence[np.ndarray],
+    options: DecoderTraining,
+    split: Split,
+    seed: int,
+) -> Fitted:
+    """Train a decoder on all views, with the candidate that is best on the holdout."""
+
+    def train(index: np.ndarray, candidate: Candidate) -> nn.Module:
+        some_truths, features = [truths[view] for view in index], take(train_VChw, index)
+        return train_decoder(probe.build, probe.loss, features, some_truths, options, candidate, seed, probe.resizing)
+
+    def score(candidate: Candidate) -> float:
+        fit, held = split
+        network = train(fit, candidate)
+        return -probe.error(
+            (truths[view], probe.predict(network, train_VChw, view, truths[view].shape[:2])) for view in held
+        )
+
+    best, scores = best_candidate(options, score)
+    network = train(np.arange(len(truths)), best)
+    return Fitted(
+        partial(probe.predict, network),
+        sum(parameter.numel() for parameter in network.parameters()),
+        {**best._asdict(), probe.error_name: {name: -value for name, value in scores.items()}},
+        probe.protocol,
+    )
 
 
 @torch.inference_mode()
-def apply(head: nn.Module, features_NChw: Features | torch.Tensor, index: int) -> torch.Tensor:
+def apply_head(head: nn.Module, features_NChw: Features | torch.Tensor, index: int) -> torch.Tensor:
     """The head's output [K, ...] for one image, on the CPU."""
     device = next(head.parameters()).device
     return head(features_NChw[np.array([index])].to(device))[0].float().cpu()

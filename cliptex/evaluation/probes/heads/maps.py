@@ -1,4 +1,4 @@
-"""What heads that predict a map per image share: depth and surface normals.
+"""Shared by heads that predict a map per image: depth and surface normals.
 
 Shapes: V views, N images, C feature width, h x w feature map, G grid side, T targets.
 """
@@ -12,23 +12,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cliptex.config import FineTuning
 from cliptex.core.errors import CliptexError
 from cliptex.core.seeds import seed_of
 from cliptex.evaluation.probes.base import Data, Outcome, Run
 from cliptex.evaluation.probes.features import Features, resample_nearest
 from cliptex.evaluation.probes.heads.ridge import Solution
-from cliptex.evaluation.probes.tuning import Tuned, Tuner, recipe_of_solved_head
+from cliptex.evaluation.probes.tuning import Tuned, Tuner
 from cliptex.evaluation.protocols.base import MapTask, Ridge
 
 Maps = Features | torch.Tensor
 Split = tuple[np.ndarray, np.ndarray]
-"""Training views for fitting, and those held out."""
+"""Training views for fitting, and the held-out ones."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A head that predicts a map. predict: (features, index, shape) -> its prediction [H, W, ...] for one view."""
+    """A trained head that predicts a map. predict: (features, index, shape) -> prediction [H, W, ...] for one view."""
 
     predict: Callable[[Maps, int, tuple[int, int]], np.ndarray]
     num_parameters: int
@@ -36,14 +35,15 @@ class Fitted:
     protocol: str
 
 
-def described_averaging(task: MapTask) -> str:
-    averaging = "metrics an image, averaged over images" if task.averaging == "image" else "all valid pixels pooled"
-    return averaging + ("; Eigen crop" if task.crop == "eigen" else "; no crop")
+def described_averaging(section: MapTask) -> str:
+    """Averaging and crop in words, for the key `protocol` of a row."""
+    averaging = "metrics an image, averaged over images" if section.averaging == "image" else "all valid pixels pooled"
+    return averaging + ("; Eigen crop" if section.crop == "eigen" else "; no crop")
 
 
-def evaluation_window(task: MapTask, truths: Sequence[np.ndarray]) -> tuple[slice, slice]:
+def evaluation_window(section: MapTask, truths: Sequence[np.ndarray]) -> tuple[slice, slice]:
     """Rows and columns of a map that are evaluated."""
-    if task.crop == "none":
+    if section.crop == "none":
         return slice(None), slice(None)
     for truth in truths:
         if truth.shape[:2] != (480, 640):
@@ -54,12 +54,12 @@ def evaluation_window(task: MapTask, truths: Sequence[np.ndarray]) -> tuple[slic
 
 
 def resized(map_Thw: torch.Tensor, shape: tuple[int, int], mode: str = "bilinear") -> np.ndarray:
-    """[H, W, T] at the image's resolution."""
+    """The map [H, W, T] at the image's resolution."""
     return F.interpolate(map_Thw[None], size=shape, mode=mode, align_corners=False)[0].permute(1, 2, 0).numpy()
 
 
 def on_grid(truths: Sequence[np.ndarray], side: int) -> np.ndarray:
-    """float32 [V, side, side, T]."""
+    """Ground truth on a regular grid, float32 [V, side, side, T]."""
     grid = np.stack([resample_nearest(truth, side) for truth in truths]).astype(np.float32)
     return grid if grid.ndim == 4 else grid[..., None]
 
@@ -69,9 +69,9 @@ RIDGE = "ridge regression with bias in closed form; prediction resized (bilinear
 
 @dataclass(frozen=True)
 class Solved:
-    """A regression on features, with what was chosen for it.
+    """A ridge regression on features.
 
-    target: "metric", "log" or "normals". targets_VGGT: what was regressed, NaN = not known.
+    target: "metric", "log" or "normals". targets_VGGT: the training targets, NaN = unknown.
     """
 
     solution: Solution
@@ -81,7 +81,7 @@ class Solved:
 
 
 def map_outcome(probe: Callable[..., Outcome], task: str, run: Run, head: str, data: Data) -> Outcome:
-    """Result of `probe_depth` or `probe_normals` for one head."""
+    """Train and evaluate one head with `probe_depth` or `probe_normals`."""
     truths = data.train.truths[task], data.eval.truths[task]
     seed = seed_of(head, run.seed)
     split = data.train.split(run.holdout, seed)
@@ -90,29 +90,21 @@ def map_outcome(probe: Callable[..., Outcome], task: str, run: Run, head: str, d
 
 
 class MapTuner(Tuner):
-    """A 1x1 convolution that starts from the ridge regression on the features before the first step.
+    """A 1x1 convolution that starts from the ridge regression on the features before the first step."""
 
-    task: name of the probe task. solve: (features, truths, section, head's options, split) -> the regression.
-    """
-
-    task: str
-
-    def __init__(self, run: Run, name: str, tuned: Tuned, split: Split, seed: int, options: FineTuning):
-        self.section = run.protocol.section(self.task)
+    def prepare(self, run: Run, tuned: Tuned, split: Split) -> None:
         truths, self.eval_truths = (part.truths[self.task] for part in tuned.parts)
-        self.device = tuned.encoder.device
         with torch.no_grad():
-            self.solved = self.solve(tuned.train, truths, self.section.heads[name], split)
+            self.solved = self.solve(tuned.train, truths, self.options, split)
         self.targets_NTGG = torch.from_numpy(self.solved.targets_VGGT).permute(0, 3, 1, 2)
-        self.recipes = [recipe_of_solved_head(options)]
 
     @abstractmethod
     def solve(self, features: Features, truths: Sequence[np.ndarray], options: Ridge, split: Split) -> Solved:
-        """The regression that the head starts from."""
+        """The regression from which the head starts."""
 
     @abstractmethod
     def outcome(self, solved: Solved, features: Features, keep: int) -> Outcome:
-        """Evaluate the head given as a regression."""
+        """Evaluate the head, as a regression."""
 
     def start(self) -> torch.nn.Module:
         weights, bias = self.solved.solution
@@ -124,7 +116,7 @@ class MapTuner(Tuner):
     def loss(
         self, head: torch.nn.Module, features: torch.Tensor, batch: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """The ridge regression's own: mean squared error at the valid points of the grid."""
+        """The loss of the ridge regression: mean squared error at the valid points of the grid."""
         output = head(features)
         target = self.targets_NTGG[batch].to(output.device)
         output = F.interpolate(output, size=target.shape[-2:], mode="bilinear", align_corners=False)

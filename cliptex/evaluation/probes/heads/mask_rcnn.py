@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al. 2017), torchvision's, on a pyramid of frozen features.
+"""Mask R-CNN (He et al. 2017) from torchvision, on a feature pyramid.
 
 Shapes: B images, C channels, h x w the encoder's map, R regions.
 """
@@ -17,7 +17,7 @@ from cliptex.evaluation.probes.heads.pyramid import CELL, Anchors, Pyramid, fram
 
 
 class BoxPredictor(nn.Module):
-    """Scores of all classes, and one box for all of them: few images an epoch have any one class."""
+    """Scores of all classes, and one class-agnostic box, for small data sets."""
 
     def __init__(self, units: int, num_classes: int):
         super().__init__()
@@ -30,7 +30,7 @@ class BoxPredictor(nn.Module):
 
 
 class MaskPredictor(nn.Module):
-    """One mask for all classes, at twice the side of the regions."""
+    """One class-agnostic mask, at twice the side of the regions."""
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
@@ -43,7 +43,7 @@ class MaskPredictor(nn.Module):
 
 
 class MaskRCNNDetector(nn.Module):
-    """Takes feature maps in place of images."""
+    """Mask R-CNN on feature maps instead of images."""
 
     def __init__(self, channels_in: int, num_classes: int, options: protocol.MaskRCNN):
         super().__init__()
@@ -88,7 +88,7 @@ class MaskRCNNDetector(nn.Module):
         )
 
     def forward(self, features_BChw: torch.Tensor, targets: list[dict[str, torch.Tensor]] | None = None) -> Any:
-        """In training the dictionary of losses, else a list of {boxes, labels, scores, masks} in the frame."""
+        """In training mode a dictionary of losses, else a list of {boxes, labels, scores, masks} in the frame."""
         images = frames(features_BChw)
         maps = self.network.backbone(features_BChw)
         proposals, rpn_losses = self.network.rpn(images, maps, targets)

@@ -3,15 +3,15 @@
 Shapes: V views, N images, C feature width, h x w feature map, G grid side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from cliptex.evaluation.metrics.normals import angles, mean_angles, normals_statistics
 from cliptex.evaluation.probes.base import Outcome
-from cliptex.evaluation.probes.features import Features, take
-from cliptex.evaluation.probes.heads.decoders import apply, normals_head, normals_loss, train_decoder
+from cliptex.evaluation.probes.features import Features
+from cliptex.evaluation.probes.heads.decoders import DecoderProbe, apply_head, fit_decoder, normals_head, normals_loss
 from cliptex.evaluation.probes.heads.maps import (
     RIDGE,
     Fitted,
@@ -26,7 +26,6 @@ from cliptex.evaluation.probes.heads.maps import (
 )
 from cliptex.evaluation.probes.heads.ridge import fit_ridge, regressed
 from cliptex.evaluation.probes.normals import AngularNormals, NormalsProtocol
-from cliptex.evaluation.probes.selection import Candidate, best_candidate
 from cliptex.evaluation.probes.tuning import FROM_RIDGE
 from cliptex.evaluation.protocols.base import Ridge
 from cliptex.evaluation.thumbnails import MAP_SIDE_PX, normals_thumbnails, shrunk
@@ -37,43 +36,44 @@ def probe_normals(
     eval_NChw: Maps,
     train_normals: Sequence[np.ndarray],
     eval_normals: Sequence[np.ndarray],
-    task: NormalsProtocol,
+    section: NormalsProtocol,
     head: str,
     split: Split,
     seed: int,
     keep: int,
 ) -> Outcome:
-    """Unit normals [H, W, 3] by the head of that name, NaN = invalid: what it predicts is resized, then normalised."""
-    options = task.heads[head]
+    """Train and evaluate the head of that name. Unit normals [H, W, 3], NaN = invalid; predictions are resized, then
+    normalised."""
+    options = section.heads[head]
     if options.kind == "ridge":
-        fitted = regression_of_normals(solve_normals(train_VChw, train_normals, options, split), RIDGE)
+        fitted = normals_regression(solve_normals(train_VChw, train_normals, options, split), RIDGE)
     else:
-        fitted = _train_normals(train_VChw, train_normals, options, split, seed)
-    return normals_outcome(fitted, eval_NChw, eval_normals, task, keep)
+        fitted = _fit_angular(train_VChw, train_normals, options, split, seed)
+    return normals_outcome(fitted, eval_NChw, eval_normals, section, keep)
 
 
 def normals_outcome(
-    fitted: Fitted, eval_NChw: Maps, eval_normals: Sequence[np.ndarray], task: NormalsProtocol, keep: int
+    fitted: Fitted, eval_NChw: Maps, eval_normals: Sequence[np.ndarray], section: NormalsProtocol, keep: int
 ) -> Outcome:
-    """A head for normals judged on the evaluation images."""
-    window = evaluation_window(task, eval_normals)
-    kept, shown, errors = {}, [], []
+    """Evaluate a head for normals on the evaluation images."""
+    window = evaluation_window(section, eval_normals)
+    kept, thumbnails, errors = {}, [], []
     for index, truth in enumerate(eval_normals):
         prediction = fitted.predict(eval_NChw, index, truth.shape[:2])
         if index < keep:
             kept[f"normals_prediction_{index}"] = prediction.astype(np.float32)
             kept[f"normals_truth_{index}"] = truth
-        shown.append(shrunk(prediction, MAP_SIDE_PX))
+        thumbnails.append(shrunk(prediction, MAP_SIDE_PX))
         errors.append(angles(truth[window], prediction[window]).astype(np.float32))
     return Outcome(
         task="normals",
-        metrics=mean_angles(errors, task.averaging),
+        metrics=mean_angles(errors, section.averaging),
         num_parameters=fitted.num_parameters,
         hyperparameters=fitted.hyperparameters,
-        protocol=f"{fitted.protocol}; {described_averaging(task)}",
+        protocol=f"{fitted.protocol}; {described_averaging(section)}",
         predictions=kept,
-        per_image=normals_statistics(errors, task.averaging),
-        thumbnails=normals_thumbnails(shown),
+        per_image=normals_statistics(errors, section.averaging),
+        thumbnails=normals_thumbnails(thumbnails),
     )
 
 
@@ -82,7 +82,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def solve_normals(train_VChw: Maps, normals: Sequence[np.ndarray], options: Ridge, split: Split) -> Solved:
-    """The regression of x, y and z, with the penalty that is best on the holdout, on all views."""
+    """Ridge regression of x, y and z on all views, with the penalty that is best on the holdout."""
 
     def angle(truth: np.ndarray, prediction: np.ndarray) -> float:
         return float(angles(truth, _unit(prediction)).mean())
@@ -92,8 +92,8 @@ def solve_normals(train_VChw: Maps, normals: Sequence[np.ndarray], options: Ridg
     return Solved(solution, "normals", grid, {"penalty": penalty, "holdout_mean": errors})
 
 
-def regression_of_normals(solved: Solved, protocol: str) -> Fitted:
-    """The head that such a regression is."""
+def normals_regression(solved: Solved, protocol: str) -> Fitted:
+    """A regression as a head."""
 
     def predict(features: Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
         return _unit(resized(regressed(features[np.array([index])], solved.solution)[0], shape))
@@ -101,39 +101,26 @@ def regression_of_normals(solved: Solved, protocol: str) -> Fitted:
     return Fitted(predict, sum(part.numel() for part in solved.solution), solved.hyperparameters, protocol)
 
 
-def _train_normals(
+def _fit_angular(
     train_VChw: Maps, normals: Sequence[np.ndarray], options: AngularNormals, split: Split, seed: int
 ) -> Fitted:
-    def trained(index: np.ndarray, candidate: Candidate) -> torch.nn.Module:
-        def build() -> torch.nn.Module:
-            return normals_head(options, train_VChw.shape[1])
+    def build() -> torch.nn.Module:
+        return normals_head(options, train_VChw.shape[1])
 
-        truths, loss = [normals[view] for view in index], normals_loss(options)
-        return train_decoder(build, loss, take(train_VChw, index), truths, options, candidate, seed, "bicubic")
+    def predict(network: torch.nn.Module, features: Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
+        return _unit(resized(apply_head(network, features, index)[:3], shape, "bicubic"))
 
-    def predicted(network: torch.nn.Module, features: Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
-        return _unit(resized(apply(network, features, index)[:3], shape, "bicubic"))
+    def error(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+        return float(np.concatenate([angles(truth, prediction) for truth, prediction in pairs]).mean())
 
-    def score(candidate: Candidate) -> float:
-        network = trained(split[0], candidate)
-        errors = [
-            angles(normals[view], predicted(network, train_VChw, view, normals[view].shape[:2])) for view in split[1]
-        ]
-        return -float(np.concatenate(errors).mean())
-
-    best, scores = best_candidate(options, score)
-    network = trained(np.arange(len(normals)), best)
     loss = "likelihood of the angular von Mises-Fisher density" if options.uncertainty else "angle"
-    return Fitted(
-        lambda features, index, shape: predicted(network, features, index, shape),
-        sum(parameter.numel() for parameter in network.parameters()),
-        {**best._asdict(), "holdout_mean": {name: -value for name, value in scores.items()}},
-        f"{options.decoder} decoder, {loss}; resized (bicubic) to the original resolution, then normalised",
-    )
+    protocol = f"{options.decoder} decoder, {loss}; resized (bicubic) to the original resolution, then normalised"
+    probe = DecoderProbe(build, normals_loss(options), predict, error, "holdout_mean", "bicubic", protocol)
+    return fit_decoder(probe, train_VChw, normals, options, split, seed)
 
 
 class NormalsTuner(MapTuner):
-    """Normals with the encoder in training."""
+    """Normals, together with the encoder."""
 
     task = "normals"
 
@@ -141,5 +128,5 @@ class NormalsTuner(MapTuner):
         return solve_normals(features, truths, options, split)
 
     def outcome(self, solved: Solved, features: Features, keep: int) -> Outcome:
-        fitted = regression_of_normals(solved, FROM_RIDGE)
+        fitted = normals_regression(solved, FROM_RIDGE)
         return normals_outcome(fitted, features, self.eval_truths, self.section, keep)

@@ -1,7 +1,7 @@
-"""Ridge regression of maps from frozen dense features, solved exactly.
+"""Ridge regression of maps from dense features, in closed form.
 
-A 1x1 convolution and bilinear resizing commute, so the regression is fitted on features resized to a modest grid and
-applied to the small map; only its output is resized to the image. No optimizer, no under-trained probe.
+A 1x1 convolution and bilinear resizing commute, so the regression is fitted on features resized to a small grid and
+applied to the encoder's map; only its output is resized to the image.
 
 Shapes: V views, C feature width, h x w feature map, G grid side, P points, T targets.
 """
@@ -23,7 +23,7 @@ Solution = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over points, in float64: enough to solve a ridge regression, and they add up over sets of points."""
+    """Sums over points, float64. They suffice to solve a ridge regression, and are additive over sets of points."""
 
     count: int
     x_C: torch.Tensor
@@ -68,7 +68,7 @@ def ridge(sums: Moments, penalties: Sequence[float]) -> list[Solution]:
 def grid_points(
     features_VChw: Features | torch.Tensor, targets_VGGT: np.ndarray, indices: np.ndarray
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Chunks of (features [P, C], targets [P, T]) at the grid's points whose target is not NaN."""
+    """Chunks of (features [P, C], targets [P, T]) at the points of the grid whose target is not NaN."""
     size = targets_VGGT.shape[1]
     for start in range(0, len(indices), CHUNK):
         chunk = torch.from_numpy(indices[start : start + CHUNK])
@@ -80,7 +80,7 @@ def grid_points(
 
 
 def regressed(features_VChw: torch.Tensor, solution: Solution) -> torch.Tensor:
-    """The regression applied to the small map: [V, T, h, w]."""
+    """Apply the regression to the feature maps: [V, T, h, w]."""
     weights, bias = solution
     return torch.einsum("vchw,ct->vthw", features_VChw, weights) + bias[:, None, None]
 
@@ -93,9 +93,9 @@ def fit_ridge(
     penalties: Sequence[float],
     error: Callable[[np.ndarray, np.ndarray], float],
 ) -> tuple[dict[str, float], float, Solution]:
-    """Holdout error by penalty, the best penalty, and the regression with it on all training images.
+    """Holdout error by penalty, the best penalty, and its regression on all training images.
 
-    error: (truth [P, T], prediction [P, T]) -> number, smaller is better.
+    error: (truth [P, T], prediction [P, T]) -> number, lower is better.
     """
     sums_fit = moments(grid_points(features, targets_VGGT, fit))
     solutions = ridge(sums_fit, penalties)
@@ -103,17 +103,18 @@ def fit_ridge(
     predictions: list[list[np.ndarray]] = [[] for _ in penalties]
 
     def predicted() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        # a chunk at a time: the held-out points of a large data set do not fit in memory
+        # in chunks: the held-out points of a large data set do not fit in memory
         for x, y in grid_points(features, targets_VGGT, held):
             truths.append(y.numpy())
-            for kept, (weights, bias) in zip(predictions, solutions, strict=True):
-                kept.append((x @ weights + bias).numpy())
+            for chunks, (weights, bias) in zip(predictions, solutions, strict=True):
+                chunks.append((x @ weights + bias).numpy())
             yield x, y
 
     sums_held = moments(predicted())
     truth = np.concatenate(truths)
     errors = {
-        str(penalty): error(truth, np.concatenate(kept)) for penalty, kept in zip(penalties, predictions, strict=True)
+        str(penalty): error(truth, np.concatenate(chunks))
+        for penalty, chunks in zip(penalties, predictions, strict=True)
     }
     best = min(penalties, key=lambda penalty: errors[str(penalty)])
     return errors, best, ridge(sums_fit + sums_held, [best])[0]

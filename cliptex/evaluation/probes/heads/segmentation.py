@@ -1,6 +1,6 @@
-"""Semantic segmentation probes: mmsegmentation's heads on frozen dense features.
+"""Heads for semantic segmentation: mmsegmentation's, on dense features.
 
-Shapes: N images, C feature width, h x w feature map, K classes, G loss points a side.
+Shapes: N images, C feature width, h x w feature map, K classes, G loss points per side.
 """
 
 import warnings
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cliptex.config import FineTuning
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.metrics.segmentation import (
     IGNORE,
@@ -25,9 +24,9 @@ from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.features import Features, take
 from cliptex.evaluation.probes.parts import Part
 from cliptex.evaluation.probes.segmentation import SegmentationHead, SegmentationProbe
-from cliptex.evaluation.probes.selection import Candidate, best_candidate, candidates
-from cliptex.evaluation.probes.training import Optimisation, batches
-from cliptex.evaluation.probes.tuning import TUNED, Recipe, Tuned, Tuner
+from cliptex.evaluation.probes.selection import Candidate, best_candidate
+from cliptex.evaluation.probes.training import default_device, train_network
+from cliptex.evaluation.probes.tuning import TUNED, Tuned, Tuner
 from cliptex.evaluation.probes.views import Size, Windows, windows_of
 from cliptex.evaluation.thumbnails import mask_thumbnails
 from cliptex.models.mmcv_ops import import_heads
@@ -38,9 +37,9 @@ PROTOCOL = "logits resized (bilinear) to the original resolution; confusion matr
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """Train: masks of the V views as squares [R, R] uint8. Eval: masks at the original resolution. 255 is ignored.
+    """Training masks of the V views, squares uint8 [R, R], and evaluation masks at the original resolution; 255 = ignored.
 
-    windows: of each evaluation image, where it is seen through several; None: each is seen once.
+    windows: of each evaluation image; None if each image is one view.
     """
 
     train_masks: Sequence[np.ndarray]
@@ -50,11 +49,11 @@ class SegmentationData:
 
     @classmethod
     def of(cls, run: Run, train: Part, evaluated: Part, size: Size) -> Self:
-        """size: height and width that the encoder sees."""
-        view = run.protocol.section(TASK).input
+        """size: height and width of the encoder's input."""
+        options = run.protocol.section(TASK).input
         windows = None
-        if view.fit == "windows":
-            windows = [windows_of(shape, view, size) for shape in evaluated.shapes]
+        if options.fit == "windows":
+            windows = [windows_of(shape, options, size) for shape in evaluated.shapes]
         return cls(train.truths[TASK], evaluated.truths[TASK], len(run.benchmark.class_names), windows)
 
 
@@ -82,7 +81,7 @@ def build_head(options: SegmentationHead, channels_in: int, num_classes: int) ->
         else:
             scales = tuple(options.pool_scales)
             head = heads.PSPHead(**common, channels=options.channels, pool_scales=scales, dropout_ratio=options.dropout)
-    # what head.init_weights() does to the classifier (the rest is initialised when built), without its log
+    # as head.init_weights() does for the classifier (the rest is initialised on construction), without its log
     torch.nn.init.normal_(head.conv_seg.weight, std=0.01)
     torch.nn.init.zeros_(head.conv_seg.bias)
     return NormedHead(channels_in, head) if options.kind == "linear" and options.batch_norm else head
@@ -96,7 +95,7 @@ class NormedHead(torch.nn.Module):
         self.norm, self.head = torch.nn.BatchNorm2d(channels), head
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        return self.head([self.norm(one) for one in features])
+        return self.head([self.norm(maps) for maps in features])
 
 
 def train_head(
@@ -107,21 +106,21 @@ def train_head(
     candidate: Candidate,
     seed: int,
 ) -> torch.nn.Module:
-    """Train one head; returned in evaluation mode. Same seed: same first weights and same batches for every model."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _, channels, height, width = features_NChw.shape
-    head = build_head(options, channels, num_classes).train().to(device)
-    optimisation = Optimisation(head.parameters(), options, candidate)
-    loss = PointLoss(masks_NRR, (height, width), num_classes, options, device)
-    for batch in batches(len(masks_NRR), options.batch_size, options.steps, generator):
-        optimisation.step(loss(head([features_NChw[batch].to(device)]), batch, generator))
-    return head.eval()
+    """Train one head; see `train_network`."""
+    _, channels, *grid = features_NChw.shape
+    device = default_device()
+    point_loss = PointLoss(masks_NRR, tuple(grid), num_classes, options, device)
+
+    def loss(head: torch.nn.Module, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return point_loss(head([features_NChw[batch].to(device)]), batch, generator)
+
+    return train_network(
+        lambda: build_head(options, channels, num_classes), loss, len(masks_NRR), options, candidate, seed
+    )
 
 
 class PointLoss:
-    """Weighted cross-entropy at a regular sub-grid of the masks [N, R, R], at a random offset each time."""
+    """Weighted cross-entropy on a regular sub-grid of the masks [N, R, R], at a random offset in each step."""
 
     def __init__(
         self,
@@ -139,16 +138,16 @@ class PointLoss:
         self._weights = class_weights(masks_NRR, num_classes, options.balance).to(device)
 
     def __call__(self, logits_BKhw: torch.Tensor, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The loss of the views `batch`, whose logits are given on the feature map's grid."""
+        """The loss of the views `batch`. Logits are on the grid of the feature map."""
         top, left = torch.randint(self._stride, (2,), generator=generator).tolist()
         length = self._points * self._stride
-        at_rows, at_columns = (slice(start, start + length, self._stride) for start in (top, left))
-        points = np.stack([self._masks[index][at_rows, at_columns] for index in batch.tolist()])
+        rows, columns = (slice(start, start + length, self._stride) for start in (top, left))
+        points = np.stack([self._masks[index][rows, columns] for index in batch.tolist()])
         target = torch.from_numpy(points).long().to(logits_BKhw.device)
-        # bilinear resizing to the mask's grid, computed at the points of the loss only
-        at_points = torch.kron(self._rows[at_rows], self._columns[at_columns]).T
+        # bilinear resizing to the mask's grid, computed only at the points of the loss
+        at_points = torch.kron(self._rows[rows], self._columns[columns]).T
         logits = (logits_BKhw.flatten(2) @ at_points).unflatten(2, target.shape[1:])
-        # not the function's own mean, which is NaN for a batch without any valid point
+        # not reduction="mean", which is NaN for a batch without valid points
         loss = F.cross_entropy(logits, target, self._weights, ignore_index=IGNORE, reduction="sum")
         known = target[target != IGNORE]
         return loss / self._weights[known].sum().clamp(min=1e-6)
@@ -157,13 +156,13 @@ class PointLoss:
 def class_weights(masks: Sequence[np.ndarray], num_classes: int, balance: float) -> torch.Tensor:
     """Weight of each class in the loss: its share of the valid pixels to the power of -`balance`, float32 [K].
 
-    The most frequent class has weight 1, and so have classes that do not occur.
+    The most frequent class and classes that do not occur have weight 1.
     """
     weights = np.ones(num_classes)
     if not balance:
         return torch.from_numpy(weights).float()
     counts = np.zeros(num_classes)
-    for mask in masks:  # one at a time: the masks of a large data set take gigabytes as they are
+    for mask in masks:  # one at a time: the masks of a large data set take gigabytes
         counts += np.bincount(mask[mask != IGNORE].astype(np.int64), minlength=num_classes)
     weights[counts > 0] = (counts[counts > 0] / counts.max()) ** -balance
     return torch.from_numpy(weights).float()
@@ -178,8 +177,8 @@ def _interpolation(cells: int, size: int) -> torch.Tensor:
 def resized_argmax(logits_Khw: torch.Tensor, height: int, width: int) -> np.ndarray:
     """argmax over K of the logits resized (bilinear) to [height, width], as uint8.
 
-    Written with products, a maximum and masks, some rows at a time to stay in the processor's cache: resizing and
-    argmax over 150 classes take several times as long.
+    Computed with matrix products, a maximum and masks, 16 rows at a time to stay in the CPU's cache: several times
+    faster than resizing and argmax for 150 classes.
     """
     _, rows, columns = logits_Khw.shape
     down, across = _interpolation(rows, height).to(logits_Khw), _interpolation(columns, width).to(logits_Khw)
@@ -189,7 +188,7 @@ def resized_argmax(logits_Khw: torch.Tensor, height: int, width: int) -> np.ndar
         resized_KRW = tall_KHw[:, top : top + 16] @ across.T
         best = resized_KRW.amax(0)
         winners = ((resized_KRW - best).flatten(1).amax(1) == 0).nonzero()[:, 0].tolist()
-        # the first of equal classes wins, as in argmax
+        # of equal logits the first class wins, as in argmax
         for winner in reversed(winners):
             out[top : top + 16].masked_fill_(resized_KRW[winner] == best, winner)
     return out.cpu().numpy()
@@ -202,32 +201,34 @@ def predict(
     shapes: Sequence[tuple[int, int]],
     windows: Sequence[Windows] | None = None,
 ) -> list[np.ndarray]:
-    """Predicted masks uint8 at the given (height, width) of each image, which is seen once, or through its windows."""
+    """Predicted masks uint8 at the (height, width) of each image. windows: of each image if it has several views."""
     device = next(head.parameters()).device
     masks = []
     if windows is None:
         for start in range(0, len(shapes), 64):
             logits = head([features_VChw[start : start + 64].to(device)])
-            some = shapes[start : start + 64]
-            masks += [resized_argmax(one, *shape) for one, shape in zip(logits, some, strict=True)]
+            masks += [
+                resized_argmax(logits_Khw, *shape)
+                for logits_Khw, shape in zip(logits, shapes[start : start + 64], strict=True)
+            ]
         return masks
     start = 0
-    for shape, seen in zip(shapes, windows, strict=True):
-        stop = start + len(seen.corners)
+    for shape, layout in zip(shapes, windows, strict=True):
+        stop = start + len(layout.corners)
         logits = head([features_VChw[start:stop].to(device)])
-        masks.append(resized_argmax(merged(logits, seen), *shape))
+        masks.append(resized_argmax(merge_windows(logits, layout), *shape))
         start = stop
     return masks
 
 
-def merged(logits_VKhw: torch.Tensor, windows: Windows) -> torch.Tensor:
-    """The logits of an image's windows, resized (bilinear) to pixels and averaged where they overlap: [K, *canvas]."""
+def merge_windows(logits_VKhw: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """Logits of an image's windows, resized (bilinear) to pixels and averaged where windows overlap: [K, *canvas]."""
     side = windows.side
     total = logits_VKhw.new_zeros(logits_VKhw.shape[1], *windows.canvas)
     count = logits_VKhw.new_zeros(windows.canvas)
     resized = F.interpolate(logits_VKhw, size=(side, side), mode="bilinear", align_corners=False)
-    for one, (top, left) in zip(resized, windows.corners, strict=True):
-        total[:, top : top + side, left : left + side] += one
+    for window_KRR, (top, left) in zip(resized, windows.corners, strict=True):
+        total[:, top : top + side, left : left + side] += window_KRR
         count[top : top + side, left : left + side] += 1
     return total / count
 
@@ -241,13 +242,13 @@ def probe_segmentation(
     seed: int,
     keep: int,
 ) -> Outcome:
-    """Train one head and judge it; see `PROTOCOL`. split: training views for fitting, and those held out."""
+    """Train and evaluate one head; see `PROTOCOL`. split: training views for fitting, and the held-out ones."""
     masks, classes = data.train_masks, data.num_classes
     (fit, fit_masks), (held, held_masks) = ((part, [masks[index] for index in part]) for part in split)
 
     def score(candidate: Candidate) -> float:
         head = train_head(take(train_NChw, fit), fit_masks, classes, options, candidate, seed)
-        return segmentation_metrics(evaluate_head(head, take(train_NChw, held), held_masks, classes)[0])["mIoU"]
+        return segmentation_metrics(evaluate_masks(head, take(train_NChw, held), held_masks, classes)[0])["mIoU"]
 
     best, scores = best_candidate(options, score)
     head = train_head(train_NChw, masks, classes, options, best, seed)
@@ -262,8 +263,8 @@ def segmentation_outcome(
     protocol: str,
     keep: int,
 ) -> Outcome:
-    """A trained head judged on the evaluation images."""
-    confusion, counts, predictions = evaluate_head(head, eval_NChw, data.eval_masks, data.num_classes, data.windows)
+    """Evaluate a trained head on the evaluation images."""
+    confusion, counts, predictions = evaluate_masks(head, eval_NChw, data.eval_masks, data.num_classes, data.windows)
     kept = {}
     for index in range(min(keep, len(predictions))):
         kept[f"prediction_{index}"] = predictions[index]
@@ -280,14 +281,14 @@ def segmentation_outcome(
     )
 
 
-def evaluate_head(
+def evaluate_masks(
     head: torch.nn.Module,
     features: Features | torch.Tensor,
     truths: Sequence[np.ndarray],
     num_classes: int,
     windows: Sequence[Windows] | None = None,
 ) -> tuple[np.ndarray, Arrays, list[np.ndarray]]:
-    """The confusion matrix of all images, the pixel counts of each, and the predicted masks."""
+    """The confusion matrix of all images, the pixel counts of each image, and the predicted masks."""
     predictions = predict(head, features, [truth.shape for truth in truths], windows)
     pairs = zip(truths, predictions, strict=True)
     confusion, counts = segmentation_statistics(confusion_matrix(*pair, num_classes) for pair in pairs)
@@ -306,23 +307,15 @@ class FirstMap(torch.nn.Module):
 
 
 class SegmentationTuner(Tuner):
-    """A head of mmsegmentation, from its first weights."""
+    """A head of mmsegmentation, from its initial weights."""
 
-    def __init__(
-        self,
-        run: Run,
-        name: str,
-        tuned: Tuned,
-        split: tuple[np.ndarray, np.ndarray],
-        seed: int,
-        options: FineTuning,
-    ):
-        self.options, self.seed, self.device = run.protocol.section(TASK).heads[name], seed, tuned.encoder.device
+    task = TASK
+
+    def prepare(self, run: Run, tuned: Tuned, split: tuple[np.ndarray, np.ndarray]) -> None:
         self.data = SegmentationData.of(run, *tuned.parts, tuned.readers[1].size)
         _, self.channels, *grid = tuned.train.shape
         masks, classes = self.data.train_masks, self.data.num_classes
         self._loss = PointLoss(masks, tuple(grid), classes, self.options, self.device)
-        self.recipes = [Recipe(self.options, candidate) for candidate in candidates(self.options)]
 
     def start(self) -> torch.nn.Module:
         torch.manual_seed(self.seed)
@@ -335,7 +328,7 @@ class SegmentationTuner(Tuner):
 
     def score(self, head: torch.nn.Module, tuned: Tuned, chosen: np.ndarray) -> float:
         masks = [self.data.train_masks[index] for index in chosen]
-        confusion, _, _ = evaluate_head(head.head, take(tuned.train, chosen), masks, self.data.num_classes)
+        confusion, _, _ = evaluate_masks(head.head, take(tuned.train, chosen), masks, self.data.num_classes)
         return segmentation_metrics(confusion)["mIoU"]
 
     def outcomes(self, head: torch.nn.Module, tuned: Tuned, chosen: dict[str, Any], keep: int) -> list[Outcome]:

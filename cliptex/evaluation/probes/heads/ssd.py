@@ -1,4 +1,4 @@
-"""SSD (Liu et al. 2016), torchvision's, on a pyramid of frozen features.
+"""SSD (Liu et al. 2016) from torchvision, on a feature pyramid.
 
 Shapes: B images, C channels, h x w the encoder's map.
 """
@@ -17,12 +17,12 @@ from cliptex.evaluation.probes.heads.pyramid import Pyramid, frames
 
 
 class SSDDetector(nn.Module):
-    """Takes feature maps in place of images."""
+    """SSD on feature maps instead of images."""
 
     def __init__(self, channels_in: int, num_classes: int, options: protocol.SSD):
         super().__init__()
         levels = len(options.strides)
-        # one more than levels: each level has a second square between its own side and the next
+        # levels + 1: each level has a second square box, between its side and that of the next level
         sides = np.geomspace(*options.scales, levels + 1).tolist()
         ratios = [list(options.aspect_ratios)] * levels
         boxes = DefaultBoxGenerator(ratios, scales=sides, steps=list(options.strides), clip=False)
@@ -30,7 +30,7 @@ class SSDDetector(nn.Module):
         self.network = SSD(
             Pyramid(channels_in, options.channels, options.strides),
             boxes,
-            size=(1, 1),  # of images, which there are none
+            size=(1, 1),  # unused: there are no images
             num_classes=num_classes + 1,
             head=head,
             score_thresh=options.score_threshold,
@@ -41,17 +41,17 @@ class SSDDetector(nn.Module):
         )
 
     def forward(self, features_BChw: torch.Tensor, targets: list[dict[str, torch.Tensor]] | None = None) -> Any:
-        """In training the dictionary of losses, else a list of {boxes, labels, scores} in the frame."""
+        """In training mode a dictionary of losses, else a list of {boxes, labels, scores} in the frame."""
         images, network = frames(features_BChw), self.network
         maps = list(network.backbone(features_BChw).values())
-        found = network.head(maps)
+        outputs = network.head(maps)
         boxes = network.anchor_generator(images, maps)
         if not self.training:
-            return network.postprocess_detections(found, boxes, images.image_sizes)
+            return network.postprocess_detections(outputs, boxes, images.image_sizes)
         matches = [
-            network.proposal_matcher(box_iou(target["boxes"], one))
+            network.proposal_matcher(box_iou(target["boxes"], default_boxes))
             if len(target["boxes"])
-            else torch.full((len(one),), -1, device=one.device)
-            for target, one in zip(targets, boxes, strict=True)
+            else torch.full((len(default_boxes),), -1, device=default_boxes.device)
+            for target, default_boxes in zip(targets, boxes, strict=True)
         ]
-        return network.compute_loss(targets, found, boxes, matches)
+        return network.compute_loss(targets, outputs, boxes, matches)

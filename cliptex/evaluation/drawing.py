@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cliptex.evaluation.thumbnails import MASK_SIDE_PX, shrunk
-from cliptex.report.images import (
+from cliptex.evaluation.images import (
     ClassColours,
     LegendEntry,
     class_counts,
@@ -19,6 +18,7 @@ from cliptex.report.images import (
     normals_pixels,
     with_boxes,
 )
+from cliptex.evaluation.thumbnails import MASK_SIDE_PX, shrunk
 
 Labels = Mapping[str, np.ndarray]
 Sample = Mapping[str, Any]
@@ -47,7 +47,7 @@ class Drawing:
         return prediction
 
     def pixels(self, sample: Sample, labels: Labels) -> tuple[np.ndarray, str]:
-        """uint8 [H, W, 3] and its kind (`cliptex.report.images.data_uri`)."""
+        """uint8 [H, W, 3] and its kind (`cliptex.evaluation.images.data_uri`)."""
         raise NotImplementedError
 
     def legend(self, sample: Sample, shown: Sequence[Labels]) -> list[LegendEntry]:
