@@ -30,6 +30,7 @@ from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.data import download, img2dataset_job
+from cliptex.data import web as downloader
 from cliptex.data.download import build_shards, built_shards, fetch_tar
 from cliptex.data.images import decode_image
 from cliptex.data.img2dataset_job import Refused, guarded_opener, public_addresses, reason_of

@@ -56,7 +56,9 @@ def test_any_views_are_read_in_any_order_the_same_from_disk_and_memory(tmp_path)
         assert size == bytes_of(SHAPE, precision)
 
 
-@pytest.mark.parametrize(("value", "message"), [(np.nan, "not finite"), (-np.inf, "not finite"), (1e5, "exceed the range of fp16")])
+@pytest.mark.parametrize(
+    ("value", "message"), [(np.nan, "not finite"), (-np.inf, "not finite"), (1e5, "exceed the range of fp16")]
+)
 def test_values_that_cannot_be_kept_are_refused(value, message):
     values = features()
     values[2, 1, 0] = value

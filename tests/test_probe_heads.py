@@ -9,7 +9,7 @@ from cliptex.evaluation.metrics.depth import affine_aligned
 from cliptex.evaluation.metrics.segmentation import IGNORE
 from cliptex.evaluation.probes.features import split_holdout
 from cliptex.evaluation.probes.heads import decoders
-from cliptex.evaluation.probes.heads.classification import Setting, probe_classification, settings_of, train_together
+from cliptex.evaluation.probes.heads.classification import GridPoint, grid_of, probe_classification, train_grid
 from cliptex.evaluation.probes.heads.depth import probe_depth
 from cliptex.evaluation.probes.heads.detection import build_detector, detect, train_detector, training_objects
 from cliptex.evaluation.probes.heads.maps import evaluation_window
@@ -264,19 +264,19 @@ def test_a_grid_of_classifiers_trained_together_is_that_of_each_trained_alone_by
     grid = {"learning_rates": [0.1, 1.0], "weight_decays": [0.0, 0.05], "steps": 30, "batch_size": 10, "blocks": [1]}
     changes = {"classification": {"heads": {"linear": {**grid, "mean_patch": [False], "warmup": 0.2}}}}
     options = protocol_of("imagenet", {"protocol": "dinov2", **changes}).classification.heads["linear"]
-    (settings,) = settings_of(options, 6, 0)
-    together = train_together(features, labels, 3, settings, options, seed=5)
+    (points,) = grid_of(options, 6, 0)
+    together = train_grid(features, labels, 3, points, options, seed=5)
     from cliptex.evaluation.probes.training import batches
 
-    for setting, ours in zip(settings, together, strict=True):
+    for point, ours in zip(points, together, strict=True):
         generator = torch.Generator().manual_seed(5)
         linear = torch.nn.Linear(6, 3)
         with torch.no_grad():
             linear.weight.copy_((torch.randn(6, 3, generator=generator) * 0.01).T)
             linear.bias.zero_()
-        sgd = torch.optim.SGD(linear.parameters(), lr=1.0, momentum=0.9, weight_decay=setting.weight_decay)
+        sgd = torch.optim.SGD(linear.parameters(), lr=1.0, momentum=0.9, weight_decay=point.weight_decay)
         for step, batch in enumerate(batches(40, 10, 30, generator)):
-            sgd.param_groups[0]["lr"] = setting.learning_rate * rate_factor(options, step)
+            sgd.param_groups[0]["lr"] = point.learning_rate * rate_factor(options, step)
             sgd.zero_grad()
             F.cross_entropy(linear(features[batch]), labels[batch]).backward()
             sgd.step()
@@ -286,7 +286,7 @@ def test_a_grid_of_classifiers_trained_together_is_that_of_each_trained_alone_by
 
 def test_classifiers_of_tokens_read_what_they_say():
     options = protocol_of("imagenet", {"protocol": "dinov2"}).classification.heads["linear"]
-    groups = settings_of(options, 5 * 7, 4)
+    groups = grid_of(options, 5 * 7, 4)
     assert [(one[0].blocks, one[0].mean_patch) for one in groups] == [(1, False), (1, True), (4, False), (4, True)]
     read = [list(range(35))[one[0].columns] for one in groups]
     assert read == [list(range(21, 28)), list(range(21, 35)), list(range(28)), list(range(35))]
@@ -314,7 +314,7 @@ def test_the_best_of_the_grid_is_chosen_on_the_holdout_and_by_nothing_else():
     assert outcomes[0].metrics["top1"] > 80 > 20 > outcomes[1].metrics["top1"]
     assert outcomes[0].num_parameters in (3 * 13, 3 * 16)
     assert outcomes[0].predictions["prediction"].shape == (3, 3)
-    assert isinstance(settings_of(task.heads["linear"], 15, 4)[0][0], Setting)
+    assert isinstance(grid_of(task.heads["linear"], 15, 4)[0][0], GridPoint)
 
 
 # Training

@@ -32,6 +32,7 @@ from cliptex.evaluation.probes.heads import ridge
 from cliptex.evaluation.probes.heads.classification import fit_logistic, probe_classification
 from cliptex.evaluation.probes.heads.depth import probe_depth
 from cliptex.evaluation.probes.heads.detection import average_precision, detect, train_detector, training_objects
+from cliptex.evaluation.probes.heads.maps import resized
 from cliptex.evaluation.probes.heads.normals import probe_normals
 from cliptex.evaluation.probes.heads.segmentation import SegmentationData, probe_segmentation, resized_argmax
 from cliptex.evaluation.probes.parts import Part, Reader
@@ -816,7 +817,7 @@ def _merged(base, over):
 
 
 def test_a_protocol_that_does_not_fit_is_named(tmp_path):
-    with pytest.raises(CliptexError, match=r"probes\.benchmarks\.voc\.protocol: 'papper' is no protocol; .*paper"):
+    with pytest.raises(CliptexError, match=r"probes\.benchmarks\.voc\.protocol: 'papper' is not a protocol; .*paper"):
         protocol_of("voc", {"protocol": "papper"})
     with pytest.raises(CliptexError, match=r"voc\.protocol: .*gone\.yaml: no such file"):
         protocol_of("voc", {"protocol": str(tmp_path / "gone.yaml")})

@@ -10,9 +10,9 @@ from cliptex.core.errors import CliptexError
 from cliptex.evaluation.probes.heads.segmentation import merge_windows, resized_argmax
 from cliptex.evaluation.probes.views import (
     ImageView,
-    crop_view,
     crop_centre,
     crop_truth,
+    crop_view,
     evaluation_views,
     random_crops,
     random_views,
@@ -162,7 +162,9 @@ def test_the_centre_for_classification_is_torchvisions():
 def test_a_mirrored_view_is_the_view_mirrored():
     image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
     plain, turned = ImageView(3, 4, 30, 20), ImageView(3, 4, 30, 20, flip=True)
-    np.testing.assert_array_equal(crop_view(image, turned, (8, 8), "bicubic"), crop_view(image, plain, (8, 8), "bicubic")[:, ::-1])
+    np.testing.assert_array_equal(
+        crop_view(image, turned, (8, 8), "bicubic"), crop_view(image, plain, (8, 8), "bicubic")[:, ::-1]
+    )
     np.testing.assert_array_equal(crop_truth(image, turned, (8, 8), 0), crop_truth(image, plain, (8, 8), 0)[:, ::-1])
 
 

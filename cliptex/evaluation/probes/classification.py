@@ -31,8 +31,8 @@ class Logistic(Section):
     kind: Literal["logistic"]
     """Type of the head."""
     penalties: Grid
-    """L2 penalties: penalty / 2 times the sum of squared weights is added to the MEAN cross-entropy (scikit-learn's C is
-    1 / (penalty * samples)); chosen on the holdout."""
+    """L2 penalties: penalty / 2 times the sum of squared weights is added to the MEAN cross-entropy (scikit-learn's C
+    is 1 / (penalty * samples)); chosen on the holdout."""
     iterations: Positive
     """Most L-BFGS iterations per fit."""
 

@@ -48,7 +48,8 @@ def evaluate_head(
 ) -> None:
     """Train and evaluate one head in all its tasks, and write its files to `folder`.
 
-    parts: training and evaluation. outcomes_of: task -> outcomes. extra: further keys of the JSON file, with `settings`.
+    parts: training and evaluation. outcomes_of: task -> outcomes. extra: further keys of the JSON file, among them
+    `settings`.
     """
     protocol, data, encoder, (train, evaluated) = run.protocol, run.benchmark, subject.encoder, parts
     rows, predictions, per_image, thumbnails = [], {}, {}, {}

@@ -1,1 +1,1 @@
-"""Protocols: how frozen encoders are evaluated. One YAML file each in config/protocols/, named in every result."""
+"""Protocols: how encoders are evaluated. Each is a YAML file in config/protocols/ and is named in every result."""

@@ -1,8 +1,8 @@
-"""Protocols: how frozen encoders are judged, one file each (config/protocols/*.yaml), named in every result.
+"""Read protocols (config/protocols/*.yaml) and resolve the entries of `probes.benchmarks`.
 
-A file has a section for each task that it covers. An entry of `probes.benchmarks` names a protocol and may lay values
-of its own over it; resolved, it holds every value of the benchmark's tasks, and a digest of them. Imports nothing
-heavy: the workflow resolves protocols at every start.
+A file has a section for each task that it covers. An entry names a protocol and may override values; a resolved entry
+holds every value of the benchmark's tasks, and a digest of them. Imports nothing heavy: the workflow resolves protocols
+on every start.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,28 +22,28 @@ from cliptex.evaluation.protocols.base import PooledTask
 
 DEFAULT = "miniature"
 SHIPPED = Path(__file__).parent / "shipped"
-"""The shipped protocols: a link to config/protocols in a clone, a copy of it in an installed package."""
+"""The shipped protocols: in a clone a link to config/protocols, in an installed package a copy."""
 DIGEST_DIGITS = 12
 
 
 class ProtocolFile(Section):
-    """What a protocol file holds: `about`, and a section for each task that it covers (see `protocol_model`)."""
+    """A protocol file: `about`, and a section for each task that it covers (see `with_sections`)."""
 
     about: str = ""
-    """Where the recipe is from, in a sentence."""
+    """Source of the recipe, in a sentence."""
 
 
 class Entry(ProtocolFile):
-    """An entry of `probes.benchmarks`: a protocol's name, the values that override it, and, once resolved, all values."""
+    """An entry of `probes.benchmarks`: name of a protocol, and overriding values; once resolved, all values."""
 
     protocol: str = DEFAULT
-    """A file of config/protocols/, without its suffix; or the path of one of your own."""
+    """Name of a file in config/protocols/ without its suffix, or the path of your own file."""
     digest: str = ""
-    """Of all values, 12 hexadecimal digits; set once the entry is resolved."""
+    """Digest of all values, 12 hexadecimal digits; set when the entry is resolved."""
     max_train: Positive | None = None
-    """Only this many training images, drawn once from the seed; all when null."""
+    """Number of training images, drawn once from the seed; null: all."""
     max_eval: Positive | None = None
-    """Only the first images of the evaluation split; all when null. For trying things out."""
+    """Number of evaluation images, the first ones; null: all. For quick experiments."""
 
     @property
     def tasks(self) -> list[str]:
@@ -52,7 +52,7 @@ class Entry(ProtocolFile):
         return [name for name in type(self).model_fields if name in sections and self.section(name) is not None]
 
     def section(self, task: str) -> Any:
-        """The section of a task; None where the protocol has none."""
+        """The section of a task; None if the protocol has none."""
         return getattr(self, task)
 
     @property
@@ -67,7 +67,7 @@ class Entry(ProtocolFile):
 
     @property
     def heads(self) -> dict[str, list[str]]:
-        """Name of a head -> the tasks that have one of that name; one result file each."""
+        """Name of a head -> the tasks that have a head of that name; one result file each."""
         heads: dict[str, list[str]] = {}
         for task in self.tasks:
             for name in self.section(task).heads:
@@ -86,29 +86,29 @@ def _with_sections(base: type[ProtocolFile], tasks: tuple[tuple[str, ProbeTask],
 
 
 def protocol_of(benchmark: str, values: Mapping[str, Any], folders: Iterable[Path] = ()) -> Entry:
-    """The checked entry of a benchmark with every value of its protocol for the benchmark's tasks.
+    """Resolve and validate the entry of a benchmark.
 
-    Tasks for which the protocol has no section, or the entry a null, are not judged. values: what the configuration
-    has; one that is resolved already comes back as it is. folders: where protocols lie; the shipped ones are looked for
-    last. Raises CliptexError that names the file, or the entry, and the key.
+    Tasks without a section in the protocol, or with null in the entry, are not evaluated. values: the entry in the
+    configuration; if it is already resolved, it is only validated. folders: searched for protocols before the shipped
+    ones. Raises CliptexError that names the file, or the entry, and the key.
     """
     where = f"probes.benchmarks.{benchmark}."
     tasks = tasks_of(benchmark)
     model = with_sections(Entry, built_in() | tasks)
     if values.get("digest"):
-        return _checked(model, values, where)
+        return _validated(model, values, where)
     name = values.get("protocol", DEFAULT)
     path = _path(name, folders, f"{where}protocol")
     file = _read(path)
-    _checked(with_sections(ProtocolFile, built_in() | tasks), file, f"{path}: ")
+    _validated(with_sections(ProtocolFile, built_in() | tasks), file, f"{path}: ")
     for task in built_in().keys() - tasks.keys():
         if task in values:
             raise CliptexError(f"{where}{task}: {benchmark} has no such task; it has {', '.join(tasks)}")
     base = {key: file[key] for key in ("about", *tasks) if file.get(key) is not None}
-    entry = _checked(model, _laid_over(base, {**values, "protocol": name}), where)
+    entry = _validated(model, _merged(base, {**values, "protocol": name}), where)
     if not entry.tasks:
-        wanted = " or ".join(map(repr, tasks))
-        raise CliptexError(f"{path}: has no section {wanted}, which {benchmark} needs ({where}protocol names it)")
+        needed = " or ".join(map(repr, tasks))
+        raise CliptexError(f"{path}: has no section {needed}, which {benchmark} needs ({where}protocol names it)")
     sections = entry.model_dump(mode="json", include={*tasks, "max_train", "max_eval"})
     return entry.model_copy(update={"digest": sha256_json(sections)[:DIGEST_DIGITS]})
 
@@ -126,7 +126,7 @@ def with_protocols(config: Config, folders: Iterable[Path] = ()) -> Config:
 
 
 def folders_near(config: str) -> list[Path]:
-    """Where a configuration given as a path keeps its protocols: beside it, or a folder above for a study."""
+    """Folders of protocols for a configuration file: next to it, or, for a study, one folder above."""
     if config.lstrip().startswith("{"):
         return []
     return [folder / "protocols" for folder in list(Path(config).absolute().parents)[:2]]
@@ -137,13 +137,13 @@ def _path(name: str, folders: Iterable[Path], key: str) -> Path:
         if not Path(name).is_file():
             raise CliptexError(f"{key}: {name}: no such file")
         return Path(name)
-    looked = [folder for folder in (*folders, SHIPPED) if folder.is_dir()]
-    for folder in looked:
+    existing = [folder for folder in (*folders, SHIPPED) if folder.is_dir()]
+    for folder in existing:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
-    known = sorted({path.stem for folder in looked for path in folder.glob("*.yaml")})
-    there = f"there are {', '.join(known)}" if known else "none are here; give the path of a file"
-    raise CliptexError(f"{key}: {name!r} is no protocol; {there}")
+    known = sorted({path.stem for folder in existing for path in folder.glob("*.yaml")})
+    remedy = f"there are {', '.join(known)}" if known else "none were found; set the path of a file"
+    raise CliptexError(f"{key}: {name!r} is not a protocol; {remedy}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -156,19 +156,19 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _laid_over(base: Any, over: Any) -> Any:
-    """`over` laid over `base`, key by key; a head of another kind replaces, and one that is null is left out."""
+def _merged(base: Any, over: Any) -> Any:
+    """`base` overridden by `over`, recursively. A head of another kind is replaced as a whole; a null head is removed."""
     if not isinstance(base, Mapping) or not isinstance(over, Mapping):
         return over
     if "kind" in base and over.get("kind", base["kind"]) != base["kind"]:
         return over
-    out = {**base, **{key: _laid_over(base.get(key), value) for key, value in over.items()}}
+    out = {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
     if isinstance(out.get("heads"), Mapping):
         out["heads"] = {name: head for name, head in out["heads"].items() if head is not None}
     return out
 
 
-def _checked(model: type[ProtocolFile], values: Mapping[str, Any], where: str) -> Any:
+def _validated(model: type[ProtocolFile], values: Mapping[str, Any], where: str) -> Any:
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
@@ -187,7 +187,7 @@ def _checked(model: type[ProtocolFile], values: Mapping[str, Any], where: str) -
 
 
 def _keys(values: Any, loc: tuple[int | str, ...]) -> list[str]:
-    """pydantic's path to a value without the tags of unions in it, which are no keys of the file."""
+    """pydantic's path to a value, without the tags of unions, which are not keys of the file."""
     out = []
     for number, part in enumerate(loc):
         if isinstance(values, Mapping) and part not in values and number < len(loc) - 1:

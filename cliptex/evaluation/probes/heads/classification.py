@@ -1,6 +1,7 @@
-"""Classification from one frozen feature an image: multinomial logistic regression, or a grid of linear classifiers.
+"""Heads for classification from one feature per image: logistic regression, or a grid of linear classifiers.
 
-Shapes: V views, N images, C feature width, K classes, G settings of a grid, B views of a batch.
+Shapes: V views, N images, C feature width, K classes, G points of a grid, B views of a batch. Weights of a linear
+classifier are [C + 1, K], with the bias in the last row.
 """
 
 from collections.abc import Sequence
@@ -12,18 +13,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cliptex.config import FineTuning
 from cliptex.evaluation.metrics.ranking import ranking_statistics, top_metrics
 from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.classification import ClassificationProtocol, LinearSgd, Logistic
-from cliptex.evaluation.probes.features import Features, Taken, take
-from cliptex.evaluation.probes.training import batches, rate_factor
-from cliptex.evaluation.probes.tuning import TUNED, Tuned, Tuner, recipe_of_solved_head
+from cliptex.evaluation.probes.features import Features, TensorSubset, take
+from cliptex.evaluation.probes.training import batches, default_device, rate_factor
+from cliptex.evaluation.probes.tuning import TUNED, Tuned, Tuner
 
 CHUNK = 65536
 LOGISTIC = "multinomial logistic regression by L-BFGS"
 SGD = "linear classifiers by SGD, the one of a grid that is best on the holdout"
-Vectors = Features | Taken | torch.Tensor
+Vectors = Features | TensorSubset | torch.Tensor
 
 
 def fit_logistic(
@@ -34,9 +34,9 @@ def fit_logistic(
     iterations: int,
     start: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Weights and, as the last row, bias: [C + 1, K] that minimise mean cross-entropy + penalty / 2 |W|^2.
+    """The weights that minimise mean cross-entropy + penalty / 2 |W|^2; the bias is not penalised.
 
-    The bias is not penalised. scikit-learn's LogisticRegression has the same optimum at C = 1 / (penalty * N).
+    scikit-learn's LogisticRegression has the same optimum at C = 1 / (penalty * N). start: initial weights.
     """
     count, channels = features_NC.shape
     device = labels_N.device
@@ -51,11 +51,11 @@ def fit_logistic(
     )
 
     def closure() -> torch.Tensor:
-        # by hand and in chunks: a million images times a thousand classes do not fit in an autograd graph
+        # explicit gradient, in chunks: the autograd graph of a million images and a thousand classes would not fit
         gradient = torch.cat([penalty * weights[:-1], torch.zeros_like(weights[-1:])])
         loss = penalty / 2 * weights[:-1].square().sum()
-        for at in range(0, count, CHUNK):
-            x, y = features_NC[at : at + CHUNK].to(device), labels_N[at : at + CHUNK]
+        for begin in range(0, count, CHUNK):
+            x, y = features_NC[begin : begin + CHUNK].to(device), labels_N[begin : begin + CHUNK]
             scores = torch.log_softmax(x @ weights[:-1] + weights[-1], dim=1)
             loss = loss - scores.gather(1, y[:, None]).sum() / count
             residual = scores.exp_()
@@ -71,17 +71,17 @@ def fit_logistic(
 
 
 def mean_log_loss(weights: torch.Tensor, features_NC: Vectors, labels_N: torch.Tensor) -> float:
-    """Mean cross-entropy of the classes [N]."""
+    """Mean cross-entropy of a classifier on the labels [N]."""
     total = 0.0
-    for at in range(0, len(labels_N), CHUNK):
-        x, y = features_NC[at : at + CHUNK].to(weights.device), labels_N[at : at + CHUNK]
+    for start in range(0, len(labels_N), CHUNK):
+        x, y = features_NC[start : start + CHUNK].to(weights.device), labels_N[start : start + CHUNK]
         total += float(F.cross_entropy(x @ weights[:-1] + weights[-1], y)) * len(y)
     return total / len(labels_N)
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One classifier of a grid: its optimizer's values, and which columns of the feature it reads."""
+class GridPoint:
+    """One classifier of a grid: learning rate, weight decay, and the columns of the feature that it uses."""
 
     learning_rate: float
     weight_decay: float
@@ -90,48 +90,50 @@ class Setting:
     columns: slice
 
     def __str__(self) -> str:
-        read = f"{self.blocks} blocks" + (" and mean patch" if self.mean_patch else "")
-        return f"{read}, rate {self.learning_rate:g}, decay {self.weight_decay:g}"
+        inputs = f"{self.blocks} blocks" + (" and mean patch" if self.mean_patch else "")
+        return f"{inputs}, rate {self.learning_rate:g}, decay {self.weight_decay:g}"
 
 
-def settings_of(options: LinearSgd, channels: int, blocks_kept: int) -> list[list[Setting]]:
-    """All settings, by what they read: those of a list are trained together. blocks_kept: 0 where the feature is none
-    of tokens, and is read whole."""
-    grid = list(product(options.learning_rates, options.weight_decays))
-    if not blocks_kept:
-        return [[Setting(*pair, 0, False, slice(None)) for pair in grid]]
-    width = channels // (blocks_kept + 1)  # class tokens of the blocks, then the mean patch
+def grid_of(options: LinearSgd, channels: int, num_blocks: int) -> list[list[GridPoint]]:
+    """All points of the grid, in groups that use the same columns and are trained together.
+
+    num_blocks: class tokens in the feature; 0 if the feature does not consist of tokens and is used as a whole.
+    """
+    pairs = list(product(options.learning_rates, options.weight_decays))
+    if not num_blocks:
+        return [[GridPoint(*pair, 0, False, slice(None)) for pair in pairs]]
+    width = channels // (num_blocks + 1)  # class tokens of the blocks, then the mean patch token
     return [
         [
-            Setting(*pair, blocks, mean, slice((blocks_kept - blocks) * width, (blocks_kept + mean) * width))
-            for pair in grid
+            GridPoint(*pair, blocks, mean, slice((num_blocks - blocks) * width, (num_blocks + mean) * width))
+            for pair in pairs
         ]
         for blocks, mean in product(options.blocks, options.mean_patch)
     ]
 
 
-def train_together(
+def train_grid(
     features_VC: Vectors,
     labels_V: torch.Tensor,
     num_classes: int,
-    settings: Sequence[Setting],
+    points: Sequence[GridPoint],
     options: LinearSgd,
     seed: int,
 ) -> torch.Tensor:
-    """Weights and, as the last row, bias of one classifier a setting: [G, C + 1, K].
+    """Train one classifier per grid point in a single pass: weights [G, C + 1, K].
 
-    One pass: each batch is read once and serves all of them, as one product of matrices. SGD with momentum, weight
-    decay added to the gradient; weights start from N(0, 0.01), the same for all.
+    Each batch is read once for all classifiers. SGD with momentum, weight decay added to the gradient; all weights
+    start from the same sample of N(0, 0.01).
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     generator = torch.Generator().manual_seed(seed)
-    columns = settings[0].columns
+    columns = points[0].columns
     width = len(range(features_VC.shape[1])[columns])
     start = torch.randn(width, num_classes, generator=generator) * 0.01
-    weights = torch.cat([start, torch.zeros(1, num_classes)]).to(device).repeat(len(settings), 1, 1)
+    weights = torch.cat([start, torch.zeros(1, num_classes)]).to(device).repeat(len(points), 1, 1)
     momentum = torch.zeros_like(weights)
     rates, decays = (
-        torch.tensor([getattr(one, name) for one in settings], device=device)[:, None, None]
+        torch.tensor([getattr(point, name) for point in points], device=device)[:, None, None]
         for name in ("learning_rate", "weight_decay")
     )
     for step, batch in enumerate(batches(len(labels_V), options.batch_size, options.steps, generator)):
@@ -146,54 +148,43 @@ def train_together(
 
 
 def scores_of(weights_GCK: torch.Tensor, features_VC: Vectors, columns: slice) -> torch.Tensor:
-    """Scores [G, V, K] of classifiers, bias in the last row of each; on the CPU."""
-    device, parts = weights_GCK.device, []
+    """Scores [G, V, K] of classifiers, on the CPU."""
+    device, chunks = weights_GCK.device, []
     for start in range(0, len(features_VC), CHUNK):
         x_VC = features_VC[start : start + CHUNK].to(device)[:, columns]
-        parts.append((x_VC @ weights_GCK[:, :-1] + weights_GCK[:, -1:]).cpu())
-    return torch.cat(parts, 1)
+        chunks.append((x_VC @ weights_GCK[:, :-1] + weights_GCK[:, -1:]).cpu())
+    return torch.cat(chunks, 1)
 
 
-def _best_of_grid(
+def fit_sgd(
     train_VC: Vectors,
     labels_V: torch.Tensor,
     num_classes: int,
-    task: ClassificationProtocol,
-    options: LinearSgd,
-    split: tuple[np.ndarray, np.ndarray],
-    seed: int,
-) -> tuple[Setting, dict[str, float]]:
-    """The setting with the highest accuracy on the holdout, and the accuracy of each, percent."""
-    kept = task.features.blocks if task.features.point == "tokens" else 0
-    groups = settings_of(options, train_VC.shape[1], kept)
-    if len(groups) == len(groups[0]) == 1:
-        return groups[0][0], {}
-    fit, held = split
-    accuracy: list[tuple[Setting, float]] = []
-    for settings in groups:
-        weights = train_together(take(train_VC, fit), labels_V[fit], num_classes, settings, options, seed)
-        for setting, one in zip(settings, weights, strict=True):
-            # a setting at a time: scores of all would be as many times larger
-            ranking = scores_of(one[None], take(train_VC, held), setting.columns)[0].argmax(1)
-            accuracy.append((setting, 100 * (ranking == labels_V[held]).double().mean().item()))
-    best, _ = max(accuracy, key=lambda pair: pair[1])
-    return best, {str(setting): value for setting, value in accuracy}
-
-
-def _by_sgd(
-    train_VC: Vectors,
-    labels_V: torch.Tensor,
-    num_classes: int,
-    task: ClassificationProtocol,
+    num_blocks: int,
     options: LinearSgd,
     split: tuple[np.ndarray, np.ndarray],
     seed: int,
 ) -> tuple[torch.Tensor, slice, dict[str, Any]]:
-    """Weights and, as the last row, bias [C + 1, K] of the best setting, the columns it reads, and what was chosen."""
-    best, accuracy = _best_of_grid(train_VC, labels_V, num_classes, task, options, split, seed)
-    weights = train_together(train_VC, labels_V, num_classes, [best], options, seed)
+    """Train on all views the classifier of the grid with the highest accuracy on the holdout.
+
+    num_blocks: as in `grid_of`. Returns its weights, the columns that it uses, and the hyper-parameters.
+    """
+    groups = grid_of(options, train_VC.shape[1], num_blocks)
+    best = groups[0][0]
+    accuracies: list[tuple[GridPoint, float]] = []
+    if len(groups) > 1 or len(groups[0]) > 1:
+        fit, held = split
+        for points in groups:
+            weights_GCK = train_grid(take(train_VC, fit), labels_V[fit], num_classes, points, options, seed)
+            for point, weights_CK in zip(points, weights_GCK, strict=True):
+                # one point at a time: the scores of all of them would take G times the memory
+                predicted = scores_of(weights_CK[None], take(train_VC, held), point.columns)[0].argmax(1)
+                accuracies.append((point, 100 * (predicted == labels_V[held]).double().mean().item()))
+        best, _ = max(accuracies, key=lambda pair: pair[1])
+    weights_GCK = train_grid(train_VC, labels_V, num_classes, [best], options, seed)
     chosen = {name: getattr(best, name) for name in ("learning_rate", "weight_decay", "blocks", "mean_patch")}
-    return weights[0], best.columns, {**chosen, "holdout_top1": accuracy}
+    chosen["holdout_top1"] = {str(point): accuracy for point, accuracy in accuracies}
+    return weights_GCK[0], best.columns, chosen
 
 
 def solve_logistic(
@@ -203,15 +194,14 @@ def solve_logistic(
     options: Logistic,
     split: tuple[np.ndarray, np.ndarray],
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Weights and, as the last row, bias [C + 1, K] of all views, with the penalty that has the smallest log loss on
-    the holdout, and what was chosen."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if isinstance(train_VC, Features) and train_VC.computed:  # at each of some hundred steps
+    """Fit all views with the penalty that has the lowest log loss on the holdout: weights, and hyper-parameters."""
+    device = default_device()
+    if isinstance(train_VC, Features) and train_VC.computed:  # else the encoder would run in each of ~100 steps
         train_VC = train_VC[:]
     x, y = train_VC.to(device) if isinstance(train_VC, torch.Tensor) else train_VC, labels_V.to(device)
     (x_fit, y_fit), (x_held, y_held) = ((take(x, part), y[torch.from_numpy(part).to(device)]) for part in split)
     losses, weights = {}, None
-    # from strong to weak, each from the one before, which is near
+    # from strong to weak; each fit starts from the previous solution, which is close
     penalties = sorted(options.penalties, reverse=True)
     for penalty in penalties:
         weights = fit_logistic(x_fit, y_fit, num_classes, penalty, options.iterations, weights)
@@ -227,18 +217,19 @@ def probe_classification(
     train_labels: Sequence[int],
     eval_labels: Sequence[int],
     num_classes: int,
-    task: ClassificationProtocol,
+    section: ClassificationProtocol,
     head: str,
     split: tuple[np.ndarray, np.ndarray],
     seed: int,
     keep: int,
 ) -> Outcome:
-    """Classify by the head of that name. split: training views for fitting, and those held out."""
-    options, labels = task.heads[head], torch.as_tensor(train_labels, dtype=torch.long)
+    """Train and evaluate the head of that name. split: training views for fitting, and the held-out ones."""
+    options, labels = section.heads[head], torch.as_tensor(train_labels, dtype=torch.long)
     if options.kind == "logistic":
         weights, chosen = solve_logistic(train_VC, labels, num_classes, options, split)
         return linear_outcome(weights, eval_NC, slice(None), eval_labels, chosen, LOGISTIC, keep)
-    weights, columns, chosen = _by_sgd(train_VC, labels, num_classes, task, options, split, seed)
+    num_blocks = section.features.blocks if section.features.point == "tokens" else 0
+    weights, columns, chosen = fit_sgd(train_VC, labels, num_classes, num_blocks, options, split, seed)
     return linear_outcome(weights, eval_NC, columns, eval_labels, chosen, SGD, keep)
 
 
@@ -251,7 +242,7 @@ def linear_outcome(
     protocol: str,
     keep: int,
 ) -> Outcome:
-    """A linear classifier, bias in its last row, of some columns of the features, judged on the evaluation images."""
+    """Evaluate a linear classifier that uses `columns` of the features on the evaluation images."""
     ranking = scores_of(weights_CK[None], eval_NC, columns)[0].topk(min(5, weights_CK.shape[1]), dim=1).indices.numpy()
     kept = min(keep, len(ranking))
     return Outcome(
@@ -268,21 +259,13 @@ def linear_outcome(
 class ClassificationTuner(Tuner):
     """A linear layer that starts from the logistic regression on the features before the first step."""
 
-    def __init__(
-        self,
-        run: Run,
-        name: str,
-        tuned: Tuned,
-        split: tuple[np.ndarray, np.ndarray],
-        seed: int,
-        options: FineTuning,
-    ):
-        labels, self.eval_labels = (part.truths["classification"] for part in tuned.parts)
-        head, classes = run.protocol.section("classification").heads[name], len(run.benchmark.class_names)
-        self.labels, self.device = torch.as_tensor(labels, dtype=torch.long), tuned.encoder.device
+    task = "classification"
+
+    def prepare(self, run: Run, tuned: Tuned, split: tuple[np.ndarray, np.ndarray]) -> None:
+        labels, self.eval_labels = (part.truths[self.task] for part in tuned.parts)
+        self.labels, num_classes = torch.as_tensor(labels, dtype=torch.long), len(run.benchmark.class_names)
         with torch.no_grad():
-            self.weights, self.chosen = solve_logistic(tuned.train, self.labels, classes, head, split)
-        self.recipes = [recipe_of_solved_head(options)]
+            self.weights, self.chosen = solve_logistic(tuned.train, self.labels, num_classes, self.options, split)
 
     def start(self) -> torch.nn.Module:
         head = torch.nn.Linear(self.weights.shape[0] - 1, self.weights.shape[1])

@@ -145,7 +145,8 @@ def _fit_bins(
     def error(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         return mean_depth(*depth_errors(pairs, low, high), "image")["rmse"]
 
-    protocol = f"{options.decoder} decoder to {options.bins} bins of depth; resized (bilinear) to the original resolution"
+    protocol = f"{options.decoder} decoder to {options.bins} bins of depth"
+    protocol += "; resized (bilinear) to the original resolution"
     probe = DecoderProbe(build, depth_loss(options), predict, error, "holdout_rmse", "bilinear", protocol)
     return fit_decoder(probe, train_VChw, depths, options, split, seed)
 

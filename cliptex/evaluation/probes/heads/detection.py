@@ -181,8 +181,8 @@ def evaluate_detections(
 ) -> tuple[dict[str, float | None], Arrays]:
     """COCO's AP AP50 AP75 APs APm APl in percent, None if there is no object of that size; and the per-image parts.
 
-    annotations: content of a COCO file. ids: the image of each item of `detections` (as from `detect`; masks may also be
-    bool [n, H, W]). kind: "bbox" or "segm".
+    annotations: content of a COCO file. ids: the image of each item of `detections` (as from `detect`; masks may also
+    be bool [n, H, W]). kind: "bbox" or "segm".
     """
     categories = sorted(category["id"] for category in annotations["categories"])
     rows = []

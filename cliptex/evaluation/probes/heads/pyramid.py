@@ -1,8 +1,8 @@
 """A simple feature pyramid (Li et al. 2022, "Exploring plain vision transformer backbones for object detection").
 
-A plain vision transformer has a single map; detectors need several strides. Boxes are in a virtual frame in which a cell
-of the encoder's map is `CELL` pixels wide, for any patch size: torchvision rounds the strides of its region pooling to
-powers of two, which would misplace every region for patches of 12 or 14 pixels.
+A plain vision transformer has a single map; detectors need several strides. Boxes are in a virtual frame in which a
+cell of the encoder's map is `CELL` pixels wide, for any patch size: torchvision rounds the strides of its region
+pooling to powers of two, which would misplace every region for patches of 12 or 14 pixels.
 
 Shapes: B images, C channels, h x w the encoder's map.
 """

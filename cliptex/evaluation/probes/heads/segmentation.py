@@ -37,7 +37,7 @@ PROTOCOL = "logits resized (bilinear) to the original resolution; confusion matr
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """Training masks of the V views, squares uint8 [R, R], and evaluation masks at the original resolution; 255 = ignored.
+    """Training masks, squares uint8 [R, R], and evaluation masks at the original resolution; 255 = ignored.
 
     windows: of each evaluation image; None if each image is one view.
     """
