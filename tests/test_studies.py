@@ -24,6 +24,17 @@ from cliptex.report.studies.summary import amount, limits
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted(p for p in (ROOT / "config/studies").glob("*.yaml") if "study" in yaml.safe_load(p.read_text()))
+RESULT = {
+    "schema_version": 1,
+    "benchmark": "voc",
+    "source": "miniature",
+    "split": "val",
+    "num_train": 8,
+    "num_eval": 8,
+    "class_names": [],
+    "results": [],
+}
+"""A results file without rows; studies read the rows' per-image parts."""
 
 
 def merged(base: dict, over: dict) -> dict:
@@ -292,7 +303,7 @@ def results(root: Path, config: Config, rates: dict[str, float]) -> None:
         for model, rate in rates.items():
             for head in heads:
                 path = folder / "probes" / benchmark / model / "seed0" / f"{head}.json"
-                write_json(path, {"source": "miniature"})
+                write_json(path, RESULT)
                 counts = np.stack([rng.binomial(50, rate, 80), np.full(80, 50), np.full(80, 50)])
                 per_task = {
                     "voc": {
@@ -308,7 +319,7 @@ def results(root: Path, config: Config, rates: dict[str, float]) -> None:
                 write_per_image(per_image_path(path), ids, per_task)
     for benchmark in config.study.zeroshot:
         path = folder / "zeroshot" / f"{benchmark}.json"
-        write_json(path, {"source": "miniature"})
+        write_json(path, RESULT)
         top1 = np.stack([draw < rate for rate in rates.values()])
         tasks = {"zero_shot_classification": {"top1": top1, "top5": top1 | True}}
         write_per_image(per_image_path(path), ids, tasks, rows=[f"{model}/seed0" for model in rates])
