@@ -13,7 +13,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
 from cliptex.core.plugins import find
 from cliptex.evaluation import finetune, probe
-from cliptex.evaluation.finetune import train_together
+from cliptex.evaluation.finetune import train_jointly
 from cliptex.evaluation.job import Job
 from cliptex.evaluation.probes.parts import Reader
 from cliptex.evaluation.probes.selection import candidates
@@ -163,7 +163,7 @@ def test_the_encoder_learns_what_its_frozen_features_cannot_tell(place):
 
     training = Training(steps=80, batch_size=8, learning_rates=[1e-2], weight_decays=[0.0])
     recipe = Recipe(training, *candidates(training))
-    train_together(tuned, head, loss, np.arange(16), recipe, 3e-3, FineTuning(), 0)
+    train_jointly(tuned, head, loss, np.arange(16), recipe, 3e-3, FineTuning(), 0)
     cells = torch.cat([start.permute(0, 2, 3, 1).reshape(-1, 32), torch.ones(256, 1)], 1)
     best = torch.linalg.lstsq(cells, target.reshape(-1, 1)).solution
     frozen_best = float((cells @ best - target.reshape(-1, 1)).square().mean())

@@ -15,10 +15,10 @@ from cliptex.core.files import read_json
 from cliptex.data.miniature import render_captions
 from cliptex.data.shards import read_shard, write_tar
 from cliptex.evaluation import retrieval
-from cliptex.evaluation.captioned_images import open_captions
+from cliptex.evaluation.captioned_images import open_captioned_images
 from cliptex.evaluation.job import Job
 from cliptex.evaluation.per_image import main_metric, read_per_image
-from cliptex.evaluation.retrieval import TASKS, Embedded, Read, chances, kept_predictions, ranks, recalls
+from cliptex.evaluation.retrieval import TASKS, Embeddings, Read, chances, kept_predictions, ranks, recalls
 from cliptex.models import clip as student
 
 
@@ -48,7 +48,7 @@ def test_kept_predictions_are_the_nearest_of_the_first_images_and_of_their_capti
     captions = unit(np.eye(4)[owner] + 0.1 * np.eye(4)[[1, 2, 2, 3, 3, 0, 0]])
     names = [f"caption {number}" for number in range(7)]
     pictures = [np.zeros((2, 2, 3), np.uint8)] * 2
-    kept = kept_predictions(Read(list("abcd"), names, owner, pictures), [Embedded(images, captions)] * 3)
+    kept = kept_predictions(ReadSet(list("abcd"), names, owner, pictures), [Embeddings(images, captions)] * 3)
     assert kept["captions"].tolist() == ["caption 0", "caption 1", "caption 2"]  # of the first two images
     assert kept["image_of_caption"].tolist() == [0, 0, 1]
     assert kept["nearest_images"].shape == (3, 3, 4)  # there are only four
@@ -98,9 +98,9 @@ def test_cocos_captions_go_to_their_images(tmp_path, monkeypatch):
     mark = paths.benchmark("coco") / "miniature.json"
     mark.write_text('{"counts": {"train": 1, "val": 7}}')
     with pytest.raises(CliptexError, match="coco: captions of 5 images, the split has 7"):
-        open_captions(config, "pairs")
+        open_captioned_images(config, "pairs")
     mark.write_text("{}")
-    given = open_captions(config, "pairs")
+    given = open_captioned_images(config, "pairs")
     items = list(given.items)
     assert (given.count, len(items), given.split) == (4, 4, "val2017, first 4")
     assert items[1].id == "000000000099"
@@ -239,10 +239,10 @@ def test_a_mistaken_set_of_captions_is_refused(given, message):
 
 def test_a_set_that_is_not_there_is_refused_by_name():
     with pytest.raises(CliptexError, match=r"'others' is not one of \['pairs'\]"):
-        open_captions(Config.load({"zeroshot": {"retrieval": {"pairs": {"rendered": 3}}}}), "others")
+        open_captioned_images(Config.load({"zeroshot": {"retrieval": {"pairs": {"rendered": 3}}}}), "others")
     config = Config.load({"zeroshot": {"retrieval": {"pairs": {"benchmark": "voc"}}}})
     with pytest.raises(CliptexError, match="'voc' has no captions"):
-        open_captions(config, "pairs")
+        open_captioned_images(config, "pairs")
     config = Config.load({"zeroshot": {"retrieval": {"pairs": {"shards": ["lost.tar"]}}}})
     with pytest.raises(CliptexError, match=r"lost\.tar: shard is missing"):
-        list(open_captions(config, "pairs").items)
+        list(open_captioned_images(config, "pairs").items)

@@ -1,7 +1,7 @@
-"""Images with captions on which retrieval is judged: tars, a benchmark's captions, or pairs rendered for it.
+"""Images with captions for retrieval: tars, a benchmark's captions, or rendered pairs.
 
 Reads   the tars or the benchmark that an entry of `zeroshot.retrieval` names.
-Holds   an image has at least one caption; a sample that cannot be used is an error that names it, never left out.
+Holds   every image has at least one caption; an unusable sample is an error that names it, it is never skipped.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from cliptex.data.shard_paths import caption_tars
 
 
 @dataclass(frozen=True)
-class Captioned:
+class CaptionedImage:
     """An encoded image and its captions, at least one."""
 
     id: str
@@ -27,54 +27,53 @@ class Captioned:
 
 
 @dataclass(frozen=True)
-class Captions:
-    """A set that is being read. count: images, where it is known before they are read; another number is an error."""
+class CaptionedImages:
+    """A set of captioned images. count: number of images, if it is known before reading; a mismatch is an error."""
 
     source: str
-    """`miniature`, `official`, or `own` for tars of the user's."""
+    """`miniature`, `official`, or `own` for the user's tars."""
     split: str
     count: int | None
-    items: Iterator[Captioned]
+    items: Iterator[CaptionedImage]
 
 
-def open_captions(config: Config, name: str) -> Captions:
-    """The captioned images of an entry of `zeroshot.retrieval`. Raises CliptexError for one that does not exist."""
-    given = config.zeroshot.retrieval.get(name)
-    if given is None:
+def open_captioned_images(config: Config, name: str) -> CaptionedImages:
+    """The captioned images of an entry of `zeroshot.retrieval`. Raises CliptexError if there is no such entry."""
+    entry = config.zeroshot.retrieval.get(name)
+    if entry is None:
         known = sorted(key for key, value in config.zeroshot.retrieval.items() if value is not None)
         raise CliptexError(f"zeroshot.retrieval: {name!r} is not one of {known}")
-    if given.benchmark is not None:
-        root = paths.benchmark(given.benchmark)
-        data = find("benchmarks", given.benchmark)(root)
+    if entry.benchmark is not None:
+        benchmark_dir = paths.benchmark(entry.benchmark)
+        data = find("benchmarks", entry.benchmark)(benchmark_dir)
         if not hasattr(data, "captions"):
-            raise CliptexError(f"zeroshot.retrieval.{name}.benchmark: {given.benchmark!r} has no captions; name coco")
-        captions, read = data.captions("eval"), lambda path: path.read_bytes()
-        wanted = data.expected("eval")
-        if wanted is not None and len(captions) != wanted:
+            raise CliptexError(f"zeroshot.retrieval.{name}.benchmark: {entry.benchmark!r} has no captions; use coco")
+        captions, expected = data.captions("eval"), data.expected("eval")
+        if expected is not None and len(captions) != expected:
             raise CliptexError(
-                f"{root}: captions of {len(captions):,} images, the split has {wanted:,}; put the data in place again"
+                f"{benchmark_dir}: captions of {len(captions):,} images, the split has {expected:,}; restore the data"
             )
-        items = (Captioned(path.stem, read(path), tuple(texts)) for path, texts in captions)
-        known = Captions(source(root), data.eval_split, len(captions), items)
+        items = (CaptionedImage(path.stem, path.read_bytes(), tuple(texts)) for path, texts in captions)
+        images = CaptionedImages(source(benchmark_dir), data.eval_split, len(captions), items)
     else:
         tars = caption_tars(config, name)
-        where = "miniature" if (tars[0].parent / "miniature.json").exists() else "own"
-        known = Captions(where, "held out" if given.rendered else "test", given.rendered, _from_tars(tars))
-    if given.images is None:
-        return known
-    if known.count is not None and given.images > known.count:
-        raise CliptexError(f"zeroshot.retrieval.{name}.images: {given.images:,}, and there are {known.count:,}")
-    count = given.images
-    return Captions(known.source, f"{known.split}, first {count}", count, islice(known.items, count))
+        origin = "miniature" if (tars[0].parent / "miniature.json").exists() else "own"
+        images = CaptionedImages(origin, "held out" if entry.rendered else "test", entry.rendered, _from_tars(tars))
+    count = entry.images
+    if count is None:
+        return images
+    if images.count is not None and count > images.count:
+        raise CliptexError(f"zeroshot.retrieval.{name}.images: {count:,} is more than the {images.count:,} that there are")
+    return CaptionedImages(images.source, f"{images.split}, first {count}", count, islice(images.items, count))
 
 
-def _from_tars(tars: list[Path]) -> Iterator[Captioned]:
+def _from_tars(tars: list[Path]) -> Iterator[CaptionedImage]:
     from cliptex.data.shards import iterate_shard
 
     for tar in tars:
         for pair in iterate_shard(tar):
             captions = tuple(line.strip() for line in (pair.caption or "").splitlines() if line.strip())
             if pair.image is None or not captions:
-                lacks = "image" if pair.image is None else "caption (.txt, a line each)"
-                raise CliptexError(f"{tar}: sample {pair.key} has no {lacks}; leave it out of the tar")
-            yield Captioned(pair.key, pair.image, captions)
+                missing = "image" if pair.image is None else "caption (.txt, one per line)"
+                raise CliptexError(f"{tar}: sample {pair.key} has no {missing}; remove it from the tar")
+            yield CaptionedImage(pair.key, pair.image, captions)

@@ -28,7 +28,7 @@ from cliptex.core.progress import track
 from cliptex.core.provenance import provenance
 from cliptex.data.images import BadImage, encode_png, has_orientation, open_image
 from cliptex.data.shards import write_tar
-from cliptex.evaluation.captioned_images import Captioned, open_captions
+from cliptex.evaluation.captioned_images import CaptionedImage, open_captioned_images
 from cliptex.evaluation.zeroshot import TEMPLATES, prompts
 
 PARTS = {"test": "eval", "train": "train"}
@@ -56,7 +56,7 @@ def export_benchmark(
     if unknown := [split for split in splits if split not in known]:
         raise CliptexError(f"--splits: {unknown[0]!r} is not one of {known}, which is what {name} has")
     if captioned:
-        given = open_captions(config, name)
+        given = open_captioned_images(config, name)
         _write_lines(out / "dataset_type.txt", ["retrieval"], "")
         about = {"benchmark": name, "source": given.source, "split": given.split}
         samples = (_captioned(name, one) for one in given.items)
@@ -100,7 +100,7 @@ def _classified(sample: dict[str, Any]) -> Sample:
     return ("png", encode_png(sample["image"])), label
 
 
-def _captioned(name: str, one: Captioned) -> Sample:
+def _captioned(name: str, one: CaptionedImage) -> Sample:
     """As retrieval sees it: upright, without transparency."""
     captions = ("txt", "\n".join(one.captions).encode())
     try:

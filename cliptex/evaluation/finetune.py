@@ -1,10 +1,10 @@
-"""Fine-tune encoders end to end on one benchmark, to see whether the gains of frozen encoders survive it.
+"""Fine-tune encoders end to end on one benchmark, to test whether the gains of frozen encoders remain.
 
 Reads   results/models/{model}/seed{seed}/ and resources/{benchmark}/ in its official layout.
 Writes  results/finetuned/{benchmark}/{model}/seed{seed}/{head}.json, .npz and .per_image.npz, as
         `cliptex.evaluation.probe` does.
-Holds   head, loss, batches, steps and evaluation are the frozen probe's; what differs is that the encoder is trained,
-        too, at a lower rate, and every row has `"frozen": false`. These files never hold rows of a frozen encoder.
+Holds   head, loss, batches, steps and evaluation are those of the probe of a frozen encoder; the encoder is trained, too,
+        with its own learning rate, and every row has `"frozen": false`.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from cliptex.models.encoders import Encoder, load_encoders
 
 
 def run(config: Config, job: Job) -> None:
-    """Fine-tune the models of a job (or the baseline "random", trained from scratch) with each head, anew for each task.
+    """Fine-tune the models of a job (or "random", trained from scratch), separately for each head and task.
 
     Results go to `results/finetuned/{benchmark}` by default. Raises CliptexError for a benchmark that is not in
     `finetune.benchmarks`, and for a head that cannot be trained with an encoder.
@@ -89,18 +89,18 @@ def _finetune(config: Config, job: Job, options: FineTuning, model: str, seed: i
 
 
 def _tune(run: Run, name: str, head: str, new: Callable[[], Tuned], options: FineTuning) -> list[Outcome]:
-    """One task and head. Of several rates those best on the holdout are chosen; then all training views are used.
+    """Fine-tune with one head of one task, on all training views, with the rates that are best on the holdout.
 
-    new: gives an encoder with its original weights.
+    new: loads the encoder with its original weights.
     """
     seed = seed_of(head, run.seed)
     tuned = new()
     fit, held = split = tuned.parts[0].split(run.holdout, seed)
     tuner = probe_task(name).tuner(run, head, tuned, split, seed, options)
 
-    def trained(tuned: Tuned, recipe: Recipe, rate: float, chosen: np.ndarray) -> torch.nn.Module:
+    def trained(tuned: Tuned, recipe: Recipe, rate: float, views: np.ndarray) -> torch.nn.Module:
         network = tuner.start()
-        train_together(tuned, network, tuner.loss, chosen, recipe, rate, options, seed)
+        train_jointly(tuned, network, tuner.loss, views, recipe, rate, options, seed)
         return network
 
     grid = [(recipe, rate) for recipe in tuner.recipes for rate in options.encoder_rates]
@@ -130,32 +130,32 @@ def _described(recipe: Recipe, rate: float) -> str:
     return f"encoder {rate:g}, head {recipe.head.learning_rate:g}, decay {recipe.head.weight_decay:g}"
 
 
-def train_together(
+def train_jointly(
     tuned: Tuned,
     head: torch.nn.Module,
     loss: Loss,
-    chosen: np.ndarray,
+    views: np.ndarray,
     recipe: Recipe,
     encoder_rate: float,
     options: FineTuning,
     seed: int,
 ) -> None:
-    """Train encoder and head on the training views `chosen`; the head is in evaluation mode afterwards.
+    """Train encoder and head on the training views `views`; the head is in evaluation mode afterwards.
 
     The encoder stays in evaluation mode, since it has neither dropout nor running statistics.
     """
     generator = torch.Generator().manual_seed(seed)
     training, device = recipe.training, tuned.encoder.device
-    matrices = [parameter for parameter in tuned.network.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in tuned.network.parameters() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    decayed = [parameter for parameter in tuned.network.parameters() if parameter.ndim >= 2]
+    not_decayed = [parameter for parameter in tuned.network.parameters() if parameter.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": not_decayed, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=encoder_rate, fused=True)
     schedule = LambdaLR(optimizer, lambda step: rate_factor(training, step))
     head_optimisation = Optimisation(head.parameters(), training, recipe.head)
     head.train()
-    indices = torch.from_numpy(chosen)
-    drawn = batches(len(chosen), training.batch_size, training.steps, generator)
-    for batch in track(drawn, "fine-tune", len(drawn)):
+    indices = torch.from_numpy(views)
+    steps = batches(len(views), training.batch_size, training.steps, generator)
+    for batch in track(steps, "fine-tune", len(steps)):
         batch = indices[batch]
         optimizer.zero_grad()
         head_optimisation.step(loss(head, tuned.train[batch].to(device), batch, generator))

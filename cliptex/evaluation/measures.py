@@ -1,32 +1,12 @@
 """Measures of zero-shot classification and retrieval, and the measure of any row of results. Imports nothing heavy."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from cliptex.core.errors import CliptexError
 from cliptex.evaluation.metrics.display import Metric, lookup
-from cliptex.evaluation.probes.base import Measure
+from cliptex.evaluation.probes.base import Measure, lazy
 from cliptex.evaluation.probes.tasks import probe_measures
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from cliptex.evaluation.metrics.base import Arrays
-
-
-def _top1(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
-    from cliptex.evaluation.metrics.ranking import top1
-
-    return top1(arrays, weights)
-
-
-def _recall_at_1(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
-    from cliptex.evaluation.metrics.ranking import recall_at_1
-
-    return recall_at_1(arrays, weights)
-
-
+_top1 = lazy("metrics.ranking:top1")
+_recall_at_1 = lazy("metrics.ranking:recall_at_1")
 ZERO_SHOT = Measure(
     "zero_shot_classification", "Zero-shot classification", "top1", _top1, hub_task="zero-shot-image-classification"
 )

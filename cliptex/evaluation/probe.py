@@ -1,13 +1,13 @@
-"""Probe frozen encoders on one benchmark: train the heads of its tasks for several models with the same budget.
+"""Probe frozen encoders on one benchmark: train the heads of its tasks, with the same budget for every model.
 
 Reads   results/models/{model}/seed{seed}/ and resources/{benchmark}/ in its official layout.
 Writes  results/probes/{benchmark}/{model}/seed{seed}/{head}.json, and next to it {head}.per_image.npz (see
         `cliptex.evaluation.per_image`), {head}.thumbnails.npz (see `cliptex.evaluation.thumbnails`) and {head}.npz.
 Holds   hyper-parameters are chosen on a holdout of the training split, never on the evaluation split; every model
-        sees the same images, batches, first weights of the heads and number of steps.
+        has the same images, batches, initial weights of the heads and number of steps.
 
-The .npz file keeps the first `probes.save_predictions` evaluation samples: `ids` [n], `image_{i}` (uint8 [H, W, 3] as in
-the data set), and the arrays that the head of a task's file lists, cliptex/evaluation/probes/*.py.
+The .npz file has the first `probes.save_predictions` evaluation samples: `ids` [n], `image_{i}` (uint8 [H, W, 3] as in
+the data set), and the arrays listed at the top of the task's file, cliptex/evaluation/probes/*.py.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ from cliptex.evaluation.probes.base import Data, Run
 from cliptex.evaluation.probes.evaluate import Subject, evaluate_head
 from cliptex.evaluation.probes.feature_cache import FeatureCache
 from cliptex.evaluation.probes.features import standardised
-from cliptex.evaluation.probes.parts import Kept, Part, Reader, features_of
+from cliptex.evaluation.probes.parts import EncoderFeatures, Part, Reader, features_of
 from cliptex.evaluation.probes.tasks import probe_task, tasks_of
 from cliptex.evaluation.protocols.base import DenseTask, PooledTask, ProbeSection
 from cliptex.evaluation.protocols.resolve import Entry, protocol_of
@@ -33,13 +33,13 @@ from cliptex.models.encoders import Encoder, load_encoders
 def run(config: Config, job: Job) -> None:
     """Probe the models and baselines of a job on its benchmark; one JSON file per model, seed and head.
 
-    The baselines "random" and "position" take their architecture from the first model of the job, or else from any that
-    is exported. Results go to `results/probes/{benchmark}` by default.
+    The baselines "random" and "position" have the architecture of the first model of the job, or of any exported model.
+    Results go to `results/probes/{benchmark}` by default.
     """
     data = job.benchmark()
     sections = [task.section for task in tasks_of(job.name).values()]
     if len(sections) > 1 and any(issubclass(section, PooledTask) for section in sections):
-        raise CliptexError(f"{job.name}: classification and dense tasks must be two benchmarks")
+        raise CliptexError(f"{job.name}: classification and dense tasks cannot be in one benchmark; split it in two")
     data.check_apart()
     protocol = protocol_of(job.name, config.probes.benchmarks.get(job.name, {}))
     for seed in job.seeds_of(config):
@@ -91,7 +91,7 @@ def _probe_seed(config: Config, job: Job, data: Benchmark, protocol: Entry, seed
 def prepared(
     config: Config, name: str, data: Benchmark, protocol: Entry, seed: int
 ) -> tuple[Run, dict[str, list[int]]]:
-    """What all heads of a benchmark share, and the indices of the samples in use, of the parts "train" and "eval"."""
+    """The run of a benchmark, and the indices of the samples used, for the parts "train" and "eval"."""
     samples = data.samples("eval")
     indices = {
         "train": part_indices(len(data.samples("train")), protocol.max_train, seed),
@@ -102,7 +102,7 @@ def prepared(
 
 
 def part_indices(count: int, limit: int | None, seed: int | None) -> list[int]:
-    """Samples of a part that are used: all, or `limit` of them, drawn with `seed`, or the first ones if it is None."""
+    """Indices of the samples used: all, or `limit` of them, drawn with `seed`, or the first ones if `seed` is None."""
     if limit is None or limit >= count:
         return list(range(count))
     if seed is None:
@@ -111,10 +111,10 @@ def part_indices(count: int, limit: int | None, seed: int | None) -> list[int]:
 
 
 def _data(
-    train: Part, evaluated: Part, kept: Kept, section: ProbeSection, encoder: Encoder, memory_bytes: float
+    train: Part, evaluated: Part, features: EncoderFeatures, section: ProbeSection, encoder: Encoder, memory_bytes: float
 ) -> Data:
     dense, size = isinstance(section, DenseTask), encoder.input_size(section.input.size_px)
     grid = encoder.map_shape(size)[1:] if dense else None
     cls = dense and section.features.cls
-    features = standardised([kept.train, kept.eval], grid, cls, section.features.standardise, memory_bytes)
-    return Data(train, evaluated, size, *features)
+    both = standardised([features.train, features.eval], grid, cls, section.features.standardise, memory_bytes)
+    return Data(train, evaluated, size, *both)

@@ -1,14 +1,14 @@
-"""Image-text retrieval: which caption belongs to an image, and which image to a caption.
+"""Image-text retrieval: rank captions for each image, and images for each caption.
 
 Reads   results/models/{model}/seed{seed}/ and a set of captioned images (`cliptex.evaluation.captioned_images`).
 Writes  results/zeroshot/{name}.json, and next to it {name}.per_image.npz (see `cliptex.evaluation.per_image`) and
         {name}.npz, with the first `probes.save_predictions` images: `ids` [n], `image_{i}` (uint8 [H, W, 3]), their
         `captions` [m] and the image of each, `image_of_caption` [m]; for the R names in `rows` (model/seed) the five
         nearest, best first: `nearest_captions` [R, n, 5], texts, and `nearest_images` [R, m, 5], ids
-Holds   nothing is trained or chosen; images go through open_clip's own preprocessing of the exported folder.
+Holds   nothing is trained or chosen; images are preprocessed by open_clip as the exported folder defines it.
 
-R@k is the share of the queries of which the k nearest of the other kind hold a right one, as in Karpathy and Fei-Fei
-2015 (arXiv 1412.2306) and in CLIP's papers: an image with five captions is found if any of them is among the k.
+R@k is the fraction of queries with a correct item among the k nearest, as in Karpathy and Fei-Fei 2015 (arXiv 1412.2306)
+and in CLIP's papers: for an image with five captions, any one of them is correct.
 """
 
 import logging
@@ -29,14 +29,20 @@ from cliptex.core.files import sha256_json
 from cliptex.core.progress import track
 from cliptex.core.provenance import provenance
 from cliptex.data.images import BadImage, open_image
-from cliptex.evaluation.captioned_images import Captions, open_captions
+from cliptex.evaluation.captioned_images import CaptionedImages, open_captioned_images
 from cliptex.evaluation.job import Job
 from cliptex.evaluation.measures import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.metrics.ranking import retrieval_statistics
 from cliptex.evaluation.per_image import check, per_image_path, stacked_rows, write_per_image, write_predictions
 from cliptex.evaluation.results import RetrievalResult, Row, write_result
-from cliptex.evaluation.zeroshot import BATCH_SIZE, Contender, contenders, described_preprocessing, shown_preprocessing
+from cliptex.evaluation.zeroshot import (
+    BATCH_SIZE,
+    ZeroShotModel,
+    described_preprocessing,
+    load_zero_shot_models,
+    preprocessing_keys,
+)
 from cliptex.models.clip import parameters
 
 log = logging.getLogger("cliptex")
@@ -48,7 +54,7 @@ NEAREST = 5
 
 
 @dataclass(frozen=True)
-class Embedded:
+class Embeddings:
     """One model's unit embeddings: images [N, D] and captions [M, D], float32 on the CPU."""
 
     images: torch.Tensor
@@ -56,8 +62,9 @@ class Embedded:
 
 
 @dataclass(frozen=True)
-class Read:
-    """What was read: the images' ids [N], the captions [M], the image of each, int64 [M], and the first images."""
+class ReadSet:
+    """The set that was read: ids of the images [N], captions [M], the image of each caption, int64 [M], and the first
+    images."""
 
     ids: list[str]
     captions: list[str]
@@ -68,19 +75,19 @@ class Read:
 def ranks(
     queries_QD: torch.Tensor, others_MD: torch.Tensor, image_of_query: np.ndarray, image_of_other: np.ndarray
 ) -> np.ndarray:
-    """How many others are as near to each query as its own nearest right one, or nearer; int64 [Q], 0 is best.
+    """Rank of the nearest correct item for each query, int64 [Q]; 0 is best.
 
-    A right one is of the same image. Wrong ones at exactly the same distance count against the query, so that a model
-    that says the same of everything finds nothing.
+    An item is correct if it is of the same image. Wrong items at exactly the same distance count as nearer, so that a
+    model with a constant output has the worst rank.
     """
-    found = []
+    ranks_of_chunks = []
     query, other = torch.from_numpy(image_of_query), torch.from_numpy(image_of_other)
     for start in range(0, len(queries_QD), CHUNK):
         scores = queries_QD[start : start + CHUNK] @ others_MD.T
-        right = query[start : start + CHUNK, None] == other[None]
-        best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        found.append(((scores >= best) & ~right).sum(1))
-    return torch.cat(found).numpy()
+        correct = query[start : start + CHUNK, None] == other[None]
+        best = scores.masked_fill(~correct, -torch.inf).amax(1, keepdim=True)
+        ranks_of_chunks.append(((scores >= best) & ~correct).sum(1))
+    return torch.cat(ranks_of_chunks).numpy()
 
 
 def recalls(ranks_Q: np.ndarray) -> dict[str, float]:
@@ -88,52 +95,54 @@ def recalls(ranks_Q: np.ndarray) -> dict[str, float]:
     return {f"R@{k}": 100 * float(np.mean(ranks_Q < k)) for k in KS}
 
 
-def chances(right_Q: Sequence[int], others: int) -> dict[str, float]:
-    """`R@1 R@5 R@10` in percent of drawing others at random. right_Q: how many of the others are right."""
-    values, counts = np.unique(np.asarray(right_Q), return_counts=True)
+def chances(correct_Q: Sequence[int], others: int) -> dict[str, float]:
+    """`R@1 R@5 R@10` in percent for a random ranking. correct_Q: number of correct items per query, of `others`."""
+    values, counts = np.unique(np.asarray(correct_Q), return_counts=True)
     out = {}
     for k in KS:
         drawn = min(k, others)
-        missed = [comb(others - right, drawn) / comb(others, drawn) for right in values.tolist()]
+        missed = [comb(others - correct, drawn) / comb(others, drawn) for correct in values.tolist()]
         out[f"R@{k}"] = 100 * (1 - float(np.average(missed, weights=counts)))
     return out
 
 
 def nearest(queries_QD: torch.Tensor, others_MD: torch.Tensor) -> np.ndarray:
-    """The `NEAREST` others of each query, fewer where there are not as many, best first: int64 [Q, 5]."""
+    """The `NEAREST` nearest items of each query, or all if there are fewer, nearest first: int64 [Q, 5]."""
     return (queries_QD @ others_MD.T).topk(min(NEAREST, len(others_MD)), dim=1).indices.numpy()
 
 
-def kept_predictions(read: Read, embedded: Sequence[Embedded]) -> dict[str, np.ndarray]:
-    """The arrays of {name}.npz but `ids` and the images, see the head of this module."""
+def kept_predictions(read: ReadSet, embedded: Sequence[Embeddings]) -> dict[str, np.ndarray]:
+    """The arrays of {name}.npz except `ids` and the images; see the head of this module."""
     first = len(read.images)
     of_first = np.flatnonzero(read.image_of_caption < first)
     captions, ids = np.array(read.captions), np.array(read.ids)
     return {
         "captions": captions[of_first],
         "image_of_caption": read.image_of_caption[of_first],
-        "nearest_captions": captions[np.stack([nearest(one.images[:first], one.captions) for one in embedded])],
-        "nearest_images": ids[np.stack([nearest(one.captions[of_first], one.images) for one in embedded])],
+        "nearest_captions": captions[np.stack([nearest(model.images[:first], model.captions) for model in embedded])],
+        "nearest_images": ids[np.stack([nearest(model.captions[of_first], model.images) for model in embedded])],
     }
 
 
 @torch.inference_mode()
-def embed(judged: Sequence[Contender], given: Captions, name: str, keep: int) -> tuple[list[Embedded], Read]:
-    """The embeddings of each model, and what they are of; images are decoded once. keep: how many images to keep."""
+def embed(
+    models: Sequence[ZeroShotModel], captioned: CaptionedImages, name: str, keep: int
+) -> tuple[list[Embeddings], ReadSet]:
+    """The embeddings of each model, and the set that was read. Images are decoded once. keep: number of images kept."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    transforms = {str(one.preprocess): image_transform_v2(one.preprocess, is_train=False) for one in judged}
-    for one in judged:
-        one.model.to(device)
-    images: list[list[torch.Tensor]] = [[] for _ in judged]
-    ids, image_of, captions, first_images, batch = [], [], [], [], []
+    transforms = {str(model.preprocess): image_transform_v2(model.preprocess, is_train=False) for model in models}
+    for model in models:
+        model.model.to(device)
+    images: list[list[torch.Tensor]] = [[] for _ in models]
+    ids, image_of_caption, captions, first_images, batch = [], [], [], [], []
 
     def flush() -> None:
-        for parts, one in zip(images, judged, strict=True):
-            pixels = torch.stack([views[str(one.preprocess)] for views in batch]).to(device)
-            parts.append(one.model.encode_image(pixels, normalize=True).float().cpu())
+        for chunks, model in zip(images, models, strict=True):
+            pixels = torch.stack([views[str(model.preprocess)] for views in batch]).to(device)
+            chunks.append(model.model.encode_image(pixels, normalize=True).float().cpu())
         batch.clear()
 
-    for number, item in enumerate(track(given.items, f"read {name}", given.count)):
+    for number, item in enumerate(track(captioned.items, f"read {name}", captioned.count)):
         try:
             image = open_image(item.image)
         except BadImage as error:
@@ -143,33 +152,33 @@ def embed(judged: Sequence[Contender], given: Captions, name: str, keep: int) ->
         batch.append({key: transform(image) for key, transform in transforms.items()})
         ids.append(item.id)
         captions += item.captions
-        image_of += [number] * len(item.captions)
+        image_of_caption += [number] * len(item.captions)
         if len(batch) == BATCH_SIZE:
             flush()
     if batch:
         flush()
     if not captions:
-        raise CliptexError(f"zeroshot.retrieval.{name}: holds no image")
-    if given.count is not None and len(ids) != given.count:
-        raise CliptexError(f"zeroshot.retrieval.{name}: {len(ids):,} images were read, not {given.count:,}")
-    out = []
-    for parts, one in zip(images, judged, strict=True):
-        texts = [
-            one.model.encode_text(one.tokenizer(captions[start : start + 256]).to(device), normalize=True).float().cpu()
-            for start in range(0, len(captions), 256)
-        ]
-        out.append(Embedded(torch.cat(parts), torch.cat(texts)))
-    return out, Read(ids, captions, np.array(image_of), first_images)
+        raise CliptexError(f"zeroshot.retrieval.{name}: has no images")
+    if captioned.count is not None and len(ids) != captioned.count:
+        raise CliptexError(f"zeroshot.retrieval.{name}: {len(ids):,} images were read, not {captioned.count:,}")
+    embedded = []
+    for chunks, model in zip(images, models, strict=True):
+        texts = []
+        for start in range(0, len(captions), 256):
+            tokens = model.tokenizer(captions[start : start + 256]).to(device)
+            texts.append(model.model.encode_text(tokens, normalize=True).float().cpu())
+        embedded.append(Embeddings(torch.cat(chunks), torch.cat(texts)))
+    return embedded, ReadSet(ids, captions, np.array(image_of_caption), first_images)
 
 
 def run(config: Config, job: Job) -> None:
     """Evaluate every model and seed on a set of captioned images, an entry of `zeroshot.retrieval`.
 
-    The file of the results is `results/zeroshot/{name}.json` by default.
+    The results file is `results/zeroshot/{name}.json` by default.
     """
     out = job.out or paths.RESULTS / "zeroshot" / f"{job.name}.json"
-    captions = open_captions(config, job.name)
-    models = contenders(config, job)
+    captions = open_captioned_images(config, job.name)
+    models = load_zero_shot_models(config, job)
     start = time.perf_counter()
     keep = config.probes.save_predictions
     embedded, read = embed(models, captions, job.name, keep)
@@ -217,13 +226,13 @@ def run(config: Config, job: Job) -> None:
             TASKS[1]: chances([1] * len(read.captions), len(images)),
         },
         captions_sha256=sha256_json(read.captions),
-        **shown_preprocessing(models[-1]),
+        **preprocessing_keys(models[-1]),
         results=[Row(**row, seconds=seconds) for row in rows],
         provenance=provenance(settings) | {"model_sha256": digests},
     )
     if keep:
-        kept = kept_predictions(read, embedded) | {"rows": np.array(list(digests))}
-        write_predictions(out.with_suffix(".npz"), read.ids[:keep], read.images, kept)
+        predictions = kept_predictions(read, embedded) | {"rows": np.array(list(digests))}
+        write_predictions(out.with_suffix(".npz"), read.ids[:keep], read.images, predictions)
     stacked = {task: stacked_rows(of_models) for task, of_models in statistics.items()}
     write_per_image(per_image_path(out), read.ids, stacked, rows=list(digests))
     write_result(out, result)

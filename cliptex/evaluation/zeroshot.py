@@ -1,10 +1,10 @@
-"""Zero-shot classification: class names become text, and the class of the nearest text wins.
+"""Zero-shot classification: an image gets the class whose prompts have the nearest text embedding.
 
 Reads   results/models/{model}/seed{seed}/ and the evaluation split of resources/{benchmark}/.
 Writes  results/zeroshot/{benchmark}.json, and next to it {benchmark}.per_image.npz (see `cliptex.evaluation.per_image`)
         and {benchmark}.npz, with the first `probes.save_predictions` evaluation samples: `ids` [n], `image_{i}` (uint8
         [H, W, 3] as in the data set), `truth` [n], `rows` [M] (model/seed), `prediction` [M, n, 5], best class first
-Holds   nothing is trained or chosen; images go through open_clip's own preprocessing of the exported folder.
+Holds   nothing is trained or chosen; images are preprocessed by open_clip as the exported folder defines it.
 """
 
 import logging
@@ -42,7 +42,7 @@ BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Contender:
+class ZeroShotModel:
     """A model in evaluation mode with its tokenizer and preprocessing."""
 
     name: str
@@ -54,38 +54,38 @@ class Contender:
     quick_gelu: bool
 
 
-def contender(name: str, seed: int, folder: Path) -> Contender:
-    """Load an exported model; `random` is an untrained one of the architecture in `folder`."""
+def load_zero_shot_model(name: str, seed: int, folder: Path) -> ZeroShotModel:
+    """Load an exported model; `random` is an untrained model with the architecture in `folder`."""
     if name == "random":
         model = untrained(folder, seed_of("random encoder", seed))
         sha256 = sha256_weights(model)
     else:
         model, sha256 = load(folder), sha256_file(folder / WEIGHTS_FILE)
-    described = exported_config(folder)
+    model_config = exported_config(folder)["model_cfg"]
     preprocess = exported_preprocessing(folder, model)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    quick_gelu = bool(described["model_cfg"].get("quick_gelu"))
-    return Contender(name, seed, model, tokenizer, preprocess, sha256, quick_gelu)
+    quick_gelu = bool(model_config.get("quick_gelu"))
+    return ZeroShotModel(name, seed, model, tokenizer, preprocess, sha256, quick_gelu)
 
 
-def contenders(config: Config, job: Job) -> list[Contender]:
-    """The models of the job, every seed, and `random` where it is among the baselines of the configuration."""
+def load_zero_shot_models(config: Config, job: Job) -> list[ZeroShotModel]:
+    """Load the models of the job for every seed, and `random` if it is a baseline of the configuration."""
     names = job.models_of(config)
     if not names:
-        raise CliptexError("models: there are none, so nothing can be evaluated; name at least one")
+        raise CliptexError("models: there are none to evaluate; add at least one")
     baselines = [name for name in config.probes.baselines if name == "random"]
     return [
-        contender(name, seed, job.models_dir / (names[0] if name in baselines else name) / f"seed{seed}")
+        load_zero_shot_model(name, seed, job.models_dir / (names[0] if name in baselines else name) / f"seed{seed}")
         for name in [*baselines, *names]
         for seed in job.seeds_of(config)
     ]
 
 
-def shown_preprocessing(one: Contender) -> dict[str, Any]:
-    """Keys of a result for how images were prepared, and for the activation: `preprocess`, `activation`."""
+def preprocessing_keys(model: ZeroShotModel) -> dict[str, Any]:
+    """The keys `preprocess` and `activation` of a result."""
     return {
-        "preprocess": {name: getattr(one.preprocess, name) for name in ("interpolation", "resize_mode", "size")},
-        "activation": "quick_gelu" if one.quick_gelu else "gelu",
+        "preprocess": {name: getattr(model.preprocess, name) for name in ("interpolation", "resize_mode", "size")},
+        "activation": "quick_gelu" if model.quick_gelu else "gelu",
     }
 
 
@@ -96,25 +96,24 @@ RESIZED = {
 }
 
 
-def described_preprocessing(one: Contender) -> str:
-    """How images were prepared, in words."""
-    size = one.preprocess.size if isinstance(one.preprocess.size, int) else " x ".join(map(str, one.preprocess.size))
-    return f"{RESIZED[one.preprocess.resize_mode]} to {size} pixels ({one.preprocess.interpolation})"
+def described_preprocessing(model: ZeroShotModel) -> str:
+    """The preprocessing in words, for the key `protocol` of a row."""
+    options = model.preprocess
+    size = options.size if isinstance(options.size, int) else " x ".join(map(str, options.size))
+    return f"{RESIZED[options.resize_mode]} to {size} pixels ({options.interpolation})"
 
 
 @torch.inference_mode()
 def rankings(
-    contenders: list[Contender], samples: Any, classifiers: list[torch.Tensor]
+    models: list[ZeroShotModel], samples: Any, classifiers: list[torch.Tensor]
 ) -> tuple[list[str], list[np.ndarray], np.ndarray]:
-    """The samples' ids, the five best classes [N, 5] of each contender, best first, and the labels [N].
+    """The samples' ids, the five best classes [N, 5] of each model, best first, and the labels [N].
 
-    Images are decoded once.
-
-    classifiers: [D, K] of each contender.
+    Images are decoded once for all models. classifiers: text embeddings [D, K] of each model.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    transforms = {str(one.preprocess): image_transform_v2(one.preprocess, is_train=False) for one in contenders}
-    best: list[list[torch.Tensor]] = [[] for _ in contenders]
+    transforms = {str(model.preprocess): image_transform_v2(model.preprocess, is_train=False) for model in models}
+    best: list[list[torch.Tensor]] = [[] for _ in models]
     ids: list[str] = []
     labels: list[int] = []
 
@@ -131,43 +130,43 @@ def rankings(
         batch.append(views)
         if len(batch) < BATCH_SIZE and number < len(samples):
             continue
-        for index, one in enumerate(contenders):
-            images = torch.stack([views[str(one.preprocess)] for views in batch]).to(device)
-            scores = one.model.encode_image(images, normalize=True) @ classifiers[index]
+        for index, model in enumerate(models):
+            images = torch.stack([views[str(model.preprocess)] for views in batch]).to(device)
+            scores = model.model.encode_image(images, normalize=True) @ classifiers[index]
             best[index].append(scores.topk(min(5, scores.shape[1]), dim=1).indices.cpu())
         batch = []
     return ids, [torch.cat(parts).numpy() for parts in best], np.array(labels)
 
 
 def prompts(names: Sequence[str], templates: Sequence[Callable[[str], str]]) -> list[list[str]]:
-    """The texts of each class."""
+    """The prompts of each class."""
     return [[template(name) for template in templates] for name in names]
 
 
-def check_published(one: Contender, benchmark: str, top1: float, published: float) -> None:
-    """Raises CliptexError where the top-1 accuracy of a released model, in percent, is not the published one."""
+def check_published(model: ZeroShotModel, benchmark: str, top1: float, published: float) -> None:
+    """Raise CliptexError if the top-1 accuracy of a released model, in percent, differs from the published one."""
     if abs(top1 - published) > PUBLISHED_TOLERANCE:
-        shown = shown_preprocessing(one)
+        activation = preprocessing_keys(model)["activation"]
         raise CliptexError(
-            f"zeroshot.published.{one.name}.{benchmark}: {published:g} % is published, {top1:.2f} % measured (seed "
-            f"{one.seed}; {described_preprocessing(one)}, {shown['activation']}), which is more than "
-            f"{PUBLISHED_TOLERANCE} points apart; compare weights, prompts (zeroshot.templates), preprocessing and activation with the "
-            "publication's, or remove the key"
+            f"zeroshot.published.{model.name}.{benchmark}: {published:g} % is published, {top1:.2f} % measured (seed "
+            f"{model.seed}; {described_preprocessing(model)}, {activation}), which is more than "
+            f"{PUBLISHED_TOLERANCE} points apart; compare weights, prompts (zeroshot.templates), preprocessing and "
+            "activation with the publication's, or remove the key"
         )
 
 
 def run(config: Config, job: Job) -> None:
-    """Evaluate every model and seed on a classification benchmark's evaluation split.
+    """Evaluate every model and seed on the evaluation split of a classification benchmark.
 
-    The file of the results is `results/zeroshot/{benchmark}.json` by default.
+    The results file is `results/zeroshot/{benchmark}.json` by default.
     """
-    figures = config.zeroshot.published if job.data is None else {}
+    published_top1 = config.zeroshot.published if job.data is None else {}
     data, out = job.benchmark(), job.out or paths.RESULTS / "zeroshot" / f"{job.name}.json"
     if data.tasks != ("classification",):
         raise CliptexError(f"zeroshot.benchmarks: {job.name!r} is not a classification benchmark; remove it")
     names, templates = data.class_names, TEMPLATES[config.zeroshot.templates]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models = contenders(config, job)
+    models = load_zero_shot_models(config, job)
     start = time.perf_counter()
     classifiers = []
     for model in models:
@@ -180,7 +179,7 @@ def run(config: Config, job: Job) -> None:
     expected = data.expected("eval")
     if expected is not None and len(ids) != expected:
         raise CliptexError(
-            f"{job.folder}: {len(ids):,} images were evaluated, not {expected:,}; put the data in place again"
+            f"{job.folder}: {len(ids):,} images were evaluated, not {expected:,}; restore the data"
         )
     seconds = (time.perf_counter() - start) / len(models)
     method = f"the class nearest by cosine to the image, each class the mean of {len(templates)} prompts"
@@ -190,7 +189,7 @@ def run(config: Config, job: Job) -> None:
         metrics = top_metrics(ranking, labels)
         hits.append(ranking_statistics(ranking, labels))
         check(ZERO_SHOT.name, hits[-1], metrics)
-        if (figure := figures.get(model.name, {}).get(job.name)) is not None:
+        if (figure := published_top1.get(model.name, {}).get(job.name)) is not None:
             check_published(model, job.name, metrics["top1"], figure)
             published[model.name] = figure
         log.info(
@@ -224,13 +223,13 @@ def run(config: Config, job: Job) -> None:
         num_templates=len(templates),
         prompts_sha256=sha256_json(prompts(names, templates)),
         published=published,
-        **shown_preprocessing(models[-1]),
+        **preprocessing_keys(models[-1]),
         results=rows,
         provenance=provenance(settings) | {"model_sha256": digests},
     )
     if keep:
-        kept = {"truth": labels[:keep], "rows": np.array(list(digests)), "prediction": np.stack(ranked)[:, :keep]}
+        predictions = {"truth": labels[:keep], "rows": np.array(list(digests)), "prediction": np.stack(ranked)[:, :keep]}
         images = [samples[index]["image"] for index in range(min(keep, len(ids)))]
-        write_predictions(out.with_suffix(".npz"), ids[:keep], images, kept)
+        write_predictions(out.with_suffix(".npz"), ids[:keep], images, predictions)
     write_per_image(per_image_path(out), ids, {ZERO_SHOT.name: stacked_rows(hits)}, rows=list(digests))
     write_result(out, result)

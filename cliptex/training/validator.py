@@ -87,7 +87,7 @@ class Validator:
         from open_clip.transform import PreprocessCfg
 
         from cliptex.evaluation.metrics.ranking import top_metrics
-        from cliptex.evaluation.zeroshot import TEMPLATES, Contender, rankings
+        from cliptex.evaluation.zeroshot import TEMPLATES, ZeroShotModel, rankings
 
         data = find("benchmarks", self.watch.zero_shot)(paths.benchmark(self.watch.zero_shot))
         if data.tasks != ("classification",):
@@ -97,13 +97,13 @@ class Validator:
         samples = data.samples("eval")
         model = self.trainer.averaged()[0]
         preprocess = PreprocessCfg(size=model.visual.image_size, **student.preprocessing(model))
-        contender = Contender("", 0, model, student.tokenizer(self._config.student), preprocess, "", False)
+        evaluated = ZeroShotModel("", 0, model, student.tokenizer(self._config.student), preprocess, "", False)
         templates = TEMPLATES[self._config.zeroshot.templates]
         classifier = open_clip.build_zero_shot_classifier(
-            model, contender.tokenizer, data.class_names, templates, device=self.trainer.device
+            model, evaluated.tokenizer, data.class_names, templates, device=self.trainer.device
         )
         subset = EvenlySpaced(samples, self.watch.zero_shot_images)
-        _, ranked, labels = rankings([contender], subset, [classifier])
+        _, ranked, labels = rankings([evaluated], subset, [classifier])
         return {f"zero_shot_{name}": round(value, 4) for name, value in top_metrics(ranked[0], labels).items()}
 
     def _held_out(self) -> dict[str, float]:

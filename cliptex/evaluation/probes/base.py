@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cliptex.core.errors import CliptexError
@@ -19,17 +20,22 @@ if TYPE_CHECKING:
     import torch
 
     from cliptex.benchmarks.base import Benchmark
-    from cliptex.config import FineTuning
     from cliptex.evaluation.drawing import Drawing
     from cliptex.evaluation.metrics.base import Arrays
     from cliptex.evaluation.metrics.display import Metric
     from cliptex.evaluation.probes.features import Features
     from cliptex.evaluation.probes.parts import Part, TruthOf
-    from cliptex.evaluation.probes.tuning import Tuned, Tuner
+    from cliptex.evaluation.probes.tuning import Tuner
     from cliptex.evaluation.probes.views import Size
     from cliptex.evaluation.protocols.base import ProbeSection
     from cliptex.evaluation.protocols.resolve import Entry
     from cliptex.models.encoders import Encoder
+
+
+def lazy(path: str) -> Callable[..., Any]:
+    """The function or class "module:name" below `cliptex.evaluation`, imported when it is first called."""
+    module, _, name = path.partition(":")
+    return lambda *args: getattr(import_module(f"cliptex.evaluation.{module}"), name)(*args)
 
 
 @dataclass(frozen=True)
@@ -118,10 +124,11 @@ class ProbeTask(ABC):
     def outcomes(self, run: Run, head: str, data: Data) -> list[Outcome]:
         """Train the head of that name on the training features and evaluate it: one outcome per measure."""
 
-    def tuner(
-        self, run: Run, head: str, tuned: Tuned, split: tuple[np.ndarray, np.ndarray], seed: int, options: FineTuning
-    ) -> Tuner:
-        """How the head is trained together with the encoder; for heads whose kind is in `tunable`."""
+    def tuner(self, *args: Any) -> Tuner:
+        """How the head is trained together with the encoder, for kinds of heads in `tunable`.
+
+        args: those of a tuner's `__init__`, such as `SegmentationTuner`'s: run, head, tuned, split, seed, options.
+        """
         raise CliptexError(f"{self.name}: its heads cannot be trained with an encoder; leave the task out")
 
     def truth_bytes(self, section: Any, image_size: int) -> int:

@@ -12,16 +12,11 @@ from pydantic import Field, model_validator
 
 from cliptex.config import Name, Positive, Section
 from cliptex.core.seeds import seed_of
-from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run
+from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, lazy
 from cliptex.evaluation.protocols.base import Grid, PooledTask, Training
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from cliptex.config import FineTuning
-    from cliptex.evaluation.metrics.base import Arrays
     from cliptex.evaluation.probes.parts import TruthOf
-    from cliptex.evaluation.probes.tuning import Tuned, Tuner
     from cliptex.models.encoders import Encoder
 
 
@@ -73,18 +68,12 @@ class ClassificationProtocol(PooledTask):
         return self
 
 
-def _top1(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
-    from cliptex.evaluation.metrics.ranking import top1
-
-    return top1(arrays, weights)
-
-
 class ClassificationProbe(ProbeTask):
     """One class per image."""
 
     name = "classification"
     section = ClassificationProtocol
-    measures = (Measure(name, "Classification", "top1", _top1, hub_task="image-classification"),)
+    measures = (Measure(name, "Classification", "top1", lazy("metrics.ranking:top1"), hub_task="image-classification"),)
     tunable = ("logistic",)
     has_thumbnails = False
 
@@ -100,12 +89,7 @@ class ClassificationProbe(ProbeTask):
         features = data.train_features, data.eval_features
         return [probe_classification(*features, *truths, classes, section, head, split, seed, len(run.kept))]
 
-    def tuner(
-        self, run: Run, head: str, tuned: Tuned, split: tuple[np.ndarray, np.ndarray], seed: int, options: FineTuning
-    ) -> Tuner:
-        from cliptex.evaluation.probes.heads.classification import ClassificationTuner
-
-        return ClassificationTuner(run, head, tuned, split, seed, options)
+    tuner = staticmethod(lazy("probes.heads.classification:ClassificationTuner"))
 
 
 PLUGIN = ClassificationProbe

@@ -14,17 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from cliptex.config import Name, Positive, Rate
-from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, map_truth_bytes, truth_grid
+from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, lazy, map_truth_bytes, truth_grid
 from cliptex.evaluation.protocols.base import DecoderTraining, MapTask, Ridge
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from cliptex.config import FineTuning
     from cliptex.evaluation.drawing import Drawing
-    from cliptex.evaluation.metrics.base import Arrays
     from cliptex.evaluation.probes.parts import TruthOf
-    from cliptex.evaluation.probes.tuning import Tuned, Tuner
     from cliptex.models.encoders import Encoder
 
 
@@ -64,18 +61,22 @@ class DepthProtocol(MapTask):
     """The heads by name."""
 
 
-def _rmse(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
-    from cliptex.evaluation.metrics.depth import weighted_rmse
-
-    return weighted_rmse(arrays, weights)
-
-
 class DepthProbe(ProbeTask):
     """One distance per pixel, in metres."""
 
     name = "depth"
     section = DepthProtocol
-    measures = (Measure(name, "Depth", "rmse", _rmse, dense=True, quantity="depth", hub_task="depth-estimation"),)
+    measures = (
+        Measure(
+            name,
+            "Depth",
+            "rmse",
+            lazy("metrics.depth:weighted_rmse"),
+            dense=True,
+            quantity="depth",
+            hub_task="depth-estimation",
+        ),
+    )
     tunable = ("ridge",)
 
     def truth(self, run: Run, encoder: Encoder) -> TruthOf:
@@ -92,12 +93,7 @@ class DepthProbe(ProbeTask):
 
         return [map_outcome(probe_depth, self.name, run, head, data)]
 
-    def tuner(
-        self, run: Run, head: str, tuned: Tuned, split: tuple[np.ndarray, np.ndarray], seed: int, options: FineTuning
-    ) -> Tuner:
-        from cliptex.evaluation.probes.heads.depth import DepthTuner
-
-        return DepthTuner(run, head, tuned, split, seed, options)
+    tuner = staticmethod(lazy("probes.heads.depth:DepthTuner"))
 
     def truth_bytes(self, section: DepthProtocol, image_size: int) -> int:
         return map_truth_bytes(section, image_size, 1)

@@ -17,17 +17,14 @@ from pydantic import Field
 
 from cliptex.config import Name, Positive, Rate, Share
 from cliptex.core.seeds import seed_of
-from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run
+from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, lazy
 from cliptex.evaluation.protocols.base import DenseInput, DenseTask, Training
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from cliptex.config import FineTuning
     from cliptex.evaluation.drawing import Drawing
-    from cliptex.evaluation.metrics.base import Arrays
     from cliptex.evaluation.probes.parts import TruthOf
-    from cliptex.evaluation.probes.tuning import Tuned, Tuner
     from cliptex.models.encoders import Encoder
 
 
@@ -110,21 +107,15 @@ class DetectionProtocol(DenseTask):
     """The heads by name."""
 
 
-def _average_precision(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
-    from cliptex.evaluation.metrics.detection import ap_of_matches
-
-    return ap_of_matches(arrays, weights)
-
-
-def _average_precision_of_each(arrays: Arrays) -> np.ndarray:
-    from cliptex.evaluation.metrics.detection import ap_of_each_image
-
-    return ap_of_each_image(arrays)
-
-
 def _ap(name: str, title: str, hub_task: str) -> Measure:
     return Measure(
-        name, title, "AP", _average_precision, each_image=_average_precision_of_each, dense=True, hub_task=hub_task
+        name,
+        title,
+        "AP",
+        lazy("metrics.detection:ap_of_matches"),
+        each_image=lazy("metrics.detection:ap_of_each_image"),
+        dense=True,
+        hub_task=hub_task,
     )
 
 
@@ -155,12 +146,7 @@ class DetectionProbe(ProbeTask):
         split, options = data.train.split(run.holdout, seed), run.protocol.section(self.name).heads[head]
         return probe_detection(data.train_features, data.eval_features, truths, options, split, seed)
 
-    def tuner(
-        self, run: Run, head: str, tuned: Tuned, split: tuple[np.ndarray, np.ndarray], seed: int, options: FineTuning
-    ) -> Tuner:
-        from cliptex.evaluation.probes.heads.detection import DetectionTuner
-
-        return DetectionTuner(run, head, tuned, split, seed, options)
+    tuner = staticmethod(lazy("probes.heads.detection:DetectionTuner"))
 
     def drawing(self) -> type[Drawing]:
         from cliptex.evaluation.drawing import BoxDrawing

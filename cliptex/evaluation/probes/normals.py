@@ -16,17 +16,14 @@ from pydantic import Field
 
 from cliptex.config import Name
 from cliptex.evaluation.metrics.display import Metric
-from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, map_truth_bytes, truth_grid
+from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, lazy, map_truth_bytes, truth_grid
 from cliptex.evaluation.protocols.base import DecoderTraining, MapTask, Ridge
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from cliptex.config import FineTuning
     from cliptex.evaluation.drawing import Drawing
-    from cliptex.evaluation.metrics.base import Arrays
     from cliptex.evaluation.probes.parts import TruthOf
-    from cliptex.evaluation.probes.tuning import Tuned, Tuner
     from cliptex.evaluation.probes.views import ImageView
     from cliptex.models.encoders import Encoder
 
@@ -51,12 +48,6 @@ class NormalsProtocol(MapTask):
     """The heads by name."""
 
 
-def _mean_angle(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
-    from cliptex.evaluation.metrics.normals import mean_angle
-
-    return mean_angle(arrays, weights)
-
-
 class NormalsProbe(ProbeTask):
     """One unit vector per pixel."""
 
@@ -67,7 +58,7 @@ class NormalsProbe(ProbeTask):
             name,
             "Surface normals",
             "mean",
-            _mean_angle,
+            lazy("metrics.normals:mean_angle"),
             dense=True,
             quantity="normals",
             metrics={"rmse": Metric("RMSE", -1, "°")},
@@ -96,12 +87,7 @@ class NormalsProbe(ProbeTask):
 
         return [map_outcome(probe_normals, self.name, run, head, data)]
 
-    def tuner(
-        self, run: Run, head: str, tuned: Tuned, split: tuple[np.ndarray, np.ndarray], seed: int, options: FineTuning
-    ) -> Tuner:
-        from cliptex.evaluation.probes.heads.normals import NormalsTuner
-
-        return NormalsTuner(run, head, tuned, split, seed, options)
+    tuner = staticmethod(lazy("probes.heads.normals:NormalsTuner"))
 
     def truth_bytes(self, section: NormalsProtocol, image_size: int) -> int:
         return map_truth_bytes(section, image_size, 3)

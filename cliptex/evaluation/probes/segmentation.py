@@ -15,17 +15,14 @@ from pydantic import Field
 
 from cliptex.config import Name, Positive, Share
 from cliptex.core.seeds import seed_of
-from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run
+from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, lazy
 from cliptex.evaluation.protocols.base import DenseTask, Training
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from cliptex.config import FineTuning
     from cliptex.evaluation.drawing import Drawing
-    from cliptex.evaluation.metrics.base import Arrays
     from cliptex.evaluation.probes.parts import TruthOf
-    from cliptex.evaluation.probes.tuning import Tuned, Tuner
     from cliptex.evaluation.probes.views import ImageView
     from cliptex.models.encoders import Encoder
 
@@ -89,18 +86,6 @@ class SegmentationProtocol(DenseTask):
     """The heads by name."""
 
 
-def _mean_iou(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
-    from cliptex.evaluation.metrics.segmentation import mean_iou
-
-    return mean_iou(arrays, weights)
-
-
-def _class_ious(arrays: Arrays) -> np.ndarray:
-    from cliptex.evaluation.metrics.segmentation import class_ious
-
-    return class_ious(arrays)
-
-
 class SegmentationProbe(ProbeTask):
     """One class per pixel."""
 
@@ -111,8 +96,8 @@ class SegmentationProbe(ProbeTask):
             name,
             "Semantic segmentation",
             "mIoU",
-            _mean_iou,
-            per_class=_class_ious,
+            lazy("metrics.segmentation:mean_iou"),
+            per_class=lazy("metrics.segmentation:class_ious"),
             dense=True,
             hub_task="image-segmentation",
         ),
@@ -140,12 +125,7 @@ class SegmentationProbe(ProbeTask):
             probe_segmentation(data.train_features, data.eval_features, truths, options, split, seed, len(run.kept))
         ]
 
-    def tuner(
-        self, run: Run, head: str, tuned: Tuned, split: tuple[np.ndarray, np.ndarray], seed: int, options: FineTuning
-    ) -> Tuner:
-        from cliptex.evaluation.probes.heads.segmentation import SegmentationTuner
-
-        return SegmentationTuner(run, head, tuned, split, seed, options)
+    tuner = staticmethod(lazy("probes.heads.segmentation:SegmentationTuner"))
 
     def truth_bytes(self, section: SegmentationProtocol, image_size: int) -> int:
         return section.mask_size_px**2
