@@ -1,24 +1,23 @@
-"""Two choices of the probes against what is usually done, on rendered scenes and untrained encoders.
+"""Compare two design choices of the probes with common practice, on rendered scenes.
 
     python benchmarks/probe.py [--only frozen|equal|solver] [--images N] [--seeds N] [--views 24] [--encoder DIR]
 
-`frozen`  the three segmentation heads of the protocol `paper`, at ViT-B-16 and 224 pixels: features of a few augmented
-          views of each image computed once, kept as int8 and shared by the heads and seeds, against the usual way, as
-          mmsegmentation does it: in every step fresh random views go through the encoder, and the loss is taken at
-          every pixel. The same steps, batch size, rates, first weights and standardisation of features (the usual way
-          is given ours, for nothing); sixty passes over the training images, as the protocol makes over Pascal VOC.
-          Ratio of processor seconds in all, of all seeds: images decoded, features, heads, evaluation. `alone` has the
-          ratio of each seed that pays for its features by itself. Each head's mIoU stands beside, of a few images and
-          an untrained encoder.
-`equal`   the same two ways with a trained encoder, 96 training and 300 evaluation images, each way with four seeds:
-          each head's mean mIoU, its standard deviation over seeds, and the difference. It holds where no head's mean
-          of the usual way is further from ours than two of the standard deviations of ours or of theirs, the greater
-          one: where one run of either way does not tell which it was.
-`solver`  RMSE of the depth probe solved in closed form, against the same 1x1 regression trained by AdamW for ten
-          epochs (the length of probe3d's protocol), at the best of three rates on the very images it is judged on,
-          which favours it. Ratio of RMSE in metres; `by_rate` has the ratio to each of the rates.
+`frozen`  the three segmentation heads of the protocol `paper`, ViT-B-16 at 224 pixels. Ours: the features of a few
+          augmented views of each image are computed once, stored as int8, and shared by heads and seeds. Usual, as in
+          mmsegmentation: in every step new random views go through the encoder, and the loss is computed at every
+          pixel. Both have the same steps, batch size, rates, initial weights and standardisation of features (computed
+          by ours, not counted for the usual way); sixty passes over the training images, as the protocol makes over
+          Pascal VOC. Ratio of the CPU seconds of all seeds: decoding, features, heads, evaluation. `alone` has the
+          ratio of each seed if it computes the features by itself. The mIoU of each head is for a few images and an
+          untrained encoder.
+`equal`   the same two ways with a trained encoder, 96 training and 300 evaluation images and four seeds each: mean mIoU
+          of each head, its standard deviation over seeds, and the difference. The goal holds if the means of no head
+          differ by more than two standard deviations, the larger of the two.
+`solver`  RMSE of the depth probe solved in closed form, against the same 1x1 regression trained by AdamW for ten epochs
+          (the length of probe3d's protocol), at the best of three rates on the evaluation images, which favours it.
+          Ratio of RMSE in metres; `by_rate` has the ratio for each rate.
 
-A ratio's spread is the least and the greatest over seeds. The last line is a JSON list.
+`spread` is the smallest and the largest ratio over seeds. The last line is a JSON list.
 """
 
 import argparse
@@ -71,29 +70,29 @@ SMALL = {
 }
 
 
-def spent() -> float:
-    """Processor seconds of this process and of those it waited for."""
+def cpu_seconds() -> float:
+    """CPU seconds of this process and its finished children."""
     return sum(os.times()[:4])
 
 
 def untrained(folder: Path, architecture: str | dict, seed: int) -> Encoder:
-    settings = Student(architecture=architecture)
+    student_config = Student(architecture=architecture)
     if not folder.exists():
-        student.export(student.build(settings, 0), settings, folder)
+        student.export(student.build(student_config, 0), student_config, folder)
     return load_encoder("random", reference=folder, seed=seed)
 
 
 def protocol_for(images: int, size: int, views: int) -> Entry:
-    """The paper's, at `size` pixels, with `views` random views of each training image and whole images in
-    evaluation, and as many steps as make sixty passes."""
+    """The protocol `paper` at `size` pixels with `views` random views per training image, whole images in evaluation,
+    and steps for sixty passes."""
     heads = {"steps": PASSES * images // BATCH, "batch_size": BATCH, "learning_rates": [1e-3]}
     section = {"input": {"fit": "squash", "size_px": size}, "mask_size_px": size, "augment": {"views": views}}
     section["heads"] = {name: {**heads, "loss_points": size // 4} for name in ("linear", "deeplabv3", "pspnet")}
     return protocol_of("voc", {"protocol": "paper", "semantic_segmentation": section})
 
 
-def readers_of(entry: Entry, root: Path, encoder: Encoder) -> tuple[Reader, Reader]:
-    task, data = entry.semantic_segmentation, find("benchmarks", "voc")(root)
+def readers_of(entry: Entry, benchmark_dir: Path, encoder: Encoder) -> tuple[Reader, Reader]:
+    task, data = entry.semantic_segmentation, find("benchmarks", "voc")(benchmark_dir)
     truth = {
         "semantic_segmentation": lambda sample, view: (
             sample["mask"] if view is None else crop_truth(sample["mask"], view, (task.mask_size_px,) * 2, IGNORE)
@@ -102,15 +101,18 @@ def readers_of(entry: Entry, root: Path, encoder: Encoder) -> tuple[Reader, Read
     return tuple(Reader(data, part, range(len(data.samples(part))), task, encoder, truth) for part in ("train", "eval"))
 
 
-def judged(head: torch.nn.Module, features: torch.Tensor, masks: list[np.ndarray]) -> float:
+def mean_iou(head: torch.nn.Module, features: torch.Tensor, masks: list[np.ndarray]) -> float:
     pairs = zip(masks, predict(head, features, [mask.shape for mask in masks]), strict=True)
     return segmentation_metrics(sum(confusion_matrix(*pair, CLASSES) for pair in pairs))["mIoU"]
 
 
 @dataclass(frozen=True)
 class Ours:
-    """Head -> mIoU of each seed; seconds of the features, and those of all heads of each seed; mean and scale of the
-    features' channels."""
+    """Results of our way.
+
+    scores: of each seed, head -> mIoU. shared: seconds of the features. seconds: of all heads, by seed. standard: mean
+    and scale of the features' channels.
+    """
 
     scores: list[dict[str, float]]
     shared: float
@@ -118,33 +120,33 @@ class Ours:
     standard: tuple[torch.Tensor, torch.Tensor]
 
 
-def our_way(entry: Entry, root: Path, encoder: Encoder, scratch: Path, seeds: int) -> Ours:
-    start = spent()
-    readers = readers_of(entry, root, encoder)
+def our_way(entry: Entry, benchmark_dir: Path, encoder: Encoder, scratch: Path, seeds: int) -> Ours:
+    start = cpu_seconds()
+    readers = readers_of(entry, benchmark_dir, encoder)
     cache = FeatureCache(scratch, 1e10)
-    ((train, evaluated, kept),) = features_of(readers, {"encoder": encoder}, cache, 1e10)
+    ((train, evaluated, stored),) = features_of(readers, {"encoder": encoder}, cache, 1e10)
     grid = encoder.map_shape(readers[0].size)[1:]
-    features = standardised([kept.train, kept.eval], grid)
+    features = standardised([stored.train, stored.eval], grid)
     masks = np.stack(train.truths["semantic_segmentation"])
-    shared = spent() - start
+    shared = cpu_seconds() - start
     scores, seconds = [], []
     for seed in range(seeds):
-        start = spent()
-        found = {}
+        start = cpu_seconds()
+        seed_scores = {}
         for name, options in entry.semantic_segmentation.heads.items():
             head = train_head(features[0], masks, CLASSES, options, candidates(options)[0], seed)
-            found[name] = judged(head, features[1], evaluated.truths["semantic_segmentation"])
-        seconds.append(spent() - start)
-        scores.append(found)
-    return Ours(scores, shared, seconds, channel_statistics(kept.train, False))
+            seed_scores[name] = mean_iou(head, features[1], evaluated.truths["semantic_segmentation"])
+        seconds.append(cpu_seconds() - start)
+        scores.append(seed_scores)
+    return Ours(scores, shared, seconds, channel_statistics(stored.train, False))
 
 
 def usual_way(
-    entry: Entry, root: Path, encoder: Encoder, standard: tuple[torch.Tensor, torch.Tensor], seed: int
+    entry: Entry, benchmark_dir: Path, encoder: Encoder, standard: tuple[torch.Tensor, torch.Tensor], seed: int
 ) -> tuple[dict[str, float], float]:
-    """Head -> mIoU, and seconds of all heads, with the encoder in every step. standard: as `Ours` has it."""
-    start = spent()
-    mean, scale = (one[:, None, None] for one in standard)
+    """Head -> mIoU, and seconds of all heads, with the encoder in every step. standard: as in `Ours`."""
+    start = cpu_seconds()
+    mean, scale = (values[:, None, None] for values in standard)
 
     def features(images: list[np.ndarray]) -> torch.Tensor:
         with torch.no_grad():
@@ -152,14 +154,15 @@ def usual_way(
 
     scores = {}
     for name, options in entry.semantic_segmentation.heads.items():
-        train, evaluated = readers_of(entry, root, encoder)
+        train, evaluated = readers_of(entry, benchmark_dir, encoder)
         samples = [train.samples[index] for index in train.indices]
         width = encoder.map_shape(train.size)[0]
         head = _train_usually(train, samples, features, width, options, candidates(options)[0], seed)
-        images = [evaluated.samples[index] for index in evaluated.indices]
-        pixels = [evaluated.pixels(one["image"], evaluated.views(0, one["image"].shape[:2])[0]) for one in images]
-        scores[name] = judged(head, features(pixels), [one["mask"] for one in images])
-    return scores, spent() - start
+        eval_samples = [evaluated.samples[index] for index in evaluated.indices]
+        images = [sample["image"] for sample in eval_samples]
+        pixels = [evaluated.pixels(image, evaluated.views(0, image.shape[:2])[0]) for image in images]
+        scores[name] = mean_iou(head, features(pixels), [sample["mask"] for sample in eval_samples])
+    return scores, cpu_seconds() - start
 
 
 def _train_usually(
@@ -175,12 +178,12 @@ def _train_usually(
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     head = build_head(options, width, CLASSES).train()
     optimisation = Optimisation(head.parameters(), options, candidate)
-    one = reader.task.augment.model_copy(update={"views": 1})
+    augment = reader.section.augment.model_copy(update={"views": 1})
     for batch in batches(len(samples), options.batch_size, options.steps, generator):
         pixels, masks = [], []
         for index in batch.tolist():
             image, mask = samples[index]["image"], samples[index]["mask"]
-            (view,) = random_views(image.shape[:2], reader.task.input, reader.size, one, rng)
+            (view,) = random_views(image.shape[:2], reader.section.input, reader.size, augment, rng)
             pixels.append(reader.pixels(image, view))
             masks.append(crop_truth(mask, view, reader.size, IGNORE))
         logits = head([features(pixels)])
@@ -210,10 +213,10 @@ def depth_by_gradient(
     return depth_metrics(zip(truths, maps[:, 0].numpy(), strict=True), 1e-3, 10)["rmse"]
 
 
-def solved_depth(root: Path, encoder: Encoder, scratch: Path, seed: int) -> tuple[float, list[float]]:
+def solved_depth(benchmark_dir: Path, encoder: Encoder, scratch: Path, seed: int) -> tuple[float, list[float]]:
     """RMSE in closed form, and by gradient descent at each rate."""
     ridge = {"heads": {"linear": {"targets": ["metric"]}}}
-    task, data = protocol_of("nyuv2", {"depth": ridge}).depth, find("benchmarks", "nyuv2")(root)
+    task, data = protocol_of("nyuv2", {"depth": ridge}).depth, find("benchmarks", "nyuv2")(benchmark_dir)
     truth = {
         "depth": lambda sample, view: (
             sample["depth"] if view is None else crop_truth(sample["depth"], view, (24, 24), np.nan)
@@ -222,21 +225,21 @@ def solved_depth(root: Path, encoder: Encoder, scratch: Path, seed: int) -> tupl
     readers = tuple(
         Reader(data, part, range(len(data.samples(part))), task, encoder, truth) for part in ("train", "eval")
     )
-    ((train, evaluated, kept),) = features_of(readers, {"random": encoder}, FeatureCache(scratch, 1e10), 1e10)
-    features = standardised([kept.train, kept.eval], (encoder.grid, encoder.grid))
+    ((train, evaluated, stored),) = features_of(readers, {"random": encoder}, FeatureCache(scratch, 1e10), 1e10)
+    features = standardised([stored.train, stored.eval], (encoder.grid, encoder.grid))
     truths = train.truths["depth"], evaluated.truths["depth"]
     ours = probe_depth(*features, *truths, task, "linear", train.split(0.2, seed), seed, 0).metrics["rmse"]
     return ours, [depth_by_gradient(*features, *truths, seed, rate) for rate in RATES]
 
 
-def report(name: str, ratios: list[float], goal: str, holds: bool, what: str, **more: Any) -> dict[str, Any]:
+def report(name: str, ratios: list[float], goal: str, holds: bool, description: str, **more: Any) -> dict[str, Any]:
     return {
         "benchmark": name,
         "ratio": statistics.median(ratios),
         "spread": [min(ratios), max(ratios)],
         "goal": goal,
         "holds": holds,
-        "what": what,
+        "what": description,
         "machine": {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "processor": platform.machine()},
         **more,
     }
@@ -252,7 +255,7 @@ def frozen(folder: Path, images: int, seeds: int, views: int) -> dict[str, Any]:
     rendered(folder, voc={"train": images, "val": 2 * images})
     encoder = untrained(folder / "vit", "ViT-B-16", 0)
     entry = protocol_for(images, SIZE, views)
-    encoder.dense(torch.zeros(1, 3, SIZE, SIZE))  # pays for start-up
+    encoder.dense(torch.zeros(1, 3, SIZE, SIZE))  # warm-up
     ours = our_way(entry, folder / "voc", encoder, folder / "features", seeds)
     runs = [usual_way(entry, folder / "voc", encoder, ours.standard, seed) for seed in range(seeds)]
     usual, seconds = zip(*runs, strict=True)
@@ -282,14 +285,18 @@ def equal(folder: Path, encoder: Encoder, images: int, seeds: int, views: int, e
     usual = [usual_way(entry, folder / "voc", encoder, ours.standard, seed)[0] for seed in range(seeds)]
     heads = {}
     for name in usual[0]:
-        sides = {"usual": [one[name] for one in usual], "ours": [one[name] for one in ours.scores]}
-        found = {f"{side}_{what}": of(runs) for side, runs in sides.items() for what, of in SUMMARIES.items()}
-        heads[name] = {**found, "difference": found["ours_mean"] - found["usual_mean"]}
+        ways = {"usual": [scores[name] for scores in usual], "ours": [scores[name] for scores in ours.scores]}
+        summary = {
+            f"{way}_{statistic}": function(values)
+            for way, values in ways.items()
+            for statistic, function in SUMMARIES.items()
+        }
+        heads[name] = {**summary, "difference": summary["ours_mean"] - summary["usual_mean"]}
     return report(
         "probe/equal",
-        [one["ours_mean"] / one["usual_mean"] for one in heads.values()],
+        [head["ours_mean"] / head["usual_mean"] for head in heads.values()],
         "means within two standard deviations over seeds",
-        all(abs(one["difference"]) <= 2 * max(one["usual_std"], one["ours_std"]) for one in heads.values()),
+        all(abs(head["difference"]) <= 2 * max(head["usual_std"], head["ours_std"]) for head in heads.values()),
         "mean mIoU of a segmentation head, features computed once / the encoder in every step",
         heads=heads,
         seeds=seeds,
@@ -309,32 +316,35 @@ def solver(folder: Path, seeds: int, images: int = 160) -> dict[str, Any]:
         ours, trained = solved_depth(folder / "nyuv2", encoder, folder / "features", seed)
         error.append(ours / min(trained))
         by_rate.append([ours / rmse for rmse in trained])
-    what = "RMSE in metres, closed form / AdamW for ten epochs"
+    description = "RMSE in metres, closed form / AdamW for ten epochs"
     holds = statistics.median(error) <= 1.02
     return report(
-        "probe/solver", error, "<= 1.02", holds, what, images=images, epochs=EPOCHS, rates=RATES, by_rate=by_rate
+        "probe/solver", error, "<= 1.02", holds, description, images=images, epochs=EPOCHS, rates=RATES, by_rate=by_rate
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["frozen", "equal", "solver"], help="one of the three")
+    parser.add_argument("--only", choices=["frozen", "equal", "solver"], help="run only this one")
     parser.add_argument("--images", type=int, help="training images, a multiple of 12: 12 in `frozen`, 96 in `equal`")
     parser.add_argument("--seeds", type=int, help="6 in `frozen`, 4 in `equal`, 3 in `solver`")
-    parser.add_argument("--views", type=int, default=24, help="of a training image, in `frozen` and `equal`")
+    parser.add_argument("--views", type=int, default=24, help="views per training image in `frozen` and `equal`")
     parser.add_argument(
-        "--encoder", type=Path, default=paths.model("cliptex", 0), help="exported folder, of `equal` (the miniature's)"
+        "--encoder",
+        type=Path,
+        default=paths.model("cliptex", 0),
+        help="exported model for `equal` (default: the miniature's)",
     )
-    given = parser.parse_args()
+    args = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as scratch:
-        if given.only in (None, "frozen"):
-            results.append(frozen(Path(scratch, "frozen"), given.images or 12, given.seeds or 6, given.views))
-        if given.only in (None, "equal"):
-            encoder = load_encoder(given.encoder)
-            results.append(equal(Path(scratch, "equal"), encoder, given.images or 96, given.seeds or 4, given.views))
-        if given.only in (None, "solver"):
-            results.append(solver(Path(scratch, "solver"), given.seeds or 3))
+        if args.only in (None, "frozen"):
+            results.append(frozen(Path(scratch, "frozen"), args.images or 12, args.seeds or 6, args.views))
+        if args.only in (None, "equal"):
+            encoder = load_encoder(args.encoder)
+            results.append(equal(Path(scratch, "equal"), encoder, args.images or 96, args.seeds or 4, args.views))
+        if args.only in (None, "solver"):
+            results.append(solver(Path(scratch, "solver"), args.seeds or 3))
     print(json.dumps(results))
 
 

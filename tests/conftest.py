@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from small_run import snakemake
+from tiny import WeightlessExpert, hybrid_dpt
 
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.data.images import encode_jpeg
 from cliptex.data.shard_index import index_shards
 from cliptex.data.shards import Pair, write_shard
-from cliptex.experts.base import Expert
 from cliptex.experts.training import train_expert
 from cliptex.labels.index import index_labels
 from cliptex.labels.label import label_batch
@@ -56,17 +56,12 @@ def shard_index(shard_paths):
     return path
 
 
-class Brightness(Expert):
+class Brightness(WeightlessExpert):
     """Labels of any task from an image's brightness; no weights. `network: {task: ..., fail: [keys]}`."""
-
-    trainable = False
 
     def __init__(self, settings):
         super().__init__(settings)
         self.task = settings["network"]["task"]
-
-    def load(self, weights):
-        pass
 
     def predict(self, images, keys):
         return [self.label(image, key) for image, key in zip(images, keys, strict=True)]
@@ -100,29 +95,15 @@ SMALL = {
         },
     },
     "dpt": {
-        "config": {
-            "is_hybrid": True,
-            "image_size": 32,
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-            "backbone_out_indices": [0, 0, 0, 1],
-            "neck_hidden_sizes": [16, 16, 16, 16],
-            "fusion_hidden_size": 16,
-            "backbone_featmap_shape": [1, 16, 2, 2],
-            "hidden_dropout_prob": 0.0,
-            "backbone_config": {
-                "model_type": "bit",
-                "embedding_size": 8,
-                "hidden_sizes": [16, 16, 16],
-                "depths": [1, 1, 1],
-                "num_groups": 4,
-                "global_padding": "SAME",
-                "embedding_dynamic_padding": True,
-                "out_features": ["stage1", "stage2", "stage3"],
-            },
-        }
+        "config": hybrid_dpt(
+            [16, 16, 16],
+            image_size=32,
+            num_hidden_layers=2,
+            intermediate_size=32,
+            backbone_out_indices=[0, 0, 0, 1],
+            neck_hidden_sizes=[16, 16, 16, 16],
+            hidden_dropout_prob=0.0,
+        )
     },
     "nll_angmf": {
         "encoder": "resnet18",

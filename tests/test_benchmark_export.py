@@ -124,7 +124,7 @@ def test_captions_are_exported_as_retrieval_sees_them(tmp_path):
 def test_what_the_layout_cannot_hold_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_voc(paths.benchmark("voc"), 1, 1)
-    with pytest.raises(CliptexError, match="voc: has neither one class an image nor captions"):
+    with pytest.raises(CliptexError, match="voc: has neither one class per image nor captions"):
         export_benchmark(Config.load({}), "voc", tmp_path / "out")
     write_imagenet(paths.benchmark("imagenet"), 3, 3)
     monkeypatch.setattr(find("benchmarks", "imagenet"), "class_names", ["dog", "cat ", "car"])

@@ -11,13 +11,14 @@ import pytest
 import torch
 from official_layouts import write_coco, write_imagenet, write_nyuv2, write_voc
 from PIL import Image
+from tiny import TINY
 
-from cliptex.config import Config, Student
+from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.files import read_json
 from cliptex.core.plugins import find
 from cliptex.evaluation import probe
-from cliptex.evaluation.clip_benchmark_job import float_as_before
+from cliptex.evaluation.clip_benchmark_job import float_of_array
 from cliptex.evaluation.job import Job
 from cliptex.evaluation.metrics.depth import depth_metrics
 from cliptex.evaluation.metrics.normals import normals_metrics
@@ -28,13 +29,6 @@ from cliptex.models.mmcv_ops import import_heads
 
 pytestmark = pytest.mark.xdist_group("confirmed")
 
-TINY = Student(
-    architecture={
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 48, "patch_size": 12, "width": 32, "layers": 1, "head_width": 16},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-    }
-)
 NAN = float("nan")
 
 
@@ -437,7 +431,7 @@ def test_zero_shot_equals_open_clips_own(judged, monkeypatch):
     from open_clip_train import zero_shot
 
     # it has the same float() of an array as clip_benchmark
-    monkeypatch.setattr(zero_shot, "float", float_as_before, raising=False)
+    monkeypatch.setattr(zero_shot, "float", float_of_array, raising=False)
     data = find("benchmarks", "imagenet")(judged / "resources/imagenet")
     samples = data.samples("eval")
     for model in ("clip", "cliptex"):

@@ -9,7 +9,7 @@ from cliptex.config import Corruptions, Miniature
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
 from cliptex.data.miniature import render_benchmark
-from cliptex.evaluation.corruptions import KINDS, Corrupted, corrupt, variant_of, variants
+from cliptex.evaluation.corruptions import KINDS, CorruptedBenchmark, corrupt, variant_of, variants
 
 
 def picture(height=64, width=48):
@@ -71,7 +71,7 @@ class Two(Benchmark):
 
 def test_a_corrupted_benchmark_shows_every_image_in_every_way(tmp_path):
     options = Corruptions(kinds=["noise", "fog"], severities=[1, 5])
-    shown = Corrupted(Two(tmp_path), options, {})
+    shown = CorruptedBenchmark(Two(tmp_path), options, {})
     assert variants(options) == ["clean", "noise-1", "noise-5", "fog-1", "fog-5"]
     samples = list(shown.samples("eval"))
     assert [variant_of(sample["id"]) for sample in samples] == [name for name in variants(options) for _ in range(3)]
@@ -80,7 +80,7 @@ def test_a_corrupted_benchmark_shows_every_image_in_every_way(tmp_path):
     assert_array_equal(samples[3]["image"], corrupt(picture(), "noise", 1, "eval0"))
     assert [sample["id"] for sample in shown.samples("train")] == ["train0", "train1"]
     assert_array_equal(shown.samples("train")[0]["image"], picture())
-    few = Corrupted(Two(tmp_path), Corruptions(kinds=["jpeg"], severities=[3], images=2), {})
+    few = CorruptedBenchmark(Two(tmp_path), Corruptions(kinds=["jpeg"], severities=[3], images=2), {})
     clean = Two(tmp_path)
     assert len({str(one.identity) for one in (clean, shown, few)}) == 3  # features kept of one are not the others'
     assert [sample["id"] for sample in few.samples("eval")] == [
@@ -95,15 +95,15 @@ def test_detection_is_refused(tmp_path):
     class Detection(Two):
         tasks = ("detection",)
 
-    with pytest.raises(CliptexError, match="detection cannot be judged under corruptions"):
-        Corrupted(Detection(tmp_path), Corruptions(), {})
+    with pytest.raises(CliptexError, match="detection cannot be evaluated under corruptions"):
+        CorruptedBenchmark(Detection(tmp_path), Corruptions(), {})
 
 
 def test_dusk_shows_the_same_scenes_in_another_light(tmp_path):
     miniature = Miniature(image_size_px=48, benchmarks={"voc": {"train": 3, "val": 4}})
     for look, folder in (("benchmark", "voc"), ("dusk", "voc_dusk")):
         render_benchmark(miniature, "voc", tmp_path / folder, look)
-    shown = Corrupted.of("voc", Corruptions(kinds=[], looks=["dusk"]), tmp_path)
+    shown = CorruptedBenchmark.of("voc", Corruptions(kinds=[], looks=["dusk"]), tmp_path)
     samples = list(shown.samples("eval"))
     assert [variant_of(sample["id"]) for sample in samples] == ["clean"] * 4 + ["dusk"] * 4
     for day, dusk in zip(samples[:4], samples[4:], strict=True):

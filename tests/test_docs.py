@@ -20,8 +20,9 @@ import yaml
 from official_layouts import write_coco
 from PIL import Image
 from small_run import BIN, ROOT, merged
+from tiny import TINY
 
-from cliptex.config import Config, Student
+from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
 from cliptex.data.shards import read_shard
@@ -243,10 +244,7 @@ def test_the_probe_task_of_the_how_to_is_evaluated_tabulated_and_shown(tmp_path,
     protocol = (ROOT / page).read_text().partition("    # counting.yaml\n")[2].partition("\n\n")[0]
     (tmp_path / "counting.yaml").write_text(textwrap.dedent(protocol))
     write_coco(tmp_path / "data", 16, 8)
-    vision = {"image_size": 48, "patch_size": 12, "width": 32, "layers": 1, "head_width": 16}
-    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    tiny = Student(architecture={"embed_dim": 16, "vision_cfg": vision, "text_cfg": text})
-    clip.export(clip.build(tiny, 0), tiny, tmp_path / "models/clip/seed0")
+    clip.export(clip.build(TINY, 0), TINY, tmp_path / "models/clip/seed0")
     entry = {"protocol": str(tmp_path / "counting.yaml")}
     config = Config.load({"probes": {"benchmarks": {"coco_counts": entry}, "save_predictions": 2}})
     job = Job(

@@ -196,32 +196,14 @@ def test_mask_rcnn_has_the_published_size():
 
 
 @pytest.mark.parametrize(
-    ("repo", "config", "expected"),
-    [
-        (
-            "Intel/dpt-large",
-            {
-                "hidden_size": 1024,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 16,
-                "intermediate_size": 4096,
-                "backbone_out_indices": [5, 11, 17, 23],
-                "neck_hidden_sizes": [256, 512, 1024, 1024],
-            },
-            (343_030_465, 462),
-        ),
-        (
-            "Intel/dpt-hybrid-midas",
-            {"is_hybrid": True, "neck_hidden_sizes": [256, 512, 768, 768]},
-            (122_377_985, 414),
-        ),
-    ],
+    ("repo", "expected"),
+    [("Intel/dpt-large", (343_030_465, 462)), ("Intel/dpt-hybrid-midas", (122_377_985, 414))],
     ids=["dpt-large", "dpt-hybrid-midas"],
 )
-def test_dpt_has_the_published_size(repo, config, expected):
+def test_dpt_has_the_published_size(repo, expected):
     """By its config, and by its repository's name where a plan has nothing else."""
     with torch.device("meta"):
-        assert counts(dpt.PLUGIN({"network": {"config": config}}).build()) == expected
+        assert counts(dpt.PLUGIN({"network": {"config": dpt.PUBLISHED[repo]}}).build()) == expected
         assert counts(dpt.PLUGIN({"repo": repo}).build()) == expected
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from official_layouts import write_coco, write_imagenet, write_nyuv2, write_voc
+from tiny import TINY
 
-from cliptex.config import Config, FineTuning, Student
+from cliptex.config import Config, FineTuning
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
@@ -25,13 +26,6 @@ from cliptex.evaluation.targets import finetune_files, tuned_heads
 from cliptex.models import clip as student
 from cliptex.models.encoders import load_encoder
 
-TINY = Student(
-    architecture={
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 48, "patch_size": 12, "width": 32, "layers": 1, "head_width": 16},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-    }
-)
 LINEAR = {"steps": 30, "batch_size": 8, "learning_rates": [0.05]}
 VOC = {"semantic_segmentation": {"mask_size_px": 48, "heads": {"linear": LINEAR, "deeplabv3": None, "pspnet": None}}}
 DETECTOR = {"steps": 40, "batch_size": 8, "learning_rates": [1e-2]}
@@ -204,7 +198,7 @@ def test_what_cannot_be_tuned_is_refused_by_name(place):
     config = Config.load({"models": {"clip": {}}, "probes": decoders, "finetune": tuned})
     with pytest.raises(CliptexError, match=r"finetune\.benchmarks\.nyuv2: protocol 'probe3d' has no head"):
         finetune.run(config, Job(name="nyuv2", models=("clip",), seeds=(0,), out=place / "out"))
-    with pytest.raises(CliptexError, match=r"finetune\.benchmarks\.voc\.heads: 'dpt' is no head of protocol 'mini"):
+    with pytest.raises(CliptexError, match=r"finetune\.benchmarks\.voc\.heads: 'dpt' is not a head of protocol 'mini"):
         tuned_heads("voc", protocol_of("voc", {}), config.finetune.benchmarks["voc"])
     with pytest.raises(CliptexError, match=r"'coco' is not one of \['nyuv2', 'voc'\]"):
         finetune.run(config, Job(name="coco", models=("clip",), seeds=(0,), out=place / "out"))

@@ -14,6 +14,7 @@ import pytest
 from conftest import drawn_pair
 from PIL import features
 from pyarrow import dataset, parquet
+from tiny import WeightlessExpert
 
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
@@ -23,7 +24,6 @@ from cliptex.data.images import decode_image, encode_jpeg
 from cliptex.data.packed import plain
 from cliptex.data.shard_index import index_shards, read_index, read_indexed
 from cliptex.data.shards import Pair, write_shard
-from cliptex.experts.base import Expert
 from cliptex.labels import writer
 from cliptex.labels.audit import audit_labels, differing, report
 from cliptex.labels.index import index_labels
@@ -35,14 +35,10 @@ calls: list[list[str]] = []
 killed_at: set[str] = set()
 
 
-class Brightness(Expert):
+class Brightness(WeightlessExpert):
     """Depth from brightness. `network` says on which keys it fails, and how."""
 
     task = "depth"
-    trainable = False
-
-    def load(self, weights):
-        pass
 
     def predict(self, images, keys):
         calls.append(keys)

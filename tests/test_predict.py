@@ -226,7 +226,8 @@ def exported(trained, tmp_path):
     config = Config.load(trained.plain() | {"probes": {"benchmarks": {key: {} for key in measured}}})
     for benchmark, rows in measured.items():
         results = [dict(zip(("model", "task", "head", "metrics"), row, strict=True), seed=0) for row in rows]
-        table = {"benchmark": benchmark, "source": "miniature", "split": "val", "num_eval": 7, "results": results}
+        table = {"benchmark": benchmark, "source": "miniature", "split": "val", "num_train": 8, "num_eval": 7}
+        table |= {"class_names": [], "results": results}
         write_json(paths.RESULTS / "probes" / f"{benchmark}.json", table)
     out = tmp_path / "export"
     export_model(config, "cliptex", 0, out)

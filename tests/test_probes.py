@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import yaml
 from official_layouts import write_ade20k, write_coco, write_imagenet, write_nyuv2, write_voc
 from PIL import Image
+from tiny import TINY
 
 from cliptex.config import Config, Student
 from cliptex.core.errors import CliptexError
@@ -57,15 +58,6 @@ from cliptex.models import clip as student
 from cliptex.models.encoders import centre_crop, load_encoder, squash
 
 pytestmark = pytest.mark.xdist_group("probes")
-
-TINY = Student(
-    architecture={
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 48, "patch_size": 12, "width": 32, "layers": 1, "head_width": 16},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-    }
-)
-
 
 def miniature(benchmark: str, **changes) -> Entry:
     """The miniature's protocol for a benchmark, with changes to it."""

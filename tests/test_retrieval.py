@@ -18,7 +18,7 @@ from cliptex.evaluation import retrieval
 from cliptex.evaluation.captioned_images import open_captioned_images
 from cliptex.evaluation.job import Job
 from cliptex.evaluation.per_image import main_metric, read_per_image
-from cliptex.evaluation.retrieval import TASKS, Embeddings, Read, chances, kept_predictions, ranks, recalls
+from cliptex.evaluation.retrieval import TASKS, Embeddings, ReadSet, chances, kept_predictions, ranks, recalls
 from cliptex.models import clip as student
 
 

@@ -12,8 +12,8 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, write_json
 from cliptex.evaluation import clip_benchmark as suite
-from cliptex.evaluation.clip_benchmark import run_clip_benchmark, suite_files, tabulate_suite
-from cliptex.evaluation.clip_benchmark_job import UNPICKLED, float_as_before, unpickle_nothing
+from cliptex.evaluation.clip_benchmark import clip_benchmark_files, run_clip_benchmark, write_table
+from cliptex.evaluation.clip_benchmark_job import UNPICKLED, float_of_array, disable_unpickling
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_pickle_in_a_tar_is_not_executed(tmp_path, monkeypatch):
     autodecode.basichandlers("a.pyd", data)
     assert ran.exists(), "the planted pickle works"
     ran.unlink()
-    unpickle_nothing()
+    disable_unpickling()
     decode = autodecode.Decoder([autodecode.basichandlers])
     for suffix in UNPICKLED:
         assert decode({"__key__": "a", f"a.{suffix}": data})[f"a.{suffix}"] == data
@@ -87,7 +87,7 @@ def test_what_is_not_there_and_what_goes_wrong_is_one_line(place, monkeypatch):
     with pytest.raises(CliptexError, match="failed on wds/vtab/pets with clip, seed 0: AssertionError: no classes"):
         run()
     command(monkeypatch, "pass")  # ends well and writes nothing
-    with pytest.raises(CliptexError, match="failed on cifar10 with clip, seed 0: it said nothing"):
+    with pytest.raises(CliptexError, match="failed on cifar10 with clip, seed 0: no output"):
         run("cifar10")
     assert not list(Path().rglob("seed0.json")) and not list(Path().rglob(".clip_benchmark-*"))
     monkeypatch.setattr(suite, "find_spec", lambda name: None)
@@ -103,7 +103,7 @@ def test_the_table_has_every_number_and_the_mean_over_data_sets(place):
             "clip_benchmark": {"datasets": {"wds/vtab/pets": "auto", "wds/pairs": "zeroshot_retrieval"}},
         }
     )
-    files = suite_files(config)
+    files = clip_benchmark_files(config)
     assert files[0] == Path("results/clip_benchmark/wds-vtab-pets/clip/seed0.json") and len(files) == 8
     for number, path in enumerate(files):
         metrics = {"top1": float(number), "top5": None}
@@ -113,7 +113,7 @@ def test_the_table_has_every_number_and_the_mean_over_data_sets(place):
         about = {"dataset": path.parts[-3], "task": "t", "split": "test", "model": model, "seed": seed}
         record = {"model_sha256": {f"{model}/seed{seed}": "0"}}
         write_json(path, about | {"metrics": metrics, "clip_benchmark": "1.6.1", "provenance": record})
-    tabulate_suite(files, Path("results/clip_benchmark/table.json"))
+    write_table(files, Path("results/clip_benchmark/table.json"))
     table = read_json(Path("results/clip_benchmark/table.json"))
     assert [mean["mean"] for mean in table["means"]] == [(0 + 41) / 2, (1 + 51) / 2, (2 + 61) / 2, (3 + 71) / 2]
     assert len(table["results"]) == 8 and len(table["provenance"]["model_sha256"]) == 4
@@ -126,9 +126,9 @@ def test_the_table_has_every_number_and_the_mean_over_data_sets(place):
     ]
     files[3].write_text(json.dumps(read_json(files[3]) | {"clip_benchmark": "1.7"}))
     with pytest.raises(CliptexError, match=r"cliptex/seed1\.json: another version of clip_benchmark"):
-        tabulate_suite(files, Path("results/clip_benchmark/table.json"))
+        write_table(files, Path("results/clip_benchmark/table.json"))
     with pytest.raises(CliptexError, match="there are none, so there is no table"):
-        tabulate_suite([], Path("table.json"))
+        write_table([], Path("table.json"))
 
 
 def test_data_sets_that_would_write_the_same_files_are_refused():
@@ -141,6 +141,6 @@ def test_data_sets_that_would_write_the_same_files_are_refused():
 def test_float_takes_arrays_of_one_element():
     import numpy as np
 
-    assert float_as_before(np.array([3.0])) == 3 and np.isnan(float_as_before("nan"))
+    assert float_of_array(np.array([3.0])) == 3 and np.isnan(float_of_array("nan"))
     with pytest.raises(ValueError):
-        float_as_before(np.array([1.0, 2.0]))
+        float_of_array(np.array([1.0, 2.0]))

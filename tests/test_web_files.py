@@ -127,26 +127,29 @@ def test_a_beginning_is_refused_as_a_download_is(url, message, server):
             start_of_file(place, "key", 10)
 
 
-def test_a_server_that_trickles_is_given_up(tmp_path, monkeypatch):
+@pytest.fixture
+def trickling_server(monkeypatch):
+    """Given up after a second, without further attempts."""
+    monkeypatch.setattr(downloader, "PAUSES_S", ())
+    monkeypatch.setattr(downloader, "SLOW_S", 1)
+    with WebServer() as running:
+        yield running
+
+
+def test_a_server_that_trickles_is_given_up(trickling_server, tmp_path):
     """Its bytes come often enough for the timeout of a single read."""
-    monkeypatch.setattr(downloader, "PAUSES_S", ())
-    monkeypatch.setattr(downloader, "SLOW_S", 1)
-    with WebServer() as server:
-        with pytest.raises(CliptexError, match=r"too slow: \d bytes per second for 1 s.*resumes after \d+ bytes"):
-            fetch_file(f"{server.url}/drip.jpg", tmp_path / "drip.jpg", "url")
-        assert server.requests["/drip.jpg"] == 1
+    with pytest.raises(CliptexError, match=r"too slow: \d bytes per second for 1 s.*resumes after \d+ bytes"):
+        fetch_file(f"{trickling_server.url}/drip.jpg", tmp_path / "drip.jpg", "url")
+    assert trickling_server.requests["/drip.jpg"] == 1
 
 
-def test_headers_and_beginnings_that_trickle_are_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(downloader, "PAUSES_S", ())
-    monkeypatch.setattr(downloader, "SLOW_S", 1)
-    with WebServer() as server:
-        with pytest.raises(CliptexError, match=r"cannot be downloaded \(timed out"):
-            fetch_file(f"{server.url}/head.jpg", tmp_path / "head.jpg", "url")
-        for name in ("head", "drip"):
-            with pytest.raises(CliptexError, match=r"cannot be read \(timed out"):
-                start_of_file(f"{server.url}/{name}.jpg", "url", 1000)
-        assert server.requests == {"/head.jpg": 2, "/drip.jpg": 1}
+def test_headers_and_beginnings_that_trickle_are_given_up(trickling_server, tmp_path):
+    with pytest.raises(CliptexError, match=r"cannot be downloaded \(timed out"):
+        fetch_file(f"{trickling_server.url}/head.jpg", tmp_path / "head.jpg", "url")
+    for name in ("head", "drip"):
+        with pytest.raises(CliptexError, match=r"cannot be read \(timed out"):
+            start_of_file(f"{trickling_server.url}/{name}.jpg", "url", 1000)
+    assert trickling_server.requests == {"/head.jpg": 2, "/drip.jpg": 1}
 
 
 def test_progress_shows_no_query(server, tmp_path, monkeypatch):

@@ -14,6 +14,8 @@ from conftest import SMALL
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import save_file
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+from tiny import DPT as LARGE
+from tiny import hybrid_dpt
 from web_server import PlannedServer
 
 from cliptex.config import Config
@@ -24,32 +26,7 @@ from cliptex.experts import dpt, mask_rcnn, nll_angmf, weights
 from cliptex.experts.training import load_expert, train_expert
 
 SHAPES, NORMALS = SMALL["mask_rcnn"], SMALL["nll_angmf"]
-LARGE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "backbone_out_indices": [0, 1, 2, 3],
-    "neck_hidden_sizes": [8, 16, 16, 16],
-    "fusion_hidden_size": 16,
-    "image_size": 64,
-}
-HYBRID = LARGE | {
-    "is_hybrid": True,
-    "neck_hidden_sizes": [16, 32, 16, 16],
-    "backbone_featmap_shape": [1, 64, 4, 4],
-    "backbone_config": {
-        "model_type": "bit",
-        "global_padding": "same",
-        "layer_type": "bottleneck",
-        "embedding_size": 8,
-        "hidden_sizes": [16, 32, 64],
-        "depths": [1, 1, 1],
-        "num_groups": 4,
-        "out_features": ["stage1", "stage2", "stage3"],
-        "embedding_dynamic_padding": True,
-    },
-}
+HYBRID = hybrid_dpt([16, 32, 64], "bottleneck", neck_hidden_sizes=[16, 32, 16, 16])
 # as published with both: squashed, bilinear, halves
 PREPROCESSING = {
     "image_processor_type": "DPTImageProcessor",

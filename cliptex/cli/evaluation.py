@@ -9,7 +9,7 @@ from cliptex.cli.common import CONFIG, ConfigFile, Count, Seed, echo, load_confi
 from cliptex.core import paths
 
 if TYPE_CHECKING:
-    from cliptex.evaluation.corruptions import Corrupted
+    from cliptex.evaluation.corruptions import CorruptedBenchmark
 
 Corruptions = Annotated[
     str,
@@ -162,9 +162,9 @@ def clip_benchmark(
 
 def tabulate_clip_benchmark(config_file: ConfigFile = CONFIG) -> None:
     """Gather the results of clip_benchmark over data sets, models and seeds into one table."""
-    from cliptex.evaluation.clip_benchmark import suite_files, tabulate_suite
+    from cliptex.evaluation.clip_benchmark import clip_benchmark_files, write_table
 
-    tabulate_suite(suite_files(load_config(config_file)), paths.RESULTS / "clip_benchmark" / "table.json")
+    write_table(clip_benchmark_files(load_config(config_file)), paths.RESULTS / "clip_benchmark" / "table.json")
 
 
 def report(config_file: ConfigFile = CONFIG) -> None:
@@ -181,11 +181,11 @@ def study_page(config_file: ConfigFile = CONFIG) -> None:
     build_study(load_config(config_file))
 
 
-def _corrupted(benchmark: str, corruptions: str) -> "Corrupted | None":
+def _corrupted(benchmark: str, corruptions: str) -> "CorruptedBenchmark | None":
     """The benchmark with corrupted evaluation images; None for the benchmark as it is."""
     if corruptions == "null":
         return None
     from cliptex.config import Corruptions
-    from cliptex.evaluation.corruptions import Corrupted
+    from cliptex.evaluation.corruptions import CorruptedBenchmark
 
-    return Corrupted.of(benchmark, Corruptions.model_validate_json(corruptions), paths.RESOURCES)
+    return CorruptedBenchmark.of(benchmark, Corruptions.model_validate_json(corruptions), paths.RESOURCES)

@@ -1,10 +1,10 @@
-"""Exported models judged by the clip_benchmark command on data sets of its own, gathered into one table.
+"""Evaluate exported models with the clip_benchmark command, and gather the results in one table.
 
-Reads   results/models/{model}/seed{seed}/, and tars as clip_benchmark reads them, from a folder or from the hub.
-Writes  results/clip_benchmark/{dataset}/{model}/seed{seed}.json, and table.json and table.csv beside these folders.
-Holds   every number is clip_benchmark's (https://github.com/LAION-AI/CLIP_benchmark); here it only becomes percent.
+Reads   results/models/{model}/seed{seed}/, and tars in clip_benchmark's layout, from a folder or from the hub.
+Writes  results/clip_benchmark/{dataset}/{model}/seed{seed}.json, and table.json and table.csv next to these folders.
+Holds   every number is clip_benchmark's (https://github.com/LAION-AI/CLIP_benchmark), only converted to percent.
 
-Imports nothing heavy: the workflow asks for the names of the files.
+Imports nothing heavy: the workflow needs the names of the files.
 """
 
 import csv
@@ -32,13 +32,13 @@ METRICS = {"acc1": "top1", "acc5": "top5", "mean_per_class_recall": "mean_per_cl
 METRICS |= {"mean_average_precision": "mAP"}
 METRICS |= {f"text_retrieval_recall@{k}": f"image_to_text R@{k}" for k in (1, 5, 10)}
 METRICS |= {f"image_retrieval_recall@{k}": f"text_to_image R@{k}" for k in (1, 5, 10)}
-"""clip_benchmark's name -> ours. Text retrieval is from an image to its captions."""
+"""Name of a metric in clip_benchmark -> name here. Text retrieval is from an image to its captions."""
 MAIN = ("top1", "mAP", "image_to_text R@1")
-"""The first of these that a data set has stands for it in the mean."""
+"""The metrics of the mean: of each data set the first one that it has."""
 
 
-def suite_files(config: Config) -> list[Path]:
-    """One result file a data set, model and seed, in this order; the table is made of them."""
+def clip_benchmark_files(config: Config) -> list[Path]:
+    """The result files, one per data set, model and seed, in this order."""
     return [
         paths.clip_benchmark(dataset_slug(dataset), model, seed)
         for dataset in config.clip_benchmark.datasets
@@ -48,11 +48,11 @@ def suite_files(config: Config) -> list[Path]:
 
 
 def run_clip_benchmark(
-    settings: ClipBenchmark, dataset: str, task: str, model: str, seed: int, folder: Path, out: Path
+    options: ClipBenchmark, dataset: str, task: str, model: str, seed: int, folder: Path, out: Path
 ) -> None:
-    """Run the command for the exported model in `folder` on one data set; write its metrics in percent to `out`.
+    """Evaluate the exported model in `folder` on one data set, and write the metrics in percent to `out`.
 
-    Raises CliptexError where clip-benchmark is not installed, the data set is not there, or the command fails.
+    Raises CliptexError if clip-benchmark is not installed, the data set is missing, or the command fails.
     """
     from cliptex.core.provenance import provenance
     from cliptex.models.clip import WEIGHTS_FILE
@@ -61,46 +61,46 @@ def run_clip_benchmark(
         raise CliptexError("clip-benchmark is not installed; run: pip install 'cliptex[clip-benchmark]'")
     if not (folder / WEIGHTS_FILE).exists():
         raise CliptexError(f"{folder / WEIGHTS_FILE}: no such file; train that model first")
-    root = _root(settings.root, dataset)
-    if dataset.startswith("wds/") and "://" not in root:
-        marks = Path(root) / settings.split / "nshards.txt"
-        if not marks.exists():
+    dataset_root = _dataset_root(options.root, dataset)
+    if dataset.startswith("wds/") and "://" not in dataset_root:
+        shard_count = Path(dataset_root) / options.split / "nshards.txt"
+        if not shard_count.exists():
             raise CliptexError(
-                f"{marks}: no such file, so {dataset} is not there; see clip_benchmark.root in config/README.md"
+                f"{shard_count}: no such file, so {dataset} is missing; see clip_benchmark.root in config/README.md"
             )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".clip_benchmark-") as scratch:
-        found = Path(scratch) / "result.json"
-        arguments = ["--dataset", dataset, "--dataset_root", root, "--split", settings.split]
+        result_file = Path(scratch) / "result.json"
+        arguments = ["--dataset", dataset, "--dataset_root", dataset_root, "--split", options.split]
         arguments += ["--task", task, "--model", f"local-dir:{folder.resolve()}"]
-        # of a local folder the name is not looked at, but it must not be empty
-        arguments += ["--pretrained", "cliptex", "--batch_size", str(settings.batch_size)]
-        arguments += ["--num_workers", str(settings.workers), "--recall_k", "1", "5", "10"]
+        # ignored for a local folder, but must not be empty
+        arguments += ["--pretrained", "cliptex", "--batch_size", str(options.batch_size)]
+        arguments += ["--num_workers", str(options.workers), "--recall_k", "1", "5", "10"]
         command = [*JOB, "eval", *arguments, "--no_amp", "--quiet"]
         log.info("run: %s", shlex.join(command))
-        # its --output is a template, so that a path with braces would be filled in
-        done = subprocess.run(
-            [*command, "--output", str(found).replace("{", "{{").replace("}", "}}")],
+        # --output is a template, so braces in the path are escaped
+        process = subprocess.run(
+            [*command, "--output", str(result_file).replace("{", "{{").replace("}", "}}")],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
         )
-        if done.returncode or not found.exists():
-            log.error("%s", done.stdout)
-            last = next((line for line in reversed(done.stdout.splitlines()) if line.strip()), "it said nothing")
+        if process.returncode or not result_file.exists():
+            log.error("%s", process.stdout)
+            last = next((line for line in reversed(process.stdout.splitlines()) if line.strip()), "no output")
             raise CliptexError(f"clip_benchmark failed on {dataset} with {model}, seed {seed}: {last.strip()}")
-        # NaN where fewer than five classes have no top-5
-        given = json.loads(found.read_text())
-    metrics = {METRICS.get(name, name): _percent(value) for name, value in given["metrics"].items()}
+        # not read_json: top-5 is NaN for fewer than five classes
+        output = json.loads(result_file.read_text())
+    metrics = {METRICS.get(name, name): _percent(value) for name, value in output["metrics"].items()}
     log.info("%s %s seed %d: %s", dataset, model, seed, metrics)
     result = {
         "schema_version": 1,
         "dataset": dataset,
-        "task": given["task"],
-        "split": settings.split,
-        "root": root,
+        "task": output["task"],
+        "split": options.split,
+        "root": dataset_root,
         "model": model,
         "seed": seed,
         "metrics": metrics,
@@ -114,8 +114,8 @@ def run_clip_benchmark(
 JOB = (sys.executable, "-m", "cliptex.evaluation.clip_benchmark_job")
 
 
-def _root(template: str, dataset: str) -> str:
-    """As clip_benchmark fills its --dataset_root in, so that it can be looked at before."""
+def _dataset_root(template: str, dataset: str) -> str:
+    """Fill in the template as clip_benchmark does for --dataset_root, to check the folder before."""
     name = dataset.removeprefix("wds/")
     return template.replace("{dataset}", name).replace("{dataset_cleaned}", name.replace("/", "-"))
 
@@ -124,27 +124,27 @@ def _percent(value: float) -> float | None:
     return 100 * value if math.isfinite(value) else None
 
 
-def tabulate_suite(files: Sequence[Path], out: Path) -> None:
-    """Gather the result files into `out` and, beside it, a CSV with a row a data set and a column a model and seed."""
+def write_table(files: Sequence[Path], out: Path) -> None:
+    """Write the table `out`, and next to it a CSV with a row per data set and metric, a column per model and seed."""
     if not files:
-        raise CliptexError("clip_benchmark.datasets: there are none, so there is no table; name at least one")
+        raise CliptexError("clip_benchmark.datasets: there are none, so there is no table; add at least one")
     rows: list[dict[str, Any]] = []
-    shas: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for path in files:
-        one = read_json(path)
-        first = rows[0] if rows else one
-        if one["clip_benchmark"] != first["clip_benchmark"]:
+        result = read_json(path)
+        first = rows[0] if rows else result
+        if result["clip_benchmark"] != first["clip_benchmark"]:
             raise CliptexError(f"{path}: another version of clip_benchmark than {files[0]}; delete it and run again")
-        shas |= one["provenance"]["model_sha256"]
-        rows.append(one)
-    kept = ("dataset", "task", "split", "model", "seed", "metrics", "clip_benchmark")
+        digests |= result["provenance"]["model_sha256"]
+        rows.append(result)
+    columns = ("dataset", "task", "split", "model", "seed", "metrics", "clip_benchmark")
     runs = list(dict.fromkeys((row["model"], row["seed"]) for row in rows))
     means = [{"model": model, "seed": seed} | _mean(rows, model, seed) for model, seed in runs]
     table = {
         "schema_version": 1,
-        "results": [{key: row[key] for key in kept} for row in rows],
+        "results": [{key: row[key] for key in columns} for row in rows],
         "means": means,
-        "provenance": rows[0]["provenance"] | {"model_sha256": shas},
+        "provenance": rows[0]["provenance"] | {"model_sha256": digests},
     }
     with replacing(out.with_suffix(".csv")) as scratch, scratch.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -152,13 +152,13 @@ def tabulate_suite(files: Sequence[Path], out: Path) -> None:
         values = {(row["dataset"], row["model"], row["seed"]): row["metrics"] for row in rows}
         for dataset in dict.fromkeys(row["dataset"] for row in rows):
             for metric in values[(dataset, *runs[0])]:
-                found = [values[(dataset, *run)].get(metric) for run in runs]
-                writer.writerow([dataset, metric, *("" if value is None else f"{value:.4f}" for value in found)])
+                scores = [values[(dataset, *run)].get(metric) for run in runs]
+                writer.writerow([dataset, metric, *("" if value is None else f"{value:.4f}" for value in scores)])
     write_json(out, table)
 
 
 def _mean(rows: Sequence[dict[str, Any]], model: str, seed: int) -> dict[str, Any]:
-    """The mean of the data sets' main metrics (`MAIN`), and how many there are."""
+    """The mean of the data sets' main metrics (`MAIN`), and the number of data sets."""
     main = [
         next(value for name in MAIN if (value := row["metrics"].get(name)) is not None)
         for row in rows

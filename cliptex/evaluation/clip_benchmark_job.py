@@ -1,8 +1,8 @@
-"""The clip_benchmark command, on any NumPy: `python -m cliptex.evaluation.clip_benchmark_job eval --dataset ...`.
+"""Run the clip_benchmark command: `python -m cliptex.evaluation.clip_benchmark_job eval --dataset ...`.
 
-clip_benchmark 1.6.1 counts its hits with `float(array)` of an array of one element, which NumPy 2.4 refuses. Here
-`float` means in that one module what it meant before. Members of tars that webdataset would unpickle stay bytes.
-All else is clip_benchmark's own.
+Two changes to clip_benchmark 1.6.1. It converts arrays with one element by `float(array)`, an error since NumPy 2.4, so
+the name `float` is replaced in its module `zeroshot_classification`. And webdataset must not unpickle members of tars,
+which could execute code: they stay bytes.
 """
 
 from typing import Any
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 UNPICKLED = ("pyd", "pickle", "pkl", "pth", "pt")
-"""Suffixes of members that are, or may be, pickles."""
+"""Suffixes of members of a tar that webdataset unpickles."""
 
 
-def float_as_before(value: Any) -> float:
-    """`float(value)`, which may be an array of one element, as NumPy before 2.4 has it."""
+def float_of_array(value: Any) -> float:
+    """`float(value)`; like NumPy before 2.4, it accepts an array with one element."""
     return float(value.item()) if isinstance(value, np.ndarray) else float(value)
 
 
-def unpickle_nothing() -> None:
-    """Take the decoders that execute what a tar holds (pickles, and tensors as pickles) from webdataset."""
+def disable_unpickling() -> None:
+    """Remove webdataset's decoders of pickles, which can execute code in a tar."""
     from webdataset import autodecode
 
     for suffix in UNPICKLED:
@@ -31,8 +31,8 @@ def main() -> None:
     from clip_benchmark import cli
     from clip_benchmark.metrics import zeroshot_classification
 
-    unpickle_nothing()
-    zeroshot_classification.float = float_as_before
+    disable_unpickling()
+    zeroshot_classification.float = float_of_array
     cli.main()
 
 

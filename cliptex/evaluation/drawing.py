@@ -1,6 +1,6 @@
 """How predictions and ground truth are drawn in an album: masks, boxes, depth, normals.
 
-A prediction has the form of `cliptex.evaluation.thumbnails.unpacked`; a sample is one of a benchmark's.
+A prediction has the form of `ProbeTask.thumbnail`; a sample is one of a benchmark's.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,13 +1,13 @@
-"""Write images with their classes, or with their captions, as tars in the layout that clip_benchmark reads.
+"""Export images with classes or captions as tars in clip_benchmark's layout.
 
-Reads   resources/{benchmark}/ in its official layout, or a set of captioned images (`cliptex.evaluation.captioned_images`).
+Reads   resources/{benchmark}/ in its official layout, or captioned images (`cliptex.evaluation.captioned_images`).
 Writes  {out}/classnames.txt and zeroshot_classification_templates.txt (with captions dataset_type.txt), then for each
-        split {split}/{n}.tar, split.json (what it was made of) and, last, nshards.txt.
+        split {split}/{n}.tar, split.json (its source) and, last, nshards.txt.
 Holds   images, labels, class names and prompts are those of zero-shot classification here; a split without
         nshards.txt is not finished, and clip_benchmark refuses it.
 
-Members of a sample: an image (.jpg, .png or .webp) and .cls (the label as text) or .txt (captions, a line each). Files
-of these formats are copied byte for byte, all else is written as lossless PNG.
+Members of a sample: an image (.jpg, .png or .webp) and .cls (the label as text) or .txt (captions, one per line). Files
+in these formats are copied byte for byte; other images are written as PNG.
 """
 
 import io
@@ -32,11 +32,11 @@ from cliptex.evaluation.captioned_images import CaptionedImage, open_captioned_i
 from cliptex.evaluation.zeroshot import TEMPLATES, prompts
 
 PARTS = {"test": "eval", "train": "train"}
-"""Split as clip_benchmark calls it -> part of a benchmark."""
+"""Name of a split in clip_benchmark -> part of a benchmark."""
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 """Formats that clip_benchmark decodes, by Pillow's names."""
 PLAIN = ("RGB", "L")
-"""Modes whose pixels do not depend on who converts them to RGB."""
+"""Modes that every library converts to RGB in the same way."""
 
 Member = tuple[str, bytes]
 Sample = tuple[Member, Member]
@@ -45,48 +45,49 @@ Sample = tuple[Member, Member]
 def export_benchmark(
     config: Config, name: str, out: Path, splits: Sequence[str] = ("test",), per_tar: int = 10_000
 ) -> dict[str, int]:
-    """Export a classification benchmark, or a set of `zeroshot.retrieval`; returns the number of samples by split.
+    """Export a classification benchmark, or an entry of `zeroshot.retrieval`; returns the number of samples by split.
 
-    splits: of "test" and "train"; captions have "test" alone. per_tar: samples in one tar; clip_benchmark reads with
-    no more processes than there are tars. Raises CliptexError for what has neither one class an image nor captions,
-    and for names that the layout cannot hold.
+    splits: "test", "train" or both; only "test" for captions. per_tar: samples per tar; clip_benchmark reads with at
+    most one process per tar. Raises CliptexError for a benchmark with neither one class per image nor captions, and for
+    names that the layout cannot represent.
     """
     captioned = config.zeroshot.retrieval.get(name) is not None
     known = ["test"] if captioned else list(PARTS)
     if unknown := [split for split in splits if split not in known]:
-        raise CliptexError(f"--splits: {unknown[0]!r} is not one of {known}, which is what {name} has")
+        raise CliptexError(f"--splits: {unknown[0]!r} is not one of {known}, the splits of {name}")
     if captioned:
-        given = open_captioned_images(config, name)
+        images = open_captioned_images(config, name)
         _write_lines(out / "dataset_type.txt", ["retrieval"], "")
-        about = {"benchmark": name, "source": given.source, "split": given.split}
-        samples = (_captioned(name, one) for one in given.items)
-        return {"test": _write_split(out / "test", samples, given.count, per_tar, about)}
-    root = paths.benchmark(name)
-    data = find("benchmarks", name)(root)
+        description = {"benchmark": name, "source": images.source, "split": images.split}
+        samples = (_captioned(name, item) for item in images.items)
+        return {"test": _write_split(out / "test", samples, images.count, per_tar, description)}
+    benchmark_dir = paths.benchmark(name)
+    data = find("benchmarks", name)(benchmark_dir)
     if data.tasks != ("classification",):
-        raise CliptexError(f"{name}: has neither one class an image nor captions (zeroshot.retrieval); choose another")
+        raise CliptexError(f"{name}: has neither one class per image nor captions (zeroshot.retrieval); choose another")
     templates = TEMPLATES[config.zeroshot.templates]
     _write_lines(out / "classnames.txt", data.class_names, f"{name}: class name")
     lines = [template("{c}") for template in templates]
     _write_lines(out / "zeroshot_classification_templates.txt", lines, "zeroshot.templates:")
     (out / "dataset_type.txt").unlink(missing_ok=True)
-    about = {
+    description = {
         "benchmark": name,
-        "source": source(root),
+        "source": source(benchmark_dir),
         "templates": config.zeroshot.templates,
         "prompts_sha256": sha256_json(prompts(data.class_names, templates)),
     }
     counts = {}
     for split in splits:
         part = PARTS[split]
-        here = about | {"split": data.eval_split if part == "eval" else "train"}
+        split_description = description | {"split": data.eval_split if part == "eval" else "train"}
         samples = data.samples(part)
-        counts[split] = _write_split(out / split, map(_classified, _each(samples)), len(samples), per_tar, here)
+        classified = map(_classified, _each(samples))
+        counts[split] = _write_split(out / split, classified, len(samples), per_tar, split_description)
     return counts
 
 
 def _each(samples: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    # by index: iterating a Sequence would take an IndexError inside a reader for its end
+    # by index: iterating a Sequence would treat an IndexError inside a reader as its end
     return (samples[index] for index in range(len(samples)))
 
 
@@ -100,25 +101,25 @@ def _classified(sample: dict[str, Any]) -> Sample:
     return ("png", encode_png(sample["image"])), label
 
 
-def _captioned(name: str, one: CaptionedImage) -> Sample:
-    """As retrieval sees it: upright, without transparency."""
-    captions = ("txt", "\n".join(one.captions).encode())
+def _captioned(name: str, item: CaptionedImage) -> Sample:
+    """The image as retrieval uses it: upright, without transparency."""
+    captions = ("txt", "\n".join(item.captions).encode())
     try:
-        image = open_image(one.image)
+        image = open_image(item.image)
     except BadImage as error:
-        raise CliptexError(f"zeroshot.retrieval.{name}: the image of {one.id} cannot be used: {error}") from error
-    with Image.open(io.BytesIO(one.image)) as stored:
+        raise CliptexError(f"zeroshot.retrieval.{name}: the image of {item.id} cannot be used: {error}") from error
+    with Image.open(io.BytesIO(item.image)) as stored:
         if stored.format in SUFFIXES and stored.mode in PLAIN and not has_orientation(stored):
-            return (SUFFIXES[stored.format], one.image), captions
+            return (SUFFIXES[stored.format], item.image), captions
     out = io.BytesIO()
     image.save(out, "PNG")
     return ("png", out.getvalue()), captions
 
 
 def _write_split(
-    folder: Path, samples: Iterable[Sample], total: int | None, per_tar: int, about: dict[str, Any]
+    folder: Path, samples: Iterable[Sample], total: int | None, per_tar: int, description: dict[str, Any]
 ) -> int:
-    """Write one split; what lies in `folder` from before is replaced. Returns the number of samples."""
+    """Write one split, replacing an earlier one in `folder`. Returns the number of samples."""
     (folder / "nshards.txt").unlink(missing_ok=True)
     numbered = enumerate(track(samples, f"export {folder.name}", total))
     files: list[dict[str, Any]] = []
@@ -131,30 +132,31 @@ def _write_split(
         write_tar(path, _members(chain([first], islice(numbered, per_tar - 1)), keys))
         files.append({"file": path.name, "samples": len(keys), "sha256": sha256_file(path)})
     if not files:
-        raise CliptexError(f"{folder}: there is no sample to export")
+        raise CliptexError(f"{folder}: there are no samples to export")
     for stale in folder.glob("*.tar"):
         if stale.stem.isdigit() and int(stale.stem) >= len(files):
             stale.unlink(missing_ok=True)
     samples_written = sum(file["samples"] for file in files)
     write_json(
-        folder / "split.json", about | {"samples": samples_written, "files": files, "provenance": provenance(about)}
+        folder / "split.json",
+        description | {"samples": samples_written, "files": files, "provenance": provenance(description)},
     )
     _write_text(folder / "nshards.txt", f"{len(files)}\n")
     return samples_written
 
 
 def _members(numbered: Iterable[tuple[int, Sample]], keys: list[int]) -> Iterator[tuple[str, bytes]]:
-    """(file name, bytes) of every member; the numbers of the samples go to `keys`."""
+    """Yield (file name, bytes) of every member, and append the samples' numbers to `keys`."""
     for number, members in numbered:
         keys.append(number)
         yield from ((f"{number:08d}.{suffix}", data) for suffix, data in members)
 
 
-def _write_lines(path: Path, lines: Sequence[str], what: str) -> None:
-    """A file of one text a line, which clip_benchmark strips."""
+def _write_lines(path: Path, lines: Sequence[str], label: str) -> None:
+    """Write a text file; clip_benchmark strips its lines, so whitespace at their ends is an error."""
     for line in lines:
         if line != line.strip() or len(line.splitlines()) != 1:
-            raise CliptexError(f"{what} {line!r} cannot be a line of {path.name}: mind its ends and line breaks")
+            raise CliptexError(f"{label} {line!r} cannot be a line of {path.name}: remove line breaks and outer spaces")
     _write_text(path, "".join(f"{line}\n" for line in lines))
 
 

@@ -3,8 +3,8 @@
 Reads   results/models/{model}/seed{seed}/ and resources/{benchmark}/ in its official layout.
 Writes  results/finetuned/{benchmark}/{model}/seed{seed}/{head}.json, .npz and .per_image.npz, as
         `cliptex.evaluation.probe` does.
-Holds   head, loss, batches, steps and evaluation are those of the probe of a frozen encoder; the encoder is trained, too,
-        with its own learning rate, and every row has `"frozen": false`.
+Holds   head, loss, batches, steps and evaluation are those of the probe of a frozen encoder; the encoder has its own
+        learning rate, and every row has `"frozen": false`.
 """
 
 from collections.abc import Callable

@@ -1,15 +1,16 @@
-"""Per-image parts of a main metric, from which the metric of any weighting of the images can be computed.
+"""Per-image parts of a main metric, from which it can be computed for any weighting of the images.
 
 Reads, writes  `results/probes/{benchmark}/{model}/seed{seed}/{head}.per_image.npz` next to the probe's JSON, and
                `results/zeroshot/{benchmark}.per_image.npz` for all its models.
-Holds          with weights of one the metric is the one in the JSON; other files are never written.
+Holds          with all weights equal to one the metric is that in the JSON; otherwise the file is not written.
 
-The files hold `ids` [N], and arrays named `{task}.{name}`. The head of a probe task's file, cliptex/evaluation/probes/*.py,
-lists its arrays (K is the number of classes). The others:
+The files have `ids` [N], and arrays named `{task}.{name}`. The top of a probe task's file,
+cliptex/evaluation/probes/*.py, lists its arrays (K is the number of classes). The others:
     zero_shot_classification  `top1`, `top5` bool [R, N] for the R names in `rows` (`cliptex/seed0`)
     image_to_text_retrieval, text_to_image_retrieval
-                            `queries` and, of them, those found `R@1`, `R@5`, `R@10`, int32 [R, N]: the image itself, or
-                            its captions; what is searched stays the same whatever the weights
+                              `queries`: number of queries of an image (the image itself, or its captions), and `R@1`,
+                              `R@5`, `R@10`: how many of them are successful, int32 [R, N]; weights apply to queries,
+                              never to the items that are searched
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,14 +27,14 @@ from cliptex.evaluation.metrics.base import Arrays
 
 @dataclass(frozen=True)
 class PerImage:
-    """A file's content. rows: of zero-shot, the models and seeds that the first axis of its arrays is over."""
+    """Content of a file. rows: for zero-shot, the models and seeds along the first axis of the arrays."""
 
     ids: np.ndarray
     tasks: dict[str, Arrays]
     rows: tuple[str, ...] = ()
 
     def of(self, task: str, row: str | None = None) -> Arrays:
-        """A task's arrays; of zero-shot those of one model and seed, e.g. `cliptex/seed0`."""
+        """A task's arrays. row: for zero-shot, one model and seed, e.g. `cliptex/seed0`."""
         arrays = self.tasks[task]
         return arrays if row is None else {name: values[self.rows.index(row)] for name, values in arrays.items()}
 
@@ -55,20 +56,20 @@ def write_per_image(path: Path, ids: Sequence[str], tasks: Mapping[str, Arrays],
 def write_predictions(
     path: Path, ids: Sequence[str], images: Sequence[np.ndarray], predictions: Mapping[str, np.ndarray]
 ) -> None:
-    """Keep the first evaluation samples: `ids` [n], `image_{i}` uint8 [H, W, 3], and the arrays of `predictions`."""
+    """Save the first evaluation samples: `ids` [n], `image_{i}` uint8 [H, W, 3], and the arrays of `predictions`."""
     numbered = {f"image_{index}": image for index, image in enumerate(images)}
     with replacing(path) as scratch:
         np.savez_compressed(scratch, ids=np.array(ids), **numbered, **predictions)
 
 
 def read_per_image(path: Path) -> PerImage:
-    """Read a file. Raises CliptexError that names it where it is missing or broken."""
+    """Read a file. Raises CliptexError that names the file if it is missing or broken."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         ids, rows = arrays.pop("ids"), arrays.pop("rows", np.array([], str))
     except FileNotFoundError as error:
-        raise CliptexError(f"{path}: no such file; run the step that makes it first") from error
+        raise CliptexError(f"{path}: no such file; run the step that writes it first") from error
     except (OSError, ValueError, KeyError) as error:
         raise CliptexError(f"{path}: cannot be read ({error}); delete it and run the same command again") from error
     tasks: dict[str, dict[str, np.ndarray]] = {}
@@ -81,8 +82,8 @@ def read_per_image(path: Path) -> PerImage:
 def main_metric(task: str, arrays: Arrays, weights: np.ndarray | None = None) -> np.ndarray:
     """The task's main metric (`Measure.main`, in its unit) for each row of weights [B, N]: float64 [B].
 
-    weights: how often each image counts; one row of ones when None. NaN where the images that count have nothing to
-    evaluate. A weight of two equals the image twice (except for detections with exactly the same score).
+    weights: how often each image counts; one row of ones if None. NaN if the images that count have nothing to
+    evaluate. A weight of two is the same as the image twice (except for detections with exactly the same score).
     """
     weights = np.ones((1, num_images(arrays))) if weights is None else np.asarray(weights, np.float64)
     return measure(task).from_images(arrays, weights)
@@ -93,13 +94,13 @@ def num_images(arrays: Arrays) -> int:
     return len(arrays["positives"] if "positives" in arrays else next(iter(arrays.values())))
 
 
-def stacked_rows(found: Sequence[Arrays]) -> dict[str, np.ndarray]:
-    """The arrays of several models and seeds as one, [R, N]."""
-    return {name: np.stack([one[name] for one in found]) for name in found[0]}
+def stacked_rows(rows: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    """Stack the arrays of several models and seeds: [R, N]."""
+    return {name: np.stack([arrays[name] for arrays in rows]) for name in rows[0]}
 
 
 def check(task: str, arrays: Arrays, metrics: Mapping[str, float | None]) -> None:
-    """Raise CliptexError where the arrays do not give the main metric that is reported."""
+    """Raise CliptexError if the main metric computed from the arrays differs from the reported one."""
     name = measure(task).main
     recomputed, reported = float(main_metric(task, arrays)[0]), metrics[name]
     if reported is None or not np.isfinite(reported):
@@ -113,9 +114,9 @@ def check(task: str, arrays: Arrays, metrics: Mapping[str, float | None]) -> Non
 
 
 def each_image(task: str, arrays: Arrays) -> np.ndarray:
-    """The main metric of every image by itself, float64 [N]; NaN where it has nothing to evaluate."""
-    if (of_each := measure(task).each_image) is not None:
-        return of_each(arrays)
+    """The main metric of every image by itself, float64 [N]; NaN if an image has nothing to evaluate."""
+    if (function := measure(task).each_image) is not None:
+        return function(arrays)
     count = num_images(arrays)
     rows = [main_metric(task, arrays, block) for block in np.array_split(np.eye(count), -(-count // 512))]
     return np.concatenate(rows)

@@ -111,7 +111,12 @@ def part_indices(count: int, limit: int | None, seed: int | None) -> list[int]:
 
 
 def _data(
-    train: Part, evaluated: Part, features: EncoderFeatures, section: ProbeSection, encoder: Encoder, memory_bytes: float
+    train: Part,
+    evaluated: Part,
+    features: EncoderFeatures,
+    section: ProbeSection,
+    encoder: Encoder,
+    memory_bytes: float,
 ) -> Data:
     dense, size = isinstance(section, DenseTask), encoder.input_size(section.input.size_px)
     grid = encoder.map_shape(size)[1:] if dense else None

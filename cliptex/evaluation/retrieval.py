@@ -7,8 +7,8 @@ Writes  results/zeroshot/{name}.json, and next to it {name}.per_image.npz (see `
         nearest, best first: `nearest_captions` [R, n, 5], texts, and `nearest_images` [R, m, 5], ids
 Holds   nothing is trained or chosen; images are preprocessed by open_clip as the exported folder defines it.
 
-R@k is the fraction of queries with a correct item among the k nearest, as in Karpathy and Fei-Fei 2015 (arXiv 1412.2306)
-and in CLIP's papers: for an image with five captions, any one of them is correct.
+R@k is the fraction of queries with a correct item among the k nearest, as in Karpathy and Fei-Fei 2015 (arXiv
+1412.2306) and in CLIP's papers: for an image with five captions, any one of them is correct.
 """
 
 import logging
@@ -210,7 +210,7 @@ def run(config: Config, job: Job) -> None:
             )
     seconds = (time.perf_counter() - start) / len(rows)
     captions_per_image = np.bincount(image_of_caption, minlength=len(images))
-    settings = {"retrieval": config.plain()["zeroshot"]["retrieval"][job.name], "seeds": config.seeds}
+    dependencies = {"retrieval": config.plain()["zeroshot"]["retrieval"][job.name], "seeds": config.seeds}
     digests = {f"{model.name}/seed{model.seed}": model.sha256 for model in models}
     result = RetrievalResult(
         schema_version=1,
@@ -228,7 +228,7 @@ def run(config: Config, job: Job) -> None:
         captions_sha256=sha256_json(read.captions),
         **preprocessing_keys(models[-1]),
         results=[Row(**row, seconds=seconds) for row in rows],
-        provenance=provenance(settings) | {"model_sha256": digests},
+        provenance=provenance(dependencies) | {"model_sha256": digests},
     )
     if keep:
         predictions = kept_predictions(read, embedded) | {"rows": np.array(list(digests))}

@@ -2,7 +2,7 @@
 
 Reads   results/probes/{benchmark}/{model}/seed{seed}/{head}.json
 Writes  results/probes/{benchmark}.json
-Holds   every row comes from the same data and protocol; anything else is an error that names the file.
+Holds   all rows have the same data and protocol; a file that differs is an error that names it.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ SAME = ("benchmark", "source", "variant", "split", "num_train", "num_eval", "cla
 def tabulate(benchmark: str, files: Sequence[Path], out: Path) -> None:
     """Write the table of a benchmark from its result files."""
     if not files:
-        raise CliptexError(f"{out}: there are no probes of {benchmark}; name models in the configuration")
+        raise CliptexError(f"{out}: there are no probes of {benchmark}; add models to the configuration")
     results = [read_result(path, ProbeResult) for path in files]
     first = results[0]
     for path, result in zip(files, results, strict=True):

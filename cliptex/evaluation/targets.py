@@ -1,4 +1,4 @@
-"""Which result files evaluations write. Imports nothing heavy: the workflow needs the names to plan its jobs."""
+"""Names of the result files of evaluations. Imports nothing heavy: the workflow needs them to plan its jobs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +22,8 @@ def heads(benchmark: str, values: Mapping[str, Any] = MappingProxyType({})) -> l
 
 def kinds(benchmark: str) -> list[str]:
     """Suffixes of the files that each head of a benchmark writes, such as `json`."""
-    shown = any(task.has_thumbnails for task in tasks_of(benchmark).values())
-    return ["json", "per_image.npz", *(["thumbnails.npz"] if shown else [])]
+    has_thumbnails = any(task.has_thumbnails for task in tasks_of(benchmark).values())
+    return ["json", "per_image.npz", *(["thumbnails.npz"] if has_thumbnails else [])]
 
 
 def probe_files(config: Config, benchmark: str) -> list[Path]:
@@ -38,7 +38,10 @@ def probe_files(config: Config, benchmark: str) -> list[Path]:
 
 
 def tuned_heads(benchmark: str, protocol: Entry, options: FineTuning) -> dict[str, list[str]]:
-    """Head -> its tasks, for the heads that are trained with an encoder. Raises CliptexError where there are none."""
+    """Name of a head -> its tasks, for heads that can be trained with an encoder.
+
+    Raises CliptexError if there are none.
+    """
     tuned: dict[str, list[str]] = {}
     for task in protocol.tasks:
         for name, head in protocol.section(task).heads.items():
@@ -46,13 +49,13 @@ def tuned_heads(benchmark: str, protocol: Entry, options: FineTuning) -> dict[st
                 tuned.setdefault(name, []).append(task)
     if missing := [name for name in options.heads if name not in tuned]:
         raise CliptexError(
-            f"finetune.benchmarks.{benchmark}.heads: {missing[0]!r} is no head of protocol {protocol.protocol!r} that"
-            " can be trained with an encoder"
+            f"finetune.benchmarks.{benchmark}.heads: {missing[0]!r} is not a head of protocol"
+            f" {protocol.protocol!r} that can be trained with an encoder"
         )
     if not tuned:
         raise CliptexError(
             f"finetune.benchmarks.{benchmark}: protocol {protocol.protocol!r} has no head that can be trained with an"
-            " encoder; leave the benchmark out"
+            " encoder; remove the benchmark"
         )
     return tuned
 

@@ -1,7 +1,7 @@
-"""Small copies of a probe's predictions for all evaluation images, to browse; no metric is computed from them.
+"""Small copies of a probe's predictions for all evaluation images, for the report's gallery; not used for metrics.
 
-Reads, writes  `{head}.thumbnails.npz` next to a probe's JSON, in the format of `cliptex.evaluation.per_image`; the head of a
-               task's file, cliptex/evaluation/probes/*.py, says what is kept
+Reads, writes  `{head}.thumbnails.npz` next to a probe's JSON, in the format of `cliptex.evaluation.per_image`; the top
+               of a task's file, cliptex/evaluation/probes/*.py, describes the content
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ def thumbnails_path(path: Path) -> Path:
 
 
 def shrunk(array: np.ndarray, side: int) -> np.ndarray:
-    """[H, W, ...] at the centres of a grid whose longer side is at most `side`; the same array where it fits."""
+    """Sample [H, W, ...] at the centres of a grid whose longer side is at most `side`; the array itself if it fits."""
     height, width = array.shape[:2]
     scale = min(1.0, side / max(height, width))
     rows, columns = (
@@ -33,12 +33,12 @@ def shrunk(array: np.ndarray, side: int) -> np.ndarray:
 
 
 def mask_thumbnails(masks: Iterable[np.ndarray]) -> Arrays:
-    """Of masks uint8 [H, W]."""
+    """Thumbnails of masks uint8 [H, W]."""
     return _packed([shrunk(mask, MASK_SIDE_PX) for mask in masks])
 
 
 def depth_thumbnails(depths: Iterable[np.ndarray]) -> Arrays:
-    """Of depths [H, W] in metres."""
+    """Thumbnails of depths [H, W] in metres."""
     small = [shrunk(depth, MAP_SIDE_PX).astype(np.float32) for depth in depths]
     ranges = np.array([(depth.min(), depth.max()) for depth in small])
     steps = [
@@ -49,20 +49,20 @@ def depth_thumbnails(depths: Iterable[np.ndarray]) -> Arrays:
 
 
 def normals_thumbnails(normals: Iterable[np.ndarray]) -> Arrays:
-    """Of unit normals [H, W, 3]."""
-    return _packed([np.round(127 * shrunk(one, MAP_SIDE_PX)).astype(np.int8) for one in normals])
+    """Thumbnails of unit normals [H, W, 3]."""
+    return _packed([np.round(127 * shrunk(image, MAP_SIDE_PX)).astype(np.int8) for image in normals])
 
 
 def box_thumbnails(detections: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
-    """Of the `boxes` (xyxy), `labels` and `scores` of each image."""
-    best = [np.argsort(-found["scores"], kind="stable")[:BOXES] for found in detections]
-    kinds = {"boxes": np.float32, "labels": np.int32, "scores": np.float32}
+    """Thumbnails of the `boxes` (xyxy), `labels` and `scores` of each image."""
+    best = [np.argsort(-image["scores"], kind="stable")[:BOXES] for image in detections]
+    dtypes = {"boxes": np.float32, "labels": np.int32, "scores": np.float32}
     joined = {
         name: np.concatenate(
-            [np.empty((0, 4) if name == "boxes" else 0, kind)]
-            + [found[name][chosen].astype(kind) for found, chosen in zip(detections, best, strict=True)]
+            [np.empty((0, 4) if name == "boxes" else 0, dtype)]
+            + [image[name][chosen].astype(dtype) for image, chosen in zip(detections, best, strict=True)]
         )
-        for name, kind in kinds.items()
+        for name, dtype in dtypes.items()
     }
     return {"counts": np.array([len(chosen) for chosen in best]), **joined}
 
@@ -94,7 +94,7 @@ def unpacked_normals(arrays: Arrays, index: int) -> np.ndarray:
 
 
 def _packed(arrays: Sequence[np.ndarray]) -> Arrays:
-    """Arrays of any size one after another, and their shapes."""
+    """Concatenate arrays of any shape, and keep their shapes."""
     return {
         "shapes": np.array([array.shape for array in arrays]),
         "values": np.concatenate([array.ravel() for array in arrays]),

@@ -178,9 +178,7 @@ def run(config: Config, job: Job) -> None:
     ids, ranked, labels = rankings(models, samples, classifiers)
     expected = data.expected("eval")
     if expected is not None and len(ids) != expected:
-        raise CliptexError(
-            f"{job.folder}: {len(ids):,} images were evaluated, not {expected:,}; restore the data"
-        )
+        raise CliptexError(f"{job.folder}: {len(ids):,} images were evaluated, not {expected:,}; restore the data")
     seconds = (time.perf_counter() - start) / len(models)
     method = f"the class nearest by cosine to the image, each class the mean of {len(templates)} prompts"
     method += f" ({config.zeroshot.templates})"
@@ -207,7 +205,7 @@ def run(config: Config, job: Job) -> None:
                 protocol=f"{method}; {described_preprocessing(model)}",
             )
         )
-    settings = {"benchmark": job.name, "templates": config.zeroshot.templates, "seeds": config.seeds}
+    dependencies = {"benchmark": job.name, "templates": config.zeroshot.templates, "seeds": config.seeds}
     digests = {f"{model.name}/seed{model.seed}": model.sha256 for model in models}
     result = ZeroShotResult(
         schema_version=1,
@@ -225,10 +223,14 @@ def run(config: Config, job: Job) -> None:
         published=published,
         **preprocessing_keys(models[-1]),
         results=rows,
-        provenance=provenance(settings) | {"model_sha256": digests},
+        provenance=provenance(dependencies) | {"model_sha256": digests},
     )
     if keep:
-        predictions = {"truth": labels[:keep], "rows": np.array(list(digests)), "prediction": np.stack(ranked)[:, :keep]}
+        predictions = {
+            "truth": labels[:keep],
+            "rows": np.array(list(digests)),
+            "prediction": np.stack(ranked)[:, :keep],
+        }
         images = [samples[index]["image"] for index in range(min(keep, len(ids)))]
         write_predictions(out.with_suffix(".npz"), ids[:keep], images, predictions)
     write_per_image(per_image_path(out), ids, {ZERO_SHOT.name: stacked_rows(hits)}, rows=list(digests))

@@ -11,7 +11,7 @@ from pipeline import fault, moments
 from web_server import WebServer
 
 from cliptex.core.errors import CliptexError
-from cliptex.data import http as web_files
+from cliptex.data import web as web_files
 from cliptex.data.web import fetch_file
 
 pytestmark = pytest.mark.faults

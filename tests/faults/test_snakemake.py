@@ -78,11 +78,13 @@ def begin_and_kill(folder, config, after) -> None:
         begin_and_kill(folder, config, 0.8 * after)
 
 
-def locks(folder, head) -> None:
-    """Wait until Snakemake has taken its lock."""
+def begin_and_lock(folder, config):
+    """Begin, and wait until Snakemake has taken its lock."""
+    head = begin(folder, config)
     while not list((folder / ".snakemake/locks").glob("*")):
         assert head.poll() is None
         time.sleep(0.05)
+    return head
 
 
 def unlocked(folder, config) -> None:
@@ -117,8 +119,7 @@ def test_two_at_once(undisturbed, config, tmp_path):
     expected, seconds = undisturbed
     folder = tmp_path / "run"
     with fault("two at once", "two Snakemakes"):
-        first = begin(folder, config)
-        locks(folder, first)
+        first = begin_and_lock(folder, config)
         second = snakemake(folder, TARGET, config=config)
         said = second.stdout + second.stderr
         assert second.returncode and str(folder) in said and "--unlock" in said, said[-2000:]
@@ -132,8 +133,7 @@ def test_a_stale_lock_of_snakemake(undisturbed, config, tmp_path):
     expected, _ = undisturbed
     folder = tmp_path / "run"
     with fault("stale lock", "of Snakemake"):
-        head = begin(folder, config)
-        locks(folder, head)
+        head = begin_and_lock(folder, config)
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()
         unlocked(folder, config)

@@ -37,7 +37,7 @@ rule clip_benchmark:
 
 rule tabulate_clip_benchmark:
     input:
-        [str(path) for path in suite_files(CONFIG)],
+        [str(path) for path in clip_benchmark_files(CONFIG)],
     output:
         "results/clip_benchmark/table.json",
         "results/clip_benchmark/table.csv",

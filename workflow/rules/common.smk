@@ -24,7 +24,7 @@ from cliptex.data.shard_paths import (
     shard_sources,
     shards_of_download,
 )
-from cliptex.evaluation.clip_benchmark import suite_files
+from cliptex.evaluation.clip_benchmark import clip_benchmark_files
 from cliptex.evaluation.protocols.resolve import protocol_of, with_protocols
 from cliptex.evaluation.targets import (
     finetune_files,

@@ -1,1 +1,1 @@
-"""Metrics in NumPy, a module per kind of task; each also has the per-image parts of its main metric."""
+"""Metrics in NumPy, one module per kind of task, each with the per-image parts of its main metric."""

@@ -1,4 +1,4 @@
-"""Arithmetic shared by the metrics. Values are in percent, metres and degrees; none is rounded."""
+"""Shared by the metrics. Values are in percent, metres or degrees, and not rounded."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def mean_over_images(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted mean of values [N] for each row of weights [B, N]; NaN values do not count. float64 [B]."""
+    """Weighted mean of values [N] for each row of weights [B, N]; NaN values are ignored. float64 [B]."""
     known = np.isfinite(values)
     return ratio(weights @ np.where(known, values, 0), weights @ known)
 

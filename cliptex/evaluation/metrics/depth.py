@@ -1,4 +1,4 @@
-"""Metrics of depth: shares within a ratio (percent), RMSE (metres), relative and logarithmic errors."""
+"""Metrics of depth: fractions within a ratio (percent), RMSE (metres), relative and logarithmic errors."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -19,10 +19,10 @@ def depth_metrics(
 
 
 def mean_depth(errors_N6: np.ndarray, pixels_N: np.ndarray, averaging: Averaging) -> dict[str, float]:
-    """`DEPTH_METRICS` over a data set, from those of each image and its number of valid pixels.
+    """`DEPTH_METRICS` over a data set, from the metrics and the number of valid pixels of each image.
 
-    `image`: the mean over images (Eigen et al.); one without any valid pixel does not count. `pooled`: over the pixels
-    of all images.
+    `image`: mean over images (Eigen et al.), without images that have no valid pixels. `pooled`: over the pixels of all
+    images.
     """
     if averaging == "image":
         means = np.nanmean(errors_N6, axis=0)
@@ -45,8 +45,8 @@ def depth_errors(
     """`DEPTH_METRICS` (percent, metres, ratios) of each (truth, prediction) in metres [H, W]: float64 [N, 6]; and the
     numbers of valid pixels, int64 [N].
 
-    Truths that are NaN or outside [low, high] are left out, predictions are clipped to that range; NaN for an image
-    without any valid pixel.
+    Ground truth that is NaN or outside [low, high] is ignored, predictions are clipped to that range; NaN for an image
+    without valid pixels.
     """
     rows, pixels = [], []
     for truth, prediction in pairs:
@@ -70,8 +70,7 @@ def depth_errors(
 
 
 def affine_aligned(truth: np.ndarray, prediction: np.ndarray, low: float, high: float) -> np.ndarray:
-    """The prediction times the scale plus the shift that fit it best to the truth (least squares of depth, over the
-    valid pixels of the image)."""
+    """The prediction after a least-squares fit of scale and shift to the ground truth, over the valid pixels."""
     valid = _valid(truth, low, high)
     if not valid.any():
         return prediction
@@ -82,7 +81,7 @@ def affine_aligned(truth: np.ndarray, prediction: np.ndarray, low: float, high: 
 
 
 def depth_statistics(errors_N6: np.ndarray, pixels_N: np.ndarray, averaging: Averaging) -> Arrays:
-    """Of the six metrics of each image, as `depth_errors` gives them."""
+    """Per-image parts, from the result of `depth_errors`."""
     arrays = dict(zip(DEPTH_METRICS, errors_N6.T.copy(), strict=True))
     return arrays | ({"pixels": pixels_N} if averaging == "pooled" else {})
 

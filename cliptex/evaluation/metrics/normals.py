@@ -1,4 +1,4 @@
-"""Metrics of surface normals: angles in degrees, shares in percent."""
+"""Metrics of surface normals: angles in degrees, fractions in percent."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,7 +12,7 @@ NORMALS_METRICS = ("mean", "median", "rmse", *WITHIN_DEGREES)
 
 
 def angles(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Angle in degrees between unit vectors [..., 3], at the pixels where the truth is not NaN."""
+    """Angle in degrees between unit vectors [..., 3], at the pixels whose ground truth is not NaN."""
     valid = np.isfinite(truth).all(-1)
     cosine = np.sum(truth[valid].astype(np.float64) * prediction[valid], axis=-1)
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
@@ -28,12 +28,12 @@ def normals_metrics(
 def mean_angles(errors: Sequence[np.ndarray], averaging: Averaging) -> dict[str, float]:
     """`NORMALS_METRICS` (degrees and percent) of the angles at the valid pixels of each image.
 
-    `pooled`: over the pixels of all images (Bae et al.). `image`: computed an image and averaged over images (probe3d);
-    one without any valid pixel does not count.
+    `pooled`: over the pixels of all images (Bae et al.). `image`: mean over images (probe3d), without images that have
+    no valid pixels.
     """
     if averaging == "pooled":
         return angle_metrics(np.concatenate(errors))
-    rows = [angle_metrics(one) for one in errors if len(one)]
+    rows = [angle_metrics(error) for error in errors if len(error)]
     return {name: float(np.mean([row[name] for row in rows])) for name in NORMALS_METRICS}
 
 
@@ -48,17 +48,17 @@ def angle_metrics(error: np.ndarray) -> dict[str, float]:
     return dict(zip(NORMALS_METRICS, values, strict=True))
 
 
-def normals_statistics(angles: Sequence[np.ndarray], averaging: Averaging) -> Arrays:
-    """Of the angles in degrees at each image's valid pixels."""
+def normals_statistics(errors: Sequence[np.ndarray], averaging: Averaging) -> Arrays:
+    """Per-image parts, from the angles in degrees at the valid pixels of each image."""
     if averaging == "image":
-        rows = [angle_metrics(one) if len(one) else dict.fromkeys(NORMALS_METRICS, np.nan) for one in angles]
+        rows = [angle_metrics(error) if len(error) else dict.fromkeys(NORMALS_METRICS, np.nan) for error in errors]
         return {name: np.array([row[name] for row in rows]) for name in NORMALS_METRICS}
     return {
-        "pixels": np.array([len(one) for one in angles], np.int64),
-        "angle_sum": np.array([one.sum(dtype=np.float64) for one in angles]),
-        "square_sum": np.array([np.square(one, dtype=np.float64).sum() for one in angles]),
+        "pixels": np.array([len(error) for error in errors], np.int64),
+        "angle_sum": np.array([error.sum(dtype=np.float64) for error in errors]),
+        "square_sum": np.array([np.square(error, dtype=np.float64).sum() for error in errors]),
         **{
-            name: np.array([np.count_nonzero(one < limit) for one in angles], np.int64)
+            name: np.array([np.count_nonzero(error < limit) for error in errors], np.int64)
             for name, limit in WITHIN_DEGREES.items()
         },
     }

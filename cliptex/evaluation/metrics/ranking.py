@@ -1,4 +1,4 @@
-"""Metrics of rankings: classification and retrieval. Percent."""
+"""Metrics of classification and retrieval, in percent."""
 
 from collections.abc import Sequence
 
@@ -8,21 +8,21 @@ from cliptex.evaluation.metrics.base import Arrays, ratio
 
 
 def top_metrics(ranking: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """`top1` and `top5` in percent. ranking: the five (or all, if fewer) best classes [N, 5], best first."""
+    """`top1` and `top5` in percent. ranking: the five best classes, or all if fewer, [N, 5], best first."""
     hit = ranking == np.asarray(labels)[:, None]
     return {"top1": 100 * float(hit[:, 0].mean()), "top5": 100 * float(hit.any(1).mean())}
 
 
 def ranking_statistics(ranking_N5: np.ndarray, labels_N: Sequence[int]) -> Arrays:
-    """Of the five best classes of each image, best first."""
+    """Per-image parts, from the five best classes of each image, best first."""
     hit = ranking_N5 == np.asarray(labels_N)[:, None]
     return {"top1": hit[:, 0], "top5": hit.any(1)}
 
 
 def retrieval_statistics(ranks_Q: np.ndarray, image_of_query: np.ndarray, images: int, ks: Sequence[int]) -> Arrays:
-    """Of each query's rank, 0 is best, and the image that it belongs to."""
-    found = {f"R@{k}": np.bincount(image_of_query[ranks_Q < k], minlength=images).astype(np.int32) for k in ks}
-    return {"queries": np.bincount(image_of_query, minlength=images).astype(np.int32), **found}
+    """Per-image parts, from the rank of each query (0 is best) and its image."""
+    hits = {f"R@{k}": np.bincount(image_of_query[ranks_Q < k], minlength=images).astype(np.int32) for k in ks}
+    return {"queries": np.bincount(image_of_query, minlength=images).astype(np.int32), **hits}
 
 
 def top1(arrays: Arrays, weights: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Metrics of semantic segmentation, from confusion matrices. Percent."""
+"""Metrics of semantic segmentation from confusion matrices, in percent."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ IGNORE = 255
 
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixel counts int64 [truth class, predicted class]; pixels whose truth is 255 are left out."""
+    """Pixel counts int64 [truth class, predicted class]; pixels with ground truth 255 are ignored."""
     valid = truth != IGNORE
     index = truth[valid].astype(np.int64) * num_classes + prediction[valid]
     return np.bincount(index, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -19,7 +19,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
 def segmentation_metrics(confusion: np.ndarray) -> dict[str, float]:
     """`mIoU`, `mAcc`, `aAcc` in percent, as mmsegmentation's IoUMetric (which rounds to two digits).
 
-    mIoU is the mean over classes that occur in truth or prediction, mAcc over classes that occur in the truth.
+    mIoU is the mean over classes that occur in ground truth or prediction, mAcc over classes in the ground truth.
     """
     hit, truth, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     union = truth + predicted - hit
@@ -31,11 +31,11 @@ def segmentation_metrics(confusion: np.ndarray) -> dict[str, float]:
 
 
 def segmentation_statistics(confusions: Iterable[np.ndarray]) -> tuple[np.ndarray, Arrays]:
-    """The sum of one confusion matrix [truth, predicted] an image, and the counts of each image."""
+    """The sum of the images' confusion matrices [truth, predicted], and the per-image parts."""
     total, counts = 0, []
-    for one in confusions:
-        total = total + one
-        counts.append(np.stack([one.diagonal(), one.sum(1), one.sum(0)]).astype(np.int32))
+    for confusion in confusions:
+        total = total + confusion
+        counts.append(np.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]).astype(np.int32))
     return total, dict(zip(("hit", "truth", "predicted"), np.stack(counts, axis=1), strict=True))
 
 

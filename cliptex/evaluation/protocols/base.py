@@ -179,8 +179,8 @@ class PooledFeatures(Section):
     """The feature vector of an image."""
 
     point: Literal["pooled", "embedding", "tokens"] = "pooled"
-    """`pooled`: before the projection. `embedding`: after it, as it is compared with text. `tokens`: class tokens of the
-    last `blocks` blocks, after the final normalisation, and the mean of the last block's patch tokens."""
+    """`pooled`: before the projection. `embedding`: after it, as compared with text. `tokens`: class tokens of the last
+    `blocks` blocks, after the final normalisation, and the mean of the last block's patch tokens."""
     blocks: Positive = 1
     """Number of blocks of `tokens`."""
     standardise: bool = True

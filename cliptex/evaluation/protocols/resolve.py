@@ -157,7 +157,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _merged(base: Any, over: Any) -> Any:
-    """`base` overridden by `over`, recursively. A head of another kind is replaced as a whole; a null head is removed."""
+    """`base` overridden by `over`, recursively. Heads of another kind are replaced as a whole, null heads removed."""
     if not isinstance(base, Mapping) or not isinstance(over, Mapping):
         return over
     if "kind" in base and over.get("kind", base["kind"]) != base["kind"]:

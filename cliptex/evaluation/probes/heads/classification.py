@@ -244,14 +244,13 @@ def linear_outcome(
 ) -> Outcome:
     """Evaluate a linear classifier that uses `columns` of the features on the evaluation images."""
     ranking = scores_of(weights_CK[None], eval_NC, columns)[0].topk(min(5, weights_CK.shape[1]), dim=1).indices.numpy()
-    kept = min(keep, len(ranking))
     return Outcome(
         task="classification",
         metrics=top_metrics(ranking, np.asarray(eval_labels)),
         num_parameters=weights_CK.numel(),
         hyperparameters=hyperparameters,
         protocol=protocol,
-        predictions={"prediction": ranking[:kept], "truth": np.asarray(eval_labels[:kept])},
+        predictions={"prediction": ranking[:keep], "truth": np.asarray(eval_labels[:keep])},
         per_image=ranking_statistics(ranking, eval_labels),
     )
 

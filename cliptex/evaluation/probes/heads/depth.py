@@ -57,11 +57,11 @@ def depth_outcome(
     """Evaluate a head for depth on the evaluation images."""
     low, high = section.min_depth_m, section.max_depth_m
     window = evaluation_window(section, eval_depths)
-    kept, thumbnails, plain, aligned = {}, [], [], []
+    predictions, thumbnails, plain, aligned = {}, [], [], []
     for index, truth in enumerate(eval_depths):
         prediction = fitted.predict(eval_NChw, index, truth.shape)
         if index < keep:
-            kept[f"depth_prediction_{index}"], kept[f"depth_truth_{index}"] = prediction, truth
+            predictions[f"depth_prediction_{index}"], predictions[f"depth_truth_{index}"] = prediction, truth
         thumbnails.append(shrunk(prediction, MAP_SIDE_PX))
         pair = truth[window], prediction[window]
         plain.append(depth_errors([pair], low, high))
@@ -78,7 +78,7 @@ def depth_outcome(
         num_parameters=fitted.num_parameters,
         hyperparameters=fitted.hyperparameters,
         protocol=f"{fitted.protocol}; {described_averaging(section)}; {low} to {high} m",
-        predictions=kept,
+        predictions=predictions,
         per_image=depth_statistics(errors, pixels, section.averaging),
         thumbnails=depth_thumbnails(thumbnails),
     )

@@ -275,14 +275,14 @@ def detection_outcomes(
     """Evaluate the boxes of a trained detector, and its masks if it predicts them."""
     detections = detect(detector, eval_NChw, data.eval_shapes)
     has_masks = isinstance(detector, MaskRCNNDetector)
-    kept = {}
+    saved = {}
     for index, truth in enumerate(data.kept_truths):
         for name in ("boxes", "labels", "scores"):
-            kept[f"prediction_{name}_{index}"] = detections[index][name]
+            saved[f"prediction_{name}_{index}"] = detections[index][name]
         if has_masks:
-            kept[f"prediction_masks_{index}"] = _decoded(detections[index]["masks"], data.eval_shapes[index])
+            saved[f"prediction_masks_{index}"] = _decoded(detections[index]["masks"], data.eval_shapes[index])
         for name in ("boxes", "labels", "masks", "crowd"):
-            kept[f"truth_{name}_{index}"] = truth[name]
+            saved[f"truth_{name}_{index}"] = truth[name]
     outcomes = []
     for task, kind in (("detection", "bbox"), ("instance_segmentation", "segm"))[: 1 + has_masks]:
         metrics, per_image = evaluate_detections(data.annotations, data.eval_ids, detections, kind)
@@ -292,7 +292,7 @@ def detection_outcomes(
             num_parameters=sum(parameter.numel() for parameter in detector.parameters()),
             hyperparameters=hyperparameters,
             protocol=protocol,
-            predictions=kept,
+            predictions=saved,
             per_image=per_image,
             thumbnails=box_thumbnails(detections) if kind == "bbox" else {},
         )

@@ -57,12 +57,12 @@ def normals_outcome(
 ) -> Outcome:
     """Evaluate a head for normals on the evaluation images."""
     window = evaluation_window(section, eval_normals)
-    kept, thumbnails, errors = {}, [], []
+    predictions, thumbnails, errors = {}, [], []
     for index, truth in enumerate(eval_normals):
         prediction = fitted.predict(eval_NChw, index, truth.shape[:2])
         if index < keep:
-            kept[f"normals_prediction_{index}"] = prediction.astype(np.float32)
-            kept[f"normals_truth_{index}"] = truth
+            predictions[f"normals_prediction_{index}"] = prediction.astype(np.float32)
+            predictions[f"normals_truth_{index}"] = truth
         thumbnails.append(shrunk(prediction, MAP_SIDE_PX))
         errors.append(angles(truth[window], prediction[window]).astype(np.float32))
     return Outcome(
@@ -71,7 +71,7 @@ def normals_outcome(
         num_parameters=fitted.num_parameters,
         hyperparameters=fitted.hyperparameters,
         protocol=f"{fitted.protocol}; {described_averaging(section)}",
-        predictions=kept,
+        predictions=predictions,
         per_image=normals_statistics(errors, section.averaging),
         thumbnails=normals_thumbnails(thumbnails),
     )

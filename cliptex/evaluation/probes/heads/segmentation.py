@@ -265,17 +265,17 @@ def segmentation_outcome(
 ) -> Outcome:
     """Evaluate a trained head on the evaluation images."""
     confusion, counts, predictions = evaluate_masks(head, eval_NChw, data.eval_masks, data.num_classes, data.windows)
-    kept = {}
+    saved = {}
     for index in range(min(keep, len(predictions))):
-        kept[f"prediction_{index}"] = predictions[index]
-        kept[f"truth_{index}"] = data.eval_masks[index]
+        saved[f"prediction_{index}"] = predictions[index]
+        saved[f"truth_{index}"] = data.eval_masks[index]
     return Outcome(
         task=TASK,
         metrics=segmentation_metrics(confusion),
         num_parameters=sum(parameter.numel() for parameter in head.parameters()),
         hyperparameters=hyperparameters,
         protocol=protocol,
-        predictions=kept,
+        predictions=saved,
         per_image=counts,
         thumbnails=mask_thumbnails(predictions),
     )
