@@ -59,6 +59,7 @@ from cliptex.models.encoders import centre_crop, load_encoder, squash
 
 pytestmark = pytest.mark.xdist_group("probes")
 
+
 def miniature(benchmark: str, **changes) -> Entry:
     """The miniature's protocol for a benchmark, with changes to it."""
     return protocol_of(benchmark, changes)

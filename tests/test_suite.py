@@ -13,7 +13,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, write_json
 from cliptex.evaluation import clip_benchmark as suite
 from cliptex.evaluation.clip_benchmark import clip_benchmark_files, run_clip_benchmark, write_table
-from cliptex.evaluation.clip_benchmark_job import UNPICKLED, float_of_array, disable_unpickling
+from cliptex.evaluation.clip_benchmark_job import UNPICKLED, disable_unpickling, float_of_array
 
 
 @pytest.fixture

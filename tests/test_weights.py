@@ -13,9 +13,9 @@ import torch
 from conftest import SMALL
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import save_file
-from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 from tiny import DPT as LARGE
 from tiny import hybrid_dpt
+from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 from web_server import PlannedServer
 
 from cliptex.config import Config

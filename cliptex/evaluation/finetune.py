@@ -20,7 +20,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.progress import track
 from cliptex.core.seeds import seed_of
 from cliptex.evaluation.job import Job
-from cliptex.evaluation.probe import prepared
+from cliptex.evaluation.probe import prepare_run
 from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.evaluate import Subject, evaluate_head
 from cliptex.evaluation.probes.parts import Part, Reader
@@ -51,7 +51,7 @@ def _finetune(config: Config, job: Job, options: FineTuning, model: str, seed: i
     data = job.benchmark()
     data.check_apart()
     heads = tuned_heads(job.name, protocol, options)
-    run_, indices = prepared(config, job.name, data, protocol, seed)
+    run_, indices = prepare_run(config, job.name, data, protocol, seed)
     settings = {
         "benchmark": job.name,
         "protocol": protocol.model_dump(mode="json", exclude_none=True),

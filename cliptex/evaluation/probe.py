@@ -50,7 +50,7 @@ def _probe_seed(config: Config, job: Job, data: Benchmark, protocol: Entry, seed
     models, memory = job.models_of(config), config.probes.memory_gb * 1e9
     encoders = load_encoders(models, seed, job.models_dir)
     first = encoders[models[0]]
-    run_, indices = prepared(config, job.name, data, protocol, seed)
+    run_, indices = prepare_run(config, job.name, data, protocol, seed)
     cache = FeatureCache(job.cache_dir, config.probes.cache_gb * 1e9)
     streams = {}
     for tasks in protocol.tasks_by_features:
@@ -88,7 +88,7 @@ def _probe_seed(config: Config, job: Job, data: Benchmark, protocol: Entry, seed
             )
 
 
-def prepared(
+def prepare_run(
     config: Config, name: str, data: Benchmark, protocol: Entry, seed: int
 ) -> tuple[Run, dict[str, list[int]]]:
     """The run of a benchmark, and the indices of the samples used, for the parts "train" and "eval"."""
