@@ -295,9 +295,7 @@ def test_a_plan_looks_at_the_beginning_of_a_few_tars_on_the_web(tmp_path, monkey
         del server.files["/00009.tar"]
         images = planned(tmp_path, monkeypatch, dataset=source)["images"]
         assert images["bytes"] is None
-        assert images["bytes_from"].startswith(
-            f"unknown: dataset.shards: {server.url}/00009.tar cannot be read (HTTP"
-        )
+        assert images["bytes_from"].startswith(f"unknown: dataset.shards: {server.url}/00009.tar cannot be read (HTTP")
 
 
 def test_what_is_no_tar_has_a_size_but_no_number(tmp_path, monkeypatch):

@@ -21,7 +21,6 @@ class Ade20k(Benchmark):
 
     name = "ade20k"
     tasks = ("semantic_segmentation",)
-    eval_split = "val"
     official_counts: ClassVar[dict[str, int]] = {"train": 20_210, "eval": 2_000}
 
     @property

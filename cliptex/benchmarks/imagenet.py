@@ -19,7 +19,6 @@ class Imagenet(Benchmark):
 
     name = "imagenet"
     tasks = ("classification",)
-    eval_split = "val"
     official_counts: ClassVar[dict[str, int]] = {"train": 1_281_167, "eval": 50_000}
 
     @cached_property

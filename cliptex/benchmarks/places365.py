@@ -30,7 +30,6 @@ class Places365(Benchmark):
 
     name = "places365"
     tasks = ("classification",)
-    eval_split = "val"
     variants = ("easyformat", "small")
     official_counts: ClassVar[dict[str, int]] = {"train": 1_803_460, "eval": 36_500}
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 class Job:
     """One call of an evaluator.
 
-    name: the benchmark, or for retrieval the entry of `zeroshot.retrieval`. models: models and baselines; by default all
-    of the configuration, in the order of its tables. seeds: by default those of the configuration. models_dir: holds
-    {model}/seed{seed}/. benchmark_dir: the benchmark in its official layout; by default `resources/{name}`. out: folder
-    or file of the results; by default that of the main run. cache_dir: where features are kept; by default next to
-    `out`'s parent. data: evaluated in place of the benchmark in benchmark_dir, for a study.
+    name: the benchmark, or for retrieval the entry of `zeroshot.retrieval`. models: models and baselines; by default
+    all of the configuration, in the order of its tables. seeds: by default those of the configuration. models_dir:
+    holds {model}/seed{seed}/. benchmark_dir: the benchmark in its official layout; by default `resources/{name}`. out:
+    folder or file of the results; by default that of the main run. cache_dir: where features are kept. data: evaluated
+    in place of the benchmark in benchmark_dir, for a study.
     """
 
     name: str

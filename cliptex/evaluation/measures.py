@@ -8,12 +8,19 @@ from cliptex.evaluation.probes.tasks import probe_measures
 _top1 = lazy("metrics.ranking:top1")
 _recall_at_1 = lazy("metrics.ranking:recall_at_1")
 ZERO_SHOT = Measure(
-    "zero_shot_classification", "Zero-shot classification", "top1", _top1, hub_task="zero-shot-image-classification"
+    "zero_shot_classification",
+    "Zero-shot classification",
+    "top1",
+    _top1,
+    dense=False,
+    hub_task="zero-shot-image-classification",
 )
 IMAGE_TO_TEXT = Measure(
-    "image_to_text_retrieval", "Captions of an image", "R@1", _recall_at_1, hub_task="image-to-text"
+    "image_to_text_retrieval", "Captions of an image", "R@1", _recall_at_1, dense=False, hub_task="image-to-text"
 )
-TEXT_TO_IMAGE = Measure("text_to_image_retrieval", "Image of a caption", "R@1", _recall_at_1, hub_task="text-to-image")
+TEXT_TO_IMAGE = Measure(
+    "text_to_image_retrieval", "Image of a caption", "R@1", _recall_at_1, dense=False, hub_task="text-to-image"
+)
 
 
 def measures() -> dict[str, Measure]:
@@ -30,8 +37,9 @@ def measure(name: str) -> Measure:
 
 
 def shown(name: str) -> Measure:
-    """The measure of that name, for the report: an unknown one keeps its name as title and has no metrics of its own."""
-    return measures().get(name) or Measure(name, name, "", _top1)
+    """The measure of that name, for the report: an unknown one keeps its name as title and has no metrics of its
+    own."""
+    return measures().get(name) or Measure(name, name, "", _top1, dense=False)
 
 
 def metric_of(task: str, name: str) -> Metric:

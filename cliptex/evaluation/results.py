@@ -99,7 +99,8 @@ class ProbeResult(Result):
     """One head of one model, as `cliptex probe` and `cliptex finetune` write it."""
 
     input: dict[str, Any] = {}
-    """`interpolation`, and by task `size_px` (height, width) and, for dense tasks, `grid` (rows and columns of patches)"""
+    """`interpolation`, and by task `size_px` (height, width) and, for dense tasks, `grid` (rows and columns of
+    patches)"""
     settings: dict[str, Any]
     """All values of the protocol, `fine_tuning` if any, holdout and seed"""
     seconds_features: float | None = None

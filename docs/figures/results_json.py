@@ -104,7 +104,7 @@ def fields(model: type[Schema], inherited: type[Schema] | None = None) -> list[t
     """(key, type, meaning) of each field, without those of `inherited`."""
     known = inherited.model_fields if inherited else {}
     return [
-        (f"`{name}`", type_name(field.annotation), field.description)
+        (f"`{name}`", type_name(field.annotation), " ".join(field.description.split()))
         for name, field in model.model_fields.items()
         if name not in known
     ]

@@ -40,14 +40,17 @@ model = dict(
     test_cfg=dict(mode="whole"),
 )
 
+dataset = dict(
+    type="PascalVOCDataset",
+    data_root=voc,
+    data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClass"),
+)
 train_dataloader = dict(
     batch_size=16,
     num_workers=0,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
-        type="PascalVOCDataset",
-        data_root=voc,
-        data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClass"),
+        **dataset,
         ann_file="ImageSets/Segmentation/train.txt",
         pipeline=[
             dict(type="LoadImageFromFile"),
@@ -64,9 +67,7 @@ val_dataloader = dict(
     num_workers=0,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type="PascalVOCDataset",
-        data_root=voc,
-        data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClass"),
+        **dataset,
         ann_file="ImageSets/Segmentation/val.txt",
         pipeline=[
             dict(type="LoadImageFromFile"),

@@ -43,11 +43,11 @@ class Measure:
     """One kind of result row: its name, its main metric from per-image parts, and how the report shows it.
 
     name: `task` in the row. title: as the report writes it. main: name of the main metric. from_images: (arrays of all
-    images, weights [B, N]) -> the main metric for each row of weights, float64 [B]. each_image: arrays -> the main metric
-    of every image, float64 [N]; by default `from_images` of one image at a time. per_class: arrays -> the metric of each
-    class over all images, percent [K]. dense: counts in the report's verdict on dense tasks. quantity: what metrics are
-    of, where their names do not say it (`RMSE of depth`). metrics: metrics that are new, or that differ from
-    `cliptex.evaluation.metrics.display.METRICS`. hub_task: the task's name on the Hugging Face hub.
+    images, weights [B, N]) -> the main metric for each row of weights, float64 [B]. each_image: arrays -> the main
+    metric of every image, float64 [N]; by default `from_images` of one image at a time. per_class: arrays -> the metric
+    of each class over all images, percent [K]. dense: whether it counts in the report's verdict on dense tasks.
+    quantity: what metrics are of, where their names do not say it (`RMSE of depth`). metrics: metrics that are new, or
+    that differ from `cliptex.evaluation.metrics.display.METRICS`. hub_task: the task's name on the Hugging Face hub.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Measure:
     from_images: Callable[[Arrays, np.ndarray], np.ndarray]
     each_image: Callable[[Arrays], np.ndarray] | None = None
     per_class: Callable[[Arrays], np.ndarray] | None = None
-    dense: bool = False
+    dense: bool = True
     quantity: str = ""
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     hub_task: str = "image-feature-extraction"
@@ -144,20 +144,33 @@ class ProbeTask(ABC):
         raise CliptexError(f"{self.name}: keeps no thumbnails")
 
 
-def map_truth_bytes(section: Any, image_size: int, channels: int) -> int:
-    """Bytes of a float32 map on the grid on which training truths are kept."""
+class MapProbe(ProbeTask):
+    """A task that predicts a map of numbers per image, such as depth.
+
+    channels: of the map. probe: trains and evaluates a head, as `cliptex.evaluation.probes.heads.depth.probe_depth`.
+    """
+
+    channels: ClassVar[int]
+    probe: ClassVar[Callable[..., Outcome]]
+
+    def outcomes(self, run: Run, head: str, data: Data) -> list[Outcome]:
+        return [lazy("probes.heads.maps:map_outcome")(self.probe, self.name, run, head, data)]
+
+    def truth_bytes(self, section: Any, image_size: int) -> int:
+        side = _ridge_grid(section) or section.truth_px or section.input.size_px or image_size
+        height, width = (side, side) if isinstance(side, int) else side
+        return 4 * height * width * self.channels
+
+    def truth_grid(self, run: Run, encoder: Encoder) -> Size:
+        """Height and width of the grid on which training truths are kept: that of ridge regression if all heads are
+        solved by it, else `truth_px` or the encoder's input."""
+        section = run.protocol.section(self.name)
+        if (side := _ridge_grid(section)) is not None:
+            return side, side
+        return encoder.input_size(section.truth_px or section.input.size_px)
+
+
+def _ridge_grid(section: Any) -> int | None:
     from cliptex.evaluation.protocols.base import ridge_grid
 
-    side = ridge_grid(section) or section.truth_px or section.input.size_px or image_size
-    height, width = (side, side) if isinstance(side, int) else side
-    return 4 * height * width * channels
-
-
-def truth_grid(section: Any, encoder: Encoder) -> Size:
-    """Height and width of the grid on which a map's training truths are kept: that of ridge regression if all heads
-    are solved by it, else `truth_px` or the encoder's input."""
-    from cliptex.evaluation.protocols.base import ridge_grid
-
-    if (side := ridge_grid(section)) is not None:
-        return side, side
-    return encoder.input_size(section.truth_px or section.input.size_px)
+    return ridge_grid(section)

@@ -73,7 +73,11 @@ class ClassificationProbe(ProbeTask):
 
     name = "classification"
     section = ClassificationProtocol
-    measures = (Measure(name, "Classification", "top1", lazy("metrics.ranking:top1"), hub_task="image-classification"),)
+    measures = (
+        Measure(
+            name, "Classification", "top1", lazy("metrics.ranking:top1"), dense=False, hub_task="image-classification"
+        ),
+    )
     tunable = ("logistic",)
     has_thumbnails = False
 

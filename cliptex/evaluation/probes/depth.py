@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from cliptex.config import Name, Positive, Rate
-from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, lazy, map_truth_bytes, truth_grid
+from cliptex.evaluation.probes.base import MapProbe, Measure, Run, lazy
 from cliptex.evaluation.protocols.base import DecoderTraining, MapTask, Ridge
 
 if TYPE_CHECKING:
@@ -61,42 +61,28 @@ class DepthProtocol(MapTask):
     """The heads by name."""
 
 
-class DepthProbe(ProbeTask):
+class DepthProbe(MapProbe):
     """One distance per pixel, in metres."""
 
     name = "depth"
     section = DepthProtocol
     measures = (
         Measure(
-            name,
-            "Depth",
-            "rmse",
-            lazy("metrics.depth:weighted_rmse"),
-            dense=True,
-            quantity="depth",
-            hub_task="depth-estimation",
+            name, "Depth", "rmse", lazy("metrics.depth:weighted_rmse"), quantity="depth", hub_task="depth-estimation"
         ),
     )
     tunable = ("ridge",)
+    channels = 1
+    tuner = staticmethod(lazy("probes.heads.depth:DepthTuner"))
+    probe = staticmethod(lazy("probes.heads.depth:probe_depth"))
 
     def truth(self, run: Run, encoder: Encoder) -> TruthOf:
         import numpy as np
 
         from cliptex.evaluation.probes.views import crop_truth
 
-        grid = truth_grid(run.protocol.section(self.name), encoder)
+        grid = self.truth_grid(run, encoder)
         return lambda sample, view: sample["depth"] if view is None else crop_truth(sample["depth"], view, grid, np.nan)
-
-    def outcomes(self, run: Run, head: str, data: Data) -> list[Outcome]:
-        from cliptex.evaluation.probes.heads.depth import probe_depth
-        from cliptex.evaluation.probes.heads.maps import map_outcome
-
-        return [map_outcome(probe_depth, self.name, run, head, data)]
-
-    tuner = staticmethod(lazy("probes.heads.depth:DepthTuner"))
-
-    def truth_bytes(self, section: DepthProtocol, image_size: int) -> int:
-        return map_truth_bytes(section, image_size, 1)
 
     def drawing(self) -> type[Drawing]:
         from cliptex.evaluation.drawing import DepthDrawing

@@ -114,7 +114,6 @@ def _ap(name: str, title: str, hub_task: str) -> Measure:
         "AP",
         lazy("metrics.detection:ap_of_matches"),
         each_image=lazy("metrics.detection:ap_of_each_image"),
-        dense=True,
         hub_task=hub_task,
     )
 

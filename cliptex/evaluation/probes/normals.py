@@ -16,7 +16,7 @@ from pydantic import Field
 
 from cliptex.config import Name
 from cliptex.evaluation.metrics.display import Metric
-from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, lazy, map_truth_bytes, truth_grid
+from cliptex.evaluation.probes.base import MapProbe, Measure, Run, lazy
 from cliptex.evaluation.protocols.base import DecoderTraining, MapTask, Ridge
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class NormalsProtocol(MapTask):
     """The heads by name."""
 
 
-class NormalsProbe(ProbeTask):
+class NormalsProbe(MapProbe):
     """One unit vector per pixel."""
 
     name = "normals"
@@ -59,19 +59,21 @@ class NormalsProbe(ProbeTask):
             "Surface normals",
             "mean",
             lazy("metrics.normals:mean_angle"),
-            dense=True,
             quantity="normals",
             metrics={"rmse": Metric("RMSE", -1, "°")},
         ),
     )
     tunable = ("ridge",)
+    channels = 3
+    tuner = staticmethod(lazy("probes.heads.normals:NormalsTuner"))
+    probe = staticmethod(lazy("probes.heads.normals:probe_normals"))
 
     def truth(self, run: Run, encoder: Encoder) -> TruthOf:
         import numpy as np
 
         from cliptex.evaluation.probes.views import crop_truth
 
-        grid = truth_grid(run.protocol.section(self.name), encoder)
+        grid = self.truth_grid(run, encoder)
 
         def normals(sample: dict[str, Any], view: ImageView | None) -> np.ndarray:
             if view is None:
@@ -80,17 +82,6 @@ class NormalsProbe(ProbeTask):
             return cut * np.array([-1, 1, 1], np.float32) if view.flip else cut
 
         return normals
-
-    def outcomes(self, run: Run, head: str, data: Data) -> list[Outcome]:
-        from cliptex.evaluation.probes.heads.maps import map_outcome
-        from cliptex.evaluation.probes.heads.normals import probe_normals
-
-        return [map_outcome(probe_normals, self.name, run, head, data)]
-
-    tuner = staticmethod(lazy("probes.heads.normals:NormalsTuner"))
-
-    def truth_bytes(self, section: NormalsProtocol, image_size: int) -> int:
-        return map_truth_bytes(section, image_size, 3)
 
     def drawing(self) -> type[Drawing]:
         from cliptex.evaluation.drawing import NormalsDrawing

@@ -98,7 +98,6 @@ class SegmentationProbe(ProbeTask):
             "mIoU",
             lazy("metrics.segmentation:mean_iou"),
             per_class=lazy("metrics.segmentation:class_ious"),
-            dense=True,
             hub_task="image-segmentation",
         ),
     )

@@ -22,9 +22,9 @@ def study_config(config: Config) -> Config:
     """The configuration of a study's jobs: the main run's with the study's own experts, stores and models, and
     only the probes and zero-shot benchmarks that the study asks for.
 
-    config: with resolved protocols (`cliptex.evaluation.protocols.resolve.with_protocols`). What both have is the same in both,
-    so a study shares the shards, labels and models of the main run. Without a study it is returned unchanged. Raises
-    CliptexError for a name that the main run has too, and for an unknown benchmark, head, model or label store.
+    config: with resolved protocols (`cliptex.evaluation.protocols.resolve.with_protocols`). What both have is the same
+    in both, so a study shares the shards, labels and models of the main run. Without a study it is returned unchanged.
+    Raises CliptexError for a name that the main run has too, and for an unknown benchmark, head, model or label store.
     """
     study = config.study
     if study is None:

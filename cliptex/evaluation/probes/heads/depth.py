@@ -12,32 +12,21 @@ from cliptex.evaluation.metrics.depth import affine_aligned, depth_errors, depth
 from cliptex.evaluation.probes.base import Outcome
 from cliptex.evaluation.probes.depth import DepthBins, DepthProtocol, DepthRidge
 from cliptex.evaluation.probes.features import Features
+from cliptex.evaluation.probes.heads import maps
 from cliptex.evaluation.probes.heads.decoders import DecoderProbe, apply_head, depth_head, depth_loss, fit_decoder
-from cliptex.evaluation.probes.heads.maps import (
-    RIDGE,
-    Fitted,
-    Maps,
-    MapTuner,
-    Solved,
-    Split,
-    described_averaging,
-    evaluation_window,
-    on_grid,
-    resized,
-)
 from cliptex.evaluation.probes.heads.ridge import fit_ridge, regressed
 from cliptex.evaluation.probes.tuning import FROM_RIDGE
 from cliptex.evaluation.thumbnails import MAP_SIDE_PX, depth_thumbnails, shrunk
 
 
 def probe_depth(
-    train_VChw: Maps,
-    eval_NChw: Maps,
+    train_VChw: maps.Maps,
+    eval_NChw: maps.Maps,
     train_depths: Sequence[np.ndarray],
     eval_depths: Sequence[np.ndarray],
     section: DepthProtocol,
     head: str,
-    split: Split,
+    split: maps.Split,
     seed: int,
     keep: int,
 ) -> Outcome:
@@ -45,18 +34,18 @@ def probe_depth(
     depths at the original resolution."""
     options = section.heads[head]
     if options.kind == "ridge":
-        fitted = depth_regression(solve_depth(train_VChw, train_depths, section, options, split), section, RIDGE)
+        fitted = depth_regression(solve_depth(train_VChw, train_depths, section, options, split), section, maps.RIDGE)
     else:
         fitted = _fit_bins(train_VChw, _clear_out_of_range(train_depths, section), section, options, split, seed)
     return depth_outcome(fitted, eval_NChw, eval_depths, section, keep)
 
 
 def depth_outcome(
-    fitted: Fitted, eval_NChw: Maps, eval_depths: Sequence[np.ndarray], section: DepthProtocol, keep: int
+    fitted: maps.Fitted, eval_NChw: maps.Maps, eval_depths: Sequence[np.ndarray], section: DepthProtocol, keep: int
 ) -> Outcome:
     """Evaluate a head for depth on the evaluation images."""
     low, high = section.min_depth_m, section.max_depth_m
-    window = evaluation_window(section, eval_depths)
+    window = maps.evaluation_window(section, eval_depths)
     predictions, thumbnails, plain, aligned = {}, [], [], []
     for index, truth in enumerate(eval_depths):
         prediction = fitted.predict(eval_NChw, index, truth.shape)
@@ -77,7 +66,7 @@ def depth_outcome(
         metrics=metrics,
         num_parameters=fitted.num_parameters,
         hyperparameters=fitted.hyperparameters,
-        protocol=f"{fitted.protocol}; {described_averaging(section)}; {low} to {high} m",
+        protocol=f"{fitted.protocol}; {maps.described_averaging(section)}; {low} to {high} m",
         predictions=predictions,
         per_image=depth_statistics(errors, pixels, section.averaging),
         thumbnails=depth_thumbnails(thumbnails),
@@ -91,11 +80,11 @@ def _clear_out_of_range(depths: Sequence[np.ndarray], section: DepthProtocol) ->
 
 
 def solve_depth(
-    train_VChw: Maps, depths: Sequence[np.ndarray], section: DepthProtocol, options: DepthRidge, split: Split
-) -> Solved:
+    train_VChw: maps.Maps, depths: Sequence[np.ndarray], section: DepthProtocol, options: DepthRidge, split: maps.Split
+) -> maps.Solved:
     """Ridge regression of depth or its logarithm on all views, with the target and penalty best on the holdout."""
     low, high = section.min_depth_m, section.max_depth_m
-    grid = on_grid(_clear_out_of_range(depths, section), options.grid)
+    grid = maps.on_grid(_clear_out_of_range(depths, section), options.grid)
 
     def metric_error(truth: np.ndarray, prediction: np.ndarray) -> float:
         return float(np.sqrt(np.mean((truth - np.clip(prediction, low, high)) ** 2)))
@@ -112,35 +101,35 @@ def solve_depth(
     _, penalty, solution = candidates[target]
     errors = {name: by_penalty for name, (by_penalty, _, _) in candidates.items()}
     chosen = {"target": target, "penalty": penalty, "holdout_rmse": errors}
-    return Solved(solution, target, np.log(grid) if target == "log" else grid, chosen)
+    return maps.Solved(solution, target, np.log(grid) if target == "log" else grid, chosen)
 
 
-def depth_regression(solved: Solved, section: DepthProtocol, protocol: str) -> Fitted:
+def depth_regression(solved: maps.Solved, section: DepthProtocol, protocol: str) -> maps.Fitted:
     """A regression as a head."""
     low, high = section.min_depth_m, section.max_depth_m
 
-    def predict(features: Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
-        depth = resized(regressed(features[np.array([index])], solved.solution)[0], shape)[..., 0]
+    def predict(features: maps.Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
+        depth = maps.resized(regressed(features[np.array([index])], solved.solution)[0], shape)[..., 0]
         return np.clip(np.exp(np.minimum(depth, np.log(high))) if solved.target == "log" else depth, low, high)
 
-    return Fitted(predict, sum(part.numel() for part in solved.solution), solved.hyperparameters, protocol)
+    return maps.Fitted(predict, sum(part.numel() for part in solved.solution), solved.hyperparameters, protocol)
 
 
 def _fit_bins(
-    train_VChw: Maps,
+    train_VChw: maps.Maps,
     depths: Sequence[np.ndarray],
     section: DepthProtocol,
     options: DepthBins,
-    split: Split,
+    split: maps.Split,
     seed: int,
-) -> Fitted:
+) -> maps.Fitted:
     low, high = section.min_depth_m, section.max_depth_m
 
     def build() -> torch.nn.Module:
         return depth_head(options, train_VChw.shape[1], low, high)
 
-    def predict(network: torch.nn.Module, features: Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
-        return np.clip(resized(apply_head(network, features, index), shape)[..., 0], low, high)
+    def predict(network: torch.nn.Module, features: maps.Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
+        return np.clip(maps.resized(apply_head(network, features, index), shape)[..., 0], low, high)
 
     def error(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         return mean_depth(*depth_errors(pairs, low, high), "image")["rmse"]
@@ -151,14 +140,16 @@ def _fit_bins(
     return fit_decoder(probe, train_VChw, depths, options, split, seed)
 
 
-class DepthTuner(MapTuner):
+class DepthTuner(maps.MapTuner):
     """Depth, together with the encoder."""
 
     task = "depth"
 
-    def solve(self, features: Features, truths: Sequence[np.ndarray], options: DepthRidge, split: Split) -> Solved:
+    def solve(
+        self, features: Features, truths: Sequence[np.ndarray], options: DepthRidge, split: maps.Split
+    ) -> maps.Solved:
         return solve_depth(features, truths, self.section, options, split)
 
-    def outcome(self, solved: Solved, features: Features, keep: int) -> Outcome:
+    def outcome(self, solved: maps.Solved, features: Features, keep: int) -> Outcome:
         fitted = depth_regression(solved, self.section, FROM_RIDGE)
         return depth_outcome(fitted, features, self.eval_truths, self.section, keep)

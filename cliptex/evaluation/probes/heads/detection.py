@@ -19,7 +19,8 @@ from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.metrics.detection import detection_statistics
 from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.detection import DetectionHead
-from cliptex.evaluation.probes.features import Features, take
+from cliptex.evaluation.probes.features import take
+from cliptex.evaluation.probes.heads.maps import Maps, Split
 from cliptex.evaluation.probes.heads.mask_rcnn import MaskRCNNDetector
 from cliptex.evaluation.probes.heads.pyramid import Frame, frame_of
 from cliptex.evaluation.probes.heads.ssd import SSDDetector
@@ -105,7 +106,7 @@ def build_detector(channels_in: int, num_classes: int, options: DetectionHead) -
 
 
 def train_detector(
-    features_VChw: Features | torch.Tensor,
+    features_VChw: Maps,
     objects: Sequence[Objects],
     num_classes: int,
     options: DetectionHead,
@@ -132,9 +133,7 @@ def detector_loss(detector: nn.Module, features_BChw: torch.Tensor, objects: Seq
 
 
 @torch.inference_mode()
-def detect(
-    detector: nn.Module, features_NChw: Features | torch.Tensor, shapes: Sequence[tuple[int, int]]
-) -> list[dict[str, Any]]:
+def detect(detector: nn.Module, features_NChw: Maps, shapes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
     """Detections of each image, in pixels of its (height, width): `boxes` float32 [n, 4] xyxy, `labels` [n] from 0,
     `scores` [n] and, if the detector predicts masks, `masks`, n `RunLengths`."""
     device = next(detector.parameters()).device
@@ -231,9 +230,7 @@ def holdout_annotations(objects: Sequence[Objects], num_classes: int) -> dict[st
     }
 
 
-def holdout_score(
-    detector: nn.Module, features_VChw: Features | torch.Tensor, objects: Sequence[Objects], num_classes: int
-) -> float:
+def holdout_score(detector: nn.Module, features_VChw: Maps, objects: Sequence[Objects], num_classes: int) -> float:
     """AP of boxes on held-out training views, in percent; 0 if they have no objects."""
     detections = detect(detector, features_VChw, [view.frame for view in objects])
     truth = holdout_annotations(objects, num_classes)
@@ -241,12 +238,7 @@ def holdout_score(
 
 
 def probe_detection(
-    train_VChw: Features | torch.Tensor,
-    eval_NChw: Features | torch.Tensor,
-    data: DetectionData,
-    options: DetectionHead,
-    split: tuple[np.ndarray, np.ndarray],
-    seed: int,
+    train_VChw: Maps, eval_NChw: Maps, data: DetectionData, options: DetectionHead, split: Split, seed: int
 ) -> list[Outcome]:
     """Train a detector and evaluate its boxes, and its masks if it predicts them.
 
@@ -266,11 +258,7 @@ def probe_detection(
 
 
 def detection_outcomes(
-    detector: nn.Module,
-    eval_NChw: Features | torch.Tensor,
-    data: DetectionData,
-    hyperparameters: dict[str, Any],
-    protocol: str,
+    detector: nn.Module, eval_NChw: Maps, data: DetectionData, hyperparameters: dict[str, Any], protocol: str
 ) -> list[Outcome]:
     """Evaluate the boxes of a trained detector, and its masks if it predicts them."""
     detections = detect(detector, eval_NChw, data.eval_shapes)
@@ -305,7 +293,7 @@ class DetectionTuner(Tuner):
 
     task = "detection"
 
-    def prepare(self, run: Run, tuned: Tuned, split: tuple[np.ndarray, np.ndarray]) -> None:
+    def prepare(self, run: Run, tuned: Tuned, split: Split) -> None:
         self.data = DetectionData.of(run, *tuned.parts)
         self.channels = tuned.train.shape[1]
 

@@ -11,19 +11,8 @@ import torch
 from cliptex.evaluation.metrics.normals import angles, mean_angles, normals_statistics
 from cliptex.evaluation.probes.base import Outcome
 from cliptex.evaluation.probes.features import Features
+from cliptex.evaluation.probes.heads import maps
 from cliptex.evaluation.probes.heads.decoders import DecoderProbe, apply_head, fit_decoder, normals_head, normals_loss
-from cliptex.evaluation.probes.heads.maps import (
-    RIDGE,
-    Fitted,
-    Maps,
-    MapTuner,
-    Solved,
-    Split,
-    described_averaging,
-    evaluation_window,
-    on_grid,
-    resized,
-)
 from cliptex.evaluation.probes.heads.ridge import fit_ridge, regressed
 from cliptex.evaluation.probes.normals import AngularNormals, NormalsProtocol
 from cliptex.evaluation.probes.tuning import FROM_RIDGE
@@ -32,13 +21,13 @@ from cliptex.evaluation.thumbnails import MAP_SIDE_PX, normals_thumbnails, shrun
 
 
 def probe_normals(
-    train_VChw: Maps,
-    eval_NChw: Maps,
+    train_VChw: maps.Maps,
+    eval_NChw: maps.Maps,
     train_normals: Sequence[np.ndarray],
     eval_normals: Sequence[np.ndarray],
     section: NormalsProtocol,
     head: str,
-    split: Split,
+    split: maps.Split,
     seed: int,
     keep: int,
 ) -> Outcome:
@@ -46,17 +35,17 @@ def probe_normals(
     normalised."""
     options = section.heads[head]
     if options.kind == "ridge":
-        fitted = normals_regression(solve_normals(train_VChw, train_normals, options, split), RIDGE)
+        fitted = normals_regression(solve_normals(train_VChw, train_normals, options, split), maps.RIDGE)
     else:
         fitted = _fit_angular(train_VChw, train_normals, options, split, seed)
     return normals_outcome(fitted, eval_NChw, eval_normals, section, keep)
 
 
 def normals_outcome(
-    fitted: Fitted, eval_NChw: Maps, eval_normals: Sequence[np.ndarray], section: NormalsProtocol, keep: int
+    fitted: maps.Fitted, eval_NChw: maps.Maps, eval_normals: Sequence[np.ndarray], section: NormalsProtocol, keep: int
 ) -> Outcome:
     """Evaluate a head for normals on the evaluation images."""
-    window = evaluation_window(section, eval_normals)
+    window = maps.evaluation_window(section, eval_normals)
     predictions, thumbnails, errors = {}, [], []
     for index, truth in enumerate(eval_normals):
         prediction = fitted.predict(eval_NChw, index, truth.shape[:2])
@@ -70,7 +59,7 @@ def normals_outcome(
         metrics=mean_angles(errors, section.averaging),
         num_parameters=fitted.num_parameters,
         hyperparameters=fitted.hyperparameters,
-        protocol=f"{fitted.protocol}; {described_averaging(section)}",
+        protocol=f"{fitted.protocol}; {maps.described_averaging(section)}",
         predictions=predictions,
         per_image=normals_statistics(errors, section.averaging),
         thumbnails=normals_thumbnails(thumbnails),
@@ -81,34 +70,36 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
 
 
-def solve_normals(train_VChw: Maps, normals: Sequence[np.ndarray], options: Ridge, split: Split) -> Solved:
+def solve_normals(
+    train_VChw: maps.Maps, normals: Sequence[np.ndarray], options: Ridge, split: maps.Split
+) -> maps.Solved:
     """Ridge regression of x, y and z on all views, with the penalty that is best on the holdout."""
 
     def angle(truth: np.ndarray, prediction: np.ndarray) -> float:
         return float(angles(truth, _unit(prediction)).mean())
 
-    grid = on_grid(normals, options.grid)
+    grid = maps.on_grid(normals, options.grid)
     errors, penalty, solution = fit_ridge(train_VChw, grid, *split, options.penalties, angle)
-    return Solved(solution, "normals", grid, {"penalty": penalty, "holdout_mean": errors})
+    return maps.Solved(solution, "normals", grid, {"penalty": penalty, "holdout_mean": errors})
 
 
-def normals_regression(solved: Solved, protocol: str) -> Fitted:
+def normals_regression(solved: maps.Solved, protocol: str) -> maps.Fitted:
     """A regression as a head."""
 
-    def predict(features: Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
-        return _unit(resized(regressed(features[np.array([index])], solved.solution)[0], shape))
+    def predict(features: maps.Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
+        return _unit(maps.resized(regressed(features[np.array([index])], solved.solution)[0], shape))
 
-    return Fitted(predict, sum(part.numel() for part in solved.solution), solved.hyperparameters, protocol)
+    return maps.Fitted(predict, sum(part.numel() for part in solved.solution), solved.hyperparameters, protocol)
 
 
 def _fit_angular(
-    train_VChw: Maps, normals: Sequence[np.ndarray], options: AngularNormals, split: Split, seed: int
-) -> Fitted:
+    train_VChw: maps.Maps, normals: Sequence[np.ndarray], options: AngularNormals, split: maps.Split, seed: int
+) -> maps.Fitted:
     def build() -> torch.nn.Module:
         return normals_head(options, train_VChw.shape[1])
 
-    def predict(network: torch.nn.Module, features: Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
-        return _unit(resized(apply_head(network, features, index)[:3], shape, "bicubic"))
+    def predict(network: torch.nn.Module, features: maps.Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
+        return _unit(maps.resized(apply_head(network, features, index)[:3], shape, "bicubic"))
 
     def error(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         return float(np.concatenate([angles(truth, prediction) for truth, prediction in pairs]).mean())
@@ -119,14 +110,14 @@ def _fit_angular(
     return fit_decoder(probe, train_VChw, normals, options, split, seed)
 
 
-class NormalsTuner(MapTuner):
+class NormalsTuner(maps.MapTuner):
     """Normals, together with the encoder."""
 
     task = "normals"
 
-    def solve(self, features: Features, truths: Sequence[np.ndarray], options: Ridge, split: Split) -> Solved:
+    def solve(self, features: Features, truths: Sequence[np.ndarray], options: Ridge, split: maps.Split) -> maps.Solved:
         return solve_normals(features, truths, options, split)
 
-    def outcome(self, solved: Solved, features: Features, keep: int) -> Outcome:
+    def outcome(self, solved: maps.Solved, features: Features, keep: int) -> Outcome:
         fitted = normals_regression(solved, FROM_RIDGE)
         return normals_outcome(fitted, features, self.eval_truths, self.section, keep)

@@ -21,7 +21,8 @@ from cliptex.evaluation.metrics.segmentation import (
     segmentation_statistics,
 )
 from cliptex.evaluation.probes.base import Outcome, Run
-from cliptex.evaluation.probes.features import Features, take
+from cliptex.evaluation.probes.features import take
+from cliptex.evaluation.probes.heads.maps import Maps, Split
 from cliptex.evaluation.probes.parts import Part
 from cliptex.evaluation.probes.segmentation import SegmentationHead, SegmentationProbe
 from cliptex.evaluation.probes.selection import Candidate, best_candidate
@@ -99,7 +100,7 @@ class NormedHead(torch.nn.Module):
 
 
 def train_head(
-    features_NChw: Features | torch.Tensor,
+    features_NChw: Maps,
     masks_NRR: Sequence[np.ndarray],
     num_classes: int,
     options: SegmentationHead,
@@ -197,7 +198,7 @@ def resized_argmax(logits_Khw: torch.Tensor, height: int, width: int) -> np.ndar
 @torch.inference_mode()
 def predict(
     head: torch.nn.Module,
-    features_VChw: Features | torch.Tensor,
+    features_VChw: Maps,
     shapes: Sequence[tuple[int, int]],
     windows: Sequence[Windows] | None = None,
 ) -> list[np.ndarray]:
@@ -234,11 +235,11 @@ def merge_windows(logits_VKhw: torch.Tensor, windows: Windows) -> torch.Tensor:
 
 
 def probe_segmentation(
-    train_NChw: Features | torch.Tensor,
-    eval_NChw: Features | torch.Tensor,
+    train_NChw: Maps,
+    eval_NChw: Maps,
     data: SegmentationData,
     options: SegmentationHead,
-    split: tuple[np.ndarray, np.ndarray],
+    split: Split,
     seed: int,
     keep: int,
 ) -> Outcome:
@@ -257,7 +258,7 @@ def probe_segmentation(
 
 def segmentation_outcome(
     head: torch.nn.Module,
-    eval_NChw: Features | torch.Tensor,
+    eval_NChw: Maps,
     data: SegmentationData,
     hyperparameters: dict[str, Any],
     protocol: str,
@@ -283,7 +284,7 @@ def segmentation_outcome(
 
 def evaluate_masks(
     head: torch.nn.Module,
-    features: Features | torch.Tensor,
+    features: Maps,
     truths: Sequence[np.ndarray],
     num_classes: int,
     windows: Sequence[Windows] | None = None,
@@ -311,7 +312,7 @@ class SegmentationTuner(Tuner):
 
     task = TASK
 
-    def prepare(self, run: Run, tuned: Tuned, split: tuple[np.ndarray, np.ndarray]) -> None:
+    def prepare(self, run: Run, tuned: Tuned, split: Split) -> None:
         self.data = SegmentationData.of(run, *tuned.parts, tuned.readers[1].size)
         _, self.channels, *grid = tuned.train.shape
         masks, classes = self.data.train_masks, self.data.num_classes
