@@ -30,6 +30,7 @@ from cliptex.evaluation import probe
 from cliptex.evaluation.job import Job
 from cliptex.evaluation.measures import measure
 from cliptex.evaluation.per_image import main_metric, per_image_path, read_per_image
+from cliptex.evaluation.probes import tasks
 from cliptex.evaluation.probes.tasks import probe_task
 from cliptex.evaluation.results import read_result
 from cliptex.evaluation.tabulate import tabulate
@@ -268,6 +269,11 @@ def test_the_probe_task_of_the_how_to_is_evaluated_tabulated_and_shown(tmp_path,
     with np.load(path.with_suffix(".npz")) as kept:
         assert kept["truth"].tolist() == truths[:2]
         np.testing.assert_allclose(np.abs(kept["prediction"] - kept["truth"]), arrays["error"][:2], rtol=1e-5)
+    # a process that only reads results, such as the report's, finds the task by the benchmark
+    monkeypatch.setattr(tasks, "_others", {})
+    with pytest.raises(CliptexError, match="'counting' of a result"):
+        measure("counting")
+    tasks.load_tasks(config)
     assert measure("counting").title == "Counting"
 
 

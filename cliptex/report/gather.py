@@ -14,6 +14,7 @@ from cliptex.core.files import read_json
 from cliptex.evaluation.measures import measures
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.per_image import PerImage, per_image_path, read_per_image
+from cliptex.evaluation.probes.tasks import load_tasks
 from cliptex.evaluation.results import Row, read_result
 from cliptex.evaluation.tabulate import SAME
 from cliptex.labels.store import read_label_index
@@ -157,6 +158,7 @@ def gather(config: Config, workdir: Path) -> Results:
     """Read all results that `config` asks for. Raises CliptexError for the first that is missing or broken."""
     if not config.probes.benchmarks:
         raise CliptexError("probes.benchmarks: is empty, so there is nothing to report; name at least one")
+    load_tasks(config)
     models = _in_order(config.probes.models or config.models, names.MODELS)
     baselines = [name for name in names.BASELINES if name in config.probes.baselines]
     probes = {

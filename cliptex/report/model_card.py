@@ -20,6 +20,7 @@ from cliptex.core.files import read_json, replacing
 from cliptex.core.provenance import code
 from cliptex.core.redact import without_secrets
 from cliptex.evaluation.measures import measure, metric_of, shown
+from cliptex.evaluation.probes.tasks import load_tasks
 from cliptex.evaluation.results import read_result
 from cliptex.models.clip import CONFIG_FILE, HEADS_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
 from cliptex.report import names
@@ -283,6 +284,7 @@ def _results(config: Config, name: str, seed: int, sha256: str, workdir: Path) -
 
     sha256: of the model's weights; results of other weights, from before a retraining, are logged and left out.
     """
+    load_tasks(config)
     measured = []
     zeroshot = [*config.zeroshot.benchmarks, *config.zeroshot.caption_sets]
     for kind, benchmarks in (("probes", config.probes.benchmarks), ("zeroshot", zeroshot)):

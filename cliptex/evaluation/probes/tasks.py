@@ -2,6 +2,7 @@
 
 from functools import cache
 
+from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
 from cliptex.evaluation.probes.base import Measure, ProbeTask
@@ -43,6 +44,12 @@ def tasks_of(benchmark: str) -> dict[str, ProbeTask]:
     """The tasks of a benchmark by name. benchmark: a module in cliptex/benchmarks/, or "package.module:Class"."""
     tasks = [probe_task(name) for name in find("benchmarks", benchmark).tasks]
     return {task.name: task for task in tasks}
+
+
+def load_tasks(config: Config) -> None:
+    """Find the tasks of all benchmarks in use, so that `known_tasks` has those from outside the package, too."""
+    for benchmark in config.probes.benchmarks:
+        tasks_of(benchmark)
 
 
 def probe_measures() -> dict[str, Measure]:

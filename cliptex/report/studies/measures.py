@@ -21,6 +21,7 @@ from cliptex.evaluation.measures import ZERO_SHOT, measure, metric_of, shown
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.metrics.display import Metric
 from cliptex.evaluation.per_image import main_metric, num_images, per_image_path, read_per_image
+from cliptex.evaluation.probes.tasks import load_tasks
 from cliptex.evaluation.results import read_result
 from cliptex.evaluation.targets import heads
 from cliptex.report import names
@@ -148,6 +149,7 @@ def read_measures(config: Config, workdir: Path) -> list[StudyMeasure]:
     config: the study's (`study_config`). workdir: the working directory of the run. The form `finetuning` also has
     those of fine-tuned encoders. Raises CliptexError for a file that is missing or broken.
     """
+    load_tasks(config)
     study, seeds, folder = config.study, config.seeds, workdir / paths.study(config.study.name)
     measures: list[StudyMeasure] = []
     for benchmark in study.probes:
