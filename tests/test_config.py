@@ -67,7 +67,7 @@ def test_a_source_needs_its_data_where_shards_are_asked_for_and_nowhere_else(sou
         shard_paths(config)
 
 
-def test_the_study_at_full_size_names_what_there_is():
+def test_the_study_at_full_size_names_what_there_is(tmp_path, monkeypatch):
     """Options of experts and probes, the student's pretrained tag; and `cliptex plan` accepts it."""
     from open_clip import list_pretrained_tags_by_model
 
@@ -81,6 +81,7 @@ def test_the_study_at_full_size_names_what_there_is():
         assert find("experts", settings.plugin)(settings.model_dump(mode="json")).task == store.task
     assert config.zeroshot.published.keys() == {"clip"} and config.models["clip"].steps == 0
     assert config.student.pretrained in list_pretrained_tags_by_model(config.student.architecture)
+    monkeypatch.chdir(tmp_path)  # a finished run in the repository would be what is planned
     plan = make_plan(Config.load(paper), measure=False)
     assert (plan["images"]["shards"], plan["images"]["number"]) == (332, 3_318_333)
     assert {name: store["jobs"] for name, store in plan["stores"].items()} == dict.fromkeys(config.label_stores, 14)

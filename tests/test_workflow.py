@@ -57,7 +57,7 @@ def test_snakemakes_own_report_has_captions_and_categories(finished):
     assert out.stat().st_size < 20_000_000
     for category in ("Report", "Results", "Tables and charts", "Pseudo-labels", "Training"):
         assert f'"{category}"' in text, category
-    for caption in ("The whole report as one page", "heads trained on frozen features", "rendered stand-in data"):
+    for caption in ("The whole report on one page", "heads trained on frozen features", "rendered stand-in data"):
         assert caption in text, caption
     out.unlink()
 
@@ -221,7 +221,8 @@ def test_the_study_at_full_size_can_be_planned(tmp_path):
     assert not [name for name in planned if name.startswith("render")]
     said = result.stdout + result.stderr
     assert (
-        "imagenet: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz must be got" in said
+        "imagenet: download ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz manually"
+        in said
     )
     # tens of submissions on a cluster, of which the local rules are none
     local = ("fetch_expert", "fetch_student", "tabulate_probes", "all")
