@@ -7,7 +7,7 @@ The label stage reads the shard, decodes its images, runs the expert, resizes it
 reads it again for the job's record (digest, counts, pixels of each class). The bare side only calls the expert's
 network on the same tensors, recorded before. Network, batch size, threads, precision and images are the same. The
 networks are the published ones at full size, with random weights; Mask R-CNN has no score threshold, so that it always
-paints 100 instances, the most work besides its forward passes. Loading the network is not measured: it happens once per
+paints 100 instances, the most work after its forward passes. Loading the network is not measured: it happens once per
 job.
 
 Repeats alternate between the two. `ratio` is the images per second of the stage divided by those of the bare passes, in

@@ -85,7 +85,7 @@ def measure(images: int, side: int) -> dict:
         "spread": [round(min(ratios), 3), round(max(ratios), 3)],
         "goal": f">= {RATIO}",
         "holds": ratio >= RATIO,
-        "what": "time of Embree's tree and rays alone over time of the whole picture, JPEG included",
+        "what": "time of Embree's tree and rays alone over time of the whole image, JPEG included",
         "images_per_s_core": round(rate, 1),
         "images_per_s_core_wanted": GOALS[side],
         "bare_per_s_core": round(images / statistics.median(a for a, _ in times), 1),

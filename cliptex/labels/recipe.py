@@ -1,4 +1,4 @@
-"""The recipe of a label store: everything that its labels depend on besides the images."""
+"""The recipe of a label store: everything that its labels depend on except the images."""
 
 from pathlib import Path
 from typing import Any

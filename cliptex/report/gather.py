@@ -21,7 +21,7 @@ from cliptex.labels.store import read_label_index
 from cliptex.report import names
 
 SHOWN = (*SAME, "provenance", "chance", "published", "frozen")
-"""Keys of a results file, besides `results`, that are fields of `Scores`."""
+"""Keys of a results file that are fields of `Scores`, in addition to `results`."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def fault(kind: str, what: str):
-    """Counts a fault as survived when the block ends without an error; the error goes on."""
+    """Counts a fault as survived when the block ends without an error; the error is raised."""
     SURVIVED[kind].append(False)
     place = len(SURVIVED[kind]) - 1
     try:
@@ -136,7 +136,7 @@ class Pipeline:
         return found
 
     def before(self, stage: Stage, folder: Path) -> Path:
-        """A copy of the run as it was before a stage, with files of the user's beside what the stage is to make."""
+        """A copy of the run as it was before a stage, with files of the user next to what the stage makes."""
         shutil.copytree(
             self.folder, folder, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".snakemake")
         )
@@ -153,7 +153,7 @@ class Pipeline:
 
 
 def places(stage: Stage, folder: Path) -> set[Path]:
-    """Where a user may have files beside those of a stage: not in a benchmark's tree, which is the renderer's
+    """Where a user may have files next to those of a stage: not in a benchmark's tree, which is the renderer's
     whole (and refused if it holds more), nor in results/report, which is declared as one output."""
     if stage.rule in TREES:
         return {folder / "resources"}

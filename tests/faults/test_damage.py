@@ -58,7 +58,7 @@ def test_a_checkpoint_cut_at_any_length(pipeline, stopped, tmp_path, share):
 
 @pytest.mark.parametrize("share", moments("a flipped bit of a label file", 10))
 def test_a_label_file_with_a_flipped_bit(pipeline, tmp_path, share):
-    """Labelling makes it anew; indexing refuses it and names the command that mends it."""
+    """Labelling makes it again; indexing refuses it and names the command that repairs it."""
     label, index = pipeline.stage("label", "depth", "000"), pipeline.stage("index_labels", "depth")
     folder = tmp_path / "run"
     pipeline.before(index, folder)
@@ -126,7 +126,7 @@ def test_a_shard_replaced_by_another(pipeline, tmp_path):
 
 
 def test_the_user_s_tar_replaced_by_another_of_the_same_size(pipeline, tmp_path):
-    """Source `webdataset`: the same command looks at it anew, and its labels are made again."""
+    """Source `webdataset`: the same command reads it again, and its labels are made again."""
     tars = tmp_path / "tars"
     tars.mkdir()
     made = [pipeline.stage("render_pairs", number).made for number in ("00000", "00001")]

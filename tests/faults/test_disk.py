@@ -52,7 +52,7 @@ def fill(folder: Path, free: int) -> Path:
 
 
 def refused(ended, remedy: str) -> None:
-    """An error that the user can mend, in one line, naming a file."""
+    """An error that the user can fix, in one line, naming a file."""
     assert ended.code == 1, (ended.code, ended.said[-3000:])
     assert re.search(rf"error: \S+.*{remedy}", ended.said), ended.said[-3000:]
 
@@ -83,7 +83,7 @@ def test_a_full_disk_is_named_and_with_room_all_goes_on(pipeline, tmp_path, chos
 
 
 def test_checkpoints_on_a_full_disk(pipeline, tmp_path):
-    """The checkpoint before stays, and from it training goes on to the same weights."""
+    """The previous checkpoint stays, and training resumes from it to the same weights."""
     stage = pipeline.stage("train", "cliptex")
     weights = max((pipeline.folder / name).stat().st_size for name in stage.made)
     with fault("full disk", "the weights after a checkpoint"), disk(tmp_path / "disk", 512) as folder:

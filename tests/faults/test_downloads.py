@@ -21,7 +21,7 @@ DATA = b"".join(hashlib.sha256(str(number).encode()).digest() for number in rang
 @pytest.mark.parametrize("share", moments("the server", 6))
 @pytest.mark.parametrize("known", [True, False], ids=["digest known", "no digest"])
 def test_a_server_that_dies_half_way(tmp_path, monkeypatch, share, known):
-    """The error says where the next try goes on; there it goes on, with a server that comes back."""
+    """The error states where the next attempt resumes; it resumes there once the server is back."""
     monkeypatch.setattr(web_files, "PAUSES_S", ())
     path, digest = tmp_path / "a.tar", f"sha256:{hashlib.sha256(DATA).hexdigest()}" if known else None
     with fault("server that dies", f"after {share:.0%}, {'with' if known else 'without'} a digest"):

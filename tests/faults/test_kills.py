@@ -85,7 +85,7 @@ TWINS = [("render_pairs",), ("label", "depth"), ("index_labels", "depth"), ("tra
 
 @pytest.mark.parametrize("chosen", TWINS, ids=" ".join)
 def test_a_stage_that_outlives_its_snakemake_harms_no_second_one(pipeline, tmp_path, chosen):
-    """Two at once, as after a SIGKILL of Snakemake, whose jobs go on, and another start."""
+    """Two at once, as after a SIGKILL of Snakemake, whose jobs continue, and another start."""
     stage = pipeline.stage(*chosen)
     folder = pipeline.before(stage, tmp_path / "run")
     with fault("two at once", " ".join(chosen)):
