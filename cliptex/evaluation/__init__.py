@@ -2,5 +2,5 @@
 
 In      exported models or other encoders, and benchmarks.
 Out     result JSONs (docs/results-json.md), per-image scores and predictions.
-Must not know how a model was trained, or how the report presents the results.
+Must not know how a model was trained, or the report's page; a task brings its own titles and drawing for it.
 """
