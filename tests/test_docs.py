@@ -275,6 +275,9 @@ def test_the_probe_task_of_the_how_to_is_evaluated_tabulated_and_shown(tmp_path,
         measure("counting")
     tasks.load_tasks(config)
     assert measure("counting").title == "Counting"
+    module_of(page, "# counting.py", "other_counting", monkeypatch)
+    with pytest.raises(CliptexError, match="'counting' is taken by another probe task"):
+        probe_task("other_counting:Counting")
 
 
 def test_a_task_that_does_not_exist_is_refused_by_name():

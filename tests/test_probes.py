@@ -226,14 +226,14 @@ def test_the_evaluation_split_has_no_say_in_hyper_parameters():
 
 def test_penalty_is_the_one_with_the_smallest_loss_on_the_holdout_and_all_images_are_refitted_with_it():
     torch.manual_seed(1)
-    train, judged = torch.randn(60, 40), torch.randn(100, 40)
+    train, evaluated = torch.randn(60, 40), torch.randn(100, 40)
     rule = torch.randn(40)
-    train_labels, eval_labels = ((x @ rule + 4 * torch.randn(len(x)) > 0).long().tolist() for x in (train, judged))
+    train_labels, eval_labels = ((x @ rule + 4 * torch.randn(len(x)) > 0).long().tolist() for x in (train, evaluated))
 
     def judge(*grid):
         task = miniature("imagenet", classification={"heads": {"linear": {"penalties": grid}}}).classification
         split = split_holdout(60, 0.3, 0)
-        return probe_classification(train, judged, train_labels, eval_labels, 2, task, "linear", split, 0, keep=100)
+        return probe_classification(train, evaluated, train_labels, eval_labels, 2, task, "linear", split, 0, keep=100)
 
     several = judge(1e-6, 1e-1, 1.0)
     losses, best = several.hyperparameters["holdout_log_loss"], several.hyperparameters["penalty"]
@@ -252,7 +252,7 @@ def planted_masks(seed, count, classes, side=4, size=48):
 
 @pytest.mark.parametrize("head", ["linear", "deeplabv3", "pspnet"])
 def test_an_encoder_that_tells_the_classes_gets_nearly_everything(head):
-    (train, train_masks), (judged, eval_masks) = planted_masks(0, 80, 4), planted_masks(1, 40, 4)
+    (train, train_masks), (evaluated, eval_masks) = planted_masks(0, 80, 4), planted_masks(1, 40, 4)
     # away from block borders, where bilinear resizing of any logits must guess
     truth = eval_masks.copy()
     inner = np.zeros((12, 12), bool)
@@ -260,14 +260,14 @@ def test_an_encoder_that_tells_the_classes_gets_nearly_everything(head):
     truth[:, ~np.tile(inner, (4, 4))] = 255
     data = SegmentationData(train_masks, list(truth), 4)
     options = head_of("semantic_segmentation", head, batch_size=16)
-    told = probe_segmentation(
-        *standardised([rows(train), rows(judged)], (4, 4)), data, options, split_holdout(80, 0.2, 0), 0, keep=2
+    informed = probe_segmentation(
+        *standardised([rows(train), rows(evaluated)], (4, 4)), data, options, split_holdout(80, 0.2, 0), 0, keep=2
     )
-    assert told.metrics["mIoU"] > 97
-    assert set(told.predictions) == {"prediction_0", "truth_0", "prediction_1", "truth_1"}
+    assert informed.metrics["mIoU"] > 97
+    assert set(informed.predictions) == {"prediction_0", "truth_0", "prediction_1", "truth_1"}
     blind = probe_segmentation(
         torch.zeros_like(train),
-        torch.zeros_like(judged),
+        torch.zeros_like(evaluated),
         data,
         options.model_copy(update={"steps": 10}),
         split_holdout(80, 0.2, 0),
@@ -278,10 +278,10 @@ def test_an_encoder_that_tells_the_classes_gets_nearly_everything(head):
 
 
 def test_learning_rate_is_chosen_on_the_holdout():
-    (train, masks), (judged, eval_masks) = planted_masks(0, 60, 3), planted_masks(1, 20, 3)
+    (train, masks), (evaluated, eval_masks) = planted_masks(0, 60, 3), planted_masks(1, 20, 3)
     options = head_of("semantic_segmentation", "linear", steps=40, learning_rates=[1e-7, 3e-2])
     data = SegmentationData(masks, list(eval_masks), 3)
-    outcome = probe_segmentation(train, judged, data, options, split_holdout(60, 0.3, 0), 0, 0)
+    outcome = probe_segmentation(train, evaluated, data, options, split_holdout(60, 0.3, 0), 0, 0)
     assert outcome.hyperparameters["learning_rate"] == 3e-2
     scores = outcome.hyperparameters["holdout_mIoU"]
     assert scores["rate 0.03, decay 0.0001"] > scores["rate 1e-07, decay 0.0001"]
@@ -296,18 +296,20 @@ def test_an_encoder_that_tells_depth_and_normals_gets_nearly_everything():
     normals = list(F.normalize(normals, dim=-1).numpy())
     depths[0][:5], normals[0][:5] = np.nan, np.nan
     features = torch.cat([coarse, turned, torch.randn(40, 4, 4, 4)], 1)
-    train, judged = standardised([rows(features[:30]), rows(features[30:])], (4, 4))
+    train, evaluated = standardised([rows(features[:30]), rows(features[30:])], (4, 4))
     split = split_holdout(30, 0.2, 0)
     penalties = {"heads": {"linear": {"penalties": [1e-8, 1e-2]}}}
     both = miniature("nyuv2", depth=penalties, normals=penalties)
-    depth = probe_depth(train, judged, depths[:30], depths[30:], both.depth, "linear", split, 0, keep=1)
+    depth = probe_depth(train, evaluated, depths[:30], depths[30:], both.depth, "linear", split, 0, keep=1)
     assert depth.hyperparameters["target"] == "metric" and depth.hyperparameters["penalty"] == 1e-8
     assert depth.metrics["delta1"] > 99 and depth.metrics["rmse"] < 0.1
     assert depth.predictions["depth_prediction_0"].shape == (30, 42)
     # normalising is not linear, so a regression of unit vectors is near, not exact
-    told = probe_normals(train, judged, normals[:30], normals[30:], both.normals, "linear", split, 0, keep=1)
-    assert told.metrics["mean"] < 15
-    blind = probe_normals(train * 0, judged * 0, normals[:30], normals[30:], both.normals, "linear", split, 0, keep=0)
+    informed = probe_normals(train, evaluated, normals[:30], normals[30:], both.normals, "linear", split, 0, keep=1)
+    assert informed.metrics["mean"] < 15
+    blind = probe_normals(
+        train * 0, evaluated * 0, normals[:30], normals[30:], both.normals, "linear", split, 0, keep=0
+    )
     assert blind.metrics["mean"] > 60
 
 
@@ -318,8 +320,8 @@ def test_depth_outside_the_range_is_neither_learned_nor_judged():
         depth[:, :12] = 50.0
     task = miniature("nyuv2", depth={"heads": {"linear": {"penalties": [1.0]}}}).depth
     split = split_holdout(20, 0.2, 0)
-    told = probe_depth(features, features, depths, depths, task, "linear", split, 0, 0)
-    assert told.metrics["rmse"] == pytest.approx(0, abs=1e-3)
+    informed = probe_depth(features, features, depths, depths, task, "linear", split, 0, 0)
+    assert informed.metrics["rmse"] == pytest.approx(0, abs=1e-3)
 
 
 def test_eigen_crop_needs_its_image_size():
@@ -355,11 +357,11 @@ def planted_objects(seed, count, side=8, size=64):
 
 
 def test_an_encoder_that_tells_the_objects_is_near_in_boxes_and_masks():
-    (train, train_samples), (judged, eval_samples) = planted_objects(0, 64), planted_objects(1, 24)
+    (train, train_samples), (evaluated, eval_samples) = planted_objects(0, 64), planted_objects(1, 24)
     options = head_of("detection", "mask_rcnn", steps=100, batch_size=8, learning_rates=[5e-3], proposals=20)
     objects = [training_objects(one, (128, 128), ImageView(0, 0, 64, 128)) for one in train_samples]
     detector = train_detector(train, objects, 2, options, candidates(options)[0], seed=0)
-    found = detect(detector, judged, [(64, 128)] * 24)
+    found = detect(detector, evaluated, [(64, 128)] * 24)
     annotations = []
     for index, one in enumerate(eval_samples):
         x0, y0, x1, y1 = one["boxes"][0].tolist()
@@ -507,17 +509,17 @@ def test_a_job_writes_one_file_a_model_and_head(name, models_dir, tmp_path):
         with np.load((out / file).with_suffix(".npz")) as kept:
             assert len(kept["ids"]) == 2 and kept["image_1"].dtype == np.uint8
             first = kept["ids"].tolist()
-        judged = read_per_image(per_image_path(out / file))
-        assert judged.ids[:2].tolist() == first and len(judged.ids) == 8
+        evaluated = read_per_image(per_image_path(out / file))
+        assert evaluated.ids[:2].tolist() == first and len(evaluated.ids) == 8
         for row in result["results"]:
             value = row["metrics"][measure(row["task"]).main]
-            assert main_metric(row["task"], judged.tasks[row["task"]])[0] == pytest.approx(value)
+            assert main_metric(row["task"], evaluated.tasks[row["task"]])[0] == pytest.approx(value)
         written = {path.name.partition(".")[2] for path in (out / file).parent.glob(f"{Path(file).stem}.*")}
         assert written == {*kinds(name), "npz"}
         if "thumbnails.npz" in written:
             shown = read_per_image(thumbnails_path(out / file))
-            assert shown.ids.tolist() == judged.ids.tolist()
-            assert set(shown.tasks) == set(judged.tasks) - {"instance_segmentation"}
+            assert shown.ids.tolist() == evaluated.ids.tolist()
+            assert set(shown.tasks) == set(evaluated.tasks) - {"instance_segmentation"}
     assert len(shas) == 3
 
 
@@ -638,8 +640,8 @@ def test_every_shipped_protocol_runs_and_keeps_the_predictions_of_every_head(pro
     assert {path.stem for path in out.rglob("*.json")} == set(heads)
     for head, tasks in heads.items():
         rows = json.loads((out / f"clip/seed0/{head}.json").read_text())["results"]
-        judged = [row["task"] for row in rows]
-        assert judged == (["detection", "instance_segmentation"] if head == "mask_rcnn" else tasks)
+        evaluated = [row["task"] for row in rows]
+        assert evaluated == (["detection", "instance_segmentation"] if head == "mask_rcnn" else tasks)
         for row in rows:
             assert row["protocol_name"] == protocol and row["num_parameters"] > 0
             assert all(value is None or np.isfinite(value) for value in row["metrics"].values())

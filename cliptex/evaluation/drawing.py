@@ -3,6 +3,7 @@
 A prediction has the form of `ProbeTask.thumbnail`; a sample is one of a benchmark's.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ Labels = Mapping[str, np.ndarray]
 Sample = Mapping[str, Any]
 
 
-class Drawing:
+class Drawing(ABC):
     """The drawing of one task's labels in one album. note: explanation under the album's title.
 
     content: the beginning of an alt text, before the image's id. lists_contents: whether `contents` stand below the
@@ -37,22 +38,23 @@ class Drawing:
 
     def __init__(self, class_names: Sequence[str], images: Sequence[tuple[Sample, Sequence[Labels]]]):
         """images: every sample of the album with its predictions."""
+        self.class_names = class_names
 
+    @abstractmethod
     def truth(self, sample: Sample) -> Labels:
         """The ground truth of a sample in the form of a prediction."""
-        raise NotImplementedError
 
     def visible(self, sample: Sample, prediction: Labels) -> Labels:
         """The part of a prediction that is drawn."""
         return prediction
 
+    @abstractmethod
     def pixels(self, sample: Sample, labels: Labels) -> tuple[np.ndarray, str]:
         """uint8 [H, W, 3] and its kind (`cliptex.evaluation.images.data_uri`)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def legend(self, sample: Sample, shown: Sequence[Labels]) -> list[LegendEntry]:
         """The legend below the ground truth and the predictions of a sample."""
-        raise NotImplementedError
 
     def contents(self, labels: Labels) -> list[str]:
         """What is drawn, in words, for the alt text."""
@@ -63,17 +65,17 @@ class _ClassDrawing(Drawing):
     """One colour a class in the whole album."""
 
     def __init__(self, class_names: Sequence[str], images: Sequence[tuple[Sample, Sequence[Labels]]]):
-        self.class_names = class_names
+        super().__init__(class_names, images)
         shown = [
             labels
             for sample, predictions in images
-            for labels in (self.truth(sample), *(self.visible(sample, one) for one in predictions))
+            for labels in (self.truth(sample), *(self.visible(sample, prediction) for prediction in predictions))
         ]
         self.colours = ClassColours(class_names, class_counts(map(self.codes, shown)))
 
+    @abstractmethod
     def codes(self, labels: Labels) -> np.ndarray:
         """Class numbers of what is drawn."""
-        raise NotImplementedError
 
     def legend(self, sample: Sample, shown: Sequence[Labels]) -> list[LegendEntry]:
         return self.colours.legend(map(self.codes, shown))

@@ -26,8 +26,8 @@ def probe_task(name: str) -> ProbeTask:
     """
     if ":" in name:
         task = find("probe tasks", name)()
-        if task.name in built_in():
-            raise CliptexError(f"{name}: its name {task.name!r} is taken by the package's own task; choose another")
+        if type(known_tasks().get(task.name, task)) is not type(task):
+            raise CliptexError(f"{name}: its name {task.name!r} is taken by another probe task; choose another")
         return _others.setdefault(task.name, task)
     tasks = known_tasks()
     if name not in tasks:
