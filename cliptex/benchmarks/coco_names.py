@@ -10,6 +10,6 @@ def coco_categories() -> list[tuple[int, str, str]]:
 
     The contiguous class of a category is its position + 1 (0 is background).
     """
-    lines = files("cliptex.benchmarks").joinpath("coco_categories.tsv").read_text().splitlines()[1:]
+    lines = files("cliptex.benchmarks").joinpath("coco_categories.tsv").read_text(encoding="utf-8").splitlines()[1:]
     rows = (line.split("\t") for line in lines)
     return [(int(number), name, group) for number, name, group in rows]

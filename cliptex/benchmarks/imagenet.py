@@ -112,7 +112,7 @@ def read_meta(path: Path) -> dict[int, str]:
 def official_wnids() -> list[str]:
     """The 1000 wnids in label order, from timm's data files (read without importing timm)."""
     folder = Path(find_spec("timm").submodule_search_locations[0])
-    return (folder / "data" / "_info" / "imagenet_synsets.txt").read_text().split()
+    return (folder / "data" / "_info" / "imagenet_synsets.txt").read_text(encoding="utf-8").split()
 
 
 PLUGIN = Imagenet

@@ -13,7 +13,7 @@ from cliptex.cli import data, evaluation, labels, models, project
 from cliptex.cli.common import documented
 from cliptex.cluster import gpu
 from cliptex.core import progress
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, subject
 from cliptex.core.files import write_error
 from cliptex.core.redact import Formatter
 
@@ -114,7 +114,7 @@ def _set_up_logging(log_file: Path | None, debug: bool) -> None:
     # of the processes that torchrun started together, only rank 0 writes the log
     if log_file is not None and os.environ.get("RANK", "0") == "0":
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(log_file, mode="w"))
+        handlers.append(logging.FileHandler(log_file, mode="w", encoding="utf-8"))
         # several jobs share the terminal: no progress bars, and only errors if the terminal is not interactive
         progress.bars = False
         terminal.setLevel(logging.INFO if sys.stderr.isatty() else logging.ERROR)
@@ -170,10 +170,11 @@ def _show_unexpected(error: Exception) -> int:
         typer.echo(_usage_error(error), err=True)
         return error.exit_code
     message = str(error).strip().partition("\n")[0]
+    where = f"{subject(error)}: " if subject(error) else ""
     files = [handler.baseFilename for handler in logging.root.handlers if isinstance(handler, logging.FileHandler)]
     hint = f"the traceback is in {files[0]}" if files else "cliptex --debug ... shows the traceback"
     log.error("%s", traceback.format_exc(), extra={"is_traceback": True})
-    log.error("error: %s%s (%s)", type(error).__name__, f": {message}" if message else "", hint)
+    log.error("error: %s%s%s (%s)", where, type(error).__name__, f": {message}" if message else "", hint)
     return 2
 
 

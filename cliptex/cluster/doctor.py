@@ -57,7 +57,7 @@ class Submission:
         """Read `default-resources` of a Snakemake profile (a folder, or its file)."""
         path = profile / "config.yaml" if profile.is_dir() else profile
         try:
-            resources = yaml.safe_load(path.read_text()).get("default-resources") or {}
+            resources = yaml.safe_load(path.read_text(encoding="utf-8")).get("default-resources") or {}
         except (OSError, yaml.YAMLError, AttributeError) as error:
             raise CliptexError(
                 f"--profile {profile}: cannot be read ({error}); give the folder of a profile"

@@ -23,7 +23,7 @@ def torch_build() -> tuple[str, str]:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return "", ""
-    text = (Path(spec.origin).parent / "version.py").read_text()
+    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
     constants = dict(re.findall(r"^(\w+)(?:: [^=]+)? = '([^']+)'", text, re.M))
     for key, build in (("cuda", "CUDA"), ("hip", "ROCm")):
         if key in constants:

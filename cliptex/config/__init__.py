@@ -175,7 +175,7 @@ class Config(Section):
             if not text.lstrip().startswith("{"):
                 where = text
                 try:
-                    text = Path(source).read_text()
+                    text = Path(source).read_text(encoding="utf-8")
                 except OSError as error:
                     raise CliptexError(
                         f"{where}: cannot be read ({error.strerror}); give a configuration file: --config FILE"

@@ -92,7 +92,7 @@ def sha256_json(value: Any) -> str:
 
 def write_json(path: Path, value: Any, default: Callable[[Any], Any] | None = None) -> None:
     """Write `value` as indented JSON, atomically. NaN is refused, since it is not JSON. default: see `json.dump`."""
-    with replacing(path) as scratch, scratch.open("w") as file:
+    with replacing(path) as scratch, scratch.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, allow_nan=False, default=default)  # not dumps: the text may not fit in memory
         file.write("\n")
 
@@ -101,7 +101,7 @@ def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
     """Read a JSON file. Raises CliptexError if it is missing or broken. object_hook: see `json.loads`."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(), object_hook=object_hook)
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=object_hook)
     except FileNotFoundError as error:
         raise CliptexError(f"{path}: no such file; run the step that creates it first") from error
     except ValueError as error:

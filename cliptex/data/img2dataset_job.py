@@ -304,7 +304,7 @@ def is_complete(folder: Path, number: int, count: int) -> bool:
     import pyarrow.parquet
 
     try:
-        stats = json.loads((folder / f"{number:05d}_stats.json").read_text())
+        stats = json.loads((folder / f"{number:05d}_stats.json").read_text(encoding="utf-8"))
         rows = pyarrow.parquet.ParquetFile(folder / f"{number:05d}.parquet").metadata.num_rows
         with (folder / f"{number:05d}.tar").open("rb") as tar:
             tar.seek(-1024, os.SEEK_END)
@@ -400,7 +400,7 @@ def download_batch(urls: dict, how: dict, batch: int, processes: int) -> None:
     path = RAW / f"batch-{batch:03d}.json"
     scratch = path.with_name(f".{path.name}.{uuid4().hex}")
     scratch.parent.mkdir(parents=True, exist_ok=True)
-    scratch.write_text(json.dumps({"folder": str(folder), "shards": shards}, indent=1) + "\n")
+    scratch.write_text(json.dumps({"folder": str(folder), "shards": shards}, indent=1) + "\n", encoding="utf-8")
     scratch.replace(path)
 
 

@@ -92,7 +92,7 @@ def run_clip_benchmark(
             last = next((line for line in reversed(process.stdout.splitlines()) if line.strip()), "no output")
             raise CliptexError(f"clip_benchmark failed on {dataset} with {model}, seed {seed}: {last.strip()}")
         # not read_json: top-5 is NaN for fewer than five classes
-        output = json.loads(result_file.read_text())
+        output = json.loads(result_file.read_text(encoding="utf-8"))
     metrics = {METRICS.get(name, name): _percent(value) for name, value in output["metrics"].items()}
     log.info("%s %s seed %d: %s", dataset, model, seed, metrics)
     result = {
@@ -146,7 +146,7 @@ def write_table(files: Sequence[Path], out: Path) -> None:
         "means": means,
         "provenance": rows[0]["provenance"] | {"model_sha256": digests},
     }
-    with replacing(out.with_suffix(".csv")) as scratch, scratch.open("w", newline="") as file:
+    with replacing(out.with_suffix(".csv")) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["dataset", "metric", *(f"{model}/seed{seed}" for model, seed in runs)])
         values = {(row["dataset"], row["model"], row["seed"]): row["metrics"] for row in rows}

@@ -162,4 +162,4 @@ def _write_lines(path: Path, lines: Sequence[str], label: str) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     with replacing(path) as scratch:
-        scratch.write_text(text)
+        scratch.write_text(text, encoding="utf-8")

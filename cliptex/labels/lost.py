@@ -18,7 +18,10 @@ def batches_to_redo(folders: Iterable[Path | str]) -> dict[Path, list[Path]]:
     for folder in map(Path, folders):
         for batch in sorted(folder.glob("batch-*.json")):
             try:
-                files = {folder / item["file"]: item["bytes"] for item in json.loads(batch.read_text())["shards"]}
+                files = {
+                    folder / item["file"]: item["bytes"]
+                    for item in json.loads(batch.read_text(encoding="utf-8"))["shards"]
+                }
             except (ValueError, LookupError, TypeError):
                 redo[batch] = [batch]
                 continue
@@ -34,6 +37,6 @@ def batches_to_redo(folders: Iterable[Path | str]) -> dict[Path, list[Path]]:
 def _indexed(folder: Path) -> list[dict[str, Any]]:
     """`files` of the store's index.json; empty if it is missing, or unreadable and so will be rewritten."""
     try:
-        return json.loads((folder / "index.json").read_text())["files"]
+        return json.loads((folder / "index.json").read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, LookupError, TypeError):
         return []

@@ -34,10 +34,10 @@ def build_report(config: Config, workdir: Path = Path(), out: Path = paths.RESUL
     for table in (*parts.tables.values(), *parts.metrics):
         for suffix, text in (("csv", table.csv()), ("md", table.markdown())):
             with replacing(folder / f"{table.name}.{suffix}") as scratch:
-                scratch.write_text(text)
-    with replacing(folder / "all_metrics.csv") as scratch, scratch.open("w", newline="") as file:
+                scratch.write_text(text, encoding="utf-8")
+    with replacing(folder / "all_metrics.csv") as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(long_rows(results))
     for chart in parts.charts.values():
         chart.save(folder)
     with replacing(workdir / out) as scratch:
-        scratch.write_text(page)
+        scratch.write_text(page, encoding="utf-8")

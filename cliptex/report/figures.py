@@ -73,7 +73,7 @@ class Chart:
     def save(self, folder: Path) -> None:
         """Write `{name}.svg` and, on white, `{name}.png`."""
         with replacing(folder / f"{self.name}.svg") as scratch:
-            scratch.write_text(self.svg)
+            scratch.write_text(self.svg, encoding="utf-8")
         with replacing(folder / f"{self.name}.png") as scratch:
             scratch.write_bytes(self._render("png"))
 

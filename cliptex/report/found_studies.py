@@ -48,7 +48,7 @@ def found_studies(workdir: Path, weights: Mapping[str, str]) -> tuple[list[Found
                     f"{study['command']}"
                 )
                 continue
-            shown.append(_found(study, path.with_name("plot.svg").read_text()))
+            shown.append(_found(study, path.with_name("plot.svg").read_text(encoding="utf-8")))
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise CliptexError(f"{path}: not a study's results ({error!r}); run {_command(study)} again") from error
     return shown, left_out

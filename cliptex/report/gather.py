@@ -251,7 +251,7 @@ def _run(folder: Path) -> FinishedRun:
         return FinishedRun(record, [])
     path = folder / "metrics.jsonl"
     try:
-        history = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        history = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except FileNotFoundError as error:
         raise CliptexError(f"{path}: no such file; run the training first") from error
     except ValueError as error:
@@ -265,7 +265,7 @@ def _timings(folder: Path) -> list[Timing]:
     for rule in sorted(path for path in folder.glob("*") if path.is_dir()):
         wall, cpu, jobs = 0.0, 0.0, 0
         for path in sorted(rule.rglob("*.tsv")):
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8") as file:
                 for line in csv.DictReader(file, delimiter="\t"):
                     jobs += 1
                     wall += _seconds(line.get("s")) or 0.0

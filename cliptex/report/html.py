@@ -18,7 +18,7 @@ def render(template: str, **values: Any) -> str:
         finalize=_unbroken,
         loader=jinja2.PackageLoader("cliptex.report", ""),
     )
-    css = Markup(files("cliptex.report").joinpath("page.css").read_text())
+    css = Markup(files("cliptex.report").joinpath("page.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(css=css, **values)
 
 

@@ -95,7 +95,7 @@ def export_model(
     if not with_heads:
         (out / HEADS_FILE).unlink(missing_ok=True)
     with replacing(out / "README.md") as scratch:
-        scratch.write_text(model_card(config, name, seed, record, with_heads, licence, workdir))
+        scratch.write_text(model_card(config, name, seed, record, with_heads, licence, workdir), encoding="utf-8")
 
 
 def _check_config(config: Config, name: str, record: dict[str, Any]) -> None:

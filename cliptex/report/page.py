@@ -129,7 +129,7 @@ def render(results: Results, parts: Parts) -> str:
         "studies": bool(studies or left_out),
     }
     # the digest is of the text between the tags, so that no other script runs
-    script = f"\n{files('cliptex.report').joinpath('page.js').read_text()}"
+    script = f"\n{files('cliptex.report').joinpath('page.js').read_text(encoding='utf-8')}"
     config = without_secrets(yaml.safe_dump(results.config.plain(), sort_keys=False, allow_unicode=True))
     return html.render(
         "page.html",

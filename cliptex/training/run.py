@@ -281,7 +281,7 @@ class _Run:
         if not self.world.is_main:
             return
         with replacing(folder / "metrics.jsonl") as scratch:
-            scratch.write_text("".join(json.dumps(line) + "\n" for line in self.history))
+            scratch.write_text("".join(json.dumps(line) + "\n" for line in self.history), encoding="utf-8")
 
     def export(self, peak_memory_mb: float) -> None:
         """Write the outputs, train.json last, and delete the checkpoints. peak_memory_mb: maximum over processes."""

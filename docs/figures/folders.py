@@ -36,7 +36,7 @@ INK, FAINT, FILL, AXIS = "#1d2129", "#5c6370", "#e8f1f8", "#fdf1da"
 def imports(package: Path = PACKAGE) -> Iterator[tuple[Path, int, str]]:
     """(module, line, imported module) for every import within the package, lazy ones included."""
     for path in sorted(package.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "cliptex":
                 for alias in node.names:
                     yield path, node.lineno, f"{node.module}.{alias.name}"
@@ -104,7 +104,7 @@ def main() -> None:
     found, errors = edges()
     if errors:
         sys.exit("\n".join(errors))
-    Path(sys.argv[1]).write_text(svg(reduced(found)))
+    Path(sys.argv[1]).write_text(svg(reduced(found)), encoding="utf-8")
 
 
 if __name__ == "__main__":

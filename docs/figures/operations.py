@@ -35,7 +35,7 @@ def of_an_expert(settings: dict) -> int:
 def main() -> None:
     """Print one JSON object: operations, two a multiply-add."""
     torch.manual_seed(0)
-    paper = yaml.safe_load((ROOT / "config/paper.yaml").read_text())
+    paper = yaml.safe_load((ROOT / "config/paper.yaml").read_text(encoding="utf-8"))
     found = {name: of_an_expert(dict(settings)) for name, settings in paper["experts"].items()}
     name, options = paper["student"]["architecture"], paper["train"]
     model = open_clip.create_model(name)

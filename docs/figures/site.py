@@ -36,7 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages from outside docs/, the page of the command line, and every other file that a page links to."""
     for source, page in PAGES.items():
         if (ROOT / source).exists():
-            files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+            files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     files.append(File.generated(config, "commands.md", content=command_line()))
     in_nav = set(_pages(config.nav))
     guides = next(entry["Guides"] for entry in config.nav if "Guides" in entry)

@@ -103,7 +103,7 @@ def _package_table() -> tuple[Archive, ...]:
 def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     """File and line of each row of a table, and its values by column."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise CliptexError(f"benchmark_data.archives: {path} cannot be read ({error.strerror})") from error
     reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)

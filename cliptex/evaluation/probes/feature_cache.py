@@ -64,7 +64,7 @@ class StoredFeatures:
     @classmethod
     def opened(cls, folder: Path) -> Self:
         """The features of a finished folder. Raises FileNotFoundError if there is none."""
-        metadata = json.loads((folder / ABOUT).read_text())
+        metadata = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         views, tokens, channels = metadata["shape"]
         kind = KINDS[metadata["precision"]]
         scales = np.memmap(folder / SCALES, np.float32, "r", shape=(views, channels)) if kind == np.int8 else None
@@ -194,7 +194,7 @@ class FeatureCache:
                 used = sum(path.stat().st_size for path in files)
                 if is_scratch:
                     with suppress(FileNotFoundError):
-                        used = max(used, int((folder / RESERVED).read_text()))
+                        used = max(used, int((folder / RESERVED).read_text(encoding="utf-8")))
                 else:
                     finished.append(((folder / ABOUT).stat().st_mtime, used, folder))
                 total += used
@@ -218,7 +218,7 @@ def _remove(folder: Path) -> None:
 def _reserved_space(scratch: Path, size: float) -> Iterator[None]:
     """Reserve `size` bytes for a folder that is being written, for as long as this process is alive."""
     file = scratch / RESERVED
-    with file.with_suffix(".new").open("w") as lock:
+    with file.with_suffix(".new").open("w", encoding="utf-8") as lock:
         lock.write(f"{size:.0f}")
         lock.flush()
         with suppress(OSError):  # without locks in the file system, no folder counts as abandoned
@@ -232,7 +232,7 @@ def _reserved_space(scratch: Path, size: float) -> Iterator[None]:
 def _abandoned(scratch: Path) -> bool:
     """Whether the process that was writing a folder was killed."""
     try:
-        with (scratch / RESERVED).open("r+") as lock:
+        with (scratch / RESERVED).open("r+", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # locked, or being created or finished
         return False

@@ -148,7 +148,7 @@ def _path(name: str, folders: Iterable[Path], key: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise CliptexError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(values, dict):

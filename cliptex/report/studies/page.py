@@ -43,11 +43,11 @@ def build_study(config: Config, workdir: Path = Path()) -> StudyPage:
     folder, table = workdir / paths.study(config.study.name), page.form.table
     for name, text in (("table.csv", table.csv()), ("table.md", table.markdown())):
         with replacing(folder / name) as scratch:
-            scratch.write_text(text)
+            scratch.write_text(text, encoding="utf-8")
     page.form.chart.save(folder)
     write_json(folder / "study.json", page.record)
     with replacing(folder.with_suffix(".html")) as scratch:
-        scratch.write_text(render(page))
+        scratch.write_text(render(page), encoding="utf-8")
     return page
 
 

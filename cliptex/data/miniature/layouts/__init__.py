@@ -92,7 +92,9 @@ def render_benchmark(miniature: Miniature, name: str, benchmark_dir: Path, look:
     writer: Writer = importlib.import_module(f"cliptex.data.miniature.layouts.{name}").write
     writer(renderer, scratch)
     digest = tree_digest(scratch)
-    (scratch / SEAL).write_text(digest)  # kept here, since Snakemake deletes the mark before it renders again
+    (scratch / SEAL).write_text(
+        digest, encoding="utf-8"
+    )  # kept here, since Snakemake deletes the mark before it renders again
     write_json(scratch / MARK, {**mark, "sha256": digest})
     shutil.rmtree(benchmark_dir, ignore_errors=True)
     scratch.replace(benchmark_dir)
@@ -104,7 +106,7 @@ def _same(existing: Any, mark: dict[str, Any]) -> bool:
 
 def _require_untouched(benchmark_dir: Path) -> None:
     """Raise CliptexError if a rendered tree, which is about to be replaced, contains files of the user."""
-    sealed = (benchmark_dir / SEAL).read_text() if (benchmark_dir / SEAL).exists() else ""
+    sealed = (benchmark_dir / SEAL).read_text(encoding="utf-8") if (benchmark_dir / SEAL).exists() else ""
     if sealed and tree_digest(benchmark_dir) != sealed:
         raise CliptexError(
             f"{benchmark_dir}: contains files that were changed or not rendered; move away your files, then run:"

@@ -16,7 +16,7 @@ from cliptex.data.miniature.scenes import SceneOptions
 @cache
 def classes() -> list[tuple[str, bool]]:
     """(name, is stuff) of the 150 official classes; a class's number is its position + 1."""
-    text = files("cliptex.data.miniature.layouts").joinpath("ade20k_classes.tsv").read_text()
+    text = files("cliptex.data.miniature.layouts").joinpath("ade20k_classes.tsv").read_text(encoding="utf-8")
     return [(row[2], row[1] == "1") for row in (line.split("\t") for line in text.splitlines()[1:])]
 
 

@@ -124,4 +124,4 @@ def write(renderer: Renderer, benchmark_dir: Path) -> None:
         }
         path = benchmark_dir / "annotations" / f"instances_{split}2017.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")

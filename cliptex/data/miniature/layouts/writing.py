@@ -31,7 +31,7 @@ def save_png(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None) 
 def save_text(path: Path, lines: list[str]) -> None:
     """Write lines of text."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines))
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def save_mat(path: Path, content: dict[str, Any]) -> None:
