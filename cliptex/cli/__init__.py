@@ -95,6 +95,10 @@ def cliptex(
     if threads is not None:
         _limit_threads(threads)
     _set_up_logging(log_file, debug)
+    if expected := os.environ.get("CLIPTEX_CODE"):
+        from cliptex.core.provenance import require_code
+
+        require_code(*expected.split(":", 1))
     if context.invoked_subcommand in GPU_COMMANDS:
         gpu.require_allocated_gpu()
 

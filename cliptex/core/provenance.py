@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cliptex
+from cliptex.core.errors import CliptexError
 from cliptex.core.files import sha256_file, sha256_json
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "mmsegmentation", "numpy", "pillow")
@@ -27,12 +28,23 @@ def _git() -> str | None:
 
 
 @cache
-def _code_sha256() -> str:
-    """A digest of all modules of the package, equal for a clone and an installation of it."""
-    package_dir = Path(cliptex.__file__).parent
+def code_sha256(package_dir: Path = Path(cliptex.__file__).parent) -> str:
+    """A digest of all modules of the package in `package_dir`, equal for a clone and an installation of it."""
     return sha256_json(
         {path.relative_to(package_dir).as_posix(): sha256_file(path) for path in package_dir.rglob("*.py")}
     )
+
+
+def require_code(expected: str, planned_dir: str, package_dir: Path = Path(cliptex.__file__).parent) -> None:
+    """Raise CliptexError unless the digest of the package is `expected`, that of the code in `planned_dir`.
+
+    A workflow plans with the modules of its clone, and its jobs run the installed package.
+    """
+    if code_sha256(package_dir) != expected:
+        raise CliptexError(
+            f"{package_dir}: the installed package differs from the workflow's, {planned_dir}/cliptex; run: pip install"
+            f" {planned_dir}   and then the same command again"
+        )
 
 
 def code(source: dict[str, Any]) -> str | None:
@@ -43,7 +55,7 @@ def code(source: dict[str, Any]) -> str | None:
 def versions() -> dict[str, str]:
     """Versions of the package (with commit or digest), Python, the system and the libraries, without importing them."""
     git = _git()
-    out = {"cliptex": f"{cliptex.__version__} ({f'commit {git}' if git else f'modules {_code_sha256()[:12]}'})"}
+    out = {"cliptex": f"{cliptex.__version__} ({f'commit {git}' if git else f'modules {code_sha256()[:12]}'})"}
     out["python"] = platform.python_version()
     out["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
     return out | _installed(("snakemake", *PACKAGES, "mmcv", "mmcv-lite", "pyarrow"))
@@ -64,7 +76,7 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "cliptex": cliptex.__version__,
         "git": _git(),
-        "code_sha256": _code_sha256(),
+        "code_sha256": code_sha256(),
         "config_sha256": sha256_json(config),
         "packages": _installed(PACKAGES),
         "python": platform.python_version(),

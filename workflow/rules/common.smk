@@ -6,6 +6,7 @@ import shutil
 import sys
 from os.path import exists
 from pathlib import Path
+from site import getsitepackages
 
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import available_cpu_count
@@ -14,6 +15,7 @@ from cliptex import versions
 from cliptex.config import Config, dataset_slug
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import put_on_path
+from cliptex.core.provenance import code_sha256, require_code
 from cliptex.data.official.status import benchmark_marks, is_published, missing_data
 from cliptex.data.shard_paths import (
     caption_tars,
@@ -81,6 +83,31 @@ except CliptexError as error:
     raise WorkflowError(str(error)) from None
 
 limit_cores()
+
+# a profile that nobody has edited: one error instead of one per job
+if placeholders := [
+    name
+    for name, value in (workflow.resource_settings.default_resources or {}).items()
+    if value.raw == "CHANGE_ME"
+]:
+    raise WorkflowError(
+        f"default-resources: {', '.join(placeholders)}: still CHANGE_ME; set your cluster's values in the profile"
+        " (docs/slurm.md)"
+    )
+
+# The modules of this clone plan, and the installed package works: they must be the same code. The package of this
+# environment is compared now; `cliptex` compares itself in every job, whose environment may be another.
+if (clone := Path(workflow.basedir) / "cliptex").is_dir():
+    os.environ["CLIPTEX_CODE"] = f"{code_sha256(clone)}:{workflow.basedir}"
+    # sys.path also has folders of this clone, put there by Snakemake
+    search = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), *getsitepackages()]
+    for package_dir in (Path(entry) / "cliptex" for entry in search if entry):
+        if (package_dir / "cli").is_dir():
+            try:
+                require_code(code_sha256(clone), workflow.basedir, package_dir)
+            except CliptexError as error:
+                raise WorkflowError(str(error)) from None
+            break
 
 # for snakemake called by its path, in a virtual environment that is not active
 if shutil.which("cliptex") is None:
