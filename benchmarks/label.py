@@ -45,7 +45,7 @@ def write_images(path: Path, count: int) -> None:
     from PIL import Image
 
     from cliptex.data.images import encode_jpeg
-    from cliptex.data.miniature import scene_for_key
+    from cliptex.data.miniature.sets import scene_for_key
     from cliptex.data.shards import Pair, write_shard
 
     miniature = Miniature(image_size_px=WIDTH)
@@ -70,9 +70,9 @@ def measure(name: str, folder: Path, entry: dict, batch_size: int, repeats: int)
 
     from cliptex.core.plugins import find
     from cliptex.experts.precision import mixed_precision
-    from cliptex.labels.label import Labeller
+    from cliptex.labels.files import describe_labels
+    from cliptex.labels.label import labelling
     from cliptex.labels.store import SCHEMA_VERSION
-    from cliptex.labels.summary import describe_labels
 
     plugin, network, options = EXPERTS[name]
     torch.manual_seed(0)
@@ -83,7 +83,7 @@ def measure(name: str, folder: Path, entry: dict, batch_size: int, repeats: int)
     path = folder / f"{name}.parquet"
     metadata = {"schema_version": SCHEMA_VERSION, "store": name, "task": task.name, "codec": task.codec()}
     calls: list[tuple[tuple, dict]] = []
-    with Labeller(name, expert, task, batch_size, Labels()) as labeller:
+    with labelling(name, expert, task, batch_size, Labels()) as labeller:
 
         def stage() -> None:
             labeller.label_shard(entry, metadata, path)

@@ -33,13 +33,13 @@ from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.plugins import find
 from cliptex.data.images import decode_image, encode_jpeg
-from cliptex.data.miniature import scene_for_key
+from cliptex.data.miniature.sets import scene_for_key
 from cliptex.data.shard_index import index_shards
 from cliptex.data.shards import Pair, write_shard
 from cliptex.experts.training import train_expert
 from cliptex.labels.index import index_labels
 from cliptex.labels.label import label_batch
-from cliptex.training.augment import crop_image, draw_view
+from cliptex.training.batch import crop_image, draw_view
 from cliptex.training.loader import JointLoader
 
 PAPER = Path(__file__).resolve().parents[1] / "config" / "paper.yaml"

@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from cliptex.config import Config, Miniature, Student
 from cliptex.core import paths
 from cliptex.core.plugins import find
-from cliptex.data.miniature import render_benchmark
+from cliptex.data.miniature.layouts import render_benchmark
 from cliptex.evaluation.metrics.depth import depth_metrics
 from cliptex.evaluation.metrics.segmentation import IGNORE, confusion_matrix, segmentation_metrics
 from cliptex.evaluation.probes.feature_cache import FeatureCache
@@ -49,8 +49,7 @@ from cliptex.evaluation.probes.heads.ridge import grid_points
 from cliptex.evaluation.probes.heads.segmentation import build_head, predict, train_head
 from cliptex.evaluation.probes.parts import Reader, features_of
 from cliptex.evaluation.probes.segmentation import SegmentationHead
-from cliptex.evaluation.probes.selection import Candidate, candidates
-from cliptex.evaluation.probes.training import Optimisation, batches
+from cliptex.evaluation.probes.training import Candidate, Optimisation, batches, candidates
 from cliptex.evaluation.probes.views import crop_truth, random_views
 from cliptex.evaluation.protocols.resolve import Entry, protocol_of
 from cliptex.models import clip as student
@@ -186,7 +185,7 @@ def _train_usually(
             (view,) = random_views(image.shape[:2], reader.section.input, reader.size, augment, rng)
             pixels.append(reader.pixels(image, view))
             masks.append(crop_truth(mask, view, reader.size, IGNORE))
-        logits = head([features(pixels)])
+        logits = head(features(pixels))
         logits = F.interpolate(logits, size=reader.size, mode="bilinear", align_corners=False)
         target = torch.from_numpy(np.stack(masks)).long()
         optimisation.step(F.cross_entropy(logits, target, ignore_index=IGNORE))

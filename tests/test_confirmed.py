@@ -23,7 +23,7 @@ from cliptex.evaluation.job import Job
 from cliptex.evaluation.metrics.depth import depth_metrics
 from cliptex.evaluation.metrics.normals import normals_metrics
 from cliptex.evaluation.metrics.segmentation import confusion_matrix, segmentation_metrics
-from cliptex.evaluation.probes.heads.detection import average_precision
+from cliptex.evaluation.probes.heads.detection import evaluate_detections
 from cliptex.models import clip as student
 from cliptex.models.mmcv_ops import import_heads
 
@@ -207,7 +207,7 @@ def test_average_precision_equals_that_of_pycocotools():
         official.evaluate()
         official.accumulate()
         official.summarize()
-        ours = average_precision(data, ids, found, kind)
+        ours, _ = evaluate_detections(data, ids, found, kind)
         expected = [100 * value if value >= 0 else None for value in official.stats[:6]]
         assert list(ours.values()) == pytest.approx(expected)
         assert 0 < ours["AP"] < 100

@@ -8,7 +8,7 @@ from cliptex.benchmarks.base import Benchmark
 from cliptex.config import Corruptions, Miniature
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
-from cliptex.data.miniature import render_benchmark
+from cliptex.data.miniature.layouts import render_benchmark
 from cliptex.evaluation.corruptions import KINDS, CorruptedBenchmark, corrupt, variant_of, variants
 
 

@@ -32,8 +32,7 @@ from cliptex.evaluation.measures import measure
 from cliptex.evaluation.per_image import main_metric, per_image_path, read_per_image
 from cliptex.evaluation.probes import tasks
 from cliptex.evaluation.probes.tasks import probe_task
-from cliptex.evaluation.results import read_result
-from cliptex.evaluation.tabulate import tabulate
+from cliptex.evaluation.results import read_result, tabulate
 from cliptex.evaluation.targets import heads, kinds
 from cliptex.models import clip
 

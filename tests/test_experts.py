@@ -103,8 +103,8 @@ def test_angmf_loss_is_the_log_likelihood_of_a_density(kappa):
     loss = angular_mf.angular_mf_loss(prediction, normals)[0].numpy()
     density = np.exp(-loss) / (2 * np.pi)
     assert_allclose(np.trapezoid(density * 2 * np.pi * np.sin(theta), theta), 1, atol=1e-3)
-    mean = np.trapezoid(theta * density * 2 * np.pi * np.sin(theta), theta)
-    assert_allclose(nll_angmf.expected_angle(np.array(kappa)), mean, rtol=2e-3)
+    mean, decay = np.trapezoid(theta * density * 2 * np.pi * np.sin(theta), theta), np.exp(-kappa * np.pi)
+    assert_allclose(2 * kappa / (kappa**2 + 1) + np.pi * decay / (1 + decay), mean, rtol=2e-3)  # equation 12
 
 
 def test_angmf_loss_has_a_finite_gradient_at_the_exact_normal():
@@ -294,7 +294,8 @@ def test_instances_are_kept_as_coco_results():
     masks = np.zeros((2, 5, 7), bool)
     masks[0, 1:3, 2:6], masks[1, 0, 0] = True, True
     boxes = np.array([[2, 1, 6, 3], [0, 0, 1, 1]], np.float32)
-    results = mask_rcnn.coco_results(boxes, np.array([90, 1]), np.array([0.25, 0.75], np.float32), masks)
+    output = {"boxes": boxes, "labels": np.array([90, 1]), "scores": np.array([0.25, 0.75], np.float32)}
+    results = mask_rcnn.coco_results({name: torch.from_numpy(array) for name, array in output.items()}, masks)
     assert [(one["category_id"], one["score"], one["bbox"]) for one in results] == [
         (1, 0.75, [0, 0, 1, 1]),
         (90, 0.25, [2, 1, 4, 2]),
@@ -655,7 +656,7 @@ def test_true_labels_have_the_form_of_each_task():
 
 def test_the_truth_is_the_pair_rendered_again(tmp_path):
     from cliptex.data.images import decode_image
-    from cliptex.data.miniature import render_pairs
+    from cliptex.data.miniature.sets import render_pairs
     from cliptex.data.shards import read_shard
 
     names = ("segmentation", "depth", "normals")

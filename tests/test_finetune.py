@@ -17,11 +17,11 @@ from cliptex.evaluation import finetune, probe
 from cliptex.evaluation.finetune import train_jointly
 from cliptex.evaluation.job import Job
 from cliptex.evaluation.probes.parts import Reader
-from cliptex.evaluation.probes.selection import candidates
+from cliptex.evaluation.probes.training import candidates
 from cliptex.evaluation.probes.tuning import Recipe, Tuned
 from cliptex.evaluation.protocols.base import Training
 from cliptex.evaluation.protocols.resolve import protocol_of
-from cliptex.evaluation.tabulate import tabulate
+from cliptex.evaluation.results import tabulate
 from cliptex.evaluation.targets import finetune_files, tuned_heads
 from cliptex.models import clip as student
 from cliptex.models.encoders import load_encoder

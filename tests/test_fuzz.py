@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.data.official.unpack import Limits, unpack
-from cliptex.data.shard_access import ShardOffsets
-from cliptex.data.shard_index import describe_shard, verify_shard
+from cliptex.data.shard_index import ShardOffsets, describe_shard, verify_shard
 from cliptex.data.shards import Pair, read_shard, write_shard
 from cliptex.labels.store import LabelFile
 from cliptex.tasks.depth import Depth
@@ -158,8 +157,8 @@ def tiny_labels(tmp_path_factory):
     """The bytes of a label file, its keys, and its stored labels."""
     import numpy as np
 
+    from cliptex.labels.files import open_label_writer
     from cliptex.labels.store import SCHEMA_VERSION
-    from cliptex.labels.writer import open_label_writer
 
     path, task = tmp_path_factory.mktemp("labels") / "00000.parquet", Depth()
     metadata = {"schema_version": SCHEMA_VERSION, "task": task.name, "codec": task.codec(), "extra_columns": []}

@@ -14,7 +14,7 @@ from cliptex.config import Config, Student
 from cliptex.core import paths
 from cliptex.evaluation import probe, zeroshot
 from cliptex.evaluation.job import Job
-from cliptex.evaluation.tabulate import tabulate
+from cliptex.evaluation.results import tabulate
 from cliptex.evaluation.targets import probe_files
 from cliptex.models import clip as student
 from cliptex.training.run import train

@@ -24,7 +24,7 @@ from cliptex.data.images import decode_image, encode_jpeg
 from cliptex.data.packed import plain
 from cliptex.data.shard_index import index_shards, read_index, read_indexed
 from cliptex.data.shards import Pair, write_shard
-from cliptex.labels import writer
+from cliptex.labels import files
 from cliptex.labels.audit import audit_labels, differing, report
 from cliptex.labels.index import index_labels
 from cliptex.labels.label import label_batch
@@ -521,7 +521,7 @@ def test_training_refuses_labels_that_are_not_those_indexed(work):
 
 
 def test_payloads_are_read_when_asked_for(work, monkeypatch):
-    monkeypatch.setattr(writer, "ROWS_PER_GROUP", 3)
+    monkeypatch.setattr(files, "ROWS_PER_GROUP", 3)
     work.label_all(raises=[keys_of(work, 0)[4]])
     file = open_store(work.out / "index.json", work.entries[0])
     light = len(pickle.dumps(file))
@@ -673,7 +673,7 @@ def test_what_a_killed_job_left_half_made_is_swept_away(work):
 
 
 def test_rows_go_to_disk_a_group_at_a_time(work, monkeypatch):
-    monkeypatch.setattr(writer, "ROWS_PER_GROUP", 5)
+    monkeypatch.setattr(files, "ROWS_PER_GROUP", 5)
     work.label(0)
     groups = parquet.ParquetFile(work.file(0))
     assert [groups.metadata.row_group(number).num_rows for number in range(groups.num_row_groups)] == [5, 3]

@@ -20,7 +20,7 @@ from cliptex.core.plugins import find
 from cliptex.data.images import decode_image
 from cliptex.data.shard_index import read_index, read_indexed
 from cliptex.tasks.base import View
-from cliptex.training.augment import crop_image, draw_view
+from cliptex.training.batch import crop_image, draw_view
 from cliptex.training.loader import JointLoader
 from cliptex.training.run import train
 from cliptex.training.trainer import Trainer
@@ -352,7 +352,7 @@ def test_memory_stays_as_it_is_over_epochs(tiny):
     joint = loader(with_train(tiny, shuffle_shards=1))
     batches = joint.batches(0)
 
-    modules = ("training/loader", "training/batch", "labels/store", "data/shard_access", "data/shards")
+    modules = ("training/loader", "training/batch", "labels/store", "data/shard_index", "data/shards")
     filters = [tracemalloc.Filter(True, f"*/cliptex/{module}.py") for module in modules]
 
     def least():

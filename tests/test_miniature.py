@@ -15,15 +15,17 @@ from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.config import Miniature
 from cliptex.core.errors import CliptexError
 from cliptex.data.images import decode_image
-from cliptex.data.miniature import layouts, render_benchmark, render_expert_set, render_pairs, scene_for_key
+from cliptex.data.miniature import layouts
 from cliptex.data.miniature.captions import GENERIC, caption_noise
 from cliptex.data.miniature.kinds import KIND_ID, KINDS, SCENE_CATEGORIES, THINGS
+from cliptex.data.miniature.layouts import render_benchmark
 from cliptex.data.miniature.layouts.coco import polygons, run_lengths
 from cliptex.data.miniature.layouts.imagenet import SYNSETS
 from cliptex.data.miniature.looks import LOOKS, Stylist
 from cliptex.data.miniature.meshes import Paint, Shape
 from cliptex.data.miniature.scenery import shell
 from cliptex.data.miniature.scenes import render
+from cliptex.data.miniature.sets import render_expert_set, render_pairs, scene_for_key
 from cliptex.data.miniature.stage import Camera, Stage
 from cliptex.data.miniature.things import BUILDERS
 from cliptex.data.shards import read_shard

@@ -38,8 +38,8 @@ def test_compiled_mmcv_is_left_alone(monkeypatch):
 @pytest.mark.parametrize(("name", "parameters"), [("linear", 768 * 21 + 21), ("deeplabv3", None), ("pspnet", None)])
 def test_heads_give_logits_of_the_feature_maps_size(name, parameters):
     head = build_head(protocol_of("voc", {}).semantic_segmentation.heads[name], 768, 21).eval()
-    assert head([torch.zeros(2, 768, 7, 7)]).shape == (2, 21, 7, 7)
+    assert head(torch.zeros(2, 768, 7, 7)).shape == (2, 21, 7, 7)
     if parameters:
         # the linear head is a 1x1 convolution and nothing else
         assert sum(parameter.numel() for parameter in head.parameters()) == parameters
-    assert head.conv_seg.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert head.head.conv_seg.weight.std().item() == pytest.approx(0.01, rel=0.1)

@@ -10,7 +10,7 @@ import torch
 
 from cliptex.config import Miniature, Student
 from cliptex.core.errors import CliptexError
-from cliptex.data.miniature import render_benchmark
+from cliptex.data.miniature.layouts import render_benchmark
 from cliptex.models import clip as student
 from cliptex.models.dense_features import dense_features
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from cliptex.core.errors import CliptexError
 from cliptex.experts import nll_angmf
+from cliptex.experts.network import load_weights
 from cliptex.experts.nll_angmf import NLLAngMF, load_published
 
 pytestmark = pytest.mark.xdist_group("nll_angmf")
@@ -186,21 +187,22 @@ def test_a_published_file_is_loaded_as_it_is(network, tmp_path):
     with torch.device("meta"):
         other = NLLAngMF({"BN": "GN", "GN": "BN"}[architecture])
     with pytest.raises(CliptexError, match=r"do not match.*running"):
-        other.load_published(path)
+        load_weights(other, path)
 
 
 def test_a_file_with_one_name_less_or_more_is_refused(tmp_path):
     state = small_network().state_dict()
     torch.save({"model": state, "iter": 7}, tmp_path / "whole.pt")
-    loaded = small_network().load_published(tmp_path / "whole.pt")
+    loaded = small_network()
+    load_weights(loaded, tmp_path / "whole.pt")
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
     torch.save({"model": state | {"decoder.extra": torch.zeros(1)}}, tmp_path / "more.pt")
     with pytest.raises(CliptexError, match=r"unexpected decoder\.extra"):
-        small_network().load_published(tmp_path / "more.pt")
+        load_weights(small_network(), tmp_path / "more.pt")
     del state["decoder.out_conv_res1.6.bias"]
     torch.save({"model": state}, tmp_path / "less.pt")
     with pytest.raises(CliptexError, match=r"missing decoder\.out_conv_res1\.6\.bias"):
-        small_network().load_published(tmp_path / "less.pt")
+        load_weights(small_network(), tmp_path / "less.pt")
 
 
 class Planted:

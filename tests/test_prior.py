@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cliptex.experts.prior import prior_label
+from cliptex.experts.truth import prior_label
 
 
 @pytest.fixture

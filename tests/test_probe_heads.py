@@ -12,12 +12,11 @@ from cliptex.evaluation.probes.heads import decoders
 from cliptex.evaluation.probes.heads.classification import GridPoint, grid_of, probe_classification, train_grid
 from cliptex.evaluation.probes.heads.depth import probe_depth
 from cliptex.evaluation.probes.heads.detection import build_detector, detect, train_detector, training_objects
+from cliptex.evaluation.probes.heads.detectors import Anchors, Pyramid, frames
 from cliptex.evaluation.probes.heads.maps import evaluation_window
 from cliptex.evaluation.probes.heads.normals import probe_normals
-from cliptex.evaluation.probes.heads.pyramid import Anchors, Pyramid, frames
 from cliptex.evaluation.probes.heads.segmentation import build_head, class_weights
-from cliptex.evaluation.probes.selection import Candidate, best_candidate, candidates
-from cliptex.evaluation.probes.training import rate_factor
+from cliptex.evaluation.probes.training import Candidate, best_candidate, candidates, rate_factor
 from cliptex.evaluation.probes.views import ImageView
 from cliptex.evaluation.protocols.base import Training
 from cliptex.evaluation.protocols.resolve import protocol_of
@@ -41,10 +40,10 @@ def test_the_papers_and_dinov2s_segmentation_heads_have_their_parameters():
     assert parameters(build_head(paper["linear"], 768, 21)) == 768 * 21 + 21
     # of mmsegmentation's ASPPHead with 256 channels and dilations 1, 6, 12, 18
     assert parameters(build_head(paper["deeplabv3"], 768, 21)) == pytest.approx(8.7e6, rel=0.01)
-    assert build_head(paper["pspnet"], 768, 21).pool_scales == (1, 2, 3, 6)
+    assert build_head(paper["pspnet"], 768, 21).head.pool_scales == (1, 2, 3, 6)
     linear = build_head(heads_of("dinov2", "ade20k", "semantic_segmentation")["linear"], 768, 150)
     assert parameters(linear) == 2 * 768 + 768 * 150 + 150
-    assert linear([torch.randn(2, 768, 5, 7)]).shape == (2, 150, 5, 7)
+    assert linear(torch.randn(2, 768, 5, 7)).shape == (2, 150, 5, 7)
     # the batch's own statistics in training
     out = linear.norm(torch.randn(4, 768, 5, 7) * 9 + 3)
     assert out.mean().abs() < 0.01 and abs(out.std() - 1) < 0.01
@@ -64,9 +63,9 @@ def test_the_decoders_of_dinov2_and_probe3d_have_their_shapes_and_parameters():
     head = decoders.depth_head(options, 4 * 768, 1e-3, 10)
     assert parameters(head) == shared + 512 * 256 * 9 + 256
     options = heads_of("probe3d", "nyuv2", "normals")["dpt"]
-    assert parameters(decoders.normals_head(options, 4 * 768)) == shared + 512 * 4 * 9 + 4
+    assert parameters(decoders.build_decoder(options, 4 * 768, 4)) == shared + 512 * 4 * 9 + 4
     small = options.model_copy(update={"channels": 8})
-    assert decoders.normals_head(small, 4 * 6)(torch.randn(2, 24, 3, 5)).shape == (2, 4, 48, 80)
+    assert decoders.build_decoder(small, 4 * 6, 4)(torch.randn(2, 24, 3, 5)).shape == (2, 4, 48, 80)
 
 
 def test_bins_give_depths_within_their_range_and_those_that_are_asked_for():

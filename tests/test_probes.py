@@ -32,14 +32,13 @@ from cliptex.evaluation.probes.features import split_holdout, standardised
 from cliptex.evaluation.probes.heads import ridge
 from cliptex.evaluation.probes.heads.classification import fit_logistic, probe_classification
 from cliptex.evaluation.probes.heads.depth import probe_depth
-from cliptex.evaluation.probes.heads.detection import average_precision, detect, train_detector, training_objects
+from cliptex.evaluation.probes.heads.detection import detect, evaluate_detections, train_detector, training_objects
 from cliptex.evaluation.probes.heads.maps import resized
 from cliptex.evaluation.probes.heads.normals import probe_normals
 from cliptex.evaluation.probes.heads.segmentation import SegmentationData, probe_segmentation, resized_argmax
 from cliptex.evaluation.probes.parts import Part, Reader
-from cliptex.evaluation.probes.selection import candidates
 from cliptex.evaluation.probes.tasks import built_in, probe_task
-from cliptex.evaluation.probes.training import batches
+from cliptex.evaluation.probes.training import batches, candidates
 from cliptex.evaluation.probes.views import ImageView
 from cliptex.evaluation.protocols.resolve import (
     SHIPPED,
@@ -51,7 +50,7 @@ from cliptex.evaluation.protocols.resolve import (
     with_protocols,
     with_sections,
 )
-from cliptex.evaluation.tabulate import tabulate
+from cliptex.evaluation.results import tabulate
 from cliptex.evaluation.targets import kinds, probe_files
 from cliptex.evaluation.thumbnails import thumbnails_path
 from cliptex.models import clip as student
@@ -108,8 +107,8 @@ def test_average_precision_of_no_detections_is_zero():
     none = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "scores": np.zeros(0), "masks": np.zeros((0, 8, 8))}
     box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0}
     data = {"images": images, "annotations": [box], "categories": [{"id": 1, "name": "a"}]}
-    assert average_precision(data, [1], [none], "bbox")["AP"] == 0
-    assert average_precision(data | {"annotations": []}, [1], [none], "bbox")["AP"] is None
+    assert evaluate_detections(data, [1], [none], "bbox")[0]["AP"] == 0
+    assert evaluate_detections(data | {"annotations": []}, [1], [none], "bbox")[0]["AP"] is None
 
 
 # Solvers
@@ -378,8 +377,8 @@ def test_an_encoder_that_tells_the_objects_is_near_in_boxes_and_masks():
         )
     images = [{"id": index, "height": 64, "width": 128, "file_name": str(index)} for index in range(24)]
     truth = {"images": images, "annotations": annotations, "categories": [{"id": n, "name": str(n)} for n in (8, 3)]}
-    assert average_precision(truth, range(24), found, "bbox")["AP50"] > 80
-    assert average_precision(truth, range(24), found, "segm")["AP50"] > 80
+    assert evaluate_detections(truth, range(24), found, "bbox")[0]["AP50"] > 80
+    assert evaluate_detections(truth, range(24), found, "segm")[0]["AP50"] > 80
 
 
 def test_training_objects_leave_out_crowds_and_live_in_the_virtual_frame():
@@ -850,7 +849,7 @@ def test_every_value_of_a_shipped_protocol_has_a_sentence_and_an_origin(path):
 
 def test_heads_are_known_without_importing_torch():
     command = (
-        "import sys; from cliptex.evaluation.targets import heads; import cliptex.evaluation.tabulate;"
+        "import sys; from cliptex.evaluation.targets import heads; import cliptex.evaluation.results;"
         "print([heads(n, {}) for n in ('voc', 'coco', 'nyuv2', 'imagenet')], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)

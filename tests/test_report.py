@@ -60,8 +60,8 @@ from cliptex.report.statistics import (
     gain_over,
     pooled_std,
     relative_gain,
+    sample_std,
     signed,
-    summary,
 )
 from cliptex.report.table import Cell, Column, Group, Table
 from cliptex.report.tables.provenance import stage_of
@@ -232,7 +232,7 @@ def make_runs(config: Config, root: Path) -> None:
 
 
 def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> None:
-    """Tables of probes and zero-shot with the schema of `cliptex.evaluation.tabulate`, and per-image statistics."""
+    """Tables of probes and zero-shot with the schema of `cliptex.evaluation.results`, and per-image statistics."""
     noise = {seed: (index - (len(config.seeds) - 1) / 2) * 0.01 for index, seed in enumerate(config.seeds)}
     head = {"schema_version": 1, "source": source, "split": "val", "num_eval": EVALUATED}
     for benchmark in config.probes.benchmarks:
@@ -274,7 +274,7 @@ def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> No
 
 
 def make_finetuned(config: Config, root: Path) -> None:
-    """Tables of tuned encoders as `cliptex.evaluation.tabulate` writes them: CLIPTeX has become CLIP-FT's equal."""
+    """Tables of tuned encoders as `cliptex.evaluation.results` writes them: CLIPTeX has become CLIP-FT's equal."""
     for benchmark in config.finetune.benchmarks:
         data = json.loads((root / f"results/probes/{benchmark}.json").read_text())
         equal = {row["seed"]: row["metrics"] for row in data["results"] if row["model"] == "clip_ft"}
@@ -908,7 +908,8 @@ def test_images_that_differ_most_are_shown(three_seeds, parsed):
 def test_shares_that_read_the_same_are_not_told_apart(better, worse, bold):
     subject = np.r_[np.ones(better), np.zeros(600 - better)]
     reference = np.r_[np.zeros(600 - worse), np.ones(worse)]
-    scores = Scores("captions", Path("x.json"), "official", "test", 0, 600, [], [], {}, {})
+    data = {"benchmark": "captions", "source": "official", "split": "test", "num_train": 0, "num_eval": 600}
+    scores = Scores(**data, class_names=[], results=[])
     one = Comparison(scores, "classification", "linear", {"cliptex": subject, "clip_ft": reference}, {})
     results = SimpleNamespace(config=Config.load({}), shards={"num_samples": 1})
     table = differences_table(results, [one])
@@ -993,9 +994,8 @@ def test_gain_is_positive_where_the_new_value_is_better():
 
 
 def test_summary_uses_the_sample_standard_deviation():
-    assert summary([1.0, 2.0, 3.0]).std == pytest.approx(1.0)
-    assert summary([1.0]).std is None
-    assert summary([]) is None
+    assert sample_std([1.0, 2.0, 3.0]) == pytest.approx(1.0)
+    assert sample_std([1.0]) is None and sample_std([]) is None
 
 
 def test_pooled_spread_weighs_groups_by_their_freedom():

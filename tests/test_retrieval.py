@@ -12,7 +12,7 @@ from cliptex.config import Config, Student
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
-from cliptex.data.miniature import render_captions
+from cliptex.data.miniature.sets import render_captions
 from cliptex.data.shards import read_shard, write_tar
 from cliptex.evaluation import retrieval
 from cliptex.evaluation.captioned_images import open_captioned_images

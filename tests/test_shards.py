@@ -13,8 +13,15 @@ from conftest import drawn_pair
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import write_json
 from cliptex.data.packed import Keys, Reasons, plain
-from cliptex.data.shard_access import ShardOffsets
-from cliptex.data.shard_index import TABLE_SCHEMA, index_shards, read_index, read_indexed, verify_shard, write_index
+from cliptex.data.shard_index import (
+    TABLE_SCHEMA,
+    ShardOffsets,
+    index_shards,
+    read_index,
+    read_indexed,
+    verify_shard,
+    write_index,
+)
 from cliptex.data.shards import Pair, iterate_shard, read_shard, write_shard
 
 

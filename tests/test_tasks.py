@@ -14,7 +14,7 @@ from cliptex.tasks.depth import LEVELS
 from cliptex.tasks.grid import INVALID_COLOUR
 from cliptex.tasks.normals import KAPPA_CODES, KAPPA_MAX, KAPPA_MIN
 from cliptex.tasks.segmentation import IGNORE, palette
-from cliptex.training.augment import crop_image
+from cliptex.training.batch import crop_image
 
 NAMES = ("segmentation", "depth", "normals")
 TASKS = {name: find("tasks", name)() for name in NAMES}

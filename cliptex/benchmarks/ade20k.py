@@ -12,6 +12,7 @@ from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import Lazy, files_in, read_indices, read_lines, read_rgb, require_files
 from cliptex.core.errors import CliptexError
 
+FOLDER = "ADEChallengeData2016"
 NUM_CLASSES = 150
 UNPACK = "unpack ADEChallengeData2016.zip here"
 
@@ -23,15 +24,10 @@ class Ade20k(Benchmark):
     tasks = ("semantic_segmentation",)
     official_counts: ClassVar[dict[str, int]] = {"train": 20_210, "eval": 2_000}
 
-    @property
-    def folder(self) -> Path:
-        """The unpacked archive."""
-        return self.root / "ADEChallengeData2016"
-
     @cached_property
     def class_names(self) -> list[str]:
         """First synonym of each row of objectInfo150.txt (tab-separated, index first, names last)."""
-        path = self.folder / "objectInfo150.txt"
+        path = self.root / FOLDER / "objectInfo150.txt"
         rows = [line.split("\t") for line in read_lines(path, UNPACK)]
         rows = [row for row in rows if row[0].isdigit()]
         if [int(row[0]) for row in rows] != list(range(1, NUM_CLASSES + 1)):
@@ -40,7 +36,7 @@ class Ade20k(Benchmark):
 
     def read(self, part: str) -> Sequence[dict[str, Any]]:
         split = "training" if part == "train" else "validation"
-        images = files_in(self.folder / "images" / split, (".jpg",), UNPACK)
+        images = files_in(self.root / FOLDER / "images" / split, (".jpg",), UNPACK)
         return Lazy(images, lambda path: self._read(Path(path), split))
 
     def names(self, part: str) -> Sequence[str]:
@@ -50,11 +46,11 @@ class Ade20k(Benchmark):
         """Check that each image has a mask, and each class a name."""
         for part, split in (("train", "training"), ("eval", "validation")):
             masks = [f"{Path(image).stem}.png" for image in self.read(part).items]
-            require_files(self.folder / "annotations" / split, masks, UNPACK)
+            require_files(self.root / FOLDER / "annotations" / split, masks, UNPACK)
         return {"classes": len(self.class_names)}
 
     def _read(self, image: Path, split: str) -> dict[str, Any]:
-        path = self.folder / "annotations" / split / f"{image.stem}.png"
+        path = self.root / FOLDER / "annotations" / split / f"{image.stem}.png"
         mask = read_indices(path)
         if mask.max(initial=0) > NUM_CLASSES:
             raise CliptexError(f"{path}: has values above {NUM_CLASSES}; this is not the scene-parsing annotation")

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from cliptex.benchmarks.reading import read_mark
 from cliptex.core.errors import CliptexError
 
+UNPACK = "unpack the official archives again (docs/data.md)"
+
 
 class Benchmark(ABC):
     """A benchmark, read from the folder `root` in its official layout."""
@@ -41,7 +43,7 @@ class Benchmark(ABC):
     @property
     @abstractmethod
     def class_names(self) -> list[str]:
-        """Class names in label order, with background first if it is a class; empty without classes."""
+        """Names in label order, with background first if it is a class; empty without classes."""
 
     def samples(self, part: str) -> Sequence[dict[str, Any]]:
         """The samples of `part` ("train" or "eval") in the official order, read on access.
@@ -56,10 +58,8 @@ class Benchmark(ABC):
         samples = self.read(part)
         official = self.official_counts.get(part)
         if self.source == "official" and official is not None and len(samples) != official:
-            raise CliptexError(
-                f"{self.root}: {len(samples):,} samples to {part}, officially {official:,}; files are missing or belong"
-                f" to another data set: unpack the official archives again (docs/data.md)"
-            )
+            problem = f"{len(samples):,} samples to {part}, officially {official:,}; files are missing or belong to"
+            raise CliptexError(f"{self.root}: {problem} another data set: {UNPACK}")
         return samples
 
     def expected(self, part: str) -> int | None:
@@ -75,16 +75,13 @@ class Benchmark(ABC):
     def check_apart(self) -> None:
         """Raise CliptexError if an image of official data is in both parts."""
         if self.source == "official" and (shared := set(self.names("train")).intersection(self.names("eval"))):
-            raise CliptexError(
-                f"{self.root}: {min(shared)} and {len(shared) - 1:,} other images are both in the training split and in"
-                f" {self.eval_split}; unpack the official archives again (docs/data.md)"
-            )
+            problem = f"{min(shared)} and {len(shared) - 1:,} other images are both in the training split and in"
+            raise CliptexError(f"{self.root}: {problem} {self.eval_split}; {UNPACK}")
 
     @abstractmethod
     def read(self, part: str) -> Sequence[dict[str, Any]]:
         """Like `samples`, without checking the number."""
 
     def prepare(self) -> dict[str, Any]:
-        """Called once after official data were installed: check them, and derive files. Returns additional values for
-        the mark."""
+        """Called once after official data were installed: check them, derive files. Returns values for the mark."""
         return {}

@@ -18,10 +18,8 @@ FOLDERS = {"train": "train2017", "eval": "val2017"}
 
 
 class Coco(Benchmark):
-    """`train2017` and `val2017`, including images without objects.
-
-    Category ids are sparse (1..90); a label is the category's position when sorted by id (0..79).
-    """
+    """`train2017` and `val2017`, including images without objects. A label (0..79) is the position of a category when
+    sorted by its sparse id (1..90)."""
 
     name = "coco"
     tasks = ("detection",)
@@ -33,7 +31,6 @@ class Coco(Benchmark):
         self._annotations: dict[str, dict[str, Any]] = {}
 
     def annotation_file(self, part: str) -> Path:
-        """The official JSON of a part."""
         return self.root / "annotations" / f"instances_{FOLDERS[part]}.json"
 
     def annotations(self, part: str) -> dict[str, Any]:
@@ -59,8 +56,7 @@ class Coco(Benchmark):
 
     def captions(self, part: str) -> list[tuple[Path, list[str]]]:
         """(image file, its captions) of each image of a part, in file order, from captions_{train,val}2017.json."""
-        split = "train" if part == "train" else "val"
-        path = existing(self.root / "annotations" / f"captions_{split}2017.json", UNPACK)
+        path = existing(self.root / "annotations" / f"captions_{FOLDERS[part]}.json", UNPACK)
         data = read_json(path)
         captions: dict[int, list[str]] = {image["id"]: [] for image in data["images"]}
         for annotation in data["annotations"]:
@@ -68,7 +64,7 @@ class Coco(Benchmark):
             captions[annotation["image_id"]].append(" ".join(annotation["caption"].split()))
         if missing := [number for number, texts in captions.items() if not texts]:
             raise CliptexError(f"{path}: image {missing[0]} has no caption; {UNPACK}")
-        folder = self.root / f"{split}2017"
+        folder = self.root / FOLDERS[part]
         return [(folder / image["file_name"], captions[image["id"]]) for image in data["images"]]
 
     def read(self, part: str) -> Sequence[dict[str, Any]]:
@@ -87,9 +83,7 @@ class Coco(Benchmark):
     def prepare(self) -> dict[str, Any]:
         """Check that all annotated images exist."""
         for part, folder in FOLDERS.items():
-            require_files(
-                self.root / folder, [image["file_name"] for image in self.annotations(part)["images"]], UNPACK
-            )
+            require_files(self.root / folder, self.names(part), UNPACK)
         return {}
 
     def _read(self, image: dict[str, Any], objects: list[dict[str, Any]], part: str) -> dict[str, Any]:
@@ -97,9 +91,8 @@ class Coco(Benchmark):
         pixels = read_rgb(path)
         height, width = pixels.shape[:2]
         if (height, width) != (image["height"], image["width"]):
-            raise CliptexError(
-                f"{path}: is {width} x {height}, but {image['width']} x {image['height']} in the annotations; {UNPACK}"
-            )
+            annotated = f"{image['width']} x {image['height']} in the annotations"
+            raise CliptexError(f"{path}: is {width} x {height}, but {annotated}; {UNPACK}")
         label = {number: index for index, number in enumerate(self.category_ids)}
         boxes = np.array([item["bbox"] for item in objects], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]  # the files have x, y, width, height

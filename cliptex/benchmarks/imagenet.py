@@ -22,8 +22,7 @@ class Imagenet(Benchmark):
     official_counts: ClassVar[dict[str, int]] = {"train": 1_281_167, "eval": 50_000}
 
     @cached_property
-    def wnids(self) -> list[str]:
-        """The synset ids in label order."""
+    def wnids(self) -> list[str]:  # in label order
         return folders_in(self.root / "train", UNPACK)
 
     @cached_property
@@ -38,9 +37,8 @@ class Imagenet(Benchmark):
         names = {line.split(" ", 1)[0]: line.partition(" ")[2].split(",")[0].strip() for line in lines}
         missing = [wnid for wnid in self.wnids if not names.get(wnid)]
         if missing:
-            raise CliptexError(
-                f"{path}: has no name for {', '.join(missing[:3])}; add a line 'wnid name, synonym, ...'"
-            )
+            remedy = "add a line 'wnid name, synonym, ...'"
+            raise CliptexError(f"{path}: has no name for {', '.join(missing[:3])}; {remedy}")
         return [names[wnid] for wnid in self.wnids]
 
     def read(self, part: str) -> Sequence[dict[str, Any]]:
@@ -69,10 +67,8 @@ class Imagenet(Benchmark):
         return items
 
     def _flat_val(self) -> tuple[list[str], list[int]]:
-        """Files of val/ in order, with the labels of the devkit.
-
-        The ground truth has ILSVRC ids, which are NOT positions among sorted wnids; meta.mat maps them to wnids.
-        """
+        """Files of val/ in order, with the devkit's labels: the ground truth has ILSVRC ids, which are NOT positions
+        among sorted wnids; meta.mat maps them to wnids."""
         devkit = self.root / "ILSVRC2012_devkit_t12" / "data"
         images = files_in(self.root / "val", SUFFIXES, UNPACK)
         truth = devkit / "ILSVRC2012_validation_ground_truth.txt"
@@ -81,15 +77,12 @@ class Imagenet(Benchmark):
             raise CliptexError(f"{truth}: {invalid[0]!r} is not an ILSVRC id; {UNPACK}")
         ids = [int(line) for line in lines]
         if len(ids) != len(images):
-            raise CliptexError(
-                f"{truth}: {len(ids)} lines for the {len(images)} images of {self.root / 'val'}; {UNPACK}"
-            )
+            problem = f"{len(ids)} lines for the {len(images)} images of {self.root / 'val'}"
+            raise CliptexError(f"{truth}: {problem}; {UNPACK}")
         # line n belongs to image n, so files in another order would get wrong labels
         for number, image in enumerate(images, 1):
-            if Path(image).stem != f"ILSVRC2012_val_{number:08d}":
-                raise CliptexError(
-                    f"{image}: expected ILSVRC2012_val_{number:08d} here, for line {number} of {truth}; {UNPACK}"
-                )
+            if Path(image).stem != (name := f"ILSVRC2012_val_{number:08d}"):
+                raise CliptexError(f"{image}: expected {name} here, for line {number} of {truth}; {UNPACK}")
         wnid_of = read_meta(devkit / "meta.mat")
         label = {wnid: index for index, wnid in enumerate(self.wnids)}
         unknown = {number for number in ids if wnid_of.get(number) not in label}

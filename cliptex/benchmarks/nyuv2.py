@@ -59,9 +59,7 @@ class Nyuv2(Benchmark):
         # HDF5 reverses the order of axes: MATLAB's H x W x 3 x N is N x 3 x W x H
         count, channels, width, height = shapes["images"]
         if channels != 3 or shapes["depths"] != (count, width, height):
-            raise CliptexError(
-                f"{path}: images {shapes['images']} and depths {shapes['depths']} do not match; {DOWNLOAD}"
-            )
+            raise CliptexError(f"{path}: images {shapes['images']}, depths {shapes['depths']} do not match; {DOWNLOAD}")
         return file
 
     def read(self, part: str) -> Sequence[dict[str, Any]]:
@@ -80,7 +78,7 @@ class Nyuv2(Benchmark):
         return [f"image {number}" for number in self.read(part).items]
 
     def prepare(self) -> dict[str, Any]:
-        """Convert Ladicky's normals to a file that can be read by image, and determine the axes of the normals."""
+        """Convert Ladicky's normals to a file that is read by image, and determine the axes of the normals."""
         if self.variant == "ladicky" and not (self.root / LADICKY).exists():
             source = existing(self.root / "surfacenormal_metadata" / "all_normals.pklz", DOWNLOAD)
             store_ladicky(source, self.root / LADICKY)
@@ -91,7 +89,7 @@ class Nyuv2(Benchmark):
         chosen = np.linspace(0, len(samples) - 1, min(NUM_FOR_AXES, len(samples))).round().astype(int)
         pairs = ((sample["normals"], sample["depth"]) for sample in (samples[index] for index in chosen))
         axes, agreement = axes_by_depth(pairs, f"{self.root}: normals {self.variant!r}")
-        return {"axes": axes.plain(), "cosine_with_depth": round(agreement, 3)}
+        return {"axes": {"order": [*axes.order], "signs": [*axes.signs]}, "cosine_with_depth": round(agreement, 3)}
 
     def _read(self, number: int, split: str) -> dict[str, Any]:
         """number: 1-based, as in splits.mat."""

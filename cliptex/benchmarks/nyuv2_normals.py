@@ -3,7 +3,7 @@
 import gzip
 import pickle
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +14,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import replacing
 from cliptex.core.progress import track
 
-FOCAL = (518.858, 519.470)
-CENTRE = (325.582, 253.736)
+FOCAL, CENTRE = (518.858, 519.470), (325.582, 253.736)
 """Intrinsics of the colour camera, pixels of a 640 x 480 image (camera_params.m of the official toolbox)."""
 STEP = 4
 """Distance of the neighbours from which normals are computed, pixels of a 640 x 480 image."""
@@ -38,27 +37,20 @@ def decode_normals(encoded: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Axes:
-    """Conversion of published normals to ours (x right, y down, z forward, away from the visible side)."""
+    """Conversion of published normals to ours (x right, y down, z forward, away from the visible side): the published
+    components that are our x, y, z, and their signs."""
 
     order: tuple[int, int, int] = (0, 1, 2)
-    """The published components that are our x, y, z."""
     signs: tuple[int, int, int] = (1, 1, 1)
-    """Their signs."""
 
     def apply(self, normals: np.ndarray) -> np.ndarray:
         """Convert normals [..., 3] to our axes."""
         return normals[..., list(self.order)] * np.array(self.signs, normals.dtype)
 
-    def plain(self) -> dict[str, list[int]]:
-        """The axes as a JSON value."""
-        return {name: list(value) for name, value in asdict(self).items()}
-
 
 def normals_of_depth(depth: np.ndarray) -> np.ndarray:
-    """Normals float32 [H, W, 3] of a depth map [H, W] in metres for NYU's camera; NaN at edges and for invalid depth.
-
-    They are cross products of the differences between neighbouring points.
-    """
+    """Normals float32 [H, W, 3] of a depth map [H, W] in metres for NYU's camera: cross products of the differences
+    between neighbouring points; NaN at edges and for invalid depth."""
     height, width = depth.shape
     scale = width / 640
     step = max(1, round(STEP * scale))
@@ -96,10 +88,8 @@ def axes_by_depth(pairs: Iterable[tuple[np.ndarray, np.ndarray]], subject: str) 
     scores = [sum(axes.signs[ours] * mean[axes.order[ours], ours] for ours in range(3)) for axes in candidates]
     best = int(np.argmax(scores))
     if scores[best] < MIN_COSINE:
-        raise CliptexError(
-            f"{subject}: do not match the depth of their images for any axes (mean cosine {scores[best]:.2f}); they"
-            " belong to other images, or are in another order"
-        )
+        problem = f"do not match the depth of their images for any axes (mean cosine {scores[best]:.2f})"
+        raise CliptexError(f"{subject}: {problem}; they belong to other images, or are in another order")
     return candidates[best], float(scores[best])
 
 
@@ -107,10 +97,8 @@ def axes_by_depth(pairs: Iterable[tuple[np.ndarray, np.ndarray]], subject: str) 
 
 
 def store_ladicky(source: Path, target: Path) -> None:
-    """Convert FAIR's all_normals.pklz to an HDF5 file: `normals` float16 [N, H, W, 3], NaN = invalid.
-
-    Image n of the labelled set is entry n - 1. Raises CliptexError if the file contains anything but arrays.
-    """
+    """Convert FAIR's all_normals.pklz to an HDF5 file: `normals` float16 [N, H, W, 3], NaN = invalid. Image n of the
+    labelled set is entry n - 1. Raises CliptexError if the file contains anything but arrays."""
     import h5py
 
     content = read_arrays(source)
@@ -124,9 +112,8 @@ def store_ladicky(source: Path, target: Path) -> None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CliptexError(f"{source}: does not contain the published normals ({error}); download it again") from error
     with replacing(target) as scratch, h5py.File(scratch, "w") as file:
-        out = file.create_dataset(
-            "normals", normals.shape, np.float16, chunks=(1, height, width, 3), compression="gzip", compression_opts=1
-        )
+        options = {"chunks": (1, height, width, 3), "compression": "gzip", "compression_opts": 1}
+        out = file.create_dataset("normals", normals.shape, np.float16, **options)
         for position, index in enumerate(track(indices, "store normals")):
             vectors = normals[position].astype(np.float32)
             length = np.linalg.norm(vectors, axis=-1)
@@ -138,26 +125,21 @@ def store_ladicky(source: Path, target: Path) -> None:
 
 def read_arrays(path: Path) -> dict[str, Any]:
     """Read a gzipped pickle of a dictionary of arrays, strings and numbers, without importing or calling what it names.
-
-    Raises CliptexError if it names anything but NumPy's arrays.
-    """
+    Raises CliptexError if it names anything but NumPy's arrays."""
     try:
         with gzip.open(path) as file:
             content = _Arrays(_Bounded(file, MAX_PICKLE), encoding="latin1").load()
     except FileNotFoundError as error:
         raise CliptexError(f"{path}: no such file; download it (docs/data.md)") from error
     except Exception as error:  # damaged pickles raise many kinds of errors
-        raise CliptexError(
-            f"{path}: not a pickle of plain arrays ({error}); nothing in it was executed; download it again"
-        ) from error
+        problem = f"not a pickle of plain arrays ({error}); nothing in it was executed"
+        raise CliptexError(f"{path}: {problem}; download it again") from error
     if not isinstance(content, dict):
         raise CliptexError(f"{path}: not a dictionary of arrays; download it again")
     return {str(name): value.array if isinstance(value, _Array) else value for name, value in content.items()}
 
 
 class _Bounded:
-    """Reads a file up to a number of bytes."""
-
     def __init__(self, file: Any, limit: int):
         self._file, self._left = file, limit
 
@@ -178,10 +160,9 @@ class _Dtype:
     """Replacement for numpy.dtype."""
 
     __slots__ = ("dtype",)
-    KINDS: ClassVar[str] = "fiubSUO"
 
     def __init__(self, text: str = "", *_: Any):
-        if text[:1] not in self.KINDS or not text[1:].isdigit():
+        if text[:1] not in "fiubSUO" or not text[1:].isdigit():
             raise pickle.UnpicklingError(f"an array of {text!r}")
         self.dtype = np.dtype(text)
 

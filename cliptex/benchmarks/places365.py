@@ -14,6 +14,7 @@ UNPACK = {
     "easyformat": "unpack places365standard_easyformat.tar here",
     "small": "unpack train_256_places365standard.tar, val_256.tar and filelist_places365-standard.tar here",
 }
+EASYFORMAT = "places365_standard"
 CATEGORIES = "categories_places365.txt"
 LISTS = {"train": "places365_train_standard.txt", "eval": "places365_val.txt"}
 FOLDERS = {"train": ("data_256", "data_256_standard"), "eval": ("val_256",)}
@@ -21,29 +22,24 @@ FOLDERS = {"train": ("data_256", "data_256_standard"), "eval": ("val_256",)}
 
 
 class Places365(Benchmark):
-    """`train` and `val`; a label is a category's number in categories_places365.txt.
+    """`train` and `val`; a label is a category's number in categories_places365.txt, or without it, in the easy format,
+    the position of its folder when sorted (the same number).
 
     Variants: `easyformat`, places365_standard/{train,val}/<category>/*.jpg, with "-" in place of "/" in category names;
-    `small`, data_256/a/airfield/*.jpg and val_256/*.jpg with places365_train_standard.txt and places365_val.txt.
-    Without categories_places365.txt, labels of the easy format are positions of its sorted folders (the same numbers).
-    """
+    `small`, data_256/a/airfield/*.jpg and val_256/*.jpg with places365_train_standard.txt and places365_val.txt."""
 
     name = "places365"
     tasks = ("classification",)
     variants = ("easyformat", "small")
     official_counts: ClassVar[dict[str, int]] = {"train": 1_803_460, "eval": 36_500}
 
-    @property
-    def folder(self) -> Path:
-        """Folder of the easy format."""
-        return self.root / "places365_standard"
-
     @cached_property
     def categories(self) -> list[str]:
         """Categories in label order, without the leading letter: "airfield", "apartment_building/outdoor"."""
         path = self.root / CATEGORIES
         if not path.exists() and self.variant == "easyformat":
-            return [folder.replace("-", "/") for folder in folders_in(self.folder / "train", UNPACK["easyformat"])]
+            folders = folders_in(self.root / EASYFORMAT / "train", UNPACK["easyformat"])
+            return [folder.replace("-", "/") for folder in folders]
         # lines such as "/a/airfield 0"
         rows = [line.rpartition(" ") for line in read_lines(path, UNPACK["small"])]
         if [number for _, _, number in rows] != [str(number) for number in range(len(rows))]:
@@ -73,7 +69,7 @@ class Places365(Benchmark):
         return {}
 
     def _in_folders(self, part: str) -> list[tuple[str, int]]:
-        folder = self.folder / ("train" if part == "train" else "val")
+        folder = self.root / EASYFORMAT / ("train" if part == "train" else "val")
         label = {category.replace("/", "-"): index for index, category in enumerate(self.categories)}
         items: list[tuple[str, int]] = []
         for category in folders_in(folder, UNPACK["easyformat"]):

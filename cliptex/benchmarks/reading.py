@@ -35,21 +35,19 @@ def read_mark(benchmark_dir: Path) -> dict[str, Any]:
     writes last. It has at least `source`; empty without a mark. Raises CliptexError if there are both."""
     marks = [path for path in (Path(benchmark_dir) / f"{source}.json" for source in SOURCES) if path.exists()]
     if len(marks) > 1:
-        raise CliptexError(
-            f"{marks[0]}: the folder also has {marks[1].name}, but must have either rendered or official data"
-        )
+        problem = f"the folder also has {marks[1].name}, but must have either rendered or official data"
+        raise CliptexError(f"{marks[0]}: {problem}")
     return read_json(marks[0]) | {"source": marks[0].stem} if marks else {}
 
 
 def source(benchmark_dir: Path) -> str:
     """Source of the data, "miniature" or "official". Raises CliptexError without a mark."""
-    mark = read_mark(benchmark_dir)
-    if not mark:
-        raise CliptexError(
-            f"{Path(benchmark_dir)}: has neither miniature.json nor official.json; run: cliptex fetch --benchmark"
-            f" {Path(benchmark_dir).name}   which checks the official data there, or downloads them"
-        )
-    return mark["source"]
+    if mark := read_mark(benchmark_dir):
+        return mark["source"]
+    raise CliptexError(
+        f"{Path(benchmark_dir)}: has neither miniature.json nor official.json; run: cliptex fetch --benchmark"
+        f" {Path(benchmark_dir).name}   which checks the official data there, or downloads them"
+    )
 
 
 def existing(path: Path, remedy: str) -> Path:
@@ -81,28 +79,28 @@ def require_files(folder: Path, names: Iterable[str], remedy: str) -> None:
 
 def read_rgb(path: Path) -> np.ndarray:
     """Read an image as uint8 RGB [H, W, 3], without the EXIF rotation, since masks and boxes refer to stored pixels."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise CliptexError(f"{path}: image is missing; unpack the official archive again") from error
-    except Exception as error:
-        raise CliptexError(f"{path}: not a readable image ({error}); unpack the official archive again") from error
+    return _pixels(path, "image", lambda image: image.convert("RGB"))
 
 
 def read_indices(path: Path) -> np.ndarray:
     """Read the uint8 indices [H, W] of a palette or grey PNG. Raises CliptexError for a colour image."""
+
+    def indices(image: Image.Image) -> Image.Image:
+        if image.mode not in ("P", "L"):
+            raise ValueError(f"it must be a palette or grey PNG, not {image.mode}")
+        return image
+
+    return _pixels(path, "mask", indices)
+
+
+def _pixels(path: Path, kind: str, convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     try:
         with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise CliptexError(
-                    f"{path}: a mask must be a palette or grey PNG, this one is {image.mode}; unpack the archive again"
-                )
-            return np.asarray(image)
+            return np.asarray(convert(image))
     except FileNotFoundError as error:
-        raise CliptexError(f"{path}: mask is missing; unpack the official archive again") from error
-    except OSError as error:
-        raise CliptexError(f"{path}: not a readable mask ({error}); unpack the official archive again") from error
+        raise CliptexError(f"{path}: {kind} is missing; unpack the official archive again") from error
+    except Exception as error:
+        raise CliptexError(f"{path}: not a readable {kind} ({error}); unpack the official archive again") from error
 
 
 def read_lines(path: Path, remedy: str) -> list[str]:
@@ -115,22 +113,17 @@ def read_lines(path: Path, remedy: str) -> list[str]:
 
 
 def files_in(folder: Path, suffixes: tuple[str, ...], remedy: str) -> list[str]:
-    """Files of a folder by suffix (case ignored), sorted by name. Raises CliptexError if there are none.
-
-    Hidden files are skipped, since macOS creates some when it unpacks. Returns strings, which need a third less memory
-    than Path objects.
-    """
+    """Files of a folder by suffix (case ignored), sorted by name, as strings, which need a third less memory than Path
+    objects. Hidden files are skipped, since macOS creates some. Raises CliptexError if there are none."""
     names = sorted(entry.name for entry in os.scandir(existing(folder, remedy)) if not entry.name.startswith("."))
-    paths = [f"{folder}/{name}" for name in names if name.lower().endswith(suffixes)]
-    if not paths:
-        raise CliptexError(f"{folder}: no {' or '.join(suffixes)} files; {remedy}")
-    return paths
+    if paths := [f"{folder}/{name}" for name in names if name.lower().endswith(suffixes)]:
+        return paths
+    raise CliptexError(f"{folder}: no {' or '.join(suffixes)} files; {remedy}")
 
 
 def folders_in(folder: Path, remedy: str) -> list[str]:
     """Names of the sub-folders, sorted. Raises CliptexError if there are none."""
     entries = os.scandir(existing(folder, remedy))
-    names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise CliptexError(f"{folder}: no class folders; {remedy}")
-    return names
+    if names := sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")):
+        return names
+    raise CliptexError(f"{folder}: no class folders; {remedy}")

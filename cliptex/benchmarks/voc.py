@@ -1,6 +1,6 @@
 """PASCAL VOC 2012 semantic segmentation: VOCdevkit/VOC2012 in the layout of the official archive, and SBD's masks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,10 @@ class Voc(Benchmark):
     def official_counts(self) -> dict[str, int]:
         return {"train": 10_582 if self.variant == "trainaug" else 1_464, "eval": 1_449}
 
-    @property
-    def folder(self) -> Path:
-        """Folder of VOC's files."""
-        return self.root / "VOCdevkit" / "VOC2012"
-
-    @property
-    def sbd(self) -> Path:
-        """Folder of SBD's files."""
-        return self.root / "benchmark_RELEASE" / "dataset"
+    def __init__(self, root: Path, mark: Mapping[str, Any] | None = None):
+        super().__init__(root, mark)
+        self.folder = self.root / "VOCdevkit" / "VOC2012"
+        self.sbd = self.root / "benchmark_RELEASE" / "dataset"
 
     @property
     def class_names(self) -> list[str]:
@@ -80,7 +75,6 @@ class Voc(Benchmark):
 
     @cached_property
     def _with_voc_mask(self) -> set[str]:
-        """Images with a mask of VOC."""
         return {*self._listed("train"), *self._listed("val")}
 
     def _read(self, name: str) -> dict[str, Any]:

@@ -9,63 +9,25 @@ from typing import Annotated, Any
 
 import typer
 
-from cliptex.cli import data, evaluation, labels, models, project
-from cliptex.cli.common import documented
+from cliptex.cli import common, data, evaluation, labels, models, project, stores
+from cliptex.cli.common import commands_of, documented
 from cliptex.cluster import gpu
 from cliptex.core import progress
-from cliptex.core.errors import CliptexError, subject
+from cliptex.core.errors import CliptexError, ConfigError, environment_number, subject
 from cliptex.core.files import write_error
 from cliptex.core.redact import Formatter
 
 log = logging.getLogger("cliptex")
-COMMANDS = {
-    "Pairs and benchmarks": (
-        data.render_pairs,
-        data.render_experts,
-        data.render_benchmark,
-        data.render_captions,
-        data.fetch,
-        data.download_pairs,
-        data.build_shards,
-        data.index_shards,
-    ),
-    "Experts and labels": (
-        labels.train_backbone,
-        labels.train_expert,
-        labels.label,
-        labels.index_labels,
-        project.plan,
-    ),
-    "Models": (models.fetch_student, models.train, models.interpolate, models.predict, models.export),
-    "Evaluation": (
-        evaluation.probe,
-        evaluation.tabulate_probes,
-        evaluation.finetune,
-        evaluation.tabulate_finetuned,
-        evaluation.zeroshot,
-        evaluation.retrieval,
-        evaluation.export_benchmark,
-        evaluation.clip_benchmark,
-        evaluation.tabulate_clip_benchmark,
-        evaluation.report,
-        evaluation.study_page,
-    ),
-    "Configuration": (project.doctor, project.config_schema, project.config_reference),
+PANELS = {
+    "Pairs and benchmarks": data,
+    "Experts and labels": labels,
+    "Models": models,
+    "Evaluation": evaluation,
+    "Configuration": project,
 }
-"""Functions that are commands of the same name, by panel of `cliptex --help`."""
-LABEL_COMMANDS = (labels.export, labels.inspect, labels.audit)
-"""The same of the group `cliptex labels`."""
-GPU_COMMANDS = {
-    "train-backbone",
-    "train-expert",
-    "label",
-    "train",
-    "probe",
-    "finetune",
-    "zeroshot",
-    "retrieval",
-    "clip-benchmark",
-}
+"""Modules by panel of `cliptex --help`: their public functions are commands of the same name, in the same order."""
+TRAINING = {"train-backbone", "train-expert", "train", "finetune"}
+ON_GPU = TRAINING | {"label", "probe", "zeroshot", "retrieval", "clip-benchmark"}
 """Commands that compute on the GPU if there is one."""
 
 
@@ -75,6 +37,7 @@ def cliptex(
     threads: Annotated[int | None, typer.Option(min=1)] = None,
     debug: Annotated[bool, typer.Option("--debug", envvar="CLIPTEX_DEBUG")] = False,
     version: Annotated[bool, typer.Option("--version")] = False,
+    directory: Path | None = None,
 ) -> None:
     """Improve CLIP with pseudo-labels from public vision models, and measure by how much.
 
@@ -85,6 +48,7 @@ def cliptex(
         threads: Compute threads of all processes on this machine together; all by default.
         debug: Show the traceback of an error, and more in the log.
         version: Print the versions of this package and of its dependencies, and exit.
+        directory: Folder of the run, as for Snakemake. All paths but those of --config and --log are relative to it.
     """
     if version:
         from cliptex.core.provenance import versions
@@ -92,20 +56,25 @@ def cliptex(
         typer.echo("\n".join(f"{name} {value}" for name, value in versions().items()))
         raise typer.Exit
     context.obj = threads
+    common.started_in = Path.cwd()
     if threads is not None:
         _limit_threads(threads)
     _set_up_logging(log_file, debug)
+    if directory is not None:
+        if not directory.is_dir():
+            raise CliptexError(f"--directory {directory}: no such folder; give the one that Snakemake was given")
+        os.chdir(directory)
     if expected := os.environ.get("CLIPTEX_CODE"):
         from cliptex.core.provenance import require_code
 
         require_code(*expected.split(":", 1))
-    if context.invoked_subcommand in GPU_COMMANDS:
+    if context.invoked_subcommand in ON_GPU:
         gpu.require_allocated_gpu()
 
 
 def _limit_threads(threads: int) -> None:
     # more threads than processors wait for each other; the processes of torchrun share the processors
-    threads = min(threads, len(os.sched_getaffinity(0))) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) or 1
+    threads = min(threads, len(os.sched_getaffinity(0))) // environment_number("LOCAL_WORLD_SIZE", 1) or 1
     # OpenMP, MKL and OpenBLAS read these when they are loaded, which is later
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
@@ -132,11 +101,11 @@ def _set_up_logging(log_file: Path | None, debug: bool) -> None:
 def _build_app() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True, help=documented(cliptex))(cliptex)
-    for panel, functions in COMMANDS.items():
-        for function in functions:
+    for panel, module in PANELS.items():
+        for function in commands_of(module):
             app.command(help=documented(function), rich_help_panel=panel)(function)
     group = typer.Typer(help="Inspect, verify and export label stores.", no_args_is_help=True)
-    for function in LABEL_COMMANDS:
+    for function in commands_of(stores):
         group.command(help=documented(function))(function)
     app.add_typer(group, name="labels", rich_help_panel="Experts and labels")
     return app
@@ -153,19 +122,18 @@ def main() -> None:
     try:
         code = app(prog_name="cliptex", standalone_mode=False)
     except typer.Abort:
+        log.error("interrupted; the same command resumes after the last checkpoint or finished file")
         code = 130
     except Exception as error:
         expected = error if isinstance(error, CliptexError) else write_error(error)
-        code = _log_expected(expected) if expected else _show_unexpected(error)
+        if expected is None:
+            sys.exit(_show_unexpected(error))
+        if log.isEnabledFor(logging.DEBUG):
+            log.error("%s", traceback.format_exc(), extra={"is_traceback": True})
+        for line in expected.lines if isinstance(expected, ConfigError) else [expected]:
+            log.error("error: %s", line)
+        code = 1
     sys.exit(code)
-
-
-def _log_expected(error: CliptexError) -> int:
-    """Log an error that the user can fix; return the exit code."""
-    if log.isEnabledFor(logging.DEBUG):
-        log.error("%s", traceback.format_exc(), extra={"is_traceback": True})
-    log.error("error: %s", error)
-    return 1
 
 
 def _show_unexpected(error: Exception) -> int:

@@ -4,10 +4,13 @@ import inspect
 import re
 from collections.abc import Callable
 from copy import copy
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
+import cliptex
 from cliptex.core.errors import CliptexError
 from cliptex.core.redact import escape_controls
 
@@ -17,12 +20,31 @@ if TYPE_CHECKING:
 Index = Annotated[int, typer.Option(min=0)]
 Count = Annotated[int, typer.Option(min=1)]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
-ConfigFile = Annotated[str, typer.Option("--config", help="YAML file, or JSON text that starts with {.")]
-CONFIG = "config/config.yaml"
+Store = Annotated[str, typer.Option(help="Name of an entry in `label_stores`.")]
+Model = Annotated[str, typer.Option(help="Name of an entry in `models`.")]
+ConfigFiles = Annotated[
+    list[str],
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="YAML file laid over the default configuration; several in their order. Or a whole one as JSON.",
+        show_default=False,
+    ),
+]
+DEFAULT: list[str] = []
+"""No files: the default configuration alone."""
+started_in = Path()
+"""The folder in which the command was started, before --directory; files of --config are relative to it."""
+
+
+def commands_of(module: ModuleType) -> list[Callable[..., Any]]:
+    """The public functions that a module defines, in its order."""
+    functions = [value for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"]
+    return [function for function in functions if function.__module__ == module.__name__]
 
 
 def documented(function: Callable[..., Any]) -> str:
-    """Describe a command's options to typer by the function's signature and docstring, and return its help text.
+    """Describe a command's options to typer, and return its help text.
 
     A parameter is an option unless its annotation has a `typer.Argument`. Its help text is that of the annotation, or
     the line `name: text` below `Args:` in the docstring. Raises TypeError for a line that fits no parameter.
@@ -45,24 +67,40 @@ def documented(function: Callable[..., Any]) -> str:
     return help_text
 
 
-def load_config(config_file: str) -> "Config":
-    """The checked configuration. Imported here, since pydantic's models take longer than `cliptex --help` may."""
+def default_config() -> Path:
+    """config/config.yaml where the command was started, else the copy in the installed package."""
+    path = started_in / "config" / "config.yaml"
+    return path if path.is_file() else Path(cliptex.__file__).parent / "config" / "shipped" / "config.yaml"
+
+
+def load_config(config_files: list[str]) -> "Config":
+    """The checked configuration: the files laid over the default one, as by Snakemake, or a whole one as JSON text.
+
+    A job's JSON may be a part of a configuration. Raises CliptexError for JSON together with files.
+    """
+    # imported here, since pydantic's models take longer than `cliptex --help` may
     from cliptex.config import Config
 
-    return Config.load(config_file)
+    if any(text.lstrip().startswith("{") for text in config_files):
+        if len(config_files) > 1:
+            raise CliptexError("--config: JSON text is a whole configuration; give it alone, or write it to a file")
+        return Config.load(config_files[0])
+    return Config.from_files([started_in / name for name in config_files], default=default_config())
 
 
-def load_config_with_protocols(config_file: str) -> "Config":
+def load_config_with_protocols(config_files: list[str]) -> "Config":
     """The checked configuration, in which every benchmark has the values of its protocol in place of its name."""
-    from cliptex.evaluation.protocols.resolve import folders_near, with_protocols
+    from cliptex.evaluation.protocols.resolve import with_protocols
 
-    return with_protocols(load_config(config_file), folders_near(config_file))
+    return with_protocols(load_config(config_files), [default_config().parent / "protocols"])
 
 
 def require_store(config: "Config", name: str, option: str = "--store") -> str:
     """`name`. Raises CliptexError if `label_stores` has no such entry."""
     if name not in config.label_stores:
-        raise CliptexError(f"{option}: {name!r} is not one of {sorted(config.label_stores)}")
+        from cliptex.config.explain import not_one_of
+
+        raise CliptexError(f"{option}: {not_one_of(name, config.label_stores)}")
     return name
 
 

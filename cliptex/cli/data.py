@@ -4,67 +4,66 @@ from typing import Annotated
 
 import typer
 
-from cliptex.cli.common import CONFIG, ConfigFile, Count, Index, load_config
+from cliptex.cli.common import DEFAULT, ConfigFiles, Count, Index, load_config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 
 MinYield = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Minimum share of usable samples; default: dataset.min_yield."),
+    float | None, typer.Option(min=0, max=1, help="Minimum share of usable samples; default: dataset.min_yield.")
 ]
 
 
-def render_pairs(shard: Index, config_file: ConfigFile = CONFIG) -> None:
+def render_pairs(shard: Index, config_files: ConfigFiles = DEFAULT) -> None:
     """Render a shard of image-caption pairs (the miniature's replacement for CC3M).
 
     Args:
         shard: Number of the shard.
     """
-    from cliptex.data.miniature import render_pairs
+    from cliptex.data.miniature.sets import render_pairs
 
-    render_pairs(load_config(config_file).miniature, shard, paths.shard(shard))
+    render_pairs(load_config(config_files).miniature, shard, paths.shard(shard))
 
 
-def render_experts(part: str, config_file: ConfigFile = CONFIG) -> None:
+def render_experts(part: str, config_files: ConfigFiles = DEFAULT) -> None:
     """Render the labelled scenes that the experts are trained on.
 
     Args:
         part: train or val.
     """
-    from cliptex.data.miniature import render_expert_set
+    from cliptex.data.miniature.sets import render_expert_set
 
-    render_expert_set(load_config(config_file).miniature, part, paths.EXPERT_RENDERS / f"{part}.h5")
+    render_expert_set(load_config(config_files).miniature, part, paths.EXPERT_RENDERS / f"{part}.h5")
 
 
-def render_benchmark(name: str, config_file: ConfigFile = CONFIG, look: str = "") -> None:
+def render_benchmark(name: str, config_files: ConfigFiles = DEFAULT, look: str = "") -> None:
     """Render a benchmark in its official layout.
 
     Args:
         name: voc, ade20k, coco, nyuv2, imagenet or places365.
         look: dusk: only the evaluation scenes, in another light.
     """
-    from cliptex.data.miniature import render_benchmark
+    from cliptex.data.miniature.layouts import render_benchmark
 
     folder = paths.benchmark(f"{name}_{look}" if look else name)
-    render_benchmark(load_config(config_file).miniature, name, folder, look or "benchmark")
+    render_benchmark(load_config(config_files).miniature, name, folder, look or "benchmark")
 
 
-def render_captions(name: str, config_file: ConfigFile = CONFIG) -> None:
+def render_captions(name: str, config_files: ConfigFiles = DEFAULT) -> None:
     """Render held-out captioned images, on which retrieval is evaluated.
 
     Args:
         name: Name of an entry in `zeroshot.retrieval` that has `rendered`.
     """
-    from cliptex.data.miniature import render_captions
+    from cliptex.data.miniature.sets import render_captions
 
-    config = load_config(config_file)
+    config = load_config(config_files)
     caption_set = config.zeroshot.retrieval.get(name)
     if caption_set is None or caption_set.rendered is None:
         raise CliptexError(f"zeroshot.retrieval.{name}.rendered: missing; set the number of images to render")
     render_captions(config.miniature, caption_set.rendered, paths.benchmark(name))
 
 
-def fetch(benchmark: str, config_file: ConfigFile = CONFIG) -> None:
+def fetch(benchmark: str, config_files: ConfigFiles = DEFAULT) -> None:
     """Download a benchmark's official data, or take them from your folder; verify and describe them.
 
     Args:
@@ -72,10 +71,10 @@ def fetch(benchmark: str, config_file: ConfigFile = CONFIG) -> None:
     """
     from cliptex.data.official.fetch import fetch
 
-    fetch(load_config(config_file), benchmark, paths.benchmark(benchmark))
+    fetch(load_config(config_files), benchmark, paths.benchmark(benchmark))
 
 
-def download_pairs(batch: Index, config_file: ConfigFile = CONFIG, processes: Count = 1) -> None:
+def download_pairs(batch: Index, config_files: ConfigFiles = DEFAULT, processes: Count = 1) -> None:
     """Download a batch of web images with img2dataset, in the environment named in download.python.
 
     Args:
@@ -84,11 +83,11 @@ def download_pairs(batch: Index, config_file: ConfigFile = CONFIG, processes: Co
     """
     from cliptex.data.download import run_img2dataset
 
-    run_img2dataset(load_config(config_file), batch, processes)
+    run_img2dataset(load_config(config_files), batch, processes)
 
 
 def build_shards(
-    batch: Index, config_file: ConfigFile = CONFIG, workers: Count = 1, min_yield: MinYield = None
+    batch: Index, config_files: ConfigFiles = DEFAULT, workers: Count = 1, min_yield: MinYield = None
 ) -> None:
     """Build a batch of shards from its download, or fetch and verify existing tars.
 
@@ -98,16 +97,16 @@ def build_shards(
     """
     from cliptex.data.download import build_shards
 
-    build_shards(load_config(config_file), batch, workers, min_yield)
+    build_shards(load_config(config_files), batch, workers, min_yield)
 
 
-def index_shards(config_file: ConfigFile = CONFIG, min_yield: MinYield = None) -> None:
+def index_shards(config_files: ConfigFiles = DEFAULT, min_yield: MinYield = None) -> None:
     """Check that keys are unique and enough samples usable; write results/shards/index.json."""
     from cliptex.data.download import built_shards
     from cliptex.data.shard_index import index_shards, write_index
     from cliptex.data.shard_paths import num_downloads, shard_paths
 
-    config = load_config(config_file)
+    config = load_config(config_files)
     dataset = config.dataset
     min_yield = dataset.min_yield if min_yield is None else min_yield
     if dataset.source == "miniature":

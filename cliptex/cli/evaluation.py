@@ -5,32 +5,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cliptex.cli.common import CONFIG, ConfigFile, Count, Seed, echo, load_config, load_config_with_protocols
+from cliptex.cli.common import DEFAULT, ConfigFiles, Count, Model, Seed, echo, load_config, load_config_with_protocols
 from cliptex.core import paths
 
 if TYPE_CHECKING:
     from cliptex.evaluation.corruptions import CorruptedBenchmark
 
 Corruptions = Annotated[
-    str,
-    typer.Option(help="JSON of a study's `corruptions`: evaluate on clean and on corrupted images."),
+    str, typer.Option(help="JSON of a study's `corruptions`: evaluate on clean and on corrupted images.")
 ]
+Limit = Annotated[float | None, typer.Option(min=0)]
+Probed = Annotated[str, typer.Option("--benchmark", help="Name of an entry in `probes.benchmarks`.")]
+Tuned = Annotated[str, typer.Option("--benchmark", help="Name of an entry in `finetune.benchmarks`.")]
 
 
 def probe(
-    benchmark: str,
+    benchmark: Probed,
     models: str,
-    config_file: ConfigFile = CONFIG,
+    config_files: ConfigFiles = DEFAULT,
     seed: Seed = 0,
     out: Path | None = None,
     corruptions: Corruptions = "null",
-    cache_gb: Annotated[float | None, typer.Option(min=0)] = None,
-    memory_gb: Annotated[float | None, typer.Option(min=0)] = None,
+    cache_gb: Limit = None,
+    memory_gb: Limit = None,
 ) -> None:
     """Train the probes of a benchmark on frozen encoders and evaluate them.
 
     Args:
-        benchmark: Name of an entry in `probes.benchmarks`.
         models: Models and baselines, separated by commas.
         out: Folder for the results; default: that of the main run.
         cache_gb: Overrides `probes.cache_gb`.
@@ -39,7 +40,7 @@ def probe(
     from cliptex.evaluation import probe
     from cliptex.evaluation.job import Job
 
-    config = load_config_with_protocols(config_file)
+    config = load_config_with_protocols(config_files)
     limits = {"cache_gb": cache_gb, "memory_gb": memory_gb}
     limits = {name: value for name, value in limits.items() if value is not None}
     config = config.model_copy(update={"probes": config.probes.model_copy(update=limits)})
@@ -47,51 +48,39 @@ def probe(
     probe.run(config, Job(name=benchmark, models=tuple(models.split(",")), seeds=(seed,), out=out, data=data))
 
 
-def tabulate_probes(benchmark: str, config_file: ConfigFile = CONFIG) -> None:
-    """Gather a benchmark's probes over models, seeds and heads into one table.
-
-    Args:
-        benchmark: Name of an entry in `probes.benchmarks`.
-    """
-    from cliptex.evaluation.tabulate import tabulate
+def tabulate_probes(benchmark: Probed, config_files: ConfigFiles = DEFAULT) -> None:
+    """Gather a benchmark's probes over models, seeds and heads into one table."""
+    from cliptex.evaluation.results import tabulate
     from cliptex.evaluation.targets import probe_files
 
-    config = load_config_with_protocols(config_file)
+    config = load_config_with_protocols(config_files)
     tabulate(benchmark, probe_files(config, benchmark), paths.RESULTS / "probes" / f"{benchmark}.json")
 
 
-def finetune(benchmark: str, model: str, config_file: ConfigFile = CONFIG, seed: Seed = 0) -> None:
+def finetune(benchmark: Tuned, model: str, config_files: ConfigFiles = DEFAULT, seed: Seed = 0) -> None:
     """Train a model's encoder end to end with the heads of a benchmark, and evaluate it.
 
     Args:
-        benchmark: Name of an entry in `finetune.benchmarks`.
         model: Name of an entry in `models`, or random.
     """
     from cliptex.evaluation import finetune
     from cliptex.evaluation.job import Job
 
-    config = load_config_with_protocols(config_file)
+    config = load_config_with_protocols(config_files)
     finetune.run(config, Job(name=benchmark, models=(model,), seeds=(seed,)))
 
 
-def tabulate_finetuned(benchmark: str, config_file: ConfigFile = CONFIG) -> None:
-    """Gather a benchmark's fine-tuned models over seeds and heads into one table.
-
-    Args:
-        benchmark: Name of an entry in `finetune.benchmarks`.
-    """
-    from cliptex.evaluation.tabulate import tabulate
+def tabulate_finetuned(benchmark: Tuned, config_files: ConfigFiles = DEFAULT) -> None:
+    """Gather a benchmark's fine-tuned models over seeds and heads into one table."""
+    from cliptex.evaluation.results import tabulate
     from cliptex.evaluation.targets import finetune_files
 
-    config = load_config_with_protocols(config_file)
+    config = load_config_with_protocols(config_files)
     tabulate(benchmark, finetune_files(config, benchmark), paths.RESULTS / "finetuned" / f"{benchmark}.json")
 
 
 def zeroshot(
-    benchmark: str,
-    config_file: ConfigFile = CONFIG,
-    out: Path | None = None,
-    corruptions: Corruptions = "null",
+    benchmark: str, config_files: ConfigFiles = DEFAULT, out: Path | None = None, corruptions: Corruptions = "null"
 ) -> None:
     """Evaluate zero-shot classification with the class names of a benchmark.
 
@@ -102,10 +91,10 @@ def zeroshot(
     from cliptex.evaluation import zeroshot
     from cliptex.evaluation.job import Job
 
-    zeroshot.run(load_config(config_file), Job(name=benchmark, out=out, data=_corrupted(benchmark, corruptions)))
+    zeroshot.run(load_config(config_files), Job(name=benchmark, out=out, data=_corrupted(benchmark, corruptions)))
 
 
-def retrieval(name: str, config_file: ConfigFile = CONFIG) -> None:
+def retrieval(name: str, config_files: ConfigFiles = DEFAULT) -> None:
     """Evaluate image-text retrieval on a set of captioned images.
 
     Args:
@@ -114,15 +103,11 @@ def retrieval(name: str, config_file: ConfigFile = CONFIG) -> None:
     from cliptex.evaluation import retrieval
     from cliptex.evaluation.job import Job
 
-    retrieval.run(load_config(config_file), Job(name=name))
+    retrieval.run(load_config(config_files), Job(name=name))
 
 
 def export_benchmark(
-    name: str,
-    out: Path,
-    config_file: ConfigFile = CONFIG,
-    splits: str = "test",
-    per_tar: Count = 10_000,
+    name: str, out: Path, config_files: ConfigFiles = DEFAULT, splits: str = "test", per_tar: Count = 10_000
 ) -> None:
     """Write a benchmark as tars that the clip_benchmark command reads, with our class names and prompts.
 
@@ -134,51 +119,46 @@ def export_benchmark(
     """
     from cliptex.evaluation.export_benchmark import export_benchmark
 
-    counts = export_benchmark(load_config(config_file), name, out, splits.split(","), per_tar)
+    counts = export_benchmark(load_config(config_files), name, out, splits.split(","), per_tar)
     echo(f"{out}: {', '.join(f'{count} samples ({split})' for split, count in counts.items())}")
 
 
 def clip_benchmark(
-    dataset: str,
-    model: str,
-    task: str = "auto",
-    config_file: ConfigFile = CONFIG,
-    seed: Seed = 0,
+    dataset: str, model: Model, task: str = "auto", config_files: ConfigFiles = DEFAULT, seed: Seed = 0
 ) -> None:
     """Evaluate a model on one data set with the clip_benchmark command.
 
     Args:
         dataset: Data set as clip_benchmark names it, such as wds/vtab/cifar10.
-        model: Name of an entry in `models`.
         task: auto, zeroshot_classification or zeroshot_retrieval.
     """
     from cliptex.config import dataset_slug
     from cliptex.evaluation.clip_benchmark import run_clip_benchmark
 
     out = paths.clip_benchmark(dataset_slug(dataset), model, seed)
-    config = load_config(config_file).clip_benchmark
+    config = load_config(config_files).clip_benchmark
     run_clip_benchmark(config, dataset, task, model, seed, paths.model(model, seed), out)
 
 
-def tabulate_clip_benchmark(config_file: ConfigFile = CONFIG) -> None:
+def tabulate_clip_benchmark(config_files: ConfigFiles = DEFAULT) -> None:
     """Gather the results of clip_benchmark over data sets, models and seeds into one table."""
     from cliptex.evaluation.clip_benchmark import clip_benchmark_files, write_table
 
-    write_table(clip_benchmark_files(load_config(config_file)), paths.RESULTS / "clip_benchmark" / "table.json")
+    write_table(clip_benchmark_files(load_config(config_files)), paths.RESULTS / "clip_benchmark" / "table.json")
 
 
-def report(config_file: ConfigFile = CONFIG) -> None:
+def report(config_files: ConfigFiles = DEFAULT) -> None:
     """Write the tables, the figures and results/report.html."""
     from cliptex.report import build_report
 
-    build_report(load_config(config_file))
+    build_report(load_config(config_files))
 
 
-def study_page(config_file: ConfigFile = CONFIG) -> None:
+def study_page(config_files: ConfigFiles = DEFAULT) -> None:
     """Write the page of a finished study: results/studies/<name>.html, its table and its plot."""
     from cliptex.report.studies.page import build_study
 
-    build_study(load_config(config_file))
+    build_study(load_config(config_files))
 
 
 def _corrupted(benchmark: str, corruptions: str) -> "CorruptedBenchmark | None":

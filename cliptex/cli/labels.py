@@ -1,28 +1,23 @@
-"""Commands that train experts, label the shards, and inspect, verify and export label stores."""
+"""Commands that train experts, label the shards, and plan both."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cliptex.cli.common import CONFIG, ConfigFile, Count, Index, Seed, echo, load_config, require_store
+from cliptex.cli import common
+from cliptex.cli.common import DEFAULT, ConfigFiles, Index, Seed, Store, echo, load_config, require_store
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 
-if TYPE_CHECKING:
-    from cliptex.config import Config
 
-Stores = Annotated[str, typer.Option(help="Names in `label_stores`, separated by commas; all if empty.")]
-
-
-def train_backbone(config_file: ConfigFile = CONFIG, seed: Seed = 0) -> None:
+def train_backbone(config_files: ConfigFiles = DEFAULT, seed: Seed = 0) -> None:
     """Pre-train the encoder that the experts trained here start from."""
     from cliptex.experts.backbone import train_backbone
 
-    train_backbone(load_config(config_file), paths.EXPERT_RENDERS / "train.h5", paths.BACKBONE, seed)
+    train_backbone(load_config(config_files), paths.EXPERT_RENDERS / "train.h5", paths.BACKBONE, seed)
 
 
-def train_expert(name: str, config_file: ConfigFile = CONFIG, seed: Seed = 0) -> None:
+def train_expert(name: str, config_files: ConfigFiles = DEFAULT, seed: Seed = 0) -> None:
     """Train an expert on labelled renders, or verify its given weights; record its quality.
 
     Args:
@@ -30,120 +25,45 @@ def train_expert(name: str, config_file: ConfigFile = CONFIG, seed: Seed = 0) ->
     """
     from cliptex.experts.training import train_expert
 
-    train_expert(load_config(config_file), name, paths.EXPERT_RENDERS, paths.expert(name), seed)
+    train_expert(load_config(config_files), name, paths.EXPERT_RENDERS, paths.expert(name), seed)
 
 
 def label(
-    store: str,
+    store: Store,
     batch: Index,
-    config_file: ConfigFile = CONFIG,
+    config_files: ConfigFiles = DEFAULT,
     workers: Annotated[int | None, typer.Option(min=0)] = None,
 ) -> None:
     """Label a batch of shards with one expert.
 
     Args:
-        store: Name of an entry in `label_stores`.
         batch: Number of the batch of labels.shards_per_job shards.
         workers: Processes that decode and encode; default: --threads on a GPU, none on a CPU.
     """
     from cliptex.labels.label import label_batch
 
-    config = load_config(config_file)
+    config = load_config(config_files)
     expert = config.label_stores[require_store(config, store)].expert
     label_batch(config, store, batch, paths.SHARD_INDEX, paths.expert(expert), paths.labels(store), workers)
 
 
-def index_labels(store: str, config_file: ConfigFile = CONFIG) -> None:
-    """Check every file of a label store against its shard; write the store's index.json.
-
-    Args:
-        store: Name of an entry in `label_stores`.
-    """
+def index_labels(store: Store, config_files: ConfigFiles = DEFAULT) -> None:
+    """Check every file of a label store against its shard; write the store's index.json."""
     from cliptex.labels.index import index_labels
 
-    config = load_config(config_file)
+    config = load_config(config_files)
     index_labels(config, require_store(config, store), paths.SHARD_INDEX, paths.labels(store))
 
 
-def export(
-    out: Path,
-    stores: Stores = "",
-    file_format: Annotated[str, typer.Option("--format")] = "png",
-    images: bool = True,
-    shards: str = "",
-    config_file: ConfigFile = CONFIG,
-) -> None:
-    """Write WebDataset tars of images, captions and labels, and labels.json, which describes their contents.
+def plan(config_files: ConfigFiles = DEFAULT, measure: bool = True) -> None:
+    """Estimate a run before it starts: shards, jobs, bytes of images, labels and features, and the experts' time.
 
     Args:
-        out: Folder for the tars.
-        file_format: png (small) or npy (exact).
-        images: Whether to include images and captions.
-        shards: First and last shard, such as 0-9; all if empty.
+        measure: Read tars on the web, and run untrained experts, for numbers that are not known yet.
     """
-    from cliptex.labels.export import Export, export_labels
+    from cliptex.cluster.plan import make_plan, shown
 
-    if file_format not in ("png", "npy"):
-        raise CliptexError(f"--format: {file_format!r} is neither png nor npy")
-    config = load_config(config_file)
-    options = Export(_stores(config, stores), file_format, images, _shard_range(shards))
-    record = export_labels(config, options, paths.SHARD_INDEX, paths.LABELS, out)
-    echo(f"{out}: {len(record['files'])} tars, {sum(file['samples'] for file in record['files'])} samples")
-
-
-def inspect(
-    out: Path = paths.RESULTS / "labels.png",
-    stores: Stores = "",
-    images: Count = 8,
-    config_file: ConfigFile = CONFIG,
-) -> None:
-    """Draw images next to their labels, and print the statistics of each store.
-
-    Args:
-        out: File for the contact sheet.
-        images: Rows of the sheet.
-    """
-    from cliptex.labels.inspect import contact_sheet, statistics
-
-    config = load_config(config_file)
-    names = _stores(config, stores)
-    contact_sheet(config, names, paths.SHARD_INDEX, paths.LABELS, out, images)
-    echo("\n".join([*(statistics(config, name, paths.LABELS) for name in names), f"contact sheet: {out}"]))
-
-
-def audit(stores: Stores = "", samples: Count = 8, config_file: ConfigFile = CONFIG, seed: Seed = 0) -> None:
-    """Label random images again with the experts and compare; exit code 1 if a label cannot be reproduced.
-
-    Args:
-        samples: Images to label again in each store.
-    """
-    from cliptex.experts.training import load_expert
-    from cliptex.labels.audit import audit_labels, report
-
-    config = load_config(config_file)
-    differing = []
-    for name in _stores(config, stores):
-        expert_name = config.label_stores[name].expert
-        expert = load_expert(expert_name, config.experts[expert_name], paths.expert(expert_name))
-        findings = audit_labels(config, name, paths.SHARD_INDEX, expert, paths.labels(name), samples, seed)
-        echo(report(findings, name))
-        if not all(finding.agrees for finding in findings):
-            differing.append(paths.labels(name))
-    if differing:
-        folders = " ".join(map(str, differing))
-        raise CliptexError(f"{folders}: labels cannot be reproduced; run: rm -r {folders}   and then the workflow")
-
-
-def _stores(config: "Config", names: str) -> list[str]:
-    stores = [name for name in names.split(",") if name] or list(config.label_stores)
-    return [require_store(config, name, "--stores") for name in stores]
-
-
-def _shard_range(shards: str) -> range | None:
-    """The numbers of `first-last`, or of a single shard; None for all."""
-    if not shards:
-        return None
-    first, _, last = shards.partition("-")
-    if not first.isdigit() or not (last or first).isdigit():
-        raise CliptexError(f"--shards: {shards!r} is not a range such as 0-9")
-    return range(int(first), int(last or first) + 1)
+    config = common.load_config_with_protocols(config_files)
+    if not (config.label_stores or config.models or config.probes.benchmarks):
+        raise CliptexError("configuration: no label stores, models or benchmarks, so there is nothing to plan")
+    echo(shown(make_plan(config, measure)))

@@ -1,27 +1,29 @@
 """Commands that train models, and use or export trained ones."""
 
 import sys
+from contextlib import chdir
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cliptex.cli.common import CONFIG, ConfigFile, Count, Index, Seed, echo, load_config
+from cliptex.cli import common
+from cliptex.cli.common import DEFAULT, ConfigFiles, Count, Index, Model, Seed, echo, load_config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 
 
-def fetch_student(config_file: ConfigFile = CONFIG) -> None:
+def fetch_student(config_files: ConfigFiles = DEFAULT) -> None:
     """Download the published weights that training starts from, if student.pretrained is a tag."""
     from cliptex.models import clip
 
-    clip.fetch(load_config(config_file).student, paths.STUDENT)
+    clip.fetch(load_config(config_files).student, paths.STUDENT)
 
 
 def train(
     context: typer.Context,
-    model: str,
-    config_file: ConfigFile = CONFIG,
+    model: Model,
+    config_files: ConfigFiles = DEFAULT,
     seed: Seed = 0,
     workers: Annotated[int | None, typer.Option(min=0)] = None,
     nodes: Count = 1,
@@ -30,24 +32,24 @@ def train(
     """Train a model, or resume its training, and export it for open_clip. Exit code 75: stopped, state saved.
 
     Args:
-        model: Name of an entry in `models`.
         workers: Processes that decode; default: --threads on a GPU, none on a CPU.
         nodes: Nodes of the SLURM job to train on, by srun and torchrun.
         gpus: GPUs on all nodes together, one process each; 0: all visible GPUs.
     """
-    config = load_config(config_file)
+    config = load_config(config_files)
     if model in config.models and config.models[model].interpolate is not None:
         raise CliptexError(f"models.{model}: is interpolated, not trained; run: cliptex interpolate --model {model}")
     if (nodes, gpus) != (1, 1):
         from cliptex.cluster.launch import launch
 
-        launch(sys.argv[1:], nodes, gpus, context.obj)
+        with chdir(common.started_in):  # the processes start with the same --directory
+            launch(sys.argv[1:], nodes, gpus, context.obj)
     from cliptex.training.run import train
 
     train(config, model, seed, workers=workers)
 
 
-def interpolate(model: str, config_file: ConfigFile = CONFIG, seed: Seed = 0) -> None:
+def interpolate(model: str, config_files: ConfigFiles = DEFAULT, seed: Seed = 0) -> None:
     """Make a model from the weights of two others, without training.
 
     Args:
@@ -55,14 +57,10 @@ def interpolate(model: str, config_file: ConfigFile = CONFIG, seed: Seed = 0) ->
     """
     from cliptex.models.interpolate import interpolate
 
-    interpolate(load_config(config_file), model, seed)
+    interpolate(load_config(config_files), model, seed)
 
 
-def predict(
-    images: Annotated[list[Path], typer.Argument()],
-    model: Path,
-    out: Path = Path("predictions.png"),
-) -> None:
+def predict(images: Annotated[list[Path], typer.Argument()], model: Path, out: Path = Path("predictions.png")) -> None:
     """Draw images next to the predictions of a model's heads: segmentation, depth, normals.
 
     Args:
@@ -79,22 +77,16 @@ def predict(
 
 
 def export(
-    model: str,
-    out: Path,
-    config_file: ConfigFile = CONFIG,
-    seed: Seed = 0,
-    heads: bool = True,
-    licence: str = "",
+    model: Model, out: Path, config_files: ConfigFiles = DEFAULT, seed: Seed = 0, heads: bool = True, licence: str = ""
 ) -> None:
     """Copy a trained model to a folder that can be published: open_clip's files and a model card.
 
     Args:
-        model: Name of an entry in `models`.
         out: Folder for the exported model; other files in it are kept.
         heads: Whether to include the heads.
         licence: Licence for the model card, as the Hugging Face hub writes it.
     """
     from cliptex.report.model_card import export_model
 
-    export_model(load_config(config_file), model, seed, out, heads=heads, licence=licence)
+    export_model(load_config(config_files), model, seed, out, heads=heads, licence=licence)
     echo(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

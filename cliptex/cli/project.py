@@ -1,23 +1,12 @@
-"""Commands about the project as a whole: plan, checks and the configuration's reference."""
+"""Commands that check the machine and describe the configuration."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cliptex.cli.common import CONFIG, ConfigFile, echo, load_config, load_config_with_protocols
+from cliptex.cli.common import DEFAULT, ConfigFiles, echo, load_config
 from cliptex.core.errors import CliptexError
-
-
-def plan(config_file: ConfigFile = CONFIG, measure: bool = True) -> None:
-    """Estimate a run before it starts: shards, jobs, bytes of images, labels and features, and the experts' time.
-
-    Args:
-        measure: Read tars on the web, and run untrained experts, for numbers that are not known yet.
-    """
-    from cliptex.cluster.plan import make_plan, shown
-
-    echo(shown(make_plan(load_config_with_protocols(config_file), measure)))
 
 
 def doctor(
@@ -29,7 +18,7 @@ def doctor(
     needs_gpu: Annotated[bool, typer.Option("--gpu")] = False,
     kind: str | None = None,
     out: Path | None = None,
-    config_file: ConfigFile = CONFIG,
+    config_files: ConfigFiles = DEFAULT,
 ) -> None:
     """Check packages, scheduler, account, partition, GPU and disk; exit code 1 if something must be fixed.
 
@@ -50,7 +39,7 @@ def doctor(
     if account or partition or constraint:
         base = submission or Submission()
         submission = Submission(account or base.account, partition or base.partition, constraint or base.constraint)
-    here = examine(load_config(config_file), submission, kind, needs_gpu)
+    here = examine(load_config(config_files), submission, kind, needs_gpu)
     places = [here, *(read_json(path) for path in records or [])]
     is_ok = all(place["ok"] for place in places)
     if out is not None:

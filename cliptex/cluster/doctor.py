@@ -30,6 +30,8 @@ MIN_FREE_GB = 2.0
 """Minimum free disk space of any run."""
 MIN_FREE_FILES = 10_000
 TIMEOUT_S = 30
+CONTROLLER = "is slurmctld up? scontrol ping"
+"""The remedy if the scheduler does not answer."""
 PLACEHOLDER = "CHANGE_ME"
 """Placeholder for account and partition in the shipped profile."""
 
@@ -59,9 +61,8 @@ class Submission:
         try:
             resources = yaml.safe_load(path.read_text(encoding="utf-8")).get("default-resources") or {}
         except (OSError, yaml.YAMLError, AttributeError) as error:
-            raise CliptexError(
-                f"--profile {profile}: cannot be read ({error}); give the folder of a profile"
-            ) from error
+            problem = f"--profile {profile}: cannot be read ({error}); give the folder of a profile"
+            raise CliptexError(problem) from error
         return cls(*(resources.get(key) for key in ("slurm_account", "slurm_partition", "constraint")))
 
 
@@ -69,10 +70,10 @@ def examine(config: Config, submission: Submission | None, kind: str | None, wan
     """Run all checks on this machine: `kind host time cliptex ok checks`.
 
     submission: where jobs will be submitted; None: not checked. kind: the kind of job this runs in; None: in no job.
-    wants_gpu: a GPU is expected here.
     """
     job = os.environ.get("SLURM_JOB_ID")
-    checks = [_python(), _packages(), *_machine(), _gpu(config, wants_gpu)]
+    python = Check("python", "ok", f"{sys.version.split()[0]}, {sys.executable}")
+    checks = [python, _packages(), _machine(), _gpu(config, wants_gpu)]
     if job is not None:
         checks += _job(job, submission)
     elif submission is not None or shutil.which("sbatch"):
@@ -102,10 +103,6 @@ def table(places: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _python() -> Check:
-    return Check("python", "ok", f"{sys.version.split()[0]}, {sys.executable}")
-
-
 def _packages() -> Check:
     from packaging.requirements import Requirement
 
@@ -113,17 +110,15 @@ def _packages() -> Check:
         requirements = [Requirement(line) for line in requires("cliptex") or []]
     except PackageNotFoundError:
         return Check("packages", "failed", "cliptex is not installed", "pip install .   in the clone")
-    wrong, count = [], 0
+    requirements = [one for one in requirements if not one.marker or one.marker.evaluate({"extra": ""})]
+    wrong = []
     for requirement in requirements:
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        count += 1
         installed = _version(requirement.name)
         if installed is None or not requirement.specifier.contains(installed, prereleases=True):
             wrong.append(f"{requirement.name} {installed or 'missing'} (needs {requirement.specifier or 'any'})")
     if wrong:
         return Check("packages", "failed", ", ".join(wrong), "pip install .   in the clone")
-    return Check("packages", "ok", f"{count} as required")
+    return Check("packages", "ok", f"{len(requirements)} as required")
 
 
 def _version(package: str) -> str | None:
@@ -133,10 +128,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _machine() -> list[Check]:
+def _machine() -> Check:
     cpus = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return [Check("machine", "note", f"{cpus} CPUs for this process, {memory:.0f} GB of memory")]
+    return Check("machine", "note", f"{cpus} CPUs for this process, {memory:.0f} GB of memory")
 
 
 def _gpu(config: Config, wants_gpu: bool) -> Check:
@@ -205,18 +200,10 @@ def _scheduler(submission: Submission | None) -> list[Check]:
         remedy = "log in to a node from which jobs can be submitted, or load its module (module avail slurm)"
         return [Check("scheduler", "failed", f"not on the PATH: {', '.join(missing)}", remedy)]
     succeeded, output = _ask("sinfo", "--version")
-    plugin = _version("snakemake-executor-plugin-slurm")
-    checks = [
-        Check(
-            "scheduler", "ok" if succeeded else "failed", output, "" if succeeded else "is slurmctld up? scontrol ping"
-        )
-    ]
-    checks.append(_plugin(plugin))
+    checks = [_result("scheduler", succeeded, output, CONTROLLER), _plugin()]
     succeeded, output = _ask("squeue", "--noheader", "--user", getpass.getuser())
-    if succeeded:
-        checks.append(Check("queue", "ok", f"{len(output.splitlines())} jobs of yours"))
-    else:
-        checks.append(Check("queue", "failed", output, "is slurmctld up? scontrol ping"))
+    found = f"{len(output.splitlines())} jobs of yours" if succeeded else output
+    checks.append(_result("queue", succeeded, found, CONTROLLER))
     succeeded, output = _ask("sacct", "--noheader", "--allocations", "--starttime", "now-1hour")
     if succeeded:
         checks.append(Check("accounting", "ok", "sacct works"))
@@ -229,19 +216,22 @@ def _scheduler(submission: Submission | None) -> list[Check]:
     return [*checks, _account(submission), _partition(submission), _submission(submission)]
 
 
-def _plugin(version_number: str | None) -> Check:
+def _result(name: str, is_ok: bool, found: str, remedy: str) -> Check:
+    return Check(name, "ok", found) if is_ok else Check(name, "failed", found, remedy)
+
+
+def _plugin() -> Check:
     from packaging.specifiers import SpecifierSet
 
-    if version_number is None or not SpecifierSet(">=2.8,<3").contains(version_number):
-        return Check("plugin", "failed", f"snakemake-executor-plugin-slurm {version_number}", "pip install '.[slurm]'")
-    return Check("plugin", "ok", f"snakemake-executor-plugin-slurm {version_number}")
+    name = "snakemake-executor-plugin-slurm"
+    number = _version(name)
+    is_ok = number is not None and SpecifierSet(">=2.8,<3").contains(number)
+    return _result("plugin", is_ok, f"{name} {number}", "pip install '.[slurm]'")
 
 
 def _account(submission: Submission) -> Check:
-    user, account = getpass.getuser(), submission.account
-    succeeded, output = _ask(
-        "sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={user}", "format=account"
-    )
+    account, query = submission.account, f"show associations user={getpass.getuser()} format=account"
+    succeeded, output = _ask("sacctmgr", "--noheader", "--parsable2", *query.split())
     accounts = sorted(set(output.split())) if succeeded else []
     yours = f"yours: {', '.join(accounts)}" if accounts else "ask the administrators for yours"
     if account in (PLACEHOLDER, None):
@@ -250,32 +240,29 @@ def _account(submission: Submission) -> Check:
         return Check("account", status, found, f"slurm_account in the profile; {yours}")
     if not succeeded:
         return Check("account", "note", f"{account}; sacctmgr cannot check it ({output})")
-    if str(account).lower() not in accounts:
-        return Check("account", "failed", f"{account} is not yours", f"slurm_account in the profile; {yours}")
-    return Check("account", "ok", str(account))
+    is_yours = str(account).lower() in accounts
+    found = str(account) if is_yours else f"{account} is not yours"
+    return _result("account", is_yours, found, f"slurm_account in the profile; {yours}")
 
 
 def _partition(submission: Submission) -> Check:
     succeeded, output = _ask("sinfo", "--noheader", "--format", "%R|%a|%l|%D|%G")
     if not succeeded:
-        return Check("partition", "failed", output, "is slurmctld up? scontrol ping")
+        return Check("partition", "failed", output, CONTROLLER)
     rows = [line.split("|") for line in output.splitlines()]
     partitions = ", ".join(dict.fromkeys(row[0] for row in rows))
+    remedy = f"slurm_partition in the profile; choose one of {partitions}"
     if submission.partition in (PLACEHOLDER, None):
         found = "still the placeholder" if submission.partition else "the cluster's default"
-        remedy = f"slurm_partition in the profile; choose one of {partitions}"
         return Check("partition", "failed" if submission.partition else "note", found, remedy)
     checks = []
     for name in str(submission.partition).split(","):
         own = [row for row in rows if row[0] == name]
         if not own:
-            return Check(
-                "partition", "failed", f"no {name}", f"slurm_partition in the profile; choose one of {partitions}"
-            )
+            return Check("partition", "failed", f"no {name}", remedy)
         if all(row[1] != "up" for row in own):
-            return Check(
-                "partition", "failed", f"{name} is {own[0][1]}", f"wait, or choose another one of {partitions}"
-            )
+            remedy = f"wait, or choose another one of {partitions}"
+            return Check("partition", "failed", f"{name} is {own[0][1]}", remedy)
         gpus = ", ".join(dict.fromkeys(row[4] for row in own if row[4] != "(null)")) or "no GPUs"
         checks.append(f"{name}: {sum(int(row[3]) for row in own)} nodes, {gpus}, limit {own[0][2]}")
     return Check("partition", "ok", "; ".join(checks))
@@ -289,7 +276,7 @@ def _submission(submission: Submission) -> Check:
     try:
         process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Check("submission", "failed", str(error), "is slurmctld up? scontrol ping")
+        return Check("submission", "failed", str(error), CONTROLLER)
     lines = process.stderr.strip().splitlines() or [""]
     if process.returncode:
         remedy = "account, partition and constraint in the profile's default-resources must be compatible"
@@ -305,16 +292,14 @@ def _disk(config: Config) -> list[Check]:
         free, system = shutil.disk_usage(existing).free / 1e9, os.statvfs(existing)
         found = f"{free:.1f} GB free in {existing}"
         if not os.access(existing, os.W_OK):
-            checks.append(
-                Check(name, "failed", f"{existing} is not writable", "choose another folder: snakemake --directory")
-            )
+            remedy = "choose another folder: snakemake --directory"
+            checks.append(Check(name, "failed", f"{existing} is not writable", remedy))
         elif free < min_gb:
             remedy = f"{min_gb:.1f} GB needed: make room, or use another disk (snakemake --directory, TMPDIR)"
             checks.append(Check(name, "failed", found, remedy))
         elif system.f_files and system.f_favail < MIN_FREE_FILES:
-            checks.append(
-                Check(name, "failed", f"{system.f_favail} inodes left in {existing}", "delete files, or request more")
-            )
+            found = f"{system.f_favail} inodes left in {existing}"
+            checks.append(Check(name, "failed", found, "delete files, or request more"))
         else:
             checks.append(Check(name, "ok", found))
     return checks
@@ -322,10 +307,10 @@ def _disk(config: Config) -> list[Check]:
 
 def _label_gb(config: Config) -> float:
     """Disk space of the labels in GB, as far as it is known in advance."""
-    from cliptex.cluster.plan import make_plan
-
     if not config.label_stores:
         return 0.0
+    from cliptex.cluster.plan import make_plan
+
     return sum(store["bytes"] or 0 for store in make_plan(config, measure=False)["stores"].values()) / 1e9
 
 

@@ -71,6 +71,5 @@ def require_allocated_gpu() -> None:
     if reason := missing_gpu():
         log.warning("%s: running without a GPU; see `cliptex doctor`", reason)
     if is_allocated() and (reason := unusable_gpu()):
-        raise CliptexError(
-            f"{reason}; install a matching build (https://pytorch.org/get-started), see `cliptex doctor`"
-        )
+        remedy = "install a matching build (https://pytorch.org/get-started), see `cliptex doctor`"
+        raise CliptexError(f"{reason}; {remedy}")

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import socket
 import sys
-from typing import NoReturn
 
 from cliptex.core.errors import CliptexError
 
@@ -21,17 +20,15 @@ SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 def launch(arguments: list[str], nodes: int, gpus: int, threads: int | None) -> None:
     """Replace this process with the launcher of `cliptex ARGUMENTS`. Returns if one process is enough, or in torchrun.
 
-    nodes: nodes of the SLURM job, each with the same number of processes. gpus: GPUs of all nodes together, one process
-    each; 0: those visible here, or one process without a GPU. threads: CPU threads of the job per node, for all its
-    processes.
+    gpus: GPUs of all nodes together, one process each; 0: those visible here, or one process without a GPU.
+    threads: CPU threads of the job per node, for all its processes.
     Raises CliptexError for more than one node outside a SLURM job, and if the GPUs are not a multiple of the nodes.
     """
     if "RANK" in os.environ:  # torchrun started this process
         return
     if gpus % nodes:
-        raise CliptexError(
-            f"--gpus {gpus}: not a multiple of --nodes {nodes}; give the number of GPUs of all nodes together"
-        )
+        remedy = "give the number of GPUs of all nodes together"
+        raise CliptexError(f"--gpus {gpus}: not a multiple of --nodes {nodes}; {remedy}")
     processes = gpus // nodes or max(1, _visible_gpus())
     if nodes * processes == 1:
         return
@@ -39,7 +36,9 @@ def launch(arguments: list[str], nodes: int, gpus: int, threads: int | None) -> 
     if nodes > 1:
         command = srun(nodes, threads) + command
     # --: otherwise torchrun parses our --log as an abbreviation of its own option
-    _exec([*command, "-m", "--", "cliptex", *arguments])
+    command += ["-m", "--", "cliptex"]
+    log.info("%s", shlex.join(command))
+    os.execvp(command[0], [*command, *arguments])
 
 
 def torchrun(nodes: int, processes: int) -> list[str]:
@@ -68,9 +67,8 @@ def _signals() -> list[str]:
 def srun(nodes: int, threads: int | None) -> list[str]:
     """The srun command for one task on each node of this SLURM job; if one fails, all are ended."""
     if "SLURM_JOB_ID" not in os.environ:
-        raise CliptexError(
-            f"--nodes {nodes}: this is not a SLURM job; start torchrun on each machine instead (docs/training.md)"
-        )
+        remedy = "start torchrun on each machine instead (docs/training.md)"
+        raise CliptexError(f"--nodes {nodes}: this is not a SLURM job; {remedy}")
     if shutil.which("srun") is None:
         raise CliptexError(f"--nodes {nodes}: srun is not on the PATH of this SLURM job; see `cliptex doctor`")
     command = ["srun", "--nodes", str(nodes), "--ntasks", str(nodes), "--ntasks-per-node", "1", "--kill-on-bad-exit=1"]
@@ -90,11 +88,6 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-def _exec(command: list[str]) -> NoReturn:
-    log.info("%s", shlex.join(command[: command.index("cliptex") + 1]))
-    os.execvp(command[0], command)
-
-
 def main() -> None:
     """Run torchrun; exit with EXIT_STOPPED if it, or its processes, were stopped by a signal."""
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -108,11 +101,12 @@ def main() -> None:
     except SignalException as stopped:
         if stopped.sigval not in StopRequest.SIGNALS:
             raise
-        sys.exit(EXIT_STOPPED)
     except ChildFailedError as failed:
         if {failure.exitcode for failure in failed.failures.values()} != {EXIT_STOPPED}:
             raise
-        sys.exit(EXIT_STOPPED)
+    else:
+        return
+    sys.exit(EXIT_STOPPED)
 
 
 if __name__ == "__main__":

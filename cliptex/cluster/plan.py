@@ -19,7 +19,7 @@ from cliptex.core.files import read_json
 from cliptex.core.plugins import find
 from cliptex.data.download import start_of_tar
 from cliptex.data.images import decode_image
-from cliptex.data.official.status import official_files
+from cliptex.data.official.status import missing_data, official_files
 from cliptex.data.shard_index import read_index
 from cliptex.data.shard_paths import is_remote, num_batches, shard_paths, shard_sources
 from cliptex.data.shards import iterate_shard
@@ -42,9 +42,7 @@ TYPICAL_SIZE_PX = (288, 384)
 def make_plan(config: Config, measure: bool = True) -> dict[str, Any]:
     """The plan: `images`, `stores`, `benchmarks` and `features`.
 
-    `images` has shards, number and bytes; `stores`, by name, jobs, label bytes, images per second and seconds;
-    `benchmarks`, by name, the official files not yet in place (see `cliptex.data.official.status.official_files`);
-    `features`, by benchmark, the sizes of frozen encoders' features (see `cliptex.evaluation.probes.feature_plan`).
+    `benchmarks`: `cliptex.data.official.status.official_files`; `features`, by benchmark: `plan_features`.
     Each figure has its origin in `*_from`. measure: read the beginning of a few tars if all are remote, and run each
     expert, untrained, on a few images if its rate is not known from finished jobs.
     """
@@ -98,10 +96,8 @@ def _remote_shards(sources: list[str], shards: int) -> dict[str, Any]:
     out = {"bytes": total, "bytes_from": f"{len(sampled)} of {shards} shards, by their servers now"}
     if None not in per_sample:
         mean = sum(per_sample) / len(per_sample)
-        out |= {
-            "number": round(total / mean),
-            "number_from": f"{_bytes(mean)} per sample at the beginning of these shards",
-        }
+        number_from = f"{_bytes(mean)} per sample at the beginning of these shards"
+        out |= {"number": round(total / mean), "number_from": number_from}
     return out
 
 
@@ -145,7 +141,6 @@ def _image_size(config: Config) -> tuple[int, int]:
 
 
 def _finished(config: Config, name: str) -> list[dict[str, Any]]:
-    """The records of the store's finished jobs with the configured expert."""
     records = [read_json(path) for path in sorted(paths.labels(name).glob("batch-*.json"))]
     return [record for record in records if record["expert"] == config.label_stores[name].expert]
 
@@ -169,9 +164,7 @@ def _rate(config: Config, name: str, measure: bool) -> tuple[float | None, str]:
     if records:
         seconds = sum(record["images"] / record["images_per_second"] for record in records)
         return sum(record["images"] for record in records) / seconds, f"{len(records)} finished jobs"
-    if not measure:
-        return None, "not measured"
-    return _measured(config, name)
+    return _measured(config, name) if measure else (None, "not measured")
 
 
 def _measured(config: Config, name: str) -> tuple[float | None, str]:
@@ -210,24 +203,17 @@ def shown(plan: dict[str, Any]) -> str:
         f" {_bytes(images['bytes'])} ({images['bytes_from']})"
     ]
     for name, store in plan["stores"].items():
-        rate = (
-            "? images per second"
-            if store["images_a_second"] is None
-            else f"{store['images_a_second']:.3g} images per second"
-        )
+        rate = "?" if store["images_a_second"] is None else f"{store['images_a_second']:.3g}"
+        size, per_image = _bytes(store["bytes"]), _bytes(store["bytes_an_image"])
         lines += [
             f"{name}  {store['task']} by {store['expert']}: {store['jobs']:,} jobs",
-            f"    labels  {_bytes(store['bytes'])}, {_bytes(store['bytes_an_image'])} per image"
-            f" ({store['bytes_from']})",
-            f"    expert  {_hours(store['seconds'])} one job at a time, {rate} ({store['seconds_from']})",
+            f"    labels  {size}, {per_image} per image ({store['bytes_from']})",
+            f"    expert  {_hours(store['seconds'])} one job at a time, {rate} images per second"
+            f" ({store['seconds_from']})",
         ]
-    stores = plan["stores"].values()
-    totals = {key: [store[key] for store in stores] for key in ("bytes", "seconds")}
-    sums = {key: None if None in values else sum(values) for key, values in totals.items()}
-    lines.append(
-        f"total  {sum(store['jobs'] for store in stores):,} labelling jobs, labels {_bytes(sums['bytes'])},"
-        f" experts {_hours(sums['seconds'])}"
-    )
+    totals = {key: [store[key] for store in plan["stores"].values()] for key in ("jobs", "bytes", "seconds")}
+    jobs, size, seconds = (None if None in values else sum(values) for values in totals.values())
+    lines.append(f"total  {jobs:,} labelling jobs, labels {_bytes(size)}, experts {_hours(seconds)}")
     return "\n".join([*lines, *_benchmark_lines(plan["benchmarks"]), *_feature_lines(plan["features"])])
 
 
@@ -246,12 +232,10 @@ def _feature_lines(features: dict[str, dict[str, Any]]) -> list[str]:
         if (views := plan["views"]) is None:
             lines.append(f"{name}  features ? bytes: unknown number of images")
             continue
-        number = f"{views['train']:,} + {views['eval']:,} views"
-        size, memory = _bytes(plan["bytes_a_model"]), _bytes(plan["memory"])
+        size = f"{_bytes(plan['bytes_a_model'])} ({views['train']:,} + {views['eval']:,} views)"
+        memory = _bytes(plan["memory"])
         truths = f", training truths {_bytes(plan['truths'])}" if plan["truths"] else ""
-        lines.append(
-            f"{name}  features per model {size} ({number}), as float32 {memory}{truths}; {STORAGE[plan['place']]}"
-        )
+        lines.append(f"{name}  features per model {size}, as float32 {memory}{truths}; {STORAGE[plan['place']]}")
     return lines
 
 

@@ -4,11 +4,24 @@ A section is a pydantic model: its fields are the keys, the docstring below a fi
 `config/README.md` and in the JSON schema.
 """
 
-from typing import Annotated
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
+Items = TypeVar("Items", list, tuple)
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -17,17 +30,78 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 def _in_order(limits: tuple[float, float]) -> tuple[float, float]:
     if limits[0] > limits[1]:
-        raise PydanticCustomError("order", "The smaller value must come first")
+        raise PydanticCustomError("order", "the smaller value must come first")
     return limits
+
+
+def _unique(values: Items) -> Items:
+    repeated = next((value for number, value in enumerate(values) if value in values[:number]), None)
+    if repeated is not None:
+        raise PydanticCustomError("unique", "{value} is given twice; remove one", {"value": repeated})
+    return values
+
+
+def _expanded(path: str) -> str:
+    if "://" in path:
+        return path
+    try:
+        out = os.path.expandvars(str(Path(path).expanduser()) if path.startswith("~") else path)
+    except RuntimeError as error:
+        raise PydanticCustomError("path", "~ is not known; write the whole path") from error
+    if unset := re.search(r"\$(\w+|\{[^}]*\})", out):
+        raise PydanticCustomError("path", "{name} is not set in the environment", {"name": unset[0]})
+    return out
+
+
+def _single(path: str) -> str:
+    if "://" not in path and re.search(r"[*?]", path):
+        raise PydanticCustomError("path", "patterns are not expanded here; name the files")
+    return path
 
 
 Shares = Annotated[tuple[Share, Share], AfterValidator(_in_order)]
 """Lower and upper limit of a share."""
 Rates = Annotated[tuple[Rate, Rate], AfterValidator(_in_order)]
 """Lower and upper limit of a positive number."""
+Unique = AfterValidator(_unique)
+"""A list in which no value is given twice."""
+Pattern = Annotated[str, AfterValidator(_expanded)]
+"""A path, or paths with a pattern: ~ and $VARIABLE are expanded. URLs are left as they are."""
+FilePath = Annotated[Pattern, AfterValidator(_single)]
+"""A single path; ~ and $VARIABLE are expanded."""
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable; unknown keys are errors."""
+    """Base of all sections: immutable; unknown keys are errors. In a mapping of names, null removes an entry."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _read(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        value = _without_null(value, cls.model_fields[info.field_name].annotation)
+        result = handler(value)
+        if _has_lost_bool(value, result):
+            raise PydanticCustomError("bool_as_number", "YAML reads yes, no, on and off as true and false")
+        return result
+
+
+def _without_null(value: Any, annotation: Any) -> Any:
+    """A mapping without its null entries, if its type has names as keys and does not allow null."""
+    if not isinstance(value, Mapping) or get_origin(annotation) is not dict:
+        return value
+    inner = get_args(annotation)[1]
+    if inner is Any or type(None) in get_args(inner):
+        return value
+    return {name: _without_null(item, inner) for name, item in value.items() if item is not None}
+
+
+def _has_lost_bool(value: Any, result: Any) -> bool:
+    """Whether a bool was taken for a number, which pydantic does."""
+    if isinstance(value, bool):
+        return not isinstance(result, bool)
+    if isinstance(value, list | tuple) and isinstance(result, list | tuple):
+        return any(map(_has_lost_bool, value, result))
+    if isinstance(value, Mapping) and isinstance(result, Mapping):
+        return any(_has_lost_bool(item, result.get(name)) for name, item in value.items())
+    return False

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cliptex.config.base import Name, Positive, Section, Share
+from cliptex.config.base import FilePath, Name, Pattern, Positive, Section, Share, Unique
 
 
 class Split(Section):
@@ -36,10 +36,9 @@ class Miniature(Section):
 
 
 class Urls(Section):
-    """A list of image URLs and captions, and how its images are stored (source `urls`). A change here downloads the
-    images again."""
+    """Image URLs and captions, and how the images are stored (source `urls`). A change downloads the images again."""
 
-    files: Annotated[list[str], Field(min_length=1)]
+    files: Annotated[list[FilePath], Field(min_length=1), Unique]
     """Files with one row per image: .tsv, .csv (also .gz) or .parquet."""
     rows: Positive
     """Number of rows to use, from the first; 3318333 for all of CC3M. It is an error if the list has fewer."""
@@ -54,8 +53,7 @@ class Urls(Section):
     rows_per_shard: Annotated[int, Field(gt=0, le=10_000)] = 10_000
     """Rows of the list per shard, before any are dropped."""
     size_px: Positive = 256
-    """Shorter side of a stored image, pixels: larger images are resized to it, with their aspect ratio kept; smaller
-    images are stored unchanged."""
+    """Larger images are stored with this shorter side, pixels, and their aspect ratio; smaller ones unchanged."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG quality of images that are re-encoded."""
     min_side_px: Positive = 64
@@ -77,7 +75,7 @@ class Dataset(Section):
 
     source: Literal["miniature", "webdataset", "urls"] = "miniature"
     """`miniature`: rendered. `webdataset`: existing tars. `urls`: downloaded with img2dataset."""
-    shards: list[str] = []
+    shards: list[Pattern] = []
     """Tars of source `webdataset`, in order: paths, http(s) URLs or hf://datasets/owner/name/file.tar, with brace
     patterns such as {00000..00331}."""
     sha256: dict[str, str] = {}
@@ -93,7 +91,7 @@ class Dataset(Section):
 class Download(Section):
     """How pairs are downloaded. A change here downloads nothing again."""
 
-    python: str = "python"
+    python: FilePath = "python"
     """Python interpreter, by name or path, of the environment that has img2dataset."""
     shards_per_job: Positive = 10
     """Shards that one job downloads or checks."""
@@ -117,9 +115,8 @@ class BenchmarkSource(Section):
     variant: str | None = None
     """Variant of the official data; null: the first. voc: `train`, or `trainaug` with SBD's masks. nyuv2: publication
     of the normals, `bae`, `dsine` or `ladicky`. places365: `easyformat`, or `small` with lists of files."""
-    path: str | None = None
-    """Folder with the official archives or their unpacked contents. It is never modified. Archives that it lacks are
-    downloaded if their terms permit it."""
+    path: FilePath | None = None
+    """Folder with official archives or their contents, never modified; what it lacks is downloaded if permitted."""
 
 
 class BenchmarkData(Section):
@@ -128,7 +125,7 @@ class BenchmarkData(Section):
     source: Literal["miniature", "official"] | None = None
     """`miniature`: rendered. `official`: downloaded, or read from `path`. null: `miniature` if the pairs are the
     miniature's, else `official`."""
-    archives: str | None = None
+    archives: FilePath | None = None
     """Table (TSV) of mirrors and further archives; its rows override those of cliptex/benchmarks/archives.tsv."""
     keep_archives: bool = False
     """Keep downloaded archives in resources/archives after unpacking."""

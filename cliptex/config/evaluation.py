@@ -5,19 +5,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cliptex.config.base import Name, Positive, Rate, Section
+from cliptex.config.base import FilePath, Name, Pattern, Positive, Rate, Section, Unique
 
 PUBLISHED_TOLERANCE = 0.2
-"""Allowed difference, in percentage points, between measured and published top-1 of a released model. It covers half
-precision and JPEG decoding."""
+"""Allowed difference of measured and published top-1, percentage points; covers half precision and JPEG decoding."""
 
 
 class Probes(Section):
     """How frozen encoders are evaluated."""
 
-    models: list[Name] = []
+    models: Annotated[list[Name], Unique] = []
     """Models to probe; empty: all of `models`."""
-    baselines: list[Literal["random", "position"]] = ["random", "position"]
+    baselines: Annotated[list[Literal["random", "position"]], Unique] = ["random", "position"]
     """Baselines to probe: `random` is an untrained encoder, `position` only the position embedding."""
     benchmarks: dict[Name, dict[str, Any]] = {}
     """Benchmarks to run, each with its `protocol` and the protocol's values to override (docs/probes.md)."""
@@ -39,7 +38,7 @@ class FineTuning(Section):
 
     frozen: Literal[False] = False
     """Must be false; frozen encoders are evaluated by `probes`."""
-    heads: list[Name] = []
+    heads: Annotated[list[Name], Unique] = []
     """Heads of the protocol in `probes.benchmarks`; empty: all that can be trained together with an encoder."""
     encoder_rates: Annotated[tuple[Rate, ...], Field(min_length=1)] = (1e-4,)
     """Peak learning rates of the encoder; of several, the best on the holdout is used."""
@@ -52,8 +51,7 @@ class FineTuning(Section):
     batch_size: Positive = 32
     """Images per step for heads with a closed-form solution; trained heads use their own number."""
     head_rate: Rate = 1e-3
-    """Peak learning rate of heads with a closed-form solution, which is their initialisation; trained heads use their
-    own rate."""
+    """Peak learning rate of heads that start from a closed-form solution; trained heads use their own rate."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps with linear warm-up, for heads with a closed-form solution and their encoder."""
 
@@ -63,7 +61,7 @@ class Finetune(Section):
 
     benchmarks: dict[Name, FineTuning] = {}
     """Benchmarks to fine-tune on; protocol and number of images are those in `probes.benchmarks`."""
-    baselines: list[Literal["random"]] = ["random"]
+    baselines: Annotated[list[Literal["random"]], Unique] = ["random"]
     """Baselines: `random` is an untrained encoder, trained from scratch in the same way."""
 
 
@@ -72,7 +70,7 @@ class CaptionSet(Section):
 
     rendered: Positive | None = None
     """Number of pairs to render in addition to the training pairs, all with different captions."""
-    shards: list[str] = []
+    shards: list[Pattern] = []
     """WebDataset tars, paths with brace patterns: an image and a .txt member with one caption per line."""
     benchmark: Name | None = None
     """Benchmark whose evaluation images have captions: coco, with annotations/captions_val2017.json."""
@@ -82,20 +80,19 @@ class CaptionSet(Section):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if sum((self.rendered is not None, bool(self.shards), self.benchmark is not None)) != 1:
-            raise ValueError("zeroshot.retrieval: a caption set needs exactly one of rendered, shards and benchmark")
+            raise ValueError("needs exactly one of rendered, shards and benchmark")
         return self
 
 
 class Zeroshot(Section):
     """Zero-shot classification and retrieval."""
 
-    benchmarks: list[Name] = []
+    benchmarks: Annotated[list[Name], Unique] = []
     """Classification benchmarks to run."""
     templates: Literal["openai", "simple"] = "simple"
     """Prompt templates of open_clip: `openai` has 80, `simple` has 7."""
     published: dict[Name, dict[Name, Annotated[float, Field(ge=0, le=100)]]] = {}
-    """Published top-1 accuracy (percent) of released models, by model and benchmark; a measured value that differs by
-    more than 0.2 points is an error."""
+    """Published top-1 (percent) by model and benchmark; a measured value off by more than 0.2 points is an error."""
     retrieval: dict[Name, CaptionSet | None] = {}
     """Caption sets for image-text retrieval, by name; null: skip."""
 
@@ -110,7 +107,7 @@ class ClipBenchmark(Section):
 
     datasets: dict[str, Literal["auto", "zeroshot_classification", "zeroshot_retrieval"]] = {}
     """Names of clip_benchmark's data sets, such as wds/vtab/cifar10, with the task; `auto`: clip_benchmark chooses."""
-    root: str = "resources/clip_benchmark/{dataset_cleaned}"
+    root: FilePath = "resources/clip_benchmark/{dataset_cleaned}"
     """Location of a data set: {dataset} is its name without wds/, {dataset_cleaned} has - in place of /. Either a
     folder written by `cliptex export-benchmark`, or
     https://huggingface.co/datasets/clip-benchmark/wds_{dataset_cleaned}/tree/main."""
@@ -126,9 +123,9 @@ class ClipBenchmark(Section):
         slugs: dict[str, str] = {}
         for name in self.datasets:
             if not dataset_slug(name).strip("."):
-                raise ValueError(f"clip_benchmark.datasets: {name!r} is not the name of a data set")
+                raise ValueError(f"datasets: {name!r} is not the name of a data set")
             if (other := slugs.setdefault(dataset_slug(name), name)) != name:
-                raise ValueError(f"clip_benchmark.datasets: {name!r} and {other!r} would write the same files")
+                raise ValueError(f"datasets: {name!r} and {other!r} would write the same files")
         return self
 
 
@@ -153,9 +150,15 @@ class Report(Section):
 class Corruptions(Section):
     """How a study's evaluation images are corrupted; the probes' heads are trained on clean images."""
 
-    kinds: list[Literal["noise", "blur", "jpeg", "contrast", "fog"]] = ["noise", "blur", "jpeg", "contrast", "fog"]
+    kinds: Annotated[list[Literal["noise", "blur", "jpeg", "contrast", "fog"]], Unique] = [
+        "noise",
+        "blur",
+        "jpeg",
+        "contrast",
+        "fog",
+    ]
     """Corruptions (docs/studies.md)."""
-    severities: list[Annotated[int, Field(ge=1, le=5)]] = [1, 3, 5]
+    severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Unique] = [1, 3, 5]
     """Severities, 1 to 5."""
     looks: list[Literal["dusk"]] = []
     """Other looks in which the miniature's evaluation scenes are rendered; not for official data."""

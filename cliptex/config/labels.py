@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cliptex.config.base import Name, Positive, Section
+from cliptex.config.base import FilePath, Name, Positive, Section
 
 
 class ExpertConfig(Section):
@@ -23,18 +23,16 @@ class ExpertConfig(Section):
     """Commit, tag or branch of `repo`; null: the default branch. The resolved commit is recorded."""
     file: str | None = None
     """File in `repo`; null: config.json, preprocessor_config.json and the model's weights."""
-    path: str | None = None
+    path: FilePath | None = None
     """Weight file (safetensors, or PyTorch with tensors only) or folder of a saved model, for `local`."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
     """Expected SHA-256 of the weight file, or at least its first 8 digits; other weights are refused."""
     licence: str | None = None
-    """Licence of the weights, recorded in the label store; null: "Apache-2.0" for `trained` and `random` weights, else
-    "unknown"."""
+    """Licence of the weights, for the label store; null: "Apache-2.0" for `trained` and `random`, else "unknown"."""
     batch_size: Positive = 32
     """Images per forward pass."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the network, in training and labelling; `auto`: bf16 if the GPU supports it natively or the CPU
-    has AMX, else fp32."""
+    """Number format of the network; `auto`: bf16 if the GPU supports it natively or the CPU has AMX, else fp32."""
     network: dict[str, Any] = {}
     """Options of the architecture and of inference, defined by the expert."""
     training: dict[str, Any] = {}
@@ -78,8 +76,7 @@ class Labels(Section):
     """How shards are labelled."""
 
     shards_per_job: Positive = 10
-    """Shards per labelling job. Choose it before labelling: a change keeps the labels, but models that use them are
-    trained again."""
+    """Shards per labelling job. A later change keeps the labels, but trains the models that use them again."""
     max_side_px: Positive = 256
     """Longest side of a label grid, pixels; larger images are labelled at full size and the label is resized."""
     max_image_side_px: Positive = 2048

@@ -1,8 +1,8 @@
 """Configuration of a study: a question, the models that answer it, and where they are evaluated."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from cliptex.config.base import Name, Section
+from cliptex.config.base import Name, Section, Unique
 from cliptex.config.evaluation import Corruptions
 from cliptex.config.labels import ExpertConfig, LabelStore
 from cliptex.config.training import Model
@@ -25,7 +25,7 @@ class Study(Section):
     dense metrics against cost. `finetuning`: frozen and fine-tuned encoders. `robustness`: under corruptions."""
     reference: Name = "clip_ft"
     """Model that the others are compared with."""
-    shown: list[Name] = ["cliptex"]
+    shown: Annotated[list[Name], Unique] = ["cliptex"]
     """Models of the main run to show next to the study's own."""
     experts: dict[Name, ExpertConfig] = {}
     """Further experts."""
@@ -37,7 +37,7 @@ class Study(Section):
     """Models to compare, in the order of the page, with their names there; empty: all, in the order of definition."""
     probes: dict[Name, list[Name]] = {}
     """Benchmarks of `probes.benchmarks`, and which of their heads are trained."""
-    zeroshot: list[Name] = []
+    zeroshot: Annotated[list[Name], Unique] = []
     """Benchmarks of `zeroshot.benchmarks`."""
     corruptions: Corruptions | None = None
     """Corruptions of the evaluation images, for `robustness`."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cliptex.config.base import Name, Positive, Rate, Section, Share, Shares
+from cliptex.config.base import FilePath, Name, Positive, Rate, Section, Share, Shares
 
 HeadKind = Literal["light", "heavy", "heavier"]
 MultiScale = Literal["ppm", "aspp", "none"]
@@ -15,7 +15,7 @@ class Student(Section):
 
     architecture: str | dict[str, Any] = "ViT-B-16"
     """Name of an open_clip architecture, or an open_clip `model_cfg`."""
-    pretrained: str | None = None
+    pretrained: FilePath | None = None
     """open_clip pretrained tag, or path of a checkpoint or an exported folder; null: random weights."""
 
 
@@ -23,13 +23,11 @@ class Watch(Section):
     """Validation during training. It does not change the weights."""
 
     zero_shot: Name | None = None
-    """Classification benchmark for zero-shot accuracy before step 1, after every `every_epochs` and at the end; null:
-    none."""
+    """Benchmark for zero-shot accuracy before step 1, after every `every_epochs` and at the end; null: none."""
     zero_shot_images: Positive = 1000
     """Number of images of the evaluation split to use, evenly spaced."""
     max_drop: Annotated[float, Field(ge=0)] | None = None
-    """Allowed drop of top-1 accuracy since the start, percentage points; beyond it, `on_drop` applies. Default: 5 if
-    `zero_shot` is set; null: no limit."""
+    """Largest drop of top-1, percentage points, before `on_drop` applies; 5 if `zero_shot` is set; null: no limit."""
     on_drop: Literal["warn", "stop"] = "warn"
     """`warn`: a warning in the log and in train.json. `stop`: the run ends with an error."""
     every_epochs: Positive = 1
@@ -87,8 +85,7 @@ class Train(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay per step of an exponential moving average of all weights, which is then exported; null: none."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """`auto`: bf16 if the GPU supports it natively or the CPU has AMX, else fp32; recorded in train.json. `fp16`, for
-    GPUs without bf16, scales the loss."""
+    """`auto`: bf16 if the GPU supports it natively or the CPU has AMX, else fp32. `fp16`, for GPUs without bf16."""
     checkpoint_activations: bool = False
     """Recompute the towers' activations in the backward pass: less memory, a third more time."""
     compile: bool = False

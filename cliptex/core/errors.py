@@ -1,5 +1,6 @@
 """The error that is shown to the user as one line, without a traceback."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,22 @@ SUBJECT = "while working on "
 
 class CliptexError(Exception):
     """An error that the user can fix: the message names the file or the key, the problem and the remedy."""
+
+
+class ConfigError(CliptexError):
+    """Mistakes in a configuration, a line each."""
+
+    def __init__(self, lines: list[str]):
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+def environment_number(name: str, default: int) -> int:
+    """The whole number in an environment variable. Raises CliptexError for anything else."""
+    text = os.environ.get(name, str(default))
+    if not text.isascii() or not text.isdigit():
+        raise CliptexError(f"{name}={text[:40]!r}: must be a whole number; unset this environment variable")
+    return int(text)
 
 
 @contextmanager

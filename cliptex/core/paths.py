@@ -17,32 +17,27 @@ ARCHIVES = RESOURCES / "archives"
 
 
 def shard(number: int) -> Path:
-    """`results/shards/00000.tar`."""
     return SHARDS / f"{number:05d}.tar"
 
 
 def expert(name: str) -> Path:
-    """Folder of an expert's weights."""
     return RESULTS / "experts" / name
 
 
 def labels(store: str) -> Path:
-    """Folder of a label store."""
     return RESULTS / "labels" / store
 
 
 def model(name: str, seed: int) -> Path:
-    """Folder of an exported model."""
     return RESULTS / "models" / name / f"seed{seed}"
 
 
 def probe(benchmark: str, name: str, seed: int) -> Path:
-    """Folder of one model's probes on a benchmark."""
     return RESULTS / "probes" / benchmark / name / f"seed{seed}"
 
 
 def finetuned(benchmark: str, name: str, seed: int) -> Path:
-    """Folder of one model's results on a benchmark after fine-tuning on it."""
+    """Results on a benchmark after fine-tuning on it."""
     return RESULTS / "finetuned" / benchmark / name / f"seed{seed}"
 
 

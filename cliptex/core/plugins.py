@@ -2,6 +2,9 @@
 
 import importlib
 import os
+import re
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from cliptex.core.errors import CliptexError
@@ -26,6 +29,13 @@ def find(kind: str, name: str) -> Any:
     if not hasattr(module, attribute):
         raise CliptexError(f"{kind}: module {module_name!r} has no {attribute!r}")
     return getattr(module, attribute)
+
+
+@cache
+def built_in(kind: str) -> tuple[str, ...]:
+    """Names of the plugins in `cliptex/<kind>/`, without importing them."""
+    files = sorted((Path(__file__).parent.parent / kind).glob("*.py"))
+    return tuple(file.stem for file in files if re.search(r"^PLUGIN\b", file.read_text(encoding="utf-8"), re.M))
 
 
 def put_on_path(folders: list[str]) -> None:

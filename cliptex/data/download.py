@@ -16,11 +16,12 @@ import subprocess
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -78,7 +79,9 @@ def build_shards(config: Config, batch: int, threads: int = 1, min_yield: float 
     numbers = shards_of_download(config, batch)
     try:
         if config.dataset.source == "urls":
-            shards = [_build(config.dataset.urls, item, threads) for item in _downloaded(batch)]
+            downloaded = read_json(paths.RESOURCES / "pairs" / f"batch-{batch:03d}.json")
+            folder = Path(downloaded["folder"])
+            shards = [_build(config.dataset.urls, {**item, "folder": folder}, threads) for item in downloaded["shards"]]
         else:
             targets, sources = shard_paths(config), shard_sources(config)
             shards = [
@@ -137,15 +140,15 @@ def _existing(path: Path, table: Path, fingerprint: str) -> dict[str, Any] | Non
 
 def _check(number: int, path: Path, source: str, digests: dict[str, str]) -> dict[str, Any]:
     """Download a tar if it is remote, read it once, and write its table."""
-    shard = f"{number:05d}"
+    table = _table(f"{number:05d}")
     # the user may have replaced a tar; _existing compares its digest
-    if description := _existing(path, _table(shard), source):
+    if description := _existing(path, table, source):
         return description
     if is_remote(source):
         fetch_tar(source, path, digests.get(source))
     rows = verify_shard(path)
     description = {**describe_shard(number, path), "fingerprint": source}
-    write_shard_table(_table(shard), rows, description)
+    write_shard_table(table, rows, description)
     return description
 
 
@@ -217,14 +220,8 @@ def _fetch_from_hub(source: str, part: Path) -> str | None:
 # Source `urls`
 
 
-def _downloaded(batch: int) -> list[dict[str, Any]]:
-    """The downloaded shards of a batch; `part` is a shard's number in `folder`, None if the shard is already built."""
-    batch_record = read_json(paths.RESOURCES / "pairs" / f"batch-{batch:03d}.json")
-    return [{**shard, "folder": Path(batch_record["folder"])} for shard in batch_record["shards"]]
-
-
 def _build(urls: Urls, item: dict[str, Any], threads: int) -> dict[str, Any]:
-    """Build one shard from img2dataset's raw shard, and delete the raw shard."""
+    """Build one shard from img2dataset's raw shard, and delete that. part: its number, None if already built."""
     shard, fingerprint = item["shard"], item["fingerprint"]
     path = paths.shard(int(shard))
     description = _existing(path, _table(shard), fingerprint)
@@ -268,7 +265,7 @@ def _pairs(urls: Urls, item: dict[str, Any], rows: list[tuple], threads: int) ->
         order = sorted(raw)
         for start in track(range(0, len(order), CHUNK), f"build shard {item['shard']}"):
             chunk = [raw[number] for number in order[start : start + CHUNK]]
-            data = [_read(bodies.get(row["row"])) for row in chunk]
+            data = [bodies[row["row"]]().read() if row["row"] in bodies else None for row in chunk]
             for row, (image, size, status) in zip(chunk, pool.map(_converted, data, [urls] * len(chunk)), strict=True):
                 key = f"{item['shard']}{row['row'] - first:04d}"
                 caption = (row["caption"] or "").strip()
@@ -285,18 +282,12 @@ def _pairs(urls: Urls, item: dict[str, Any], rows: list[tuple], threads: int) ->
                 yield Pair(key, image, caption, source)
 
 
-Body = tuple[tarfile.TarFile, tarfile.TarInfo]
-
-
-def _bodies(stack: ExitStack, path: Path, rows: dict[int, dict[str, Any]]) -> dict[int, Body]:
-    """Row number -> the tar member with its image; img2dataset's tars are in order of arrival."""
+def _bodies(stack: ExitStack, path: Path, rows: dict[int, dict[str, Any]]) -> dict[int, Callable[[], IO[bytes]]]:
+    """Row number -> a function that opens its image in the tar; img2dataset's tars are in order of arrival."""
     tar = stack.enter_context(tarfile.TarFile.open(path, "r:"))
     members = {member.name: member for member in tar}
-    return {number: (tar, members[f"{row['key']}.jpg"]) for number, row in rows.items() if row["status"] == "success"}
-
-
-def _read(body: Body | None) -> bytes | None:
-    return body[0].extractfile(body[1]).read() if body else None
+    names = {number: f"{row['key']}.jpg" for number, row in rows.items() if row["status"] == "success"}
+    return {number: partial(tar.extractfile, members[name]) for number, name in names.items()}
 
 
 def _converted(data: bytes | None, urls: Urls) -> tuple[bytes | None, tuple[int, int] | None, str]:
@@ -319,7 +310,9 @@ def _converted(data: bytes | None, urls: Urls) -> tuple[bytes | None, tuple[int,
         return data, image.size, OK
     if short > urls.size_px:
         image = shrunk(image, *(max(1, round(side * urls.size_px / short)) for side in image.size))
-    return _jpeg(image, urls.jpeg_quality), image.size, OK
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=urls.jpeg_quality)
+    return out.getvalue(), image.size, OK
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
@@ -328,9 +321,3 @@ def _is_plain_jpeg(data: bytes) -> bool:
         return False
     with Image.open(io.BytesIO(data)) as image:
         return image.format == "JPEG" and image.mode in ("L", "RGB") and not has_orientation(image)
-
-
-def _jpeg(image: Image.Image, quality: int) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=quality)
-    return out.getvalue()

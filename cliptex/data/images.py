@@ -28,17 +28,17 @@ def require_codecs() -> None:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Decode to uint8 RGB [H, W, 3]. Palette, grey, CMYK and 16-bit images are converted, transparency becomes white,
-    the EXIF orientation is applied, and of an animation the first frame is used.
-
-    Raises BadImage with one of the reasons "no bytes", "not an image", "truncated or corrupt", "too large" and
-    "too small". The size is checked in the header, before any pixel is decoded.
-    """
+    """`open_image` as uint8 RGB [H, W, 3]."""
     return np.asarray(open_image(data))
 
 
 def open_image(data: bytes) -> Image.Image:
-    """`decode_image` as a Pillow image of mode RGB."""
+    """Decode to mode RGB: palette, grey, CMYK and 16-bit images are converted, transparency becomes white, the EXIF
+    orientation is applied, and of an animation the first frame is used.
+
+    Raises BadImage with one of the reasons "no bytes", "not an image", "truncated or corrupt", "too large" and
+    "too small". The size is checked in the header, before any pixel is decoded.
+    """
     if not data:
         raise BadImage("no bytes")
     try:

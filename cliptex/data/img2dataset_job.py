@@ -18,6 +18,7 @@ import http.client
 import io
 import ipaddress
 import json
+import math
 import multiprocessing
 import os
 import select
@@ -89,71 +90,83 @@ class DeadlineReader(io.RawIOBase):
         super().close()
 
 
-def limited_response(max_bytes: int, max_seconds: float) -> type[http.client.HTTPResponse]:
-    """A response class with a maximum duration and body size; an incomplete body is an error."""
+class TimedResponse(http.client.HTTPResponse):
+    """A response whose headers and body must arrive within `max_seconds`."""
 
-    class Limited(http.client.HTTPResponse):
-        def __init__(self, sock, *args, **options):
-            super().__init__(sock, *args, **options)
-            self.fp.close()
-            self.fp = io.BufferedReader(DeadlineReader(sock, time.monotonic() + max_seconds))
+    max_seconds = math.inf
 
-        def read(self, amt=None):
-            if amt is not None:
-                return super().read(amt)
-            if (self.length or 0) > max_bytes:
+    def __init__(self, sock, *args, **options):
+        super().__init__(sock, *args, **options)
+        self.fp.close()
+        self.deadline = DeadlineReader(sock, time.monotonic() + self.max_seconds)
+        self.fp = io.BufferedReader(self.deadline)
+
+
+class LimitedResponse(TimedResponse):
+    """A response with a maximum body size; an incomplete body is an error."""
+
+    max_bytes = 0
+
+    def read(self, amt=None):
+        if amt is not None:
+            return super().read(amt)
+        if (self.length or 0) > self.max_bytes:
+            raise Refused("too many bytes")
+        size, parts = 0, []
+        while part := self.read1(BLOCK):
+            parts.append(part)
+            size += len(part)
+            if size > self.max_bytes:
                 raise Refused("too many bytes")
-            size, parts = 0, []
-            while part := self.read1(BLOCK):
-                parts.append(part)
-                size += len(part)
-                if size > max_bytes:
-                    raise Refused("too many bytes")
-            if self.length:
-                raise http.client.IncompleteRead(b"", self.length)
-            return b"".join(parts)
-
-    return Limited
+        if self.length:
+            raise http.client.IncompleteRead(b"", self.length)
+        return b"".join(parts)
 
 
-def guarded_opener(max_bytes: int, max_seconds: float, allow_private: list[str]) -> urllib.request.OpenerDirector:
-    """An opener for http and https only, to public addresses and the hosts in `allow_private`, also after redirects.
+def http_opener(
+    response: type[http.client.HTTPResponse], allow_private: list[str] | None = None
+) -> urllib.request.OpenerDirector:
+    """An opener for http and https only, also for redirects (urllib's default also follows them to ftp).
 
-    With a proxy, the proxy is responsible for checking addresses.
+    allow_private: hosts that may have private addresses, None for all; a proxy is responsible for checking addresses.
     """
-    response = limited_response(max_bytes, max_seconds)
 
     def connection(kind, request):
         def make(host, **options):
             made = kind(host, **options)
             made.response_class = response
-            if made.host not in allow_private and not request.has_proxy():
+            if not (allow_private is None or made.host in allow_private or request.has_proxy()):
                 made._create_connection = connect_to_public
             return made
 
         return make
 
-    class GuardedHttpHandler(urllib.request.HTTPHandler):
+    class HttpHandler(urllib.request.HTTPHandler):
         def http_open(self, request):
             return self.do_open(connection(http.client.HTTPConnection, request), request)
 
-    class GuardedHttpsHandler(urllib.request.HTTPSHandler):
+    class HttpsHandler(urllib.request.HTTPSHandler):
         def https_open(self, request):
-            make = connection(http.client.HTTPSConnection, request)
-            return self.do_open(make, request, context=self._context)
+            return self.do_open(connection(http.client.HTTPSConnection, request), request, context=self._context)
 
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.UnknownHandler(),
-        GuardedHttpHandler(),
-        GuardedHttpsHandler(),
+        HttpHandler(),
+        HttpsHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPRedirectHandler(),
         urllib.request.HTTPErrorProcessor(),
     ):
         opener.add_handler(handler)
     return opener
+
+
+def guarded_opener(max_bytes: int, max_seconds: float, allow_private: list[str]) -> urllib.request.OpenerDirector:
+    """An opener with limits for an image of the web, to public addresses and the hosts in `allow_private`."""
+    limits = {"max_bytes": max_bytes, "max_seconds": max_seconds}
+    return http_opener(type("Response", (LimitedResponse,), limits), allow_private)
 
 
 def die_with_parent() -> None:
@@ -224,7 +237,7 @@ def output_to(log: Path | None):
         thread.join()
 
 
-def open_list(path: Path, columns: list[str]):
+def read_list(path: Path, columns: list[str]):
     """Iterate over the record batches of a URL list; the file name determines the format."""
     import pyarrow as pa
     import pyarrow.csv
@@ -233,26 +246,20 @@ def open_list(path: Path, columns: list[str]):
     kinds = [suffix for suffix in path.suffixes if suffix in (".tsv", ".csv", ".parquet")]
     if not kinds:
         raise SystemExit(f"{path}: not a URL list; give a .tsv, .csv (also .gz) or .parquet file")
-    if kinds[-1] == ".parquet":
-        return pa.parquet.ParquetFile(path).iter_batches()
     tabs = kinds[-1] == ".tsv"
-    return pa.csv.open_csv(
-        path,
-        read_options=pa.csv.ReadOptions(column_names=columns or None),
-        # the official CC3M list does not use quoting, and some captions begin with a quotation mark
-        parse_options=pa.csv.ParseOptions(
-            delimiter="\t" if tabs else ",", quote_char=False if tabs else '"', newlines_in_values=not tabs
-        ),
-        convert_options=pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
-        ),
-    )
-
-
-def read_list(path: Path, columns: list[str]):
-    """Like `open_list`, but parse errors name the file."""
+    # the official CC3M list does not use quoting, and some captions begin with a quotation mark
+    quoting = {"quote_char": False if tabs else '"', "newlines_in_values": not tabs}
+    types = dict.fromkeys(columns, pa.string())
     try:
-        yield from open_list(path, columns)
+        if kinds[-1] == ".parquet":
+            yield from pa.parquet.ParquetFile(path).iter_batches()
+        else:
+            yield from pa.csv.open_csv(
+                path,
+                read_options=pa.csv.ReadOptions(column_names=columns or None),
+                parse_options=pa.csv.ParseOptions(delimiter="\t" if tabs else ",", **quoting),
+                convert_options=pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False),
+            )
     except ValueError as error:
         raise SystemExit(f"{path}: {error}; correct the list") from None
 

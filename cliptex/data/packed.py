@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 
 class Keys(Sequence[str]):
@@ -20,17 +20,11 @@ class Keys(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._text.split("\n") if self._count else ())
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
+    def __getitem__(self, index: int | slice) -> Any:
         return list(self)[index]
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Keys):
-            return (self._count, self._text) == (other._count, other._text)
-        return list(self) == other if isinstance(other, list) else NotImplemented
+        return list(self) == list(other) if isinstance(other, (Keys, list)) else NotImplemented
 
     __hash__ = None
 

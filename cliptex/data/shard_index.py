@@ -4,13 +4,19 @@ Reads   results/shards/{shard}.tar (or existing tars, source `webdataset`).
 Writes  results/shards/{shard}.parquet (sources `urls` and `webdataset`): one row per sample, with the reason if it is
         dropped; results/shards/index.json, last: each shard's digest, keys, and dropped samples with the reason.
 Holds   keys are unique over all shards and in order; each sample in the index has a caption and an image that decodes.
+
+Single samples are read by byte offsets from the tars' headers, which are read once.
 """
 
 import hashlib
+import io
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +30,7 @@ from cliptex.core.files import read_json, replacing, sha256_file, write_json
 from cliptex.core.progress import track
 from cliptex.data.images import BadImage, open_image, require_codecs
 from cliptex.data.packed import Keys, Reasons, plain
-from cliptex.data.shards import Pair, iterate_shard, read_shard, remedy, samples
+from cliptex.data.shards import IMAGE_SUFFIXES, Pair, image_suffix, iterate_shard, read_shard, remedy, samples, to_pair
 
 log = logging.getLogger("cliptex")
 MAX_REPEATS = 10
@@ -47,14 +53,19 @@ def verify_shard(path: Path) -> pa.Table:
     """Read every sample of a shard once and decode its image. Returns the table (`TABLE_SCHEMA`), sorted by key."""
     rows = []
     for pair in iterate_shard(path):
-        status, size = _check_sample(pair)
+        status, size = OK if pair.caption else "no caption", (None, None)
+        try:
+            if pair.image is None:
+                raise BadImage("no image")
+            size = open_image(pair.image).size
+        except BadImage as error:
+            status = str(error)
         if status != OK:
             log.warning("%s: %s dropped: %s", path, pair.key, status)
         digest = hashlib.sha256(pair.image).hexdigest() if pair.image else None
         url = pair.metadata.get("url")
         rows.append((pair.key, status, None, str(url) if url else None, digest, *size))
-    rows.sort(key=lambda row: row[0])
-    return to_table(rows)
+    return to_table(sorted(rows, key=lambda row: row[0]))
 
 
 def to_table(rows: list[tuple]) -> pa.Table:
@@ -64,25 +75,9 @@ def to_table(rows: list[tuple]) -> pa.Table:
     return pa.table(arrays, schema=TABLE_SCHEMA)
 
 
-def _check_sample(pair: Pair) -> tuple[str, tuple[int | None, int | None]]:
-    """Status of a sample, and width and height of its image."""
-    if pair.image is None:
-        return "no image", (None, None)
-    try:
-        size = open_image(pair.image).size
-    except BadImage as error:
-        return str(error), (None, None)
-    return (OK if pair.caption else "no caption"), size
-
-
 def describe_shard(number: int, path: Path) -> dict[str, Any]:
     """Identity of a shard: `shard` (5 digits), `path`, `sha256`, `bytes`."""
-    return {
-        "shard": f"{number:05d}",
-        "path": str(path),
-        "sha256": sha256_file(path),
-        "bytes": Path(path).stat().st_size,
-    }
+    return {"shard": f"{number:05d}", "path": str(path), "sha256": sha256_file(path), "bytes": path.stat().st_size}
 
 
 def write_shard_table(path: Path, rows: pa.Table, shard: dict[str, Any]) -> None:
@@ -97,18 +92,15 @@ def read_shard_table(path: Path) -> tuple[dict[str, Any], pa.Table]:
         table = pq.read_table(path)
         return json.loads(table.schema.metadata[b"cliptex"]), table
     except (OSError, ValueError, KeyError, TypeError) as error:
-        folder = Path(path).parent
         raise CliptexError(
-            f"{path}: cannot be read ({error}); run: rm -f {path} {folder}/index.json {folder}/batch-*.json   and then"
-            " the same command again"
+            f"{path}: cannot be read ({error}); run: rm -f {path} {path.parent}/index.json {path.parent}/batch-*.json "
+            "  and then the same command again"
         ) from error
 
 
 def index_shards(shards: list[Path], index: Path, min_yield: float, max_repeats: int = MAX_REPEATS) -> dict[str, Any]:
-    """Read every sample of every shard once and write the index; see `write_index`.
-
-    Raises CliptexError for an unreadable shard, and like `write_index`.
-    """
+    """Read every sample of every shard once and write the index. Raises CliptexError for an unreadable shard, and as
+    `write_index` does."""
     require_codecs()
 
     def verified() -> Iterator[tuple[dict[str, Any], pa.Table]]:
@@ -142,10 +134,8 @@ def write_index(
         dropped = {key: status for key, status in zip(keys, statuses, strict=True) if status != OK}
         image_digests = bytes.fromhex("".join(rows["sha256"].take(pa.array(usable_rows, pa.int64())).to_pylist()))
         digests.append(np.frombuffer(image_digests, np.uint8).reshape(-1, 32))
-        description = {name: description[name] for name in ("shard", "path", "sha256", "bytes")}
-        entries.append(
-            {**description, "keys": Keys(keys[number] for number in usable_rows), "dropped": Reasons(dropped)}
-        )
+        entry = {name: description[name] for name in ("shard", "path", "sha256", "bytes")}
+        entries.append({**entry, "keys": Keys(keys[number] for number in usable_rows), "dropped": Reasons(dropped)})
     _require_unique(entries, hashes)
     frequent = _frequent(digests, max_repeats)
     repeated: Counter[str] = Counter()
@@ -201,10 +191,8 @@ def _frequent(digests: list[np.ndarray], max_repeats: int) -> set[int]:
 
 
 def require_yield(usable: int, reasons: Counter[str], min_yield: float, prefix: str = "") -> None:
-    """Raise CliptexError, with the three most common reasons, if the share of usable samples is below `min_yield`.
-
-    prefix: begins the message.
-    """
+    """Raise CliptexError, which begins with `prefix` and has the three most common reasons, if the share of usable
+    samples is below `min_yield`."""
     total = usable + sum(reasons.values())
     if not total or usable / total < min_yield:
         common = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3)) or "no samples at all"
@@ -226,13 +214,9 @@ def read_index(index: Path) -> dict[str, Any]:
 
 
 def read_indexed(entry: dict[str, Any]) -> list[Pair]:
-    """Read the usable samples of an indexed shard, sorted by key.
-
-    Raises CliptexError if the shard differs from the index.
-    """
+    """Read the usable samples of an indexed shard, sorted by key. Raises CliptexError if it differs from the index."""
     path = Path(entry["path"])
-    if path.exists():
-        check_indexed(entry)
+    check_indexed(entry)
     keys = set(entry["keys"])
     pairs = [pair for pair in read_shard(path) if pair.key in keys]
     if [pair.key for pair in pairs] != entry["keys"]:
@@ -241,10 +225,8 @@ def read_indexed(entry: dict[str, Any]) -> list[Pair]:
 
 
 def check_indexed(entry: dict[str, Any]) -> None:
-    """Raise CliptexError if an indexed shard is missing, or its size or first sample differs from the index.
-
-    The remaining headers are only read when samples are, see `cliptex.data.shard_access.ShardOffsets`.
-    """
+    """Raise CliptexError if an indexed shard is missing, or its size or first sample differs from the index. The
+    remaining headers are only read when samples are, by `ShardOffsets`."""
     path = Path(entry["path"])
     if not path.exists():
         raise CliptexError(f"{path}: shard is missing; {remedy(path)}")
@@ -258,3 +240,72 @@ def check_indexed(entry: dict[str, Any]) -> None:
 def reindex_command() -> str:
     """The command that checks and indexes the shards again, for error messages."""
     return f"run: rm -f {paths.SHARD_INDEX} {paths.SHARDS}/batch-*.json   and then the same command again"
+
+
+@dataclass(frozen=True)
+class SampleLocation:
+    """The byte ranges of a sample's image and caption in a shard's file."""
+
+    path: str
+    """Absolute path of the shard."""
+    modified_ns: int
+    """Modification time of the file, so that a replaced file is opened again."""
+    key: str
+    image: tuple[int, int]
+    caption: tuple[int, int]
+    """Offset and number of bytes, as of the image."""
+    caption_suffix: str
+    """`txt`, or `json` for a caption in the metadata."""
+
+    def read(self) -> Pair:
+        """Read the sample, with metadata only if the caption is part of them. Raises CliptexError if the file is
+        truncated or cannot be read."""
+        try:
+            file = _open(self.path, self.modified_ns).fileno()
+            image, caption = (os.pread(file, size, start) for start, size in (self.image, self.caption))
+        except OSError as error:
+            raise CliptexError(f"{self.path}: cannot be read ({error}); {remedy(Path(self.path))}") from error
+        if (len(image), len(caption)) != (self.image[1], self.caption[1]):
+            raise CliptexError(f"{self.path}: shard is truncated; {remedy(Path(self.path))}")
+        return to_pair(self.key, {IMAGE_SUFFIXES[0]: image, self.caption_suffix: caption})
+
+
+@lru_cache(maxsize=256)
+def _open(path: str, modified_ns: int) -> io.FileIO:
+    """The open file; modified_ns only distinguishes cache entries."""
+    return io.FileIO(path)
+
+
+class ShardOffsets:
+    """The locations of a shard's usable samples, in the order of keys; 25 bytes per sample in memory.
+
+    Reads the tar's headers once. Raises CliptexError if the shard differs from the index.
+    """
+
+    def __init__(self, entry: dict[str, Any]):
+        check_indexed(entry)
+        path = Path(entry["path"]).absolute()
+        self._path, self._modified_ns, self._count = str(path), path.stat().st_mtime_ns, len(entry["keys"])
+        locations = {}
+        for key, members in samples(path, lambda _, member: (member.offset_data, member.size)):
+            image, text = image_suffix(members), "txt" if "txt" in members else "json"
+            locations[key] = (*members.get(image, (0, 0)), *members.get(text, (0, 0)), text == "json")
+        if missing := next((key for key in entry["keys"] if key not in locations), None):
+            raise CliptexError(f"{self._path}: has no key {missing!r}, which is in the index; {reindex_command()}")
+        rows = np.array([locations[key] for key in entry["keys"]], np.int64).reshape(-1, 5)
+        self._offsets, self._sizes = rows[:, 0:4:2].copy(), rows[:, 1:4:2].astype(np.uint32)
+        self._in_json = rows[:, 4] > 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def at(self, row: int, key: str) -> SampleLocation:
+        """The location of a sample, given its position among the keys and its key."""
+        image, caption = zip(self._offsets[row].tolist(), self._sizes[row].tolist(), strict=True)
+        suffix = "json" if self._in_json[row] else "txt"
+        return SampleLocation(self._path, self._modified_ns, key, image, caption, suffix)
+
+    def prefetch(self) -> None:
+        """Ask the system to read the file ahead, in order, since samples are read in random order."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(_open(self._path, self._modified_ns).fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

@@ -1,7 +1,7 @@
 """Shards: WebDataset tars of image-caption pairs, read in sequence and written reproducibly.
 
-A sample is a run of members with the same key: an image, `.txt` (the caption) and `.json` (metadata). See
-`cliptex.data.shard_index` for the index, and `cliptex.data.shard_access` for reading single samples.
+A sample is a run of members with the same key: an image, `.txt` (the caption) and `.json` (metadata).
+`cliptex.data.shard_index` has the index, and reads single samples.
 """
 
 import io
@@ -9,6 +9,7 @@ import json
 import tarfile
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,13 +33,13 @@ class Pair:
 
 def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
     """Write a shard atomically; the same pairs give the same bytes."""
-    write_tar(path, (member for pair in pairs for member in _members(pair)))
 
+    def members(pair: Pair) -> Iterator[tuple[str, bytes]]:
+        yield f"{pair.key}.jpg", pair.image
+        yield f"{pair.key}.txt", pair.caption.encode()
+        yield f"{pair.key}.json", json.dumps(pair.metadata).encode()
 
-def _members(pair: Pair) -> Iterator[tuple[str, bytes]]:
-    yield f"{pair.key}.jpg", pair.image
-    yield f"{pair.key}.txt", pair.caption.encode()
-    yield f"{pair.key}.json", json.dumps(pair.metadata).encode()
+    write_tar(path, chain.from_iterable(map(members, pairs)))
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:

@@ -6,14 +6,13 @@ Writes  the file, under its final name only when complete and verified; before t
 Holds   a file under its final name is verified. Interrupted downloads resume; parallel jobs download a file once.
 """
 
-import io
 import logging
 import math
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib import request
 from urllib.error import HTTPError
@@ -24,7 +23,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import NO_SPACE, digest_file, read_json, write_json
 from cliptex.core.progress import track
 from cliptex.core.redact import escape_controls, without_secrets
-from cliptex.data.img2dataset_job import DeadlineReader
+from cliptex.data.img2dataset_job import TimedResponse, http_opener
 
 log = logging.getLogger("cliptex")
 PAUSES_S = (1, 4, 16, 64)
@@ -76,9 +75,8 @@ def start_of_file(url: str, key: str, count: int) -> tuple[bytes, int | None]:
     No retries. Raises CliptexError, beginning with `key`, if they cannot be fetched or belong to a web page.
     """
     _check_url(url, key)
-    headers = {"User-Agent": AGENT, "Accept-Encoding": "identity", "Range": f"bytes=0-{count - 1}"}
     try:
-        with _opener(limit_body=True).open(request.Request(url, headers=headers), timeout=PEEK_TIMEOUT_S) as response:
+        with _open(TimedResponse, url, {"Range": f"bytes=0-{count - 1}"}, PEEK_TIMEOUT_S) as response:
             _refuse_page(response, url, key)
             length = response.headers.get("Content-Range" if response.status == 206 else "Content-Length", "")
             size = length.rpartition("/")[2]
@@ -147,47 +145,19 @@ def _fetch_with_retries(url: str, part: Path, key: str, resume: bool) -> None:
         time.sleep(pause)
 
 
-def _opener(limit_body: bool = False) -> request.OpenerDirector:
-    """An opener for http and https only, also for redirects (urllib's default also follows them to ftp).
+class _Headers(TimedResponse):
+    """A response with a deadline for its headers only."""
 
-    Responses have SLOW_S seconds for their headers, with `limit_body` for headers and body.
-    """
+    def begin(self):
+        super().begin()
+        self.deadline.end = math.inf
 
-    class Response(HTTPResponse):
-        def __init__(self, sock, *args, **options):
-            super().__init__(sock, *args, **options)
-            self.fp.close()
-            self.deadline = DeadlineReader(sock, time.monotonic() + SLOW_S)
-            self.fp = io.BufferedReader(self.deadline)
 
-        def begin(self):
-            super().begin()
-            if not limit_body:
-                self.deadline.end = math.inf
-
-    def connection(kind):
-        return type("Connection", (kind,), {"response_class": Response})
-
-    class HttpHandler(request.HTTPHandler):
-        def http_open(self, req):
-            return self.do_open(connection(HTTPConnection), req)
-
-    class HttpsHandler(request.HTTPSHandler):
-        def https_open(self, req):
-            return self.do_open(connection(HTTPSConnection), req, context=self._context)
-
-    opener = request.OpenerDirector()
-    for handler in (
-        request.ProxyHandler(),
-        request.UnknownHandler(),
-        HttpHandler(),
-        HttpsHandler(),
-        request.HTTPDefaultErrorHandler(),
-        request.HTTPRedirectHandler(),
-        request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    return opener
+def _open(response: type[TimedResponse], url: str, headers: dict[str, str], timeout: float) -> HTTPResponse:
+    """Send a request; the deadline of `response` is SLOW_S seconds."""
+    opener = http_opener(type("Response", (response,), {"max_seconds": SLOW_S}))
+    headers = {"User-Agent": AGENT, "Accept-Encoding": "identity", **headers}
+    return opener.open(request.Request(url, headers=headers), timeout=timeout)
 
 
 def _refuse_page(response: HTTPResponse, url: str, key: str) -> None:
@@ -215,14 +185,14 @@ def _fetch(url: str, part: Path, key: str, resume: bool) -> None:
     """
     state = read_json(_state_file(part)) if part.exists() and _state_file(part).exists() else {}
     done = part.stat().st_size if state.get("url") == url else 0
-    headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
+    headers = {}
     if done and (state["validator"] or resume):
         if done == state["bytes"]:
             return
         headers["Range"] = f"bytes={done}-"
         if state["validator"]:  # if the file has changed, the server sends all of it
             headers["If-Range"] = state["validator"]
-    with _opener().open(request.Request(url, headers=headers), timeout=TIMEOUT_S) as response:
+    with _open(_Headers, url, headers, TIMEOUT_S) as response:
         _refuse_page(response, url, key)
         resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
         if not resumed:

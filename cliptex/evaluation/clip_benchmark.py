@@ -28,8 +28,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, replacing, sha256_file, write_json
 
 log = logging.getLogger("cliptex")
-METRICS = {"acc1": "top1", "acc5": "top5", "mean_per_class_recall": "mean_per_class_recall"}
-METRICS |= {"mean_average_precision": "mAP"}
+METRICS = {"acc1": "top1", "acc5": "top5", "mean_average_precision": "mAP"}
 METRICS |= {f"text_retrieval_recall@{k}": f"image_to_text R@{k}" for k in (1, 5, 10)}
 METRICS |= {f"image_retrieval_recall@{k}": f"text_to_image R@{k}" for k in (1, 5, 10)}
 """Name of a metric in clip_benchmark -> name here. Text retrieval is from an image to its captions."""
@@ -38,7 +37,7 @@ MAIN = ("top1", "mAP", "image_to_text R@1")
 
 
 def clip_benchmark_files(config: Config) -> list[Path]:
-    """The result files, one per data set, model and seed, in this order."""
+    """The result files, by data set, model and seed."""
     return [
         paths.clip_benchmark(dataset_slug(dataset), model, seed)
         for dataset in config.clip_benchmark.datasets
@@ -50,10 +49,7 @@ def clip_benchmark_files(config: Config) -> list[Path]:
 def run_clip_benchmark(
     options: ClipBenchmark, dataset: str, task: str, model: str, seed: int, folder: Path, out: Path
 ) -> None:
-    """Evaluate the exported model in `folder` on one data set, and write the metrics in percent to `out`.
-
-    Raises CliptexError if clip-benchmark is not installed, the data set is missing, or the command fails.
-    """
+    """Evaluate the exported model in `folder` on one data set, and write the metrics in percent to `out`."""
     from cliptex.core.provenance import provenance
     from cliptex.models.clip import WEIGHTS_FILE
 
@@ -72,10 +68,10 @@ def run_clip_benchmark(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".clip_benchmark-") as scratch:
         result_file = Path(scratch) / "result.json"
         arguments = ["--dataset", dataset, "--dataset_root", dataset_root, "--split", options.split]
-        arguments += ["--task", task, "--model", f"local-dir:{folder.resolve()}"]
-        # ignored for a local folder, but must not be empty
-        arguments += ["--pretrained", "cliptex", "--batch_size", str(options.batch_size)]
-        arguments += ["--num_workers", str(options.workers), "--recall_k", "1", "5", "10"]
+        # --pretrained is ignored for a local folder, but must not be empty
+        arguments += ["--task", task, "--model", f"local-dir:{folder.resolve()}", "--pretrained", "cliptex"]
+        arguments += ["--batch_size", str(options.batch_size), "--num_workers", str(options.workers)]
+        arguments += ["--recall_k", "1", "5", "10"]
         command = [*JOB, "eval", *arguments, "--no_amp", "--quiet"]
         log.info("run: %s", shlex.join(command))
         # --output is a template, so braces in the path are escaped
@@ -93,7 +89,10 @@ def run_clip_benchmark(
             raise CliptexError(f"clip_benchmark failed on {dataset} with {model}, seed {seed}: {last.strip()}")
         # not read_json: top-5 is NaN for fewer than five classes
         output = json.loads(result_file.read_text(encoding="utf-8"))
-    metrics = {METRICS.get(name, name): _percent(value) for name, value in output["metrics"].items()}
+    metrics = {
+        METRICS.get(name, name): 100 * value if math.isfinite(value) else None
+        for name, value in output["metrics"].items()
+    }
     log.info("%s %s seed %d: %s", dataset, model, seed, metrics)
     result = {
         "schema_version": 1,
@@ -118,10 +117,6 @@ def _dataset_root(template: str, dataset: str) -> str:
     """Fill in the template as clip_benchmark does for --dataset_root, to check the folder before."""
     name = dataset.removeprefix("wds/")
     return template.replace("{dataset}", name).replace("{dataset_cleaned}", name.replace("/", "-"))
-
-
-def _percent(value: float) -> float | None:
-    return 100 * value if math.isfinite(value) else None
 
 
 def write_table(files: Sequence[Path], out: Path) -> None:

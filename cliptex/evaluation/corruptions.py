@@ -26,32 +26,28 @@ Corruption = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
 def _noise(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise."""
     deviation = (0.08, 0.12, 0.18, 0.26, 0.38)[severity - 1]
     return image + np.float32(deviation) * rng.standard_normal(image.shape, np.float32)
 
 
 def _blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian blur."""
     radius = (1, 2, 3, 4, 6)[severity - 1] * min(image.shape[:2]) / SIDE
-    return _to_float(_to_pil(image).filter(ImageFilter.GaussianBlur(radius)))
+    return _to_float(Image.fromarray(_to_uint8(image)).filter(ImageFilter.GaussianBlur(radius)))
 
 
 def _jpeg(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """JPEG compression at low quality."""
     file = io.BytesIO()
-    _to_pil(image).save(file, "JPEG", quality=(25, 18, 15, 10, 7)[severity - 1])
+    Image.fromarray(_to_uint8(image)).save(file, "JPEG", quality=(25, 18, 15, 10, 7)[severity - 1])
     return _to_float(Image.open(file))
 
 
 def _contrast(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Lower contrast, around the mean of each channel."""
     mean = image.mean(axis=(0, 1), keepdims=True)
     return mean + (image - mean) * np.float32((0.4, 0.3, 0.2, 0.1, 0.05)[severity - 1])
 
 
 def _fog(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """White fog: noise at all scales, weaker by a constant factor at each finer scale."""
+    # noise at all scales, weaker by a constant factor at each finer scale
     strength, decay = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))[severity - 1]
     height, width = image.shape[:2]
     density, weight, cells = np.zeros((height, width), np.float32), 1.0, 2
@@ -65,10 +61,7 @@ def _fog(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
 
 
 KINDS: dict[str, Corruption] = {"noise": _noise, "blur": _blur, "jpeg": _jpeg, "contrast": _contrast, "fog": _fog}
-
-
-def _to_pil(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(_to_uint8(image))
+"""Gaussian noise and blur, JPEG at low quality, contrast lowered around each channel's mean, white fog."""
 
 
 def _to_float(image: Image.Image) -> np.ndarray:
@@ -115,9 +108,8 @@ class CorruptedBenchmark(Benchmark):
     def of(cls, name: str, options: Corruptions, resources: Path) -> "CorruptedBenchmark":
         """Read `resources`/{name} and, for each look, {name}_{look}."""
         plugin = find("benchmarks", name)
-        return cls(
-            plugin(resources / name), options, {look: plugin(resources / f"{name}_{look}") for look in options.looks}
-        )
+        looks = {look: plugin(resources / f"{name}_{look}") for look in options.looks}
+        return cls(plugin(resources / name), options, looks)
 
     @property
     def identity(self) -> list[Any]:
@@ -129,9 +121,9 @@ class CorruptedBenchmark(Benchmark):
 
     def read(self, part: str) -> Sequence[dict[str, Any]]:
         """For "eval", the samples of all variants, one variant after the other."""
-        if part == "train":
-            return self.clean.samples(part)
         clean = self.clean.samples(part)
+        if part == "train":
+            return clean
         limit = self.options.images or len(clean)
         items = []
         for variant in variants(self.options):

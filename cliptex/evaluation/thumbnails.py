@@ -74,23 +74,27 @@ def unpacked_boxes(arrays: Arrays, index: int) -> dict[str, np.ndarray]:
     return {name: arrays[name][rows] for name in ("boxes", "labels", "scores")}
 
 
-def unpacked_map(arrays: Arrays, index: int) -> np.ndarray:
-    """The stored values of an image, [h, w, ...]."""
+def unpacked_mask(arrays: Arrays, index: int) -> dict[str, np.ndarray]:
+    """`mask` of an image, uint8 [h, w]."""
+    return {"mask": _unpacked(arrays, index)}
+
+
+def unpacked_depth(arrays: Arrays, index: int) -> dict[str, np.ndarray]:
+    """`depth` of an image, float32 [h, w] metres."""
+    low, high = arrays["ranges"][index]
+    return {"depth": low + _unpacked(arrays, index).astype(np.float32) / 255 * (high - low)}
+
+
+def unpacked_normals(arrays: Arrays, index: int) -> dict[str, np.ndarray]:
+    """`normals` of an image, unit vectors float32 [h, w, 3]."""
+    normals = _unpacked(arrays, index).astype(np.float32)
+    return {"normals": normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)}
+
+
+def _unpacked(arrays: Arrays, index: int) -> np.ndarray:
     sizes = np.prod(arrays["shapes"], axis=1)
     start = int(sizes[:index].sum())
     return arrays["values"][start : start + int(sizes[index])].reshape(arrays["shapes"][index])
-
-
-def unpacked_depth(arrays: Arrays, index: int) -> np.ndarray:
-    """Depth of an image, float32 [h, w] metres."""
-    low, high = arrays["ranges"][index]
-    return low + unpacked_map(arrays, index).astype(np.float32) / 255 * (high - low)
-
-
-def unpacked_normals(arrays: Arrays, index: int) -> np.ndarray:
-    """Unit normals of an image, float32 [h, w, 3]."""
-    normals = unpacked_map(arrays, index).astype(np.float32)
-    return normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
 
 
 def _packed(arrays: Sequence[np.ndarray]) -> Arrays:

@@ -1,4 +1,4 @@
-"""Average precision of predicted instances on labelled renders, by COCO's definition.
+"""Predicted instances in COCO's format, and their average precision on labelled renders by COCO's definition.
 
 Shape suffixes: B batch, H height, W width, M objects of a render, N instances.
 """
@@ -21,6 +21,34 @@ def threshold_masks(output: dict[str, torch.Tensor], threshold: float) -> np.nda
     return to_host([output["masks"][:, 0] >= threshold])[0]
 
 
+def coco_results(output: dict[str, torch.Tensor], masks_NHW: np.ndarray) -> list[dict[str, Any]]:
+    """Instances in the format of COCO results, by descending score, in pixels of the image.
+
+    output: of torchvision's MaskRCNN. masks_NHW: bool. Each dictionary has `category_id`, `score`, `bbox` [left, top,
+    width, height] and `segmentation` (`size` [height, width], `counts`: COCO's compressed run lengths).
+    """
+    boxes_N4, scores_N = (output[name].float().cpu().numpy() for name in ("boxes", "scores"))
+    results = []
+    for index in np.argsort(-scores_N, kind="stable"):
+        left, top, right, bottom = boxes_N4[index].tolist()
+        run_lengths = _run_lengths(masks_NHW[index])
+        results.append(
+            {
+                "category_id": int(output["labels"][index]),
+                "score": float(scores_N[index]),
+                "bbox": [left, top, right - left, bottom - top],
+                "segmentation": {"size": list(run_lengths["size"]), "counts": run_lengths["counts"].decode("ascii")},
+            }
+        )
+    return results
+
+
+def _run_lengths(mask_HW: np.ndarray) -> dict[str, Any]:
+    from faster_coco_eval.core import mask as rle
+
+    return rle.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
+
+
 def average_precision(
     data: dict[str, np.ndarray], outputs: list[dict[str, torch.Tensor]], mask_threshold: float
 ) -> dict[str, float]:
@@ -31,7 +59,6 @@ def average_precision(
     neither hit nor miss.
     """
     from faster_coco_eval import COCO, COCOeval_faster
-    from faster_coco_eval.core import mask as rle
 
     truths: list[dict[str, Any]] = []
     predictions: list[dict[str, Any]] = []
@@ -50,23 +77,12 @@ def average_precision(
                     "category_id": int(COCO_IDS[classes[number - 1]]),
                     "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
                     "area": area,
-                    "segmentation": rle.encode(np.asfortranarray(mask.astype(np.uint8))),
+                    "segmentation": _run_lengths(mask),
                     "iscrowd": int(area < MIN_VISIBLE_PX),
                 }
             )
-        output = outputs[image]
-        masks = threshold_masks(output, mask_threshold)
-        for mask, box, slot, score in zip(masks, output["boxes"], output["labels"], output["scores"], strict=True):
-            x, y, right, bottom = box.tolist()
-            predictions.append(
-                {
-                    "image_id": image,
-                    "category_id": int(slot),
-                    "bbox": [x, y, right - x, bottom - y],
-                    "score": float(score),
-                    "segmentation": rle.encode(np.asfortranarray(mask.astype(np.uint8))),
-                }
-            )
+        results = coco_results(outputs[image], threshold_masks(outputs[image], mask_threshold))
+        predictions += [{"image_id": image, **result} for result in results]
     out = dict.fromkeys(("box_AP", "box_AP50", "mask_AP", "mask_AP50"), 0.0)
     if not predictions:
         return out

@@ -27,7 +27,7 @@ from cliptex.core.provenance import provenance
 from cliptex.experts.dpt import inverse_depth, scale_shift_invariant_loss
 from cliptex.experts.encoder import EncoderWithFPN
 from cliptex.experts.fitting import TrainingOptions, fit
-from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, normalise
+from cliptex.experts.network import normalise
 from cliptex.experts.options import parse_options
 from cliptex.experts.precision import mixed_precision, native_precision
 from cliptex.tasks.angular_mf import angular_mf_loss, norm_normalize
@@ -50,7 +50,7 @@ class DenseNetwork(EncoderWithFPN):
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Sum of the losses of the three tasks."""
-        scores, normals, depth = self(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
+        scores, normals, depth = self(normalise(batch["image"]))
         return segmentation_loss(scores, batch) + normals_loss(normals, batch) + depth_loss(depth, batch)
 
 
@@ -94,11 +94,8 @@ def train_backbone(config: Config, renders: Path, out: Path, seed: int) -> None:
 
     start, cpu_start = time.monotonic(), time.process_time()
     fitted = fit(network, loss, renders, TARGETS, (backbone.input_size_px,) * 2, training, seed, device)
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in network.state_dict().items()
-        if not name.startswith("head.")
-    }
+    del network.head
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     with replacing(out) as scratch:
         save_file(tensors, scratch)
     write_json(

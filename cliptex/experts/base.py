@@ -20,10 +20,8 @@ class SourceLabels(Protocol):
 
 
 class Expert(ABC):
-    """A frozen network (or another source) that labels images for one task.
-
-    settings: the expert's section of the config, as JSON values (`network`, `training`, `batch_size`, ...).
-    """
+    """A frozen network (or another source) that labels images for one task. settings: the expert's section of the
+    config, as JSON values (`network`, `training`, `batch_size`, ...)."""
 
     task: ClassVar[str]
     """Name of the task of its labels."""
@@ -49,10 +47,8 @@ class Expert(ABC):
     @abstractmethod
     def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
         """Label images (uint8 RGB [H, W, 3], sizes may differ); each label has the height and width of its image.
-
         Returns labels as the task's `encode` takes them. Must be deterministic, and independent of the other images in
-        the batch.
-        """
+        the batch."""
 
     def session(self) -> AbstractContextManager[None]:
         """Context entered around many calls of `predict`, in the same thread, for state that they share."""

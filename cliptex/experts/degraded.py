@@ -63,28 +63,18 @@ class DegradedExpert(Expert):
         count = self.options.blocks**2
         replaced = np.zeros(count, bool)
         replaced[rng.permutation(count)[: round(self.options.strength * count)]] = True
-        other = self._other(key, rng)
+        keys = self._labels.shard_keys(key)
+        others = (self._labels.label(keys[index]) for index in rng.permutation(len(keys)) if keys[index] != key)
+        other = next((label for label in others if label is not None), None)
         if other is None or not replaced.any():
             return own
-        return np.where(self._pixels(replaced, own), self._fitted(other, size), own)
-
-    def _other(self, key: str, rng: np.random.Generator) -> np.ndarray | None:
-        """The label of another image of the shard; None if no other has one."""
-        keys = self._labels.shard_keys(key)
-        for index in rng.permutation(len(keys)):
-            if keys[index] != key and (label := self._labels.label(keys[index])) is not None:
-                return label
-        return None
+        side = self.options.blocks
+        rows, columns = (np.arange(length) * side // length for length in own.shape[:2])
+        mask_HW = replaced.reshape(side, side)[rows[:, None], columns]
+        return np.where(mask_HW if own.ndim == 2 else mask_HW[..., None], self._fitted(other, size), own)
 
     def _fitted(self, label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return label if label.shape[:2] == size else self._task.resize(label, *size)
-
-    def _pixels(self, blocks: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """bool [blocks] to bool [H, W] or [H, W, 1], the pixels in these blocks."""
-        side = self.options.blocks
-        rows, columns = (np.arange(length) * side // length for length in label.shape[:2])
-        mask = blocks.reshape(side, side)[rows[:, None], columns]
-        return mask if label.ndim == 2 else mask[..., None]
 
 
 PLUGIN = DegradedExpert

@@ -46,10 +46,8 @@ def scale_shift_invariant_loss(
 ) -> torch.Tensor:
     """Mean absolute error of maps normalised to median 0 and mean absolute deviation 1, plus `gradient_weight` times
     the mean absolute gradient of the difference at `scales` resolutions, averaged over the batch (equations 5 to 11 of
-    MiDaS, without the trimming, which is for noisy labels).
-
-    NaN in the target is ignored. Maps without valid pixels or with a constant target are left out.
-    """
+    MiDaS, without the trimming, which is for noisy labels). NaN in the target is ignored. Maps without valid pixels or
+    with a constant target are left out."""
     valid_BHW = target_BHW.isfinite()
     deviation = _centred(target_BHW, valid_BHW)[1]
     usable_B = deviation > 1e-6
@@ -93,11 +91,9 @@ class DPTOptions(Section):
 
 
 class DPTExpert(NetworkExpert):
-    """Labels float32 [H, W] >= 0: inverse depth up to scale and shift, larger = nearer.
-
-    The image is squashed to a square, as in the published weights' preprocessing. For the folder of a saved model, its
-    preprocessor_config.json is used.
-    """
+    """Labels float32 [H, W] >= 0: inverse depth up to scale and shift, larger = nearer. The image is squashed to a
+    square, as in the published weights' preprocessing. For the folder of a saved model, its preprocessor_config.json is
+    used."""
 
     task = "depth"
     Network = DPTOptions

@@ -69,12 +69,9 @@ def fit(
         {"params": [p for p in module.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=training.learning_rate)
+    steps, rate = max(training.steps, 2), training.learning_rate
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        training.learning_rate,
-        total_steps=max(training.steps, 2),
-        pct_start=training.warmup,
-        cycle_momentum=False,
+        optimizer, rate, steps, pct_start=training.warmup, cycle_momentum=False
     )
     module.train()
     losses, recent = [], []

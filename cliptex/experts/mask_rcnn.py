@@ -20,7 +20,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from cliptex.config import Positive, Section, Share
-from cliptex.experts.average_precision import COCO_IDS, MIN_VISIBLE_PX, average_precision, threshold_masks
+from cliptex.experts.average_precision import COCO_IDS, MIN_VISIBLE_PX, average_precision, coco_results, threshold_masks
 from cliptex.experts.encoder import EncoderWithFPN
 from cliptex.experts.fitting import read_renders
 from cliptex.experts.network import NetworkExpert, to_device
@@ -39,12 +39,10 @@ def paint(
     threshold: float,
     ignore_below: float | None = None,
 ) -> np.ndarray:
-    """Class map uint8 [H, W] of instances (bool masks, contiguous classes 1..80, scores).
-
-    Instances with a score of at least `threshold` are painted in ascending order of score; of equal scores, the one
-    listed first is painted last. Other pixels are background, 0. With `ignore_below`, pixels that are covered only by
-    instances with `ignore_below` <= score < `threshold` are 255 (ignore): there may be an object.
-    """
+    """Class map uint8 [H, W] of instances (bool masks, contiguous classes 1..80, scores). Instances with a score of at
+    least `threshold` are painted in ascending order of score; of equal scores, the one listed first is painted last.
+    Other pixels are background, 0. With `ignore_below`, pixels that are covered only by instances with `ignore_below`
+    <= score < `threshold` are 255 (ignore): there may be an object."""
     label = np.zeros(masks_NHW.shape[1:], np.uint8)
     for index in np.argsort(-scores_N, kind="stable")[::-1]:
         if scores_N[index] >= threshold:
@@ -57,11 +55,9 @@ def paint(
 def paint_scores(
     masks_NHW: np.ndarray, scores_N: np.ndarray, threshold: float, ignore_below: float | None = None
 ) -> np.ndarray:
-    """Confidence of each pixel of `paint`, uint8 [H, W], 255 for a score of 1.
-
-    A painted pixel has the score of its instance. A background pixel has 1 minus the highest score of the instances
-    below the threshold that cover it. An ignored pixel has 0.
-    """
+    """Confidence of each pixel of `paint`, uint8 [H, W], 255 for a score of 1. A painted pixel has the score of its
+    instance. A background pixel has 1 minus the highest score of the instances below the threshold that cover it. An
+    ignored pixel has 0."""
     doubt = np.zeros(masks_NHW.shape[1:], np.float32)
     score, painted = doubt.copy(), np.zeros(masks_NHW.shape[1:], bool)
     for index in np.argsort(-scores_N, kind="stable")[::-1]:
@@ -71,31 +67,6 @@ def paint_scores(
     unsure = np.zeros_like(painted) if ignore_below is None else doubt >= ignore_below
     background = np.where(unsure, 0.0, 1 - doubt)
     return np.rint(255 * np.clip(np.where(painted, score, background), 0, 1)).astype(np.uint8)
-
-
-def coco_results(
-    boxes_N4: np.ndarray, ids_N: np.ndarray, scores_N: np.ndarray, masks_NHW: np.ndarray
-) -> list[dict[str, Any]]:
-    """Instances in the format of COCO results, by descending score, in pixels of the image.
-
-    boxes_N4: left, top, right, bottom. ids_N: COCO's category ids. Each dictionary has `category_id`, `score`, `bbox`
-    [left, top, width, height] and `segmentation` (`size` [height, width], `counts`: COCO's compressed run lengths).
-    """
-    from faster_coco_eval.core import mask as rle
-
-    results = []
-    for index in np.argsort(-scores_N, kind="stable"):
-        left, top, right, bottom = boxes_N4[index].tolist()
-        run_lengths = rle.encode(np.asfortranarray(masks_NHW[index].astype(np.uint8)))
-        results.append(
-            {
-                "category_id": int(ids_N[index]),
-                "score": float(scores_N[index]),
-                "bbox": [left, top, right - left, bottom - top],
-                "segmentation": {"size": list(run_lengths["size"]), "counts": run_lengths["counts"].decode("ascii")},
-            }
-        )
-    return results
 
 
 class SmallMaskRCNNOptions(Section):
@@ -195,10 +166,8 @@ class ExactBoxCoder(BoxCoder):
 
 
 class MaskRCNNExpert(NetworkExpert):
-    """Labels uint8 [H, W]: 0 background, 1..80 COCO's classes, 255 ignore if `ignore_below` is set; see `paint`.
-
-    With `keep_scores` the label store gets uint8 [H, W, 2], class and score; see `paint_scores`.
-    """
+    """Labels uint8 [H, W]: 0 background, 1..80 COCO's classes, 255 ignore if `ignore_below` is set; see `paint`. With
+    `keep_scores` the label store gets uint8 [H, W, 2], class and score; see `paint_scores`."""
 
     task = "segmentation"
     Network = MaskRCNNOptions
@@ -231,15 +200,11 @@ class MaskRCNNExpert(NetworkExpert):
         return {"body": self.module.backbone.body, "fpn": self.module.backbone.fpn}
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        targets = [
-            instance_targets(instance, classes)
-            for instance, classes in zip(batch["instance"], batch["instance_class"], strict=True)
-        ]
+        targets = list(map(instance_targets, batch["instance"], batch["instance_class"]))
         return sum(self.module(list(batch["image"]), targets).values())
 
     def label(self, images: list[torch.Tensor]) -> list[np.ndarray]:
-        labels = [label for label, _ in self._label_rows(images)]
-        return [label[..., 0] for label in labels] if self.network.keep_scores else labels
+        return [label[..., 0] if self.network.keep_scores else label for label, _ in self._label_rows(images)]
 
     def extra_columns(self) -> dict[str, Any]:
         """With `keep_instances`: `instances`, a list of COCO results (category_id, score, bbox, segmentation)."""
@@ -266,33 +231,26 @@ class MaskRCNNExpert(NetworkExpert):
             if options.keep_scores:
                 score = paint_scores(masks_NHW, scores_N, options.score_threshold, options.ignore_below)
                 label = np.stack([label, score], axis=-1)
-            extras = {}
-            if options.keep_instances:
-                extras["instances"] = coco_results(output["boxes"].float().cpu().numpy(), ids_N, scores_N, masks_NHW)
+            extras = {"instances": coco_results(output, masks_NHW)} if options.keep_instances else {}
             rows.append((label, extras))
         return rows
 
     def own_quality(self, renders: Path) -> dict[str, float]:
         """Average precision of boxes and masks, see `average_precision`."""
         data = read_renders(renders, ("image", "instance", "instance_class"))
-        score_threshold, self.module.roi_heads.score_thresh = self.module.roi_heads.score_thresh, AP_MIN_SCORE
-        try:
-            with torch.inference_mode(), mixed_precision(self.precision):
-                outputs = []
-                for start in range(0, len(data["image"]), 32):
-                    pixels = to_device(data["image"][start : start + 32], self.device)
-                    outputs += self.module(list(pixels.permute(0, 3, 1, 2).float() / 255))
-        finally:
-            self.module.roi_heads.score_thresh = score_threshold
+        outputs, score_threshold = [], self.module.roi_heads.score_thresh
+        self.module.roi_heads.score_thresh = AP_MIN_SCORE
+        with torch.inference_mode(), mixed_precision(self.precision):
+            for start in range(0, len(data["image"]), 32):
+                pixels = to_device(data["image"][start : start + 32], self.device)
+                outputs += self.module(list(pixels.permute(0, 3, 1, 2).float() / 255))
+        self.module.roi_heads.score_thresh = score_threshold
         return average_precision(data, outputs, self.network.mask_threshold)
 
 
 def instance_targets(instance_HW: torch.Tensor, classes_M: torch.Tensor) -> dict[str, torch.Tensor]:
-    """torchvision's training target: boxes at pixel edges, COCO ids, masks.
-
-    instance_HW: 0 = none. classes_M: class 1..80 of instance i in column i - 1. Objects of fewer than 12 visible pixels
-    are left out.
-    """
+    """torchvision's training target: boxes at pixel edges, COCO ids, masks; without objects of fewer than 12 pixels.
+    instance_HW: 0 = none. classes_M: class 1..80 of instance i in column i - 1."""
     numbers_M = torch.arange(1, len(classes_M) + 1, device=instance_HW.device)
     masks_NHW = instance_HW == numbers_M[:, None, None]
     visible = (masks_NHW.sum((1, 2)) >= MIN_VISIBLE_PX) & (classes_M > 0)

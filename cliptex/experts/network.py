@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from cliptex.config import Section
 from cliptex.core.errors import CliptexError
-from cliptex.experts import small_resnet  # noqa: F401 (registers it with timm)
+from cliptex.experts import encoder  # noqa: F401 (registers `cliptex_resnet` with timm)
 from cliptex.experts.base import Expert
 from cliptex.experts.fitting import TrainingOptions, fit
 from cliptex.experts.options import parse_options
@@ -29,12 +29,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a weight file into `module` strictly: names and shapes must be the same.
-
-    Raises CliptexError if the file is missing, holds anything but tensors (no code in it is executed) or does not
-    match.
-    """
-    path = Path(path)
+    """Load a weight file into `module` strictly: names and shapes must be the same. Raises CliptexError as
+    `read_tensors` does, and if they do not match."""
     tensors = read_tensors(path)
     expected = module.state_dict()
     problems = [f"missing {name}" for name in expected if name not in tensors]
@@ -54,10 +50,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 
 def start_from(parts: dict[str, nn.Module], weights: Path) -> None:
-    """Initialise modules from the weights of the backbone. parts: name in the backbone ("body", "fpn") -> module.
-
-    A module may lack the last stages. Raises CliptexError if a tensor is missing or has another shape.
-    """
+    """Initialise modules from the weights of the backbone. parts: name in the backbone ("body", "fpn") -> module. A
+    module may lack the last stages. Raises CliptexError if a tensor is missing or has another shape."""
     tensors = load_file(weights)
     for part, module in parts.items():
         shared = {name: tensors.get(f"{part}.{name}") for name in module.state_dict()}
@@ -84,7 +78,9 @@ def resized_batch(images: list[torch.Tensor], size: tuple[int, int]) -> torch.Te
     return torch.cat(resized).contiguous(memory_format=torch.channels_last)
 
 
-def normalise(images_BCHW: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+def normalise(
+    images_BCHW: torch.Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> torch.Tensor:
     """Images in 0..1, less `mean` and divided by `std` of each channel."""
     return (images_BCHW - images_BCHW.new_tensor(mean)[:, None, None]) / images_BCHW.new_tensor(std)[:, None, None]
 
@@ -107,12 +103,10 @@ def to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
 
 
 class NetworkExpert(Expert):
-    """An expert that is one PyTorch module, built from `settings["network"]`.
-
-    A subclass defines how to build the module (`build`), the size of its input (`input_size`), how to label images of
-    one input size (`label`), and the loss on labelled renders (`loss`). Images are batched by input size, without
-    padding; if all are squashed to one size, images of all shapes share a forward pass.
-    """
+    """An expert that is one PyTorch module, built from `settings["network"]`. A subclass defines how to build the
+    module (`build`), the size of its input (`input_size`), how to label images of one input size (`label`), and the
+    loss on labelled renders (`loss`). Images are batched by input size, without padding; if all are squashed to one
+    size, images of all shapes share a forward pass."""
 
     Network: ClassVar[type[Section]]
     """Class of the options in `settings["network"]`."""
@@ -205,6 +199,12 @@ class NetworkExpert(Expert):
 
     def fit(self, renders: Path, seed: int) -> dict[str, Any]:
         """Build the module and train it; on one machine, the same seed gives the same weights."""
+
+        def mixed_loss(batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+            # entered for each step, since autocast caches its copies of the weights until it exits
+            with mixed_precision(self.precision):
+                return self.loss(batch, generator)
+
         training = parse_options(TrainingOptions, self.settings.get("training", {}), "training")
         self._check_sizes()
         # fork_rng, since module initialisation and torchvision's samplers use the global generator
@@ -213,20 +213,7 @@ class NetworkExpert(Expert):
             self.load(None)
             if "backbone" in self.settings:
                 start_from(self.shared(), Path(self.settings["backbone"]))
-            log = fit(
-                self.module,
-                self._mixed_loss,
-                Path(renders),
-                self.targets,
-                self.train_size(),
-                training,
-                seed,
-                self.device,
-            )
+            size = self.train_size()
+            log = fit(self.module, mixed_loss, Path(renders), self.targets, size, training, seed, self.device)
         self.module.eval()
         return log
-
-    def _mixed_loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        # entered for each step, since autocast caches its copies of the weights until it exits
-        with mixed_precision(self.precision):
-            return self.loss(batch, generator)

@@ -2,12 +2,9 @@
 
 An image encoder, a decoder with skip connections, and pixel-wise MLPs that refine the estimate at 1/4, 1/2 and full
 resolution. A pixel's output is the mean direction and the concentration kappa of an angular von Mises-Fisher density
-
-    p(n) = (kappa^2 + 1) exp(-kappa theta) / (2 pi (1 + exp(-kappa pi))),   theta = arccos(mean . n)
-
-Training minimises its negative log-likelihood; at the refined levels only for a sample of pixels, the most uncertain
-ones and some random ones. With the encoder `tf_efficientnet_b5` and the default widths, parameter names are those of
-the published weights (`scannet.pt`: architecture "BN", `nyu.pt`: "GN").
+(`cliptex.tasks.angular_mf`). Training minimises its negative log-likelihood; at the refined levels only for a sample of
+pixels, the most uncertain ones and some random ones. With the encoder `tf_efficientnet_b5` and the default widths,
+parameter names are those of the published weights (`scannet.pt`: architecture "BN", `nyu.pt`: "GN").
 
 The published code visualises the outward normal as red = left, green = up, blue = towards the viewer. The output
 channels hence have this package's convention: x right, y down, z forward, of the normal with a non-negative dot product
@@ -19,7 +16,7 @@ Shape suffixes: B batch, C channels, H height, W width, N sampled pixels.
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import timm
@@ -30,32 +27,15 @@ from torch.nn import functional
 
 from cliptex.config import Positive, Section, Share
 from cliptex.core.errors import CliptexError
-from cliptex.experts.network import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    NetworkExpert,
-    load_weights,
-    normalise,
-    resize,
-    resized_batch,
-    to_host,
-)
+from cliptex.experts.network import NetworkExpert, load_weights, normalise, resize, resized_batch, to_host
 from cliptex.experts.weights import read_tensors
 from cliptex.tasks.angular_mf import angular_mf_loss, norm_normalize
 
 
-def expected_angle(kappa: np.ndarray) -> np.ndarray:
-    """Expected angular error in radians, 2k / (k^2 + 1) + pi exp(-k pi) / (1 + exp(-k pi)) (equation 12)."""
-    decay = np.exp(-kappa * np.pi)
-    return 2 * kappa / (np.square(kappa) + 1) + np.pi * decay / (1 + decay)
-
-
 class NLLAngMFEncoder(nn.Module):
-    """Features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image, from a timm network.
-
-    An EfficientNet keeps its module names, and its last feature is the output of `conv_head` (before norm and
-    activation), as in the published network; other architectures are built with timm's `features_only`.
-    """
+    """Features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image, from a timm network. An EfficientNet keeps its module
+    names, and its last feature is the output of `conv_head` (before norm and activation), as in the published network;
+    other architectures are built with timm's `features_only`."""
 
     def __init__(self, architecture: str, options: dict[str, Any]):
         super().__init__()
@@ -75,12 +55,8 @@ class NLLAngMFEncoder(nn.Module):
         if not self.is_efficientnet:
             return net(images_BCHW)
         x = net.bn1(net.conv_stem(images_BCHW))
-        features = []
-        for index, block in enumerate(net.blocks):
-            x = block(x)
-            if index in (0, 1, 2, 4):
-                features.append(x)
-        return [*features, net.conv_head(x)]
+        features = [x := block(x) for block in net.blocks]
+        return [*(features[index] for index in (0, 1, 2, 4)), net.conv_head(x)]
 
 
 class StandardisedConv(nn.Conv2d):
@@ -128,9 +104,7 @@ class NLLAngMFDecoder(nn.Module):
             return nn.Sequential(*hidden_layers, nn.Conv1d(hidden, 4, 1))
 
         self.out_conv_res8 = nn.Conv2d(widths[2], 4, 3, padding=1)
-        self.out_conv_res4 = mlp(widths[2])
-        self.out_conv_res2 = mlp(widths[3])
-        self.out_conv_res1 = mlp(widths[4])
+        self.out_conv_res4, self.out_conv_res2, self.out_conv_res1 = map(mlp, widths[2:])
 
     def forward(self, features: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[nn.Sequential]]:
         """Features at 1/8 (for the levels 1/8 and 1/4), 1/4 (for 1/2) and 1/2 (for 1/1); MLPs of 1/4, 1/2 and 1/1."""
@@ -163,15 +137,6 @@ class NLLAngMF(nn.Module):
         super().__init__()
         self.encoder = NLLAngMFEncoder(encoder, encoder_options or {})
         self.decoder = NLLAngMFDecoder(self.encoder.channels, list(widths), hidden, architecture)
-
-    def load_published(self, path: Path) -> Self:
-        """Load a published weight file (`scannet.pt`, `nyu.pt`) or one with the same names, strictly.
-
-        The format is that of `read_tensors`. Raises CliptexError if the file is missing, holds anything but tensors,
-        or is of the other architecture.
-        """
-        load_weights(self, path)
-        return self
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Unit normal and kappa > 0.01, float32 [B, 4, H, W], of images normalised by ImageNet's mean and deviation,
@@ -233,12 +198,11 @@ class NLLAngMF(nn.Module):
 
 
 def load_published(path: Path) -> NLLAngMF:
-    """The network of a published weight file, in evaluation mode; its architecture follows from the tensors' names.
-
-    Raises CliptexError like `NLLAngMF.load_published`.
-    """
-    has_batch_norm = "decoder.up1._net.1.running_mean" in read_tensors(path)
-    return NLLAngMF("BN" if has_batch_norm else "GN").load_published(path).eval()
+    """The network of a published weight file (`scannet.pt`, `nyu.pt`) in evaluation mode; its architecture follows from
+    the tensors' names. Raises CliptexError as `load_weights` does."""
+    network = NLLAngMF("BN" if "decoder.up1._net.1.running_mean" in read_tensors(path) else "GN")
+    load_weights(network, path)
+    return network.eval()
 
 
 def _pixelwise(mlp: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
@@ -303,14 +267,8 @@ class NLLAngMFExpert(NetworkExpert):
     targets = ("normals",)
 
     def build(self) -> nn.Module:
-        options = self.network
-        return NLLAngMF(
-            options.architecture,
-            encoder=options.encoder,
-            encoder_options=options.encoder_options,
-            widths=options.widths,
-            hidden=options.hidden,
-        )
+        names = ("architecture", "encoder", "encoder_options", "widths", "hidden")
+        return NLLAngMF(**{name: getattr(self.network, name) for name in names})
 
     def shared(self) -> dict[str, nn.Module]:
         return {"body": self.module.encoder.original_model}
@@ -321,7 +279,7 @@ class NLLAngMFExpert(NetworkExpert):
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         options, images = self.network, batch["image"]
         size = self.input_size(*images.shape[-2:])
-        images = normalise(resize(images, size), IMAGENET_MEAN, IMAGENET_STD)
+        images = normalise(resize(images, size))
         normals = _nearest(batch["normals"] * self._signs(batch["normals"]), *size)
         return self.module.loss(images, normals, generator, options.sampling_ratio, options.sampling_uncertain)
 
@@ -330,7 +288,7 @@ class NLLAngMFExpert(NetworkExpert):
 
     def label(self, images: list[torch.Tensor]) -> list[np.ndarray]:
         resized_BCHW = resized_batch(images, self.input_size(*images[0].shape[-2:]))
-        out_B4HW = self.module(normalise(resized_BCHW, IMAGENET_MEAN, IMAGENET_STD))
+        out_B4HW = self.module(normalise(resized_BCHW))
         return to_host([self._to_label(out, image.shape[-2:]) for out, image in zip(out_B4HW, images, strict=True)])
 
     def _to_label(self, out_4HW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from cliptex.config import Section
-from cliptex.core.errors import CliptexError
+from cliptex.tasks.base import invalid_options
 
 Options = TypeVar("Options", bound=Section)
 
@@ -15,11 +15,4 @@ def parse_options(model: type[Options], values: dict[str, Any], where: str, sect
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in (section, where, *item["loc"]))
-            if item["type"] == "extra_forbidden":
-                problems.append(f"{key}: unknown key; known are {', '.join(model.model_fields)}")
-            else:
-                problems.append(f"{key}: {item['msg']}, got {item['input']!r}")
-        raise CliptexError("; ".join(problems)) from error
+        raise invalid_options(error, f"{section}.{where}", model.model_fields) from error

@@ -18,7 +18,7 @@ from cliptex.config import Positive, Section
 from cliptex.core.errors import CliptexError
 from cliptex.experts.backbone import NUM_CLASSES, depth_loss, normals_loss, segmentation_loss
 from cliptex.experts.encoder import EncoderWithFPN
-from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, NetworkExpert, normalise, resized_batch, to_host
+from cliptex.experts.network import NetworkExpert, normalise, resized_batch, to_host
 from cliptex.tasks.angular_mf import norm_normalize
 
 CHANNELS = {"segmentation": NUM_CLASSES, "depth": 1, "normals": 4}
@@ -79,7 +79,7 @@ class PyramidExpert(NetworkExpert):
         return self.network.input_size_px, self.network.input_size_px
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        out_BChw = self.module(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
+        out_BChw = self.module(normalise(batch["image"]))
         if self.task == "depth":
             return depth_loss(out_BChw[:, 0], batch)
         if self.task == "normals":
@@ -92,7 +92,7 @@ class PyramidExpert(NetworkExpert):
         return self.train_size()  # independent of the image's size
 
     def label(self, images: list[torch.Tensor]) -> list[np.ndarray]:
-        inputs_BCHW = normalise(resized_batch(images, self.train_size()), IMAGENET_MEAN, IMAGENET_STD)
+        inputs_BCHW = normalise(resized_batch(images, self.train_size()))
         outputs = zip(self.module(inputs_BCHW), images, strict=True)
         return to_host([self._to_label(out_Chw, image_CHW.shape[-2:]) for out_Chw, image_CHW in outputs])
 

@@ -19,7 +19,7 @@ from cliptex.core.files import read_json, replacing, sha256_file, sha256_json, w
 from cliptex.core.plugins import find
 from cliptex.core.provenance import provenance
 from cliptex.experts.base import Expert
-from cliptex.experts.weights import digests, resolve
+from cliptex.experts.weights import Weights, digests, resolve
 
 log = logging.getLogger("cliptex")
 BATCH = 64
@@ -28,12 +28,10 @@ BATCH = 64
 def train_expert(config: Config, name: str, renders: Path, out: Path, seed: int) -> None:
     """Make the folder `out` of the expert `name`.
 
-    renders: folder of `train.h5` and `val.h5`; read only if the expert is trained here. `expert.json` has
-    `schema_version expert plugin task source ("miniature", "url", "hub", "local", "random" or "none") origin files
-    licence weights weights_sha256 num_parameters network quality miniature provenance`: `origin` is the source of the
-    weights, `files` has the SHA-256 of each of their files. `quality.json` has the metrics on held-out renders
-    (`quality`), those of `prior_label` (`prior`), and how the expert was trained. Raises CliptexError for an unknown
-    expert, and for weights that are missing, do not match `sha256` or the network, or hold anything but tensors.
+    renders: folder of `train.h5` and `val.h5`; read only if the expert is trained here. In `expert.json`, `source` is
+    "miniature", "url", "hub", "local", "random" or "none", and `files` has the SHA-256 of each file of the weights.
+    `quality.json` has the metrics on held-out renders (`quality`) and those of `prior_label` (`prior`). Raises
+    CliptexError for an unknown expert, and for weights that are missing, or do not match `sha256` or the network.
     """
     if name not in config.experts:
         raise CliptexError(f"experts: {name!r} is not one of {sorted(config.experts)}")
@@ -124,8 +122,7 @@ def _evaluate(expert: Expert, renders: Path) -> tuple[dict[str, float], dict[str
     """On the held-out renders: metrics of the task and the expert's own; metrics of `prior_label`, made from the
     training renders; images labelled per second of CPU time."""
     from cliptex.experts.fitting import read_renders
-    from cliptex.experts.prior import prior_label
-    from cliptex.experts.truth import true_label
+    from cliptex.experts.truth import prior_label, true_label
 
     held_out = renders / "val.h5"
     data = read_renders(held_out, ("image", "instance", "instance_class", "depth", "normals"))
@@ -137,9 +134,7 @@ def _evaluate(expert: Expert, renders: Path) -> tuple[dict[str, float], dict[str
         part = images[first : first + BATCH]
         labels += expert.predict(part, [str(first + index) for index in range(len(part))])
     speed = len(images) / (time.process_time() - start)
-    truths = [
-        true_label(expert.task, {name: array[index] for name, array in data.items()}) for index in range(len(images))
-    ]
+    truths = [true_label(expert.task, dict(zip(data, maps, strict=True))) for maps in zip(*data.values(), strict=True)]
     task = find("tasks", expert.task)()
     quality = task.quality(list(zip(labels, truths, strict=True))) | expert.own_quality(held_out)
     prior = prior_label(expert.task, renders / "train.h5")
@@ -154,11 +149,8 @@ def _save(expert: Expert, path: Path) -> None:
 
 
 def load_expert(name: str, expert_config: ExpertConfig, folder: Path) -> Expert:
-    """The expert in `folder` with its weights loaded and the attribute `weights_sha256` set.
-
-    Raises CliptexError if the folder is incomplete, or if the weights differ from those recorded or do not match
-    `expert_config`.
-    """
+    """The expert in `folder` with its weights loaded and the attribute `weights_sha256` set. Raises CliptexError if the
+    folder is incomplete, or if the weights differ from those recorded or do not match `expert_config`."""
     record = read_json(folder / "expert.json")
     expert = _build(expert_config.plugin or name, expert_config, record.get("miniature"))
     path = folder / record["weights"] if record["weights"] else None  # absolute if not in the folder
@@ -167,8 +159,7 @@ def load_expert(name: str, expert_config: ExpertConfig, folder: Path) -> Expert:
             raise CliptexError(
                 f"{path}: the weights of {name!r} are missing; delete {folder}/expert.json and run again"
             )
-        files = digests(path)
-        if (sha256_json(files) if path.is_dir() else files[path.name]) != record["weights_sha256"]:
+        if Weights(path, digests(path), {}).sha256 != record["weights_sha256"]:
             raise CliptexError(
                 f"{path}: not the weights that {folder}/expert.json records; delete that file and run again"
             )

@@ -8,7 +8,7 @@ Holds   files in the cache are complete; loaded weights are identified by digest
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from cliptex.config import ExpertConfig
@@ -23,11 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cliptex")
 CONFIG_FILES = ("config.json", "preprocessor_config.json")
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
+WEIGHT_FILES = tuple(
+    f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
 )
 """File names of weights saved by transformers, in its order of preference."""
 
@@ -50,23 +47,19 @@ class Weights:
 
 
 def resolve(name: str, expert_config: ExpertConfig, cache: Path = paths.WEIGHTS) -> Weights:
-    """The weights of the expert `name` (`weights`: "url", "hub" or "local"), downloaded if necessary.
-
-    Raises CliptexError, naming the key, if they cannot be fetched or do not match `sha256`.
-    """
+    """The weights of the expert `name` (`weights`: "url", "hub" or "local"), downloaded if necessary. Raises
+    CliptexError, naming the key, if they cannot be fetched or do not match `sha256`."""
     where = f"experts.{name}"
     if expert_config.weights == "url":
         file = Path(unquote(urlsplit(expert_config.url).path)).name or "weights"
-        # two URLs may end in the same name
-        path = cache / f"{sha256_json(expert_config.url)[:8]}-{file}"
+        path = cache / f"{sha256_json(expert_config.url)[:8]}-{file}"  # two URLs may end in the same name
         digits = expert_config.sha256 or _digits_in(file)
         fetch_file(expert_config.url, path, f"{where}.url", digits and f"sha256:{digits}", "correct `url` or `sha256`")
         origin = {"url": without_secrets(expert_config.url)}
     elif expert_config.weights == "hub":
         path, commit = _from_hub(where, expert_config)
-        origin = {"repo": expert_config.repo, "revision": commit} | (
-            {"file": expert_config.file} if expert_config.file else {}
-        )
+        origin = {"repo": expert_config.repo, "revision": commit}
+        origin |= {"file": expert_config.file} if expert_config.file else {}
     else:
         path = Path(expert_config.path)
         if not path.exists():
@@ -86,10 +79,8 @@ def resolve(name: str, expert_config: ExpertConfig, cache: Path = paths.WEIGHTS)
 
 
 def digests(path: Path) -> dict[str, str]:
-    """Name -> SHA-256 of a weight file, or of the files that are read from a folder.
-
-    Raises CliptexError if a folder lacks `config.json` or weights.
-    """
+    """Name -> SHA-256 of a weight file, or of the files that are read from a folder. Raises CliptexError if a folder
+    lacks `config.json` or weights."""
     if not path.is_dir():
         return {path.name: sha256_file(path)}
     names = [name for name in CONFIG_FILES if (path / name).is_file()]
@@ -164,11 +155,9 @@ def _from_hub(where: str, expert_config: ExpertConfig) -> tuple[Path, str]:
 
 
 def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
-    """Name -> tensor of a safetensors file or of a PyTorch file (read with `weights_only=True`).
-
-    The state dict may be nested under `model` or `state_dict`; a prefix `module.` of its names is removed. Raises
-    CliptexError if the file is missing, has neither format, or holds anything but tensors; no code in it is executed.
-    """
+    """Name -> tensor of a safetensors file or of a PyTorch file (read with `weights_only=True`). The state dict may be
+    nested under `model` or `state_dict`; a prefix `module.` of its names is removed. Raises CliptexError if the file is
+    missing, has neither format, or holds anything but tensors; no code in it is executed."""
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -192,7 +181,7 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise CliptexError(f"{path}: not a state dict (names and tensors); save the network's `state_dict()`")
-    return {_plain(name): tensor for name, tensor in state.items()}
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def refused(error: Exception) -> str:
@@ -201,7 +190,3 @@ def refused(error: Exception) -> str:
         f"damaged, or not a safetensors or PyTorch file of tensors only ({type(error).__name__}); copy it again, or, if"
         " you trust it, save its tensors as safetensors: pickled code is not executed here"
     )
-
-
-def _plain(name: Any) -> str:
-    return str(name).removeprefix("module.")

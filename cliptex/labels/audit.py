@@ -15,7 +15,7 @@ from cliptex.config import Config
 from cliptex.core.plugins import find
 from cliptex.data.shard_index import read_index, read_indexed
 from cliptex.experts.base import Expert
-from cliptex.labels.label import Labeller, attach_source_labels
+from cliptex.labels.label import attach_source_labels, labelling
 from cliptex.labels.store import open_store, rows_by_shard
 from cliptex.tasks.base import Task
 
@@ -57,7 +57,7 @@ def audit_labels(
     sizes = [len(entry["keys"]) for entry in entries]
     chosen = np.random.default_rng(seed).choice(sum(sizes), min(samples, sum(sizes)), replace=False)
     findings = []
-    with Labeller(config.label_stores[store].expert, expert, task, 1, config.labels, 0) as labeller:
+    with labelling(config.label_stores[store].expert, expert, task, 1, config.labels, 0) as labeller:
         for shard, rows in rows_by_shard(sizes, chosen).items():
             entry = entries[shard]
             stored, pairs = open_store(out_dir / "index.json", entry, task), read_indexed(entry)
@@ -69,26 +69,23 @@ def audit_labels(
 
 def _compare(task: Task, shard: str, again: dict[str, Any], stored: tuple[bytes, int, int] | None) -> Finding:
     key, payload = again["key"], again.get("payload")
-    if stored is None and payload is None:
+    size = (again.get("height"), again.get("width"))
+    if stored == (payload and (payload, *size)):
         return Finding(shard, key, True, 0.0, "")
     if stored is None:
-        return Finding(shard, key, False, 1.0, "has a label now, none in the store")
-    if payload is None:
-        return Finding(shard, key, False, 1.0, f"has a label in the store, none now: {again['error']}")
-    size = (again["height"], again["width"])
-    if stored[1:] != size:
-        return Finding(shard, key, False, 1.0, f"{size[1]} x {size[0]} now, {stored[2]} x {stored[1]} in the store")
-    if stored[0] == payload:
-        return Finding(shard, key, True, 0.0, "")
-    return Finding(shard, key, False, differing(task.decode(*stored), task.decode(payload, *size)), "")
+        note = "has a label now, none in the store"
+    elif payload is None:
+        note = f"has a label in the store, none now: {again['error']}"
+    elif stored[1:] != size:
+        note = f"{size[1]} x {size[0]} now, {stored[2]} x {stored[1]} in the store"
+    else:
+        return Finding(shard, key, False, differing(task.decode(*stored), task.decode(payload, *size)), "")
+    return Finding(shard, key, False, 1.0, note)
 
 
 def differing(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of the pixels of two labels [H, W] or [H, W, C] that differ; see `audit_labels`.
-
-    The first channel of an integer label is the class, all others are values. Integer values may always differ by 1,
-    which is rounding.
-    """
+    """Share of the pixels of two labels [H, W] or [H, W, C] that differ; see `audit_labels`. The first channel of an
+    integer label is the class, all others are values. Integer values may always differ by 1, which is rounding."""
     a, b = (label.reshape(*label.shape[:2], -1) for label in (a, b))
     exact = 0 if a.dtype.kind == "f" else 1
     differ_HW = (a[..., :exact] != b[..., :exact]).any(axis=-1)
@@ -100,12 +97,12 @@ def differing(a: np.ndarray, b: np.ndarray) -> float:
 
 def report(findings: list[Finding], store: str) -> str:
     """The findings as text: a line for each image that is not identical, then a summary."""
-    lines = []
-    for finding in findings:
-        if not finding.identical:
-            note = finding.note or f"{finding.differing:.2%} of the pixels differ"
-            status = "ok    " if finding.agrees else "DIFFER"
-            lines.append(f"{status} shard {finding.shard} key {finding.key}: {note}")
+    lines = [
+        f"{'ok    ' if finding.agrees else 'DIFFER'} shard {finding.shard} key {finding.key}:"
+        f" {finding.note or f'{finding.differing:.2%} of the pixels differ'}"
+        for finding in findings
+        if not finding.identical
+    ]
     agreeing, identical = sum(finding.agrees for finding in findings), sum(finding.identical for finding in findings)
     lines.append(f"{store}: {agreeing} of {len(findings)} images agree, {identical} are byte-identical")
     return "\n".join(lines)

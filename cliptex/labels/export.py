@@ -12,7 +12,6 @@ for each store `height`, `width` and the values named in `FORMATS`, or the `erro
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,11 +43,6 @@ FORMATS = {
 }
 
 
-def segmentation_png(label: np.ndarray) -> tuple[bytes, dict[str, float]]:
-    """uint8 [H, W]; see `FORMATS`."""
-    return encode_png(label), {}
-
-
 def depth_png(label: np.ndarray) -> tuple[bytes, dict[str, float]]:
     """float32 [H, W], NaN = invalid; see `FORMATS`."""
     low, high = float(np.nanmin(label)), float(np.nanmax(label))
@@ -67,57 +61,52 @@ def normals_png(label: np.ndarray) -> tuple[bytes, dict[str, float]]:
 
 
 PNG: dict[str, Callable[[np.ndarray], tuple[bytes, dict[str, float]]]] = {
-    "segmentation": segmentation_png,
+    "segmentation": lambda label: (encode_png(label), {}),
     "depth": depth_png,
     "normals": normals_png,
 }
 
 
-@dataclass(frozen=True)
-class Export:
-    """Options of `export_labels`."""
-
-    stores: list[str]
-    """Label stores; all of the configuration when empty."""
-    form: Literal["png", "npy"] = "png"
-    """`png`: small, slightly rounded; tasks without a PNG format are exported as npy. `npy`: the decoded array."""
-    images: bool = True
-    """Whether to include images and captions; leave them out where they must not be redistributed."""
-    shards: range | None = None
-    """Numbers of the shards; all if None."""
-
-
-def export_labels(config: Config, export: Export, shard_index: Path, labels_dir: Path, out: Path) -> dict[str, Any]:
+def export_labels(
+    config: Config,
+    stores: list[str],
+    shard_index: Path,
+    labels_dir: Path,
+    out: Path,
+    form: Literal["png", "npy"] = "png",
+    images: bool = True,
+    shards: range | None = None,
+) -> dict[str, Any]:
     """Write the tars into `out`; return the content of labels.json.
 
-    labels_dir: folder of the label stores. Raises CliptexError for an unknown or unindexed store, and as
+    labels_dir: folder of the label stores. form: `png` is small and slightly rounded (tasks without a PNG format are
+    exported as npy), `npy` the decoded array. images: whether to include images and captions; leave them out where they
+    must not be redistributed. shards: their numbers; None for all. Raises CliptexError for an unindexed store, and as
     `open_store` does.
     """
-    stores = export.stores or list(config.label_stores)
-    if unknown := [store for store in stores if store not in config.label_stores]:
-        raise CliptexError(f"label_stores: {unknown[0]!r} is not one of {sorted(config.label_stores)}")
     indices = {store: labels_dir / store / "index.json" for store in stores}
     origins = {store: read_label_index(config, store, index) for store, index in indices.items()}
     tasks = {store: find("tasks", config.label_stores[store].task)() for store in stores}
+    forms = {store: form if task.name in PNG else "npy" for store, task in tasks.items()}
     entries = read_index(shard_index)["shards"]
-    if export.shards is not None:
-        entries = [entries[number] for number in export.shards if number < len(entries)]
+    if shards is not None:
+        entries = [entries[number] for number in shards if number < len(entries)]
     if not entries:
         raise CliptexError(f"{shard_index}: has none of the requested shards")
     files = []
     for entry in track(entries, "export labels"):
         opened = {store: open_store(index, entry, tasks[store]) for store, index in indices.items()}
         path = out / f"{entry['shard']}.tar"
-        write_tar(path, _members(read_indexed(entry), opened, export))
+        write_tar(path, _members(read_indexed(entry), opened, forms, images))
         files.append({"file": path.name, "sha256": sha256_file(path), "samples": len(entry["keys"])})
     copied = ("task", "expert", "weights_sha256", "licence", "recipe_sha256", "codec")
     record = {
         "schema_version": 1,
-        "images": export.images,
+        "images": images,
         "stores": {
             store: {
-                "member": f"{{key}}.{store}.{_form(tasks[store].name, export.form)}",
-                "format": FORMATS[tasks[store].name if _form(tasks[store].name, export.form) == "png" else "npy"],
+                "member": f"{{key}}.{store}.{forms[store]}",
+                "format": FORMATS[tasks[store].name if forms[store] == "png" else "npy"],
                 **{name: origin[name] for name in copied},
             }
             for store, origin in origins.items()
@@ -128,11 +117,9 @@ def export_labels(config: Config, export: Export, shard_index: Path, labels_dir:
     return record
 
 
-def _form(task: str, form: str) -> str:
-    return form if task in PNG else "npy"
-
-
-def _members(pairs: list[Pair], opened: dict[str, LabelFile], export: Export) -> Iterator[tuple[str, bytes]]:
+def _members(
+    pairs: list[Pair], opened: dict[str, LabelFile], forms: dict[str, str], images: bool
+) -> Iterator[tuple[str, bytes]]:
     """Yield (file name, bytes) of every member, sample by sample."""
     errors = {store: file.column("error") for store, file in opened.items()}
     for row, pair in enumerate(pairs):
@@ -144,17 +131,16 @@ def _members(pairs: list[Pair], opened: dict[str, LabelFile], export: Export) ->
                 info[store] = {"error": errors[store][row]}
                 continue
             info[store] = {"height": label.shape[0], "width": label.shape[1]}
-            if _form(file.task.name, export.form) == "png":
+            if forms[store] == "png":
                 data, scale = PNG[file.task.name](file.task.classes(label))
                 info[store] |= scale
-                labels.append((f"{pair.key}.{store}.png", data))
             else:
-                labels.append((f"{pair.key}.{store}.npy", _npy(label)))
-        if export.images:
+                data = _npy(label)
+            labels.append((f"{pair.key}.{store}.{forms[store]}", data))
+        if images:
             yield f"{pair.key}.{_suffix(pair.image)}", pair.image
             yield f"{pair.key}.txt", pair.caption.encode()
-        metadata = pair.metadata if export.images else {}
-        yield f"{pair.key}.json", json.dumps({**metadata, "labels": info}).encode()
+        yield f"{pair.key}.json", json.dumps({**(pair.metadata if images else {}), "labels": info}).encode()
         yield from labels
 
 

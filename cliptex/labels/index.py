@@ -17,9 +17,8 @@ from cliptex.core.files import read_json, sha256_file, write_json
 from cliptex.core.plugins import find
 from cliptex.core.progress import track
 from cliptex.data.shard_index import read_index
-from cliptex.labels.recipe import label_recipe
+from cliptex.labels.files import class_statistics, label_recipe, sum_counts
 from cliptex.labels.store import SCHEMA_VERSION, LabelFile, check_keys
-from cliptex.labels.summary import class_statistics, sum_counts
 from cliptex.tasks.base import Task
 
 log = logging.getLogger("cliptex")
@@ -31,9 +30,7 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
     """Check every label file of a store and write its index.json.
 
     Each file is compared with its shard (digest, keys and their order), with the batch file of the job that wrote it
-    (digest), and with the configuration (expert, recipe). The index has `files`, the share of images with a label
-    (`coverage`), `failures` by reason, `statistics` and `bytes_per_image`. Raises CliptexError, naming the file and the
-    command that repairs it.
+    (digest), and with the configuration (expert, recipe). Raises CliptexError that names the file and the remedy.
     """
     expert = config.label_stores[store].expert
     task: Task = find("tasks", config.label_stores[store].task)()
@@ -47,19 +44,20 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
         record = _checked_record(path, batch_path, entry, redo)
         file = LabelFile(path, task)
         check_keys(file, entry, redo)
-        if file.metadata["shard_sha256"] != entry["sha256"]:
-            raise CliptexError(f"{path}: made from another version of shard {entry['shard']}; {redo}")
-        if file.metadata["expert"] != expert:
-            raise CliptexError(
-                f"{path}: made by the expert {file.metadata['expert']!r}, but label_stores.{store}.expert is"
-                f" {expert!r}; {redo}"
-            )
-        weights = weights or file.metadata["weights_sha256"]
-        if file.metadata["weights_sha256"] != weights:
-            raise CliptexError(f"{path}: made with other weights of {expert!r} than the first shards; {redo}")
+        made = file.metadata
+        weights = weights or made["weights_sha256"]
         recipe = label_recipe(config, store, task, weights, out_dir.parent)
-        if file.metadata["recipe_sha256"] != recipe["recipe_sha256"]:
-            raise CliptexError(f"{path}: made with other settings than the configuration's; {redo}")
+        problem = None
+        if made["shard_sha256"] != entry["sha256"]:
+            problem = f"made from another version of shard {entry['shard']}"
+        elif made["expert"] != expert:
+            problem = f"made by the expert {made['expert']!r}, but label_stores.{store}.expert is {expert!r}"
+        elif made["weights_sha256"] != weights:
+            problem = f"made with other weights of {expert!r} than the first shards"
+        elif made["recipe_sha256"] != recipe["recipe_sha256"]:
+            problem = "made with other settings than the configuration's"
+        if problem:
+            raise CliptexError(f"{path}: {problem}; {redo}")
         for name in file.scalars:
             scalars.setdefault(name, []).extend(value for value in file.column(name) if value is not None)
         records.append(record)
@@ -70,7 +68,6 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
         raise CliptexError(f"{out_dir}: no image has a label ({failures}); fix the expert {expert!r}")
     if failures:
         log.warning("%s: %d of %d images have no label: %s", out_dir, images - labelled, images, failures)
-    recipe = label_recipe(config, store, task, weights, out_dir.parent)
     if recipe["weights"] == "random":
         log.warning("%s: labels of a network with RANDOM weights, for tests and benchmarks only", out_dir)
     classes = class_statistics(records, task)

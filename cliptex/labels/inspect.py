@@ -22,10 +22,8 @@ from cliptex.tasks.contact_sheet import MAX_CLASSES, class_names, draw_sheet, fi
 def contact_sheet(
     config: Config, stores: list[str], shard_index: Path, labels_dir: Path, out: Path, images: int = 8
 ) -> None:
-    """Draw `images` rows, each an image and its label in every store, and a legend below.
-
-    A missing label is replaced by its reason. Raises CliptexError as `open_store` does.
-    """
+    """Draw `images` rows, each an image and its label in every store, and a legend below. A missing label is replaced
+    by its reason. Raises CliptexError as `open_store` does."""
     entries = read_index(shard_index)["shards"]
     tasks = {store: find("tasks", config.label_stores[store].task)() for store in stores}
     rows, classes = [], {store: Counter() for store in stores}
@@ -46,8 +44,11 @@ def contact_sheet(
                     classes[store].update(dict(zip(*codes_and_counts, strict=True)))
                 cells.append(fitted(tasks[store].picture(label), Image.Resampling.NEAREST))
             rows.append((f"{pairs[row].key}  {pairs[row].caption}", cells))
-    legends = [legend(tasks[store], classes[store]) for store in stores]
-    draw_sheet(["image", *(_title(config, store) for store in stores)], rows, legends, out)
+    titles = ["image"]
+    for store in stores:
+        task = config.label_stores[store].task
+        titles.append(f"{store}{'' if task == store else f' ({task})'} by {config.label_stores[store].expert}")
+    draw_sheet(titles, rows, [legend(tasks[store], classes[store]) for store in stores], out)
 
 
 def statistics(config: Config, store: str, labels_dir: Path) -> str:
@@ -75,9 +76,3 @@ def _spread(sizes: list[int], count: int) -> dict[int, list[int]]:
     """Shard -> rows of `count` images spread evenly over shards of these sizes."""
     total = sum(sizes)
     return rows_by_shard(sizes, np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)))
-
-
-def _title(config: Config, store: str) -> str:
-    store_config = config.label_stores[store]
-    task = "" if store_config.task == store else f" ({store_config.task})"
-    return f"{store}{task} by {store_config.expert}"

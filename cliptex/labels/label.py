@@ -8,11 +8,12 @@ Holds   row order = order of the shard's keys; the same shard, expert and batch 
 
 import logging
 import time
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,11 +28,9 @@ from cliptex.data.images import require_codecs
 from cliptex.data.shard_index import read_index, read_indexed, reindex_command
 from cliptex.data.shards import Pair
 from cliptex.experts.base import Expert
+from cliptex.labels.files import describe_labels, label_recipe, open_label_writer, sum_counts
 from cliptex.labels.pipeline import Pipeline, Predicted
-from cliptex.labels.recipe import label_recipe
 from cliptex.labels.store import SCHEMA_VERSION, LabelFile, StoredLabels, open_store
-from cliptex.labels.summary import describe_labels, sum_counts
-from cliptex.labels.writer import open_label_writer
 from cliptex.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -52,10 +51,9 @@ def label_batch(
 ) -> None:
     """Label the shards of one batch. A shard is skipped if its label file is complete and made by the same recipe.
 
-    workers: number of processes that decode images and encode labels, see `Labeller`; does not change the output.
-    An image on which the expert fails, or whose label has no valid pixel, becomes a row with a reason. Raises
-    CliptexError if a shard has changed since it was indexed, if memory runs out, if a worker dies, and if 8 images in a
-    row fail, which means that the expert is at fault.
+    workers: see `labelling`; does not change the output. An image on which the expert fails, or whose label has no
+    valid pixel, becomes a row with a reason. Raises CliptexError if a shard has changed since it was indexed, if memory
+    runs out, if a worker dies, and if 8 images in a row fail, which means that the expert is at fault.
     """
     from cliptex.experts.training import load_expert
 
@@ -74,13 +72,12 @@ def label_batch(
     recipe = label_recipe(config, store, task, expert.weights_sha256, out_dir.parent)
     scalars = list(task.scalars(task.missing(1)))
     start, records = time.monotonic(), []
-    with Labeller(store_config.expert, expert, task, expert_config.batch_size, config.labels, workers) as labeller:
+    with labelling(store_config.expert, expert, task, expert_config.batch_size, config.labels, workers) as labeller:
         for entry in entries:
             path = out_dir / f"{entry['shard']}.parquet"
             metadata = {**recipe, "store": store, "shard": entry["shard"], "shard_sha256": entry["sha256"]}
             metadata["extra_columns"] = list(expert.extra_columns())
-            partial_files = out_dir.glob(f".{entry['shard']}.*.parquet")  # left by a job that was killed
-            for partial_file in partial_files:
+            for partial_file in out_dir.glob(f".{entry['shard']}.*.parquet"):  # left by a job that was killed
                 partial_file.unlink(missing_ok=True)
             if resumed := _is_complete(path, entry, metadata, scalars, expert.extra_columns()):
                 log.info("%s: already labelled", path)
@@ -148,10 +145,8 @@ def _is_complete(
 
 
 def _update_metadata(file: LabelFile, metadata: dict[str, Any], scalars: list[str], extras: dict[str, Any]) -> None:
-    """Rewrite a label file from its rows and `metadata`, and replace it if the bytes differ.
-
-    Parquet's page checksums cover the data, not the metadata.
-    """
+    """Rewrite a label file from its rows and `metadata`, and replace it if the bytes differ. Parquet's page checksums
+    cover the data, not the metadata."""
     rewritten = file.path.with_name(f".{file.path.stem}.again.parquet")
 
     def copy(source: "parquet.ParquetFile") -> None:
@@ -169,30 +164,14 @@ def _update_metadata(file: LabelFile, metadata: dict[str, Any], scalars: list[st
 
 @dataclass
 class Labeller:
-    """Runs an expert over shards and counts consecutive failures across them. A context manager: workers end with it.
-
-    workers: see `Pipeline`; by default one for each compute thread if the expert is on a GPU, and none otherwise.
-    """
+    """Runs an expert over shards and counts consecutive failures across them."""
 
     name: str
     expert: Expert
     task: Task
     batch_size: int
-    sizes: LabelSizes
-    workers: int | None = None
+    pipeline: Pipeline
     failed_in_a_row: int = 0
-
-    def __enter__(self) -> Self:
-        workers = _workers(self.expert) if self.workers is None else self.workers
-        with ExitStack() as entered:
-            entered.enter_context(self.expert.session())
-            sizes = self.sizes.max_side_px, self.sizes.max_image_side_px
-            self._pipeline = entered.enter_context(Pipeline(self.task, *sizes, workers))
-            self._entered = entered.pop_all()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._entered.__exit__(*error)
 
     def label_shard(self, entry: dict[str, Any], metadata: dict[str, Any], path: Path) -> None:
         """Label one shard and write its file."""
@@ -203,7 +182,7 @@ class Labeller:
         batches = [pairs[i : i + self.batch_size] for i in range(0, len(pairs), self.batch_size)]
         scalars = list(self.task.scalars(self.task.missing(1)))
         with open_label_writer(path, scalars, self.expert.extra_columns(), metadata) as write:
-            labelled = self._pipeline.rows(batches, self._predict)
+            labelled = self.pipeline.rows(batches, self._predict)
             try:
                 for rows in track(labelled, f"{metadata['store']} {entry['shard']}", len(batches)):
                     for row in rows:
@@ -218,7 +197,7 @@ class Labeller:
 
     def label_pairs(self, pairs: list[Pair]) -> list[dict[str, Any]]:
         """The rows of some pairs, labelled as one batch; see `Pipeline.rows`."""
-        (rows,) = self._pipeline.rows([pairs], self._predict)
+        (rows,) = self.pipeline.rows([pairs], self._predict)
         return rows
 
     def _count_failure(self, row: dict[str, Any], entry: dict[str, Any]) -> None:
@@ -234,10 +213,8 @@ class Labeller:
         log.warning("%s: %s has no label: %s", entry["path"], row["key"], row["error"])
 
     def _predict(self, images: dict[str, np.ndarray]) -> dict[str, Predicted]:
-        """Key -> label and extra columns, or the reason why there is no label.
-
-        If a batch fails, its images are tried one at a time.
-        """
+        """Key -> label and extra columns, or the reason why there is no label. If a batch fails, its images are tried
+        one at a time."""
         try:
             rows = self.expert.predict_rows(list(images.values()), list(images))
             return dict(zip(images, rows, strict=True))
@@ -257,10 +234,17 @@ class Labeller:
             return singles
 
 
-def _workers(expert: Expert) -> int:
-    """The number of compute threads if the expert is on a GPU, else 0."""
-    if getattr(getattr(expert, "device", None), "type", "cpu") == "cpu":
-        return 0
-    import torch
+@contextmanager
+def labelling(
+    name: str, expert: Expert, task: Task, batch_size: int, sizes: LabelSizes, workers: int | None = None
+) -> Iterator[Labeller]:
+    """A `Labeller` for the expert `name`, whose workers end with this context. workers: see `Pipeline`; by default one
+    for each compute thread if the expert is on a GPU, and none otherwise."""
+    if workers is None:
+        workers = 0
+        if getattr(getattr(expert, "device", None), "type", "cpu") != "cpu":
+            import torch
 
-    return torch.get_num_threads()
+            workers = torch.get_num_threads()
+    with expert.session(), Pipeline(task, sizes.max_side_px, sizes.max_image_side_px, workers) as pipeline:
+        yield Labeller(name, expert, task, batch_size, pipeline)

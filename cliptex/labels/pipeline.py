@@ -1,9 +1,8 @@
 """Decode images and encode labels in parallel with the expert's forward passes.
 
 For an expert on the CPU, threads are enough: decoders and codecs are C code that releases the GIL. A GPU consumes
-images faster than one Python process can decode them, so worker processes are used. The output and its order do not
-depend on either: the caller decides which images share a forward pass. Imports nothing heavy, since every worker
-imports this module.
+images faster than one Python process can decode them, so worker processes are used. The output does not depend on
+either. Imports nothing heavy, since every worker imports this module.
 """
 
 import multiprocessing
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
 from multiprocessing.connection import wait
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -29,6 +27,8 @@ AHEAD = 2
 
 Predicted = tuple[np.ndarray, dict[str, Any]] | str
 """A label and its extra columns, or the reason why there is no label."""
+Submitted = tuple[dict[str, Any], Future] | str
+"""The extra columns and the future of `encode`, or the reason."""
 
 
 class Pipeline:
@@ -40,20 +40,15 @@ class Pipeline:
 
     def __init__(self, task: Task, max_side_px: int, max_image_side_px: int, workers: int = 0):
         self.task, self.max_side_px, self.max_image_side_px = task, max_side_px, max_image_side_px
-        self._pool: Executor
-        if workers:
-            # spawn: forking a process that uses CUDA or has threads is unsafe
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
-        else:
-            self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="label")
+        spawn = multiprocessing.get_context("spawn")  # forking a process that uses CUDA or has threads is unsafe
+        self._pool: Executor = (
+            ProcessPoolExecutor(workers, spawn, _end_with_parent) if workers else ThreadPoolExecutor(THREADS, "label")
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def rows(
@@ -66,7 +61,7 @@ class Pipeline:
         """
         remaining = iter(batches)
         decoding: deque[list[tuple[str, Future]]] = deque()
-        encoding: deque[list[tuple[str, str | tuple[dict[str, Any], Future]]]] = deque()
+        encoding: deque[list[tuple[str, Submitted]]] = deque()
 
         def decode_more(count: int) -> None:
             for batch in islice(remaining, count):
@@ -85,21 +80,17 @@ class Pipeline:
         while encoding:
             yield _finished(encoding.popleft())
 
-    def _submit(
-        self, key: str, image: np.ndarray | str, predicted: dict[str, Predicted]
-    ) -> str | tuple[dict[str, Any], Future]:
-        """The reason why there is no label, or the extra columns and the future of `encode`."""
-        if isinstance(image, str):
-            return image
-        if isinstance(predicted[key], str):
-            return predicted[key]
-        label, extras = predicted[key]
+    def _submit(self, key: str, image: np.ndarray | str, predicted: dict[str, Predicted]) -> Submitted:
+        outcome = image if isinstance(image, str) else predicted[key]
+        if isinstance(outcome, str):
+            return outcome
+        label, extras = outcome
         if label.shape[:2] != image.shape[:2]:
             raise TypeError(f"the expert gave a {label.shape} label of a {image.shape} image {key}")
         return extras, self._pool.submit(encode, self.task, label, self.max_side_px)
 
 
-def _finished(batch: list[tuple[str, str | tuple[dict[str, Any], Future]]]) -> list[dict[str, Any]]:
+def _finished(batch: list[tuple[str, Submitted]]) -> list[dict[str, Any]]:
     rows = []
     for key, submitted in batch:
         if isinstance(submitted, str):

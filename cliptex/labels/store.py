@@ -30,11 +30,14 @@ METADATA_KEY = b"cliptex"
 COLUMNS = ("key", "height", "width", "payload", "error")
 
 
-def check_keys(file: "LabelFile", entry: dict[str, Any], redo: str) -> None:
-    """Raise CliptexError unless the file has exactly the keys of a shard (an entry of the shard index), in order.
+def again_without(*files: Path) -> str:
+    """The remedy for files that are wrong and that the same command makes again."""
+    return f"run: rm {' '.join(map(str, files))}   and then the same command again"
 
-    redo: the remedy, for the message.
-    """
+
+def check_keys(file: "LabelFile", entry: dict[str, Any], redo: str) -> None:
+    """Raise CliptexError unless the file has exactly the keys of a shard (an entry of the shard index), in order. redo:
+    the remedy, for the message."""
     if file.keys == entry["keys"]:
         return
     label_keys, shard_keys = set(file.keys), set(entry["keys"])
@@ -42,8 +45,9 @@ def check_keys(file: "LabelFile", entry: dict[str, Any], redo: str) -> None:
         *(f"key {key!r} has no label row" for key in entry["keys"] if key not in label_keys),
         *(f"key {key!r} is not in the shard" for key in file.keys if key not in shard_keys),
         *(f"key {key!r} is out of order" for key, other in zip(file.keys, entry["keys"], strict=False) if key != other),
+        "duplicate key",
     )
-    raise CliptexError(f"{file.path}: does not match shard {entry['shard']}: {(*problems, 'duplicate key')[0]}; {redo}")
+    raise CliptexError(f"{file.path}: does not match shard {entry['shard']}: {problems[0]}; {redo}")
 
 
 class LabelFile:
@@ -62,12 +66,12 @@ class LabelFile:
         if self.metadata.get("schema_version") != SCHEMA_VERSION:
             raise CliptexError(
                 f"{path}: label schema {self.metadata.get('schema_version')} is not {SCHEMA_VERSION}, the one this"
-                f" version reads; run: rm {path}   and then the same command again"
+                f" version reads; {again_without(path)}"
             )
         if task is not None and (self.metadata["task"], self.metadata["codec"]) != (task.name, task.codec()):
             raise CliptexError(
                 f"{path}: holds {self.metadata['task']} as {self.metadata['codec'].get('name')!r}, not {task.name} as"
-                f" {task.codec().get('name')!r}; run: rm {path}   and then the same command again"
+                f" {task.codec().get('name')!r}; {again_without(path)}"
             )
 
     def __len__(self) -> int:
@@ -88,15 +92,11 @@ class LabelFile:
 
         return pc.sum(pc.binary_length(self._read(["payload"])[0])).as_py() or 0
 
-    def load(self) -> None:
-        """Read the payloads into memory and check the page checksums."""
+    def get(self, row: int) -> tuple[bytes, int, int] | None:
+        """(payload, height, width) of a row, the arguments of the task's `decode`; None if it has no label."""
         if self._rows is None:
             payload, height, width = self._read(["payload", "height", "width"])
             self._rows = (payload.combine_chunks(), height.to_pylist(), width.to_pylist())
-
-    def get(self, row: int) -> tuple[bytes, int, int] | None:
-        """(payload, height, width) of a row, the arguments of the task's `decode`; None if it has no label."""
-        self.load()
         payloads, heights, widths = self._rows
         payload = payloads[row].as_py()
         return None if payload is None else (payload, heights[row], widths[row])
@@ -112,10 +112,10 @@ class LabelFile:
                 end = first + file.metadata.row_group(group).num_rows
                 in_group = requested[(requested >= first) & (requested < end)]
                 if in_group.size:
-                    table = file.read_row_group(group, ["payload", "height", "width"], use_threads=False).take(
-                        in_group - first
+                    table = file.read_row_group(group, ["payload", "height", "width"], use_threads=False)
+                    columns = (
+                        table[name].take(in_group - first).to_pylist() for name in ("payload", "height", "width")
                     )
-                    columns = (table[name].to_pylist() for name in ("payload", "height", "width"))
                     for row, payload, *size in zip(in_group.tolist(), *columns, strict=True):
                         result[row] = None if payload is None else (payload, *size)
                 first = end
@@ -129,10 +129,8 @@ class LabelFile:
         try:
             return None if encoded is None else self.task.decode(*encoded)
         except ValueError as error:
-            raise CliptexError(
-                f"{self.path}: label of {self.keys[row]!r} cannot be decoded ({error}); run: rm {self.path}   and then"
-                " the same command again"
-            ) from error
+            problem = f"label of {self.keys[row]!r} cannot be decoded ({error})"
+            raise CliptexError(f"{self.path}: {problem}; {again_without(self.path)}") from error
 
     def _read(self, columns: list[str]) -> list[Any]:
         def read(file: "parquet.ParquetFile") -> list[Any]:
@@ -153,20 +151,16 @@ class LabelFile:
         except FileNotFoundError as error:
             raise CliptexError(f"{self.path}: label file is missing; run the same command again") from error
         except (pa.ArrowException, OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise CliptexError(
-                f"{self.path}: label file is damaged ({reason}); run: rm {self.path}   and then the same command again"
-            ) from error
+            problem = f"label file is damaged ({str(error).splitlines()[0]})"
+            raise CliptexError(f"{self.path}: {problem}; {again_without(self.path)}") from error
 
 
 class StoredLabels:
     """Decoded labels of several label files by key, for an expert that changes the labels of another store."""
 
     def __init__(self, files: list[LabelFile]):
-        self._rows = {}
-        for file in files:
-            keys = list(file.keys)
-            self._rows |= {key: (file, row, keys) for row, key in enumerate(keys)}
+        shards = [(file, list(file.keys)) for file in files]
+        self._rows = {key: (file, row, keys) for file, keys in shards for row, key in enumerate(keys)}
 
     def label(self, key: str) -> np.ndarray | None:
         """Label of an image; None if it has none."""
@@ -203,11 +197,8 @@ def _files_of(index: Path, mtime_ns: int) -> dict[str, dict[str, Any]]:
 
 
 def open_store(index: Path, entry: dict[str, Any], task: Task | None = None) -> LabelFile:
-    """The label file of one shard (an entry of the shard index) in an indexed store.
-
-    Raises CliptexError, naming shard and key, if the store does not hold exactly the shard's keys, or if the file has
-    changed since it was indexed.
-    """
+    """The label file of one shard (an entry of the shard index) in an indexed store. Raises CliptexError, naming shard
+    and key, if the store does not hold exactly the shard's keys, or if the file has changed since it was indexed."""
     index = Path(index)
     files = _files_of(index, index.stat().st_mtime_ns if index.exists() else 0)
     item = files.get(entry["shard"])
@@ -217,10 +208,8 @@ def open_store(index: Path, entry: dict[str, Any], task: Task | None = None) -> 
         raise CliptexError(f"{index}: {problem} shard {entry['shard']}, first key {entry['keys'][0]!r}; {redo}")
     path = index.parent / item["file"]
     if path.is_file() and path.stat().st_size != item["bytes"]:
-        raise CliptexError(
-            f"{path}: labels of shard {entry['shard']} changed since they were indexed; run: rm {path} {index}   and"
-            " then the same command again"
-        )
+        problem = f"labels of shard {entry['shard']} changed since they were indexed"
+        raise CliptexError(f"{path}: {problem}; {again_without(path, index)}")
     file = LabelFile(path, task)
     check_keys(file, entry, redo)
     file.keys = entry["keys"]  # equal; all stores share one copy in memory

@@ -31,7 +31,7 @@ def build_report(config: Config, workdir: Path = Path(), out: Path = paths.RESUL
     folder = workdir / paths.REPORT
     for stale in folder.glob("*.*"):  # from a run with other benchmarks or models
         stale.unlink(missing_ok=True)
-    for table in (*parts.tables.values(), *parts.metrics):
+    for table in filter(None, (*parts.tables.values(), *parts.metrics)):
         for suffix, text in (("csv", table.csv()), ("md", table.markdown())):
             with replacing(folder / f"{table.name}.{suffix}") as scratch:
                 scratch.write_text(text, encoding="utf-8")

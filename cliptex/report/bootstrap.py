@@ -32,7 +32,6 @@ class Interval:
         return self.low > 0 or self.high < 0
 
     def scaled(self, factor: float) -> "Interval":
-        """Both bounds times a factor, in order."""
         return Interval(*sorted((factor * self.low, factor * self.high)))
 
 

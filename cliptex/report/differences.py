@@ -34,17 +34,14 @@ class Comparison:
 
     @property
     def metric(self) -> str:
-        """The main metric."""
         return measure(self.task).main
 
     @property
     def metric_title(self) -> str:
-        """The main metric as shown."""
         return metric_of(self.task, self.metric).title
 
     @property
     def title(self) -> str:
-        """`NYUv2: depth`."""
         return f"{names.benchmark(self.scores.benchmark)}: {names.task(self.task).lower()}"
 
     @property
@@ -77,8 +74,7 @@ def compare(results: Results) -> list[Comparison]:
             head = usual[-1] if usual else choices[0]
             images = {model: seeds for model, seeds in scores.images(task, head).items() if model in models}
             values = {
-                model: np.mean([each_image(task, arrays) for arrays in seeds], axis=0)
-                for model, seeds in images.items()
+                model: np.mean([each_image(task, one) for one in seeds], axis=0) for model, seeds in images.items()
             }
             if values:
                 out.append(Comparison(scores, task, head, values, _class_differences(scores, task, images)))
@@ -92,28 +88,19 @@ def _class_differences(scores: Scores, task: str, images: Mapping[str, Sequence[
     subject, reference = (
         np.mean([per_class(arrays) for arrays in images[model]], axis=0) for model in (names.SUBJECT, names.REFERENCE)
     )
-    return {
-        name: float(points)
-        for name, points in zip(scores.class_names, subject - reference, strict=True)
-        if np.isfinite(points)
-    }
+    points = dict(zip(scores.class_names, (subject - reference).tolist(), strict=True))
+    return {name: value for name, value in points.items() if np.isfinite(value)}
 
 
 def differences_table(results: Results, comparisons: Sequence[Comparison]) -> Table | None:
-    """The number of images on which CLIPTeX is better and worse, and the classes that gain and lose most.
-
-    None without results of both models.
-    """
+    """Images on which CLIPTeX is better and worse, and classes that gain and lose most; None without both models."""
     rows = [_row(results, comparison) for comparison in comparisons if comparison.differences is not None]
     if not rows:
         return None
     columns = [Column("task", "Benchmark", numeric=False)]
     columns += [Column(heading.lower(), heading) for heading in ("Better", "Worse", "Same")]
-    columns += [
-        Column("gain", "Classes that gain most", numeric=False),
-        Column("loss", "Classes that lose most", numeric=False),
-        *csv_columns(["head", *PROTOCOL_COLUMNS]),
-    ]
+    columns += [Column(key, f"Classes that {key} most", numeric=False) for key in ("gain", "lose")]
+    columns += csv_columns(["head", *PROTOCOL_COLUMNS])
     means = " Metrics are means over seeds." if len(results.config.seeds) > 1 else ""
     return Table(
         "differences",
@@ -143,7 +130,7 @@ def _row(results: Results, comparison: Comparison) -> Row:
         "task": Cell(comparison.title, note=f"{head}, {comparison.metric_title} of each image"),
         **shares,
         "gain": Cell(", ".join(gained) or MISSING),
-        "loss": Cell(", ".join(lost) or MISSING),
+        "lose": Cell(", ".join(lost) or MISSING),
         "head": Cell(head),
         **protocol_cells(results, comparison.scores, comparison.task, comparison.head, comparison.metric),
     }

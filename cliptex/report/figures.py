@@ -65,11 +65,6 @@ class Chart:
         # FONTS has single quotes, since the attribute is delimited by double quotes
         return self._render("svg").decode().replace("'DejaVu Sans'", FONTS)
 
-    @property
-    def dark_svg(self) -> str:
-        """The chart for a dark page."""
-        return on_dark(self.svg)
-
     def save(self, folder: Path) -> None:
         """Write `{name}.svg` and, on white, `{name}.png`."""
         with replacing(folder / f"{self.name}.svg") as scratch:
@@ -90,11 +85,6 @@ class Chart:
 def on_dark(svg: str) -> str:
     """A chart's SVG with the colours for a dark page."""
     return re.sub("#[0-9a-f]{6}", lambda match: ON_DARK.get(match[0], match[0]), svg)
-
-
-def colour(model: str, further: Sequence[str]) -> str:
-    """The colour of a model, the same in every chart."""
-    return MODELS[model] if model in MODELS else FURTHER[further.index(model) % len(FURTHER)]
 
 
 def gains_chart(results: Results, probes: Sequence[ProbeGain]) -> Chart | None:
@@ -126,16 +116,15 @@ def gains_chart(results: Results, probes: Sequence[ProbeGain]) -> Chart | None:
             positions.append(tick)
             labels.append(f"{names.benchmark(probe.benchmark)}  {names.task(probe.task)}, {names.head(probe.head)}")
         blue, orange = MODELS["cliptex"], MODELS["clip_ft"]
+        wide = {"color": blue, "linewidth": 5, "alpha": 0.35, "solid_capstyle": "butt"}
         axes.axvline(0, color=orange, linewidth=1.4, zorder=1)
         for position, probe in zip(positions, shown, strict=True):
-            value = probe.gain.percent
             if bounds := probe.gain.percent_interval:
-                ends = np.clip([bounds.low, bounds.high], low, high)
-                axes.plot(ends, [position] * 2, color=blue, linewidth=5, alpha=0.35, solid_capstyle="butt", zorder=2)
+                axes.plot(np.clip([bounds.low, bounds.high], low, high), [position] * 2, **wide, zorder=2)
             if len(probe.values[names.SUBJECT]) > 1:
                 seeds = [gain(probe, seed) for seed in probe.values[names.SUBJECT]]
                 axes.plot(np.clip(seeds, low, high), [position] * len(seeds), "|", color=blue, markersize=9, zorder=3)
-            _mark(axes, value, position, (low, high), "o", blue, filled=True)
+            _mark(axes, probe.gain.percent, position, (low, high), "o", blue, filled=True)
             if (baseline := best_baseline(probe)) is not None:
                 _mark(axes, baseline, position, (low, high), "D", FAINT)
             if (values := probe.values.get("clip")) is not None and (start := gain(probe, fmean(values))) is not None:
@@ -156,9 +145,7 @@ def gains_chart(results: Results, probes: Sequence[ProbeGain]) -> Chart | None:
             axes.plot([], [], "D", color=FAINT, markerfacecolor="none", label="better baseline")[0],
         ]
         if any(probe.gain.percent_interval for probe in shown):
-            band = axes.plot([], [], color=blue, linewidth=5, alpha=0.35, solid_capstyle="butt")[0]
-            band.set_label(f"its {LEVEL:.0f} % interval")
-            handles.insert(1, band)
+            handles.insert(1, axes.plot([], [], **wide, label=f"its {LEVEL:.0f} % interval")[0])
         if len(results.config.seeds) > 1:
             handles.insert(1, axes.plot([], [], "|", color=blue, markersize=9, label="CLIPTeX, one seed")[0])
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
@@ -243,16 +230,16 @@ def _steps_before(results: Results, name: str) -> int:
 
 def _curves(axes: Axes, results: Results, name: str, key: str, start: int = 0) -> None:
     further = [model for model in results.runs if model not in names.MODELS]
-    shade = colour(name, further)
+    shade = MODELS[name] if name in MODELS else FURTHER[further.index(name) % len(FURTHER)]
     label = names.model(name)
     for run in results.runs[name].values():
-        series = _series(run.history, key)
-        if not series:
+        if not (series := _series(run.history, key)):
             continue
         steps, values = np.array(series).T
         steps = steps + start
         axes.plot(steps, values, color=shade, linewidth=0.6, alpha=0.3)
-        axes.plot(*_smooth(steps, values), color=shade, linewidth=1.8, linestyle=STYLES.get(name, "-."), label=label)
+        style = {"color": shade, "linewidth": 1.8, "linestyle": STYLES.get(name, "-.")}
+        axes.plot(steps, _smooth(values), **style, label=label)
         label = "_"  # one legend entry for all seeds
 
 
@@ -260,13 +247,12 @@ def _series(history: list[dict[str, float]], key: str) -> list[tuple[float, floa
     return [(line["step"], line[key]) for line in history if line.get(key) is not None]
 
 
-def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _smooth(values: np.ndarray) -> np.ndarray:
     """Running mean over a twentieth of the logged steps, at least three; shorter windows at the ends."""
-    reach = max(1, int(len(values) * SMOOTH_SHARE / 2))
+    reach, places = max(1, int(len(values) * SMOOTH_SHARE / 2)), np.arange(len(values))
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    start = np.maximum(np.arange(len(values)) - reach, 0)
-    stop = np.minimum(np.arange(len(values)) + reach + 1, len(values))
-    return steps, (sums[stop] - sums[start]) / (stop - start)
+    start, stop = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    return (sums[stop] - sums[start]) / (stop - start)
 
 
 def _finish(axes: Axes, label: str) -> None:
@@ -286,23 +272,15 @@ def _mark(
     filled: bool = False,
 ) -> None:
     """Draw a marker, or beyond the limits an arrow with the number."""
-    face = shade if filled else "none"
+    style = {"color": shade, "markerfacecolor": shade if filled else "none", "zorder": 4}
     if limits[0] <= value <= limits[1]:
-        axes.plot(value, position, marker, color=shade, markerfacecolor=face, markersize=6.5, zorder=4)
+        axes.plot(value, position, marker, markersize=6.5, **style)
         return
-    side = 1 if value > limits[1] else -1
-    edge = limits[1] if side > 0 else limits[0]
-    axes.plot(edge, position, ">" if side > 0 else "<", color=shade, markerfacecolor=face, markersize=7, zorder=4)
+    edge, arrow, side, align = (limits[1], ">", 1, "right") if value > limits[1] else (limits[0], "<", -1, "left")
+    axes.plot(edge, position, arrow, markersize=7, **style)
     if filled:
-        align = "right" if side > 0 else "left"
-        axes.annotate(
-            f"{signed(value, 0)} %",
-            (edge, position),
-            (-8 * side, 0),
-            textcoords="offset points",
-            ha=align,
-            va="center",
-        )
+        moved = {"xytext": (-8 * side, 0), "textcoords": "offset points", "ha": align, "va": "center"}
+        axes.annotate(f"{signed(value, 0)} %", (edge, position), **moved)
 
 
 def stamp(figure: Figure, miniature: bool) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
-from cliptex.report.figures import on_dark
+from cliptex.report.html import embedded_chart
 from cliptex.report.table import Cell, Column, Group, Table
 
 
 @dataclass(frozen=True)
 class FoundStudy:
-    """The contents of a study's page. light, dark: its plot as SVG."""
+    """The contents of a study's page. plot: for the macro `chart`."""
 
     name: str
     title: str
@@ -26,10 +26,7 @@ class FoundStudy:
     sentences: list[str]
     command: str
     table: Table
-    caption: str
-    alt: str
-    light: str
-    dark: str
+    plot: dict[str, str]
 
 
 def found_studies(workdir: Path, weights: Mapping[str, str]) -> tuple[list[FoundStudy], list[str]]:
@@ -50,16 +47,13 @@ def found_studies(workdir: Path, weights: Mapping[str, str]) -> tuple[list[Found
                 continue
             shown.append(_found(study, path.with_name("plot.svg").read_text(encoding="utf-8")))
         except (KeyError, TypeError, ValueError, OSError) as error:
-            raise CliptexError(f"{path}: not a study's results ({error!r}); run {_command(study)} again") from error
+            command = study.get("command", "the study") if isinstance(study, dict) else "the study"
+            raise CliptexError(f"{path}: not a study's results ({error!r}); run {command} again") from error
     return shown, left_out
 
 
-def _command(study: Any) -> str:
-    return study.get("command", "the study") if isinstance(study, dict) else "the study"
-
-
 def _found(study: Mapping[str, Any], svg: str) -> FoundStudy:
-    table = study["table"]
+    table, name = study["table"], f"study-{study['study']}"
     columns = [Column(str(index), heading, numeric=index > 0) for index, heading in enumerate(table["columns"])]
     rows = [
         {column.key: Cell(text, note=note, tone=tone) for column, (text, note, tone) in zip(columns, row, strict=True)}
@@ -71,9 +65,6 @@ def _found(study: Mapping[str, Any], svg: str) -> FoundStudy:
         study["question"],
         [study["seen"], study["not_proved"]],
         study["command"],
-        Table(f"study-{study['study']}", table["caption"], columns, [Group(rows)], table["notes"]),
-        study["plot"]["caption"],
-        study["plot"]["alt"],
-        svg,
-        on_dark(svg),
+        Table(name, table["caption"], columns, [Group(rows)], table["notes"]),
+        embedded_chart(name, study["plot"]["caption"], study["plot"]["alt"], svg),
     )

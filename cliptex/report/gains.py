@@ -32,24 +32,16 @@ class ProbeGain:
 
     @property
     def label(self) -> str:
-        """`NYUv2 depth, linear`."""
         return f"{names.benchmark(self.benchmark)} {names.task(self.task).lower()}, {names.head(self.head)}"
 
     @property
     def dense(self) -> bool:
-        """Whether the task is a dense one."""
         return shown(self.task).dense
 
     def gain_of(self, model: str, baselines: Sequence[str]) -> Gain:
         """The gain of any model over CLIP-FT."""
-        return gain_over(
-            self.values,
-            direction(self.metric),
-            subject=model,
-            reference=names.REFERENCE,
-            baselines=baselines,
-            draws=self.draws,
-        )
+        pair = {"subject": model, "reference": names.REFERENCE}
+        return gain_over(self.values, direction(self.metric), **pair, baselines=baselines, draws=self.draws)
 
 
 def probe_gains(results: Results) -> list[ProbeGain]:
@@ -74,15 +66,8 @@ def _gains(
             metric = scores.main_metric(task, head)
             values = scores.values(task, head, metric)
             drawn = _drawn(results, scores, task, head, metric)
-            gain = gain_over(
-                values,
-                direction(metric),
-                subject=names.SUBJECT,
-                reference=names.REFERENCE,
-                baselines=baselines,
-                needed=needed,
-                draws=drawn,
-            )
+            pair = {"subject": names.SUBJECT, "reference": names.REFERENCE}
+            gain = gain_over(values, direction(metric), **pair, baselines=baselines, needed=needed, draws=drawn)
             out.append(ProbeGain(name, task, head, metric, values, gain, drawn))
     return out
 
@@ -103,13 +88,12 @@ def zeroshot_results(results: Results) -> list[ZeroShot]:
     """The main metric of CLIPTeX and CLIP-FT in every zero-shot task."""
     out = []
     for name, scores in results.zeroshot.items():
-        cells = scores.cells()
-        for task, head in cells:
+        several = len({task for task, _ in scores.cells()}) > 1
+        for task, head in scores.cells():
             metric = scores.main_metric(task, head)
             values = scores.values(task, head, metric)
             drawn = _drawn(results, scores, task, head, metric)
             title = metric_of(task, metric).title
-            several = len({task for task, _ in cells}) > 1
             out.append(
                 ZeroShot(
                     names.benchmark(name) + (f" ({names.task(task).lower()})" if several else ""),

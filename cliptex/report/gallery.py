@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,16 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
 from cliptex.data.images import decode_image
 from cliptex.data.shards import iterate_shard
-from cliptex.evaluation.drawing import Drawing
-from cliptex.evaluation.images import IGNORE, LegendEntry, PageImage, data_uri, normals_sphere, page_image, swatch
+from cliptex.evaluation.drawing import (
+    IGNORE,
+    Drawing,
+    LegendEntry,
+    PageImage,
+    data_uri,
+    normals_sphere,
+    page_image,
+    swatch,
+)
 from cliptex.evaluation.measures import metric_of
 from cliptex.evaluation.per_image import PerImage, read_per_image
 from cliptex.evaluation.probes.tasks import known_tasks, probe_task
@@ -42,8 +50,6 @@ class GalleryItem:
 
 @dataclass(frozen=True)
 class Album:
-    """Gallery items with a common title and note."""
-
     title: str
     note: str
     items: list[GalleryItem]
@@ -60,9 +66,10 @@ def labelled_pairs(results: Results) -> Album | None:
     for shard, keys in keys_of_shards.items():
         entry = next(item for item in results.shards["shards"] if item["shard"] == shard)
         pairs = _read_pairs(results.workdir / entry["path"], keys)
-        stores = {}
-        for name, task in tasks.items():
-            stores[name] = open_store(results.workdir / paths.labels(name) / "index.json", entry, task)
+        stores = {
+            name: open_store(results.workdir / paths.labels(name) / "index.json", entry, task)
+            for name, task in tasks.items()
+        }
         for key in keys:
             image, caption = pairs[key]
             row = [page_image(decode_image(image), "photo", f"Image of the pair {key}", "image")]
@@ -83,9 +90,7 @@ def _spread(entries: Sequence[dict], count: int) -> dict[str, list[str]]:
     entries = [entry for entry in entries if entry["keys"]]
     if not entries:
         return {}
-    num_keys: Counter = Counter()
-    for index in np.linspace(0, len(entries) - 1, count).round().astype(int):
-        num_keys[int(index)] += 1
+    num_keys = Counter(np.linspace(0, len(entries) - 1, count).round().astype(int).tolist())
     return {entries[index]["shard"]: entries[index]["keys"][:number] for index, number in num_keys.items()}
 
 
@@ -112,10 +117,8 @@ def _label_image(file: LabelFile, task: Task, key: str, store: str) -> tuple[Pag
         contents = f": {', '.join(classes)}" if classes else ": background only"
         order = codes[np.argsort(-counts, kind="stable")]
         colours = task.picture(order[None].astype(np.uint8))[0]
-        legend = [
-            LegendEntry(swatch(colour), _class_name(task, code))
-            for colour, code in zip(colours, order.tolist(), strict=True)
-        ]
+        class_names = (_class_name(task, code) for code in order.tolist())
+        legend = [LegendEntry(swatch(colour), name) for colour, name in zip(colours, class_names, strict=True)]
     elif task.name == "depth":
         ramp = np.linspace(0, 1, 128, dtype=np.float32)[None].repeat(12, axis=0)
         legend = [LegendEntry(data_uri(task.picture(ramp), "flat"), f"{store}: far to near", "wide")]
@@ -144,12 +147,10 @@ class EvaluatedImage:
 
     @property
     def name(self) -> str:
-        """Its id."""
         return str(self.sample["id"])
 
 
-@dataclass(frozen=True)
-class Albums:
+class Albums(NamedTuple):
     """Evaluation images at even distances, those that differ most, and notes on benchmarks without images."""
 
     spread: list[Album]
@@ -176,7 +177,8 @@ def evaluation_albums(results: Results, comparisons: Sequence[Comparison]) -> Al
 def _add_albums(out: Albums, results: Results, comparison: Comparison, samples: Sequence[dict]) -> None:
     models = [model for model in results.models if model in names.MODELS] or results.models
     seed = results.config.seeds[0]
-    files = {model: _thumbnails(comparison, model, seed) for model in models}
+    folder, result = comparison.scores.folder, f"seed{seed}/{comparison.head}.json"
+    files = {model: read_per_image(thumbnails_path(folder / model / result)) for model in models}
     drawing = probe_task(comparison.task).drawing()
     note = f"{names.head(comparison.head)} heads, models of seed {seed}"
     if len(results.config.seeds) > 1:
@@ -184,12 +186,11 @@ def _add_albums(out: Albums, results: Results, comparison: Comparison, samples: 
     note += f". {drawing.note}"
 
     def items(indices: Sequence[int], shown: Sequence[str], prefixes: Sequence[str]) -> list[GalleryItem]:
-        images = [_evaluated(comparison, samples, {model: files[model] for model in shown}, index) for index in indices]
+        kept = {model: files[model] for model in shown}
+        images = [_evaluated(comparison, samples[index], kept, index) for index in indices]
         drawn = draw(drawing, comparison.scores.class_names, images)
-        return [
-            GalleryItem(f"{prefix}{image.name}", *row)
-            for prefix, image, row in zip(prefixes, images, drawn, strict=True)
-        ]
+        titles = [f"{prefix}{image.name}" for prefix, image in zip(prefixes, images, strict=True)]
+        return [GalleryItem(title, *row) for title, row in zip(titles, drawn, strict=True)]
 
     count = len(files[models[0]].ids)
     chosen = np.unique(np.linspace(0, count - 1, results.config.report.gallery).round().astype(int)).tolist()
@@ -209,14 +210,9 @@ def _add_albums(out: Albums, results: Results, comparison: Comparison, samples: 
     out.extremes.append(Album(comparison.title, f"{where}; {note}", items([*helped, *hurt], pair, prefixes)))
 
 
-def _thumbnails(comparison: Comparison, model: str, seed: int) -> PerImage:
-    return read_per_image(thumbnails_path(comparison.scores.folder / model / f"seed{seed}" / f"{comparison.head}.json"))
-
-
 def _evaluated(
-    comparison: Comparison, samples: Sequence[dict], files: dict[str, PerImage], index: int
+    comparison: Comparison, sample: dict[str, Any], files: dict[str, PerImage], index: int
 ) -> EvaluatedImage:
-    sample = samples[index]
     metric = metric_of(comparison.task, comparison.metric)
     unit = f" {metric.unit}" if metric.unit not in ("", "°") else metric.unit
     predictions, values = {}, {}

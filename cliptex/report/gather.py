@@ -3,9 +3,11 @@
 import csv
 import json
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pydantic import PrivateAttr
 
 from cliptex.config import Config
 from cliptex.core import paths
@@ -15,50 +17,32 @@ from cliptex.evaluation.measures import measures
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.per_image import PerImage, per_image_path, read_per_image
 from cliptex.evaluation.probes.tasks import load_tasks
-from cliptex.evaluation.results import Row, read_result
-from cliptex.evaluation.tabulate import SAME
+from cliptex.evaluation.results import SAME, AnyResult, read_result
 from cliptex.labels.store import read_label_index
 from cliptex.report import names
 
-SHOWN = (*SAME, "provenance", "chance", "published", "frozen")
-"""Keys of a results file that are fields of `Scores`, in addition to `results`."""
 
-
-@dataclass(frozen=True)
-class Scores:
+class Scores(AnyResult):
     """The results file of one benchmark: probes, fine-tuning or zero-shot."""
 
-    benchmark: str
-    path: Path
-    source: str
-    split: str
-    num_train: int
-    num_eval: int
-    class_names: list[str]
-    rows: list[Row]
-    provenance: dict[str, Any]
-    chance: dict[str, Any] = field(default_factory=dict)
-    """Metric -> chance level, percent (for retrieval by task); zero-shot only."""
-    published: dict[str, float] = field(default_factory=dict)
-    """Released model -> its published top-1, percent; zero-shot only."""
-    variant: str | None = None
-    """Variant of the official data."""
-    frozen: bool = True
-    """Whether the encoders were frozen; False for fine-tuning."""
-    folder: Path | None = None
-    """Folder of the models' results; None for zero-shot."""
-    _files: dict[Path, PerImage] = field(default_factory=dict, repr=False, compare=False)
+    path: Path = Path()
+    _files: dict[Path, PerImage] = PrivateAttr(default_factory=dict)
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the models' results; None for zero-shot."""
+        return None if self.path.parent.name == "zeroshot" else self.path.with_suffix("")
 
     def cells(self) -> list[tuple[str, str]]:
         """(task, head): tasks in order of appearance, heads from light to heavy."""
-        cells = list(dict.fromkeys((row.task, row.head) for row in self.rows))
+        cells = list(dict.fromkeys((row.task, row.head) for row in self.results))
         tasks = list(dict.fromkeys(task for task, _ in cells))
         order = {head: number for number, head in enumerate(names.HEAD_ORDER)}
         return sorted(cells, key=lambda cell: (tasks.index(cell[0]), order.get(cell[1], len(order))))
 
     def metric_names(self, task: str, head: str) -> list[str]:
         """All metrics of a task and head, in order of appearance."""
-        rows = (row for row in self.rows if (row.task, row.head) == (task, head))
+        rows = (row for row in self.results if (row.task, row.head) == (task, head))
         return list(dict.fromkeys(metric for row in rows for metric in row.metrics))
 
     def main_metric(self, task: str, head: str) -> str:
@@ -74,7 +58,7 @@ class Scores:
     def values(self, task: str, head: str, metric: str) -> dict[str, list[float]]:
         """Model -> one value a seed, in order of seeds; only models with the metric."""
         out: dict[str, list[float]] = {}
-        for row in sorted(self.rows, key=lambda row: row.seed):
+        for row in sorted(self.results, key=lambda row: row.seed):
             if (row.task, row.head) == (task, head) and row.metrics.get(metric) is not None:
                 out.setdefault(row.model, []).append(row.metrics[metric])
         return out
@@ -86,7 +70,7 @@ class Scores:
         """
         out: dict[str, list[Arrays]] = {}
         ids = None
-        for row in sorted(self.rows, key=lambda row: row.seed):
+        for row in sorted(self.results, key=lambda row: row.seed):
             if (row.task, row.head) != (task, head):
                 continue
             name = f"{row.model}/seed{row.seed}"
@@ -121,8 +105,6 @@ class Timing(NamedTuple):
 
 @dataclass(frozen=True)
 class Results:
-    """All inputs of the report."""
-
     config: Config
     workdir: Path
     models: list[str]
@@ -135,9 +117,7 @@ class Results:
     runs: dict[str, dict[int, FinishedRun]]
     """Model -> seed -> its training run."""
     shards: dict[str, Any]
-    """The shard index."""
     stores: dict[str, dict[str, Any]]
-    """Label store -> its index."""
     experts: dict[str, dict[str, Any] | None]
     """Expert -> expert.json and, under `quality_file`, quality.json; None if it was not trained."""
     timings: list[Timing]
@@ -161,31 +141,17 @@ def gather(config: Config, workdir: Path) -> Results:
     load_tasks(config)
     models = _in_order(config.probes.models or config.models, names.MODELS)
     baselines = [name for name in names.BASELINES if name in config.probes.baselines]
-    probes = {
-        name: _scores(workdir / paths.RESULTS / "probes" / f"{name}.json", models, config.seeds, baselines)
-        for name in _in_order(config.probes.benchmarks, names.BENCHMARKS)
-    }
-    zeroshot = {
-        name: _scores(workdir / paths.RESULTS / "zeroshot" / f"{name}.json", models, config.seeds)
-        for name in [*config.zeroshot.benchmarks, *config.zeroshot.caption_sets]
-    }
-    finetuned = {
-        name: _scores(
-            workdir / paths.RESULTS / "finetuned" / f"{name}.json", models, config.seeds, config.finetune.baselines
-        )
-        for name in _in_order(config.finetune.benchmarks, names.BENCHMARKS)
-    }
+
+    def scores(kind: str, benchmarks: Iterable[str], baselines: Iterable[str] = ()) -> dict[str, Scores]:
+        folder = workdir / paths.RESULTS / kind
+        return {name: _scores(folder / f"{name}.json", models, config.seeds, baselines) for name in benchmarks}
+
+    probes = scores("probes", _in_order(config.probes.benchmarks, names.BENCHMARKS), baselines)
+    zeroshot = scores("zeroshot", [*config.zeroshot.benchmarks, *config.zeroshot.caption_sets])
+    tuned = _in_order(config.finetune.benchmarks, names.BENCHMARKS)
+    finetuned = scores("finetuned", tuned, config.finetune.baselines)
     for name in finetuned.keys() & probes.keys():
         _check_same(finetuned[name], probes[name])
-    runs = {
-        name: {seed: _run(workdir / paths.model(name, seed)) for seed in config.seeds}
-        for name in _in_order(config.models, names.MODELS)
-    }
-    stores = {
-        name: read_label_index(config, name, workdir / paths.labels(name) / "index.json")
-        for name in config.label_stores
-    }
-    experts = {name: _expert(workdir / paths.expert(name)) for name in config.experts}
     return Results(
         config=config,
         workdir=workdir,
@@ -194,10 +160,16 @@ def gather(config: Config, workdir: Path) -> Results:
         probes=probes,
         zeroshot=zeroshot,
         finetuned=finetuned,
-        runs=runs,
+        runs={
+            name: {seed: _run(workdir / paths.model(name, seed)) for seed in config.seeds}
+            for name in _in_order(config.models, names.MODELS)
+        },
+        stores={
+            name: read_label_index(config, name, workdir / paths.labels(name) / "index.json")
+            for name in config.label_stores
+        },
+        experts={name: _expert(workdir / paths.expert(name)) for name in config.experts},
         shards=read_json(workdir / paths.SHARD_INDEX),
-        stores=stores,
-        experts=experts,
         timings=_timings(workdir / paths.RESULTS / "timings"),
     )
 
@@ -209,14 +181,8 @@ def _in_order(selected: Collection[str], known: Iterable[str]) -> list[str]:
 
 
 def _scores(path: Path, models: list[str], seeds: list[int], baselines: Iterable[str] = ()) -> Scores:
-    result = read_result(path)
-    scores = Scores(
-        path=path,
-        rows=result.results,
-        folder=None if path.parent.name == "zeroshot" else path.with_suffix(""),
-        **{key: getattr(result, key) for key in SHOWN},
-    )
-    present = {(row.model, row.seed) for row in scores.rows}
+    scores = read_result(path, Scores).model_copy(update={"path": path})
+    present = {(row.model, row.seed) for row in scores.results}
     for model in models:
         for seed in seeds:
             if (model, seed) not in present:
@@ -238,7 +204,6 @@ def _check_same(finetuned: Scores, probed: Scores) -> None:
 
 
 def _expert(folder: Path) -> dict[str, Any] | None:
-    """expert.json, with quality.json under `quality_file` (None if the workflow did not evaluate the expert)."""
     if not (folder / "expert.json").exists():
         return None
     quality = folder / "quality.json"

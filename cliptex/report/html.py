@@ -7,7 +7,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from cliptex.evaluation.images import embedded
+from cliptex.evaluation.drawing import embedded
+from cliptex.report.figures import on_dark
 
 
 def render(template: str, **values: Any) -> str:
@@ -27,7 +28,7 @@ def _unbroken(value: Any) -> Any:
     return re.sub(r"(?<=[±▲△▼▽=]) | (?=[%↑↓])", "\u00a0", value) if type(value) is str else value
 
 
-def embedded_chart(name: str, caption: str, alt: str, light: str, dark: str) -> dict[str, str]:
-    """A chart for the macro `chart`. light, dark: SVG."""
-    light, dark = (embedded(svg.encode(), "image/svg+xml") for svg in (light, dark))
+def embedded_chart(name: str, caption: str, alt: str, svg: str) -> dict[str, str]:
+    """A chart for the macro `chart`. svg: for a light page."""
+    light, dark = (embedded(text.encode(), "image/svg+xml") for text in (svg, on_dark(svg)))
     return {"name": name, "caption": caption, "alt": alt, "light": light, "dark": dark}

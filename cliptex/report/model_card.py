@@ -48,19 +48,16 @@ def timm_arguments(model_cfg: dict[str, Any]) -> tuple[str, dict[str, Any]] | No
     vision = model_cfg["vision_cfg"]
     if not isinstance(vision.get("layers", 12), int) or vision.keys() - TIMM_KEYS:
         return None
-    patch, width, layers = (
-        vision.get(key, value) for key, value in (("patch_size", 16), ("width", 768), ("layers", 12))
-    )
-    size = (patch, width, layers)
+    size = patch, width, layers = vision.get("patch_size", 16), vision.get("width", 768), vision.get("layers", 12)
     name = TIMM_NAMES.get(size, "vit_base_patch16_clip_224")
     arguments: dict[str, Any] = {"num_classes": model_cfg["embed_dim"]}
     if vision.get("image_size", 224) != 224:
         arguments["img_size"] = vision["image_size"]
     if size not in TIMM_NAMES:
         arguments |= {"patch_size": patch, "embed_dim": width, "depth": layers}
-        arguments["num_heads"] = width // vision.get("head_width", 64)
-    elif vision.get("head_width", 64) != {768: 64, 1024: 64, 1280: 80}[width]:
-        arguments["num_heads"] = width // vision.get("head_width", 64)
+    head_width = vision.get("head_width", 64)
+    if size not in TIMM_NAMES or head_width != {768: 64, 1024: 64, 1280: 80}[width]:
+        arguments["num_heads"] = width // head_width
     if vision.get("mlp_ratio", 4.0) != 4.0:
         arguments["mlp_ratio"] = vision["mlp_ratio"]
     if model_cfg.get("quick_gelu"):
@@ -79,7 +76,7 @@ def export_model(
     """
     if name not in config.models:
         raise CliptexError(f"--model: no model {name!r}; choose from {', '.join(config.models)}")
-    folder, out = workdir / paths.model(name, seed), Path(out)
+    folder = workdir / paths.model(name, seed)
     record = read_json(folder / "train.json")
     if out.resolve() == folder.resolve():
         raise CliptexError(f"--out: {out} is the folder of the trained model; choose another")
@@ -118,45 +115,37 @@ def model_card(
 ) -> str:
     """The model card: YAML front matter as the Hugging Face hub expects it, then Markdown. record: its train.json."""
     model_cfg = exported_config(workdir / paths.model(name, seed))["model_cfg"]
-    stores = [_store(store, workdir) for store in _stores(config, name)]
+    stores = [
+        {"store": store} | read_json(workdir / paths.labels(store) / "index.json") for store in _stores(config, name)
+    ]
     results = _results(config, name, seed, record["model_sha256"], workdir)
-    # for `other` the hub requires a name, and a link or a file
-    terms = (
-        {"license": licence}
-        if licence
-        else {"license": "other", "license_name": "see-model-card", "license_link": "README.md"}
-    )
+    terms = {"license": licence}
+    if not licence:  # for `other` the hub requires a name, and a link or a file
+        terms = {"license": "other", "license_name": "see-model-card", "license_link": "README.md"}
+    evaluated = [
+        EvalResult(
+            task_type=shown(result["task"]).hub_task,
+            task_name=names.task(result["task"]),
+            dataset_type=result["benchmark"],
+            dataset_name=_dataset(result),
+            metric_type=result["metric"],
+            metric_name=f"{metric_of(result['task'], result['metric']).title}, {names.head(result['head'])}",
+            metric_value=round(result["value"], 4),
+        )
+        for result in results
+    ]
     data = ModelCardData(
         **terms,
         library_name="open_clip",
         pipeline_tag="zero-shot-image-classification",
         tags=["clip", "cliptex", *(["rendered-miniature"] if record["source"] == "miniature" else [])],
         model_name=f"{name}-seed{seed}",
-        eval_results=[
-            EvalResult(
-                task_type=shown(result["task"]).hub_task,
-                task_name=names.task(result["task"]),
-                dataset_type=result["benchmark"],
-                dataset_name=_dataset(result),
-                metric_type=result["metric"],
-                metric_name=f"{metric_of(result['task'], result['metric']).title}, {names.head(result['head'])}",
-                metric_value=round(result["value"], 4),
-            )
-            for result in results
-        ]
-        or None,
+        eval_results=evaluated or None,
     )
-    parts = [
-        f"---\n{data.to_yaml().strip()}\n---\n\n# {name}, seed {seed}\n",
-        _about(record, model_cfg),
-        _use(model_cfg, heads),
-        _data(config, record, workdir),
-        _experts(stores),
-        _training(config, name, record),
-        _measured(results),
-        _licence(licence, stores),
-    ]
-    return "\n".join(part for part in parts if part)
+    parts = [f"---\n{data.to_yaml().strip()}\n---\n\n# {name}, seed {seed}\n"]
+    parts += [_about(record, model_cfg), _use(model_cfg, heads), _data(config, record, workdir), _experts(stores)]
+    parts += [_training(config, name, record), _measured(results), _licence(licence, stores)]
+    return "\n".join(filter(None, parts))
 
 
 def _about(record: dict[str, Any], model_cfg: dict[str, Any]) -> str:
@@ -249,17 +238,13 @@ def _stores(config: Config, name: str) -> list[str]:
     return list(stores)
 
 
-def _store(store: str, workdir: Path) -> dict[str, Any]:
-    return {"store": store} | read_json(workdir / paths.labels(store) / "index.json")
-
-
 def _experts(stores: list[dict[str, Any]]) -> str:
     if not stores:
         return ""
     lines = [
-        "## Experts\n\n| label store | task | expert | weights | SHA-256 | licence of the weights | images labelled |",
-        "|---|---|---|---|---|---|---|",
+        "## Experts\n\n| label store | task | expert | weights | SHA-256 | licence of the weights | images labelled |"
     ]
+    lines += ["|---|---|---|---|---|---|---|"]
     for store in stores:
         weights = "**RANDOM: untrained, for tests only**" if store["weights"] == "random" else store["weights"]
         sha = f"`{store['weights_sha256'][:12]}`" if store["weights_sha256"] else "none"
@@ -316,7 +301,7 @@ def _measured(results: list[dict[str, Any]]) -> str:
     if not results:
         return "## Results\n\nThere were no results when this card was written.\n"
     lines = ["## Results\n\nHeads trained on the frozen encoder, and zero-shot.\n"]
-    lines += ["| data | images | task | head | metric | value |", "|---|---:|---|---|---|---:|"]
+    lines += ["| data | images | task | head | metric | value |\n|---|---:|---|---|---|---:|"]
     for result in results:
         metric = metric_of(result["task"], result["metric"])
         lines.append(

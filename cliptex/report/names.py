@@ -34,20 +34,16 @@ HEADS = {
 
 
 def model(name: str) -> str:
-    """`cliptex` -> `CLIPTeX`."""
     return MODELS.get(name, name)
 
 
 def benchmark(name: str) -> str:
-    """`ade20k` -> `ADE20K`."""
     return BENCHMARKS.get(name, name)
 
 
 def task(name: str) -> str:
-    """`normals` -> `Surface normals`."""
     return shown(name).title
 
 
 def head(name: str) -> str:
-    """`pspnet` -> `PSPNet`."""
     return HEADS.get(name, name)

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from statistics import fmean
@@ -21,8 +20,9 @@ from cliptex.report.gains import finetuned_gains, further_models, probe_gains, z
 from cliptex.report.gather import Results
 from cliptex.report.statistics import GainStatus, ZeroShot, ZeroShotState, format_interval, signed
 from cliptex.report.table import Table
-from cliptex.report.tables import data, provenance, training, zeroshot
-from cliptex.report.tables import results as probes
+from cliptex.report.tables import data, provenance, training
+from cliptex.report.tables import results as evaluation
+from cliptex.report.tables.cells import count
 from cliptex.report.verdict import Verdict, further_sentence, verdict
 
 SUFFIX = " (miniature)"
@@ -38,27 +38,16 @@ SECTIONS = {
     "details": "All metrics, time",
     "provenance": "Provenance and how to reproduce",
 }
-OPTIONAL_TABLES = (
-    "further_values",
-    "further",
-    "zeroshot",
-    "finetuned",
-    "labels",
-    "experts",
-    "differences",
-    "timings",
-    "weights",
-)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """All tables and charts of the page and of results/report/, captions complete."""
+    """All tables (None for an optional one without rows) and charts of the page, captions complete."""
 
     verdict: Verdict
     zeroshot: list[ZeroShot]
     further: list[str]
-    tables: dict[str, Table]
+    tables: dict[str, Table | None]
     metrics: list[Table]
     charts: dict[str, figures.Chart]
     comparisons: list[Comparison]
@@ -69,11 +58,11 @@ def make_parts(results: Results) -> Parts:
     gains, shots = probe_gains(results), zeroshot_results(results)
     comparisons = compare(results)
     tables = {
-        "main": probes.main_table(results, gains),
-        "further_values": probes.further_values_table(results, gains),
-        "further": probes.further_table(results, gains),
-        "zeroshot": zeroshot.zeroshot_table(results, shots),
-        "finetuned": probes.finetuned_table(results, finetuned_gains(results), gains),
+        "main": evaluation.main_table(results, gains),
+        "further_values": evaluation.further_values_table(results, gains),
+        "further": evaluation.further_table(results, gains),
+        "zeroshot": evaluation.zeroshot_table(results, shots),
+        "finetuned": evaluation.finetuned_table(results, finetuned_gains(results), gains),
         "cost": training.cost_table(results),
         "differences": differences_table(results, comparisons),
         "labels": data.labels_table(results),
@@ -85,8 +74,8 @@ def make_parts(results: Results) -> Parts:
         "weights": provenance.weights_table(results),
     }
     shown, tuned = ([*selected, *results.models] for selected in (results.baselines, results.config.finetune.baselines))
-    metrics = [probes.metrics_table(results, scores, shown) for scores in results.probes.values()]
-    metrics += [probes.metrics_table(results, scores, tuned) for scores in results.finetuned.values()]
+    metrics = [evaluation.metrics_table(results, scores, shown) for scores in results.probes.values()]
+    metrics += [evaluation.metrics_table(results, scores, tuned) for scores in results.finetuned.values()]
     charts = {
         "gains": figures.gains_chart(results, gains),
         "contrastive_loss": figures.loss_chart(results),
@@ -101,7 +90,7 @@ def make_parts(results: Results) -> Parts:
             further_sentence(names.model(model), [gain.gain_of(model, results.baselines) for gain in dense])
             for model in further_models(results)
         ],
-        {name: replace(table, caption=table.caption + suffix) for name, table in tables.items() if table is not None},
+        {name: table and replace(table, caption=table.caption + suffix) for name, table in tables.items()},
         [replace(table, caption=table.caption + suffix) for table in metrics],
         {name: replace(chart, caption=chart.caption + suffix) for name, chart in charts.items() if chart is not None},
         comparisons,
@@ -109,36 +98,34 @@ def make_parts(results: Results) -> Parts:
 
 
 def render(results: Results, parts: Parts) -> str:
-    """The page as HTML text."""
     pairs = gallery.labelled_pairs(results)
     evaluated = gallery.evaluation_albums(results, parts.comparisons)
     albums = [*([pairs] if pairs else []), *evaluated.spread]
     charts = {
-        name: html.embedded_chart(name, chart.caption, chart.alt, chart.svg, chart.dark_svg)
-        for name, chart in parts.charts.items()
+        name: html.embedded_chart(name, chart.caption, chart.alt, chart.svg) for name, chart in parts.charts.items()
     }
     weights = {
         model: runs[results.config.seeds[0]].record.get("model_sha256", "") for model, runs in results.runs.items()
     }
     studies, left_out = found_studies(results.workdir, weights)
     present = {
-        "zeroshot": "zeroshot" in parts.tables,
-        "finetuning": "finetuned" in parts.tables,
-        "differences": bool(evaluated.extremes) or "differences" in parts.tables,
-        "gallery": bool(albums),
-        "studies": bool(studies or left_out),
+        "zeroshot": parts.tables["zeroshot"],
+        "finetuning": parts.tables["finetuned"],
+        "differences": evaluated.extremes or parts.tables["differences"],
+        "gallery": albums,
+        "studies": studies or left_out,
     }
     # the digest is of the text between the tags, so that no other script runs
     script = f"\n{files('cliptex.report').joinpath('page.js').read_text(encoding='utf-8')}"
     config = without_secrets(yaml.safe_dump(results.config.plain(), sort_keys=False, allow_unicode=True))
     return html.render(
         "page.html",
-        **dict.fromkeys(OPTIONAL_TABLES) | parts.tables,
+        **parts.tables,
         title=results.config.report.title,
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         miniature=results.miniature,
-        source=_source(results),
+        num_pairs=count(results.shards["num_samples"]),
         suffix=SUFFIX if results.miniature else "",
         verdict=parts.verdict,
         further_sentences=parts.further,
@@ -150,10 +137,7 @@ def render(results: Results, parts: Parts) -> str:
         albums=albums,
         extremes=evaluated.extremes,
         missing_images=evaluated.missing,
-        studies=[
-            (study, html.embedded_chart(study.table.name, study.caption, study.alt, study.light, study.dark))
-            for study in studies
-        ],
+        studies=studies,
         studies_left_out=left_out,
         metrics=parts.metrics,
         # escaped here, so that its spaces stay as they are and it can be copied
@@ -162,14 +146,7 @@ def render(results: Results, parts: Parts) -> str:
     )
 
 
-def _source(results: Results) -> str:
-    """The data behind the numbers, if none are rendered."""
-    pairs = f"{results.shards['num_samples']:,} image-caption pairs".replace(",", "\u202f")
-    return f"official benchmark data; encoders trained on {pairs}"
-
-
 def _tiles(results: Results, parts: Parts) -> list[dict[str, Any]]:
-    """The key numbers at the head of the page."""
     counts = parts.verdict.counts
     if len(results.config.seeds) > 1:
         status, gain = GainStatus.REAL, "a real gain over CLIP-FT"
@@ -181,20 +158,17 @@ def _tiles(results: Results, parts: Parts) -> list[dict[str, Any]]:
         bounds = parts.verdict.gain_interval
         interval = f"; {LEVEL:.0f} % interval {format_interval(bounds)} %" if bounds else ""
         tiles.append({"value": f"{signed(percent)} %", "text": f"median relative gain in the dense probes{interval}"})
-    tiles += _zeroshot_tile(parts.zeroshot)
+    informative = [
+        shot for shot in parts.zeroshot if shot.state not in (ZeroShotState.MISSING, ZeroShotState.AT_CHANCE)
+    ]
+    if informative:
+        kept = [shot for shot in informative if shot.state in (ZeroShotState.KEPT, ZeroShotState.WITHIN_NOISE)]
+        first = informative[0]
+        text = (
+            f"zero-shot tasks in which CLIPTeX is not below CLIP-FT by more than the noise; {first.metric} on "
+            f"{first.benchmark} {fmean(first.reference):.1f} → {fmean(first.subject):.1f} %"
+        )
+        tiles.append({"value": f"{len(kept)} of {len(informative)}", "text": text})
     if (overhead := training.step_overhead(results)) is not None:
         tiles.append({"value": f"{signed(overhead, 0)} %", "text": "time of a training step relative to CLIP-FT"})
     return tiles
-
-
-def _zeroshot_tile(shots: Sequence[ZeroShot]) -> list[dict[str, Any]]:
-    informative = [shot for shot in shots if shot.state not in (ZeroShotState.MISSING, ZeroShotState.AT_CHANCE)]
-    if not informative:
-        return []
-    kept = [shot for shot in informative if shot.state in (ZeroShotState.KEPT, ZeroShotState.WITHIN_NOISE)]
-    first = informative[0]
-    text = (
-        f"zero-shot tasks in which CLIPTeX is not below CLIP-FT by more than the noise; {first.metric} on "
-        f"{first.benchmark} {fmean(first.reference):.1f} → {fmean(first.subject):.1f} %"
-    )
-    return [{"value": f"{len(kept)} of {len(informative)}", "text": text}]

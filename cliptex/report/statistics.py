@@ -18,20 +18,9 @@ Draws = Sequence[np.ndarray | None]
 """Resampled values of a model and of the one it is compared with, in the same draws."""
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Mean over seeds, sample standard deviation (ddof = 1; None with fewer than two seeds), number of seeds."""
-
-    mean: float
-    std: float | None
-    count: int
-
-
-def summary(values: Sequence[float]) -> Summary | None:
-    """Summary of one number a seed; None without values."""
-    if not values:
-        return None
-    return Summary(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+def sample_std(values: Sequence[float]) -> float | None:
+    """Sample standard deviation (ddof = 1) of one number a seed; None with fewer than two."""
+    return stdev(values) if len(values) > 1 else None
 
 
 def pooled_std(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -42,7 +31,7 @@ def pooled_std(a: Sequence[float], b: Sequence[float]) -> float | None:
     freedom = max(len(a) - 1, 0) + max(len(b) - 1, 0)
     if not freedom:
         return None
-    squares = sum((value - fmean(group)) ** 2 for group in (a, b) if group for value in group)
+    squares = sum((value - fmean(group)) ** 2 for group in (a, b) for value in group)
     return math.sqrt(squares / freedom)
 
 
@@ -107,13 +96,7 @@ class GainStatus(StrEnum):
     """The subject or the reference has no value."""
 
 
-BETTER = (
-    GainStatus.REAL,
-    GainStatus.ONE_SEED,
-    GainStatus.WITHIN_NOISE,
-    GainStatus.BASELINE,
-    GainStatus.UNCHECKED,
-)
+BETTER = (GainStatus.REAL, GainStatus.ONE_SEED, GainStatus.WITHIN_NOISE, GainStatus.BASELINE, GainStatus.UNCHECKED)
 """The subject's mean is better than the reference's."""
 
 
@@ -156,8 +139,7 @@ def gain_over(
         pair = draws.get(subject), draws.get(other)
         return difference(values.get(subject, ()), values.get(other, ()), better, pair)
 
-    against = compare(reference)
-    if against is None:
+    if (against := compare(reference)) is None:
         return Gain(GainStatus.MISSING)
     old = fmean(values[reference])
     scale = 100 / abs(old) if old else None
@@ -176,7 +158,6 @@ def gain_over(
 def _status(
     against: Difference, margins: Mapping[str, Difference | None], needed: Sequence[str]
 ) -> tuple[GainStatus, list[str]]:
-    """The status of a difference to the reference, and the baselines that are as good or missing."""
     if against.value == 0:
         return GainStatus.TIE, []
     if against.value < 0:
@@ -191,8 +172,6 @@ def _status(
 
 
 class ZeroShotState(StrEnum):
-    """Whether zero-shot accuracy is kept: not below the reference by more than the noise."""
-
     KEPT = "kept"
     WITHIN_NOISE = "lower, within noise"
     ONE_SEED = "lower, one seed"
@@ -205,10 +184,9 @@ class ZeroShotState(StrEnum):
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """A zero-shot metric of one benchmark: subject and reference, one number a seed, and chance, all in percent.
+    """A zero-shot metric: subject and reference, one number a seed, and chance, all in percent.
 
-    benchmark, metric: as shown. draws: the values of subject and reference in the same draws of images and seeds. key:
-    benchmark and task in the results.
+    benchmark, metric: as shown. draws: of subject and reference. key: benchmark and task in the results.
     """
 
     benchmark: str
@@ -221,7 +199,6 @@ class ZeroShot:
 
     @property
     def against(self) -> Difference | None:
-        """Subject minus reference, in points."""
         return difference(self.subject, self.reference, 1, self.draws)
 
     @property

@@ -52,8 +52,6 @@ def csv_columns(keys: Iterable[str]) -> list[Column]:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows under a common heading."""
-
     rows: list[Row]
     title: str = ""
     note: str = ""
@@ -77,7 +75,6 @@ class Table:
 
     @property
     def shown_columns(self) -> list[Column]:
-        """The columns of the page and of Markdown."""
         return [column for column in self.columns if not column.csv_only]
 
     def csv(self) -> str:
@@ -109,11 +106,9 @@ class Table:
 
 def text_table(name: str, caption: str, headings: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> Table:
     """A table of texts; the headings are also the columns' keys."""
-    cells = [
-        {heading: cell if isinstance(cell, Cell) else Cell(cell) for heading, cell in zip(headings, row, strict=True)}
-        for row in rows
-    ]
-    return Table(name, caption, [Column(heading, heading, numeric=False) for heading in headings], [Group(cells)])
+    rows = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
+    body = [dict(zip(headings, row, strict=True)) for row in rows]
+    return Table(name, caption, [Column(heading, heading, numeric=False) for heading in headings], [Group(body)])
 
 
 def best_of(values: Iterable[float | None], better: int) -> float | None:
@@ -125,10 +120,8 @@ def best_of(values: Iterable[float | None], better: int) -> float | None:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = _escaped(cell.text)
-    text = f"**{text}**" if cell.best else text
-    text = f"{text} ({_escaped(cell.bounds)})" if cell.bounds else text
-    return f"{text} ({_escaped(cell.note)})" if cell.note else text
+    text = f"**{_escaped(cell.text)}**" if cell.best else _escaped(cell.text)
+    return " ".join([text, *(f"({_escaped(more)})" for more in (cell.bounds, cell.note) if more)])
 
 
 def _line(cells: Iterable[str]) -> str:

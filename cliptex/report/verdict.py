@@ -28,13 +28,11 @@ MAX_NAMED = 6
 
 
 def mark(status: GainStatus | ZeroShotState) -> str:
-    """`▲ real`, `▽ lower, one seed`."""
     symbol = next((symbol for symbol, statuses in SYMBOLS.items() if status in statuses), "")
     return f"{symbol} {status}".strip()
 
 
 def tone(status: GainStatus | ZeroShotState) -> str:
-    """The tone of a table cell."""
     return "good" if status in SYMBOLS["▲"] else "bad" if status in BAD else ""
 
 
@@ -71,7 +69,8 @@ def verdict(gains: Mapping[str, Gain], zeroshot: Sequence[ZeroShot], *, seeds: i
         beyond = f", in {counts[GainStatus.ONE_SEED]} beyond the noise of the images" if bounds else ""
         headline = f"Better in {better} of {total}{beyond}; one seed"
     middle = "" if typical is None else f"; median relative gain {signed(typical)} %"
-    middle += f" ({LEVEL:.0f} % interval {format_interval(bounds)} %)" if bounds else ""
+    if bounds:
+        middle += f" ({LEVEL:.0f} % interval {format_interval(bounds)} %)"
     sentences = [f"{subject} is better than {reference} in {better} of {total}{middle}."]
     sentences += [_group_sentence(status, labels, gains) for status, labels in groups.items() if labels]
     sentences += [_zeroshot_sentence(item, reference) for item in zeroshot]

@@ -30,10 +30,8 @@ def angular_mf_loss(prediction: torch.Tensor, normal: torch.Tensor, axis: int = 
 
 
 def negative_log_likelihood(cosine: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
-    """-log(kappa^2 + 1) + kappa theta + log(1 + exp(-kappa pi)), for kappa and the cosine of theta.
-
-    Equation 10 of the paper without the constant log(2 pi). The cosine is clamped away from +-1, where the derivative
-    of arccos is infinite.
-    """
+    """-log(kappa^2 + 1) + kappa theta + log(1 + exp(-kappa pi)), for kappa and the cosine of theta. Equation 10 of the
+    paper without the constant log(2 pi). The cosine is clamped away from +-1, where the derivative of arccos is
+    infinite."""
     cosine = cosine.clamp(-1 + 1e-5, 1 - 1e-5)
     return -torch.log1p(kappa.square()) + kappa * torch.arccos(cosine) + torch.log1p(torch.exp(-kappa * math.pi))

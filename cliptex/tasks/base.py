@@ -6,7 +6,7 @@ Imports NumPy only, so that the workflow and the label store need not load torch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -17,14 +17,13 @@ from cliptex.core.errors import CliptexError
 
 if TYPE_CHECKING:
     import torch
+    from pydantic import ValidationError
 
 
 @dataclass(frozen=True)
 class View:
-    """A crop and flip, drawn once for each sample and applied to the image and all its labels.
-
-    Coordinates are shares of the image's height and width in 0..1, so that they apply to grids of any size.
-    """
+    """A crop and flip, drawn once for each sample and applied to the image and all its labels. Coordinates are shares
+    of the image's height and width in 0..1, so that they apply to grids of any size."""
 
     top: float
     left: float
@@ -40,6 +39,17 @@ class LossOptions:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
+def invalid_options(error: ValidationError, where: str, known: Iterable[str]) -> CliptexError:
+    """The error that names each wrong key under `where`. known: names of the options."""
+    problems = []
+    for item in error.errors():
+        unknown = item["type"] in ("extra_forbidden", "unexpected_keyword_argument")
+        problem = f"unknown key; known are {', '.join(known) or 'none'}" if unknown else item["msg"]
+        got = "" if unknown else f", got {item['input']!r}"
+        problems.append(f"{'.'.join(map(str, (where, *item['loc'])))}: {problem}{got}")
+    return CliptexError("; ".join(problems))
+
+
 class Task(ABC):
     """A dense task. Labels are NumPy arrays [H, W] or [H, W, C], aligned with the stored image."""
 
@@ -53,21 +63,11 @@ class Task(ABC):
         """A copy of this task with other options of its loss. Raises CliptexError that names the key under `where`."""
         from pydantic import TypeAdapter, ValidationError
 
-        kind = type(self.options)
+        task, kind = copy(self), type(self.options)
         try:
-            checked = TypeAdapter(kind).validate_python(dict(options))
+            task.options = TypeAdapter(kind).validate_python(dict(options))
         except ValidationError as error:
-            known = ", ".join(field.name for field in fields(kind)) or "none"
-            problems = []
-            for item in error.errors():
-                key = ".".join(map(str, (where, *item["loc"])))
-                if item["type"] == "unexpected_keyword_argument":
-                    problems.append(f"{key}: unknown key; known are {known}")
-                else:
-                    problems.append(f"{key}: {item['msg']}, got {item['input']!r}")
-            raise CliptexError("; ".join(problems)) from error
-        task = copy(self)
-        task.options = checked
+            raise invalid_options(error, where, [field.name for field in fields(kind)]) from error
         return task
 
     @abstractmethod

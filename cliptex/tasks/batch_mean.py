@@ -14,11 +14,15 @@ def batch_mean(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """`total / count`, where `count` is summed over all data-parallel processes. 0 if the count is 0.
 
     total: scalar, a sum over this process' valid pixels. count: their number (or the sum of their weights), without
-    gradient. The mean of the results over the processes is the mean over all valid pixels of the global batch; a mean
-    of the processes' own means would not be.
+    gradient. The mean of the results over the processes is then the mean over all valid pixels of the global batch.
     """
-    global_count, processes = _all_reduce_count(count)
-    return total * processes / global_count.clamp(min=1) if processes > 1 else total / count.clamp(min=1)
+    import torch.distributed as dist
+
+    if _local_only or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return total / count.clamp(min=1)
+    global_count = count.detach().double()
+    dist.all_reduce(global_count)
+    return total * dist.get_world_size() / global_count.float().clamp(min=1)
 
 
 _local_only = False
@@ -33,14 +37,3 @@ def local_only() -> Iterator[None]:
         yield
     finally:
         _local_only = False
-
-
-def _all_reduce_count(count: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The sum of a scalar over the processes, without gradient, and their number."""
-    import torch.distributed as dist
-
-    if _local_only or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return count, 1
-    total = count.detach().double()
-    dist.all_reduce(total)
-    return total.float(), dist.get_world_size()

@@ -1,5 +1,6 @@
 """Draw contact sheets: images next to their labels, with legends."""
 
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,6 @@ def class_names(task: Task) -> list[str]:
     return task.codec().get("class_names", [])
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
-
-
 def fitted(pixels: np.ndarray, resample: Image.Resampling) -> Image.Image:
     """A cell with the image (uint8 [H, W, 3]) scaled to fit and centred."""
     image = Image.fromarray(pixels)
@@ -41,14 +38,8 @@ def fitted(pixels: np.ndarray, resample: Image.Resampling) -> Image.Image:
 def message(text: str) -> Image.Image:
     """A cell with a text in place of an image."""
     cell = Image.new("RGB", (CELL_PX, CELL_PX), (240, 240, 240))
-    draw, font = ImageDraw.Draw(cell), _font(13)
-    lines, line = [], ""
-    for word in text.split():
-        if line and draw.textlength(f"{line} {word}", font) > CELL_PX - 20:
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}".strip()
-    draw.multiline_text((10, 10), "\n".join([*lines, line]), fill=INK, font=font)
+    lines = textwrap.fill(text, 30, max_lines=12)
+    ImageDraw.Draw(cell).multiline_text((10, 10), lines, fill=INK, font=ImageFont.load_default(13))
     return cell
 
 
@@ -64,6 +55,7 @@ def _cut(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
 def legend(task: Task, classes: Counter) -> list[tuple[np.ndarray, str]]:
     """Colour samples (uint8 [H, W, 3]) and their meanings. classes: pixels by class number, for tasks with classes."""
     invalid = np.full((SWATCH_PX, SWATCH_PX, 3), INVALID_COLOUR, np.uint8)
+    lines = []
     if names := class_names(task):
         colours = task.picture(np.arange(256, dtype=np.uint8)[None])[0]
         codes = [code for code, _ in classes.most_common() if code < len(names)]
@@ -78,14 +70,11 @@ def legend(task: Task, classes: Counter) -> list[tuple[np.ndarray, str]]:
         return [(task.picture(ramp), "far to near, per image"), (invalid, "invalid")]
     if task.name == "normals":
         normals = {"left": (1, 0, 0), "right": (-1, 0, 0), "up": (0, 1, 0), "the viewer": (0, 0, 1)}
-        return [
-            *(
-                (task.picture(np.tile(np.array([*normal, 1], np.float32), (SWATCH_PX, SWATCH_PX, 1))), f"faces {side}")
-                for side, normal in normals.items()
-            ),
-            (invalid, "invalid"),
+        lines = [
+            (task.picture(np.tile(np.array([*normal, 1], np.float32), (SWATCH_PX, SWATCH_PX, 1))), f"faces {side}")
+            for side, normal in normals.items()
         ]
-    return [(invalid, "invalid")]
+    return [*lines, (invalid, "invalid")]
 
 
 def draw_sheet(
@@ -100,21 +89,19 @@ def draw_sheet(
     legend_top = GAP_PX + LINE_PX + len(rows) * row_step
     height = legend_top + max(map(len, legends), default=0) * LINE_PX + GAP_PX
     sheet = Image.new("RGB", (GAP_PX + columns * step, height), PAPER)
-    draw, bold, plain = ImageDraw.Draw(sheet), _font(15), _font(13)
+    draw, bold, plain = ImageDraw.Draw(sheet), ImageFont.load_default(15), ImageFont.load_default(13)
     for column, title in enumerate(titles):
         draw.text((GAP_PX + column * step, GAP_PX), _cut(draw, title, bold, CELL_PX), fill=INK, font=bold)
     for number, (text, cells) in enumerate(rows):
         top = GAP_PX + LINE_PX + number * row_step
         for column, cell in enumerate(cells):
             sheet.paste(cell, (GAP_PX + column * step, top))
-        text = _cut(draw, text, plain, columns * step - GAP_PX)
-        draw.text((GAP_PX, top + CELL_PX + 2), text, fill=INK, font=plain)
+        draw.text((GAP_PX, top + CELL_PX + 2), _cut(draw, text, plain, columns * step - GAP_PX), fill=INK, font=plain)
     for column, lines in enumerate(legends, start=1):
         for line, (swatch, text) in enumerate(lines):
             left, top = GAP_PX + column * step, legend_top + line * LINE_PX
             sheet.paste(Image.fromarray(np.ascontiguousarray(swatch)), (left, top))
             left += swatch.shape[1] + 6
-            text = _cut(draw, text, plain, CELL_PX - swatch.shape[1] - 6)
-            draw.text((left, top - 2), text, fill=INK, font=plain)
+            draw.text((left, top - 2), _cut(draw, text, plain, CELL_PX - swatch.shape[1] - 6), fill=INK, font=plain)
     with replacing(out) as scratch:
         sheet.save(scratch, "PNG")

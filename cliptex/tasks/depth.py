@@ -8,17 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cliptex.tasks import grid
 from cliptex.tasks.base import LossOptions, Task, View
 from cliptex.tasks.batch_mean import batch_mean
-from cliptex.tasks.grid import (
-    INVALID_COLOUR,
-    WHOLE,
-    area_mean,
-    area_mean_of_planes,
-    pack_webp,
-    unpack_webp,
-    unpack_webp_with_torch,
-)
 
 if TYPE_CHECKING:
     import torch
@@ -73,14 +65,14 @@ class Depth(Task):
         codes = np.zeros(label.shape, np.uint8)
         scale = (LEVELS - 1) / (high - low) if high > low else 0.0
         codes[valid] = np.rint((values - low) * scale) + 1
-        return struct.pack("<ff", low, high) + pack_webp(codes)
+        return struct.pack("<ff", low, high) + grid.pack_webp(codes)
 
     def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
         low, high = struct.unpack_from("<ff", payload)
         table = np.empty(LEVELS + 1, np.float32)
         table[0] = np.nan
         table[1:] = np.linspace(low, high, LEVELS)
-        return table.take(unpack_webp(memoryview(payload)[8:], height, width)[..., 0])
+        return table.take(grid.unpack_webp(memoryview(payload)[8:], height, width)[..., 0])
 
     def scalars(self, label: np.ndarray) -> dict[str, float]:
         """`coverage`: share of valid pixels; `range`: maximum minus minimum."""
@@ -91,16 +83,16 @@ class Depth(Task):
         }
 
     def resize(self, label: np.ndarray, height: int, width: int) -> np.ndarray:
-        return area_mean(label[..., None], np.isfinite(label), WHOLE, height, width)[..., 0]
+        return grid.area_mean(label[..., None], np.isfinite(label), grid.WHOLE, height, width)[..., 0]
 
     def crop(self, label: np.ndarray, view: View, size: int) -> np.ndarray:
-        return area_mean(label[..., None], np.isfinite(label), view, size, size)[..., 0]
+        return grid.area_mean(label[..., None], np.isfinite(label), view, size, size)[..., 0]
 
     def target(self, payload: bytes, height: int, width: int, view: View, size: int) -> np.ndarray:
         """Averages codes instead of values."""
         low, high = struct.unpack_from("<ff", payload)
-        codes = unpack_webp_with_torch(memoryview(payload)[8:], height, width)[..., 0]
-        (mean,) = area_mean_of_planes(codes[None].astype(np.float32, order="C"), codes != 0, view, size, size)
+        codes = grid.unpack_webp_with_torch(memoryview(payload)[8:], height, width)[..., 0]
+        (mean,) = grid.area_mean_of_planes(codes[None].astype(np.float32, order="C"), codes != 0, view, size, size)
         position = (mean - 1) / (LEVELS - 1)
         return low * (1 - position) + high * position  # high - low may overflow float32
 
@@ -144,12 +136,10 @@ class Depth(Task):
         return np.ascontiguousarray(output_CHW[0], np.float32)
 
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-        """`delta1` (percent of pixels with ratio below 1.25) and `absrel`, pooled over the pixels of all pairs.
-
-        Each prediction is aligned to its truth by scale and shift, with least squares in inverse depth (Ranftl et al.
-        2020, section 5), and clamped to the truth's farthest pixel. Both maps are inverse depth. Pixels where the truth
-        is invalid or 0 (sky) or the prediction is invalid are ignored.
-        """
+        """`delta1` (percent of pixels with ratio below 1.25) and `absrel`, pooled over the pixels of all pairs. Each
+        prediction is aligned to its truth by scale and shift, with least squares in inverse depth (Ranftl et al. 2020,
+        section 5), and clamped to the truth's farthest pixel. Both maps are inverse depth. Pixels where the truth is
+        invalid or 0 (sky) or the prediction is invalid are ignored."""
         close, error, count = 0, 0.0, 0
         for predicted, truth in pairs:
             valid = np.isfinite(predicted) & np.isfinite(truth) & (truth > 0)
@@ -171,7 +161,7 @@ class Depth(Task):
         from matplotlib import colormaps
 
         valid = np.isfinite(label)
-        out = np.full((*label.shape, 3), INVALID_COLOUR, np.uint8)
+        out = np.full((*label.shape, 3), grid.INVALID_COLOUR, np.uint8)
         if valid.any():
             values = label[valid].astype(np.float64)
             low, high = np.percentile(values, [1, 99])

@@ -31,10 +31,8 @@ def take_nearest(label: np.ndarray, view: View, height: int, width: int) -> np.n
 
 
 def area_mean(values_HWC: np.ndarray, valid_HW: np.ndarray, view: View, height: int, width: int) -> np.ndarray:
-    """Mean over the valid part of each output pixel's area, float32 [height, width, C].
-
-    An output pixel with less than half of its area valid is NaN.
-    """
+    """Mean over the valid part of each output pixel's area, float32 [height, width, C]. An output pixel with less than
+    half of its area valid is NaN."""
     planes = np.where(valid_HW, np.moveaxis(values_HWC, -1, 0), np.float32(0))
     return np.moveaxis(area_mean_of_planes(planes, valid_HW, view, height, width), 0, -1)
 
@@ -93,12 +91,9 @@ def unpack(payload: bytes, height: int, width: int) -> np.ndarray:
 
 
 def pack_webp(planes: np.ndarray) -> bytes:
-    """Compress uint8 [H, W] or [H, W, 3] to a lossless WebP file; best for smooth planes.
-
-    WebP chooses among 14 predictors in each block, so files are smaller than PNG or zstd of differences. More effort
-    costs much time for few bytes (measured by benchmarks/store.py). Raises ValueError if a side is longer than WebP's
-    limit of 16383.
-    """
+    """Compress uint8 [H, W] or [H, W, 3] to a lossless WebP file; best for smooth planes. WebP chooses among 14
+    predictors in each block, so files are smaller than PNG or zstd of differences. More effort costs much time for few
+    bytes (measured by benchmarks/store.py). Raises ValueError if a side is longer than WebP's limit of 16383."""
     if max(planes.shape[:2]) > WEBP_MAX_SIDE:
         raise ValueError(f"label is larger than {WEBP_MAX_SIDE} pixels")
     out = io.BytesIO()

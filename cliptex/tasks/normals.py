@@ -14,16 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cliptex.tasks import grid
 from cliptex.tasks.base import LossOptions, Task, View
 from cliptex.tasks.batch_mean import batch_mean
-from cliptex.tasks.grid import (
-    INVALID_COLOUR,
-    WHOLE,
-    area_mean_of_planes,
-    pack_webp,
-    unpack_webp,
-    unpack_webp_with_torch,
-)
 
 if TYPE_CHECKING:
     import torch
@@ -88,11 +81,11 @@ class Normals(Task):
         codes[valid, 0] = np.rint(x * AXIS_CODES) + AXIS_CODES + 1
         codes[valid, 1] = np.rint(y * AXIS_CODES) + AXIS_CODES + 1
         codes[valid, 2] = np.rint(position * (KAPPA_CODES - 1)) + 1
-        return pack_webp(codes)
+        return grid.pack_webp(codes)
 
     def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
         directions, kappas = _tables()
-        codes = unpack_webp(payload, height, width)
+        codes = grid.unpack_webp(payload, height, width)
         label = directions.take((codes[..., 0].astype(np.uint16) << 7) | codes[..., 1], axis=0, mode="clip")
         label[..., 3] = kappas.take(codes[..., 2], mode="clip")
         invalid = codes[..., 2] == 0
@@ -107,7 +100,7 @@ class Normals(Task):
         return {"coverage": float(np.mean(valid)), "kappa": float(kappa.mean(dtype=np.float64)) if valid.any() else 0.0}
 
     def resize(self, label: np.ndarray, height: int, width: int) -> np.ndarray:
-        return _resample(label, WHOLE, height, width)
+        return _resample(label, grid.WHOLE, height, width)
 
     def crop(self, label: np.ndarray, view: View, size: int) -> np.ndarray:
         return _resample(label, view, size, size)
@@ -115,7 +108,7 @@ class Normals(Task):
     def target(self, payload: bytes, height: int, width: int, view: View, size: int) -> np.ndarray:
         """Decodes to planes, without assembling the label."""
         *axes, kappas = _plane_tables()
-        codes = unpack_webp_with_torch(payload, height, width)
+        codes = grid.unpack_webp_with_torch(payload, height, width)
         planes = np.empty((4, height, width), np.float32)
         both = (codes[..., 0].astype(np.intp) << 7) | codes[..., 1]
         for axis, plane in zip(axes, planes[:3], strict=True):
@@ -174,11 +167,9 @@ class Normals(Task):
         return np.ascontiguousarray(label)
 
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-        """Angular error `mean`, `median` (degrees) and `within_*` (percent) over the pixels of all pairs.
-
-        The truth may be [H, W, 3] or [H, W, 4]. If predictions have kappa, also the mean error of each quartile of the
-        pixels by kappa, `error_kappa_q1` (least certain) to `error_kappa_q4`.
-        """
+        """Angular error `mean`, `median` (degrees) and `within_*` (percent) over the pixels of all pairs. The truth may
+        be [H, W, 3] or [H, W, 4]. If predictions have kappa, also the mean error of each quartile of the pixels by
+        kappa, `error_kappa_q1` (least certain) to `error_kappa_q4`."""
         errors, kappas = [], []
         for predicted, truth in pairs:
             valid = _valid(predicted) & _valid(truth)
@@ -201,7 +192,7 @@ class Normals(Task):
     def picture(self, label: np.ndarray) -> np.ndarray:
         """The usual colours: red, green, blue = right, up, towards the viewer for the outward normal."""
         valid = _valid(label)
-        out = np.full((*valid.shape, 3), INVALID_COLOUR, np.uint8)
+        out = np.full((*valid.shape, 3), grid.INVALID_COLOUR, np.uint8)
         out[valid] = np.rint((np.clip(label[valid][:, :3], -1, 1) * (-1, 1, 1) + 1) * 127.5)
         return out
 
@@ -221,7 +212,7 @@ def _resample(label: np.ndarray, view: View, height: int, width: int) -> np.ndar
 
 def _resampled(planes_CHW: np.ndarray, valid_HW: np.ndarray, view: View, height: int, width: int) -> np.ndarray:
     """Mean direction and mean kappa over the valid area; NaN where directions cancel."""
-    out = area_mean_of_planes(planes_CHW, valid_HW, view, height, width)
+    out = grid.area_mean_of_planes(planes_CHW, valid_HW, view, height, width)
     length = np.sqrt(np.einsum("chw,chw->hw", out[:3], out[:3]))
     cancelled = length < 1e-3
     if cancelled.any():

@@ -82,10 +82,8 @@ class Segmentation(Task):
         return output_CHW.argmax(axis=0).astype(np.uint8)
 
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-        """`mIoU` over the classes that occur and `aAcc`, in percent, from one confusion matrix of all pairs.
-
-        Pixels whose truth is 255 are ignored; elsewhere a prediction of 255 counts as wrong.
-        """
+        """`mIoU` over the classes that occur and `aAcc`, in percent, from one confusion matrix of all pairs. Pixels
+        whose truth is 255 are ignored; elsewhere a prediction of 255 counts as wrong."""
         counts = np.zeros((self.channels, self.channels + 1), np.int64)
         for predicted, truth in pairs:
             valid = truth != IGNORE
@@ -109,11 +107,9 @@ class Segmentation(Task):
 @cache
 def palette() -> np.ndarray:
     """uint8 [256, 3], a fixed colour for each class, chosen to be distinct also with red-green colour blindness.
-
     Farthest-point sampling in Oklab (Ottosson 2020); the distance of two colours is the smallest over normal vision and
     the protanopia and deuteranopia of Machado et al. 2009. Eighty colours cannot all be distinguished by eye; those of
-    the first, frequent classes can.
-    """
+    the first, frequent classes can."""
     vision = np.array(
         [
             [[1, 0, 0], [0, 1, 0], [0, 0, 1]],

@@ -1,20 +1,23 @@
-"""Batches: the rows of a step, and how stored samples are decoded into one, in this process or in workers."""
+"""Batches: how the stored samples of a step are decoded, cropped and flipped, in this process or in workers.
+
+An image and its pseudo-labels are cropped and flipped alike; the view depends only on (seed, epoch, key).
+"""
 
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 import torch
+from PIL import Image
 
 from cliptex.config import Train
 from cliptex.data.images import decode_image
-from cliptex.data.shard_access import SampleLocation
+from cliptex.data.shard_index import SampleLocation
 from cliptex.tasks.base import Task, View
 from cliptex.tasks.grid import WHOLE
-from cliptex.training.augment import crop_image, draw_view
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,11 @@ class Batch:
 
     def pin_memory(self) -> Self:
         """Copy the batch to pinned memory; called by torch's DataLoader."""
-        return type(self)(
-            self.keys,
-            self.images.pin_memory(),
-            self.captions,
-            {store: target.pin_memory() for store, target in self.targets.items()},
-            None if self.tokens is None else self.tokens.pin_memory(),
-            self.epoch,
-            self.ends_epoch,
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            targets={store: target.pin_memory() for store, target in self.targets.items()},
+            tokens=None if self.tokens is None else self.tokens.pin_memory(),
         )
 
 
@@ -87,31 +87,28 @@ class SampleDecoder:
 
     def __getitem__(self, samples_and_step: tuple[list[EncodedSample], Step]) -> Batch:
         samples, step = samples_and_step
-        images, captions, views = [], [], {}
+        images, captions = [], []
         for sample in samples:
             pair = sample.location.read()
-            view = views[pair.key] = self._view(step.epoch, pair.key)
-            images.append(crop_image(decode_image(pair.image), view, step.size))
+            images.append(crop_image(decode_image(pair.image), self._view(step.epoch, pair.key), step.size))
             captions.append(pair.caption)
         return Batch(
             [sample.location.key for sample in samples],
             torch.from_numpy(np.stack(images)),
             captions,
-            {store: torch.from_numpy(target) for store, target in self.targets(samples, step.epoch, views).items()},
+            {store: torch.from_numpy(target) for store, target in self.targets(samples, step.epoch).items()},
             None if self.tokenizer is None else self.tokenizer(captions),
             step.epoch,
             step.ends_epoch,
         )
 
-    def targets(
-        self, samples: list[EncodedSample], epoch: int, views: Mapping[str, View] = MappingProxyType({})
-    ) -> dict[str, np.ndarray]:
-        """The stacked targets of the samples, by store. views: those drawn already, by key."""
+    def targets(self, samples: list[EncodedSample], epoch: int) -> dict[str, np.ndarray]:
+        """The stacked targets of the samples, by store."""
         size = self.train.target_size_px
         targets: dict[str, list[np.ndarray]] = {store: [] for store in self.tasks}
         for sample in samples:
             # shuffled labels use the view of their own image: a shared crop would reveal where this image was cropped
-            view = views.get(sample.label_key) or self._view(epoch, sample.label_key)
+            view = self._view(epoch, sample.label_key)
             for store, task in self.tasks.items():
                 label = sample.labels[store]
                 targets[store].append(task.missing(size) if label is None else task.target(*label, view, size))
@@ -129,3 +126,22 @@ def start_worker(number: int) -> None:
     threadpool_limits(1)  # NumPy's BLAS would start one thread per CPU core in every worker
     for stop_signal in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(stop_signal, signal.SIG_IGN)
+
+
+def draw_view(train: Train, seed: int, epoch: int, key: str) -> View:
+    """Draw a crop within the image, of area in `crop_scale` and aspect ratio in 3/4..4/3, and a flip."""
+    rng = np.random.default_rng([seed, epoch, zlib.crc32(key.encode())])
+    area = rng.uniform(*train.crop_scale)
+    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    height, width = min(1.0, np.sqrt(area / ratio)), min(1.0, np.sqrt(area * ratio))
+    top, left = rng.uniform(0, 1 - height), rng.uniform(0, 1 - width)
+    return View(float(top), float(left), float(height), float(width), bool(rng.random() < train.flip))
+
+
+def crop_image(image_HWC: np.ndarray, view: View, size: int) -> np.ndarray:
+    """Crop uint8 RGB [H, W, 3] to `view` and resize to [size, size, 3]: bicubic with antialiasing."""
+    height, width = image_HWC.shape[:2]
+    left, top = view.left * width, view.top * height
+    box = (left, top, min(width, left + view.width * width), min(height, top + view.height * height))
+    cropped = np.asarray(Image.fromarray(image_HWC).resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return cropped[:, ::-1] if view.flip else cropped

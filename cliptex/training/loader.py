@@ -11,16 +11,17 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from cliptex.config import Train
 from cliptex.core.errors import CliptexError
-from cliptex.data.shard_access import ShardOffsets
-from cliptex.data.shard_index import check_indexed, read_index
+from cliptex.data.shard_index import ShardOffsets, check_indexed, read_index
 from cliptex.labels.store import LabelFile, open_store
 from cliptex.tasks.base import Task
 from cliptex.training.batch import Batch, EncodedLabel, EncodedSample, SampleDecoder, Step, start_worker
@@ -29,8 +30,7 @@ BATCH_UNIT = 64
 """Batch sizes at other crop sizes are multiples of gcd(`batch_size`, this)."""
 
 
-@dataclass(frozen=True)
-class LoadedShard:
+class LoadedShard(NamedTuple):
     """The part of a shard that is in memory while its samples are drawn: all keys, and this process' labels by row."""
 
     keys: list[str]
@@ -92,8 +92,7 @@ class JointLoader:
         self.train, self.image_size, self.seed, self.shuffle_labels = train, image_size, seed, shuffle_labels
         self.rank, self.processes, self.workers = rank, processes, workers
         self._decoder = SampleDecoder(train, seed, self.tasks, tokenizer)
-        counts = [len(entry["keys"]) for entry in self.entries]
-        self._offsets = [0, *itertools.accumulate(counts)]
+        self._offsets = [0, *itertools.accumulate(len(entry["keys"]) for entry in self.entries)]
         self.held_out = self._held_out_ids(train.held_out)
         in_training = np.ones(self._offsets[-1], bool)
         in_training[self.held_out] = False
@@ -101,8 +100,7 @@ class JointLoader:
         self.num_samples = int(in_training.sum())
         self._check_batch_sizes(index)
         self._shard_offsets: dict[int, ShardOffsets] = {}
-        self._held_out_samples: list[EncodedSample] | None = None
-        self._cached_order: tuple[int, EpochOrder] | None = None
+        self._order = lru_cache(maxsize=1)(self._draw_order)
 
     def _check_batch_sizes(self, index: Path) -> None:
         divisor = self.processes * self.train.accumulate
@@ -162,19 +160,16 @@ class JointLoader:
         samples = self._samples(self.steps(start), self.rank, self.processes)
         if not self.workers:
             return (self._decoder[samples_and_step] for samples_and_step in samples)
-        return iter(
-            torch.utils.data.DataLoader(
-                self._decoder,
-                batch_size=None,
-                # locations and labels come from this process, so that workers need not read labels again
-                sampler=samples,
-                num_workers=self.workers,
-                pin_memory=torch.cuda.is_available(),
-                # forking is unsafe in a process that uses CUDA or threads
-                multiprocessing_context="forkserver",
-                worker_init_fn=start_worker,
-            )
+        loaded = torch.utils.data.DataLoader(
+            self._decoder,
+            batch_size=None,
+            sampler=samples,  # locations and labels come from this process: workers need not read labels again
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="forkserver",  # forking is unsafe in a process that uses CUDA or threads
+            worker_init_fn=start_worker,
         )
+        return iter(loaded)
 
     def label_batches(self, count: int) -> Iterator[dict[str, np.ndarray]]:
         """The targets of the first `count` batches, of all processes, without decoding images."""
@@ -183,16 +178,19 @@ class JointLoader:
 
     def held_out_batches(self, rows: int) -> Iterator[Batch]:
         """The held-out samples, neither cropped nor flipped, at most `rows` at a time."""
-        if self._held_out_samples is None:
-            shard_numbers, self._held_out_samples = self._shards_of(self.held_out), []
-            for shard in np.unique(shard_numbers).tolist():
-                ids = self.held_out[shard_numbers == shard]
-                loaded = self._load_shards([shard], ids)
-                self._held_out_samples += [self._encoded(sample, sample, loaded) for sample in ids.tolist()]
         decoder = SampleDecoder(self.train, self.seed, self.tasks, augment=False)
         step = Step(0, 0, rows, self.image_size, False)
         for start in range(0, len(self._held_out_samples), rows):
             yield decoder[self._held_out_samples[start : start + rows], step]
+
+    @cached_property
+    def _held_out_samples(self) -> list[EncodedSample]:
+        shard_numbers, samples = self._shards_of(self.held_out), []
+        for shard in np.unique(shard_numbers).tolist():
+            ids = self.held_out[shard_numbers == shard].tolist()
+            loaded = self._load_shards([shard], np.array(ids))
+            samples += [self._encoded(sample, sample, loaded) for sample in ids]
+        return samples
 
     def samples_seen(self, steps: int) -> tuple[int, int]:
         """Images seen by all processes in the first `steps` steps, and how many of them are distinct."""
@@ -206,16 +204,11 @@ class JointLoader:
                 seen[self._order(epoch).sample_ids[:rows]] = True
         return total, int(seen.sum())
 
-    def _order(self, epoch: int) -> EpochOrder:
+    def _draw_order(self, epoch: int) -> EpochOrder:
         """Shuffle the shards, then the samples within windows of `shuffle_shards` shards."""
-        if self._cached_order is not None and self._cached_order[0] == epoch:
-            return self._cached_order[1]
         rng = np.random.default_rng([self.seed, epoch])
-        shuffled = rng.permutation(len(self.entries))
-        windows = [
-            sorted(shuffled[start : start + self.train.shuffle_shards].tolist())
-            for start in range(0, len(shuffled), self.train.shuffle_shards)
-        ]
+        shuffled, count = rng.permutation(len(self.entries)).tolist(), self.train.shuffle_shards
+        windows = [sorted(shuffled[start : start + count]) for start in range(0, len(shuffled), count)]
         parts = []
         for window in windows:
             ids = np.concatenate([self._ids[shard] for shard in window])
@@ -228,9 +221,7 @@ class JointLoader:
             permutation = rng.permutation(len(ids))
             parts.append((ids[permutation], labels[permutation]))
         sample_ids, label_ids = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        order = EpochOrder(sample_ids, label_ids, windows, np.cumsum([len(ids) for ids, _ in parts]).tolist())
-        self._cached_order = (epoch, order)
-        return order
+        return EpochOrder(sample_ids, label_ids, windows, np.cumsum([len(ids) for ids, _ in parts]).tolist())
 
     def _samples(
         self, steps: Iterable[Step], rank: int = 0, processes: int = 1
@@ -257,8 +248,7 @@ class JointLoader:
 
     def _load_shards(self, numbers: Iterable[int], label_ids: np.ndarray) -> dict[int, LoadedShard]:
         """Load the keys of some shards, and the labels of the samples `label_ids`."""
-        shard_numbers = self._shards_of(label_ids)
-        loaded = {}
+        shard_numbers, loaded = self._shards_of(label_ids), {}
         for number in numbers:
             rows = label_ids[shard_numbers == number] - self._offsets[number]
             labels = {store: file.get_many(rows) for store, file in self._labels[number].items()}

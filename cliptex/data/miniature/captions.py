@@ -3,6 +3,7 @@
 Captions never say "left" or "right", so that they stay true for flipped images.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,9 +75,7 @@ def _article(words: str) -> str:
 
 
 def _plural(noun: str) -> str:
-    if noun in IRREGULAR:
-        return IRREGULAR[noun]
-    if noun.endswith(" of stairs") or noun in ("stairs",):
+    if noun.endswith("stairs"):
         return noun
     head, _, last = noun.rpartition(" ")
     if last in IRREGULAR:
@@ -117,14 +116,9 @@ def describe(s: Stylist, category: str, things: list[Seen], scenery: list[str]) 
         where = s.pick(("on a mountain", "in the mountains", "in a mountain landscape"))
     if place == "road in the desert":
         where = "on a road in the desert"
-    counts: dict[str, int] = {}
-    for seen in things:
-        counts[seen.kind] = counts.get(seen.kind, 0) + 1
-    firsts: list[Seen] = []
-    for seen in things:
-        if seen.kind not in {first.kind for first in firsts}:
-            firsts.append(seen)
-    firsts = firsts[: s.pick((1, 2, 2, 3, 3))]
+    counts = Counter(seen.kind for seen in things)
+    largest = {seen.kind: seen for seen in reversed(things)}
+    firsts = [largest[kind] for kind in counts][: s.pick((1, 2, 2, 3, 3))]
     parts = [_phrase(s, seen, counts[seen.kind]) for seen in firsts]
     supports = {first.on for first in firsts}
     extra = [_scenery(s, kind) for kind in scenery[:2] if kind not in supports and s.chance(0.45)]

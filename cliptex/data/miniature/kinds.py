@@ -50,16 +50,7 @@ KINDS: list[Kind] = [
 KIND_ID: dict[str, int] = {kind.name: number for number, kind in enumerate(KINDS)}
 THINGS: list[str] = [kind.name for kind in KINDS if kind.coco]
 
-SCENE_CATEGORIES: dict[str, bool] = {
-    "living_room": True,
-    "bedroom": True,
-    "kitchen": True,
-    "office": True,
-    "corridor": True,
-    "street": False,
-    "beach": False,
-    "mountain": False,
-    "park": False,
-    "desert_road": False,
-}
+INDOORS = ("living_room", "bedroom", "kitchen", "office", "corridor")
+OUTDOORS = ("street", "beach", "mountain", "park", "desert_road")
+SCENE_CATEGORIES: dict[str, bool] = dict.fromkeys(INDOORS, True) | dict.fromkeys(OUTDOORS, False)
 """Official Places365 category -> whether it is indoors."""

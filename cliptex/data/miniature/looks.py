@@ -29,93 +29,49 @@ COLOURS: dict[str, Vector] = {
 FABRICS = ("solid", "stripes", "checker", "dots", "noise", "bands")
 
 
+Range = tuple[float, float]
+
+
 @dataclass(frozen=True)
 class Look:
     """Parameter ranges of a data set's scenes."""
 
-    domain: int
-    """Part of the seed, so that no two data sets share a scene."""
-    warmth: tuple[float, float]
-    """Colour of the light, from blue (-1) to yellow (+1)."""
-    ambient: tuple[float, float]
-    """Share of ambient light."""
-    stretch: tuple[float, float]
-    """Vertical scaling of objects, relative to their width."""
-    patterned: float
-    """Share of patterned furniture and clothes."""
-    odd_colour: float
-    """Share of objects with a colour that is atypical of their class."""
-    saturation: tuple[float, float]
-    """Saturation of colours."""
-    noise: tuple[float, float]
-    """Standard deviation of the sensor noise, relative to white."""
-    blur: tuple[float, float]
-    """Standard deviation of the blur, pixels of a 96-pixel image."""
-    cast: float
-    """Standard deviation of the colour channels' gains (colour cast)."""
-    jpeg: tuple[int, int]
-    """JPEG quality."""
-    flash: float
-    """Share of indoor images taken with a flash."""
+    domain: int  # part of the seed, so that no two data sets share a scene
+    warmth: Range  # colour of the light, from blue (-1) to yellow (+1)
+    ambient: Range  # share of ambient light
+    stretch: Range  # vertical scaling of objects, relative to their width
+    patterned: float  # share of patterned furniture and clothes
+    odd_colour: float  # share of objects with a colour that is atypical of their class
+    saturation: Range
+    noise: Range  # standard deviation of the sensor noise, relative to white
+    blur: Range  # standard deviation of the blur, pixels of a 96-pixel image
+    cast: float  # standard deviation of the colour channels' gains (colour cast)
+    jpeg: tuple[int, int]  # JPEG quality
+    flash: float  # share of indoor images taken with a flash
 
 
 LOOKS = {
     "experts": Look(
-        1,
-        (-0.2, 0.4),
-        (0.35, 0.55),
-        (0.9, 1.1),
-        0.15,
-        0.04,
-        (0.85, 1.1),
-        (0.005, 0.015),
-        (0.3, 0.5),
-        0.03,
-        (88, 95),
-        0.9,
+        domain=1, warmth=(-0.2, 0.4), ambient=(0.35, 0.55), stretch=(0.9, 1.1), patterned=0.15, odd_colour=0.04,
+        saturation=(0.85, 1.1), noise=(0.005, 0.015), blur=(0.3, 0.5), cast=0.03, jpeg=(88, 95), flash=0.9,
     ),
     "pairs": Look(
-        2,
-        (-0.4, 0.6),
-        (0.3, 0.55),
-        (0.85, 1.15),
-        0.2,
-        0.05,
-        (0.75, 1.15),
-        (0.01, 0.03),
-        (0.35, 0.7),
-        0.06,
-        (75, 95),
-        0.85,
+        domain=2, warmth=(-0.4, 0.6), ambient=(0.3, 0.55), stretch=(0.85, 1.15), patterned=0.2, odd_colour=0.05,
+        saturation=(0.75, 1.15), noise=(0.01, 0.03), blur=(0.35, 0.7), cast=0.06, jpeg=(75, 95), flash=0.85,
     ),
     "benchmark": Look(
-        3,
-        (-0.6, 0.1),
-        (0.3, 0.6),
-        (0.95, 1.25),
-        0.3,
-        0.08,
-        (0.75, 1.05),
-        (0.008, 0.02),
-        (0.3, 0.6),
-        0.04,
-        (80, 95),
-        0.9,
+        domain=3, warmth=(-0.6, 0.1), ambient=(0.3, 0.6), stretch=(0.95, 1.25), patterned=0.3, odd_colour=0.08,
+        saturation=(0.75, 1.05), noise=(0.008, 0.02), blur=(0.3, 0.6), cast=0.04, jpeg=(80, 95), flash=0.9,
     ),
-}
+}  # fmt: skip
 """Domain -> look. All benchmarks have the same look and different seeds."""
 SHIFTED = {
     "dusk": replace(
         LOOKS["benchmark"],
-        warmth=(0.5, 0.9),
-        ambient=(0.1, 0.2),
-        saturation=(0.35, 0.6),
-        noise=(0.02, 0.04),
-        blur=(0.5, 0.8),
-        cast=0.1,
+        warmth=(0.5, 0.9), ambient=(0.1, 0.2), saturation=(0.35, 0.6), noise=(0.02, 0.04), blur=(0.5, 0.8), cast=0.1,
         flash=0.0,
     )
-}
+}  # fmt: skip
 """Further looks of the benchmarks' domain, for studies: the same scenes and cameras in different light."""
 
 

@@ -32,7 +32,6 @@ def _quads_to_triangles(quads: np.ndarray) -> np.ndarray:
 
 @cache
 def box() -> Primitive:
-    """A cube."""
     vertices = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (0, 1)], np.float32)
     quads = np.array([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]])
     return vertices, _quads_to_triangles(quads)
@@ -62,7 +61,6 @@ def lathe(profile: tuple[tuple[float, float], ...], segments: int = 12) -> Primi
 
 
 def cylinder(segments: int = 12) -> Primitive:
-    """A cylinder."""
     return lathe(((1.0, 0.0), (1.0, 1.0)), segments)
 
 
@@ -73,7 +71,6 @@ def cone(top: float = 0.0, segments: int = 12) -> Primitive:
 
 @cache
 def ball(segments: int = 12, rings: int = 6) -> Primitive:
-    """A sphere."""
     angles = np.linspace(0.02, np.pi - 0.02, rings)
     return lathe(tuple((float(np.sin(a)), float(0.5 - 0.5 * np.cos(a))) for a in angles), segments)
 
@@ -149,15 +146,12 @@ class Shape:
         self.parts.append(MeshPart(vertices + np.array(at, np.float32), primitive[1], paint, kind))
 
     def box(self, size: Vector, at: Vector, paint: Paint, rotation: np.ndarray | None = None) -> None:
-        """Add a box."""
         self.add(box(), size, at, paint, rotation)
 
     def post(self, diameter: float, height: float, at: Vector, paint: Paint, rotation: np.ndarray | None = None):
-        """Add a cylinder."""
         self.add(cylinder(6 if diameter < 0.13 else 12), (diameter, diameter, height), at, paint, rotation)
 
     def ball(self, size: Vector, at: Vector, paint: Paint, rotation: np.ndarray | None = None) -> None:
-        """Add an ellipsoid."""
         self.add(ball(), size, at, paint, rotation)
 
     def leaf(self, size: Vector, at: Vector, paint: Paint, rotation: np.ndarray | None = None) -> None:
@@ -165,7 +159,6 @@ class Shape:
         self.add(ball(6, 4), size, at, paint, rotation)
 
     def scale(self, factors: Vector) -> None:
-        """Scale the whole shape."""
         factors = np.array(factors, np.float32)
         self.parts = [MeshPart(p.vertices * factors, p.triangles, p.paint, p.kind) for p in self.parts]
 

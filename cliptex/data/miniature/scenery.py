@@ -13,9 +13,8 @@ from cliptex.data.miniature.meshes import Paint, Shape, Vector, cone, lathe, roo
 Heights = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def cabinet(s: Stylist) -> Shape:
+def cabinet(shape: Shape, s: Stylist) -> None:
     """A low chest with doors or drawers."""
-    shape = Shape()
     body = s.wood(s.pick(("brown", "beige"))) if s.chance(0.6) else s.plain(s.pick(("white", "grey", "blue", "green")))
     wide, deep, high = s.uniform(0.7, 1.6), s.uniform(0.4, 0.6), s.uniform(0.6, 1.0)
     shape.box((wide, deep, high), (0, 0, 0), body)
@@ -27,12 +26,11 @@ def cabinet(s: Stylist) -> Shape:
             at = ((j - (columns - 1) / 2) * wide / columns, -deep / 2 - 0.015, high * (i + 0.07) / rows)
             shape.box(size, at, body)
             shape.box((0.1, 0.04, 0.03), (at[0], at[1] - 0.03, at[2] + size[2] * 0.7), Paint((0.2, 0.2, 0.2)))
-    return shape
 
 
-def shelf(s: Stylist) -> Shape:
+def shelf(shape: Shape, s: Stylist) -> None:
     """An open shelf with boxes."""
-    shape, wood = Shape(), s.wood(s.pick(("brown", "beige", "white")))
+    wood = s.wood(s.pick(("brown", "beige", "white")))
     wide, high, deep = s.uniform(0.7, 1.4), s.uniform(1.2, 2.0), 0.32
     for x in (-1, 1):
         shape.box((0.04, deep, high), (x * wide / 2, 0, 0), wood)
@@ -45,23 +43,19 @@ def shelf(s: Stylist) -> Shape:
             for _ in range(2):
                 size = (s.uniform(0.1, 0.3) * wide, deep * 0.7, high / count * s.uniform(0.4, 0.8))
                 shape.box(size, (s.uniform(-0.33, 0.33) * wide, 0, z + 0.04), s.plain(s.colour("red blue green white")))
-    return shape
 
 
-def wardrobe(s: Stylist) -> Shape:
-    """A tall closet."""
-    shape, body = Shape(), s.wood(s.pick(("brown", "beige", "white")))
+def wardrobe(shape: Shape, s: Stylist) -> None:
+    body = s.wood(s.pick(("brown", "beige", "white")))
     wide, high = s.uniform(1.0, 1.6), s.uniform(1.8, 2.15)
     shape.box((wide, 0.6, high), (0, 0, 0), body)
     for x in (-1, 1):
         shape.box((wide * 0.47, 0.03, high * 0.92), (x * wide * 0.245, -0.315, high * 0.04), body)
         shape.box((0.04, 0.05, 0.2), (x * 0.06, -0.35, high * 0.5), Paint((0.2, 0.2, 0.2)))
-    return shape
 
 
-def desk(s: Stylist) -> Shape:
-    """A top on two blocks of drawers."""
-    shape, body = Shape(), s.wood(s.pick(("brown", "beige")))
+def desk(shape: Shape, s: Stylist) -> None:
+    body = s.wood(s.pick(("brown", "beige")))
     wide, deep, high = s.uniform(1.1, 1.6), s.uniform(0.6, 0.75), 0.74
     shape.box((wide, deep, 0.05), (0, 0, high - 0.05), body)
     shape.box((wide * 0.9, 0.03, 0.4), (0, deep / 2 - 0.04, 0.3), body)
@@ -70,51 +64,34 @@ def desk(s: Stylist) -> Shape:
         for i in range(3):
             at = (x * (wide / 2 - 0.2), -deep * 0.46, 0.05 + i * 0.21)
             shape.box((0.32, 0.03, 0.18), at, s.plain("beige"))
-    return shape
 
 
-def lamp(s: Stylist) -> Shape:
+def lamp(shape: Shape, s: Stylist) -> None:
     """A standing lamp with a bright shade."""
-    shape = Shape()
     high = s.uniform(1.2, 1.7)
     stick = s.plain(s.pick(("black", "grey", "brown")))
     shape.post(0.32, 0.04, (0, 0, 0), stick)
     shape.post(0.04, high, (0, 0, 0), stick)
-    shape.add(
-        cone(0.6),
-        (0.44, 0.44, 0.34),
-        (0, 0, high),
-        Paint(s.shade(s.pick(((1.0, 0.92, 0.7), (1.0, 0.8, 0.6)))), glow=0.6),
-    )
-    return shape
+    shade = Paint(s.shade(s.pick(((1.0, 0.92, 0.7), (1.0, 0.8, 0.6)))), glow=0.6)
+    shape.add(cone(0.6), (0.44, 0.44, 0.34), (0, 0, high), shade)
 
 
-def crate(s: Stylist) -> Shape:
-    """A box."""
-    shape = Shape()
+def crate(shape: Shape, s: Stylist) -> None:
     size = (s.uniform(0.35, 0.9), s.uniform(0.35, 0.9), s.uniform(0.3, 0.9))
-    paint = (
-        s.mixed((0.68, 0.52, 0.34), (0.55, 0.40, 0.25), "planks", 0.15)
-        if s.chance(0.5)
-        else s.plain((0.70, 0.55, 0.38))
-    )
-    shape.box(size, (0, 0, 0), paint)
+    planks = s.chance(0.5)
+    wood = s.mixed((0.68, 0.52, 0.34), (0.55, 0.40, 0.25), "planks", 0.15) if planks else s.plain((0.70, 0.55, 0.38))
+    shape.box(size, (0, 0, 0), wood)
     shape.box((size[0] * 1.01, 0.08, size[2] * 1.01), (0, 0, 0), s.plain((0.8, 0.7, 0.5)))
-    return shape
 
 
-def barrel(s: Stylist) -> Shape:
-    """A barrel with hoops."""
-    shape = Shape()
+def barrel(shape: Shape, s: Stylist) -> None:
     high = s.uniform(0.7, 1.0)
     paint = s.mixed("brown", (0.2, 0.14, 0.1), "bands", high / 3)
     shape.add(lathe(((0.8, 0), (1, 0.3), (1, 0.7), (0.8, 1))), (high * 0.7, high * 0.7, high), (0, 0, 0), paint)
-    return shape
 
 
-def column(s: Stylist) -> Shape:
+def column(shape: Shape, s: Stylist) -> None:
     """A round or square column from floor to ceiling; stretched by the caller."""
-    shape = Shape()
     wide, paint = s.uniform(0.3, 0.6), s.plain(s.pick(("white", "beige", "grey")))
     if s.chance(0.5):
         shape.post(wide, 1.0, (0, 0, 0), paint)
@@ -122,34 +99,26 @@ def column(s: Stylist) -> Shape:
         shape.box((wide, wide, 1.0), (0, 0, 0), paint)
     shape.box((wide * 1.3, wide * 1.3, 0.05), (0, 0, 0), paint)
     shape.box((wide * 1.3, wide * 1.3, 0.05), (0, 0, 0.949), paint)
-    return shape
 
 
-def stairs(s: Stylist) -> Shape:
+def stairs(shape: Shape, s: Stylist) -> None:
     """Steps that rise along y."""
-    shape, paint = Shape(), s.wood() if s.chance(0.5) else s.plain("grey")
+    paint = s.wood() if s.chance(0.5) else s.plain("grey")
     wide, steps = s.uniform(0.9, 1.5), 3 + int(s.random() * 5)
     for i in range(steps):
         shape.box((wide, 0.28, 0.18 * (i + 1)), (0, (i - steps / 2) * 0.28, 0), paint)
-    return shape
 
 
-def ramp(s: Stylist) -> Shape:
+def ramp(shape: Shape, s: Stylist) -> None:
     """A sloping plane."""
-    shape = Shape()
     size = (s.uniform(1.2, 2.6), s.uniform(1.0, 2.0), s.uniform(0.4, 1.3))
-    shape.add(
-        wedge(),
-        size,
-        (0, 0, 0),
-        s.mixed(s.pick(("grey", "beige", "brown")), "white", s.pick(("tiles", "solid", "planks")), 0.3),
-    )
-    return shape
+    paint = s.mixed(s.pick(("grey", "beige", "brown")), "white", s.pick(("tiles", "solid", "planks")), 0.3)
+    shape.add(wedge(), size, (0, 0, 0), paint)
 
 
-def window(s: Stylist) -> Shape:
+def windowpane(shape: Shape, s: Stylist) -> None:
     """A pane with a frame, to hang on a wall; its back is at y = 0."""
-    shape, frame = Shape(), s.plain(s.pick(("white", "brown", "grey")))
+    frame = s.plain(s.pick(("white", "brown", "grey")))
     wide, high = s.uniform(0.8, 1.8), s.uniform(0.9, 1.4)
     view = Paint(s.shade((0.72, 0.85, 1.0)), s.shade((0.45, 0.62, 0.42)), "noise", 1.2, 0.01, 0.75)
     shape.box((wide, 0.04, high), (0, -0.02, 0), view)
@@ -157,12 +126,9 @@ def window(s: Stylist) -> Shape:
         shape.box((0.06, 0.08, high), (x * wide, -0.04, 0), frame)
     for z in (0.0, 0.5, 1.0):
         shape.box((wide + 0.06, 0.08, 0.06), (0, -0.04, z * high - 0.03), frame)
-    return shape
 
 
-def door(s: Stylist) -> Shape:
-    """A door with panels and a handle."""
-    shape = Shape()
+def door(shape: Shape, s: Stylist) -> None:
     leaf = s.wood() if s.chance(0.5) else s.plain(s.pick(("white", "red", "green", "blue", "grey")))
     frame = s.plain(s.pick(("white", "brown")))
     shape.box((1.02, 0.06, 2.08), (0, -0.03, 0), frame)
@@ -170,84 +136,60 @@ def door(s: Stylist) -> Shape:
     for low in (0.15, 1.1):
         shape.box((0.6, 0.04, 0.75), (0, -0.1, low), leaf)
     shape.leaf((0.08, 0.1, 0.08), (0.35, -0.13, 0.98), s.plain("yellow"))
-    return shape
 
 
-def painting(s: Stylist) -> Shape:
-    """A framed painting."""
-    shape = Shape()
+def painting(shape: Shape, s: Stylist) -> None:
     wide, high = s.uniform(0.5, 1.2), s.uniform(0.4, 0.9)
-    picture = s.mixed(
-        s.colour("green blue orange"),
-        s.colour("yellow red white"),
-        s.pick(("noise", "patches", "checker", "waves")),
-        0.3,
-    )
+    colours = s.colour("green blue orange"), s.colour("yellow red white")
+    picture = s.mixed(*colours, s.pick(("noise", "patches", "checker", "waves")), 0.3)
     shape.box((wide, 0.05, high), (0, -0.025, 0), s.plain(s.pick(("brown", "black", "yellow", "white"))))
     shape.box((wide * 0.86, 0.02, high * 0.82), (0, -0.055, high * 0.09), picture)
-    return shape
 
 
-def mirror(s: Stylist) -> Shape:
-    """A pale pane in a frame."""
-    shape = Shape()
+def mirror(shape: Shape, s: Stylist) -> None:
     wide, high = s.uniform(0.5, 0.8), s.uniform(0.7, 1.3)
     shape.box((wide, 0.05, high), (0, -0.025, 0), s.plain(s.pick(("brown", "black", "yellow"))))
-    shape.box(
-        (wide * 0.88, 0.02, high * 0.9),
-        (0, -0.055, high * 0.05),
-        Paint(s.shade((0.7, 0.78, 0.82)), (0.85, 0.9, 0.95), "waves", 1.0, 0.0, 0.35),
-    )
-    return shape
+    pane = Paint(s.shade((0.7, 0.78, 0.82)), (0.85, 0.9, 0.95), "waves", 1.0, 0.0, 0.35)
+    shape.box((wide * 0.88, 0.02, high * 0.9), (0, -0.055, high * 0.05), pane)
 
 
-def curtain(s: Stylist) -> Shape:
-    """Folded hanging cloth."""
-    shape = Shape()
+def curtain(shape: Shape, s: Stylist) -> None:
     colour = s.colour("red blue green beige white")
     base = s.shade(colour)
     cloth = Paint(base, tuple(0.65 * channel for channel in base), "stripes", 0.16, 0.03)
     wide, high = s.uniform(0.5, 0.9), s.uniform(1.8, 2.2)
     for i in range(5):
         shape.post(wide / 4, high, ((i / 4 - 0.5) * wide, -0.1, 0), cloth)
-    return shape
 
 
-def radiator(s: Stylist) -> Shape:
-    """Ribs along a wall."""
-    shape, paint = Shape(), s.plain("white", 0.01)
+def radiator(shape: Shape, s: Stylist) -> None:
+    paint = s.plain("white", 0.01)
     for i in range(7):
         shape.box((0.1, 0.12, 0.55), ((i - 3) * 0.13, -0.09, 0.12), paint)
     shape.box((0.95, 0.06, 0.04), (0, -0.08, 0.2), paint)
-    return shape
 
 
-def rug(s: Stylist) -> Shape:
-    """A flat cloth on the floor."""
-    shape = Shape()
+def rug(shape: Shape, s: Stylist) -> None:
     size = (s.uniform(1.2, 2.6), s.uniform(0.9, 1.8), 0.02)
     if s.chance(0.3):
         shape.post(size[1], 0.02, (0, 0, 0), s.fabric(s.colour("red blue green beige"), 0.8))
     else:
         shape.box(size, (0, 0, 0), s.fabric(s.colour("red blue green beige"), 0.8))
         shape.box((size[0] * 0.85, size[1] * 0.8, 0.025), (0, 0, 0), s.fabric(s.colour("white beige red blue"), 0.6))
-    return shape
 
 
-def ceiling_light(s: Stylist) -> Shape:
+def light(shape: Shape, s: Stylist) -> None:
     """A bright panel under the ceiling; its top is at z = 0."""
-    shape = Shape()
     paint = Paint((1.0, 0.98, 0.9), glow=0.9)
     if s.chance(0.5):
         shape.box((1.1, 0.3, 0.06), (0, 0, -0.06), paint)
     else:
         shape.post(0.5, 0.08, (0, 0, -0.08), paint)
-    return shape
 
 
-def tree(s: Stylist) -> Shape:
+def tree(shape: Shape, s: Stylist) -> None:
     """A trunk with a round crown, or a conifer."""
-    shape, bark = Shape(), s.mixed((0.36, 0.26, 0.18), (0.22, 0.15, 0.10), "noise", 0.3)
+    bark = s.mixed((0.36, 0.26, 0.18), (0.22, 0.15, 0.10), "noise", 0.3)
     green = s.pick(((0.20, 0.42, 0.14), (0.14, 0.34, 0.14), (0.32, 0.46, 0.14), (0.50, 0.38, 0.12)))
     leaf = s.mixed(green, tuple(0.5 * channel for channel in green), "noise", 0.6, 0.12)
     high = s.uniform(3.0, 6.5)
@@ -262,23 +204,19 @@ def tree(s: Stylist) -> Shape:
             wide = high * s.uniform(0.34, 0.5)
             at = (s.uniform(-0.15, 0.15) * high, s.uniform(-0.15, 0.15) * high, high * s.uniform(0.35, 0.6))
             shape.ball((wide, wide, wide * 0.9), at, leaf)
-    return shape
 
 
-def palm(s: Stylist) -> Shape:
+def palm(shape: Shape, s: Stylist) -> None:
     """A thin trunk with long leaves."""
-    shape = Shape()
     high = s.uniform(3.0, 5.0)
     shape.add(cone(0.7), (0.36, 0.36, high), (0, 0, 0), s.mixed((0.50, 0.38, 0.25), (0.33, 0.25, 0.16), "bands", 0.4))
     leaf = s.mixed((0.24, 0.48, 0.16), (0.16, 0.32, 0.1), "noise", 0.4)
     for i in range(8):
         shape.leaf((0.45, 0.08, 1.9), (0, 0, high - 0.05), leaf, turn(2, i * 0.785) @ turn(0, s.uniform(1.3, 2.1)))
-    return shape
 
 
-def cactus(s: Stylist) -> Shape:
+def cactus(shape: Shape, s: Stylist) -> None:
     """A green post with arms."""
-    shape = Shape()
     green = s.mixed((0.25, 0.45, 0.22), (0.16, 0.32, 0.15), "stripes", 0.14)
     high = s.uniform(1.4, 2.6)
     shape.add(lathe(((1, 0), (1, 0.9), (0.6, 1))), (0.4, 0.4, high), (0, 0, 0), green)
@@ -286,12 +224,9 @@ def cactus(s: Stylist) -> Shape:
         level = high * s.uniform(0.35, 0.6)
         shape.post(0.24, 0.5, (0, 0, level), green, turn(1, side * 1.57))
         shape.post(0.24, high * 0.3, (side * 0.5, 0, level - 0.1), green)
-    return shape
 
 
-def rock(s: Stylist) -> Shape:
-    """A few irregular lumps."""
-    shape = Shape()
+def rock(shape: Shape, s: Stylist) -> None:
     stone = s.pick(((0.48, 0.46, 0.44), (0.56, 0.46, 0.36), (0.40, 0.36, 0.34)))
     paint = s.mixed(stone, tuple(0.65 * channel for channel in stone), "noise", 0.5, 0.1)
     for _ in range(3):
@@ -299,12 +234,9 @@ def rock(s: Stylist) -> Shape:
         at = (s.uniform(-0.5, 0.5), s.uniform(-0.5, 0.5), -0.1)
         rotation = turn(2, s.uniform(0, 3)) @ turn(0, s.uniform(-0.3, 0.3))
         shape.add(lathe(((0.9, 0), (1.0, 0.35), (0.45, 1)), 6), size, at, paint, rotation)
-    return shape
 
 
-def building(s: Stylist) -> Shape:
-    """A block of flats with rows of windows."""
-    shape = Shape()
+def building(shape: Shape, s: Stylist) -> None:
     wall = s.shade(s.pick(("red", "beige", "grey", "white", "brown", "yellow")), 0.25)
     wall = tuple(0.5 * channel + 0.2 for channel in wall)
     wide, deep, high = s.uniform(6, 12), s.uniform(6, 9), s.uniform(5, 16)
@@ -312,12 +244,9 @@ def building(s: Stylist) -> Shape:
     shape.box((wide, deep, high), (0, 0, 0), paint)
     shape.box((wide + 0.4, deep + 0.4, 0.4), (0, 0, high), s.plain("grey"))
     shape.box((1.3, 0.2, 2.2), (s.uniform(-0.3, 0.3) * wide, -deep / 2, 0), s.wood())
-    return shape
 
 
-def house(s: Stylist) -> Shape:
-    """A cottage with a gable roof."""
-    shape = Shape()
+def house(shape: Shape, s: Stylist) -> None:
     wall = s.mixed(s.pick(("white", "beige", "yellow", "red")), "white", s.pick(("solid", "brick")), 0.3)
     wide, deep, high = s.uniform(4, 6), s.uniform(4, 7), s.uniform(2.4, 3.2)
     shape.box((wide, deep, high), (0, 0, 0), wall)
@@ -326,38 +255,30 @@ def house(s: Stylist) -> Shape:
     for x in (-0.28, 0.28):
         shape.box((0.9, 0.1, 0.9), (x * wide, -deep / 2, 1.1), Paint((0.2, 0.26, 0.34)))
     shape.box((0.9, 0.12, 1.9), (0, -deep / 2, 0), s.plain(s.pick(("brown", "green", "red", "blue"))))
-    return shape
 
 
-def fence(s: Stylist) -> Shape:
-    """Posts and boards along x."""
-    shape, wood = Shape(), s.plain(s.pick(("white", "brown", "grey")))
+def fence(shape: Shape, s: Stylist) -> None:
+    wood = s.plain(s.pick(("white", "brown", "grey")))
     for z in (0.3, 0.75):
         shape.box((3.2, 0.05, 0.1), (0, 0, z), wood)
     for i in range(8):
         shape.box((0.14, 0.06, 1.05), ((i - 3.5) * 0.44, -0.05, 0), wood)
-    return shape
 
 
-def streetlight(s: Stylist) -> Shape:
-    """A tall pole with an arm."""
-    shape, paint = Shape(), s.plain(s.pick(("grey", "black", "green")))
+def streetlight(shape: Shape, s: Stylist) -> None:
+    paint = s.plain(s.pick(("grey", "black", "green")))
     high = s.uniform(3.2, 4.6)
     shape.add(cone(0.6), (0.2, 0.2, high), (0, 0, 0), paint)
     shape.box((1.1, 0.1, 0.1), (0.5, 0, high - 0.1), paint)
     shape.box((0.5, 0.26, 0.12), (0.95, 0, high - 0.2), Paint((1.0, 0.95, 0.8), glow=0.5))
-    return shape
 
 
-def signboard(s: Stylist) -> Shape:
-    """A board on two posts."""
-    shape = Shape()
+def signboard(shape: Shape, s: Stylist) -> None:
     high = s.uniform(0.8, 1.6)
     for x in (-0.5, 0.5):
         shape.post(0.08, high + 0.4, (x, 0, 0), s.plain("grey"))
     board = s.mixed(s.colour("green blue yellow"), "white", s.pick(("bands", "lines", "dots")), 0.3)
     shape.box((1.5, 0.08, 0.9), (0, -0.06, high), board)
-    return shape
 
 
 def peak(s: Stylist, far: bool) -> Shape:
@@ -425,33 +346,18 @@ def shell(size: Vector, slope: float, paints: tuple[Paint, list[Paint], Paint]) 
     return shape
 
 
-STANDING: dict[str, Callable[[Stylist], Shape]] = {
-    "cabinet": cabinet,
-    "shelf": shelf,
-    "wardrobe": wardrobe,
-    "desk": desk,
-    "lamp": lamp,
-    "box": crate,
-    "barrel": barrel,
-    "stairs": stairs,
-    "ramp": ramp,
-    "tree": tree,
-    "palm": palm,
-    "rock": rock,
-    "building": building,
-    "house": house,
-    "fence": fence,
-    "streetlight": streetlight,
-    "signboard": signboard,
-}
-"""Kind -> builder of scenery on the floor or ground."""
+SCENERY: dict[str, Callable[[Shape, Stylist], None]] = {"box": crate} | {
+    builder.__name__: builder
+    for builder in (
+        cabinet, shelf, wardrobe, desk, lamp, barrel, column, stairs, ramp, windowpane, door, painting, mirror, curtain,
+        radiator, rug, light, tree, palm, cactus, rock, building, house, fence, streetlight, signboard,
+    )
+}  # fmt: skip
+"""Kind -> builder, which adds its parts to a shape. Scenery for walls has its back at y = 0."""
 
-HANGING: dict[str, Callable[[Stylist], Shape]] = {
-    "windowpane": window,
-    "painting": painting,
-    "mirror": mirror,
-    "door": door,
-    "curtain": curtain,
-    "radiator": radiator,
-}
-"""Kind -> builder of scenery on walls, with the back at y = 0."""
+
+def build(kind: str, s: Stylist) -> Shape:
+    """A piece of scenery of a kind."""
+    shape = Shape()
+    SCENERY[kind](shape, s)
+    return shape

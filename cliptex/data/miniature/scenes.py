@@ -19,23 +19,16 @@ MIN_INSTANCE = 0.0012
 class Scene:
     """A rendered scene and its ground truth."""
 
-    image: np.ndarray
-    """uint8 RGB [H, W, 3]."""
-    kinds: np.ndarray
-    """uint8 [H, W], index into KINDS."""
-    instances: np.ndarray
-    """uint8 [H, W]; 0 is none, i is the i-th object of `objects`."""
-    depth: np.ndarray
-    """float32 [H, W], z-depth in metres, NaN for the sky."""
+    image: np.ndarray  # uint8 RGB [H, W, 3]
+    kinds: np.ndarray  # uint8 [H, W], index into KINDS
+    instances: np.ndarray  # uint8 [H, W]; 0 is none, i is the i-th object of `objects`
+    depth: np.ndarray  # float32 [H, W], z-depth in metres, NaN for the sky
     normals: np.ndarray
     """float32 [H, W, 3], unit vectors in camera axes x right, y down, z forward, with non-negative dot product with the
     viewing ray (a wall facing the camera is 0, 0, 1); NaN for the sky."""
-    objects: list[Seen]
-    """The annotated instances, largest first."""
-    category: str
-    """Official Places365 category."""
-    caption: str
-    """A true caption of the scene."""
+    objects: list[Seen]  # the annotated instances, largest first
+    category: str  # the official Places365 category
+    caption: str  # true of the scene
     jpeg_quality: int
 
 
@@ -44,18 +37,12 @@ class SceneOptions:
     """What the scenes of a data set contain."""
 
     categories: tuple[str, ...] = tuple(SCENE_CATEGORIES)
-    subject: str | None = None
-    """Kind of the main object."""
-    name: str | None = None
-    """The subject's specific name, e.g. "school bus"."""
-    things: tuple[int, int] = (0, 3)
-    """Minimum and maximum number of further objects."""
-    scenery: float = 0.6
-    """Amount of furniture without a COCO class."""
-    closeness: float = 0.8
-    """Share of images with a main object, if `subject` is None."""
-    share: tuple[float, float] = (0.5, 1.0)
-    """Extent of the main object, relative to the image width: minimum and maximum."""
+    subject: str | None = None  # kind of the main object
+    name: str | None = None  # the subject's specific name, e.g. "school bus"
+    things: tuple[int, int] = (0, 3)  # minimum and maximum number of further objects
+    scenery: float = 0.6  # amount of furniture without a COCO class
+    closeness: float = 0.8  # share of images with a main object, if `subject` is None
+    share: tuple[float, float] = (0.5, 1.0)  # minimum and maximum extent of the main object, relative to the width
 
 
 def compose(

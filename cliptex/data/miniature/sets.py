@@ -40,18 +40,19 @@ def render_pairs(miniature: Miniature, shard_number: int, path: Path) -> None:
     Keys are the pair's number in 9 digits. A share `noisy_captions` of the captions is noise: half of it generic, half
     taken from the next pair of the shard. Raises CliptexError if there are fewer shards.
     """
-    numbers = _pair_numbers(miniature, shard_number)
-    write_shard(path, _pairs(miniature, numbers))
-
-
-def _pair_numbers(miniature: Miniature, shard_number: int) -> range:
     first = shard_number * miniature.pairs_per_shard
     if not 0 <= first < miniature.pairs:
         count = -(-miniature.pairs // miniature.pairs_per_shard)
         raise CliptexError(
             f"shard {shard_number}: does not exist; miniature.pairs and pairs_per_shard give shards 0 to {count - 1}"
         )
-    return range(first, min(first + miniature.pairs_per_shard, miniature.pairs))
+    last = min(first + miniature.pairs_per_shard, miniature.pairs)
+    write_shard(path, _pairs(miniature, range(first, last)))
+
+
+def _pair(miniature: Miniature, number: int, image: bytes, caption: str) -> Pair:
+    size = miniature.image_size_px
+    return Pair(f"{number:09d}", image, caption, {"width": size, "height": size, "source": "miniature", "url": None})
 
 
 def _pairs(miniature: Miniature, numbers: range) -> Iterator[Pair]:
@@ -60,7 +61,6 @@ def _pairs(miniature: Miniature, numbers: range) -> Iterator[Pair]:
         scene = _pair_scene(miniature, number)
         images.append(encode_jpeg(scene.image, scene.jpeg_quality))
         captions.append(scene.caption)
-    size = miniature.image_size_px
     for position, number in enumerate(numbers):
         rng = np.random.default_rng([miniature.seed, CAPTION_NOISE, number])
         noise = caption_noise(rng, miniature.noisy_captions)
@@ -69,8 +69,7 @@ def _pairs(miniature: Miniature, numbers: range) -> Iterator[Pair]:
             caption = GENERIC[int(rng.integers(len(GENERIC)))]
         elif noise == "swapped":
             caption = captions[(position + 1) % len(captions)]
-        metadata = {"width": size, "height": size, "source": "miniature", "url": None}
-        yield Pair(f"{number:09d}", images[position], caption, metadata)
+        yield _pair(miniature, number, images[position], caption)
 
 
 def render_captions(miniature: Miniature, count: int, folder: Path) -> None:
@@ -87,14 +86,12 @@ def render_captions(miniature: Miniature, count: int, folder: Path) -> None:
 
 def _captioned(miniature: Miniature, count: int) -> Iterator[Pair]:
     seen: set[str] = set()
-    size = miniature.image_size_px
     for number in range(miniature.pairs, miniature.pairs + 10 * count):
         scene = _pair_scene(miniature, number)
         if scene.caption in seen:
             continue
         seen.add(scene.caption)
-        metadata = {"width": size, "height": size, "source": "miniature", "url": None}
-        yield Pair(f"{number:09d}", encode_jpeg(scene.image, scene.jpeg_quality), scene.caption, metadata)
+        yield _pair(miniature, number, encode_jpeg(scene.image, scene.jpeg_quality), scene.caption)
         if len(seen) == count:
             return
     raise CliptexError(
@@ -131,11 +128,9 @@ def render_expert_set(miniature: Miniature, part: str, path: Path) -> None:
     with replacing(path) as scratch, h5py.File(scratch, "w") as file:
         file.attrs["source"] = "miniature"
         file.attrs["seed"] = miniature.seed
-        chunk = 16
+        chunk, how = 16, {"compression": "lzf", "track_times": False}
         out = {
-            name: file.create_dataset(
-                name, (count, *shape), dtype, chunks=(min(chunk, count), *shape), compression="lzf", track_times=False
-            )
+            name: file.create_dataset(name, (count, *shape), dtype, chunks=(min(chunk, count), *shape), **how)
             for name, (shape, dtype) in columns.items()
         }
         for start in track(range(0, count, chunk), f"render expert {part}"):

@@ -11,7 +11,7 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
 from cliptex.data.miniature.kinds import KIND_ID
-from cliptex.data.miniature.meshes import MeshPart, Paint, Shape, Vector
+from cliptex.data.miniature.meshes import Paint, Shape, Vector
 
 PATTERNS = (
     "solid", "checker", "stripes", "bands", "noise", "wood", "brick", "windows", "dots", "tiles", "waves", "patches",
@@ -24,12 +24,9 @@ PATTERN_ID = {name: number for number, name in enumerate(PATTERNS)}
 class Camera:
     """A pinhole camera with square pixels and a centred principal point."""
 
-    position: np.ndarray
-    """float32 [3], world."""
-    rotation: np.ndarray
-    """float32 [3, 3], world to camera; its rows are the camera's x, y and z axes."""
-    focal: float
-    """Focal length relative to the image width."""
+    position: np.ndarray  # float32 [3], world
+    rotation: np.ndarray  # float32 [3, 3], world to camera; its rows are the camera's x, y and z axes
+    focal: float  # focal length relative to the image width
 
     @classmethod
     def looking(cls, position: Vector, yaw: float, pitch: float, roll: float, field_of_view: float) -> "Camera":
@@ -56,30 +53,21 @@ class Camera:
 class Light:
     """The sun, or a lamp if `position` is set."""
 
-    direction: np.ndarray
-    """float32 [3], direction of the sun."""
-    position: np.ndarray | None
-    """float32 [3], position of the lamp; None: the sun."""
-    colour: np.ndarray
-    """float32 [3]."""
-    ambient: np.ndarray
-    """float32 [3], colour of the ambient light."""
-    falloff: float = 0.05
-    """Attenuation of a lamp's light per squared metre of distance."""
+    direction: np.ndarray  # float32 [3], of the sun
+    position: np.ndarray | None  # float32 [3], of the lamp; None: the sun
+    colour: np.ndarray  # float32 [3]
+    ambient: np.ndarray  # float32 [3], colour of the ambient light
+    falloff: float = 0.05  # attenuation of a lamp's light per squared metre of distance
 
 
 @dataclass(frozen=True)
 class Hits:
     """The first hit of each ray; arrays with one entry per ray."""
 
-    part: np.ndarray
-    """int32, index of the mesh part, -1 for the sky."""
-    depth: np.ndarray
-    """float32, z-depth in metres, NaN for the sky."""
-    position: np.ndarray
-    """float32 [N, 3], world."""
-    normal: np.ndarray
-    """float32 [N, 3], world, unit length, towards the camera."""
+    part: np.ndarray  # int32, index of the mesh part, -1 for the sky
+    depth: np.ndarray  # float32, z-depth in metres, NaN for the sky
+    position: np.ndarray  # float32 [N, 3], world
+    normal: np.ndarray  # float32 [N, 3], world, unit length, towards the camera
 
 
 @cache
@@ -132,18 +120,15 @@ class Stage:
         frame = (*position, c, s)
         at = np.array(position, np.float32)
         for part in shape.parts:
-            self._add(part, part.vertices @ rotation + at, frame, part.kind or kind, number)
+            self._vertices.append(part.vertices @ rotation + at)
+            self._triangles.append(part.triangles + self._offset)
+            self._counts.append(len(part.triangles))
+            self._offset += len(part.vertices)
+            self._paints.append(part.paint)
+            self._frames.append(frame)
+            self._kinds.append(KIND_ID[part.kind or kind])
+            self._instances.append(number)
         return number
-
-    def _add(self, part: MeshPart, vertices: np.ndarray, frame: tuple, kind: str, instance: int) -> None:
-        self._vertices.append(vertices)
-        self._triangles.append(part.triangles + self._offset)
-        self._counts.append(len(part.triangles))
-        self._offset += len(vertices)
-        self._paints.append(part.paint)
-        self._frames.append(frame)
-        self._kinds.append(KIND_ID[kind])
-        self._instances.append(instance)
 
     def mesh(self) -> tuple[np.ndarray, np.ndarray]:
         """The whole mesh: vertices float32 [V, 3] in world coordinates, triangles int32 [F, 3]."""
@@ -161,17 +146,20 @@ class Stage:
         self.numbers = np.array([[p.size, p.grain, p.glow] for p in self._paints], np.float32)
         self.patterns = np.array([PATTERN_ID[p.pattern] for p in self._paints], np.uint8)
 
-    def first_hits(self, camera: Camera, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Part [N] and z-depth [N] of the rays of a coarse image, to score a camera."""
+    def _run(self, camera: Camera, height: int, width: int):
+        """Directions, parts and Embree's results of the camera's rays."""
         rays = camera.rays(height, width) @ camera.rotation
         out = self._scene.run(np.broadcast_to(camera.position, rays.shape).copy(), rays, output=1)
-        return self._part_of[out["primID"]], out["tfar"]
+        return rays, self._part_of[out["primID"]], out
+
+    def first_hits(self, camera: Camera, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Part [N] and z-depth [N] of the rays of a coarse image, to score a camera."""
+        _, part, out = self._run(camera, height, width)
+        return part, out["tfar"]
 
     def cast(self, camera: Camera, height: int, width: int) -> Hits:
         """Cast the camera's rays."""
-        rays = camera.rays(height, width) @ camera.rotation
-        out = self._scene.run(np.broadcast_to(camera.position, rays.shape).copy(), rays, output=1)
-        part = self._part_of[out["primID"]]
+        rays, part, out = self._run(camera, height, width)
         depth = np.where(part >= 0, out["tfar"], np.float32(np.nan))
         normal = out["Ng"]
         normal /= np.maximum(np.sqrt(np.einsum("ij,ij->i", normal, normal)), 1e-20)[:, None]

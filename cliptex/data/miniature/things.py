@@ -25,6 +25,12 @@ class Thing(NamedTuple):
 GLASS = (0.16, 0.20, 0.26)
 SKIN = ((0.85, 0.64, 0.50), (0.72, 0.50, 0.36), (0.48, 0.31, 0.21), (0.33, 0.21, 0.15))
 METAL = (0.62, 0.63, 0.66)
+CAR = (
+    (-0.5, 0.15, 0.45), (-0.46, 0.12, 0.55), (-0.2, 0.12, 0.6), (0.42, 0.12, 0.6), (0.48, 0.12, 0.55), (0.5, 0.2, 0.45),
+)  # fmt: skip
+HULL = (
+    (-0.5, 0.85, 1.05), (-0.42, 0.3, 1.0), (-0.25, 0.0, 0.92), (0.3, 0.0, 0.92), (0.46, 0.1, 0.96), (0.5, 0.5, 1.0),
+)  # fmt: skip
 
 
 def person(s: Stylist) -> Thing:
@@ -60,17 +66,7 @@ def car(s: Stylist) -> Thing:
     body, glass = s.plain(colour, 0.015), Paint(GLASS, grain=0.02)
     model = s.pick(("sports car", "sports car", "car", "wagon"))
     length, height = (4.2, 1.15) if model == "sports car" else (4.2, 1.5)
-    low = strip(
-        (
-            (-0.5, 0.15, 0.45),
-            (-0.46, 0.12, 0.55),
-            (-0.2, 0.12, 0.6),
-            (0.42, 0.12, 0.6),
-            (0.48, 0.12, 0.55),
-            (0.5, 0.2, 0.45),
-        )
-    )
-    shape.add(low, (length, 1.75, height), (0, 0, 0), body)
+    shape.add(strip(CAR), (length, 1.75, height), (0, 0, 0), body)
     back = 0.48 if model == "wagon" else 0.3
     for thick, paint, grow in ((1.5, body, 0.0), (1.54, glass, -0.045)):
         top, base = 1.0 + 1.2 * min(grow, 0), 0.58 - 0.5 * grow
@@ -104,9 +100,8 @@ def bus(s: Stylist) -> Thing:
     shape.box((0.1, 2.1, height * 0.36), (-length / 2, 0, height * 0.48), glass)
     shape.box((0.1, 2.0, height * 0.25), (length / 2, 0, height * 0.55), glass)
     if s.chance(0.7):
-        shape.box(
-            (length * 1.002, 2.42, 0.16), (0, 0, height * 0.36), s.plain("black" if colour == "yellow" else "white")
-        )
+        band = s.plain("black" if colour == "yellow" else "white")
+        shape.box((length * 1.002, 2.42, 0.16), (0, 0, height * 0.36), band)
     for x in (-0.32, 0.3):
         for y in (-1.1, 1.1):
             shape.post(0.95, 0.3, (x * length, y + 0.15, 0.47), Paint((0.06, 0.06, 0.07)), turn(0, 1.5708))
@@ -119,18 +114,8 @@ def bus(s: Stylist) -> Thing:
 def boat(s: Stylist) -> Thing:
     """A hull with a mast and sails, or with a cabin."""
     shape, colour = Shape(), s.colour("white blue red brown yellow")
-    hull = strip(
-        (
-            (-0.5, 0.85, 1.05),
-            (-0.42, 0.3, 1.0),
-            (-0.25, 0.0, 0.92),
-            (0.3, 0.0, 0.92),
-            (0.46, 0.1, 0.96),
-            (0.5, 0.5, 1.0),
-        )
-    )
     length = s.uniform(3.6, 5.0)
-    shape.add(hull, (length, 1.5, 0.9), (0, 0, 0), s.plain(colour, 0.02))
+    shape.add(strip(HULL), (length, 1.5, 0.9), (0, 0, 0), s.plain(colour, 0.02))
     shape.box((length * 0.86, 1.54, 0.12), (0, 0, 0.66), s.plain(s.pick(("white", "red", "blue", "brown"))))
     sails = s.chance(0.7)
     if sails:
@@ -139,9 +124,8 @@ def boat(s: Stylist) -> Thing:
         shape.post(0.12, tall, (-0.3, 0, 0.8), mast)
         shape.add(strip(((0.0, 0.0, 1.0), (1.0, 0.0, 0.04))), (length * 0.45, 0.05, tall * 0.85), (-0.2, 0, 1.05), sail)
         if s.chance(0.7):
-            shape.add(
-                strip(((-1.0, 0.0, 0.03), (0.0, 0.0, 1.0))), (length * 0.33, 0.05, tall * 0.7), (-0.45, 0, 1.05), sail
-            )
+            jib = strip(((-1.0, 0.0, 0.03), (0.0, 0.0, 1.0)))
+            shape.add(jib, (length * 0.33, 0.05, tall * 0.7), (-0.45, 0, 1.05), sail)
     else:
         shape.box((length * 0.34, 1.1, 0.8), (0.2, 0, 0.85), s.plain("white"))
         shape.box((length * 0.3, 1.14, 0.3), (0.2, 0, 1.2), Paint(GLASS))
@@ -186,9 +170,8 @@ def bottle(s: Stylist) -> Thing:
     wide = height * s.uniform(0.26, 0.36)
     shape.add(lathe(s.pick(BOTTLE), 14), (wide, wide, height), (0, 0, 0), s.plain(colour, 0.015))
     if s.chance(0.8):
-        label = s.mixed(
-            s.pick(("white", "beige", "yellow", "red")), s.pick(("black", "red", "blue")), "bands", height * 0.12
-        )
+        ground, print_ = s.pick(("white", "beige", "yellow", "red")), s.pick(("black", "red", "blue"))
+        label = s.mixed(ground, print_, "bands", height * 0.12)
         shape.add(cylinder(14), (wide * 1.03, wide * 1.03, height * 0.24), (0, 0, height * 0.16), label)
     cap = s.plain(s.pick(("red", "black", "yellow", "white", "blue")))
     shape.post(wide * 0.42, height * 0.09, (0, 0, height * 0.92), cap)
@@ -222,11 +205,8 @@ def chair(s: Stylist) -> Thing:
     else:
         for share in (0.3, 0.6, 0.92):
             shape.box((wide, 0.04, 0.09), (0, wide / 2 + 0.05 * share, high + rise * share - 0.04), frame)
-    return Thing(
-        shape,
-        colour,
-        "folding chair" if folding else s.pick(("chair", "chair", "wooden chair") if colour == "brown" else ("chair",)),
-    )
+    names = ("chair", "chair", "wooden chair") if colour == "brown" else ("chair",)
+    return Thing(shape, colour, "folding chair" if folding else s.pick(names))
 
 
 def couch(s: Stylist) -> Thing:
@@ -307,9 +287,8 @@ def tv(s: Stylist) -> Thing:
     shape.box((wide, 0.08, high), (0, 0, 0.12), case)
     if s.chance(0.6):
         first, second = s.pick((("blue", "green"), ("blue", "white"), ("orange", "purple"), ("green", "yellow")))
-        picture = Paint(
-            s.shade(first), s.shade(second), s.pick(("noise", "bands", "checker", "stripes")), wide * 0.3, 0.01, 0.8
-        )
+        pattern = ("noise", "bands", "checker", "stripes")
+        picture = Paint(s.shade(first), s.shade(second), s.pick(pattern), wide * 0.3, 0.01, 0.8)
     else:
         picture = Paint(s.shade((0.1, 0.12, 0.16)), glow=0.3, grain=0.01)
     shape.box((wide * 0.91, 0.02, high * 0.88), (0, -0.045, 0.12 + high * 0.06), picture)
@@ -351,11 +330,8 @@ def refrigerator(s: Stylist) -> Thing:
     shape.box((wide, 0.66, high), (0, 0, 0), body)
     for low, top in ((0.03, split - 0.012), (split + 0.012, 0.985)):
         shape.box((wide * 0.96, 0.05, high * (top - low)), (0, -0.345, high * low), body)
-        shape.box(
-            (0.05, 0.06, high * (top - low) * 0.5),
-            (-wide * 0.36, -0.4, high * (low + (top - low) * 0.25)),
-            s.plain(METAL),
-        )
+        at = (-wide * 0.36, -0.4, high * (low + (top - low) * 0.25))
+        shape.box((0.05, 0.06, high * (top - low) * 0.5), at, s.plain(METAL))
     shape.box((wide * 0.97, 0.03, 0.03), (0, -0.335, high * split - 0.015), Paint((0.1, 0.1, 0.1)))
     return Thing(shape, colour, s.pick(("refrigerator", "refrigerator", "fridge")))
 
@@ -404,21 +380,10 @@ def traffic_light(s: Stylist) -> Thing:
 
 
 BUILDERS: dict[str, Callable[[Stylist], Thing]] = {
-    "person": person,
-    "car": car,
-    "bus": bus,
-    "boat": boat,
-    "bird": bird,
-    "bottle": bottle,
-    "chair": chair,
-    "couch": couch,
-    "potted plant": potted_plant,
-    "dining table": dining_table,
-    "tv": tv,
-    "bed": bed,
-    "refrigerator": refrigerator,
-    "umbrella": umbrella,
-    "sports ball": sports_ball,
-    "traffic light": traffic_light,
-}
+    builder.__name__.replace("_", " "): builder
+    for builder in (
+        person, car, bus, boat, bird, bottle, chair, couch, potted_plant, dining_table, tv, bed, refrigerator, umbrella,
+        sports_ball, traffic_light,
+    )
+}  # fmt: skip
 """Kind -> builder."""

@@ -37,12 +37,6 @@ def _roll(s: Stylist) -> float:
     return float(np.clip(s.rng.normal(0, 0.14), -ROLL, ROLL))
 
 
-def _inside(world: SceneWorld, x: float, y: float) -> bool:
-    if world.room is None:
-        return True
-    return abs(x) < world.room[0] / 2 - 0.15 and abs(y) < world.room[1] / 2 - 0.15
-
-
 def _at_object(s: Stylist, world: SceneWorld, target: Placed, share: tuple[float, float]) -> Camera:
     field_of_view = s.uniform(0.70, 1.40)
     distance = target.extent / (2 * s.uniform(*share) * np.tan(field_of_view / 2)) + 0.25 * target.extent
@@ -52,7 +46,7 @@ def _at_object(s: Stylist, world: SceneWorld, target: Placed, share: tuple[float
         elevation = s.uniform(-0.12, 0.75)
         x = target.centre[0] + distance * np.cos(elevation) * np.cos(bearing)
         y = target.centre[1] + distance * np.cos(elevation) * np.sin(bearing)
-        if _inside(world, x, y):
+        if not world.room or (abs(x) < world.room[0] / 2 - 0.15 and abs(y) < world.room[1] / 2 - 0.15):
             break
         distance *= 0.93
     floor = world.height_at(x, y)

@@ -12,7 +12,7 @@ import numpy as np
 from cliptex.data.miniature.kinds import SCENE_CATEGORIES
 from cliptex.data.miniature.looks import Stylist
 from cliptex.data.miniature.meshes import Paint, Shape
-from cliptex.data.miniature.scenery import HANGING, STANDING, cactus, ceiling_light, column, ground, peak, rug, shell
+from cliptex.data.miniature.scenery import build, ground, peak, shell
 from cliptex.data.miniature.stage import Light, Stage
 from cliptex.data.miniature.things import BUILDERS, Thing
 
@@ -86,11 +86,9 @@ class Placed:
     thing: Thing
     instance: int
     centre: np.ndarray
-    extent: float
-    """Largest of width, depth and height, metres."""
+    extent: float  # largest of width, depth and height, metres
     yaw: float
-    on: str | None
-    """Kind of the furniture on which it stands, if any."""
+    on: str | None  # kind of the furniture on which it stands, if any
 
 
 @dataclass
@@ -100,15 +98,12 @@ class SceneWorld:
     category: str
     stage: Stage
     light: Light
-    room: tuple[float, float, float] | None
-    """Size of the room in x, y, z; None outdoors."""
+    room: tuple[float, float, float] | None  # size in x, y, z; None outdoors
     height_at: Callable[[float, float], float]
-    sky: tuple[np.ndarray, np.ndarray]
-    """Colours of the sky at the horizon and overhead."""
+    sky: tuple[np.ndarray, np.ndarray]  # its colours at the horizon and overhead
     fog_m: float
     things: list[Placed] = field(default_factory=list)
-    spots: list[tuple[float, float, float]] = field(default_factory=list)
-    """Occupied circles: x, y, radius."""
+    spots: list[tuple[float, float, float]] = field(default_factory=list)  # occupied circles: x, y, radius
 
     def free(self, x: float, y: float, radius: float) -> bool:
         """Whether a circle is free (a small overlap is allowed)."""
@@ -174,9 +169,8 @@ def _room(s: Stylist, category: str) -> SceneWorld:
     pattern = s.pick(("solid", "solid", "solid", "noise", "stripes", "brick"))
     if category == "kitchen" and s.chance(0.6):
         pattern = "tiles"
-    size = {"stripes": s.uniform(0.2, 0.6), "brick": 0.25, "tiles": s.uniform(0.2, 0.4)}.get(
-        pattern, s.uniform(0.3, 0.8)
-    )
+    sizes = {"stripes": s.uniform(0.2, 0.6), "brick": 0.25, "tiles": s.uniform(0.2, 0.4)}
+    size = sizes.get(pattern, s.uniform(0.3, 0.8))
     shift = s.uniform(0.85, 0.95)
     walls = []
     for _ in range(4):
@@ -187,9 +181,8 @@ def _room(s: Stylist, category: str) -> SceneWorld:
         base = s.shade(s.pick(("brown", "brown", "orange")), 0.3)
         floor = Paint(base, tuple(0.65 * channel for channel in base), covering, s.uniform(0.12, 0.3), 0.04)
     elif covering in ("checker", "tiles"):
-        floor = s.mixed(
-            s.pick(("grey", "brown", "red")), s.pick(("black", "black", "brown")), covering, s.uniform(0.3, 1.0)
-        )
+        colours = s.pick(("grey", "brown", "red")), s.pick(("black", "black", "brown"))
+        floor = s.mixed(*colours, covering, s.uniform(0.3, 1.0))
     else:
         base = tuple(0.7 * channel for channel in s.shade(s.pick(("red", "blue", "green", "grey", "brown"))))
         floor = Paint(base, tuple(0.75 * channel for channel in base), covering, s.uniform(0.2, 0.6), 0.09)
@@ -207,14 +200,10 @@ def _room(s: Stylist, category: str) -> SceneWorld:
     world = SceneWorld(category, stage, light, (x, y, low), lambda x, y: 0.0, (colour, colour), 1e6)
     if slope == 0.0:
         for _ in range(int(s.uniform(0, 3))):
-            stage.place(
-                ceiling_light(s),
-                (s.uniform(-0.35, 0.35) * x, s.uniform(-0.35, 0.35) * y, z),
-                s.pick((0.0, 1.5708)),
-                "light",
-            )
+            shape, at = build("light", s), (s.uniform(-0.35, 0.35) * x, s.uniform(-0.35, 0.35) * y, z)
+            stage.place(shape, at, s.pick((0.0, 1.5708)), "light")
     if s.chance(0.3):
-        shape = column(s)
+        shape = build("column", s)
         shape.scale((1, 1, z + abs(slope) / 2))
         _stand(s, world, shape, "column")
     if s.chance(0.3):  # a slanting wall across a corner
@@ -225,7 +214,7 @@ def _room(s: Stylist, category: str) -> SceneWorld:
         stage.place(shape, (sx * (x / 2 - 0.45), sy * (y / 2 - 0.45), 0), angle, "wall")
         world.spots.append((sx * (x / 2 - 0.4), sy * (y / 2 - 0.4), 0.7))
     if s.chance(0.45):
-        shape = rug(s)
+        shape = build("rug", s)
         stage.place(shape, (s.uniform(-0.2, 0.2) * x, s.uniform(-0.2, 0.2) * y, 0), s.uniform(0, 3.1), "rug")
     return world
 
@@ -258,49 +247,39 @@ def _ground(s: Stylist, category: str) -> SceneWorld:
 
     half = s.uniform(2.8, 4.5)
     edge = half + s.uniform(1.2, 2.5)
-    verge = grass if s.chance(0.5) else paving
+    beside, verge = ("grass", grass) if s.chance(0.5) else ("sidewalk", paving)
     bands = {
         "street": [
-            (-edge, "grass" if verge is grass else "sidewalk", verge),
-            (-half, "sidewalk", paving),
-            (-0.12, "road", asphalt),
-            (0.12, "road", s.plain("white")),
-            (half, "road", asphalt),
-            (edge, "sidewalk", paving),
-            (99, "grass" if verge is grass else "sidewalk", verge),
+            (-edge, beside, verge), (-half, "sidewalk", paving), (-0.12, "road", asphalt),
+            (0.12, "road", s.plain("white")), (half, "road", asphalt), (edge, "sidewalk", paving), (99, beside, verge),
         ],
         "beach": [(shore, "sand", sand), (99, "sea", sea)],
         "mountain": [(s.uniform(-6, 3), "grass", grass), (99, "earth", earth)],
         "park": [(s.uniform(-3, -1), "grass", grass), (s.uniform(0, 2), "path", path), (99, "grass", grass)],
         "desert_road": [
-            (-half, "sand", sand),
-            (-0.12, "road", asphalt),
-            (0.12, "road", s.plain("yellow")),
-            (half, "road", asphalt),
-            (99, "sand", sand),
+            (-half, "sand", sand), (-0.12, "road", asphalt), (0.12, "road", s.plain("yellow")),
+            (half, "road", asphalt), (99, "sand", sand),
         ],
-    }[category]
+    }[category]  # fmt: skip
     stage = Stage()
     stage.place(ground(heights, bands, reach), (0, 0, 0), 0, bands[0][1])
     ambient = s.uniform(*s.look.ambient) * (1.3 if s.chance(0.25) else 1.0)
     elevation, azimuth = s.uniform(0.3, 1.25), s.uniform(0, 6.28)
-    direction = np.array(
-        [np.cos(elevation) * np.sin(azimuth), np.cos(elevation) * np.cos(azimuth), np.sin(elevation)], np.float32
-    )
+    level = np.cos(elevation)
+    direction = np.array([level * np.sin(azimuth), level * np.cos(azimuth), np.sin(elevation)], np.float32)
     colour = _light_colour(s)
     tint = np.array([0.92, 0.98, 1.08], np.float32)
     light = Light(direction, None, colour * (1.35 - ambient), tint * 0.85 * ambient)
     grey = s.uniform(0, 1) ** 2
     overhead = np.array([0.22, 0.42, 0.80]) * (1 - grey) + 0.72 * grey
     horizon = np.array([0.78, 0.86, 0.95]) * colour
+    sky = horizon.astype(np.float32), overhead.astype(np.float32)
     fog = s.uniform(25, 90)
 
     def height_at(x: float, y: float) -> float:
         return float(heights(np.float64(x), np.float64(y)))
 
-    world = SceneWorld(
-        category, stage, light, None, height_at, (horizon.astype(np.float32), overhead.astype(np.float32)), fog
-    )
+    world = SceneWorld(category, stage, light, None, height_at, sky, fog)
     far = {"mountain": 7, "desert_road": 3, "beach": 1, "park": 1, "street": 0}[category]
     for _ in range(far):
         angle, distance = s.uniform(0, 6.28), s.uniform(38, 62)
@@ -318,7 +297,7 @@ def _ground(s: Stylist, category: str) -> SceneWorld:
             while y < 34 and s.chance(0.85):
                 kind = "building" if s.chance(0.8) else "house"
                 x = side * (edge + s.uniform(4.5, 7.5))
-                stage.place(STANDING[kind](s), (x, y, height_at(x, y) - 0.3), -side * 1.5708, kind)
+                stage.place(build(kind, s), (x, y, height_at(x, y) - 0.3), -side * 1.5708, kind)
                 world.spots.append((x, y, 5.0))
                 y += s.uniform(9, 14)
     return world
@@ -366,7 +345,7 @@ def _stand(s: Stylist, world: SceneWorld, shape: Shape, kind: str, wall: bool = 
 
 
 def _put_standing(s: Stylist, world: SceneWorld, kind: str) -> None:
-    shape = cactus(s) if kind == "cactus" else STANDING[kind](s)
+    shape = build(kind, s)
     _stretch(s, shape)
     wall = world.room is not None and kind in ("cabinet", "shelf", "wardrobe", "desk") and s.chance(0.75)
     # ADE20K has no cactus class: it annotates cacti as "plant", which here is COCO's potted plant
@@ -397,7 +376,7 @@ def _record(world: SceneWorld, kind: str, thing: Thing, at: tuple, yaw: float, o
     world.things.append(Placed(kind, thing, instance, centre, float((high - low).max()), yaw, on))
 
 
-def _build(s: Stylist, kind: str, name: str | None) -> Thing:
+def _thing(s: Stylist, kind: str, name: str | None) -> Thing:
     """Build an object of a kind. name: repeat until it has this specific name."""
     while True:
         thing = BUILDERS[kind](s)
@@ -413,7 +392,7 @@ def _put_thing(s: Stylist, world: SceneWorld, kind: str, name: str | None = None
         top = 2 * float(table.centre[2]) - world.height_at(float(table.centre[0]), float(table.centre[1]))
         _put_on(s, world, kind, float(table.centre[0]), float(table.centre[1]), top, "dining table")
         return
-    thing = _build(s, kind, name)
+    thing = _thing(s, kind, name)
     _stretch(s, thing.shape)
     low, high = thing.shape.bounds()
     half = (high - low)[:2] / 2
@@ -441,13 +420,13 @@ def _put_thing(s: Stylist, world: SceneWorld, kind: str, name: str | None = None
         z += s.uniform(0.8, 2.0)
     elif kind == "tv":
         support = "cabinet"
-        stand = STANDING[support](s)
+        stand = build(support, s)
         stand.scale((1, 1, 0.7))
         world.stage.place(stand, (x, y, z), yaw, support)
         z += float(stand.bounds()[1][2])
     elif kind in ("bottle", "bird", "potted plant") and world.room and s.chance(0.5):
         support = s.pick(("box", "barrel", "cabinet"))
-        stand = STANDING[support](s)
+        stand = build(support, s)
         world.stage.place(stand, (x, y, z), yaw, support)
         z += float(stand.bounds()[1][2])
     _record(world, kind, thing, (x, y, z), yaw, support)
@@ -455,7 +434,7 @@ def _put_thing(s: Stylist, world: SceneWorld, kind: str, name: str | None = None
 
 def _hang(s: Stylist, world: SceneWorld, kind: str) -> None:
     """Hang an object of a kind on a wall."""
-    shape = HANGING[kind](s)
+    shape = build(kind, s)
     low, high = shape.bounds()
     half = float(high[0] - low[0]) / 2
     side = int(s.random() * 4)

@@ -23,41 +23,25 @@ RECEIPTS = ".fetched"
 
 @dataclass(frozen=True)
 class Archive:
-    """A row of the table: a published file of a benchmark."""
+    """A row of the table: a published file of a benchmark. Paths are relative to the benchmark's folder."""
 
     benchmark: str
-    variant: str
-    """The variant that needs it; empty: all."""
-    file: str
-    """File name."""
-    kind: str
-    """tar (compressed or not), zip, tars (a tar of tars, each unpacked to a folder), file (not unpacked)."""
-    into: str
-    """Target folder, relative to the benchmark's folder."""
-    gives: str
-    """Resulting paths, relative to the benchmark's folder: separated by commas, alternatives by |."""
-    only: str
-    """Glob patterns, separated by |, of the required members; empty: all."""
-    unless: str
-    """Glob pattern; if it matches, the archive is not needed."""
-    bytes: int | None
-    """Approximate size if known, for plans."""
-    digest: str
-    """"md5:" or "sha256:" and hexadecimal digits; empty where none is known."""
-    url: str
-    """Empty if the download requires accepting terms, or a browser."""
-    terms: str
-    """Licence or terms of use, and where to find them."""
+    variant: str  # the variant that needs it; empty: all
+    file: str  # its name
+    kind: str  # tar (compressed or not), zip, tars (a tar of tars, each unpacked to a folder), file (not unpacked)
+    into: str  # target folder
+    gives: str  # resulting paths, separated by commas; alternatives by |
+    only: str  # glob patterns, separated by |, of the required members; empty: all
+    unless: str  # glob pattern; if it matches, the archive is not needed
+    bytes: int | None  # approximate size if known, for plans
+    digest: str  # "md5:" or "sha256:" and hexadecimal digits; empty where none is known
+    url: str  # empty if the download requires accepting terms, or a browser
+    terms: str  # licence or terms of use, and where to find them
 
     @property
     def alternatives(self) -> list[list[str]]:
         """Lists of paths; all paths of one list must exist."""
         return [names.split(",") for names in self.gives.split("|")]
-
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """`only` as a list."""
-        return tuple(self.only.split("|")) if self.only else ()
 
 
 COLUMNS = tuple(field.name for field in fields(Archive))
@@ -70,10 +54,8 @@ class ArchiveLocation:
     how: Literal["done", "superfluous", "tree", "archive", "in place", "download", "missing"]
     """`done`: already installed. `tree`, `archive`: in the user's folder, unpacked or not. `in place`: unpacked by
     the user in the benchmark's folder. `download`: on the web. `missing`: the user must download it manually."""
-    path: Path | None = None
-    """The archive, or the folder with its contents."""
-    names: tuple[str, ...] = ()
-    """The archive's contents, relative to `path`."""
+    path: Path | None = None  # the archive, or the folder with its contents
+    names: tuple[str, ...] = ()  # the archive's contents, relative to `path`
 
 
 def archives(benchmark: str, variant: str | None, table: str | None = None) -> list[Archive]:
@@ -108,9 +90,8 @@ def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
         raise CliptexError(f"benchmark_data.archives: {path} cannot be read ({error.strerror})") from error
     reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     if unknown := [name for name in reader.fieldnames or ["nothing"] if name not in COLUMNS]:
-        raise CliptexError(
-            f"{path}: {unknown[0]!r} is not a column; the columns are {', '.join(COLUMNS)}, separated by tabs"
-        )
+        columns = f"the columns are {', '.join(COLUMNS)}, separated by tabs"
+        raise CliptexError(f"{path}: {unknown[0]!r} is not a column; {columns}")
     rows = [(f"{path}: line {number}", row) for number, row in enumerate(reader, start=2)]
     for where, row in rows:
         if None in row or None in row.values():
@@ -133,20 +114,14 @@ def _archive(values: dict[str, Any], where: str) -> Archive:
         "digest": bool(row.digest) and not (len(digits) == DIGESTS.get(algorithm) and set(digits) <= set(HEX)),
         "url": bool(row.url) and not row.url.startswith(("http://", "https://")),
     }
-    for column, is_invalid in invalid.items():
-        if is_invalid:
-            raise CliptexError(f"{where}: {values[column]!r} is not valid in column {column}; see docs/data.md")
+    for column in (column for column, is_invalid in invalid.items() if is_invalid):
+        raise CliptexError(f"{where}: {values[column]!r} is not valid in column {column}; see docs/data.md")
     return row
 
 
-def receipt(benchmark_dir: Path, archive: Archive) -> Path:
-    """The file that marks an archive as installed."""
-    return benchmark_dir / RECEIPTS / f"{archive.file}.json"
-
-
-def unpacking_mark(benchmark_dir: Path, archive: Archive) -> Path:
-    """The file that marks an archive as being unpacked: its contents may be incomplete."""
-    return benchmark_dir / RECEIPTS / f"{archive.file}.begun"
+def receipt(benchmark_dir: Path, archive: Archive, mark: Literal["json", "begun"] = "json") -> Path:
+    """The file that marks an archive as installed, or ("begun") as being unpacked: its contents may be incomplete."""
+    return benchmark_dir / RECEIPTS / f"{archive.file}.{mark}"
 
 
 def locate(archive: Archive, benchmark_dir: Path, path: str | None) -> ArchiveLocation:
@@ -161,7 +136,7 @@ def locate(archive: Archive, benchmark_dir: Path, path: str | None) -> ArchiveLo
             return ArchiveLocation("tree", user_dir, names)
         if (user_dir / archive.file).is_file():
             return ArchiveLocation("archive", user_dir / archive.file)
-    if not unpacking_mark(benchmark_dir, archive).exists() and (names := _contents(archive, benchmark_dir)):
+    if not receipt(benchmark_dir, archive, "begun").exists() and (names := _contents(archive, benchmark_dir)):
         return ArchiveLocation("in place", benchmark_dir, names)
     return ArchiveLocation("download" if archive.url else "missing")
 

@@ -22,7 +22,7 @@ from cliptex.core.plugins import find
 from cliptex.core.progress import track
 from cliptex.core.redact import without_secrets
 from cliptex.data.miniature.layouts import SEAL
-from cliptex.data.official.archives import RECEIPTS, Archive, ArchiveLocation, archives, locate, receipt, unpacking_mark
+from cliptex.data.official.archives import RECEIPTS, Archive, ArchiveLocation, archives, locate, receipt
 from cliptex.data.official.status import chosen_variant
 from cliptex.data.official.unpack import unpack
 from cliptex.data.web import check_digest, fetch_file
@@ -43,15 +43,13 @@ def fetch(config: Config, name: str, benchmark_dir: Path) -> dict[str, Any]:
 
     source = config.benchmark_source(name)
     if source.source != "official":
-        raise CliptexError(
-            f"benchmark_data: {name}'s data are rendered in this configuration; set benchmark_data.source: official"
-        )
+        problem = f"{name}'s data are rendered in this configuration"
+        raise CliptexError(f"benchmark_data: {problem}; set benchmark_data.source: official")
     variant = chosen_variant(config, name)
     benchmark_dir = Path(benchmark_dir)
     if (benchmark_dir / SEAL).exists():
-        raise CliptexError(
-            f"{benchmark_dir}: contains rendered data; remove it, or use another directory (snakemake --directory)"
-        )
+        remedy = "remove it, or use another directory (snakemake --directory)"
+        raise CliptexError(f"{benchmark_dir}: contains rendered data; {remedy}")
     if source.path and not Path(source.path).is_dir():
         raise CliptexError(f"benchmark_data.benchmarks.{name}.path: {source.path} is not a folder")
     rows = archives(name, variant, config.benchmark_data.archives)
@@ -74,9 +72,7 @@ def fetch(config: Config, name: str, benchmark_dir: Path) -> dict[str, Any]:
 
 def _check(data: Any) -> dict[str, int]:
     """Number of samples of each part, which `samples` compares with the official one. Reads some of the samples.
-
-    Raises CliptexError also if an image is in both parts.
-    """
+    Raises CliptexError also if an image is in both parts."""
     counts = {}
     data.check_apart()
     for part in ("train", "eval"):
@@ -97,13 +93,18 @@ def _install(archive: Archive, benchmark_dir: Path, name: str, path: str | None,
         record = read_json(receipt(benchmark_dir, archive))
         _clean(archive, benchmark_dir, record, keep)
         return record
-    if location.how == "missing":
-        raise CliptexError(missing(archive, name, path))
     key = f"benchmark_data.benchmarks.{name}.path"
+    if location.how == "missing":
+        contents = " or ".join(", ".join(names) for names in archive.alternatives)
+        problem = f"{key}: is not set; set it to a folder with {archive.file} or {contents}"
+        if path:
+            problem = f"{Path(path).absolute()}: contains neither {archive.file} nor {contents}"
+        raise CliptexError(f"{problem}, which must be downloaded manually ({archive.terms})")
     record: dict[str, Any] = {"file": archive.file, "terms": archive.terms, "url": without_secrets(archive.url) or None}
     if location.how in ("tree", "in place"):
-        record |= {"from": str(location.path.absolute()), "unpacked_by": "the user"}
-        record |= _digest_of(archive, location, key)
+        record |= {"from": str(location.path.absolute()), "unpacked_by": "the user", "digest": None}
+        if archive.kind == "file":
+            record |= _checked(archive, location.path / location.names[0], key)
         if location.how == "tree":
             _link(benchmark_dir, location)
     elif archive.kind == "file":
@@ -117,37 +118,19 @@ def _install(archive: Archive, benchmark_dir: Path, name: str, path: str | None,
 
 def _clean(archive: Archive, benchmark_dir: Path, record: dict[str, Any], keep: bool) -> None:
     """Delete what is no longer needed once the receipt exists."""
-    unpacking_mark(benchmark_dir, archive).unlink(missing_ok=True)
+    receipt(benchmark_dir, archive, "begun").unlink(missing_ok=True)
     if record["from"] == DOWNLOAD and not keep:
         (paths.ARCHIVES / archive.file).unlink(missing_ok=True)
 
 
-def missing(archive: Archive, name: str, path: str | None) -> str:
-    """Error message for an archive that the user must download manually."""
-    key = f"benchmark_data.benchmarks.{name}.path"
-    contents = " or ".join(", ".join(names) for names in archive.alternatives)
-    if path:
-        problem = f"{Path(path).absolute()}: contains neither {archive.file} nor {contents}"
-    else:
-        problem = f"{key}: is not set; set it to a folder with {archive.file} or {contents}"
-    return f"{problem}, which must be downloaded manually ({archive.terms})"
-
-
-def _digest_of(archive: Archive, location: ArchiveLocation, key: str) -> dict[str, Any]:
-    """Digest of a file that is not unpacked; None for an unpacked tree."""
-    if archive.kind != "file":
-        return {"digest": None}
-    file = location.path / location.names[0]
-    return {"digest": _checked(archive, file, f"{key}: {file}"), "bytes": file.stat().st_size}
-
-
-def _checked(archive: Archive, file: Path, subject: str) -> str:
-    """Verify a file of the user against the published digest. Returns that digest, or the SHA-256 if none is known."""
-    log.info("checking %s (%.1f GB)", file, file.stat().st_size / 1e9)
-    if not archive.digest:
-        return f"sha256:{digest_file(file, 'sha256')}"
-    check_digest(file, archive.digest, subject, "copy it again, or remove it to have it downloaded")
-    return archive.digest
+def _checked(archive: Archive, file: Path, key: str) -> dict[str, Any]:
+    """Verify a file of the user against the published digest. Returns its size, and that digest, or the SHA-256 if none
+    is known."""
+    size = file.stat().st_size
+    log.info("checking %s (%.1f GB)", file, size / 1e9)
+    if archive.digest:
+        check_digest(file, archive.digest, f"{key}: {file}", "copy it again, or remove it to have it downloaded")
+    return {"digest": archive.digest or f"sha256:{digest_file(file, 'sha256')}", "bytes": size}
 
 
 def _downloaded(archive: Archive, target: Path) -> dict[str, Any]:
@@ -161,33 +144,30 @@ def _downloaded(archive: Archive, target: Path) -> dict[str, Any]:
 
 
 def _install_file(archive: Archive, benchmark_dir: Path, location: ArchiveLocation, key: str) -> dict[str, Any]:
-    """Install a file that is not unpacked."""
     target = benchmark_dir / archive.into / archive.file
     _clear_links(benchmark_dir, archive)
     if location.how == "download":
         return _downloaded(archive, target)
-    digest = _checked(archive, location.path, f"{key}: {location.path}")
+    checked = _checked(archive, location.path, key)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.symlink_to(location.path.absolute())
-    return {"from": str(location.path.absolute()), "digest": digest, "bytes": location.path.stat().st_size}
+    return {"from": str(location.path.absolute())} | checked
 
 
 def _unpack(archive: Archive, benchmark_dir: Path, location: ArchiveLocation, key: str) -> dict[str, Any]:
-    """Download an archive if necessary, verify and unpack it."""
     if location.how == "download":
         file = paths.ARCHIVES / archive.file
         record = _downloaded(archive, file)
     else:
         file = location.path
-        digest = _checked(archive, file, f"{key}: {file}")
-        record = {"from": str(file.absolute()), "digest": digest, "bytes": file.stat().st_size}
-    resumed = unpacking_mark(benchmark_dir, archive).exists()
-    unpacking_mark(benchmark_dir, archive).touch()
+        record = {"from": str(file.absolute())} | _checked(archive, file, key)
+    begun = receipt(benchmark_dir, archive, "begun")
+    resumed = begun.exists()
+    begun.touch()
     _clear_links(benchmark_dir, archive)
     log.info("unpacking %s", file)
-    unpacked = unpack(
-        file, archive.kind, benchmark_dir / archive.into, archive.patterns, RESERVED, check_space=not resumed
-    )
+    only = tuple(archive.only.split("|")) if archive.only else ()
+    unpacked = unpack(file, archive.kind, benchmark_dir / archive.into, only, RESERVED, check_space=not resumed)
     os.sync()  # the files must be on the disk before the receipt is
     return record | {"files": unpacked.files, "unpacked_bytes": unpacked.bytes}
 
@@ -214,15 +194,8 @@ def _link(benchmark_dir: Path, location: ArchiveLocation) -> None:
 def _link_all(benchmark_dir: Path, name: str, path: str | None) -> dict[str, Any]:
     """Install a benchmark without known archives: link all of the user's folder, or use the data in `benchmark_dir`."""
     if path:
-        _link(
-            benchmark_dir,
-            ArchiveLocation("tree", Path(path), tuple(sorted(entry.name for entry in Path(path).iterdir()))),
-        )
+        names = sorted(entry.name for entry in Path(path).iterdir())
+        _link(benchmark_dir, ArchiveLocation("tree", Path(path), tuple(names)))
     elif not any(entry.name not in RESERVED for entry in benchmark_dir.iterdir()):
         raise CliptexError(f"benchmark_data.benchmarks.{name}.path: is not set; set it to the folder with its data")
-    return {
-        "file": None,
-        "terms": "not known here",
-        "url": None,
-        "from": str((Path(path) if path else benchmark_dir).absolute()),
-    }
+    return {"file": None, "terms": "not known here", "url": None, "from": str(Path(path or benchmark_dir).absolute())}

@@ -25,30 +25,23 @@ def chosen_variant(config: Config, name: str) -> str | None:
 
 def benchmarks_in_use(config: Config) -> list[str]:
     """The benchmarks on which this configuration evaluates models."""
-    validation = [config.train.watch.zero_shot] if config.train.watch.zero_shot else []
-    retrieval = [
-        captions.benchmark for captions in config.zeroshot.retrieval.values() if captions and captions.benchmark
-    ]
     names = [*config.probes.benchmarks, *config.zeroshot.benchmarks, *config.finetune.benchmarks]
-    return list(dict.fromkeys([*names, *retrieval, *validation]))
+    names += [captions.benchmark for captions in config.zeroshot.retrieval.values() if captions]
+    return list(dict.fromkeys(name for name in (*names, config.train.watch.zero_shot) if name))
 
 
 def benchmark_marks(config: Config) -> dict[str, str]:
     """Benchmark -> the file that marks its data as complete. Raises CliptexError for an unknown variant."""
-    names = dict.fromkeys([*benchmarks_in_use(config), *config.miniature.benchmarks, *config.benchmark_data.benchmarks])
     out = {}
-    for name in names:
+    for name in (*benchmarks_in_use(config), *config.miniature.benchmarks, *config.benchmark_data.benchmarks):
         chosen_variant(config, name)
         out[name] = str(paths.benchmark_mark(name, config.benchmark_source(name).source))
     return out
 
 
 def official_files(config: Config) -> dict[str, list[dict[str, Any]]]:
-    """Benchmark with official data -> its archives that are not installed yet.
-
-    Each archive has `file`, `how` (see `ArchiveLocation`), `bytes` (None if unknown), `gives` and `terms`. A benchmark
-    without known archives has one entry that stands for all its data.
-    """
+    """Benchmark with official data -> its archives that are not installed yet: `file`, `how` (see `ArchiveLocation`),
+    `bytes` (None if unknown), `gives` and `terms`. One entry stands for all data of a benchmark without archives."""
     out = {}
     for name in benchmarks_in_use(config):
         source = config.benchmark_source(name)
@@ -71,21 +64,16 @@ def official_files(config: Config) -> dict[str, list[dict[str, Any]]]:
 def missing_data(config: Config) -> list[str]:
     """One line per missing URL list, and per benchmark of which the user must download archives manually."""
     lists = config.dataset.urls.files if config.dataset.source == "urls" and config.dataset.urls else []
-    lines = [
-        f"{name}: does not exist; the download needs this URL list (dataset.urls.files, docs/data.md)"
-        for name in lists
-        if not Path(name).exists()
-    ]
+    problem = "does not exist; the download needs this URL list (dataset.urls.files, docs/data.md)"
+    lines = [f"{name}: {problem}" for name in lists if not Path(name).exists()]
     for name, files in official_files(config).items():
         manual = [file["file"] for file in files if file["how"] == "missing"]
         key, path = f"benchmark_data.benchmarks.{name}.path", config.benchmark_source(name).path
         if path and not Path(path).is_dir():
             lines.append(f"{key}: {path} is not a folder")
         elif manual:
-            lines.append(
-                f"{name}: download {', '.join(manual)} manually; put the archives, or their unpacked contents, into a"
-                f" folder and set {key} to it (docs/data.md)"
-            )
+            remedy = f"put the archives, or their unpacked contents, into a folder and set {key} to it (docs/data.md)"
+            lines.append(f"{name}: download {', '.join(manual)} manually; {remedy}")
     return lines
 
 

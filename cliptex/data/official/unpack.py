@@ -15,7 +15,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -25,13 +25,8 @@ from cliptex.core.files import NO_SPACE
 from cliptex.core.progress import track
 
 BROKEN = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    NotImplementedError,
-    UnicodeDecodeError,
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, NotImplementedError, UnicodeDecodeError),
 )
 """Errors of the libraries for damaged archives and unsupported features."""
 
@@ -56,8 +51,6 @@ class Unpacked:
 
     files: int = 0
     bytes: int = 0
-    _read: int = field(default=0, repr=False)
-    _members: int = field(default=0, repr=False)
 
 
 def unpack(
@@ -89,14 +82,11 @@ def unpack(
     except (*BROKEN, OSError) as error:
         # gzip raises OSError without a number; EINVAL means that a zip member has a negative offset
         if not isinstance(error, OSError) or error.errno in (None, errno.EINVAL):
-            raise CliptexError(
-                f"{archive}: damaged, or not a {kind.removesuffix('s')} ({error}); download it again"
-            ) from error
+            problem = f"damaged, or not a {kind.removesuffix('s')} ({error})"
+            raise CliptexError(f"{archive}: {problem}; download it again") from error
         if error.errno in NO_SPACE:
-            raise CliptexError(
-                f"{into}: {error.strerror} while unpacking {archive.name}; make room, then run the same command again,"
-                " which resumes"
-            ) from error
+            remedy = "make room, then run the same command again, which resumes"
+            raise CliptexError(f"{into}: {error.strerror} while unpacking {archive.name}; {remedy}") from error
         raise
     return unpacker.done
 
@@ -110,23 +100,20 @@ def _require_space(archive: Path, kind: str, into: Path) -> None:
             needed = sum(info.file_size for info in file.infolist())
     free = shutil.disk_usage(into).free
     if needed > free:
-        raise CliptexError(
-            f"{into}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed to unpack {archive.name}; make room, or"
-            " give an unpacked copy by its path"
-        )
+        problem = f"{free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed to unpack {archive.name}"
+        raise CliptexError(f"{into}: {problem}; make room, or give an unpacked copy by its path")
 
 
 class _Unpacker:
-    """Unpacks one archive."""
-
     def __init__(self, archive: Path, into: Path, only: tuple[str, ...], reserved: tuple[str, ...], limits: Limits):
         self.archive, self.into, self.only, self.reserved, self.limits = archive, into, only, reserved, limits
         self.max_bytes = limits.ratio * archive.stat().st_size + limits.always_allowed
         self.folders = {into}
+        self.members, self.bytes = 0, 0
         self.done = Unpacked()
 
     def tar(self, tar: tarfile.TarFile, below: PurePosixPath, nested: bool = False) -> None:
-        """Unpack a tar. below: target folder, relative to `into`."""
+        """below: target folder, relative to `into`."""
         for member in track(_members(tar), f"unpack {tar.name and Path(tar.name).name}"):
             name = self.path(member.name)
             if member.issym() or member.islnk():
@@ -147,7 +134,6 @@ class _Unpacker:
                 self.write(member.name, below / name, data, size)
 
     def zip(self) -> None:
-        """Unpack the zip file."""
         with zipfile.ZipFile(self.archive) as file:
             for info in track(file.infolist(), f"unpack {self.archive.name}"):
                 name = self.path(info.filename)
@@ -167,10 +153,9 @@ class _Unpacker:
         return not self.only or any(fnmatchcase(str(name), pattern) for pattern in self.only)
 
     def refuse(self, member: str, problem: str) -> None:
-        raise CliptexError(
-            f"{self.archive}: its member {member[:200]!r} {problem}; unpacking stopped, and nothing outside of"
-            f" {self.into} was written. If you trust the archive, unpack it manually and give the folder's path"
-        )
+        stopped = f"unpacking stopped, and nothing outside of {self.into} was written"
+        remedy = "If you trust the archive, unpack it manually and give the folder's path"
+        raise CliptexError(f"{self.archive}: its member {member[:200]!r} {problem}; {stopped}. {remedy}")
 
     def path(self, member: str) -> PurePosixPath:
         """A member's name as a path below `into`."""
@@ -189,15 +174,13 @@ class _Unpacker:
 
     def count(self, member: str, size: int) -> None:
         """Check the limits by the sizes that the archive declares; `write` verifies these sizes."""
-        self.done._members += 1
-        self.done._read += size
-        if self.done._members > self.limits.members:
+        self.members += 1
+        self.bytes += size
+        if self.members > self.limits.members:
             self.refuse(member, f"is one of more than {self.limits.members:,}")
-        if size < 0 or self.done._read > self.max_bytes:
-            self.refuse(
-                member,
-                f"brings the total to {self.done._read:,} bytes, over {self.limits.ratio:.0f} times the archive's",
-            )
+        if size < 0 or self.bytes > self.max_bytes:
+            excess = f"over {self.limits.ratio:.0f} times the archive's"
+            self.refuse(member, f"brings the total to {self.bytes:,} bytes, {excess}")
 
     def write(self, member: str, name: PurePosixPath, data: IO[bytes], size: int) -> None:
         """Write one file, unless it exists with the right size. It is renamed into place when complete."""

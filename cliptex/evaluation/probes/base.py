@@ -34,8 +34,13 @@ if TYPE_CHECKING:
 
 def lazy(path: str) -> Callable[..., Any]:
     """The function or class "module:name" below `cliptex.evaluation`, imported when it is first called."""
+    return lambda *args: imported(path)(*args)
+
+
+def imported(path: str) -> Any:
+    """What `lazy` calls."""
     module, _, name = path.partition(":")
-    return lambda *args: getattr(import_module(f"cliptex.evaluation.{module}"), name)(*args)
+    return getattr(import_module(f"cliptex.evaluation.{module}"), name)
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ class MapProbe(ProbeTask):
         return [lazy("probes.heads.maps:map_outcome")(self.probe, self.name, run, head, data)]
 
     def truth_bytes(self, section: Any, image_size: int) -> int:
-        side = _ridge_grid(section) or section.truth_px or section.input.size_px or image_size
+        side = section.ridge_grid or section.truth_px or section.input.size_px or image_size
         height, width = (side, side) if isinstance(side, int) else side
         return 4 * height * width * self.channels
 
@@ -165,12 +170,6 @@ class MapProbe(ProbeTask):
         """Height and width of the grid on which training truths are kept: that of ridge regression if all heads are
         solved by it, else `truth_px` or the encoder's input."""
         section = run.protocol.section(self.name)
-        if (side := _ridge_grid(section)) is not None:
+        if (side := section.ridge_grid) is not None:
             return side, side
         return encoder.input_size(section.truth_px or section.input.size_px)
-
-
-def _ridge_grid(section: Any) -> int | None:
-    from cliptex.evaluation.protocols.base import ridge_grid
-
-    return ridge_grid(section)

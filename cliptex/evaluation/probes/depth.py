@@ -8,18 +8,15 @@ Thumbnails:        metres as bytes of each image's range, at most 48 pixels a si
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from cliptex.config import Name, Positive, Rate
-from cliptex.evaluation.probes.base import MapProbe, Measure, Run, lazy
+from cliptex.evaluation.probes.base import MapProbe, Measure, Run, imported, lazy
 from cliptex.evaluation.protocols.base import DecoderTraining, MapTask, Ridge
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from cliptex.evaluation.drawing import Drawing
     from cliptex.evaluation.probes.parts import TruthOf
     from cliptex.models.encoders import Encoder
@@ -85,14 +82,9 @@ class DepthProbe(MapProbe):
         return lambda sample, view: sample["depth"] if view is None else crop_truth(sample["depth"], view, grid, np.nan)
 
     def drawing(self) -> type[Drawing]:
-        from cliptex.evaluation.drawing import DepthDrawing
+        return imported("drawing:DepthDrawing")
 
-        return DepthDrawing
-
-    def thumbnail(self, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
-        from cliptex.evaluation.thumbnails import unpacked_depth
-
-        return {"depth": unpacked_depth(arrays, index)}
+    thumbnail = staticmethod(lazy("thumbnails:unpacked_depth"))
 
 
 PLUGIN = DepthProbe

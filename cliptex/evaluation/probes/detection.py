@@ -10,19 +10,16 @@ Thumbnails:        the 20 boxes of an image with the highest scores
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from cliptex.config import Name, Positive, Rate, Share
 from cliptex.core.seeds import seed_of
-from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, lazy
+from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, imported, lazy
 from cliptex.evaluation.protocols.base import DenseInput, DenseTask, Training
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from cliptex.evaluation.drawing import Drawing
     from cliptex.evaluation.probes.parts import TruthOf
     from cliptex.models.encoders import Encoder
@@ -131,7 +128,7 @@ class DetectionProbe(ProbeTask):
 
     def truth(self, run: Run, encoder: Encoder) -> TruthOf:
         from cliptex.evaluation.probes.heads.detection import training_objects
-        from cliptex.evaluation.probes.heads.pyramid import frame_of
+        from cliptex.evaluation.probes.heads.detectors import frame_of
 
         size = encoder.input_size(run.protocol.section(self.name).input.size_px)
         frame = frame_of(encoder.map_shape(size)[1:])
@@ -148,14 +145,9 @@ class DetectionProbe(ProbeTask):
     tuner = staticmethod(lazy("probes.heads.detection:DetectionTuner"))
 
     def drawing(self) -> type[Drawing]:
-        from cliptex.evaluation.drawing import BoxDrawing
+        return imported("drawing:BoxDrawing")
 
-        return BoxDrawing
-
-    def thumbnail(self, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
-        from cliptex.evaluation.thumbnails import unpacked_boxes
-
-        return unpacked_boxes(arrays, index)
+    thumbnail = staticmethod(lazy("thumbnails:unpacked_boxes"))
 
 
 PLUGIN = DetectionProbe

@@ -9,14 +9,13 @@ Thumbnails:        x, y, z as signed bytes, at most 48 pixels a side
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from cliptex.config import Name
 from cliptex.evaluation.metrics.display import Metric
-from cliptex.evaluation.probes.base import MapProbe, Measure, Run, lazy
+from cliptex.evaluation.probes.base import MapProbe, Measure, Run, imported, lazy
 from cliptex.evaluation.protocols.base import DecoderTraining, MapTask, Ridge
 
 if TYPE_CHECKING:
@@ -84,14 +83,9 @@ class NormalsProbe(MapProbe):
         return normals
 
     def drawing(self) -> type[Drawing]:
-        from cliptex.evaluation.drawing import NormalsDrawing
+        return imported("drawing:NormalsDrawing")
 
-        return NormalsDrawing
-
-    def thumbnail(self, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
-        from cliptex.evaluation.thumbnails import unpacked_normals
-
-        return {"normals": unpacked_normals(arrays, index)}
+    thumbnail = staticmethod(lazy("thumbnails:unpacked_normals"))
 
 
 PLUGIN = NormalsProbe

@@ -8,14 +8,13 @@ Thumbnails:        masks, at most 96 pixels a side
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from cliptex.config import Name, Positive, Share
 from cliptex.core.seeds import seed_of
-from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, lazy
+from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, imported, lazy
 from cliptex.evaluation.protocols.base import DenseTask, Training
 
 if TYPE_CHECKING:
@@ -130,14 +129,9 @@ class SegmentationProbe(ProbeTask):
         return section.mask_size_px**2
 
     def drawing(self) -> type[Drawing]:
-        from cliptex.evaluation.drawing import MaskDrawing
+        return imported("drawing:MaskDrawing")
 
-        return MaskDrawing
-
-    def thumbnail(self, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
-        from cliptex.evaluation.thumbnails import unpacked_map
-
-        return {"mask": unpacked_map(arrays, index)}
+    thumbnail = staticmethod(lazy("thumbnails:unpacked_mask"))
 
 
 PLUGIN = SegmentationProbe

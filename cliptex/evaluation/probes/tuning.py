@@ -17,7 +17,7 @@ from cliptex.config import FineTuning
 from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.features import Features, standardised
 from cliptex.evaluation.probes.parts import ComputedFeatures, Part, Reader
-from cliptex.evaluation.probes.selection import Candidate, candidates
+from cliptex.evaluation.probes.training import Candidate, candidates
 from cliptex.evaluation.protocols.base import DenseTask, Training
 from cliptex.models.encoders import BATCH_SIZE, Encoder
 

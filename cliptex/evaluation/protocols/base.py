@@ -142,6 +142,12 @@ class MapTask(DenseTask):
     averaging: Literal["image", "pooled"]
     """`image`: metrics per image, averaged over images. `pooled`: metrics over the pixels of all images."""
 
+    @property
+    def ridge_grid(self) -> int | None:
+        """Side of the grid of the training ground truth if all heads are ridge regressions; else None."""
+        heads = self.heads.values()
+        return max(head.grid for head in heads) if all(head.kind == "ridge" for head in heads) else None
+
     @model_validator(mode="after")
     def _four_blocks(self) -> Self:
         """The DPT decoder needs the maps of four blocks."""
@@ -211,9 +217,3 @@ def views_of_each(section: ProbeSection, part: str) -> int:
     if part == "train" and section.augment.views:
         return section.augment.views
     return WINDOWS if isinstance(section, DenseTask) and section.input.fit == "windows" else 1
-
-
-def ridge_grid(section: MapTask) -> int | None:
-    """Side of the grid of the training ground truth if all heads are ridge regressions; else None."""
-    heads = section.heads.values()
-    return max(head.grid for head in heads) if all(head.kind == "ridge" for head in heads) else None

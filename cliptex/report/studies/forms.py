@@ -40,15 +40,10 @@ class StudyResults:
         return others[0]
 
     @property
-    def zeroshot(self) -> Findings:
-        return [finding for finding in self.findings if finding[0].head == "zero_shot"]
-
-    @property
     def dense(self) -> Findings:
         return [finding for finding in self.findings if finding[0].dense]
 
     def others(self, compared: Mapping[str, ComparedModel]) -> dict[str, ComparedModel]:
-        """All models but the reference."""
         return {model: row for model, row in compared.items() if model != self.reference}
 
     def panels(self, findings: Findings, without: frozenset[str] = frozenset()) -> list[Panel]:
@@ -78,13 +73,14 @@ def _differences(study: StudyResults) -> Form:
 
 def _tradeoff(study: StudyResults) -> Form:
     """Dense metrics against zero-shot."""
-    if len(study.zeroshot) != 1 or not study.dense:
+    zeroshot = [finding for finding in study.findings if finding[0].head == "zero_shot"]
+    if len(zeroshot) != 1 or not study.dense:
         raise CliptexError(
             "study.form: `tradeoff` needs one benchmark in study.zeroshot and a dense one in study.probes"
         )
-    ((measure, compared),) = study.zeroshot
+    ((measure, compared),) = zeroshot
     lost = frozenset(model for model, row in compared.items() if row.state == "worse")
-    lines = summary(study.panels(study.zeroshot))
+    lines = summary(study.panels(zeroshot))
     lines += [f"zero-shot kept: {line}" for line in summary(study.panels(study.dense, without=lost))]
     chart = scatter_plot(
         study.dense,
@@ -178,14 +174,10 @@ def _two_models(
 
 
 def _models_table(study: StudyResults) -> Table:
-    """A row a model, a column a measure, and the cost of training."""
     columns = [_column(str(index), measure) for index, (measure, _) in enumerate(study.findings)]
     body = []
     for model, label in study.labels.items():
-        cells = {
-            column.key: _value_cell(measure, compared[model])
-            for column, (measure, compared) in zip(columns, study.findings, strict=True)
-        }
+        cells = {str(index): _value_cell(one, rows[model]) for index, (one, rows) in enumerate(study.findings)}
         body.append({"row": Cell(label), **cells, "cost": Cell(f"{study.flops[model]:.2f}", study.flops[model])})
     return _table(
         study,
@@ -209,7 +201,7 @@ def _table(study: StudyResults, columns: list[Column], body: list[Row], note: st
 
 def _column(key: str, measure: StudyMeasure) -> Column:
     unit = f" ({measure.info.unit})" if measure.info.unit else ""
-    return Column(key, f"{measure.title}{unit} {'↑' if measure.better > 0 else '↓'}")
+    return Column(key, f"{measure.title}{unit} {'↑' if measure.info.better > 0 else '↓'}")
 
 
 def _value_cell(measure: StudyMeasure, row: ComparedModel) -> Cell:

@@ -51,13 +51,7 @@ class StudyMeasure:
 
     @property
     def info(self) -> Metric:
-        """Title, unit and decimals of the metric."""
         return metric_of(self.task, self.metric)
-
-    @property
-    def better(self) -> int:
-        """+1 if a higher value is better, -1 if a lower one is."""
-        return self.info.better
 
     @property
     def images(self) -> int:
@@ -128,14 +122,14 @@ def compare(measure: StudyMeasure, reference: str, models: Sequence[str], resamp
         for model in dict.fromkeys([reference, *models])
     }
     drawn = {model: resampled(measure.task, measure.statistics[model], weights) for model in values}
-    out = {}
+    better, out = measure.info.better, {}
     for model, own in values.items():
-        moved = measure.better * (drawn[model] - drawn[reference])
+        moved = better * (drawn[model] - drawn[reference])
         out[model] = ComparedModel(
             model,
             fmean(own),
             interval(drawn[model]),
-            measure.better * (fmean(own) - fmean(values[reference])),
+            better * (fmean(own) - fmean(values[reference])),
             None if model == reference else interval(moved),
             pooled_std(own, values[reference]),
             moved,
@@ -160,17 +154,13 @@ def read_measures(config: Config, workdir: Path) -> list[StudyMeasure]:
                 "run: snakemake study --configfile FILE, which lays it over the default one"
             )
         for head in heads(benchmark, config.probes.benchmarks[benchmark]):
-            frozen = {
-                model: [folder / "probes" / benchmark / model / f"seed{seed}" / f"{head}.json" for seed in seeds]
-                for model in study.compared
-            }
-            measures += _probed(benchmark, head, frozen)
-            if study.form == "finetuning":
-                tuned = {
-                    model: [workdir / paths.finetuned(benchmark, model, seed) / f"{head}.json" for seed in seeds]
+            for tuned in (False, True) if study.form == "finetuning" else (False,):
+                parent = workdir / paths.RESULTS / "finetuned" if tuned else folder / "probes"
+                results = {
+                    model: [parent / benchmark / model / f"seed{seed}" / f"{head}.json" for seed in seeds]
                     for model in study.compared
                 }
-                measures += _probed(benchmark, head, tuned, tuned=True)
+                measures += _probed(benchmark, head, results, tuned)
     for benchmark in study.zeroshot:
         path = folder / "zeroshot" / f"{benchmark}.json"
         file = read_per_image(per_image_path(path))
@@ -182,7 +172,7 @@ def read_measures(config: Config, workdir: Path) -> list[StudyMeasure]:
     return sorted(measures, key=lambda one: order.index(one.benchmark) if one.benchmark in order else len(order))
 
 
-def _probed(benchmark: str, head: str, result_paths: dict[str, list[Path]], tuned: bool = False) -> list[StudyMeasure]:
+def _probed(benchmark: str, head: str, result_paths: dict[str, list[Path]], tuned: bool) -> list[StudyMeasure]:
     files = {model: [read_per_image(per_image_path(path)) for path in own] for model, own in result_paths.items()}
     first_model, first_path = next(iter(result_paths)), next(iter(result_paths.values()))[0]
     ids = files[first_model][0].ids

@@ -6,10 +6,8 @@ Writes  results/studies/{study}/: table.csv, table.md, plot.svg, plot.png, and s
 Holds   every sentence follows from the numbers (`cliptex.report.studies.summary`); a page of rendered data says so.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cliptex import __version__, versions
 from cliptex.config import Config
@@ -25,11 +23,12 @@ from cliptex.report.studies.forms import FORMS, Form, StudyResults
 from cliptex.report.studies.measures import ComparedModel, StudyMeasure, compare, read_measures
 from cliptex.report.studies.summary import limits
 
+COPIED = ("init", "steps", "learning_rate", "tasks", "flops_over_contrastive", "parameters", "seconds", "images_per_s")
+"""Keys of train.json in study.json."""
 COMMAND = "snakemake --cores 8 study --configfile config/studies/{name}.yaml"
 
 
-@dataclass(frozen=True)
-class StudyPage:
+class StudyPage(NamedTuple):
     """A study's plot, table and summary, and the contents of study.json."""
 
     form: Form
@@ -41,13 +40,12 @@ def build_study(config: Config, workdir: Path = Path()) -> StudyPage:
     workdir = Path(workdir)
     page = study_page(config, workdir)
     folder, table = workdir / paths.study(config.study.name), page.form.table
-    for name, text in (("table.csv", table.csv()), ("table.md", table.markdown())):
-        with replacing(folder / name) as scratch:
-            scratch.write_text(text, encoding="utf-8")
     page.form.chart.save(folder)
     write_json(folder / "study.json", page.record)
-    with replacing(folder.with_suffix(".html")) as scratch:
-        scratch.write_text(render(page), encoding="utf-8")
+    texts = {folder / "table.csv": table.csv(), folder / "table.md": table.markdown()}
+    for path, text in (texts | {folder.with_suffix(".html"): render(page)}).items():
+        with replacing(path) as scratch:
+            scratch.write_text(text, encoding="utf-8")
     return page
 
 
@@ -85,7 +83,9 @@ def study_page(config: Config, workdir: Path) -> StudyPage:
             miniature,
         ),
         "interval": {"level_percent": LEVEL, "resamples": resamples, "over": f"{resampled_over(config.seeds)}, paired"},
-        "models": {model: _model_record(labels[model], run) for model, run in runs.items()},
+        "models": {
+            model: {"label": labels[model]} | {key: run.get(key) for key in COPIED} for model, run in runs.items()
+        },
         "experts": {name: _expert_record(workdir, name) for name in study.experts},
         "results": [_row(measure, row) for measure, compared in findings for row in compared.values()],
         "table": {
@@ -104,20 +104,6 @@ def study_page(config: Config, workdir: Path) -> StudyPage:
     return StudyPage(form, record)
 
 
-def _model_record(label: str, run: Mapping[str, Any]) -> dict[str, Any]:
-    keys = (
-        "init",
-        "steps",
-        "learning_rate",
-        "tasks",
-        "flops_over_contrastive",
-        "parameters",
-        "seconds",
-        "images_per_s",
-    )
-    return {"label": label} | {key: run.get(key) for key in keys}
-
-
 def _expert_record(workdir: Path, name: str) -> dict[str, Any]:
     record = read_json(workdir / paths.expert(name) / "expert.json")
     return {key: record[key] for key in ("task", "plugin", "network", "quality", "weights_sha256")}
@@ -128,7 +114,6 @@ QUALITY = {"segmentation": "mIoU", "depth": "delta1", "normals": "mean"}
 
 
 def _quality_notes(config: Config, workdir: Path) -> list[str]:
-    """For each task the held-out quality of the study's own experts and of those of the main run."""
     own = study_of(config).experts
     all_classes = [name for name in own if not own[name].network.get("classes")]
     others = {store.expert for store in config.label_stores.values()} - own.keys()
@@ -149,7 +134,7 @@ def _quality_notes(config: Config, workdir: Path) -> list[str]:
 
 def _row(measure: StudyMeasure, row: ComparedModel) -> dict[str, Any]:
     def pair(bounds: Interval | None) -> list[float] | None:
-        return None if bounds is None else [bounds.low, bounds.high]
+        return bounds and [bounds.low, bounds.high]
 
     return {
         "benchmark": measure.benchmark,
@@ -171,13 +156,13 @@ def _row(measure: StudyMeasure, row: ComparedModel) -> dict[str, Any]:
 
 def render(page: StudyPage) -> str:
     """The page as HTML text, without external resources."""
-    chart, record = page.form.chart, page.record
+    chart = page.form.chart
     return html.render(
         "studies/page.html",
-        record=record,
+        record=page.record,
         lines=page.form.lines,
-        miniature=record["source"] == "miniature",
+        miniature=page.record["source"] == "miniature",
         results_table=page.form.table,
-        plot=html.embedded_chart(chart.name, chart.caption, chart.alt, chart.svg, chart.dark_svg),
+        plot=html.embedded_chart(chart.name, chart.caption, chart.alt, chart.svg),
         version=__version__,
     )

@@ -8,22 +8,13 @@ from cliptex.evaluation.metrics.display import direction
 from cliptex.report import names
 from cliptex.report.gains import ProbeGain
 from cliptex.report.gather import Results, Scores
-from cliptex.report.statistics import Gain, GainStatus, format_interval, signed, summary
+from cliptex.report.statistics import Gain, GainStatus, format_interval, sample_std, signed
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, best_of, csv_columns
 from cliptex.report.verdict import mark, tone
 
 ARROWS = {1: "↑", -1: "↓", 0: ""}
-PROTOCOL_COLUMNS = (
-    "metric",
-    "seeds",
-    "source",
-    "variant",
-    "split",
-    "training images",
-    "evaluation images",
-    "encoders trained on",
-    "protocol",
-)
+PROTOCOL_COLUMNS = ("metric", "seeds", "source", "variant", "split", "training images", "evaluation images")
+PROTOCOL_COLUMNS += ("encoders trained on", "protocol")
 """CSV columns that state how a row was measured (`protocol_cells`)."""
 GAIN_COLUMNS = ("outcome", "gain low", "gain high", "difference", "difference low", "difference high")
 """CSV columns of a gain (`gain_csv_cells`)."""
@@ -35,12 +26,10 @@ def count(value: float) -> str:
 
 
 def count_cell(value: float) -> Cell:
-    """A whole number."""
     return Cell(count(value), value)
 
 
 def number_cell(value: float | None) -> Cell:
-    """A number for the CSV."""
     return Cell(MISSING) if value is None else Cell(str(value), value)
 
 
@@ -56,7 +45,6 @@ def task_cell(task: str, head: str, metric: str) -> Cell:
 
 
 def task_column(heading: str = "Task, head, metric") -> Column:
-    """The column of `task_cell`."""
     return Column("task", heading, numeric=False)
 
 
@@ -77,9 +65,7 @@ def value_cells(
     values = scores.values(task, head, metric)
     best = best_of([fmean(values[model]) for model in models if model in values], direction(metric))
     cells = {model_key(model): _value_cell(values.get(model, []), task, metric, best) for model in models}
-    for model in models:
-        spread = summary(values.get(model, []))
-        cells[_std_column(model)] = number_cell(spread and spread.std)
+    cells |= {_std_column(model): number_cell(sample_std(values.get(model, []))) for model in models}
     return cells | protocol_cells(results, scores, task, head, metric)
 
 
@@ -93,21 +79,16 @@ def _std_column(model: str) -> str:
 
 
 def _value_cell(values: Sequence[float], task: str, name: str, best: float | None) -> Cell:
-    spread = summary(values)
-    if spread is None:
+    if not values:
         return Cell(MISSING)
-    metric = metric_of(task, name)
-    note = ""
-    if spread.std is not None:
-        std = metric.format(spread.std)
-        if not float(std) and spread.std >= 1e-4:  # one more digit if it would read as zero
-            std = f"{spread.std:.1g}"
-        note = f"± {std}"
-    return Cell(metric.format(spread.mean), spread.mean, note, best=spread.mean == best)
+    metric, mean, std, note = metric_of(task, name), fmean(values), sample_std(values), ""
+    if std is not None:
+        # one more digit if it would read as zero
+        note = f"± {std:.1g}" if not float(metric.format(std)) and std >= 1e-4 else f"± {metric.format(std)}"
+    return Cell(metric.format(mean), mean, note, best=mean == best)
 
 
 def gain_cell(gain: Gain) -> Cell:
-    """A relative gain with its interval and mark."""
     if gain.status is GainStatus.MISSING:
         return Cell(MISSING)
     note = mark(gain.status)
@@ -123,14 +104,8 @@ def gain_csv_cells(gain: Gain, prefix: str = "") -> dict[str, Cell]:
     """For the CSV (`GAIN_COLUMNS`): status, bounds of the gain in percent, the difference and its bounds."""
     difference, percent = gain.difference, gain.percent_interval
     bounds = difference.interval if difference else None
-    cells = [
-        Cell(gain.status.value),
-        number_cell(percent and percent.low),
-        number_cell(percent and percent.high),
-        number_cell(difference and difference.value),
-        number_cell(bounds and bounds.low),
-        number_cell(bounds and bounds.high),
-    ]
+    numbers = percent and percent.low, percent and percent.high, difference and difference.value
+    cells = [Cell(gain.status.value), *map(number_cell, (*numbers, bounds and bounds.low, bounds and bounds.high))]
     return {f"{prefix}{column}": cell for column, cell in zip(GAIN_COLUMNS, cells, strict=True)}
 
 
@@ -138,12 +113,10 @@ def probe_groups(
     benchmarks: dict[str, Scores], gains: Sequence[ProbeGain], row: Callable[[Scores, ProbeGain], Row]
 ) -> list[Group]:
     """A group for each benchmark with a row for each of its gains."""
-    return [
-        Group(
-            [row(scores, gain) for gain in gains if gain.benchmark == name], names.benchmark(name), image_counts(scores)
-        )
-        for name, scores in benchmarks.items()
-    ]
+    rows = {
+        name: [row(scores, gain) for gain in gains if gain.benchmark == name] for name, scores in benchmarks.items()
+    }
+    return [Group(rows[name], names.benchmark(name), image_counts(scores)) for name, scores in benchmarks.items()]
 
 
 # ---- how a result was measured
@@ -151,7 +124,7 @@ def probe_groups(
 
 def protocol_cells(results: Results, scores: Scores, task: str, head: str, metric: str) -> dict[str, Cell]:
     """For the CSV (`PROTOCOL_COLUMNS`): how a row's numbers were measured."""
-    rows = [row for row in scores.rows if (row.task, row.head) == (task, head)]
+    rows = [row for row in scores.results if (row.task, row.head) == (task, head)]
     cells = [
         Cell(metric),
         Cell(" ".join(map(str, sorted({row.seed for row in rows})))),
@@ -204,12 +177,10 @@ def _training_set(results: Results) -> str:
 
 def _protocols(scores: Scores) -> dict[str, str]:
     """Protocol -> the tasks and heads that follow it, in words."""
-    heads_of: dict[str, dict[str, list[str]]] = {}
-    for row in scores.rows:
+    heads_of: dict[str, dict[str, dict[str, None]]] = {}
+    for row in scores.results:
         if row.protocol:
-            heads = heads_of.setdefault(row.protocol, {}).setdefault(row.task, [])
-            if (head := names.head(row.head)) not in heads:
-                heads.append(head)
+            heads_of.setdefault(row.protocol, {}).setdefault(row.task, {})[names.head(row.head)] = None
     return {
         protocol: "; ".join(f"{names.task(task)}, {', '.join(heads)}" for task, heads in tasks.items())
         for protocol, tasks in heads_of.items()

@@ -14,21 +14,13 @@ def labels_table(results: Results) -> Table | None:
     """Contents of the label stores; None without any."""
     if not results.stores:
         return None
-    headings = {
-        "images": "Images",
-        "labelled": "Labelled",
-        "failed": "Failed",
-        "valid": "Valid pixels",
-        "bytes": "Bytes an image",
-    }
+    columns = [Column("store", "Label store", numeric=False), Column("expert", "Expert", numeric=False)]
+    columns += [Column("images", "Images"), Column("labelled", "Labelled"), Column("failed", "Failed")]
+    columns += [Column("valid", "Valid pixels"), Column("bytes", "Bytes an image")]
     return Table(
         "labels",
         "Label stores",
-        [
-            Column("store", "Label store", numeric=False),
-            Column("expert", "Expert", numeric=False),
-            *(Column(key, heading) for key, heading in headings.items()),
-        ],
+        columns,
         [Group([_store_row(results, name, index) for name, index in results.stores.items()])],
         ["Valid pixels: share of a label’s pixels with a value, mean over images. Bytes: of the label alone."],
     )
@@ -85,12 +77,9 @@ def _quality_row(quality: dict[str, Any], name: str) -> Row:
     if name in quality.get("prior", {}):
         values["prior"] = quality["prior"][name]
     best = best_of(values.values(), direction(name)) if len(values) > 1 else None
-    cells = {
-        key: Cell(metric.format(value) if known else f"{value:.3g}", value, best=value == best)
-        for key, value in values.items()
-    }
-    label = metric_label(quality["task"], name) if known else name.replace("_", " ")
-    return {"metric": Cell(label), "prior": Cell(MISSING), **cells}
+    text, label = (metric.format, metric_label(quality["task"], name)) if known else ("{:.3g}".format, name)
+    cells = {key: Cell(text(value), value, best=value == best) for key, value in values.items()}
+    return {"metric": Cell(label.replace("_", " ")), "prior": Cell(MISSING), **cells}
 
 
 def dropped_table(results: Results) -> Table:

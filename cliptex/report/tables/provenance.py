@@ -10,17 +10,9 @@ from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, text_
 from cliptex.report.tables.cells import count_cell
 
 STAGES = ("Data", "Experts", "Labels", "Training", "Probes", "Fine-tuning", "Zero-shot", "Report")
-WORDS = {
-    "zeroshot": "Zero-shot",
-    "retrieval": "Zero-shot",
-    "probe": "Probes",
-    "finetune": "Fine-tuning",
-    "label": "Labels",
-    **dict.fromkeys(("render", "fetch", "download", "retrieve", "unpack", "shard"), "Data"),
-    "expert": "Experts",
-    "train": "Training",
-    "report": "Report",
-}
+WORDS = {"zeroshot": "Zero-shot", "retrieval": "Zero-shot", "probe": "Probes", "finetune": "Fine-tuning"}
+WORDS |= {"label": "Labels", **dict.fromkeys(("render", "fetch", "download", "retrieve", "unpack", "shard"), "Data")}
+WORDS |= {"expert": "Experts", "train": "Training", "report": "Report"}
 """Part of a rule's name -> its stage; the first match counts."""
 
 
@@ -55,7 +47,6 @@ def _seconds(timings: Sequence[Timing], total: float) -> Row:
 
 
 def stage_of(rule: str) -> str:
-    """The stage of a rule, by the words in its name."""
     return next((stage for word, stage in WORDS.items() if word in rule), rule)
 
 
@@ -81,13 +72,10 @@ def provenance_table(results: Results) -> Table:
 
 
 def _provenance_row(what: str, source: dict[str, Any]) -> list[str | Cell]:
-    def text(value: Any) -> str:
-        return str(value) if value else MISSING
-
     digest = source.get("config_sha256")
-    configuration = Cell(str(digest)[:12], digest) if digest else MISSING
-    before = text(source.get("cliptex")), text(code(source))
-    return [what, *before, configuration, text(source.get("python")), text(source.get("machine"))]
+    configuration = Cell(str(digest)[:12], digest) if digest else None
+    cells = source.get("cliptex"), code(source), configuration, source.get("python"), source.get("machine")
+    return [what, *(cell or MISSING for cell in cells)]
 
 
 def packages_table(results: Results) -> Table:

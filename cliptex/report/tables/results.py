@@ -1,14 +1,15 @@
-"""Tables of probes on frozen and fine-tuned encoders: values, gains, and every metric of every seed."""
+"""Tables of results: probes on frozen and fine-tuned encoders, zero-shot, and every metric of every seed."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from cliptex.config import PUBLISHED_TOLERANCE
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, resampled_over
 from cliptex.report.gains import ProbeGain, further_models
 from cliptex.report.gather import Results, Scores
-from cliptex.report.statistics import Gain, GainStatus
-from cliptex.report.table import Column, Group, Row, Table, csv_columns
+from cliptex.report.statistics import Gain, GainStatus, ZeroShot, format_interval, signed
+from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, csv_columns
 from cliptex.report.tables.cells import (
     GAIN_COLUMNS,
     PROTOCOL_COLUMNS,
@@ -16,8 +17,11 @@ from cliptex.report.tables.cells import (
     fine_notes,
     gain_cell,
     gain_csv_cells,
+    image_counts,
+    metric_label,
     model_columns,
     model_key,
+    number_cell,
     probe_groups,
     protocol_cells,
     task_cell,
@@ -25,6 +29,7 @@ from cliptex.report.tables.cells import (
     value_cells,
     value_columns,
 )
+from cliptex.report.verdict import mark, tone
 
 ONE_SEED = (
     "The interval covers which images were evaluated. It does not cover how training or a head would turn out with "
@@ -36,15 +41,6 @@ def main_table(results: Results, gains: Sequence[ProbeGain]) -> Table:
     """The main metric of every model and baseline, and CLIPTeX's gain over CLIP-FT."""
     models = [model for model in results.models if model in names.MODELS]
     shown = [*models, *results.baselines]
-
-    def row(scores: Scores, probe: ProbeGain) -> Row:
-        return {
-            "task": task_cell(probe.task, probe.head, probe.metric),
-            "gain": gain_cell(probe.gain),
-            **value_cells(results, scores, probe.task, probe.head, probe.metric, shown),
-            **gain_csv_cells(probe.gain),
-        }
-
     return Table(
         "main",
         "Dense and classification probes on frozen encoders",
@@ -56,11 +52,21 @@ def main_table(results: Results, gains: Sequence[ProbeGain]) -> Table:
             *value_columns(shown),
             *csv_columns(GAIN_COLUMNS),
         ],
-        probe_groups(results.probes, gains, row),
+        probe_groups(results.probes, gains, lambda scores, probe: _row(results, scores, probe, shown)),
         _main_notes(results, any(probe.gain.percent_interval for probe in gains)),
         "benchmark",
         fine_notes(results, results.probes.values()),
     )
+
+
+def _row(results: Results, scores: Scores, probe: ProbeGain, models: Sequence[str]) -> Row:
+    """The main metric of each model, and CLIPTeX's gain over CLIP-FT."""
+    return {
+        "task": task_cell(probe.task, probe.head, probe.metric),
+        "gain": gain_cell(probe.gain),
+        **value_cells(results, scores, probe.task, probe.head, probe.metric, models),
+        **gain_csv_cells(probe.gain),
+    }
 
 
 def _main_notes(results: Results, intervals: bool) -> list[str]:
@@ -96,17 +102,11 @@ def finetuned_table(results: Results, tuned: Sequence[ProbeGain], frozen: Sequen
     if not tuned:
         return None
     shown = [*results.models, *results.config.finetune.baselines]
-    frozen_gains = {(probe.benchmark, probe.task, probe.head): probe.gain for probe in frozen}
+    gains = {(probe.benchmark, probe.task, probe.head): probe.gain for probe in frozen}
 
     def row(scores: Scores, probe: ProbeGain) -> Row:
-        frozen_gain = frozen_gains.get((probe.benchmark, probe.task, probe.head), Gain(GainStatus.MISSING))
-        return {
-            "task": task_cell(probe.task, probe.head, probe.metric),
-            "gain": gain_cell(probe.gain),
-            "frozen gain": gain_cell(frozen_gain),
-            **value_cells(results, scores, probe.task, probe.head, probe.metric, shown),
-            **gain_csv_cells(probe.gain),
-        }
+        gain = gains.get((probe.benchmark, probe.task, probe.head), Gain(GainStatus.MISSING))
+        return {**_row(results, scores, probe, shown), "frozen gain": gain_cell(gain)}
 
     return Table(
         "finetuned",
@@ -136,16 +136,11 @@ def further_values_table(results: Results, gains: Sequence[ProbeGain]) -> Table 
     if not further:
         return None
     shown = [model for model in (names.REFERENCE, names.SUBJECT) if model in results.models] + further
-
-    def row(scores: Scores, probe: ProbeGain) -> Row:
-        values = value_cells(results, scores, probe.task, probe.head, probe.metric, shown)
-        return {"task": task_cell(probe.task, probe.head, probe.metric), **values}
-
     return Table(
         "further_values",
         "Further models compared with CLIP-FT and CLIPTeX",
         [task_column(), *model_columns(shown), *value_columns(shown)],
-        probe_groups(results.probes, gains, row),
+        probe_groups(results.probes, gains, lambda scores, probe: _row(results, scores, probe, shown)),
         ["As in the first table."],
         "benchmark",
         fine_notes(results, results.probes.values()),
@@ -178,13 +173,74 @@ def further_table(results: Results, gains: Sequence[ProbeGain]) -> Table | None:
     )
 
 
+def zeroshot_table(results: Results, zeroshot: Sequence[ZeroShot]) -> Table | None:
+    """Zero-shot metrics with their chance levels; None without results."""
+    if not results.zeroshot:
+        return None
+    evaluated = {row.model for scores in results.zeroshot.values() for row in scores.results}
+    models = [*(name for name in results.baselines if name in evaluated), *results.models]
+    differences = {item.key: item for item in zeroshot}
+    groups = []
+    for name, scores in results.zeroshot.items():
+        rows = [
+            value_cells(results, scores, task, head, metric, models)
+            | _zeroshot_row(scores, task, head, metric, differences.get((name, task)))
+            for task, head in scores.cells()
+            for metric in scores.metric_names(task, head)
+        ]
+        classes = f", {len(scores.class_names)} classes" if scores.class_names else ""
+        groups.append(Group(rows, names.benchmark(name), image_counts(scores) + classes))
+    notes = [
+        "Last column, for the first metric of each task: difference of the means in points, its "
+        f"{LEVEL:.0f} % interval over {resampled_over(results.config.seeds)} (paired bootstrap), and whether zero-shot "
+        "is kept: not below CLIP-FT by more than the noise."
+    ]
+    notes += [
+        f"{names.benchmark(name)}: the published value of {names.model(model)} is {published:g} %; ours is within "
+        f"{PUBLISHED_TOLERANCE} points."
+        for name, scores in results.zeroshot.items()
+        for model, published in scores.published.items()
+    ]
+    return Table(
+        "zeroshot",
+        "Zero-shot",
+        [
+            task_column("Task, metric"),
+            Column("chance", "Chance"),
+            *model_columns(models),
+            Column("difference", "CLIPTeX − CLIP-FT"),
+            *value_columns(models),
+            *csv_columns(["difference low", "difference high"]),
+        ],
+        groups,
+        notes,
+        "benchmark",
+        fine_notes(results, results.zeroshot.values()),
+    )
+
+
+def _zeroshot_row(scores: Scores, task: str, head: str, metric: str, difference: ZeroShot | None) -> Row:
+    chance = scores.chance_level(task, metric)
+    against = difference.against if difference and metric == scores.main_metric(task, head) else None
+    bounds = against.interval if against else None
+    return {
+        "task": Cell(names.task(task), note=metric_label(task, metric)),
+        "chance": Cell(MISSING) if chance is None else Cell(f"{chance:.1f}", chance),
+        "difference": _difference_cell(difference) if against else Cell(MISSING),
+        "difference low": number_cell(bounds and bounds.low),
+        "difference high": number_cell(bounds and bounds.high),
+    }
+
+
+def _difference_cell(item: ZeroShot) -> Cell:
+    bounds = format_interval(item.against.interval) if item.against.interval else ""
+    return Cell(signed(item.against.value), item.against.value, mark(item.state), bounds, tone=tone(item.state))
+
+
 def metrics_table(results: Results, scores: Scores, models: Sequence[str]) -> Table:
     """Every metric of one benchmark; one row for each task, head and metric."""
     rows = [
-        {
-            "task": task_cell(task, head, metric),
-            **value_cells(results, scores, task, head, metric, models),
-        }
+        {"task": task_cell(task, head, metric), **value_cells(results, scores, task, head, metric, models)}
         for task, head in scores.cells()
         for metric in scores.metric_names(task, head)
     ]
@@ -203,7 +259,7 @@ def long_rows(results: Results) -> list[list[Any]]:
     out: list[list[Any]] = [[*columns, "task", "head", "protocol", "model", "seed", "metric", "value"]]
     for kind, scores in results.all_scores:
         data = [kind, scores.benchmark, scores.source, scores.variant, scores.split, scores.num_train, scores.num_eval]
-        for row in scores.rows:
+        for row in scores.results:
             measured = [*data, row.task, row.head, row.protocol, row.model, row.seed]
             out += [[*measured, metric, value] for metric, value in row.metrics.items()]
     return out

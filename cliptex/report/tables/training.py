@@ -1,18 +1,24 @@
 """The table of what each model was trained on, and of what training cost."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from statistics import fmean
 from typing import Any
 
 from cliptex.report import names
 from cliptex.report.gather import Results
-from cliptex.report.statistics import signed, summary
+from cliptex.report.statistics import sample_std, signed
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table
 from cliptex.report.tables.cells import count, model_columns, model_key
 
 Record = dict[str, Any]
 """The contents of train.json."""
-PARTS = {"Image encoder": ("encoder",), "Text encoder": ("text",), "Heads": ("multi_scale", "heads")}
+PARTS = {
+    "Image encoder": (("encoder",), "an image", ""),
+    "Text encoder": (("text",), "a caption", ""),
+    "Heads": (("multi_scale", "heads"), "an image", "; removed after training"),
+}
+"""Part of a model -> its keys in train.json, what it computes on, and a note on its parameters."""
 
 
 def cost_table(results: Results) -> Table:
@@ -32,33 +38,32 @@ def cost_table(results: Results) -> Table:
 
     data = [
         row("Starts from", "", start, untrained=True),
-        row("Steps", "", lambda record: record["steps"], count, untrained=True),
-        row("Batch size", "pairs a step", lambda record: record["batch_size"], count),
+        row("Steps", "", itemgetter("steps"), count, untrained=True),
+        row("Batch size", "pairs a step", itemgetter("batch_size"), count),
         row("Pairs seen", "", seen, count),
         row("Unique pairs", "", lambda record: samples, count),
         row("Epochs", "", lambda record: seen(record) / samples, "{:.1f}".format),
-        row("Peak learning rate", "", lambda record: record["learning_rate"], "{:g}".format),
+        row("Peak learning rate", "", itemgetter("learning_rate"), "{:g}".format),
         row("Weight decay", "", lambda record: train.weight_decay, "{:g}".format),
-        row("Labels learned", "store × weight of its loss", lambda record: _weights(record["tasks"])),
+        row("Labels learned", "store × weight of its loss", _weights),
     ]
     cost = [
-        row("Time", "seconds", lambda record: record["seconds"], count),
+        row("Time", "seconds", itemgetter("seconds"), count),
         row("Time a step", "milliseconds", lambda record: 1000 * record["seconds"] / record["steps"], count),
-        row("Throughput", "images a second", lambda record: record["images_per_s"], count),
-        row("Peak memory", "MB", lambda record: record["peak_memory_mb"], count, untrained=True),
+        row("Throughput", "images a second", itemgetter("images_per_s"), count),
+        row("Peak memory", "MB", itemgetter("peak_memory_mb"), count, untrained=True),
     ]
-    for part, note in {"Image encoder": "", "Text encoder": "", "Heads": "; removed after training"}.items():
-        cost.append(row(part, f"parameters{note}", _parameters(part), count, untrained=True))
-    for part, of in {"Image encoder": "an image", "Text encoder": "a caption", "Heads": "an image"}.items():
-        cost.append(row(part, f"million operations, {of} forward", _megaflops(part), "{:.1f}".format))
+    for part, (keys, _, note) in PARTS.items():
+        cost.append(row(part, f"parameters{note}", _parameters(keys), count, untrained=True))
+    for part, (keys, of, _) in PARTS.items():
+        cost.append(row(part, f"million operations, {of} forward", _megaflops(keys), "{:.1f}".format))
     ratio = "forward operations relative to contrastive training"
     cost.append(row("All of a pair", ratio, lambda record: record.get("flops_over_contrastive"), "× {:.2f}".format))
-    notes = [
+    notes = ["Mean over seeds, ± sample standard deviation where they differ."] * (len(results.config.seeds) > 1)
+    notes.append(
         "Times are those of the machine that trained the models, with any other load. Operations: of matrix products, "
         "convolutions and attention; a multiply-add counts as two."
-    ]
-    if len(results.config.seeds) > 1:
-        notes.insert(0, "Mean over seeds, ± sample standard deviation where they differ.")
+    )
     if (overhead := step_overhead(results)) is not None:
         notes.append(
             f"Time of a CLIPTeX step relative to CLIP-FT: {signed(overhead, 0)} %, for loading labels and for the "
@@ -83,11 +88,9 @@ def _cell(
         return Cell(MISSING)
     if isinstance(values[0], str):
         return Cell(values[0])
-    spread = summary(values)
-    text = show(spread.mean)
-    if spread.std and show(spread.std) != show(0.0):
-        text += f" ± {show(spread.std)}"
-    return Cell(text, spread.mean)
+    mean, std = fmean(values), sample_std(values)
+    spread = f" ± {show(std)}" if std and show(std) != show(0.0) else ""
+    return Cell(f"{show(mean)}{spread}", mean)
 
 
 def step_overhead(results: Results) -> float | None:
@@ -102,12 +105,12 @@ def step_overhead(results: Results) -> float | None:
     return 100 * (seconds[0] / seconds[1] - 1)
 
 
-def _parameters(part: str) -> Callable[[Record], int]:
-    return lambda record: sum(record["parameters"].get(key, 0) for key in PARTS[part])
+def _parameters(keys: Sequence[str]) -> Callable[[Record], int]:
+    return lambda record: sum(record["parameters"].get(key, 0) for key in keys)
 
 
-def _megaflops(part: str) -> Callable[[Record], float | None]:
-    return lambda record: sum(record["flops"][key] for key in PARTS[part]) / 1e6 if record.get("flops") else None
+def _megaflops(keys: Sequence[str]) -> Callable[[Record], float | None]:
+    return lambda record: sum(record["flops"][key] for key in keys) / 1e6 if record.get("flops") else None
 
 
 def start(record: Record) -> str:
@@ -118,5 +121,5 @@ def start(record: Record) -> str:
     return names.model(record["init"].rstrip("/").rpartition("/")[2])
 
 
-def _weights(tasks: Mapping[str, float]) -> str:
-    return ", ".join(f"{store} × {weight:g}" for store, weight in tasks.items()) or "none"
+def _weights(record: Record) -> str:
+    return ", ".join(f"{store} × {weight:g}" for store, weight in record["tasks"].items()) or "none"

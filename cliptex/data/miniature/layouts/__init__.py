@@ -7,14 +7,18 @@ Holds   the same config gives the same bytes; benchmarks, splits, pairs and expe
 
 import hashlib
 import importlib
+import io
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from cliptex.config import Miniature
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, sha256_file, write_json
+from cliptex.data.images import encode_jpeg
 from cliptex.data.miniature.looks import SHIFTED
 from cliptex.data.miniature.scenes import Scene, SceneOptions, render
 from cliptex.versions import RENDER
@@ -24,6 +28,7 @@ BENCHMARKS = ("voc", "ade20k", "coco", "nyuv2", "imagenet", "places365")
 MARK = "miniature.json"
 NUM_TRAIN_SHIFTED = 16
 """Maximum number of training images in another look."""
+MAT_HEADER = b"MATLAB 5.0 MAT-file, written by cliptex".ljust(116)
 SEAL = ".miniature"
 """File in every rendered tree that identifies it as rendered, also when the workflow has deleted the mark."""
 
@@ -47,16 +52,12 @@ class Renderer:
         return render(self.seed, self.look, self.stream(split), index, self.size, width or self.size, options)
 
 
-Writer = Callable[[Renderer, Path], None]
-
-
 def render_benchmark(miniature: Miniature, name: str, benchmark_dir: Path, look: str = "benchmark") -> None:
-    """Render benchmark `name` into `benchmark_dir`, unless the same one is there already.
+    """Render benchmark `name` into `benchmark_dir`, unless the same one is there already; renamed when complete.
 
-    look: a key of SHIFTED renders the same evaluation scenes in different light, and few training scenes.
-
-    The tree is written to a temporary folder and renamed when complete. Raises CliptexError for a benchmark that is
-    unknown or not in `miniature.benchmarks`, and if `benchmark_dir` contains files that were not rendered.
+    look: a key of SHIFTED renders the same evaluation scenes in different light, and few training scenes. Raises
+    CliptexError for a benchmark that is unknown or not in `miniature.benchmarks`, and if `benchmark_dir` contains files
+    that were not rendered.
     """
     benchmark_dir = Path(benchmark_dir)
     if name not in BENCHMARKS:
@@ -78,40 +79,27 @@ def render_benchmark(miniature: Miniature, name: str, benchmark_dir: Path, look:
         **({} if look == "benchmark" else {"look": look}),
         "render_version": RENDER,
     }
-    if (benchmark_dir / MARK).exists() and _same(read_json(benchmark_dir / MARK), mark):
+    existing = read_json(benchmark_dir / MARK) if (benchmark_dir / MARK).exists() else None
+    if isinstance(existing, dict) and {key: existing.get(key) for key in mark} == mark:
         return
     if benchmark_dir.exists() and any(benchmark_dir.iterdir()) and not (benchmark_dir / SEAL).exists():
-        raise CliptexError(
-            f"{benchmark_dir}: contains data that was not rendered; move it away, or use another working directory"
-        )
-    _require_untouched(benchmark_dir)
+        remedy = "move it away, or use another working directory"
+        raise CliptexError(f"{benchmark_dir}: contains data that was not rendered; {remedy}")
+    sealed = (benchmark_dir / SEAL).read_text(encoding="utf-8") if (benchmark_dir / SEAL).exists() else ""
+    if sealed and tree_digest(benchmark_dir) != sealed:
+        remedy = f"move away your files, then run: rm -r {benchmark_dir}   and then the same command again"
+        raise CliptexError(f"{benchmark_dir}: contains files that were changed or not rendered; {remedy}")
     scratch = benchmark_dir.with_name(f".{benchmark_dir.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     (scratch / SEAL).touch()
-    writer: Writer = importlib.import_module(f"cliptex.data.miniature.layouts.{name}").write
-    writer(renderer, scratch)
+    importlib.import_module(f"cliptex.data.miniature.layouts.{name}").write(renderer, scratch)
     digest = tree_digest(scratch)
-    (scratch / SEAL).write_text(
-        digest, encoding="utf-8"
-    )  # kept here, since Snakemake deletes the mark before it renders again
+    # kept here too, since Snakemake deletes the mark before it renders again
+    (scratch / SEAL).write_text(digest, encoding="utf-8")
     write_json(scratch / MARK, {**mark, "sha256": digest})
     shutil.rmtree(benchmark_dir, ignore_errors=True)
     scratch.replace(benchmark_dir)
-
-
-def _same(existing: Any, mark: dict[str, Any]) -> bool:
-    return isinstance(existing, dict) and {key: existing.get(key) for key in mark} == mark
-
-
-def _require_untouched(benchmark_dir: Path) -> None:
-    """Raise CliptexError if a rendered tree, which is about to be replaced, contains files of the user."""
-    sealed = (benchmark_dir / SEAL).read_text(encoding="utf-8") if (benchmark_dir / SEAL).exists() else ""
-    if sealed and tree_digest(benchmark_dir) != sealed:
-        raise CliptexError(
-            f"{benchmark_dir}: contains files that were changed or not rendered; move away your files, then run:"
-            f" rm -r {benchmark_dir}   and then the same command again"
-        )
 
 
 def tree_digest(benchmark_dir: Path) -> str:
@@ -121,3 +109,37 @@ def tree_digest(benchmark_dir: Path) -> str:
         content = hashlib.sha256().hexdigest() if path == benchmark_dir / SEAL else sha256_file(path)
         digest.update(f"{path.relative_to(benchmark_dir).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
+
+
+# ---- files: plain writes are enough, since the tree is temporary
+
+
+def save_jpeg(path: Path, scene: Scene) -> None:
+    """Write the scene's image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_jpeg(scene.image, scene.jpeg_quality))
+
+
+def save_png(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None) -> None:
+    """Write uint8 [H, W] (with `palette`, uint8 [256, 3], as a palette image) or [H, W, 3]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels)
+    if palette is not None:
+        image.putpalette(palette.ravel().tolist())
+    image.save(path, "PNG")
+
+
+def save_text(path: Path, lines: list[str]) -> None:
+    """Write lines of text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def save_mat(path: Path, content: dict[str, Any]) -> None:
+    """Write a MATLAB 5 file, without scipy's time stamp in the header."""
+    from scipy.io import savemat
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    out = io.BytesIO()
+    savemat(out, content)
+    path.write_bytes(MAT_HEADER + out.getvalue()[len(MAT_HEADER) :])

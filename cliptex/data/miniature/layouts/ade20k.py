@@ -8,8 +8,7 @@ import numpy as np
 
 from cliptex.core.progress import track
 from cliptex.data.miniature.kinds import KINDS
-from cliptex.data.miniature.layouts import Renderer
-from cliptex.data.miniature.layouts.writing import save_jpeg, save_png, save_text
+from cliptex.data.miniature.layouts import Renderer, save_jpeg, save_png, save_text
 from cliptex.data.miniature.scenes import SceneOptions
 
 

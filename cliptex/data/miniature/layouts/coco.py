@@ -10,8 +10,7 @@ import numpy as np
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.core.progress import track
 from cliptex.data.miniature.kinds import KIND_ID, KINDS, THINGS
-from cliptex.data.miniature.layouts import Renderer
-from cliptex.data.miniature.layouts.writing import save_jpeg
+from cliptex.data.miniature.layouts import Renderer, save_jpeg
 from cliptex.data.miniature.scenes import Scene, SceneOptions
 
 CROWD = 0.3
@@ -85,15 +84,10 @@ def annotate(scene: Scene, image_id: int, crowded: bool) -> list[dict[str, Any]]
     kinds = [seen.kind for seen in scene.objects]
     most = max(kinds, key=kinds.count, default=None)
     merge = [i for i, kind in enumerate(kinds) if kind == most] if crowded and kinds.count(most) > 1 else []
-    out = [
-        _annotation(scene.instances == i + 1, kind, image_id, crowd=False)
-        for i, kind in enumerate(kinds)
-        if i not in merge
-    ]
+    objects = [(scene.instances == i + 1, kind, False) for i, kind in enumerate(kinds) if i not in merge]
     if merge:
-        mask = np.isin(scene.instances, [i + 1 for i in merge])
-        out.append(_annotation(mask, most, image_id, crowd=True))
-    return out
+        objects.append((np.isin(scene.instances, [i + 1 for i in merge]), most, True))
+    return [_annotation(mask, kind, image_id, crowd) for mask, kind, crowd in objects]
 
 
 def write(renderer: Renderer, benchmark_dir: Path) -> None:

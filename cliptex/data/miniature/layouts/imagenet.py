@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cliptex.core.progress import track
-from cliptex.data.miniature.layouts import Renderer
-from cliptex.data.miniature.layouts.writing import save_jpeg, save_mat, save_text
+from cliptex.data.miniature.layouts import Renderer, save_jpeg, save_mat, save_text
 from cliptex.data.miniature.scenes import SceneOptions
 
 
@@ -18,8 +17,7 @@ class Synset:
     wnid: str
     words: str
     kind: str
-    name: str
-    """Specific name of the object, as given by its builder."""
+    name: str  # specific name of the object, as given by its builder
 
 
 SYNSETS = (
@@ -53,10 +51,8 @@ def write(renderer: Renderer, benchmark_dir: Path) -> None:
     ids = (rng.permutation(classes) + 1).tolist()  # ILSVRC ids are not in the order of the wnids
     for index in track(range(renderer.counts["train"]), "render imagenet train"):
         synset = SYNSETS[index % classes]
-        save_jpeg(
-            benchmark_dir / "train" / synset.wnid / f"{synset.wnid}_{index + 1}.JPEG",
-            _scene(renderer, "train", index, synset),
-        )
+        path = benchmark_dir / "train" / synset.wnid / f"{synset.wnid}_{index + 1}.JPEG"
+        save_jpeg(path, _scene(renderer, "train", index, synset))
     labels = rng.permutation(np.arange(renderer.counts["val"]) % classes).tolist()
     for index, label in enumerate(track(labels, "render imagenet val")):
         scene = _scene(renderer, "val", index, SYNSETS[label])

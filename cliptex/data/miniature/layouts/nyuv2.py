@@ -10,9 +10,8 @@ import numpy as np
 
 from cliptex.core.progress import track
 from cliptex.data.miniature.kinds import KINDS, SCENE_CATEGORIES
-from cliptex.data.miniature.layouts import Renderer
-from cliptex.data.miniature.layouts.writing import save_mat, save_png
-from cliptex.data.miniature.scenes import Scene, SceneOptions
+from cliptex.data.miniature.layouts import Renderer, save_mat, save_png
+from cliptex.data.miniature.scenes import SceneOptions
 from cliptex.data.miniature.stage import noise
 
 ROOMS = tuple(category for category, indoors in SCENE_CATEGORIES.items() if indoors)
@@ -53,16 +52,11 @@ def write(renderer: Renderer, benchmark_dir: Path) -> None:
     numbers: dict[str, list[int]] = {"train": [], "val": []}
     categories = []
     with h5py.File(path, "w", userblock_size=USERBLOCK) as file:
-        planes = {
-            name: file.create_dataset(name, (count, *shape), dtype, chunks=(1, *shape), compression="gzip")
-            for name, shape, dtype in (
-                ("images", (3, width, height), np.uint8),
-                ("depths", (width, height), np.float32),
-                ("rawDepths", (width, height), np.float32),
-                ("labels", (width, height), np.uint16),
-                ("instances", (width, height), np.uint8),
-            )
-        }
+        planes = {}
+        types = {"images": "u1", "depths": "f4", "rawDepths": "f4", "labels": "u2", "instances": "u1"}
+        for name, kind in types.items():
+            shape = (3, width, height) if name == "images" else (width, height)
+            planes[name] = file.create_dataset(name, (count, *shape), kind, chunks=(1, *shape), compression="gzip")
         for position, which in enumerate(track(order, "render nyuv2")):
             split, index = splits[which]
             scene = renderer.scene(split, index, OPTIONS, width)
@@ -73,7 +67,10 @@ def write(renderer: Renderer, benchmark_dir: Path) -> None:
             planes["instances"][position] = scene.instances.T
             numbers[split].append(position + 1)
             categories.append(scene.category)
-            _write_normals(benchmark_dir / "nyu_dataset" / ("train" if split == "train" else "test"), position, scene)
+            folder = benchmark_dir / "nyu_dataset" / ("train" if split == "train" else "test")
+            # numbered from 0, unlike splits.mat
+            save_png(folder / "img" / f"{position:06d}.png", scene.image)
+            save_png(folder / "norm" / f"{position:06d}.png", encode_normals(scene.normals))
         for name, dataset in planes.items():
             dataset.attrs["MATLAB_class"] = np.bytes_("single" if "epths" in name else dataset.dtype.name)
         scenes = [f"{category}_{position + 1:04d}" for position, category in enumerate(categories)]
@@ -87,12 +84,6 @@ def write(renderer: Renderer, benchmark_dir: Path) -> None:
         raw.write(b"MATLAB 7.3 MAT-file, written by cliptex".ljust(116) + bytes(8) + b"\x00\x02IM")
     columns = {split: np.array(sorted(which), np.uint16)[:, None] for split, which in numbers.items()}
     save_mat(benchmark_dir / "splits.mat", {"trainNdxs": columns["train"], "testNdxs": columns["val"]})
-
-
-def _write_normals(folder: Path, index: int, scene: Scene) -> None:
-    """index: 0-based, unlike the numbers of splits.mat."""
-    save_png(folder / "img" / f"{index:06d}.png", scene.image)
-    save_png(folder / "norm" / f"{index:06d}.png", encode_normals(scene.normals))
 
 
 def _cell(file: h5py.File, name: str, texts: list[str]) -> None:

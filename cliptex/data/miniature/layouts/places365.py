@@ -4,8 +4,7 @@ from pathlib import Path
 
 from cliptex.core.progress import track
 from cliptex.data.miniature.kinds import SCENE_CATEGORIES
-from cliptex.data.miniature.layouts import Renderer
-from cliptex.data.miniature.layouts.writing import save_jpeg, save_text
+from cliptex.data.miniature.layouts import Renderer, save_jpeg, save_text
 from cliptex.data.miniature.scenes import SceneOptions
 
 CATEGORIES = tuple(sorted(SCENE_CATEGORIES))

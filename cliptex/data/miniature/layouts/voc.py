@@ -5,16 +5,12 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from cliptex.benchmarks.voc import CLASS_NAMES
 from cliptex.core.progress import track
 from cliptex.data.miniature.kinds import KIND_ID, KINDS
-from cliptex.data.miniature.layouts import Renderer
-from cliptex.data.miniature.layouts.writing import boxes, save_jpeg, save_png, save_text
+from cliptex.data.miniature.layouts import Renderer, save_jpeg, save_png, save_text
 from cliptex.data.miniature.scenes import Scene, SceneOptions
 
-CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
-    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
 SUBJECTS = tuple(kind.name for kind in KINDS if kind.voc)
 BORDER = 255
 
@@ -38,6 +34,15 @@ def border(instances: np.ndarray) -> np.ndarray:
     return np.max(windows, axis=0) != np.min(windows, axis=0)
 
 
+def boxes(instances: np.ndarray, count: int) -> list[tuple[int, int, int, int]]:
+    """Boxes of the instances 1..count of a map [H, W]: first column, first row, last column + 1, last row + 1."""
+    out = []
+    for number in range(1, count + 1):
+        rows, columns = np.nonzero(instances == number)
+        out.append((int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1))
+    return out
+
+
 def write(renderer: Renderer, benchmark_dir: Path) -> None:
     """Write the tree. The numbers of training and validation images are interleaved, as in the original."""
     folder = benchmark_dir / "VOCdevkit" / "VOC2012"
@@ -57,7 +62,7 @@ def write(renderer: Renderer, benchmark_dir: Path) -> None:
 
 def _write_one(folder: Path, name: str, scene: Scene) -> None:
     voc_names = [KINDS[KIND_ID[seen.kind]].voc for seen in scene.objects]
-    classes = np.array([0, *(CLASSES.index(voc) + 1 if voc else 0 for voc in voc_names)], np.uint8)
+    classes = np.array([0, *(CLASS_NAMES.index(voc) if voc else 0 for voc in voc_names)], np.uint8)
     # only objects with a VOC class are numbered
     numbers = np.where(classes > 0, np.cumsum(classes > 0), 0).astype(np.uint8)
     objects = numbers[scene.instances]

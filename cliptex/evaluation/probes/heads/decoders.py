@@ -16,8 +16,7 @@ from cliptex.evaluation.probes.depth import DepthBins
 from cliptex.evaluation.probes.features import Features, take
 from cliptex.evaluation.probes.heads.maps import Fitted, Maps, Split
 from cliptex.evaluation.probes.normals import AngularNormals
-from cliptex.evaluation.probes.selection import Candidate, best_candidate
-from cliptex.evaluation.probes.training import train_network
+from cliptex.evaluation.probes.training import Candidate, best_candidate, train_network
 from cliptex.evaluation.protocols.base import DecoderTraining
 from cliptex.tasks.angular_mf import angular_mf_loss, norm_normalize
 
@@ -109,11 +108,6 @@ def depth_head(options: DepthBins, channels_in: int, low: float, high: float) ->
     return nn.Sequential(build_decoder(options, channels_in, options.bins), Bins(options.bins, low, high))
 
 
-def normals_head(options: AngularNormals, channels_in: int) -> nn.Module:
-    """A network from features to x, y, z and, with `uncertainty`, an unnormalised kappa."""
-    return build_decoder(options, channels_in, 3 + options.uncertainty)
-
-
 def depth_loss(options: DepthBins) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Loss of depth [B, 1, R, S] against ground truth [B, R, S] in metres, NaN = unknown."""
 
@@ -170,38 +164,13 @@ def normals_loss(options: AngularNormals) -> Callable[[torch.Tensor, torch.Tenso
     return loss
 
 
-def train_decoder(
-    build: Callable[[], nn.Module],
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    features_VChw: Features | torch.Tensor,
-    truths: Sequence[np.ndarray],
-    options: DecoderTraining,
-    candidate: Candidate,
-    seed: int,
-    resizing: str,
-) -> nn.Module:
-    """Train one decoder; see `train_network`.
-
-    truths: [R, S] or [R, S, 3] of each view. resizing: how predictions are resized to the grid of the ground truth.
-    """
-
-    def batch_loss(head: nn.Module, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        device = next(head.parameters()).device
-        truth = torch.from_numpy(np.stack([truths[index] for index in batch.tolist()])).float().to(device)
-        predicted = head(features_VChw[batch].to(device))
-        predicted = F.interpolate(predicted, size=truth.shape[1:3], mode=resizing, align_corners=False)
-        return loss(predicted, truth)
-
-    return train_network(build, batch_loss, len(truths), options, candidate, seed)
-
-
 @dataclass(frozen=True)
 class DecoderProbe:
     """How a decoder is built, trained, applied and scored for one task.
 
     loss: (output, truths) -> scalar. predict: (network, features, index, shape) -> prediction of one view. error: pairs
-    of (truth, prediction) -> number, lower is better. error_name: its key in the hyper-parameters. resizing: as in
-    `train_decoder`. protocol: description for the row.
+    of (truth, prediction) -> number, lower is better. error_name: its key in the hyper-parameters. resizing: of
+    predictions to the grid of the ground truth. protocol: description for the row.
     """
 
     build: Callable[[], nn.Module]
@@ -221,11 +190,22 @@ def fit_decoder(
     split: Split,
     seed: int,
 ) -> Fitted:
-    """Train a decoder on all views, with the candidate that is best on the holdout."""
+    """Train a decoder on all views, with the candidate that is best on the holdout.
+
+    truths: [R, S] or [R, S, 3] of each view.
+    """
 
     def train(index: np.ndarray, candidate: Candidate) -> nn.Module:
-        some_truths, features = [truths[view] for view in index], take(train_VChw, index)
-        return train_decoder(probe.build, probe.loss, features, some_truths, options, candidate, seed, probe.resizing)
+        features = take(train_VChw, index)
+
+        def loss(head: nn.Module, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+            device = next(head.parameters()).device
+            truth = torch.from_numpy(np.stack([truths[view] for view in index[batch.numpy()]])).float().to(device)
+            predicted = head(features[batch].to(device))
+            predicted = F.interpolate(predicted, size=truth.shape[1:3], mode=probe.resizing, align_corners=False)
+            return probe.loss(predicted, truth)
+
+        return train_network(probe.build, loss, len(index), options, candidate, seed)
 
     def score(candidate: Candidate) -> float:
         fit, held = split

@@ -11,11 +11,9 @@ import torch
 from cliptex.evaluation.metrics.depth import affine_aligned, depth_errors, depth_statistics, mean_depth
 from cliptex.evaluation.probes.base import Outcome
 from cliptex.evaluation.probes.depth import DepthBins, DepthProtocol, DepthRidge
-from cliptex.evaluation.probes.features import Features
 from cliptex.evaluation.probes.heads import maps
 from cliptex.evaluation.probes.heads.decoders import DecoderProbe, apply_head, depth_head, depth_loss, fit_decoder
 from cliptex.evaluation.probes.heads.ridge import fit_ridge, regressed
-from cliptex.evaluation.probes.tuning import FROM_RIDGE
 from cliptex.evaluation.thumbnails import MAP_SIDE_PX, depth_thumbnails, shrunk
 
 
@@ -92,16 +90,17 @@ def solve_depth(
     def log_error(truth: np.ndarray, prediction: np.ndarray) -> float:
         return metric_error(np.exp(truth), np.exp(np.clip(prediction, np.log(low), np.log(high))))
 
-    candidates = {}
-    if "metric" in options.targets:
-        candidates["metric"] = fit_ridge(train_VChw, grid, *split, options.penalties, metric_error)
-    if "log" in options.targets:
-        candidates["log"] = fit_ridge(train_VChw, np.log(grid), *split, options.penalties, log_error)
+    targets = {"metric": (grid, metric_error), "log": (np.log(grid), log_error)}
+    candidates = {
+        name: fit_ridge(train_VChw, values, *split, options.penalties, error)
+        for name, (values, error) in targets.items()
+        if name in options.targets
+    }
     target = min(candidates, key=lambda name: min(candidates[name][0].values()))
     _, penalty, solution = candidates[target]
     errors = {name: by_penalty for name, (by_penalty, _, _) in candidates.items()}
     chosen = {"target": target, "penalty": penalty, "holdout_rmse": errors}
-    return maps.Solved(solution, target, np.log(grid) if target == "log" else grid, chosen)
+    return maps.Solved(solution, target, targets[target][0], chosen)
 
 
 def depth_regression(solved: maps.Solved, section: DepthProtocol, protocol: str) -> maps.Fitted:
@@ -134,8 +133,9 @@ def _fit_bins(
     def error(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         return mean_depth(*depth_errors(pairs, low, high), "image")["rmse"]
 
-    protocol = f"{options.decoder} decoder to {options.bins} bins of depth"
-    protocol += "; resized (bilinear) to the original resolution"
+    protocol = (
+        f"{options.decoder} decoder to {options.bins} bins of depth; resized (bilinear) to the original resolution"
+    )
     probe = DecoderProbe(build, depth_loss(options), predict, error, "holdout_rmse", "bilinear", protocol)
     return fit_decoder(probe, train_VChw, depths, options, split, seed)
 
@@ -144,12 +144,5 @@ class DepthTuner(maps.MapTuner):
     """Depth, together with the encoder."""
 
     task = "depth"
-
-    def solve(
-        self, features: Features, truths: Sequence[np.ndarray], options: DepthRidge, split: maps.Split
-    ) -> maps.Solved:
-        return solve_depth(features, truths, self.section, options, split)
-
-    def outcome(self, solved: maps.Solved, features: Features, keep: int) -> Outcome:
-        fitted = depth_regression(solved, self.section, FROM_RIDGE)
-        return depth_outcome(fitted, features, self.eval_truths, self.section, keep)
+    solve, regression = staticmethod(solve_depth), staticmethod(depth_regression)
+    outcome = staticmethod(depth_outcome)

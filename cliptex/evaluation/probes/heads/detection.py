@@ -20,13 +20,10 @@ from cliptex.evaluation.metrics.detection import detection_statistics
 from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.detection import DetectionHead
 from cliptex.evaluation.probes.features import take
+from cliptex.evaluation.probes.heads.detectors import Frame, MaskRCNNDetector, SSDDetector, frame_of
 from cliptex.evaluation.probes.heads.maps import Maps, Split
-from cliptex.evaluation.probes.heads.mask_rcnn import MaskRCNNDetector
-from cliptex.evaluation.probes.heads.pyramid import Frame, frame_of
-from cliptex.evaluation.probes.heads.ssd import SSDDetector
 from cliptex.evaluation.probes.parts import Part
-from cliptex.evaluation.probes.selection import Candidate, best_candidate
-from cliptex.evaluation.probes.training import train_network
+from cliptex.evaluation.probes.training import Candidate, best_candidate, train_network
 from cliptex.evaluation.probes.tuning import TUNED, Tuned, Tuner
 from cliptex.evaluation.probes.views import ImageView, crop_truth
 from cliptex.evaluation.thumbnails import box_thumbnails
@@ -100,9 +97,8 @@ class DetectionData:
 
 def build_detector(channels_in: int, num_classes: int, options: DetectionHead) -> nn.Module:
     """A network from maps [B, C, h, w] to detections in the frame, or, in training mode with targets, to losses."""
-    if options.kind == "ssd":
-        return SSDDetector(channels_in, num_classes, options)
-    return MaskRCNNDetector(channels_in, num_classes, options)
+    detector = SSDDetector if options.kind == "ssd" else MaskRCNNDetector
+    return detector(channels_in, num_classes, options)
 
 
 def train_detector(
@@ -168,13 +164,6 @@ def _decoded(masks: Sequence[RunLengths], shape: tuple[int, int]) -> np.ndarray:
     return rle.decode(masks).transpose(2, 0, 1).astype(bool) if len(masks) else np.zeros((0, *shape), bool)
 
 
-def average_precision(
-    annotations: dict[str, Any], ids: Sequence[int], detections: Sequence[dict[str, Any]], kind: str
-) -> dict[str, float | None]:
-    """The metrics of `evaluate_detections`."""
-    return evaluate_detections(annotations, ids, detections, kind)[0]
-
-
 def evaluate_detections(
     annotations: dict[str, Any], ids: Sequence[int], detections: Sequence[dict[str, Any]], kind: str
 ) -> tuple[dict[str, float | None], Arrays]:
@@ -233,17 +222,14 @@ def holdout_annotations(objects: Sequence[Objects], num_classes: int) -> dict[st
 def holdout_score(detector: nn.Module, features_VChw: Maps, objects: Sequence[Objects], num_classes: int) -> float:
     """AP of boxes on held-out training views, in percent; 0 if they have no objects."""
     detections = detect(detector, features_VChw, [view.frame for view in objects])
-    truth = holdout_annotations(objects, num_classes)
-    return average_precision(truth, range(len(objects)), detections, "bbox")["AP"] or 0.0
+    metrics, _ = evaluate_detections(holdout_annotations(objects, num_classes), range(len(objects)), detections, "bbox")
+    return metrics["AP"] or 0.0
 
 
 def probe_detection(
     train_VChw: Maps, eval_NChw: Maps, data: DetectionData, options: DetectionHead, split: Split, seed: int
 ) -> list[Outcome]:
-    """Train a detector and evaluate its boxes, and its masks if it predicts them.
-
-    split: training views for fitting, and the held-out ones.
-    """
+    """Train a detector and evaluate its boxes, and its masks if it predicts them."""
     fit, held = split
 
     def score(candidate: Candidate) -> float:
@@ -274,17 +260,9 @@ def detection_outcomes(
     outcomes = []
     for task, kind in (("detection", "bbox"), ("instance_segmentation", "segm"))[: 1 + has_masks]:
         metrics, per_image = evaluate_detections(data.annotations, data.eval_ids, detections, kind)
-        outcome = Outcome(
-            task=task,
-            metrics=metrics,
-            num_parameters=sum(parameter.numel() for parameter in detector.parameters()),
-            hyperparameters=hyperparameters,
-            protocol=protocol,
-            predictions=saved,
-            per_image=per_image,
-            thumbnails=box_thumbnails(detections) if kind == "bbox" else {},
-        )
-        outcomes.append(outcome)
+        thumbnails = box_thumbnails(detections) if kind == "bbox" else {}
+        num_parameters = sum(parameter.numel() for parameter in detector.parameters())
+        outcomes.append(Outcome(task, metrics, num_parameters, hyperparameters, protocol, saved, per_image, thumbnails))
     return outcomes
 
 

@@ -3,10 +3,9 @@
 Shapes: V views, N images, C feature width, h x w feature map, G grid side, T targets.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,8 +16,8 @@ from cliptex.core.seeds import seed_of
 from cliptex.evaluation.probes.base import Data, Outcome, Run
 from cliptex.evaluation.probes.features import Features, resample_nearest
 from cliptex.evaluation.probes.heads.ridge import Solution
-from cliptex.evaluation.probes.tuning import Tuned, Tuner
-from cliptex.evaluation.protocols.base import MapTask, Ridge
+from cliptex.evaluation.probes.tuning import FROM_RIDGE, Tuned, Tuner
+from cliptex.evaluation.protocols.base import MapTask
 
 Maps = Features | torch.Tensor
 Split = tuple[np.ndarray, np.ndarray]
@@ -90,21 +89,21 @@ def map_outcome(probe: Callable[..., Outcome], task: str, run: Run, head: str, d
 
 
 class MapTuner(Tuner):
-    """A 1x1 convolution that starts from the ridge regression on the features before the first step."""
+    """A 1x1 convolution that starts from the ridge regression on the features before the first step.
+
+    solve, regression, outcome: how it is solved, used as a head and evaluated, as `solve_depth`, `depth_regression` and
+    `depth_outcome` in `cliptex.evaluation.probes.heads.depth`.
+    """
+
+    solve: ClassVar[Callable[..., Solved]]
+    regression: ClassVar[Callable[[Solved, MapTask, str], Fitted]]
+    outcome: ClassVar[Callable[..., Outcome]]
 
     def prepare(self, run: Run, tuned: Tuned, split: Split) -> None:
         truths, self.eval_truths = (part.truths[self.task] for part in tuned.parts)
         with torch.no_grad():
-            self.solved = self.solve(tuned.train, truths, self.options, split)
+            self.solved = self.solve(tuned.train, truths, self.section, self.options, split)
         self.targets_NTGG = torch.from_numpy(self.solved.targets_VGGT).permute(0, 3, 1, 2)
-
-    @abstractmethod
-    def solve(self, features: Features, truths: Sequence[np.ndarray], options: Ridge, split: Split) -> Solved:
-        """The regression from which the head starts."""
-
-    @abstractmethod
-    def outcome(self, solved: Solved, features: Features, keep: int) -> Outcome:
-        """Evaluate the head, as a regression."""
 
     def start(self) -> torch.nn.Module:
         weights, bias = self.solved.solution
@@ -116,7 +115,7 @@ class MapTuner(Tuner):
     def loss(
         self, head: torch.nn.Module, features: torch.Tensor, batch: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """The loss of the ridge regression: mean squared error at the valid points of the grid."""
+        # that of the ridge regression: mean squared error at the valid points of the grid
         output = head(features)
         target = self.targets_NTGG[batch].to(output.device)
         output = F.interpolate(output, size=target.shape[-2:], mode="bilinear", align_corners=False)
@@ -128,4 +127,5 @@ class MapTuner(Tuner):
         weights, bias = head.weight.data[:, :, 0, 0].T.cpu(), head.bias.data.cpu()
         hyperparameters = self.solved.hyperparameters | chosen
         solved = replace(self.solved, solution=(weights, bias), hyperparameters=hyperparameters)
-        return [self.outcome(solved, tuned.eval, keep)]
+        fitted = self.regression(solved, self.section, FROM_RIDGE)
+        return [self.outcome(fitted, tuned.eval, self.eval_truths, self.section, keep)]

@@ -10,12 +10,10 @@ import torch
 
 from cliptex.evaluation.metrics.normals import angles, mean_angles, normals_statistics
 from cliptex.evaluation.probes.base import Outcome
-from cliptex.evaluation.probes.features import Features
 from cliptex.evaluation.probes.heads import maps
-from cliptex.evaluation.probes.heads.decoders import DecoderProbe, apply_head, fit_decoder, normals_head, normals_loss
+from cliptex.evaluation.probes.heads.decoders import DecoderProbe, apply_head, build_decoder, fit_decoder, normals_loss
 from cliptex.evaluation.probes.heads.ridge import fit_ridge, regressed
 from cliptex.evaluation.probes.normals import AngularNormals, NormalsProtocol
-from cliptex.evaluation.probes.tuning import FROM_RIDGE
 from cliptex.evaluation.protocols.base import Ridge
 from cliptex.evaluation.thumbnails import MAP_SIDE_PX, normals_thumbnails, shrunk
 
@@ -35,7 +33,8 @@ def probe_normals(
     normalised."""
     options = section.heads[head]
     if options.kind == "ridge":
-        fitted = normals_regression(solve_normals(train_VChw, train_normals, options, split), maps.RIDGE)
+        solved = solve_normals(train_VChw, train_normals, section, options, split)
+        fitted = normals_regression(solved, section, maps.RIDGE)
     else:
         fitted = _fit_angular(train_VChw, train_normals, options, split, seed)
     return normals_outcome(fitted, eval_NChw, eval_normals, section, keep)
@@ -71,7 +70,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def solve_normals(
-    train_VChw: maps.Maps, normals: Sequence[np.ndarray], options: Ridge, split: maps.Split
+    train_VChw: maps.Maps, normals: Sequence[np.ndarray], section: NormalsProtocol, options: Ridge, split: maps.Split
 ) -> maps.Solved:
     """Ridge regression of x, y and z on all views, with the penalty that is best on the holdout."""
 
@@ -83,7 +82,7 @@ def solve_normals(
     return maps.Solved(solution, "normals", grid, {"penalty": penalty, "holdout_mean": errors})
 
 
-def normals_regression(solved: maps.Solved, protocol: str) -> maps.Fitted:
+def normals_regression(solved: maps.Solved, section: NormalsProtocol, protocol: str) -> maps.Fitted:
     """A regression as a head."""
 
     def predict(features: maps.Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
@@ -96,7 +95,7 @@ def _fit_angular(
     train_VChw: maps.Maps, normals: Sequence[np.ndarray], options: AngularNormals, split: maps.Split, seed: int
 ) -> maps.Fitted:
     def build() -> torch.nn.Module:
-        return normals_head(options, train_VChw.shape[1])
+        return build_decoder(options, train_VChw.shape[1], 3 + options.uncertainty)
 
     def predict(network: torch.nn.Module, features: maps.Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
         return _unit(maps.resized(apply_head(network, features, index)[:3], shape, "bicubic"))
@@ -114,10 +113,5 @@ class NormalsTuner(maps.MapTuner):
     """Normals, together with the encoder."""
 
     task = "normals"
-
-    def solve(self, features: Features, truths: Sequence[np.ndarray], options: Ridge, split: maps.Split) -> maps.Solved:
-        return solve_normals(features, truths, options, split)
-
-    def outcome(self, solved: maps.Solved, features: Features, keep: int) -> Outcome:
-        fitted = normals_regression(solved, FROM_RIDGE)
-        return normals_outcome(fitted, features, self.eval_truths, self.section, keep)
+    solve, regression = staticmethod(solve_normals), staticmethod(normals_regression)
+    outcome = staticmethod(normals_outcome)

@@ -7,8 +7,9 @@ Shapes: V views, C feature width, h x w feature map, G grid side, P points, T ta
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self
+from functools import reduce
+from operator import add
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +22,7 @@ Solution = tuple[torch.Tensor, torch.Tensor]
 """Weights [C, T] and bias [T]."""
 
 
-@dataclass(frozen=True)
-class Moments:
+class Moments(NamedTuple):
     """Sums over points, float64. They suffice to solve a ridge regression, and are additive over sets of points."""
 
     count: int
@@ -31,24 +31,16 @@ class Moments:
     xx_CC: torch.Tensor
     xy_CT: torch.Tensor
 
-    def __add__(self, other: Self) -> Self:
-        return Moments(
-            self.count + other.count,
-            self.x_C + other.x_C,
-            self.y_T + other.y_T,
-            self.xx_CC + other.xx_CC,
-            self.xy_CT + other.xy_CT,
-        )
-
 
 def moments(points: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> Moments:
     """Moments of chunks of (features [P, C], targets [P, T])."""
-    total = None
-    for x, y in points:
-        xx, xy = x.T @ x, x.T @ y
-        part = Moments(len(x), x.sum(0).double(), y.sum(0).double(), xx.double(), xy.double())
-        total = part if total is None else total + part
-    return total
+    parts = (Moments(len(x), *(sums.double() for sums in (x.sum(0), y.sum(0), x.T @ x, x.T @ y))) for x, y in points)
+    return reduce(added, parts)
+
+
+def added(a: Moments, b: Moments) -> Moments:
+    """The moments of both sets of points."""
+    return Moments(*map(add, a, b))
 
 
 def ridge(sums: Moments, penalties: Sequence[float]) -> list[Solution]:
@@ -117,4 +109,4 @@ def fit_ridge(
         for penalty, chunks in zip(penalties, predictions, strict=True)
     }
     best = min(penalties, key=lambda penalty: errors[str(penalty)])
-    return errors, best, ridge(sums_fit + sums_held, [best])[0]
+    return errors, best, ridge(added(sums_fit, sums_held), [best])[0]

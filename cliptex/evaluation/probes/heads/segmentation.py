@@ -25,8 +25,7 @@ from cliptex.evaluation.probes.features import take
 from cliptex.evaluation.probes.heads.maps import Maps, Split
 from cliptex.evaluation.probes.parts import Part
 from cliptex.evaluation.probes.segmentation import SegmentationHead, SegmentationProbe
-from cliptex.evaluation.probes.selection import Candidate, best_candidate
-from cliptex.evaluation.probes.training import default_device, train_network
+from cliptex.evaluation.probes.training import Candidate, best_candidate, default_device, train_network
 from cliptex.evaluation.probes.tuning import TUNED, Tuned, Tuner
 from cliptex.evaluation.probes.views import Size, Windows, windows_of
 from cliptex.evaluation.thumbnails import mask_thumbnails
@@ -59,7 +58,7 @@ class SegmentationData:
 
 
 def build_head(options: SegmentationHead, channels_in: int, num_classes: int) -> torch.nn.Module:
-    """An mmsegmentation head; call it as `head([features])` for logits [B, K, h, w]."""
+    """A network from a map [B, C, h, w] to logits [B, K, h, w]."""
     heads = import_heads()
     common = {
         "in_channels": channels_in,
@@ -71,32 +70,29 @@ def build_head(options: SegmentationHead, channels_in: int, num_classes: int) ->
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="``build_loss`` would be deprecated soon")
         if options.kind == "linear":
-            head = heads.FCNHead(
-                **common, channels=channels_in, num_convs=0, concat_input=False, kernel_size=1, dropout_ratio=0
-            )
-        elif options.kind == "deeplabv3":
-            dilations = tuple(options.dilations)
-            head = heads.ASPPHead(
-                **common, channels=options.channels, dilations=dilations, dropout_ratio=options.dropout
-            )
+            common |= {"channels": channels_in, "dropout_ratio": 0}
+            head = heads.FCNHead(**common, num_convs=0, concat_input=False, kernel_size=1)
         else:
-            scales = tuple(options.pool_scales)
-            head = heads.PSPHead(**common, channels=options.channels, pool_scales=scales, dropout_ratio=options.dropout)
+            common |= {"channels": options.channels, "dropout_ratio": options.dropout}
+            if options.kind == "deeplabv3":
+                head = heads.ASPPHead(**common, dilations=tuple(options.dilations))
+            else:
+                head = heads.PSPHead(**common, pool_scales=tuple(options.pool_scales))
     # as head.init_weights() does for the classifier (the rest is initialised on construction), without its log
     torch.nn.init.normal_(head.conv_seg.weight, std=0.01)
     torch.nn.init.zeros_(head.conv_seg.bias)
-    return NormedHead(channels_in, head) if options.kind == "linear" and options.batch_norm else head
+    return MapHead(torch.nn.BatchNorm2d(channels_in) if getattr(options, "batch_norm", False) else None, head)
 
 
-class NormedHead(torch.nn.Module):
-    """Batch norm, then a head: DINOv2's linear segmentation."""
+class MapHead(torch.nn.Module):
+    """An mmsegmentation head that takes one map instead of a list, after batch norm if any (DINOv2's linear head)."""
 
-    def __init__(self, channels: int, head: torch.nn.Module):
+    def __init__(self, norm: torch.nn.Module | None, head: torch.nn.Module):
         super().__init__()
-        self.norm, self.head = torch.nn.BatchNorm2d(channels), head
+        self.norm, self.head = norm or torch.nn.Identity(), head
 
-    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        return self.head([self.norm(maps) for maps in features])
+    def forward(self, features_BChw: torch.Tensor) -> torch.Tensor:
+        return self.head([self.norm(features_BChw)])
 
 
 def train_head(
@@ -113,7 +109,7 @@ def train_head(
     point_loss = PointLoss(masks_NRR, tuple(grid), num_classes, options, device)
 
     def loss(head: torch.nn.Module, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return point_loss(head([features_NChw[batch].to(device)]), batch, generator)
+        return point_loss(head(features_NChw[batch].to(device)), batch, generator)
 
     return train_network(
         lambda: build_head(options, channels, num_classes), loss, len(masks_NRR), options, candidate, seed
@@ -207,16 +203,13 @@ def predict(
     masks = []
     if windows is None:
         for start in range(0, len(shapes), 64):
-            logits = head([features_VChw[start : start + 64].to(device)])
-            masks += [
-                resized_argmax(logits_Khw, *shape)
-                for logits_Khw, shape in zip(logits, shapes[start : start + 64], strict=True)
-            ]
+            logits = head(features_VChw[start : start + 64].to(device))
+            masks += map(resized_argmax, logits, *zip(*shapes[start : start + 64], strict=True))
         return masks
     start = 0
     for shape, layout in zip(shapes, windows, strict=True):
         stop = start + len(layout.corners)
-        logits = head([features_VChw[start:stop].to(device)])
+        logits = head(features_VChw[start:stop].to(device))
         masks.append(resized_argmax(merge_windows(logits, layout), *shape))
         start = stop
     return masks
@@ -296,17 +289,6 @@ def evaluate_masks(
     return confusion, counts, predictions
 
 
-class FirstMap(torch.nn.Module):
-    """An mmsegmentation head that takes one map instead of a list."""
-
-    def __init__(self, head: torch.nn.Module):
-        super().__init__()
-        self.head = head
-
-    def forward(self, features_BChw: torch.Tensor) -> torch.Tensor:
-        return self.head([features_BChw])
-
-
 class SegmentationTuner(Tuner):
     """A head of mmsegmentation, from its initial weights."""
 
@@ -320,7 +302,7 @@ class SegmentationTuner(Tuner):
 
     def start(self) -> torch.nn.Module:
         torch.manual_seed(self.seed)
-        return FirstMap(build_head(self.options, self.channels, self.data.num_classes)).to(self.device)
+        return build_head(self.options, self.channels, self.data.num_classes).to(self.device)
 
     def loss(
         self, head: torch.nn.Module, features: torch.Tensor, batch: torch.Tensor, generator: torch.Generator
@@ -329,8 +311,8 @@ class SegmentationTuner(Tuner):
 
     def score(self, head: torch.nn.Module, tuned: Tuned, chosen: np.ndarray) -> float:
         masks = [self.data.train_masks[index] for index in chosen]
-        confusion, _, _ = evaluate_masks(head.head, take(tuned.train, chosen), masks, self.data.num_classes)
+        confusion, _, _ = evaluate_masks(head, take(tuned.train, chosen), masks, self.data.num_classes)
         return segmentation_metrics(confusion)["mIoU"]
 
     def outcomes(self, head: torch.nn.Module, tuned: Tuned, chosen: dict[str, Any], keep: int) -> list[Outcome]:
-        return [segmentation_outcome(head.head, tuned.eval, self.data, chosen, TUNED + PROTOCOL, keep)]
+        return [segmentation_outcome(head, tuned.eval, self.data, chosen, TUNED + PROTOCOL, keep)]

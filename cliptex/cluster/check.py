@@ -1,0 +1,133 @@
+"""Check a configuration before the first job, against the installed packages, the plugins and the files that it names.
+
+`cliptex.config.Config` checks what the configuration alone can tell; this module imports what the jobs will import.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cliptex.config import Config
+from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import find
+from cliptex.data.shard_paths import caption_tars
+from cliptex.data.official.status import benchmarks_in_use
+from cliptex.models import clip
+from cliptex.models.dense_features import width
+from cliptex.models.heads import DenseHeads
+
+log = logging.getLogger("cliptex")
+
+
+def problems(config: Config) -> Iterator[str]:
+    """The mistakes of a configuration, a line each, with key and remedy."""
+    yield from _experts(config)
+    yield from _stores(config)
+    yield from _benchmarks(config)
+    yield from _captions(config)
+    yield from _student(config)
+
+
+def _problem(key: str, call: Callable[[], Any]) -> Iterator[str]:
+    """The error of `call`, with the key if its message has none; nothing if it succeeds."""
+    try:
+        call()
+    except CliptexError as error:
+        yield str(error) if key.partition(".")[0] in str(error) else f"{key}: {error}"
+    except Exception as error:  # a user's module may raise anything when it is imported
+        yield f"{key}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())})"
+
+
+def _experts(config: Config) -> Iterator[str]:
+    for name, expert in config.experts.items():
+        key, plugin = f"experts.{name}", expert.plugin or name
+        broken = list(_problem(f"{key}.plugin", lambda plugin=plugin: find("experts", plugin)))
+        yield from broken
+        if not broken:
+            build = find("experts", plugin)
+            yield from _problem(key, lambda build=build, expert=expert: build(expert.model_dump(mode="json")))
+        if expert.weights == "local" and not Path(expert.path).exists():
+            yield f"{key}.path: {expert.path} does not exist"
+
+
+def _stores(config: Config) -> Iterator[str]:
+    for name, store in config.label_stores.items():
+        key = f"label_stores.{name}"
+        broken = list(_problem(f"{key}.task", lambda store=store: find("tasks", store.task)))
+        yield from broken
+        if broken or store.expert not in config.experts:
+            continue
+        expert = config.experts[store.expert]
+        try:
+            labels = find("experts", expert.plugin or store.expert)(expert.model_dump(mode="json")).task
+        except Exception:  # reported with the experts
+            continue
+        if labels not in (store.task, task := find("tasks", store.task).name):
+            yield f"{key}.expert: {store.expert!r} labels {labels}, not {task}; choose another expert or task"
+    for name, model in config.models.items():
+        for store, options in model.losses.items():
+            key = f"models.{name}.losses.{store}"
+            if store in config.label_stores:
+                task = config.label_stores[store].task
+                yield from _problem(key, lambda task=task, o=options, key=key: find("tasks", task)().with_loss(o, key))
+
+
+def _benchmarks(config: Config) -> Iterator[str]:
+    for name in benchmarks_in_use(config):
+        yield from _problem(f"benchmark {name}", lambda name=name: find("benchmarks", name))
+    zero_shot = {f"zeroshot.benchmarks: {name!r}": name for name in config.zeroshot.benchmarks}
+    if config.train.watch.zero_shot:
+        zero_shot["train.watch.zero_shot"] = config.train.watch.zero_shot
+    for key, name in zero_shot.items():
+        try:
+            tasks = find("benchmarks", name).tasks
+        except Exception:  # reported above
+            continue
+        if "classification" not in tasks:
+            yield f"{key}: {name} has no image classes ({', '.join(tasks)}); choose imagenet or places365"
+
+
+def _captions(config: Config) -> Iterator[str]:
+    for name, captions in config.zeroshot.caption_sets.items():
+        if captions.shards:
+            for tar in caption_tars(config, name):
+                if not tar.is_file():
+                    yield f"zeroshot.retrieval.{name}.shards: {tar} does not exist"
+
+
+def _student(config: Config) -> Iterator[str]:
+    if not any(model.interpolate is None for model in config.models.values()):
+        return
+    broken = list(_problem("student", lambda: clip.model_config(config.student)))
+    yield from broken
+    if not broken:
+        yield from _problem("student.pretrained", lambda: clip.check_pretrained(config.student))
+        yield from _heads(config)
+
+
+def _heads(config: Config) -> Iterator[str]:
+    """Whether the encoder has dense features, for models with tasks; built without memory for its weights."""
+    models = {name: model for name, model in config.models.items() if model.tasks}
+    if not models:
+        return
+    try:
+        with torch.device("meta"):
+            visual = clip.random_model(clip.model_config(config.student)).visual
+    except CliptexError as error:
+        yield str(error)
+        return
+    except Exception as error:  # not every architecture can be built without memory; training builds it in full
+        log.debug("student: not checked (%s)", error)
+        return
+    for name, model in models.items():
+        heads = (model.multi_scale or config.train.multi_scale, config.train.multi_scale_channels)
+        kind = model.heads or config.train.heads
+
+        def build(heads: tuple = heads, kind: str = kind, name: str = name) -> None:
+            with torch.device("meta"):
+                DenseHeads(width(visual), {"task": 1}, *heads, kind, config.train.multi_scale_rates, 0)
+
+        yield from _problem(f"models.{name}", build)

@@ -1,0 +1,176 @@
+"""Mistakes in a configuration as sentences: what is wrong with which key, and the nearest right name."""
+
+import difflib
+import types
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+MOST_NAMES = 20
+LONGEST = 60
+"""Longest value, in characters, that a message repeats."""
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list, such as [a, b]",
+    "tuple": "a list, such as [a, b]",
+    "dict": "a mapping of keys and values",
+    "model": "a mapping of keys and values",
+    "mapping": "a mapping of keys and values",
+}
+"""What a value must be, by the first word of pydantic's error type."""
+LIMITS = {
+    "greater_than": ("gt", "must be greater than {}"),
+    "greater_than_equal": ("ge", "must be at least {}"),
+    "less_than": ("lt", "must be less than {}"),
+    "less_than_equal": ("le", "must be at most {}"),
+}
+NAMES = "a name has lower-case letters, digits and _, and begins with a letter"
+PATTERNS = {r"^[a-z][a-z0-9_]*$": NAMES, r"^[0-9a-f]{8,64}$": "it must be 8 to 64 hexadecimal digits in lower case"}
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """`; did you mean X?` if one of the names is similar, else an empty text."""
+    close = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def not_one_of(name: str, names: Collection[str]) -> str:
+    """That a name is none of those, and the nearest, as the end of a sentence."""
+    listed = [*sorted(names)[:MOST_NAMES], *(["..."] if len(names) > MOST_NAMES else [])]
+    return f"{name!r} is not one of [{', '.join(listed)}]{nearest(name, names)}"
+
+
+def shown(value: Any, text: str | None = None) -> str:
+    """A value in a message, cut to `LONGEST` characters. text: how it is written in its file."""
+    if isinstance(value, Mapping | list | tuple):
+        return "a mapping" if isinstance(value, Mapping) else "a list"
+    if text is not None and not isinstance(value, str):
+        return text or "nothing"
+    out = "null" if value is None else repr(value)
+    return out if len(out) <= LONGEST else f"{out[: LONGEST - 3]}..."
+
+
+def explain(
+    error: ValidationError, model: Any, values: Any, texts: Mapping[tuple[str | int, ...], str] | None = None
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The path of each wrong value, and what is wrong with it.
+
+    model: the class, or the type, that was validated. values: what was validated. texts: how values are written, by
+    path.
+    """
+    problems: dict[tuple[str | int, ...], list[Any]] = {}
+    for item in error.errors(include_url=False):
+        problems.setdefault(_path(values, item["loc"]), []).append(item)
+    for path, items in problems.items():
+        yield path, _sentence(path, items, model, (texts or {}).get(path))
+
+
+def _sentence(path: tuple[str | int, ...], items: list[Any], model: Any, text: str | None) -> str:
+    item = items[0]
+    kind, value, context = item["type"], item["input"], item.get("ctx", {})
+    got = f", got {shown(value, text)}"
+    if kind == "extra_forbidden":
+        return f"unknown key{_elsewhere(path, model)}"
+    if kind == "missing":
+        return "is missing; the list has too few values" if isinstance(path[-1], int) else "is missing"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind in LIMITS:
+        name, sentence = LIMITS[kind]
+        return sentence.format(_number(context[name])) + got
+    if kind == "literal_error":
+        options = [option.strip("'") for option in context["expected"].replace(" or ", ", ").split(", ")]
+        return f"must be one of {', '.join(options)}{got}{nearest(str(value), options)}"
+    if kind == "string_pattern_mismatch":
+        return f"{shown(value)}: {PATTERNS.get(context['pattern'], 'has characters that are not allowed')}"
+    if kind == "too_short":
+        return f"must have at least {context['min_length']} values{got if not value else ''}"
+    if kind == "too_long":
+        return f"must have at most {context['max_length']} values"
+    if (word := kind.partition("_")[0]) in KINDS:
+        if value is None and not isinstance(path[-1], int):
+            return "is empty; give it a value, or remove the line"
+        wanted = list(dict.fromkeys(KINDS[other["type"].partition("_")[0]] for other in items if _known(other)))
+        is_number = word == "string" and isinstance(value, bool | int | float)
+        return f"must be {' or '.join(wanted)}{got}" + ("; put a text in quotes" if is_number else "")
+    message = item["msg"].replace("Input should be", "must be")
+    return message[0].lower() + message[1:] + got
+
+
+def _known(item: Any) -> bool:
+    return item["type"].partition("_")[0] in KINDS
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _path(values: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """pydantic's path without what is no key of the file: the tags of unions, and the mark of a wrong name."""
+    out: list[int | str] = []
+    for number, part in enumerate(loc):
+        if part == "[key]" or (isinstance(values, Mapping) and part not in values and number < len(loc) - 1):
+            continue
+        if not isinstance(values, Mapping | list | tuple) and isinstance(part, str):
+            continue
+        out.append(part)
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            values = None
+    return tuple(out)
+
+
+def _elsewhere(path: tuple[str | int, ...], model: Any) -> str:
+    """Where an unknown key belongs."""
+    *parents, name = path
+    name = str(name)
+    if "." in name:  # --config train.batch_size=32
+        section, _, rest = name.partition(".")
+        return f"; write {section}: {{{rest.replace('.', ': {')}: ...{'}' * rest.count('.')}}}"
+    known = _keys(_inner(model, parents))
+    if hint := nearest(name, known):
+        return hint
+    if homes := [home for home in _homes(model) if home.rpartition(".")[2] == name]:
+        return f"; did you mean {homes[0]}?"
+    return f"; there are {', '.join(known)}" if 0 < len(known) <= MOST_NAMES else ""
+
+
+def _keys(annotation: Any) -> list[str]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [field.alias or name for name, field in annotation.model_fields.items()]
+    return []
+
+
+def _inner(annotation: Any, path: Collection[str | int]) -> Any:
+    """The type at a path below a type; None if it is not a model."""
+    for part in path:
+        annotation = _child(annotation, part)
+    return _without_none(annotation)
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        options = [option for option in get_args(annotation) if option is not type(None)]
+        return next((option for option in options if _keys(option)), options[0])
+    return annotation
+
+
+def _child(annotation: Any, part: str | int) -> Any:
+    annotation = _without_none(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = {field.alias or name: field.annotation for name, field in annotation.model_fields.items()}
+        return fields.get(str(part))
+    return get_args(annotation)[-1] if get_origin(annotation) in (dict, list, tuple) else None
+
+
+def _homes(model: Any) -> Iterator[str]:
+    """The dotted keys of the sections at the top."""
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        for name, field in model.model_fields.items():
+            yield from (f"{name}.{key}" for key in _keys(_without_none(field.annotation)))

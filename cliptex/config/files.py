@@ -1,0 +1,306 @@
+"""Read configuration files, and lay them over each other as Snakemake does.
+
+Reads   YAML or JSON.
+Holds   every value has its file and line; what YAML reads in a surprising way is refused; cost is bounded.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cliptex.core.errors import ConfigError
+
+REPLACE = "_replace"
+"""Key of a mapping that replaces the one below it: `_replace: true`."""
+MAX_BYTES = 8_000_000
+MAX_VALUES = 200_000
+"""Largest number of values of a file, with aliases expanded: a few lines can stand for billions."""
+NULL = re.compile(r"~|null|Null|NULL|")
+TRUE = re.compile(r"true|True|TRUE|yes|Yes|YES|on|On|ON")
+FALSE = re.compile(r"false|False|FALSE|no|No|NO|off|Off|OFF")
+INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)")
+FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
+SURPRISES = {
+    re.compile(r"[-+]?0[0-9_]+"): "YAML reads a number that begins with 0 as octal; remove the 0, or quote a text",
+    re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"): "YAML reads this as a number of base 60; quote a text",
+    re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"): "numbers must be finite",
+    re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?"): "YAML reads this as a date; quote it",
+}
+"""Plain values that are refused, and why."""
+
+Path_ = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a value is, and how it is written there."""
+
+    line: int
+    text: str
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """The content of one configuration file. entries: by the path of keys and indices."""
+
+    name: str
+    values: dict[str, Any]
+    entries: dict[Path_, Entry] = field(default_factory=dict)
+
+
+class Layers:
+    """Configurations laid over each other; `values` is the result."""
+
+    def __init__(self, files: list[ConfigFile], default: ConfigFile | None = None):
+        self._files = [*([default] if default else []), *files]
+        over: dict[str, Any] = {}
+        for file in files:
+            overlay(over, file.values)
+        self.values = _without_markers(overlay(_copy(default.values) if default else {}, over))
+
+    def where(self, path: Path_) -> str:
+        """`file:line: key: ` of a value, or of the section that lacks it."""
+        shown = key(path)
+        for length in range(len(path), 0, -1):
+            for file in reversed(self._files):
+                if entry := file.entries.get(path[:length]):
+                    return f"{file.name}:{entry.line}: {shown}: "
+                if not file.entries and _holds(file.values, path[:length]):
+                    return f"{file.name}: {shown}: "
+        return ": ".join([*(file.name for file in self._files[-1:]), *([shown] if shown else []), ""])
+
+    @property
+    def texts(self) -> dict[Path_, str]:
+        """How values are written in their files."""
+        return {path: entry.text for file in self._files for path, entry in file.entries.items()}
+
+
+def key(path: Path_) -> str:
+    """The dotted key of a path."""
+    return ".".join(map(str, path))
+
+
+def _holds(values: Any, path: Path_) -> bool:
+    for part in path:
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
+
+def overlay(base: Any, over: Mapping[str, Any]) -> Any:
+    """Lay `over` over `base`, in place, and return the result, as `snakemake.utils.update_config` does: mappings are
+    merged, everything else is replaced; so is a mapping below one with `_replace: true`."""
+    if over.get(REPLACE):
+        base = {}
+    for name, value in over.items():
+        if not isinstance(base, Mapping):
+            base = {}
+        base[name] = overlay(base.get(name, {}), value) if isinstance(value, Mapping) else value
+    return base
+
+
+def _copy(values: Any) -> Any:
+    return {name: _copy(value) for name, value in values.items()} if isinstance(values, Mapping) else values
+
+
+def _without_markers(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {name: _without_markers(value) for name, value in values.items() if name != REPLACE}
+    return values
+
+
+def read(path: str | Path) -> ConfigFile:
+    """Read a YAML or JSON file. Raises ConfigError."""
+    name, path = str(path), Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise ConfigError([f"{name}: not a file; give a configuration file: --config FILE"])
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        remedy = "give a configuration file: --config FILE"
+        raise ConfigError([f"{name}: cannot be read ({error.strerror}); {remedy}"]) from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError([f"{name}: larger than {MAX_BYTES // 10**6} MB; this is not a configuration"])
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigError([f"{name}: UTF-16 text; save the file as UTF-8"])
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{name}:{line}: not UTF-8 text; save the file as UTF-8"]) from error
+    return parse(text, name)
+
+
+def parse(text: str, name: str) -> ConfigFile:
+    """Parse YAML or JSON text. Raises ConfigError."""
+    try:
+        if text.lstrip().startswith("{") and _is_json(text):
+            text = text.replace("\t", " ")  # which JSON allows between values, and YAML does not
+        node = _Loader(text).get_single_node()
+        reader = _Reader(name)
+        values = None if node is None else reader.value(node, ())
+    except yaml.YAMLError as error:
+        raise ConfigError([_not_yaml(error, name)]) from error
+    except RecursionError as error:
+        raise ConfigError([f"{name}: not a configuration; nested too deeply"]) from error
+    if reader.problems:
+        raise ConfigError(list(dict.fromkeys(reader.problems)))
+    if values is None:
+        raise ConfigError([f"{name}: empty; write sections such as train: into it"])
+    if not isinstance(values, dict):
+        raise ConfigError([f"{name}: not a configuration; it must be a mapping with sections such as train:"])
+    return ConfigFile(name, values, reader.entries)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _not_yaml(error: yaml.YAMLError, name: str) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    if "'\\t'" in problem:
+        problem = "a tab; indent with spaces"
+    elif problem == "mapping values are not allowed here":
+        problem += "; a text with a colon needs quotes"
+    line = f":{mark.line + 1}" if mark else ""
+    return f"{name}{line}: not valid YAML: {' '.join(problem.split())}"
+
+
+def given(values: Mapping[str, Any]) -> ConfigFile:
+    """The values of Snakemake's `--config key=value`, in which most scalars are still text."""
+    return ConfigFile("--config", _resolved(values, ()))
+
+
+def _resolved(values: Any, path: Path_) -> Any:
+    if isinstance(values, Mapping):
+        return {str(name): _resolved(value, (*path, name)) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_resolved(value, (*path, number)) for number, value in enumerate(values)]
+    try:
+        return resolve(values) if isinstance(values, str) else values
+    except ValueError as error:
+        raise ConfigError([f"--config: {key(path)}: {values}: {error}"]) from None
+
+
+def resolve(text: str) -> Any:
+    """The value of a plain YAML scalar: null, bool, int, float or str. Raises ValueError for a surprising one."""
+    for pattern, reason in SURPRISES.items():
+        if pattern.fullmatch(text):
+            raise ValueError(reason)
+    if NULL.fullmatch(text):
+        return None
+    if TRUE.fullmatch(text) or FALSE.fullmatch(text):
+        return bool(TRUE.fullmatch(text))
+    if INTEGER.fullmatch(text):
+        return int(text.replace("_", ""), 0)
+    if FLOAT.fullmatch(text):
+        number = float(text.replace("_", ""))
+        if not math.isfinite(number):
+            raise ValueError("numbers must be finite")
+        return number
+    return text
+
+
+def _text(node: yaml.Node) -> str:
+    return node.value if isinstance(node, yaml.ScalarNode) else ""
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        event = self.peek_event()
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(problem=f"the tag {event.tag!r}; remove it", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+
+class _Reader:
+    """Makes values of YAML nodes; notes the line of each, and all problems."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.entries: dict[Path_, Entry] = {}
+        self.problems: list[str] = []
+        self._open: list[yaml.Node] = []
+        self._count = 0
+
+    def value(self, node: yaml.Node, path: Path_) -> Any:
+        self._count += 1
+        if self._count > MAX_VALUES:
+            problem = f"more than {MAX_VALUES:,} values, with its aliases expanded"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        if any(node is above for above in self._open):
+            raise yaml.MarkedYAMLError(problem="an alias that contains itself", problem_mark=node.start_mark)
+        self.entries.setdefault(path, Entry(node.start_mark.line + 1, _text(node)))
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, path)
+        self._open.append(node)
+        if isinstance(node, yaml.SequenceNode):
+            out: Any = [self.value(item, (*path, number)) for number, item in enumerate(node.value)]
+        else:
+            out = self._mapping(node, path)
+        self._open.pop()
+        return out
+
+    def _scalar(self, node: yaml.ScalarNode, path: Path_) -> Any:
+        if node.style is not None:
+            return node.value
+        try:
+            return resolve(node.value)
+        except ValueError as error:
+            self._problem(node, path, f"{node.value}: {error}")
+            return None
+
+    def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for name_node, value_node in node.value:
+            name = self._name(name_node, path)
+            if name == "<<" and name_node.style is None:
+                continue
+            if name in lines:
+                first = f"also in line {lines[name]}; YAML would take the last one; remove one"
+                self._problem(name_node, (*path, name), f"given twice, {first}")
+            lines[name] = name_node.start_mark.line + 1
+            self.entries[(*path, name)] = Entry(lines[name], _text(value_node))
+            out[name] = self.value(value_node, (*path, name))
+        for merged in self._merged(node):
+            out = {**self.value(merged, path), **out}
+        if out.get(REPLACE, True) is not True:
+            self._problem(node, (*path, REPLACE), "must be true; remove the key to merge")
+        return out
+
+    def _merged(self, node: yaml.MappingNode) -> Iterator[yaml.MappingNode]:
+        """Mappings that `<<: *alias` or `<<: [*alias, *other]` adds; the first has precedence."""
+        for name_node, value_node in node.value:
+            if isinstance(name_node, yaml.ScalarNode) and name_node.value == "<<" and name_node.style is None:
+                nodes = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                if not all(isinstance(merged, yaml.MappingNode) for merged in nodes):
+                    raise yaml.MarkedYAMLError(problem="<< needs a mapping", problem_mark=value_node.start_mark)
+                yield from nodes
+
+    def _name(self, node: yaml.Node, path: Path_) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="a key that is not text", problem_mark=node.start_mark)
+        try:
+            is_text = node.style is not None or isinstance(resolve(node.value), str)
+        except ValueError:
+            is_text = False
+        if not is_text:
+            self._problem(node, (*path, node.value), "YAML does not read this key as text; put it in quotes")
+        return node.value
+
+    def _problem(self, node: yaml.Node, path: Path_, problem: str) -> None:
+        self.problems.append(f"{self.name}:{node.start_mark.line + 1}: {key(path)}: {problem}")
