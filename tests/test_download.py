@@ -79,7 +79,10 @@ def test_a_private_address_is_refused(server):
     assert not server.requests
 
 
-@pytest.mark.parametrize("host", ["127.0.0.2", "localhost", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254", "0x7f.2"])
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.2", "localhost", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254", "0x7f.2", "2130706434", "0177.0.0.2"],
+)
 def test_a_redirect_to_a_private_address_is_refused(server, host):
     server.private = f"http://{host}:{server.port}/ok/1.jpg"
     with pytest.raises(urllib.error.URLError, match=r"private address|not known|No address|resolution"):
@@ -87,21 +90,62 @@ def test_a_redirect_to_a_private_address_is_refused(server, host):
     assert server.requests == {"/inside.jpg": 1}
 
 
-@pytest.mark.parametrize(
-    "address", ["10.0.0.1", "192.168.3.4", "172.16.0.1", "100.64.0.1", "0.0.0.0", "fe80::1", "224.0.0.1"]
+SPECIAL = {
+    # the IANA registry of IPv4 special-purpose addresses
+    "this network": "0.0.0.0 0.1.2.3",
+    "private use": "10.0.0.1 172.16.0.1 172.31.255.255 192.168.3.4",
+    "shared address space": "100.64.0.1 100.127.255.255",
+    "loopback": "127.0.0.1 127.255.255.254",
+    "link local": "169.254.169.254",
+    "protocol assignments": "192.0.0.1 192.0.0.8 192.0.0.170",
+    "documentation": "192.0.2.1 198.51.100.1 203.0.113.1",
+    "6to4 relays": "192.88.99.1",
+    "benchmarking": "198.18.0.1 198.19.255.255",
+    "multicast, reserved, broadcast": "224.0.0.1 239.255.255.255 240.0.0.1 255.255.255.255",
+    # that of IPv6, and what is deprecated
+    "unspecified, loopback": ":: ::1",
+    "mapped": "::ffff:127.0.0.1 ::ffff:169.254.169.254 ::ffff:100.64.0.1",
+    "compatible": "::127.0.0.1 ::8.8.8.8",
+    "translated": "64:ff9b::a9fe:a9fe 64:ff9b::7f00:1 64:ff9b:1::1 64:ff9b:1:a00:0:100:: ::ffff:0:127.0.0.1",
+    "discard only, dummy": "100::1 100:0:0:1::1",
+    "Teredo": "2001::1 2001:0:4136:e378:8000:63bf:3fff:fdd2",
+    "other protocols": "2001:1::1 2001:2::1 2001:10::1 2001:20::1 2001:30::1 2001:1ff:ffff::1",
+    "documentation in IPv6": "2001:db8::1 3fff::1 3fff:fff::1",
+    "6to4": "2002:7f00:1:: 2002:a00:1::1 2002:a9fe:a9fe::1",
+    "ISATAP": "2606:4700::5efe:10.0.0.1 2606:4700::200:5efe:7f00:1 fe80::5efe:8.8.8.8",
+    "segment routing": "5f00::1",
+    "unique local": "fc00::1 fdff::1",
+    "link local, also of an interface": "fe80::1 fe80::1%eth0 febf::1",
+    "site local": "fec0::1 feff::1",
+    "multicast in IPv6": "ff02::1 ff0e::1",
+    "not assigned": "4000::1 e000::1 200::1",
+}
+PUBLIC = (
+    "1.1.1.1 8.8.8.8 9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 126.255.255.255 128.0.0.1 172.15.0.1 172.32.0.1"
+    " 192.0.1.1 192.31.196.1 192.52.193.1 192.167.0.1 192.175.48.1 198.17.0.1 198.20.0.1 223.255.255.255"
+    " 2001:200::1 2001:4860:4860::8888 2606:4700::1111 2620:4f:8000::1 2a00:1450::1 ::ffff:8.8.8.8 64:ff9b::8.8.8.8"
+    " 2002:808:808::1 2606:4700::200:5efe:808:808 3ffe:ffff::1"
 )
-def test_addresses_that_are_not_public(monkeypatch, address):
-    """Also if a host name resolves to them."""
+
+
+def resolved(monkeypatch, address: str) -> list[str]:
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("1.1.1.1", 80)), (0, 0, 0, "", (address, 80))]
     )
-    with pytest.raises(Refused):
-        public_addresses("harmless.example", 80)
+    return public_addresses("harmless.example", 80)
+
+
+@pytest.mark.parametrize("addresses", SPECIAL.values(), ids=list(SPECIAL))
+def test_addresses_that_are_not_public(monkeypatch, addresses):
+    """Also if a host name resolves to them."""
+    for address in addresses.split():
+        with pytest.raises(Refused):
+            pytest.fail(f"{address} passes") if resolved(monkeypatch, address) else None
 
 
 def test_public_addresses_pass(monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("1.1.1.1", 80))])
-    assert public_addresses("one.example", 80) == ["1.1.1.1"]
+    for address in PUBLIC.split():
+        assert resolved(monkeypatch, address) == ["1.1.1.1", address]
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/a.jpg", "data:image/png;base64,AAAA"])
@@ -184,8 +228,10 @@ def test_other_lists(tmp_path):
     assert rows[0] == {"row": 0, "url": "http://a/1.jpg", "caption": 'two, and "three"\nlines', "sha256": "aa"}
     assert rows[1]["caption"] == ""
     table = pa.table({"url": ["http://a/1.jpg", None, "http://a/3.jpg"], "caption": ["a", "b", None]})
-    pq.write_table(table, tmp_path / "list.parquet", row_group_size=1)
-    urls = Config.load({"dataset": {"urls": {"files": [str(tmp_path / "list.parquet")] * 2, "rows": 6}}}).dataset.urls
+    files = [str(tmp_path / f"{name}.parquet") for name in "ab"]
+    for file in files:
+        pq.write_table(table, file, row_group_size=1)
+    urls = Config.load({"dataset": {"urls": {"files": files, "rows": 6}}}).dataset.urls
     rows = img2dataset_job.read_rows(urls.model_dump(), 2, 2).to_pylist()
     assert rows == [
         {"row": 2, "url": "http://a/3.jpg", "caption": ""},

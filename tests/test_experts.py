@@ -16,8 +16,9 @@ from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
 from cliptex.experts import average_precision, dpt, mask_rcnn, nll_angmf, truth
-from cliptex.experts.fitting import TrainingOptions, augment
+from cliptex.experts.fitting import augment
 from cliptex.experts.network import load_weights
+from cliptex.experts.options import TrainingOptions
 from cliptex.experts.training import load_expert, train_expert
 from cliptex.tasks import angular_mf
 

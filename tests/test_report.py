@@ -192,6 +192,16 @@ def make_data(config: Config, root: Path) -> None:
     )
 
 
+def digest(model: str, seed: int) -> str:
+    """Made-up SHA-256 of a model's weights."""
+    return hashlib.sha256(f"{model}/seed{seed}".encode()).hexdigest()
+
+
+def digests(config: Config) -> dict[str, str]:
+    """By model and seed, as results have them."""
+    return {f"{model}/seed{seed}": digest(model, seed) for model in config.models for seed in config.seeds}
+
+
 def make_runs(config: Config, root: Path) -> None:
     """train.json and metrics.jsonl as `cliptex.training.run` writes them."""
     for name, model in config.models.items():
@@ -218,7 +228,7 @@ def make_runs(config: Config, root: Path) -> None:
                     "parameters": {"encoder": 1_234_567, "text": 7_000_000, "heads": 90_000 if model.tasks else 0},
                     "flops": {"encoder": 118_000_000, "text": 19_500_000, "multi_scale": 19_300_000, "heads": 700_000},
                     "flops_over_contrastive": 1.1455,
-                    "model_sha256": f"{seed:064x}",
+                    "model_sha256": digest(name, seed),
                     "provenance": provenance(config.plain()),
                 },
             )
@@ -252,7 +262,7 @@ def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> No
                 "num_train": 600,
                 "class_names": {"voc": CLASSES[:21], "coco": CLASSES}.get(benchmark, []),
                 "results": rows,
-                "provenance": provenance({}) | {"model_sha256": {"clip/seed0": "ab" * 32}},
+                "provenance": provenance({}) | {"model_sha256": digests(config)},
             },
         )
     for benchmark in config.zeroshot.benchmarks:
@@ -269,7 +279,7 @@ def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> No
         about = {"benchmark": benchmark, "num_train": 0, "class_names": names, "chance": chance}
         write_json(
             root / f"results/zeroshot/{benchmark}.json",
-            {**head, **about, "results": rows, "provenance": provenance({})},
+            {**head, **about, "results": rows, "provenance": provenance({}) | {"model_sha256": digests(config)}},
         )
 
 

@@ -583,7 +583,7 @@ def test_segmentation_weighted_by_the_score_is_the_plain_loss_where_the_expert_i
         ("segmentation", {"confidence": True}, r"models\.m\.losses\.segmentation\.confidence: unknown key.*none"),
         ("depth", {"alignment": "best"}, r"models\.m\.losses\.depth\.alignment: .*'best'"),
         ("normals", {"kind": 3}, r"models\.m\.losses\.normals\.kind: .*got 3"),
-        ("normals", {"kapa": 3}, r"losses\.normals\.kapa: unknown key; known are kind, confidence"),
+        ("normals", {"kapa": 3}, r"losses\.normals\.kapa: unknown key; there are kind, confidence"),
     ],
 )
 def test_options_that_do_not_exist_are_named(name, options, message):

@@ -10,7 +10,6 @@ from cliptex.core.errors import CliptexError
 from cliptex.evaluation.probes.heads.segmentation import merge_windows, resized_argmax
 from cliptex.evaluation.probes.views import (
     ImageView,
-    crop_centre,
     crop_truth,
     crop_view,
     evaluation_views,
@@ -19,8 +18,8 @@ from cliptex.evaluation.probes.views import (
     windows,
     windows_of,
 )
-from cliptex.evaluation.protocols.base import Augmentation, ClassificationInput, DenseInput, RandomCrops
-from cliptex.models.encoders import squash
+from cliptex.evaluation.protocols.base import Augmentation, DenseInput, RandomCrops
+from cliptex.models.encoders import centre_crop, squash
 
 
 def smooth(height, width):
@@ -155,7 +154,7 @@ def test_the_centre_for_classification_is_torchvisions():
     image = np.random.default_rng(0).integers(0, 255, (77, 130, 3), np.uint8)
     for resize, side in ((64, 56), (48, 48)):
         theirs = Compose([Resize(resize, InterpolationMode.BICUBIC), CenterCrop(side)])(Image.fromarray(image))
-        ours = crop_centre(image, ClassificationInput(resize_px=resize), side, "bicubic")
+        ours = centre_crop(image, side, "bicubic", resize)
         np.testing.assert_array_equal(ours, np.asarray(theirs))
 
 

@@ -6,7 +6,7 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-from web_server import PlannedServer, WebServer
+from web_server import PlannedServer, RawServer, WebServer
 
 from cliptex.core.errors import CliptexError
 from cliptex.data import web as downloader
@@ -150,6 +150,103 @@ def test_headers_and_beginnings_that_trickle_are_given_up(trickling_server, tmp_
         with pytest.raises(CliptexError, match=r"cannot be read \(timed out"):
             start_of_file(f"{trickling_server.url}/{name}.jpg", "url", 1000)
     assert trickling_server.requests == {"/head.jpg": 2, "/drip.jpg": 1}
+
+
+def head(status: str, *headers: str) -> bytes:
+    return "".join(f"{line}\r\n" for line in (f"HTTP/1.1 {status}", *headers, "")).encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (head("200 OK", "Content-Length: 3", "Content-Length: 4") + b"abcd", "its Content-Length is '3 and 4'"),
+        (head("200 OK", "Content-Length: 3x") + b"abc", "its Content-Length is '3x'"),
+        (head("200 OK", "Content-Length: -3") + b"abc", "its Content-Length is '-3'"),
+        (head("200 OK", f"Content-Length: {'9' * 5000}") + b"abc", "its Content-Length is '9+'"),
+        (head("302 Found", "Location: http://["), "redirects to an invalid URL"),
+        (head("302 Found", "Location: {url}"), r"redirect error that would lead to an infinite loop\.?; correct"),
+        ((head("302 Found", "Location: {url}"), b"x" * 100_000), "too many bytes"),
+        (head("204 No Content"), "responds with 204 No Content, without the file"),
+        (head("202 Accepted") + b"later", "responds with 202"),
+        (head("206 Partial Content", "Content-Range: bytes 0-2/9") + b"abc", "responds with 206"),
+        (head("200 OK") + b"\xef\xbb\xbf\n <!DOCTYPE HTML>", "is a web page"),
+        (head("200 OK", "Content-Length: 0"), "sends an empty file"),
+        (head("200 OK", "Content-Encoding: gzip") + b"abc", "with the encoding 'gzip'"),
+        (head("200 OK", "Transfer-Encoding: chunked") + b"zz\r\nabc", "cannot be downloaded"),
+        ((b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"), "got more than 100 headers"),
+        ((b"HTTP/1.1 200 OK\r\nX: ", b"y" * 1000), "got more than 65536 bytes"),
+        ((b"", head("100 Continue")), "timed out"),
+        ((head("200 OK", "Transfer-Encoding: chunked") + b"3\r\nabc\r\n0\r\n", b"X: y\r\n"), "timed out"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "SSH-2.0"),
+    ],
+)
+def test_what_no_file_can_be_is_named_and_never_kept(answer, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloader, "PAUSES_S", ())
+    monkeypatch.setattr(downloader, "SLOW_S", 0.3)
+    with RawServer(answer) as server, pytest.raises(CliptexError, match=f"^key: .*{message}") as caught:
+        fetch_file(f"{server.url}/net.pth", tmp_path / "net.pth", "key")
+    assert "\n" not in str(caught.value) and not (tmp_path / "net.pth").exists()
+
+
+FIRST = head("200 OK", 'ETag: "a"', "Content-Length: 6") + b"aaa"
+WHOLE = head("200 OK", 'ETag: "b"', "Content-Length: 6") + b"bbbbbb"
+
+
+@pytest.mark.parametrize(
+    ("rest", "content"),
+    [
+        (head("206 Partial Content", 'ETag: "a"', "Content-Range: bytes 3-5/6") + b"aaa", b"aaaaaa"),
+        (head("206 Partial Content", "Content-Range: bytes 3-5/*") + b"aaa", b"aaaaaa"),
+        (head("206 Partial Content", 'ETag: "b"', "Content-Range: bytes 3-5/6") + b"bbb", b"bbbbbb"),
+        (head("206 Partial Content", 'ETag: "a"', "Content-Range: bytes 3-6/7") + b"bbbb", b"bbbbbb"),
+        (head("206 Partial Content", 'ETag: "a"', "Content-Range: bytes 0-2/6") + b"bbb", b"bbbbbb"),
+        (head("206 Partial Content", 'ETag: "a"') + b"bbb", b"bbbbbb"),
+        (head("206 Partial Content", "Content-Type: multipart/byteranges; boundary=x") + b"--x", b"bbbbbb"),
+    ],
+)
+def test_bytes_of_two_files_are_never_joined(rest, content, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloader, "PAUSES_S", (0, 0, 0))
+    with RawServer(FIRST, rest, WHOLE) as server:
+        fetch_file(f"{server.url}/net.pth", tmp_path / "net.pth", "key")
+    assert (tmp_path / "net.pth").read_bytes() == content
+    assert "Range: bytes=3-" in server.asked[1] and 'If-Range: "a"' in server.asked[1]
+
+
+def test_a_part_of_the_rest_is_not_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(downloader, "PAUSES_S", (0, 0, 0))
+    middle = head("206 Partial Content", 'ETag: "a"', "Content-Range: bytes 3-4/6", "Content-Length: 2") + b"aa"
+    end = head("206 Partial Content", 'ETag: "a"', "Content-Range: bytes 5-5/6", "Content-Length: 1") + b"a"
+    with RawServer(FIRST, middle, end) as server:
+        fetch_file(f"{server.url}/net.pth", tmp_path / "net.pth", "key")
+    assert (tmp_path / "net.pth").read_bytes() == b"aaaaaa"
+
+
+@pytest.mark.parametrize("state", ["", "[]", "{}", "[" * 100_000, '{"url": 1, "validator": 2, "bytes": "x"}'])
+def test_a_broken_note_about_a_partial_download_begins_it_anew(state, server, tmp_path):
+    server.files["/net.pth"] = BODY
+    (tmp_path / ".net.pth.part").write_bytes(BODY[:1000])
+    (tmp_path / ".net.pth.part.json").write_text(state)
+    fetch_file(f"{server.url}/net.pth", tmp_path / "net.pth", "url")
+    assert (tmp_path / "net.pth").read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[", "http://", "http://h:99999/", "http://h:x/", "http://h/a b", "http://h/é", "http://h/\n", "http:a"],
+)
+def test_an_invalid_address_is_named_before_it_is_asked(url, tmp_path):
+    for download in (lambda: fetch_file(url, tmp_path / "a", "key"), lambda: start_of_file(url, "key", 9)):
+        with pytest.raises(CliptexError, match=r"^key: .* is not a valid URL"):
+            download()
+
+
+def test_a_signed_address_goes_on_with_a_new_signature_and_is_noted_without(server, tmp_path):
+    server.files["/net.pth"], server.plan = BODY, ["cut", 503, 503]
+    with pytest.raises(CliptexError, match=r"resumes after 100000") as caught:
+        fetch_file(f"{server.url}/net.pth?X-Amz-Signature=old-secret", tmp_path / "net.pth", "url")
+    assert "secret" not in str(caught.value) + (tmp_path / ".net.pth.part.json").read_text()
+    fetch_file(f"{server.url}/net.pth?X-Amz-Signature=new-secret", tmp_path / "net.pth", "url")
+    assert (tmp_path / "net.pth").read_bytes() == BODY and server.asked[-1][1] == "bytes=100000-"
 
 
 def test_progress_shows_no_query(server, tmp_path, monkeypatch):

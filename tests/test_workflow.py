@@ -151,7 +151,7 @@ def test_one_table_needs_only_its_own_benchmark(tmp_path):
 def test_mistakes_in_the_configuration_are_one_error_that_names_their_keys(tmp_path):
     mistakes = {
         "train={batchsize: 3}": "train.batchsize: unknown key",
-        "seeds=[zero]": "seeds.0: Input should be a valid integer",
+        "seeds=[zero]": "seeds.0: must be a whole number, got 'zero'",
         "modells={}": "modells: unknown key",
     }
     result = snakemake(tmp_path, "--dry-run", "--config", *mistakes)

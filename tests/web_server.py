@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import socket
 import struct
 import threading
 import time
@@ -250,3 +251,40 @@ class PlannedHandler(BaseHTTPRequestHandler):
             if todo == "cut":
                 self.wfile.flush()
                 self.connection.close()
+
+
+class RawServer:
+    """Answers each connection with the next of `answers` (the last one again and again), byte by byte as given.
+
+    An answer is bytes, or (bytes, bytes): the second part is sent until the client ends the connection. `asked` has the
+    heads of the requests.
+    """
+
+    def __init__(self, *answers: bytes | tuple[bytes, bytes]) -> None:
+        self.answers, self.asked = answers, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def __enter__(self):
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.listener.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                threading.Thread(target=self._answer, args=(connection, len(self.asked)), daemon=True).start()
+                self.asked.append(connection.recv(65536).decode())
+
+    def _answer(self, connection: socket.socket, number: int) -> None:
+        with contextlib.suppress(OSError), connection:
+            while len(self.asked) <= number:
+                time.sleep(0.001)
+            answer = self.answers[min(number, len(self.answers) - 1)]
+            first, more = answer if isinstance(answer, tuple) else (answer, b"")
+            connection.sendall(first.replace(b"{url}", self.url.encode()))
+            while more:
+                connection.sendall(more)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cliptex.cli.common import DEFAULT, ConfigFiles, echo, load_config
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, ConfigError
 
 
 def doctor(
@@ -47,6 +47,14 @@ def doctor(
     echo(table(places))
     if not is_ok:
         raise CliptexError("fix the checks marked FAILED above")
+
+
+def check(config_files: ConfigFiles = DEFAULT) -> None:
+    """Check a configuration against the installed packages, plugins and local files; the workflow does so first."""
+    from cliptex.cluster.check import problems
+
+    if found := list(problems(load_config(config_files))):
+        raise ConfigError(found)
 
 
 def config_schema() -> None:

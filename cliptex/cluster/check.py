@@ -13,8 +13,8 @@ import torch
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
-from cliptex.data.shard_paths import caption_tars
 from cliptex.data.official.status import benchmarks_in_use
+from cliptex.data.shard_paths import caption_tars
 from cliptex.models import clip
 from cliptex.models.dense_features import width
 from cliptex.models.heads import DenseHeads
@@ -36,7 +36,8 @@ def _problem(key: str, call: Callable[[], Any]) -> Iterator[str]:
     try:
         call()
     except CliptexError as error:
-        yield str(error) if key.partition(".")[0] in str(error) else f"{key}: {error}"
+        text = str(error).replace("experts.*", key)  # an expert does not know its name
+        yield text if key.partition(".")[0] in text else f"{key}: {text}"
     except Exception as error:  # a user's module may raise anything when it is imported
         yield f"{key}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())})"
 
@@ -91,8 +92,8 @@ def _benchmarks(config: Config) -> Iterator[str]:
 
 
 def _captions(config: Config) -> Iterator[str]:
-    for name, captions in config.zeroshot.caption_sets.items():
-        if captions.shards:
+    for name, captions in config.zeroshot.retrieval.items():
+        if captions and captions.shards:
             for tar in caption_tars(config, name):
                 if not tar.is_file():
                     yield f"zeroshot.retrieval.{name}.shards: {tar} does not exist"
@@ -115,7 +116,7 @@ def _heads(config: Config) -> Iterator[str]:
         return
     try:
         with torch.device("meta"):
-            visual = clip.random_model(clip.model_config(config.student)).visual
+            visual = clip.build(config.student.model_copy(update={"pretrained": None}), 0).visual
     except CliptexError as error:
         yield str(error)
         return

@@ -19,7 +19,7 @@ from cliptex.core.files import read_json
 from cliptex.core.plugins import find
 from cliptex.data.download import start_of_tar
 from cliptex.data.images import decode_image
-from cliptex.data.official.status import missing_data, official_files
+from cliptex.data.official.status import official_files
 from cliptex.data.shard_index import read_index
 from cliptex.data.shard_paths import is_remote, num_batches, shard_paths, shard_sources
 from cliptex.data.shards import iterate_shard

@@ -6,20 +6,20 @@ A section is a pydantic model: its fields are the keys, the docstring below a fi
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    field_validator,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Items = TypeVar("Items", list, tuple)
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -47,7 +47,8 @@ def _expanded(path: str) -> str:
     try:
         out = os.path.expandvars(str(Path(path).expanduser()) if path.startswith("~") else path)
     except RuntimeError as error:
-        raise PydanticCustomError("path", "~ is not known; write the whole path") from error
+        home = {"home": path.partition("/")[0]}
+        raise PydanticCustomError("path", "{home} is no known home folder; write the whole path", home) from error
     if unset := re.search(r"\$(\w+|\{[^}]*\})", out):
         raise PydanticCustomError("path", "{name} is not set in the environment", {"name": unset[0]})
     return out
@@ -76,14 +77,26 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-    @field_validator("*", mode="wrap")
+    @model_validator(mode="wrap")
     @classmethod
-    def _read(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        value = _without_null(value, cls.model_fields[info.field_name].annotation)
-        result = handler(value)
-        if _has_lost_bool(value, result):
-            raise PydanticCustomError("bool_as_number", "YAML reads yes, no, on and off as true and false")
-        return result
+    def _read(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(values, Mapping):
+            return handler(values)
+        fields = {field.alias or name: (name, field.annotation) for name, field in cls.model_fields.items()}
+        values = {
+            key: _without_null(value, fields[key][1]) if key in fields else value for key, value in values.items()
+        }
+        section = handler(values)
+        problem = PydanticCustomError("yaml_truth", "YAML reads yes, no, on and off as true and false")
+        errors = [
+            InitErrorDetails(type=problem, loc=(key, *path), input=value)
+            for key, (name, _) in fields.items()
+            if key in values
+            for path, value in _lost_bools(values[key], getattr(section, name))
+        ]
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return section
 
 
 def _without_null(value: Any, annotation: Any) -> Any:
@@ -96,12 +109,14 @@ def _without_null(value: Any, annotation: Any) -> Any:
     return {name: _without_null(item, inner) for name, item in value.items() if item is not None}
 
 
-def _has_lost_bool(value: Any, result: Any) -> bool:
-    """Whether a bool was taken for a number, which pydantic does."""
-    if isinstance(value, bool):
-        return not isinstance(result, bool)
+def _lost_bools(value: Any, result: Any) -> Iterator[tuple[tuple[str | int, ...], bool]]:
+    """Paths of bools that were taken for numbers, which pydantic does."""
+    if isinstance(value, bool) and not isinstance(result, bool):
+        yield (), value
+    pairs: Any = ()
     if isinstance(value, list | tuple) and isinstance(result, list | tuple):
-        return any(map(_has_lost_bool, value, result))
-    if isinstance(value, Mapping) and isinstance(result, Mapping):
-        return any(_has_lost_bool(item, result.get(name)) for name, item in value.items())
-    return False
+        pairs = enumerate(zip(value, result, strict=False))
+    elif isinstance(value, Mapping) and isinstance(result, Mapping):
+        pairs = ((name, (item, result.get(name))) for name, item in value.items())
+    for name, pair in pairs:
+        yield from (((name, *path), lost) for path, lost in _lost_bools(*pair))

@@ -102,7 +102,7 @@ def _model(config: "Config", name: str, model: Model, is_whole: bool) -> Iterato
             yield from _one_of((*path, "interpolate", key), other, config.models, True)
     elif is_whole and model.init is not None:
         yield from _one_of((*path, "init"), model.init, config.models, is_whole)
-    if cycle := _cycle(config, [name]):
+    if (cycle := _cycle(config, [name])) and cycle[-1] == name:
         yield (*path, "init" if model.interpolate is None else "interpolate"), f"{' -> '.join(cycle)} is a cycle"
 
 

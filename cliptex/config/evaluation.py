@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cliptex.config.base import FilePath, Name, Pattern, Positive, Rate, Section, Unique
 
@@ -118,15 +118,16 @@ class ClipBenchmark(Section):
     workers: Annotated[int, Field(ge=0)] = 1
     """Processes that decode images; at most the number of tars of a data set."""
 
-    @model_validator(mode="after")
-    def _slugs_differ(self) -> Self:
+    @field_validator("datasets")
+    @classmethod
+    def _slugs_differ(cls, datasets: dict[str, str]) -> dict[str, str]:
         slugs: dict[str, str] = {}
-        for name in self.datasets:
+        for name in datasets:
             if not dataset_slug(name).strip("."):
-                raise ValueError(f"datasets: {name!r} is not the name of a data set")
+                raise ValueError(f"{name!r} is not the name of a data set")
             if (other := slugs.setdefault(dataset_slug(name), name)) != name:
-                raise ValueError(f"datasets: {name!r} and {other!r} would write the same files")
-        return self
+                raise ValueError(f"{name!r} and {other!r} would write the same files")
+        return datasets
 
 
 def dataset_slug(name: str) -> str:

@@ -3,6 +3,7 @@
 import difflib
 import types
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -47,10 +48,10 @@ def not_one_of(name: str, names: Collection[str]) -> str:
 
 def shown(value: Any, text: str | None = None) -> str:
     """A value in a message, cut to `LONGEST` characters. text: how it is written in its file."""
-    if isinstance(value, Mapping | list | tuple):
-        return "a mapping" if isinstance(value, Mapping) else "a list"
-    if text is not None and not isinstance(value, str):
-        return text or "nothing"
+    if isinstance(value, Mapping | list | tuple) and len(repr(value)) > LONGEST:
+        return f"a {'mapping' if isinstance(value, Mapping) else 'list'} of {len(value)}"
+    if text and not isinstance(value, str):
+        return text
     out = "null" if value is None else repr(value)
     return out if len(out) <= LONGEST else f"{out[: LONGEST - 3]}..."
 
@@ -65,7 +66,7 @@ def explain(
     """
     problems: dict[tuple[str | int, ...], list[Any]] = {}
     for item in error.errors(include_url=False):
-        problems.setdefault(_path(values, item["loc"]), []).append(item)
+        problems.setdefault(_path(values, item), []).append(item)
     for path, items in problems.items():
         yield path, _sentence(path, items, model, (texts or {}).get(path))
 
@@ -74,22 +75,29 @@ def _sentence(path: tuple[str | int, ...], items: list[Any], model: Any, text: s
     item = items[0]
     kind, value, context = item["type"], item["input"], item.get("ctx", {})
     got = f", got {shown(value, text)}"
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown key{_elsewhere(path, model)}"
     if kind == "missing":
         return "is missing; the list has too few values" if isinstance(path[-1], int) else "is missing"
+    if kind == "yaml_truth":
+        return f"YAML reads {text or shown(value)} as {str(value).lower()}; write a number"
+    if kind == "unique":
+        return item["msg"]
     if kind == "value_error":
         return str(context["error"])
+    if kind == "union_tag_invalid":
+        return f"kind must be one of {context['expected_tags']}, got {context['tag']!r}"
     if kind in LIMITS:
         name, sentence = LIMITS[kind]
         return sentence.format(_number(context[name])) + got
     if kind == "literal_error":
-        options = [option.strip("'") for option in context["expected"].replace(" or ", ", ").split(", ")]
+        expected = context["expected"].replace(" or ", ", ").split(", ")
+        options = [option.strip("'") if option[0] == "'" else option.lower() for option in expected]
         return f"must be one of {', '.join(options)}{got}{nearest(str(value), options)}"
     if kind == "string_pattern_mismatch":
         return f"{shown(value)}: {PATTERNS.get(context['pattern'], 'has characters that are not allowed')}"
     if kind == "too_short":
-        return f"must have at least {context['min_length']} values{got if not value else ''}"
+        return f"must have at least {context['min_length']} value{'s' * (context['min_length'] > 1)}"
     if kind == "too_long":
         return f"must have at most {context['max_length']} values"
     if (word := kind.partition("_")[0]) in KINDS:
@@ -110,19 +118,15 @@ def _number(value: float) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _path(values: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """pydantic's path without what is no key of the file: the tags of unions, and the mark of a wrong name."""
+def _path(values: Any, item: Any) -> tuple[int | str, ...]:
+    """The path of an error without what is no key of the file: the tags of unions, and the mark of a wrong name."""
     out: list[int | str] = []
-    for number, part in enumerate(loc):
-        if part == "[key]" or (isinstance(values, Mapping) and part not in values and number < len(loc) - 1):
-            continue
-        if not isinstance(values, Mapping | list | tuple) and isinstance(part, str):
+    for part in item["loc"]:
+        if (isinstance(values, Mapping) and part in values) or (isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)):
+            values = values[part]
+        elif item["type"] != "missing" or part is not item["loc"][-1]:
             continue
         out.append(part)
-        try:
-            values = values[part]
-        except (KeyError, IndexError, TypeError):
-            values = None
     return tuple(out)
 
 
@@ -144,7 +148,7 @@ def _elsewhere(path: tuple[str | int, ...], model: Any) -> str:
 def _keys(annotation: Any) -> list[str]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [field.alias or name for name, field in annotation.model_fields.items()]
-    return []
+    return [field.name for field in fields(annotation)] if is_dataclass(annotation) else []
 
 
 def _inner(annotation: Any, path: Collection[str | int]) -> Any:

@@ -34,7 +34,8 @@ SURPRISES = {
 }
 """Plain values that are refused, and why."""
 
-Path_ = tuple[str | int, ...]
+Keys = tuple[str | int, ...]
+"""The path of keys and indices to a value."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ConfigFile:
 
     name: str
     values: dict[str, Any]
-    entries: dict[Path_, Entry] = field(default_factory=dict)
+    entries: dict[Keys, Entry] = field(default_factory=dict)
 
 
 class Layers:
@@ -64,10 +65,11 @@ class Layers:
             overlay(over, file.values)
         self.values = _without_markers(overlay(_copy(default.values) if default else {}, over))
 
-    def where(self, path: Path_) -> str:
+    def where(self, path: Keys) -> str:
         """`file:line: key: ` of a value, or of the section that lacks it."""
-        shown = key(path)
-        for length in range(len(path), 0, -1):
+        shown = dotted(path)
+        lengths = [length for length in range(len(path), 0, -1) if _holds(self.values, path[:length])]
+        for length in lengths:
             for file in reversed(self._files):
                 if entry := file.entries.get(path[:length]):
                     return f"{file.name}:{entry.line}: {shown}: "
@@ -76,17 +78,17 @@ class Layers:
         return ": ".join([*(file.name for file in self._files[-1:]), *([shown] if shown else []), ""])
 
     @property
-    def texts(self) -> dict[Path_, str]:
+    def texts(self) -> dict[Keys, str]:
         """How values are written in their files."""
         return {path: entry.text for file in self._files for path, entry in file.entries.items()}
 
 
-def key(path: Path_) -> str:
+def dotted(path: Keys) -> str:
     """The dotted key of a path."""
     return ".".join(map(str, path))
 
 
-def _holds(values: Any, path: Path_) -> bool:
+def _holds(values: Any, path: Keys) -> bool:
     for part in path:
         try:
             values = values[part]
@@ -184,7 +186,7 @@ def given(values: Mapping[str, Any]) -> ConfigFile:
     return ConfigFile("--config", _resolved(values, ()))
 
 
-def _resolved(values: Any, path: Path_) -> Any:
+def _resolved(values: Any, path: Keys) -> Any:
     if isinstance(values, Mapping):
         return {str(name): _resolved(value, (*path, name)) for name, value in values.items()}
     if isinstance(values, list | tuple):
@@ -192,7 +194,7 @@ def _resolved(values: Any, path: Path_) -> Any:
     try:
         return resolve(values) if isinstance(values, str) else values
     except ValueError as error:
-        raise ConfigError([f"--config: {key(path)}: {values}: {error}"]) from None
+        raise ConfigError([f"--config: {dotted(path)}: {values}: {error}"]) from None
 
 
 def resolve(text: str) -> Any:
@@ -222,7 +224,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         event = self.peek_event()
         if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(problem=f"the tag {event.tag!r}; remove it", problem_mark=event.start_mark)
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.MarkedYAMLError(problem=f"the tag {tag}; remove it", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
 
@@ -231,12 +234,12 @@ class _Reader:
 
     def __init__(self, name: str):
         self.name = name
-        self.entries: dict[Path_, Entry] = {}
+        self.entries: dict[Keys, Entry] = {}
         self.problems: list[str] = []
         self._open: list[yaml.Node] = []
         self._count = 0
 
-    def value(self, node: yaml.Node, path: Path_) -> Any:
+    def value(self, node: yaml.Node, path: Keys) -> Any:
         self._count += 1
         if self._count > MAX_VALUES:
             problem = f"more than {MAX_VALUES:,} values, with its aliases expanded"
@@ -254,7 +257,7 @@ class _Reader:
         self._open.pop()
         return out
 
-    def _scalar(self, node: yaml.ScalarNode, path: Path_) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, path: Keys) -> Any:
         if node.style is not None:
             return node.value
         try:
@@ -263,7 +266,7 @@ class _Reader:
             self._problem(node, path, f"{node.value}: {error}")
             return None
 
-    def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: Keys) -> dict[str, Any]:
         out: dict[str, Any] = {}
         lines: dict[str, int] = {}
         for name_node, value_node in node.value:
@@ -291,7 +294,7 @@ class _Reader:
                     raise yaml.MarkedYAMLError(problem="<< needs a mapping", problem_mark=value_node.start_mark)
                 yield from nodes
 
-    def _name(self, node: yaml.Node, path: Path_) -> str:
+    def _name(self, node: yaml.Node, path: Keys) -> str:
         if not isinstance(node, yaml.ScalarNode):
             raise yaml.MarkedYAMLError(problem="a key that is not text", problem_mark=node.start_mark)
         try:
@@ -302,5 +305,5 @@ class _Reader:
             self._problem(node, (*path, node.value), "YAML does not read this key as text; put it in quotes")
         return node.value
 
-    def _problem(self, node: yaml.Node, path: Path_, problem: str) -> None:
-        self.problems.append(f"{self.name}:{node.start_mark.line + 1}: {key(path)}: {problem}")
+    def _problem(self, node: yaml.Node, path: Keys, problem: str) -> None:
+        self.problems.append(f"{self.name}:{node.start_mark.line + 1}: {dotted(path)}: {problem}")

@@ -4,11 +4,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cliptex.core.redact import without_credentials
+
 SUBJECT = "while working on "
 
 
 class CliptexError(Exception):
-    """An error that the user can fix: the message names the file or the key, the problem and the remedy."""
+    """An error that the user can fix: the message names the file or the key, the problem and the remedy. Credentials in
+    URLs are replaced by ***."""
+
+    def __init__(self, message: str):
+        super().__init__(without_credentials(message))
 
 
 class ConfigError(CliptexError):

@@ -9,13 +9,14 @@ SECRET_NAMES = re.compile(r"(?i)(^|_)(TOKEN|API_?KEY|ACCESS_?KEY(_ID)?|SECRET(_\
 """Names of environment variables whose values are secrets: HF_TOKEN, WANDB_API_KEY, AWS_SECRET_ACCESS_KEY."""
 MIN_LENGTH = 6
 """Shorter values are not redacted, since they also occur in ordinary words."""
-PASSWORD = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/@'\"]+@")
+PASSWORD = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,20}://)[^\s/@'\"]+@")
 """User and password before the host of a URL."""
 SIGNATURE = re.compile(
-    r"(?i)([?&;](?:[\w.-]*(?:token|secret|signature|password|passwd|credential|api_?key|access_?key)[\w.-]*|sig|key|auth)=)"
-    r"[^\s&;#'\"]+"
+    r"(?i)([?&;#](?:[\w.%-]{0,40}(?:token|secret|signature|password|passwd|credential|api[_-]?key|access[_-]?key|hmac|jwt)"
+    r"[\w.%-]{0,40}|sig|sign|key|key-pair-id|policy|auth|authorization|session(?:_?id)?|hdn(?:ts|ea|tl))=)[^\s&;#'\"]+"
 )
-"""A credential in the query string of a URL."""
+"""A credential in the query string of a URL, as S3, GCS, Azure, CloudFront, Akamai and others sign them. The lengths
+are limited, so that the time is linear in the text's."""
 MASK = "***"
 CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -33,6 +34,11 @@ def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> s
             secrets.update(part for part in (f"{user}:{password}", password) if len(part) >= MIN_LENGTH)
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, MASK)
+    return without_credentials(text)
+
+
+def without_credentials(text: str) -> str:
+    """Replace users and passwords in URLs, and signatures and tokens in their query strings, by ***."""
     return SIGNATURE.sub(rf"\g<1>{MASK}", PASSWORD.sub(rf"\g<1>{MASK}@", text))
 
 

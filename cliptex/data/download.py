@@ -32,6 +32,8 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import NO_SPACE, read_json, sha256_file, write_json
 from cliptex.core.progress import track
+from cliptex.core.redact import without_credentials
+from cliptex.data.foreign import copy_tar, decompress
 from cliptex.data.images import BadImage, has_orientation, open_image, require_codecs, shrunk
 from cliptex.data.img2dataset_job import reason_of
 from cliptex.data.shard_index import (
@@ -44,7 +46,7 @@ from cliptex.data.shard_index import (
     write_shard_table,
 )
 from cliptex.data.shard_paths import is_remote, shard_paths, shard_sources, shards_of_download
-from cliptex.data.shards import Pair, write_shard
+from cliptex.data.shards import Pair, compression, write_shard
 from cliptex.data.web import PAUSES_S, check_digest, fetch_file, start_of_file
 
 log = logging.getLogger("cliptex")
@@ -80,8 +82,8 @@ def build_shards(config: Config, batch: int, threads: int = 1, min_yield: float 
     try:
         if config.dataset.source == "urls":
             downloaded = read_json(paths.RESOURCES / "pairs" / f"batch-{batch:03d}.json")
-            folder = Path(downloaded["folder"])
-            shards = [_build(config.dataset.urls, {**item, "folder": folder}, threads) for item in downloaded["shards"]]
+            items = [{**item, "folder": Path(downloaded["folder"])} for item in downloaded["shards"]]
+            shards = [_build(config.dataset.urls, item, threads) for item in items]
         else:
             targets, sources = shard_paths(config), shard_sources(config)
             shards = [
@@ -113,8 +115,8 @@ def built_shards(batches: int) -> Iterator[tuple[dict[str, Any], pa.Table]]:
             path = Path(shard["path"])
             if not path.exists() or path.stat().st_size != shard["bytes"]:
                 raise CliptexError(
-                    f"{path}: missing or changed since it was checked; run: rm -f {paths.SHARDS}/batch-{batch:03d}.json"
-                    "   and then the same command again"
+                    f"{path}: missing, or of another size than when it was checked; mount or restore it, or run:"
+                    f" rm -f {paths.SHARDS}/batch-{batch:03d}.json   and then the same command again"
                 )
             yield shard, read_shard_table(_table(shard["shard"]))[1]
 
@@ -125,7 +127,7 @@ def _table(shard: str) -> Path:
 
 def _existing(path: Path, table: Path, fingerprint: str) -> dict[str, Any] | None:
     """Description of a shard that exists, is complete and has the same fingerprint; None otherwise."""
-    if not path.exists() or not table.exists():
+    if not path.is_file() or not table.is_file():
         return None
     try:
         shard, _ = read_shard_table(table)
@@ -139,29 +141,44 @@ def _existing(path: Path, table: Path, fingerprint: str) -> dict[str, Any] | Non
 
 
 def _check(number: int, path: Path, source: str, digests: dict[str, str]) -> dict[str, Any]:
-    """Download a tar if it is remote, read it once, and write its table."""
+    """Download a tar if it is remote, decompress it if it is compressed, read it once, and write its table."""
+    fingerprint = without_credentials(source)  # others may read the table, and sources are signed anew each day
     table = _table(f"{number:05d}")
+    packed = None
+    if not is_remote(source) and compression(path):
+        packed, path = path, paths.shard(number)
+        fingerprint = f"{fingerprint} {sha256_file(packed)}"
     # the user may have replaced a tar; _existing compares its digest
-    if description := _existing(path, table, source):
+    if description := _existing(path, table, fingerprint):
         return description
     if is_remote(source):
         fetch_tar(source, path, digests.get(source))
-    rows = verify_shard(path)
-    description = {**describe_shard(number, path), "fingerprint": source}
+        packed = path if compression(path) else None
+    if packed:
+        decompress(packed, path)
+    ignored = Counter()
+    rows = verify_shard(path, ignored)
+    description = {**describe_shard(number, path, ignored), "fingerprint": fingerprint}
     write_shard_table(table, rows, description)
     return description
 
 
 def fetch_tar(source: str, path: Path, sha256: str | None = None) -> None:
-    """Download a tar from http(s) or the Hugging Face hub (`hf://datasets/owner/name[@revision]/file.tar`).
+    """Download a tar from http(s) or the Hugging Face hub (`hf://datasets/owner/name[@revision]/file.tar`), or copy
+    what `webdataset.gopen` reads of another source.
 
     An existing file is replaced; an interrupted download resumes. Raises CliptexError if the server refuses, if the
     file is still incomplete after several attempts, or if its SHA-256 is not `sha256` (by default the hub's).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remedy = "correct dataset.sha256, or try another mirror"
-    if not source.startswith("hf://"):
+    if source.startswith(("http://", "https://")):
         fetch_file(source, path, "dataset.shards", sha256 and f"sha256:{sha256}", remedy, replace=True)
+        return
+    if not source.startswith("hf://"):
+        copy_tar(source, path)
+        if sha256:
+            check_digest(path, f"sha256:{sha256}", source, remedy, remove=True)
         return
     part = path.with_name(f".{path.name}.part")
     hub_sha256 = _fetch_from_hub(source, part)
@@ -229,14 +246,16 @@ def _build(urls: Urls, item: dict[str, Any], threads: int) -> dict[str, Any]:
         if item["part"] is None or not _raw(item, ".tar").exists():
             folder = paths.RESOURCES / "pairs"
             raise CliptexError(
-                f"{path}: missing or changed, and its download was deleted; run: rm -f {folder}/batch-*.json"
-                f" {paths.SHARDS}/batch-*.json   and then the same command again, which downloads it again"
+                f"{path}: missing or changed, and its download was deleted; restore it, or run: rm -f"
+                f" {folder}/batch-*.json {paths.SHARDS}/batch-*.json   and then the same command again, which downloads"
+                " it again"
             )
         rows: list[tuple] = []
         write_shard(path, _pairs(urls, item, rows, threads))
         if len(rows) != item["rows"]:
             raise CliptexError(
-                f"{_raw(item, '.tar')}: {len(rows)} of {item['rows']} rows; delete it and download it again"
+                f"{_raw(item, '.tar')}: {len(rows)} of {item['rows']} rows; run: rm {_raw(item, '.tar')}   and then the"
+                " same command again, which downloads them again"
             )
         description = {**describe_shard(int(shard), path), "fingerprint": fingerprint}
         write_shard_table(_table(shard), to_table(rows), description)
@@ -268,17 +287,18 @@ def _pairs(urls: Urls, item: dict[str, Any], rows: list[tuple], threads: int) ->
             data = [bodies[row["row"]]().read() if row["row"] in bodies else None for row in chunk]
             for row, (image, size, status) in zip(chunk, pool.map(_converted, data, [urls] * len(chunk)), strict=True):
                 key = f"{item['shard']}{row['row'] - first:04d}"
+                url, detail = (without_credentials(row[name] or "") or None for name in ("url", "error_message"))
                 caption = (row["caption"] or "").strip()
                 if row["status"] != "success":
                     status = reason_of(row["error_message"]) or "download failed"
                 elif status == OK and not caption:
                     status = "no caption"
                 if status != OK:
-                    rows.append((key, status, row["error_message"], row["url"], None, None, None))
+                    rows.append((key, status, detail, url, None, None, None))
                     continue
                 width, height = size
-                rows.append((key, OK, None, row["url"], hashlib.sha256(image).hexdigest(), width, height))
-                source = {"url": row["url"], "source_sha256": row["sha256"], "width": width, "height": height}
+                rows.append((key, OK, None, url, hashlib.sha256(image).hexdigest(), width, height))
+                source = {"url": url, "source_sha256": row["sha256"], "width": width, "height": height}
                 yield Pair(key, image, caption, source)
 
 

@@ -1,7 +1,16 @@
-"""Decode images from the web to RGB pixels, and encode JPEG and PNG. Bad input is an error with a short reason."""
+"""Decode images from the web to RGB pixels, and encode JPEG and PNG. Bad input is an error with a short reason.
 
+The cost of an image is bounded: pixels are counted in the header, scans of a JPEG and the tags of TIFF and EXIF data
+before they are decoded, and Pillow bounds what a compressed text or colour profile may unpack to.
+"""
+
+import importlib
 import io
+import re
+import struct
 import warnings
+from contextlib import suppress
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps, features
@@ -10,8 +19,33 @@ from cliptex.core.errors import CliptexError
 
 MAX_PIXELS = 50_000_000
 MIN_SIDE_PX = 8
+MAX_SCANS = 100
+MAX_SCANNED_PIXELS = 20 * MAX_PIXELS
+"""Pixels times scans of a progressive JPEG: each scan costs about as much as a decoding. Encoders write 10 scans."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+MORE_FORMATS = ("TIFF", "AVIF", "JPEG2000", "PPM", "HEIF", "JXL")
+"""Formats that are decoded if Pillow, or a plugin, can."""
+PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
+"""Optional modules (extra `formats`) that add a format to Pillow, and the function that does it, if not the import."""
+MAX_EXIF_TEXT = 1 << 17
+"""Characters of EXIF data as hexadecimal text in a PNG, twice what a JPEG can hold."""
 CODECS = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP"}
+SIGNATURES = {
+    "heic": rb"....ftyp(heic|heix|hevc|hevx|heim|heis|mif1|msf1)",
+    "avif": rb"....ftypavi[fs]",
+    "jpeg xl": rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
+    "jpeg xr": rb"II\xbc",
+    "openexr": rb"v/1\x01",
+}
+"""Signatures of image formats that Pillow may not know."""
+JPEG_MARKER = re.compile(rb"\xff([^\0\x01\xd0-\xd8\xff])", re.DOTALL)
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""Of a TIFF file, and of EXIF data in any file; the last two with 64-bit offsets."""
+TIFF_VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Of the types of values; of all others 1."""
+MAX_DIRECTORY_BYTES = 1 << 26
+TIFF_DIRECTORIES = (0x8769, 0x8825, 0xA005)
+"""Tags that point to a further directory."""
 
 
 class BadImage(ValueError):
@@ -27,6 +61,18 @@ def require_codecs() -> None:
         )
 
 
+@cache
+def decodable() -> tuple[str, ...]:
+    """Pillow's names of the formats that are decoded here; registers the optional plugins."""
+    for module, register in PLUGINS.items():
+        with suppress(ImportError):
+            plugin = importlib.import_module(module)
+            if register:
+                getattr(plugin, register)()
+    Image.init()
+    return tuple(name for name in FORMATS + MORE_FORMATS if name in Image.OPEN)
+
+
 def decode_image(data: bytes) -> np.ndarray:
     """`open_image` as uint8 RGB [H, W, 3]."""
     return np.asarray(open_image(data))
@@ -36,33 +82,123 @@ def open_image(data: bytes) -> Image.Image:
     """Decode to mode RGB: palette, grey, CMYK and 16-bit images are converted, transparency becomes white, the EXIF
     orientation is applied, and of an animation the first frame is used.
 
-    Raises BadImage with one of the reasons "no bytes", "not an image", "truncated or corrupt", "too large" and
-    "too small". The size is checked in the header, before any pixel is decoded.
+    Raises BadImage with one of the reasons "no bytes", "not an image", "format not supported: ...", "truncated or
+    corrupt", "too large", "too small" and "too many scans". The size is checked in the header, before any pixel is
+    decoded.
     """
     if not data:
         raise BadImage("no bytes")
     try:
+        return _opened(data)
+    except BadImage as error:
+        if "MAX_TEXT" not in str(error.__cause__):
+            raise
+        # Pillow refuses a PNG with a large text or colour profile, of which the pixels do not depend
+        return _opened(_without_texts(data))
+
+
+def _opened(data: bytes) -> Image.Image:
+    if not _directories_fit(data):
+        raise BadImage("truncated or corrupt")
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns from 89 million pixels; the check below is stricter
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=decodable())
     except Image.DecompressionBombError as error:
         raise BadImage("too large") from error
     except MemoryError:
         raise
     except Exception as error:
-        raise BadImage("not an image") from error
+        raise BadImage(_unreadable(data)) from error
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage("too large")
     if min(width, height) < MIN_SIDE_PX:
         raise BadImage("too small")
+    if image.mode == "F":
+        raise BadImage("format not supported: floating-point pixels")
+    if image.format in ("JPEG", "MPO") and _num_scans(data) > min(MAX_SCANS, MAX_SCANNED_PIXELS // (width * height)):
+        raise BadImage("too many scans")
     try:
         image.load()
         return _to_rgb(_upright(image))
     except MemoryError:  # not a property of the image
         raise
     except Exception as error:
-        raise BadImage("truncated or corrupt") from error
+        missing = "not available" in str(error)  # a decoder that Pillow was built without
+        raise BadImage(_unsupported(image.format) if missing else "truncated or corrupt") from error
+
+
+def _unsupported(name: str) -> str:
+    return f"format not supported: {name.lower()}"
+
+
+def _unreadable(data: bytes) -> str:
+    """Why a file cannot be opened, by its signature."""
+    name = next((name for name, start in SIGNATURES.items() if re.match(start, data, re.DOTALL)), None)
+    if name is None:
+        padded = data[:16].ljust(16, b"\0")
+        name = next((name for name, (_, known) in Image.OPEN.items() if known and known(padded) is True), None)
+    if name is None or name in FORMATS:
+        return "not an image"
+    can = {"heic": "HEIF", "jpeg xl": "JXL"}.get(name, name.upper()) in decodable()
+    return "truncated or corrupt" if can else _unsupported(name)
+
+
+def _num_scans(data: bytes) -> int:
+    """Number of scans of a JPEG; of few, an upper bound."""
+    count = data.count(b"\xff\xda")  # also in thumbnails
+    if count <= MAX_SCANNED_PIXELS // MAX_PIXELS:
+        return count
+    count, at = 0, 2
+    while (marker := JPEG_MARKER.search(data, at)) and marker[1] != b"\xd9":
+        count += marker[1] == b"\xda"
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return count
+
+
+def _without_texts(png: bytes) -> bytes:
+    kept, at = [png[:8]], 8
+    while at + 8 <= len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        if png[at + 4 : at + 8] not in (b"iCCP", b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _directories_fit(data: bytes) -> bool:
+    """Whether the values of TIFF and EXIF directories, which Pillow copies one by one, do not far exceed the file."""
+    if data.startswith(b"\xff\xd8") and data.count(b"Exif\0\0") < 2:
+        return True  # at most 64 kB
+    for start in TIFF_STARTS:
+        at = -1
+        while (at := data.find(start, at + 1)) >= 0:
+            if not _directory_fits(memoryview(data)[at:]):
+                return False
+    return True
+
+
+def _directory_fits(data: memoryview) -> bool:
+    order, big = "<" if data[0] == ord("I") else ">", 43 in data[2:4].tobytes()
+    first, number, row, inline = (8, "Q", "HHQQ", 8) if big else (4, "H", "HHII", 4)
+    todo, done, total = list(struct.unpack_from(order + row[-1], data, first)) if len(data) >= 16 else [], set(), 0
+    while todo:
+        offset = todo.pop()
+        if offset in done or offset + 8 > len(data):
+            continue
+        done.add(offset)
+        (count,) = struct.unpack_from(order + number, data, offset)
+        start, bytes_a_row = offset + struct.calcsize(order + number), struct.calcsize(order + row)
+        end = start + min(count, (len(data) - start) // bytes_a_row) * bytes_a_row
+        for tag, kind, values, value in struct.iter_unpack(order + row, data[start:end]):
+            size = values * TIFF_VALUE_BYTES.get(kind, 1)
+            total += bytes_a_row + (max(0, min(size, len(data) - value)) if size > inline else 0)
+            if total > 4 * len(data) + MAX_DIRECTORY_BYTES:
+                return False
+            if tag in TIFF_DIRECTORIES:
+                todo.append(value)
+    return True
 
 
 def shrunk(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -72,6 +208,8 @@ def shrunk(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def has_orientation(image: Image.Image) -> bool:
     """Whether the EXIF orientation requires a rotation or flip; False for broken EXIF data."""
+    if len(image.info.get("Raw profile type exif", "")) > MAX_EXIF_TEXT:
+        return False
     try:
         return image.getexif().get(0x0112, 1) in range(2, 9)
     except Exception:

@@ -46,14 +46,45 @@ class Refused(OSError):
     """A refused response; the message is the reason."""
 
 
+NOT_PUBLIC = [
+    ipaddress.ip_network(network)
+    for network in (
+        # the IANA registry of IPv4 special-purpose addresses, and multicast
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+        "224.0.0.0/3",
+        # that of IPv6 within 2000::/3: Teredo, benchmarking, ORCHID and other protocols; documentation
+        "2001::/23", "2001:db8::/32", "3fff::/20",
+    )
+]  # fmt: skip
+UNICAST = ipaddress.ip_network("2000::/3")
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+"""Networks without IPv4 see all public IPv4 addresses here."""
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is global unicast, and so is the IPv4 address in it, if any (mapped, NAT64, 6to4, ISATAP).
+
+    Held against the IANA registries here, since Python's `is_global` differs between versions.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if ip.version == 6:
+        number = int(ip)
+        embedded = ip.ipv4_mapped or ip.sixtofour
+        if ip in NAT64 or (number >> 32) & 0xFDFFFFFF == 0x5EFE:
+            embedded = ipaddress.ip_address(number & 0xFFFFFFFF)
+        if embedded and not is_public(str(embedded)):
+            return False
+        if not (ip in UNICAST or ip.ipv4_mapped or ip in NAT64):
+            return False
+    return not any(ip in network for network in NOT_PUBLIC)
+
+
 def public_addresses(host: str, port: int) -> list[str]:
     """Addresses of a host. Raises Refused if one of them is not public, OSError if there is none."""
     addresses = [item[4][0] for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    for text in addresses:
-        address = ipaddress.ip_address(text.partition("%")[0])
-        address = getattr(address, "ipv4_mapped", None) or address
-        if not address.is_global or address.is_multicast:
-            raise Refused("private address")
+    if not all(map(is_public, addresses)):
+        raise Refused("private address")
     return addresses
 
 
@@ -328,6 +359,7 @@ def fetch(parts: list, folder: Path, urls: dict, how: dict, processes: int) -> N
 
     lists = folder / "lists"
     lists.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # signed addresses in the lists and tables are nobody else's business
     for number, rows in enumerate(parts):
         pyarrow.parquet.write_table(rows, lists / f"{number:05d}.parquet")
         if not is_complete(folder, number, rows.num_rows):
@@ -446,6 +478,7 @@ REASONS = (
     ("no host given", "bad URL"),
     ("control characters", "bad URL"),
     ("nonnumeric port", "bad URL"),
+    ("port must be", "bad URL"),
     ("codec can't encode", "bad URL"),
     ("label empty or too long", "bad URL"),
     ("url", "bad URL"),

@@ -14,10 +14,12 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,12 +27,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cliptex.core import paths
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import read_json, replacing, sha256_file, write_json
 from cliptex.core.progress import track
+from cliptex.core.redact import without_credentials
 from cliptex.data.images import BadImage, open_image, require_codecs
 from cliptex.data.packed import Keys, Reasons, plain
-from cliptex.data.shards import IMAGE_SUFFIXES, Pair, image_suffix, iterate_shard, read_shard, remedy, samples, to_pair
+from cliptex.data.shards import (
+    IMAGE_SUFFIXES,
+    Pair,
+    Unusable,
+    image_suffix,
+    iterate_shard,
+    open_tar,
+    read_pair,
+    read_shard,
+    samples,
+)
 
 log = logging.getLogger("cliptex")
 MAX_REPEATS = 10
@@ -49,22 +62,27 @@ TABLE_SCHEMA = pa.schema(
 """A shard's table: one row per sample, or per row of the URL list."""
 
 
-def verify_shard(path: Path) -> pa.Table:
-    """Read every sample of a shard once and decode its image. Returns the table (`TABLE_SCHEMA`), sorted by key."""
-    rows = []
-    for pair in iterate_shard(path):
-        status, size = OK if pair.caption else "no caption", (None, None)
-        try:
-            if pair.image is None:
-                raise BadImage("no image")
-            size = open_image(pair.image).size
-        except BadImage as error:
-            status = str(error)
-        if status != OK:
-            log.warning("%s: %s dropped: %s", path, pair.key, status)
-        digest = hashlib.sha256(pair.image).hexdigest() if pair.image else None
-        url = pair.metadata.get("url")
-        rows.append((pair.key, status, None, str(url) if url else None, digest, *size))
+def verify_shard(path: Path, ignored: Counter[str] | None = None) -> pa.Table:
+    """Read every sample of a shard once and decode its image. Returns the table (`TABLE_SCHEMA`), sorted by key.
+
+    ignored: as of `cliptex.data.shards.samples`.
+    """
+    rows, ignored = [], Counter() if ignored is None else ignored
+    for pair in iterate_shard(path, ignored):
+        with working_on(f"{path}: {pair.key}"):
+            status, size = pair.problem or (OK if pair.caption else "no caption"), (None, None)
+            try:
+                if pair.image is not None:
+                    size = open_image(pair.image).size
+            except BadImage as error:
+                status = str(error)
+            if status != OK:
+                log.warning("%s: %s dropped: %s", path, pair.key, status)
+            digest = hashlib.sha256(pair.image).hexdigest() if pair.image else None
+            url = without_credentials(str(pair.metadata.get("url") or "")).encode("utf-8", "replace").decode() or None
+            rows.append((pair.key, status, None, url, digest, *size))
+    for reason, count in ignored.items():
+        log.warning("%s: %d members belong to no sample: %s", path, count, reason)
     return to_table(sorted(rows, key=lambda row: row[0]))
 
 
@@ -75,9 +93,10 @@ def to_table(rows: list[tuple]) -> pa.Table:
     return pa.table(arrays, schema=TABLE_SCHEMA)
 
 
-def describe_shard(number: int, path: Path) -> dict[str, Any]:
-    """Identity of a shard: `shard` (5 digits), `path`, `sha256`, `bytes`."""
-    return {"shard": f"{number:05d}", "path": str(path), "sha256": sha256_file(path), "bytes": path.stat().st_size}
+def describe_shard(number: int, path: Path, ignored: Mapping[str, int] = MappingProxyType({})) -> dict[str, Any]:
+    """Identity of a shard: `shard` (5 digits), `path`, `sha256`, `bytes`; and `ignored`, if there are such members."""
+    described = {"shard": f"{number:05d}", "path": str(path), "sha256": sha256_file(path), "bytes": path.stat().st_size}
+    return described | ({"ignored": dict(ignored)} if ignored else {})
 
 
 def write_shard_table(path: Path, rows: pa.Table, shard: dict[str, Any]) -> None:
@@ -105,8 +124,9 @@ def index_shards(shards: list[Path], index: Path, min_yield: float, max_repeats:
 
     def verified() -> Iterator[tuple[dict[str, Any], pa.Table]]:
         for number, path in enumerate(track(shards, "index shards")):
-            rows = verify_shard(path)
-            yield describe_shard(number, path), rows
+            ignored = Counter()
+            rows = verify_shard(path, ignored)
+            yield describe_shard(number, path, ignored), rows
 
     return write_index(verified(), index, min_yield, max_repeats)
 
@@ -116,8 +136,9 @@ def write_index(
 ) -> dict[str, Any]:
     """Write the index. shards: descriptions and rows of all shards, in order.
 
-    The index holds `shards` (a list of {shard, path, sha256, bytes, keys, dropped: {key: reason}}), `num_samples`
-    (usable), `dropped` (reason -> count) and `repeated` (SHA-256 -> count). Images that occur more than `max_repeats`
+    The index holds `shards` (a list of {shard, path, sha256, bytes, keys, dropped: {key: reason}}, and ignored: {reason:
+    count} if members belong to no sample), `num_samples` (usable), `dropped` (reason -> count) and `repeated` (SHA-256
+    -> count). Images that occur more than `max_repeats`
     times are all dropped as "repeated image", since servers replace deleted images with a placeholder.
     Raises CliptexError for duplicate keys, or if the share of usable samples is below `min_yield`, with the most common
     reasons.
@@ -134,7 +155,8 @@ def write_index(
         dropped = {key: status for key, status in zip(keys, statuses, strict=True) if status != OK}
         image_digests = bytes.fromhex("".join(rows["sha256"].take(pa.array(usable_rows, pa.int64())).to_pylist()))
         digests.append(np.frombuffer(image_digests, np.uint8).reshape(-1, 32))
-        entry = {name: description[name] for name in ("shard", "path", "sha256", "bytes")}
+        names = ("shard", "path", "sha256", "bytes", "ignored")
+        entry = {name: description[name] for name in names if name in description}
         entries.append({**entry, "keys": Keys(keys[number] for number in usable_rows), "dropped": Reasons(dropped)})
     _require_unique(entries, hashes)
     frequent = _frequent(digests, max_repeats)
@@ -146,6 +168,10 @@ def write_index(
         entry["keys"] = Keys(key for number, key in enumerate(keys) if number not in placeholders)
         dropped = dict.fromkeys(sorted(keys[number] for number in placeholders), "repeated image")
         entry["dropped"] = Reasons({**entry["dropped"], **dropped})
+    for entry, key_hashes in zip(entries, hashes, strict=True):
+        counted = len(entry["keys"]) + len(entry["dropped"])
+        if counted != len(key_hashes):
+            raise RuntimeError(f"{entry['path']}: {counted} of {len(key_hashes)} samples are usable or dropped")
     reasons = Counter(reason for entry in entries for reason in entry["dropped"].values())
     num_usable = sum(len(entry["keys"]) for entry in entries)
     require_yield(num_usable, reasons, min_yield)
@@ -228,13 +254,12 @@ def check_indexed(entry: dict[str, Any]) -> None:
     """Raise CliptexError if an indexed shard is missing, or its size or first sample differs from the index. The
     remaining headers are only read when samples are, by `ShardOffsets`."""
     path = Path(entry["path"])
-    if not path.exists():
-        raise CliptexError(f"{path}: shard is missing; {remedy(path)}")
-    if path.stat().st_size != entry["bytes"]:
-        raise CliptexError(f"{path}: size differs from the index; {reindex_command()}")
-    first = next((key for key, _ in samples(path, lambda *_: None)), None)
-    if first is not None and first not in entry["keys"] and first not in entry["dropped"]:
-        raise CliptexError(f"{path}: its first key, {first!r}, is not in the index; {reindex_command()}")
+    with open_tar(path) as file:
+        if path.stat().st_size != entry["bytes"]:
+            raise CliptexError(f"{path}: size differs from the index; {reindex_command()}")
+        first = next(samples(file), None)
+    if first and first.key not in entry["keys"] and first.key not in entry["dropped"]:
+        raise CliptexError(f"{path}: its first key, {first.key!r}, is not in the index; {reindex_command()}")
 
 
 def reindex_command() -> str:
@@ -260,20 +285,14 @@ class SampleLocation:
     def read(self) -> Pair:
         """Read the sample, with metadata only if the caption is part of them. Raises CliptexError if the file is
         truncated or cannot be read."""
-        try:
-            file = _open(self.path, self.modified_ns).fileno()
-            image, caption = (os.pread(file, size, start) for start, size in (self.image, self.caption))
-        except OSError as error:
-            raise CliptexError(f"{self.path}: cannot be read ({error}); {remedy(Path(self.path))}") from error
-        if (len(image), len(caption)) != (self.image[1], self.caption[1]):
-            raise CliptexError(f"{self.path}: shard is truncated; {remedy(Path(self.path))}")
-        return to_pair(self.key, {IMAGE_SUFFIXES[0]: image, self.caption_suffix: caption})
+        members = {IMAGE_SUFFIXES[0]: self.image, self.caption_suffix: self.caption}
+        return read_pair(_open(self.path, self.modified_ns), self.key, members)
 
 
 @lru_cache(maxsize=256)
 def _open(path: str, modified_ns: int) -> io.FileIO:
     """The open file; modified_ns only distinguishes cache entries."""
-    return io.FileIO(path)
+    return open_tar(Path(path))
 
 
 class ShardOffsets:
@@ -286,12 +305,16 @@ class ShardOffsets:
         check_indexed(entry)
         path = Path(entry["path"]).absolute()
         self._path, self._modified_ns, self._count = str(path), path.stat().st_mtime_ns, len(entry["keys"])
-        locations = {}
-        for key, members in samples(path, lambda _, member: (member.offset_data, member.size)):
-            image, text = image_suffix(members), "txt" if "txt" in members else "json"
-            locations[key] = (*members.get(image, (0, 0)), *members.get(text, (0, 0)), text == "json")
+        keys, locations = set(entry["keys"]), {}
+        with open_tar(path) as file, suppress(Unusable, KeyError):  # the shard was usable when it was indexed
+            for key, members, _ in samples(file):
+                if key in keys:
+                    text = "txt" if "txt" in members else "json"
+                    locations[key] = (*members[image_suffix(members)], *members[text], text == "json")
         if missing := next((key for key in entry["keys"] if key not in locations), None):
-            raise CliptexError(f"{self._path}: has no key {missing!r}, which is in the index; {reindex_command()}")
+            raise CliptexError(
+                f"{self._path}: has no usable key {missing!r}, which is in the index; {reindex_command()}"
+            )
         rows = np.array([locations[key] for key in entry["keys"]], np.int64).reshape(-1, 5)
         self._offsets, self._sizes = rows[:, 0:4:2].copy(), rows[:, 1:4:2].astype(np.uint32)
         self._in_json = rows[:, 4] > 0

@@ -90,9 +90,7 @@ def variant_of(name: str) -> str:
 
 class CorruptedBenchmark(Benchmark):
     """A benchmark whose evaluation split has each image clean, with each corruption and severity, and in each look.
-
-    The training images are the clean ones. A sample's id is `{variant}/{id}`.
-    """
+    The training images are the clean ones. A sample's id is `{variant}/{id}`."""
 
     def __init__(self, clean: Benchmark, options: Corruptions, looks: dict[str, Benchmark]):
         """looks: the same benchmark rendered in each of `options.looks`."""

@@ -81,9 +81,7 @@ def class_counts(masks: Iterable[np.ndarray]) -> np.ndarray:
 
 class ClassColours:
     """`rgb`: uint8 [256, 3], the colour of each class number; the most frequent classes get the most distinct colours.
-
-    pixels: `class_counts` of all masks to draw; classes that do not occur get no colour.
-    """
+    pixels: `class_counts` of all masks to draw; classes that do not occur get no colour."""
 
     def __init__(self, class_names: Sequence[str], pixels: np.ndarray):
         self.class_names = class_names
@@ -161,11 +159,8 @@ def with_boxes(image: np.ndarray, boxes: np.ndarray, colours: np.ndarray) -> np.
 
 
 class Drawing(ABC):
-    """The drawing of one task's labels in one album. note: explanation under the album's title.
-
-    content: the beginning of an alt text, before the image's id. lists_contents: whether `contents` stand below the
-    image, too.
-    """
+    """The drawing of one task's labels in one album. note: explanation under the album's title. content: the beginning
+    of an alt text, before the image's id. lists_contents: whether `contents` stand below the image, too."""
 
     note: str
     content: str

@@ -74,25 +74,16 @@ def _finetune(config: Config, job: Job, options: FineTuning, model: str, seed: i
     def tune(task: str, head: str) -> list[Outcome]:
         return _tune(run_, task, head, lambda: Tuned(new_encoder(), *inputs[task]), options)
 
-    out = job.out or paths.RESULTS / "finetuned" / job.name
+    folder = (job.out or paths.RESULTS / "finetuned" / job.name) / model / f"seed{seed}"
+    subject, extra = Subject(model, seed, encoder, frozen=False), {"frozen": False, "settings": settings}
     for head, tasks in heads.items():
-        evaluate_head(
-            run_,
-            Subject(model, seed, encoder, frozen=False),
-            head,
-            tasks,
-            inputs[tasks[0]][1],
-            partial(tune, head=head),
-            {"frozen": False, "settings": settings},
-            out / model / f"seed{seed}",
-        )
+        parts = inputs[tasks[0]][1]
+        evaluate_head(run_, subject, head, tasks, parts, partial(tune, head=head), extra, folder)
 
 
 def _tune(run: Run, name: str, head: str, new: Callable[[], Tuned], options: FineTuning) -> list[Outcome]:
     """Fine-tune with one head of one task, on all training views, with the rates that are best on the holdout.
-
-    new: loads the encoder with its original weights.
-    """
+    new: loads the encoder with its original weights."""
     seed = seed_of(head, run.seed)
     tuned = new()
     fit, held = split = tuned.parts[0].split(run.holdout, seed)
@@ -141,9 +132,7 @@ def train_jointly(
     seed: int,
 ) -> None:
     """Train encoder and head on the training views `views`; the head is in evaluation mode afterwards.
-
-    The encoder stays in evaluation mode, since it has neither dropout nor running statistics.
-    """
+    The encoder stays in evaluation mode, since it has neither dropout nor running statistics."""
     generator = torch.Generator().manual_seed(seed)
     training, device = recipe.training, tuned.encoder.device
     decayed = [parameter for parameter in tuned.network.parameters() if parameter.ndim >= 2]

@@ -101,16 +101,19 @@ def stacked_rows(rows: Sequence[Arrays]) -> dict[str, np.ndarray]:
 
 def check(task: str, arrays: Arrays, metrics: Mapping[str, float | None]) -> None:
     """Raise CliptexError if the main metric computed from the arrays differs from the reported one."""
+    if wrong := mismatch(task, arrays, metrics):
+        raise CliptexError(f"{task}: {wrong}; please report this")
+
+
+def mismatch(task: str, arrays: Arrays, metrics: Mapping[str, float | None]) -> str | None:
+    """How the reported main metric differs from the one computed from the arrays, in words; None if it does not."""
     name = measure(task).main
-    recomputed, reported = float(main_metric(task, arrays)[0]), metrics[name]
+    recomputed, reported = float(main_metric(task, arrays)[0]), metrics.get(name)
     if reported is None or not np.isfinite(reported):
         agree = not np.isfinite(recomputed)
     else:
         agree = abs(recomputed - reported) <= 1e-5 * max(1.0, abs(reported))
-    if not agree:
-        raise CliptexError(
-            f"{task}: {name} is {reported}, but {recomputed} from its per-image parts; please report this"
-        )
+    return None if agree else f"{name} is {reported}, but {recomputed} from its per-image parts"
 
 
 def each_image(task: str, arrays: Arrays) -> np.ndarray:

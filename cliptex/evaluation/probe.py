@@ -19,7 +19,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.progress import track
 from cliptex.core.seeds import seed_of
 from cliptex.evaluation.job import Job
-from cliptex.evaluation.probes.base import Data, Run
+from cliptex.evaluation.probes.base import Data, Outcome, Run
 from cliptex.evaluation.probes.evaluate import Subject, evaluate_head
 from cliptex.evaluation.probes.feature_cache import FeatureCache
 from cliptex.evaluation.probes.features import standardised
@@ -76,16 +76,12 @@ def _probe_seed(config: Config, job: Job, data: Benchmark, protocol: Entry, seed
         extra = {"seconds_features": seconds_features, "settings": settings}
         for head, tasks in protocol.heads.items():
             parts = features_by_task[tasks[0]].train, features_by_task[tasks[0]].eval
-            evaluate_head(
-                run_,
-                Subject(model, seed, encoder),
-                head,
-                tasks,
-                parts,
-                lambda task, head=head, by_task=features_by_task: probe_task(task).outcomes(run_, head, by_task[task]),
-                extra,
-                out / model / f"seed{seed}",
-            )
+
+            def outcomes(task: str, head: str = head, by_task: dict[str, Data] = features_by_task) -> list[Outcome]:
+                return probe_task(task).outcomes(run_, head, by_task[task])
+
+            subject, folder = Subject(model, seed, encoder), out / model / f"seed{seed}"
+            evaluate_head(run_, subject, head, tasks, parts, outcomes, extra, folder)
 
 
 def prepare_run(

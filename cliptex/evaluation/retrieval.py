@@ -11,12 +11,10 @@ R@k is the fraction of queries with a correct item among the k nearest, as in Ka
 1412.2306) and in CLIP's papers: for an image with five captions, any one of them is correct.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,17 +33,9 @@ from cliptex.evaluation.measures import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.metrics.ranking import retrieval_statistics
 from cliptex.evaluation.per_image import check, per_image_path, stacked_rows, write_per_image, write_predictions
-from cliptex.evaluation.results import RetrievalResult, Row, write_result
-from cliptex.evaluation.zeroshot import (
-    BATCH_SIZE,
-    ZeroShotModel,
-    described_preprocessing,
-    load_zero_shot_models,
-    preprocessing_keys,
-)
-from cliptex.models.clip import parameters
+from cliptex.evaluation.results import RetrievalResult, write_result
+from cliptex.evaluation.zeroshot import BATCH_SIZE, ZeroShotModel, load_zero_shot_models, preprocessing_keys, row_of
 
-log = logging.getLogger("cliptex")
 KS = (1, 5, 10)
 TASKS = (IMAGE_TO_TEXT.name, TEXT_TO_IMAGE.name)
 RANKED = "the nearest by cosine; one right answer among the k is enough, wrong ones as near as it count before it"
@@ -173,9 +163,7 @@ def embed(
 
 def run(config: Config, job: Job) -> None:
     """Evaluate every model and seed on a set of captioned images, an entry of `zeroshot.retrieval`.
-
-    The results file is `results/zeroshot/{name}.json` by default.
-    """
+    The results file is `results/zeroshot/{name}.json` by default."""
     out = job.out or paths.RESULTS / "zeroshot" / f"{job.name}.json"
     captions = open_captioned_images(config, job.name)
     models = load_zero_shot_models(config, job)
@@ -184,7 +172,7 @@ def run(config: Config, job: Job) -> None:
     embedded, read = embed(models, captions, job.name, keep)
     image_of_caption = read.image_of_caption
     images = np.arange(len(embedded[0].images))
-    rows: list[dict[str, Any]] = []
+    rows = []
     statistics: dict[str, list[Arrays]] = {task: [] for task in TASKS}
     for model, embeddings in zip(models, embedded, strict=True):
         directions = (
@@ -196,18 +184,7 @@ def run(config: Config, job: Job) -> None:
             metrics = recalls(ranked)
             statistics[task].append(retrieval_statistics(ranked, direction[2], len(images), KS))
             check(task, statistics[task][-1], metrics)
-            log.info("%s %s seed %d %s: %s", job.name, model.name, model.seed, task, metrics)
-            rows.append(
-                {
-                    "task": task,
-                    "model": model.name,
-                    "seed": model.seed,
-                    "head": "zero_shot",
-                    "metrics": metrics,
-                    "num_parameters": parameters(model.model),
-                    "protocol": f"{RANKED}; {described_preprocessing(model)}",
-                }
-            )
+            rows.append(row_of(model, job.name, task, metrics, RANKED))
     seconds = (time.perf_counter() - start) / len(rows)
     captions_per_image = np.bincount(image_of_caption, minlength=len(images))
     dependencies = {"retrieval": config.plain()["zeroshot"]["retrieval"][job.name], "seeds": config.seeds}
@@ -227,7 +204,7 @@ def run(config: Config, job: Job) -> None:
         },
         captions_sha256=sha256_json(read.captions),
         **preprocessing_keys(models[-1]),
-        results=[Row(**row, seconds=seconds) for row in rows],
+        results=[row.model_copy(update={"seconds": seconds}) for row in rows],
         provenance=provenance(dependencies) | {"model_sha256": digests},
     )
     if keep:

@@ -14,9 +14,7 @@ from cliptex.evaluation.protocols.resolve import Entry, protocol_of
 
 def heads(benchmark: str, values: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
     """Names of a benchmark's heads, e.g. `["linear", "deeplabv3", "pspnet"]`; one result file each.
-
-    benchmark: a module in cliptex/benchmarks/, or "package.module:Class". values: its entry in `probes.benchmarks`.
-    """
+    benchmark: a module in cliptex/benchmarks/, or "package.module:Class". values: its entry in `probes.benchmarks`."""
     return list(protocol_of(benchmark, values).heads)
 
 
@@ -39,9 +37,7 @@ def probe_files(config: Config, benchmark: str) -> list[Path]:
 
 def tuned_heads(benchmark: str, protocol: Entry, options: FineTuning) -> dict[str, list[str]]:
     """Name of a head -> its tasks, for heads that can be trained with an encoder.
-
-    Raises CliptexError if there are none.
-    """
+    Raises CliptexError if there are none."""
     tuned: dict[str, list[str]] = {}
     for task in protocol.tasks:
         for name, head in protocol.section(task).heads.items():

@@ -61,10 +61,8 @@ def load_zero_shot_model(name: str, seed: int, folder: Path) -> ZeroShotModel:
         sha256 = sha256_weights(model)
     else:
         model, sha256 = load(folder), sha256_file(folder / WEIGHTS_FILE)
-    model_config = exported_config(folder)["model_cfg"]
-    preprocess = exported_preprocessing(folder, model)
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    quick_gelu = bool(model_config.get("quick_gelu"))
+    preprocess, tokenizer = exported_preprocessing(folder, model), open_clip.get_tokenizer(f"local-dir:{folder}")
+    quick_gelu = bool(exported_config(folder)["model_cfg"].get("quick_gelu"))
     return ZeroShotModel(name, seed, model, tokenizer, preprocess, sha256, quick_gelu)
 
 
@@ -108,9 +106,7 @@ def rankings(
     models: list[ZeroShotModel], samples: Any, classifiers: list[torch.Tensor]
 ) -> tuple[list[str], list[np.ndarray], np.ndarray]:
     """The samples' ids, the five best classes [N, 5] of each model, best first, and the labels [N].
-
-    Images are decoded once for all models. classifiers: text embeddings [D, K] of each model.
-    """
+    Images are decoded once for all models. classifiers: text embeddings [D, K] of each model."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     transforms = {str(model.preprocess): image_transform_v2(model.preprocess, is_train=False) for model in models}
     best: list[list[torch.Tensor]] = [[] for _ in models]
@@ -138,6 +134,21 @@ def rankings(
     return ids, [torch.cat(parts).numpy() for parts in best], np.array(labels)
 
 
+def row_of(model: ZeroShotModel, benchmark: str, task: str, metrics: dict[str, float], method: str) -> Row:
+    """A row of results, without the seconds. method: first part of its key `protocol`."""
+    log.info("%s %s seed %d %s: %s", benchmark, model.name, model.seed, task, metrics)
+    return Row(
+        task=task,
+        model=model.name,
+        seed=model.seed,
+        head="zero_shot",
+        metrics=metrics,
+        num_parameters=parameters(model.model),
+        seconds=None,
+        protocol=f"{method}; {described_preprocessing(model)}",
+    )
+
+
 def prompts(names: Sequence[str], templates: Sequence[Callable[[str], str]]) -> list[list[str]]:
     """The prompts of each class."""
     return [[template(name) for template in templates] for name in names]
@@ -157,9 +168,7 @@ def check_published(model: ZeroShotModel, benchmark: str, top1: float, published
 
 def run(config: Config, job: Job) -> None:
     """Evaluate every model and seed on the evaluation split of a classification benchmark.
-
-    The results file is `results/zeroshot/{benchmark}.json` by default.
-    """
+    The results file is `results/zeroshot/{benchmark}.json` by default."""
     published_top1 = config.zeroshot.published if job.data is None else {}
     data, out = job.benchmark(), job.out or paths.RESULTS / "zeroshot" / f"{job.name}.json"
     if data.tasks != ("classification",):
@@ -168,12 +177,10 @@ def run(config: Config, job: Job) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = load_zero_shot_models(config, job)
     start = time.perf_counter()
-    classifiers = []
-    for model in models:
-        model.model.to(device)
-        classifiers.append(
-            open_clip.build_zero_shot_classifier(model.model, model.tokenizer, names, templates, device=device)
-        )
+    classifiers = [
+        open_clip.build_zero_shot_classifier(model.model.to(device), model.tokenizer, names, templates, device=device)
+        for model in models
+    ]
     samples, keep = data.samples("eval"), config.probes.save_predictions
     ids, ranked, labels = rankings(models, samples, classifiers)
     expected = data.expected("eval")
@@ -190,21 +197,7 @@ def run(config: Config, job: Job) -> None:
         if (figure := published_top1.get(model.name, {}).get(job.name)) is not None:
             check_published(model, job.name, metrics["top1"], figure)
             published[model.name] = figure
-        log.info(
-            "%s %s seed %d: top1 %.2f top5 %.2f", job.name, model.name, model.seed, metrics["top1"], metrics["top5"]
-        )
-        rows.append(
-            Row(
-                task=ZERO_SHOT.name,
-                model=model.name,
-                seed=model.seed,
-                head="zero_shot",
-                metrics=metrics,
-                num_parameters=parameters(model.model),
-                seconds=seconds,
-                protocol=f"{method}; {described_preprocessing(model)}",
-            )
-        )
+        rows.append(row_of(model, job.name, ZERO_SHOT.name, metrics, method))
     dependencies = {"benchmark": job.name, "templates": config.zeroshot.templates, "seeds": config.seeds}
     digests = {f"{model.name}/seed{model.seed}": model.sha256 for model in models}
     result = ZeroShotResult(
@@ -222,7 +215,7 @@ def run(config: Config, job: Job) -> None:
         prompts_sha256=sha256_json(prompts(names, templates)),
         published=published,
         **preprocessing_keys(models[-1]),
-        results=rows,
+        results=[row.model_copy(update={"seconds": seconds}) for row in rows],
         provenance=provenance(dependencies) | {"model_sha256": digests},
     )
     if keep:

@@ -26,9 +26,9 @@ from cliptex.core.files import replacing, sha256_file, write_json
 from cliptex.core.provenance import provenance
 from cliptex.experts.dpt import inverse_depth, scale_shift_invariant_loss
 from cliptex.experts.encoder import EncoderWithFPN
-from cliptex.experts.fitting import TrainingOptions, fit
+from cliptex.experts.fitting import fit
 from cliptex.experts.network import normalise
-from cliptex.experts.options import parse_options
+from cliptex.experts.options import TrainingOptions, parse_options
 from cliptex.experts.precision import mixed_precision, native_precision
 from cliptex.tasks.angular_mf import angular_mf_loss, norm_normalize
 

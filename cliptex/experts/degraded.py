@@ -11,24 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from cliptex.config import Positive, Section, Share
 from cliptex.core.plugins import find
 from cliptex.experts.base import Expert, SourceLabels
-from cliptex.experts.options import parse_options
+from cliptex.experts.options import DegradedOptions, parse_options
 from cliptex.tasks.base import Task
-
-
-class DegradedOptions(Section):
-    """Options of the expert `degraded`."""
-
-    task: str
-    """Task of the labels, as in `label_stores`."""
-    strength: Share
-    """Share of the blocks that come from another image."""
-    blocks: Positive = 8
-    """Blocks along each side of the image."""
-    seed: int = 0
-    """Seed that blocks and other images are drawn from."""
 
 
 class DegradedExpert(Expert):

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn import functional
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 from transformers.utils import logging as transformers_logging
 
-from cliptex.config import Section
 from cliptex.core.errors import CliptexError
 from cliptex.experts.network import NetworkExpert, normalise, resize, resized_batch, to_host
+from cliptex.experts.options import DPTOptions
 from cliptex.experts.weights import refused
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -82,14 +81,6 @@ def inverse_depth(depth: torch.Tensor) -> torch.Tensor:
     return torch.where(depth.isfinite(), 1 / depth.clamp(min=1e-3), 0.0)
 
 
-class DPTOptions(Section):
-    """Options of the expert `dpt`."""
-
-    config: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of transformers' DPTConfig; `image_size` is the side of the square input. Leave it out if the weights
-    are a folder or a hub repository, which have a config.json."""
-
-
 class DPTExpert(NetworkExpert):
     """Labels float32 [H, W] >= 0: inverse depth up to scale and shift, larger = nearer. The image is squashed to a
     square, as in the published weights' preprocessing. For the folder of a saved model, its preprocessor_config.json is
@@ -97,7 +88,6 @@ class DPTExpert(NetworkExpert):
 
     task = "depth"
     Network = DPTOptions
-    size_options = ("config",)
     targets = ("depth",)
 
     def __init__(self, settings: dict[str, Any]):

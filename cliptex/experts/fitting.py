@@ -7,43 +7,19 @@ The renders are an HDF5 file with the datasets `image` (N,H,W,3 uint8), `instanc
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from cliptex.config import Positive, Rate, Section, Share, Shares
 from cliptex.core.errors import CliptexError
 from cliptex.core.progress import track
+from cliptex.experts.options import TrainingOptions
 
 GREY = (0.299, 0.587, 0.114)
-
-
-class TrainingOptions(Section):
-    """Options in an expert's `training`."""
-
-    steps: Positive = 300
-    """Optimizer steps."""
-    batch_size: Positive = 16
-    """Renders per step."""
-    learning_rate: Rate = 2e-3
-    """Peak learning rate of AdamW."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.02
-    """AdamW weight decay; not applied to vectors (norms, biases)."""
-    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    """Share of the steps in which the rate rises; a cosine to zero follows."""
-    grad_clip: Rate = 5.0
-    """Largest gradient norm."""
-    crop_scale: Shares = (0.5, 1.0)
-    """Area of the random crop as a share of the render."""
-    flip: Share = 0.5
-    """Probability of a horizontal flip."""
-    colour: Annotated[float, Field(ge=0)] = 1.0
-    """Strength of colour jitter, blur and noise; 0 turns them off."""
 
 
 def fit(

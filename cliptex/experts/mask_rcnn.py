@@ -5,11 +5,10 @@ Shape suffixes: B batch, C channels, H height, W width, N instances.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection._utils import BoxCoder
@@ -19,11 +18,11 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from cliptex.config import Positive, Section, Share
 from cliptex.experts.average_precision import COCO_IDS, MIN_VISIBLE_PX, average_precision, coco_results, threshold_masks
 from cliptex.experts.encoder import EncoderWithFPN
 from cliptex.experts.fitting import read_renders
 from cliptex.experts.network import NetworkExpert, to_device
+from cliptex.experts.options import MaskRCNNOptions, SmallMaskRCNNOptions
 from cliptex.experts.precision import mixed_precision
 
 NUM_OUTPUTS = 91
@@ -69,66 +68,6 @@ def paint_scores(
     return np.rint(255 * np.clip(np.where(painted, score, background), 0, 1)).astype(np.uint8)
 
 
-class SmallMaskRCNNOptions(Section):
-    """Options of a small Mask R-CNN, for `architecture: small`."""
-
-    encoder: str = "resnet18"
-    """timm architecture with features at 1/4, 1/8, 1/16 and 1/32."""
-    encoder_options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments for timm."""
-    fpn_channels: Positive = 64
-    """Channels of the feature pyramid."""
-    anchors_px: tuple[Positive, Positive, Positive, Positive] = (12, 24, 44, 72)
-    """Side of the anchors of each level, pixels."""
-    box_grid: Positive = 5
-    """Side of a region in the box head, cells."""
-    mask_grid: Positive = 7
-    """Side of a region in the mask head, cells; its masks have twice as many."""
-    box_features: Positive = 128
-    """Width of the box head."""
-    mask_layers: Positive = 2
-    """Convolutions in the mask head."""
-    canonical_px: Positive = 96
-    """Side of the regions that are read from the level 1/16; half the side from 1/8, and so on."""
-    proposals_train: Positive = 150
-    """Proposals kept per image in training."""
-    proposals: Positive = 60
-    """Proposals kept per image in prediction."""
-    regions: Positive = 32
-    """Regions per image used to train the heads."""
-    rpn_regions: Positive = 64
-    """Anchors per image used to train the proposals."""
-
-
-class MaskRCNNOptions(Section):
-    """Options of the expert `mask_rcnn`."""
-
-    architecture: Literal["small", "maskrcnn_resnet50_fpn_v2"] = "maskrcnn_resnet50_fpn_v2"
-    """torchvision's network, or a small Mask R-CNN."""
-    small: SmallMaskRCNNOptions = SmallMaskRCNNOptions()
-    """Options of the small network."""
-    min_side_px: Positive = 800
-    """Images are resized so that the short side has this many pixels ..."""
-    max_side_px: Positive = 1333
-    """... but the long side at most this many."""
-    score_threshold: Share = 0.5
-    """Smallest score of the instances that are painted."""
-    ignore_below: Share | None = None
-    """Pixels of instances with at least this score, but below the threshold, are 255; null: background."""
-    mask_threshold: Share = 0.5
-    """Smallest probability of the pixels in a mask."""
-    nms_threshold: Share = 0.5
-    """IoU of two boxes above which the one with the lower score is dropped."""
-    detections: Positive = 100
-    """Largest number of instances per image."""
-    keep_scores: bool = False
-    """Add each pixel's score to its class, for a label store of the task `scored_segmentation`."""
-    keep_instances: bool = False
-    """Also store the instances, in the column `instances` of the label store."""
-    background_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    """Share of background among the regions used to train the heads."""
-
-
 def small_mask_rcnn(options: SmallMaskRCNNOptions, **common: Any) -> MaskRCNN:
     """torchvision's MaskRCNN with a small encoder and small heads; `common` is passed to MaskRCNN."""
     width = options.fpn_channels
@@ -171,7 +110,6 @@ class MaskRCNNExpert(NetworkExpert):
 
     task = "segmentation"
     Network = MaskRCNNOptions
-    size_options = ("architecture",)
     targets = ("instance", "instance_class")
 
     def build(self) -> nn.Module:

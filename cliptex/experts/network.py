@@ -19,8 +19,8 @@ from cliptex.config import Section
 from cliptex.core.errors import CliptexError
 from cliptex.experts import encoder  # noqa: F401 (registers `cliptex_resnet` with timm)
 from cliptex.experts.base import Expert
-from cliptex.experts.fitting import TrainingOptions, fit
-from cliptex.experts.options import parse_options
+from cliptex.experts.fitting import fit
+from cliptex.experts.options import UNSET, TrainingOptions, parse_options
 from cliptex.experts.precision import mixed_precision, native_precision
 from cliptex.experts.weights import read_tensors
 
@@ -109,10 +109,8 @@ class NetworkExpert(Expert):
     size, images of all shapes share a forward pass."""
 
     Network: ClassVar[type[Section]]
-    """Class of the options in `settings["network"]`."""
-    size_options: ClassVar[tuple[str, ...]] = ()
-    """Options of `Network` that must be set if the network is trained or initialised here: their defaults are the
-    published sizes, too large for a small machine."""
+    """Class of the options in `settings["network"]`. Its `size_options`, if any, must be set if the network is trained
+    or initialised here: their defaults are the published sizes, too large for a small machine."""
     targets: ClassVar[tuple[str, ...]]
     """HDF5 datasets of the renders that `loss` needs in addition to `image`."""
 
@@ -161,12 +159,9 @@ class NetworkExpert(Expert):
             self.load(None)
 
     def _check_sizes(self) -> None:
-        for name in self.size_options:
+        for name in getattr(self.Network, "size_options", ()):
             if name not in self.network.model_fields_set:
-                raise CliptexError(
-                    f"experts.*.network.{name}: set it for a network that is trained here (config/config.yaml has small"
-                    " ones), or use published weights with `weights: url`, `hub` or `local`"
-                )
+                raise CliptexError(f"experts.*.network.{name}: {UNSET}")
 
     def state(self) -> dict[str, torch.Tensor]:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}

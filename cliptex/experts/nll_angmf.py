@@ -16,18 +16,17 @@ Shape suffixes: B batch, C channels, H height, W width, N sampled pixels.
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import timm
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from cliptex.config import Positive, Section, Share
 from cliptex.core.errors import CliptexError
 from cliptex.experts.network import NetworkExpert, load_weights, normalise, resize, resized_batch, to_host
+from cliptex.experts.options import NLLAngMFOptions
 from cliptex.experts.weights import read_tensors
 from cliptex.tasks.angular_mf import angular_mf_loss, norm_normalize
 
@@ -231,39 +230,11 @@ def _sample_pixels(
     return torch.cat([top_BN, others_BP.topk(count - top_BN.shape[1], dim=1).indices], dim=1)
 
 
-Sign = Literal[-1, 1]
-Side = Annotated[int, Field(gt=0, multiple_of=32)]
-
-
-class NLLAngMFOptions(Section):
-    """Options of the expert `nll_angmf`."""
-
-    encoder: str = "tf_efficientnet_b5"
-    """timm architecture."""
-    encoder_options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments for timm."""
-    widths: tuple[Positive, Positive, Positive, Positive, Positive] = (2048, 1024, 512, 256, 128)
-    """Decoder channels at 1/32, 1/16, 1/8, 1/4 and 1/2."""
-    hidden: Positive = 128
-    """Width of the pixel-wise MLPs."""
-    architecture: Literal["BN", "GN"] = "BN"
-    """Norm of the decoder: "BN" as in `scannet.pt`; "GN", with standardised weights, as in `nyu.pt`."""
-    signs: tuple[Sign, Sign, Sign] = (1, 1, 1)
-    """Factors of the network's x, y and z that make them right, down and forward; (1, 1, 1) for published weights."""
-    input_size_px: tuple[Side, Side] | None = None
-    """Height and width of the input, multiples of 32; null keeps the image's size, rounded to multiples of 32."""
-    sampling_ratio: Share = 0.4
-    """Share of a level's pixels used in training."""
-    sampling_uncertain: Share = 0.7
-    """Share of the sampled pixels that are the most uncertain ones; the rest is random."""
-
-
 class NLLAngMFExpert(NetworkExpert):
     """Labels float32 [H, W, 4]: unit normal x, y, z in the camera frame, and kappa."""
 
     task = "normals"
     Network = NLLAngMFOptions
-    size_options = ("encoder",)
     targets = ("normals",)
 
     def build(self) -> nn.Module:

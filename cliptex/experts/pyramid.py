@@ -5,41 +5,23 @@ It can be restricted to some classes, for studies of how the expert's classes an
 Shape suffixes: B batch, C channels, H height, W width; h x w a quarter of the network's input.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
 from cliptex.benchmarks.coco_names import coco_categories
-from cliptex.config import Positive, Section
 from cliptex.core.errors import CliptexError
 from cliptex.experts.backbone import NUM_CLASSES, depth_loss, normals_loss, segmentation_loss
 from cliptex.experts.encoder import EncoderWithFPN
 from cliptex.experts.network import NetworkExpert, normalise, resized_batch, to_host
+from cliptex.experts.options import PyramidOptions
 from cliptex.tasks.angular_mf import norm_normalize
 
 CHANNELS = {"segmentation": NUM_CLASSES, "depth": 1, "normals": 4}
 TARGETS = {"segmentation": ("instance", "instance_class"), "depth": ("depth",), "normals": ("normals",)}
-
-
-class PyramidOptions(Section):
-    """Options of the expert `pyramid`."""
-
-    task: Literal["segmentation", "depth", "normals"]
-    """Task of the labels."""
-    encoder: str = "cliptex_resnet"
-    """timm architecture with features at 1/4, 1/8, 1/16 and 1/32."""
-    encoder_options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments for timm."""
-    channels: Positive = 64
-    """Channels of the pyramid."""
-    input_size_px: Positive = 96
-    """Side of the square input."""
-    classes: list[str] | None = None
-    """Segmentation: COCO classes to learn, the others become background. null: all."""
 
 
 class PyramidNetwork(EncoderWithFPN):
@@ -57,7 +39,6 @@ class PyramidExpert(NetworkExpert):
     """Labels like those of `mask_rcnn`, `dpt` or `nll_angmf`, by `network.task`. The image is squashed to a square."""
 
     Network = PyramidOptions
-    size_options = ("encoder",)
 
     def __init__(self, settings: dict[str, Any]):
         super().__init__(settings)

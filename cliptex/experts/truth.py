@@ -1,23 +1,16 @@
 """Exact labels, rendered from the scenes of the miniature's pairs, and the best label that ignores the image."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from cliptex.config import Miniature, Section
+from cliptex.config import Miniature
 from cliptex.core.errors import CliptexError
 from cliptex.experts.base import Expert
-from cliptex.experts.options import parse_options
+from cliptex.experts.options import TruthOptions, parse_options
 
 EXACT_KAPPA = 1000.0
-
-
-class TruthOptions(Section):
-    """Options of the expert `truth`."""
-
-    task: Literal["segmentation", "depth", "normals"]
-    """Task of the labels."""
 
 
 def true_label(task: str, truth: dict[str, np.ndarray]) -> np.ndarray:

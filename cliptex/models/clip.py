@@ -85,15 +85,7 @@ def build(student: Student, seed: int) -> torch.nn.Module:
     path = Path(student.pretrained)
     if path.is_dir():
         return _open(path)
-    if not path.exists():
-        if not isinstance(student.architecture, str):
-            raise CliptexError(f"student.pretrained: {student.pretrained}: no such file or exported folder")
-        tags = open_clip.list_pretrained_tags_by_model(student.architecture)
-        if student.pretrained not in tags:
-            raise CliptexError(
-                f"student.pretrained: {student.pretrained!r} is neither a file nor a tag of "
-                f"{student.architecture}; its tags are: {', '.join(tags) or 'none'}"
-            )
+    check_pretrained(student)
     try:
         if not isinstance(student.architecture, str):
             model = _random(config)
@@ -112,6 +104,20 @@ def build(student: Student, seed: int) -> torch.nn.Module:
         raise CliptexError(
             f"student.pretrained: {student.pretrained} cannot be loaded into {_name(student)} ({reason}){remedy}"
         ) from error
+
+
+def check_pretrained(student: Student) -> None:
+    """Raise CliptexError unless `student.pretrained` is null, an existing file or folder, or a tag of open_clip."""
+    if student.pretrained is None or Path(student.pretrained).exists():
+        return
+    if not isinstance(student.architecture, str):
+        raise CliptexError(f"student.pretrained: {student.pretrained}: no such file or exported folder")
+    tags = open_clip.list_pretrained_tags_by_model(student.architecture)
+    if student.pretrained not in tags:
+        raise CliptexError(
+            f"student.pretrained: {student.pretrained!r} is neither a file nor a tag of "
+            f"{student.architecture}; its tags are: {', '.join(tags) or 'none'}"
+        )
 
 
 def _name(student: Student) -> str:

@@ -6,7 +6,6 @@ Writes  results/report/: each table as CSV and Markdown, all_metrics.csv, charts
 Holds   every number on the page is in a results file; the page is one file that works offline.
 """
 
-import csv
 from pathlib import Path
 
 from cliptex.config import Config
@@ -22,6 +21,7 @@ def build_report(config: Config, workdir: Path = Path(), out: Path = paths.RESUL
     """
     from cliptex.report.gather import gather
     from cliptex.report.page import make_parts, render
+    from cliptex.report.table import csv_text
     from cliptex.report.tables.results import long_rows
 
     workdir = Path(workdir)
@@ -35,8 +35,8 @@ def build_report(config: Config, workdir: Path = Path(), out: Path = paths.RESUL
         for suffix, text in (("csv", table.csv()), ("md", table.markdown())):
             with replacing(folder / f"{table.name}.{suffix}") as scratch:
                 scratch.write_text(text, encoding="utf-8")
-    with replacing(folder / "all_metrics.csv") as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(long_rows(results))
+    with replacing(folder / "all_metrics.csv") as scratch:
+        scratch.write_text(csv_text(long_rows(results)), encoding="utf-8")
     for chart in parts.charts.values():
         chart.save(folder)
     with replacing(workdir / out) as scratch:

@@ -293,6 +293,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "cliptex",
     "font.family": "DejaVu Sans",
+    "text.parse_math": False,  # a dollar sign in a label is one
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",

@@ -11,8 +11,8 @@ from typing import Any
 
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json
 from cliptex.report.html import embedded_chart
+from cliptex.report.records import STUDY, read_record
 from cliptex.report.table import Cell, Column, Group, Table
 
 
@@ -36,19 +36,20 @@ def found_studies(workdir: Path, weights: Mapping[str, str]) -> tuple[list[Found
     """
     shown, left_out = [], []
     for path in sorted((workdir / paths.study("x")).parent.glob("*/study.json")):
-        study = read_json(path)
+        study, plot = read_record(path, STUDY), path.with_name("plot.svg")
+        own = study["provenance"].get("model_sha256", {})
+        if differing := [model for model, sha in own.items() if weights.get(model, sha) != sha]:
+            left_out.append(
+                f"The study “{study['title']}” is of an earlier {differing[0]} and left out; to update it, run "
+                f"{study['command']}"
+            )
+            continue
         try:
-            own = study["provenance"]["model_sha256"]
-            if differing := [model for model, sha in own.items() if weights.get(model, sha) != sha]:
-                left_out.append(
-                    f"The study “{study['title']}” is of an earlier {differing[0]} and left out; to update it, run "
-                    f"{study['command']}"
-                )
-                continue
-            shown.append(_found(study, path.with_name("plot.svg").read_text(encoding="utf-8")))
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            command = study.get("command", "the study") if isinstance(study, dict) else "the study"
-            raise CliptexError(f"{path}: not a study's results ({error!r}); run {command} again") from error
+            shown.append(_found(study, plot.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise CliptexError(f"{plot}: cannot be read ({error}); run {study['command']} again") from error
+        except ValueError as error:
+            raise CliptexError(f"{path}: its table or plot is wrong ({error}); run {study['command']} again") from error
     return shown, left_out
 
 

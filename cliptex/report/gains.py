@@ -80,6 +80,8 @@ def _drawn(results: Results, scores: Scores, task: str, head: str, metric: str) 
     if not images:
         return {}
     count = num_images(next(iter(images.values()))[0])
+    if count < 2:
+        return {}
     weights = draws(count, results.config.report.resamples, zlib.crc32(scores.benchmark.encode()))
     return {model: resampled(task, seeds, weights) for model, seeds in images.items()}
 

@@ -11,21 +11,24 @@ from pydantic import PrivateAttr
 
 from cliptex.config import Config
 from cliptex.core import paths
-from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.evaluation.measures import measures
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.per_image import PerImage, per_image_path, read_per_image
 from cliptex.evaluation.probes.tasks import load_tasks
-from cliptex.evaluation.results import SAME, AnyResult, read_result
+from cliptex.evaluation.results import SAME, AnyResult, Provenance, Row, read_result
 from cliptex.labels.store import read_label_index
-from cliptex.report import names
+from cliptex.report import names, records
+
+PUT_BACK = "put the file of that run back"
 
 
 class Scores(AnyResult):
     """The results file of one benchmark: probes, fine-tuning or zero-shot."""
 
     path: Path = Path()
+    other_seeds: tuple[int, ...] = ()
+    """Seeds with rows that the configuration does not name; their rows are left out."""
     _files: dict[Path, PerImage] = PrivateAttr(default_factory=dict)
 
     @property
@@ -49,11 +52,15 @@ class Scores(AnyResult):
         """The task's main metric; for an unknown task the first metric."""
         metrics = self.metric_names(task, head)
         known = measures().get(task)
-        return known.main if known and known.main in metrics else metrics[0]
+        return known.main if known else next(iter(metrics), "")
 
     def chance_level(self, task: str, metric: str) -> float | None:
         """Chance level, percent; None if unknown."""
-        return self.chance.get(task, self.chance).get(metric)
+        levels = self.chance.get(task, self.chance)
+        level = levels.get(metric) if isinstance(levels, dict) else levels
+        if level is not None and not isinstance(level, int | float):
+            raise CliptexError(f"{self.path}: chance of {task}, {metric} is not a number: {level!r}; evaluate it again")
+        return level
 
     def values(self, task: str, head: str, metric: str) -> dict[str, list[float]]:
         """Model -> one value a seed, in order of seeds; only models with the metric."""
@@ -64,26 +71,35 @@ class Scores(AnyResult):
         return out
 
     def images(self, task: str, head: str) -> dict[str, list[Arrays]]:
-        """Model -> per-image statistics of the main metric, one a seed; empty if the task stored none.
-
-        Raises CliptexError for a file that is missing, broken, or of other images than the rest.
-        """
+        """Model -> per-image parts of the main metric, one a seed; empty if the task stored none."""
         out: dict[str, list[Arrays]] = {}
-        ids = None
         for row in sorted(self.results, key=lambda row: row.seed):
-            if (row.task, row.head) != (task, head):
-                continue
-            name = f"{row.model}/seed{row.seed}"
-            path = per_image_path(self.folder / name / f"{head}.json" if self.folder else self.path)
-            if path not in self._files:
-                self._files[path] = read_per_image(path)
-            file = self._files[path]
-            ids = file.ids if ids is None else ids
-            if file.ids.tolist() != ids.tolist() or len(ids) != self.num_eval:
-                raise CliptexError(f"{path}: is about other images than {self.path}; delete it and run the probe again")
-            if task in file.tasks:
-                out.setdefault(row.model, []).append(file.of(task, name if file.rows else None))
+            if (row.task, row.head) == (task, head) and (arrays := self.parts(row)) is not None:
+                out.setdefault(row.model, []).append(arrays)
         return out
+
+    def head_path(self, row: Row) -> Path:
+        """The results file that a row comes from."""
+        return self.folder / row.model / f"seed{row.seed}" / f"{row.head}.json" if self.folder else self.path
+
+    def parts(self, row: Row) -> Arrays | None:
+        """The per-image parts of a row's main metric; None for a task that is not known and stored none.
+
+        Raises CliptexError for a file that is missing, broken, or of other images, tasks or models.
+        """
+        path, name = per_image_path(self.head_path(row)), f"{row.model}/seed{row.seed}"
+        if path not in self._files:
+            self._files[path] = read_per_image(path)
+        file, first = self._files[path], next(iter(self._files.values()))
+        if file.ids.tolist() != first.ids.tolist() or len(file.ids) != self.num_eval:
+            raise CliptexError(
+                f"{path}: is about other images than {self.path}; {PUT_BACK}, or evaluate that model again"
+            )
+        if row.task not in file.tasks and row.task not in measures():
+            return None
+        if row.task not in file.tasks or (self.folder is None and name not in file.rows):
+            raise CliptexError(f"{path}: has nothing of {row.task}, {name}; {PUT_BACK}, or evaluate that model again")
+        return file.of(row.task, name if self.folder is None else None)
 
 
 @dataclass(frozen=True)
@@ -165,11 +181,10 @@ def gather(config: Config, workdir: Path) -> Results:
             for name in _in_order(config.models, names.MODELS)
         },
         stores={
-            name: read_label_index(config, name, workdir / paths.labels(name) / "index.json")
-            for name in config.label_stores
+            name: _store(config, name, workdir / paths.labels(name) / "index.json") for name in config.label_stores
         },
         experts={name: _expert(workdir / paths.expert(name)) for name in config.experts},
-        shards=read_json(workdir / paths.SHARD_INDEX),
+        shards=records.read_record(workdir / paths.SHARD_INDEX, records.SHARD_INDEX),
         timings=_timings(workdir / paths.RESULTS / "timings"),
     )
 
@@ -181,7 +196,15 @@ def _in_order(selected: Collection[str], known: Iterable[str]) -> list[str]:
 
 
 def _scores(path: Path, models: list[str], seeds: list[int], baselines: Iterable[str] = ()) -> Scores:
-    scores = read_result(path, Scores).model_copy(update={"path": path})
+    scores = read_result(path, Scores)
+    records.validate(f"{path}: provenance", scores.provenance, Provenance)
+    kept = [row for row in scores.results if row.seed in seeds]
+    others = tuple(sorted({row.seed for row in scores.results} - set(seeds)))
+    scores = scores.model_copy(update={"path": path, "results": kept, "other_seeds": others})
+    if scores.benchmark != path.stem:
+        raise CliptexError(
+            f"{path}: is of the benchmark {scores.benchmark!r}; {PUT_BACK}, or evaluate {path.stem} again"
+        )
     present = {(row.model, row.seed) for row in scores.results}
     for model in models:
         for seed in seeds:
@@ -199,28 +222,37 @@ def _check_same(finetuned: Scores, probed: Scores) -> None:
         pair = getattr(finetuned, key), getattr(probed, key)
         if None not in pair and pair[0] != pair[1]:
             raise CliptexError(
-                f"{finetuned.path}: its {key} differs from that of {probed.path}; delete both and run again"
+                f"{finetuned.path}: its {key} differs from that of {probed.path}; {PUT_BACK}, or evaluate both again"
             )
+
+
+def _store(config: Config, name: str, path: Path) -> dict[str, Any]:
+    records.read_record(path, records.LABEL_INDEX)
+    return read_label_index(config, name, path)
 
 
 def _expert(folder: Path) -> dict[str, Any] | None:
     if not (folder / "expert.json").exists():
         return None
-    quality = folder / "quality.json"
-    return read_json(folder / "expert.json") | {"quality_file": read_json(quality) if quality.exists() else None}
+    expert, quality = records.read_record(folder / "expert.json", records.EXPERT), folder / "quality.json"
+    return expert | {"quality_file": records.read_record(quality, records.QUALITY) if quality.exists() else None}
 
 
 def _run(folder: Path) -> FinishedRun:
-    record = read_json(folder / "train.json")
-    if "interpolate" in record:  # not trained, so there are no losses
+    record = records.read_record(folder / "train.json", records.TRAINING)
+    if record.get("interpolate"):  # not trained, so there are no losses
         return FinishedRun(record, [])
+    if record["steps"]:
+        records.validate(folder / "train.json", record, records.TRAINED)
     path = folder / "metrics.jsonl"
     try:
-        history = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        history = [json.loads(line) for line in lines]
     except FileNotFoundError as error:
         raise CliptexError(f"{path}: no such file; run the training first") from error
     except ValueError as error:
-        raise CliptexError(f"{path}: not lines of JSON ({error}); delete it and run the training again") from error
+        raise CliptexError(f"{path}: not lines of JSON ({error}); {PUT_BACK}, or run the training again") from error
+    records.validate(path, history, records.LOGGED)
     return FinishedRun(record, history)
 
 
@@ -230,7 +262,7 @@ def _timings(folder: Path) -> list[Timing]:
     for rule in sorted(path for path in folder.glob("*") if path.is_dir()):
         wall, cpu, jobs = 0.0, 0.0, 0
         for path in sorted(rule.rglob("*.tsv")):
-            with path.open(newline="", encoding="utf-8") as file:
+            with working_on(path), path.open(newline="", encoding="utf-8", errors="replace") as file:
                 for line in csv.DictReader(file, delimiter="\t"):
                     jobs += 1
                     wall += _seconds(line.get("s")) or 0.0

@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from cliptex.core.redact import escape_controls
 from cliptex.evaluation.drawing import embedded
 from cliptex.report.figures import on_dark
 
@@ -16,16 +17,18 @@ def render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_unbroken,
+        finalize=_shown,
         loader=jinja2.PackageLoader("cliptex.report", ""),
     )
     css = Markup(files("cliptex.report").joinpath("page.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(css=css, **values)
 
 
-def _unbroken(value: Any) -> Any:
-    """Keep a mark, a number and its unit on one line."""
-    return re.sub(r"(?<=[±▲△▼▽=]) | (?=[%↑↓])", "\u00a0", value) if type(value) is str else value
+def _shown(value: Any) -> Any:
+    """Text without control characters; a mark, a number and its unit stay on one line."""
+    if type(value) is not str:
+        return value
+    return re.sub(r"(?<=[±▲△▼▽=]) | (?=[%↑↓])", "\u00a0", escape_controls(value))
 
 
 def embedded_chart(name: str, caption: str, alt: str, svg: str) -> dict[str, str]:

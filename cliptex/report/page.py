@@ -11,13 +11,14 @@ import yaml
 from markupsafe import Markup, escape
 
 from cliptex import __version__
-from cliptex.core.redact import without_secrets
+from cliptex.core.redact import escape_controls, without_secrets
 from cliptex.report import figures, gallery, html, names
 from cliptex.report.bootstrap import LEVEL
 from cliptex.report.differences import Comparison, compare, differences_table
 from cliptex.report.found_studies import found_studies
-from cliptex.report.gains import finetuned_gains, further_models, probe_gains, zeroshot_results
+from cliptex.report.gains import ProbeGain, finetuned_gains, further_models, probe_gains, zeroshot_results
 from cliptex.report.gather import Results
+from cliptex.report.integrity import check
 from cliptex.report.statistics import GainStatus, ZeroShot, ZeroShotState, format_interval, signed
 from cliptex.report.table import Table
 from cliptex.report.tables import data, provenance, training
@@ -51,10 +52,13 @@ class Parts:
     metrics: list[Table]
     charts: dict[str, figures.Chart]
     comparisons: list[Comparison]
+    notes: list[str]
+    """What could not be checked (`cliptex.report.integrity`)."""
 
 
 def make_parts(results: Results) -> Parts:
-    """Build every table and chart. Captions of stand-in data end with `SUFFIX`."""
+    """Check the results and build every table and chart. Captions of stand-in data end with `SUFFIX`."""
+    notes = check(results)
     gains, shots = probe_gains(results), zeroshot_results(results)
     comparisons = compare(results)
     tables = {
@@ -81,19 +85,23 @@ def make_parts(results: Results) -> Parts:
         "contrastive_loss": figures.loss_chart(results),
         "task_losses": figures.task_loss_chart(results),
     }
-    dense = [gain for gain in gains if gain.dense]
+    dense: dict[str, ProbeGain] = {}
+    for gain in gains:
+        if gain.dense:  # two heads can have the same label
+            dense[f"{gain.label} ({gain.head})" if gain.label in dense else gain.label] = gain
     suffix = SUFFIX if results.miniature else ""
     return Parts(
-        verdict({gain.label: gain.gain for gain in dense}, shots, seeds=len(results.config.seeds)),
+        verdict({label: gain.gain for label, gain in dense.items()}, shots, seeds=len(results.config.seeds)),
         shots,
         [
-            further_sentence(names.model(model), [gain.gain_of(model, results.baselines) for gain in dense])
+            further_sentence(names.model(model), [gain.gain_of(model, results.baselines) for gain in dense.values()])
             for model in further_models(results)
         ],
         {name: table and replace(table, caption=table.caption + suffix) for name, table in tables.items()},
         [replace(table, caption=table.caption + suffix) for table in metrics],
         {name: replace(chart, caption=chart.caption + suffix) for name, chart in charts.items() if chart is not None},
         comparisons,
+        notes,
     )
 
 
@@ -117,7 +125,10 @@ def render(results: Results, parts: Parts) -> str:
     }
     # the digest is of the text between the tags, so that no other script runs
     script = f"\n{files('cliptex.report').joinpath('page.js').read_text(encoding='utf-8')}"
-    config = without_secrets(yaml.safe_dump(results.config.plain(), sort_keys=False, allow_unicode=True))
+    plain = results.config.plain()
+    config = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    if escape_controls(config) != config:
+        config = yaml.safe_dump(plain, sort_keys=False)  # escapes them so that it still can be copied
     return html.render(
         "page.html",
         **parts.tables,
@@ -128,6 +139,7 @@ def render(results: Results, parts: Parts) -> str:
         num_pairs=count(results.shards["num_samples"]),
         suffix=SUFFIX if results.miniature else "",
         verdict=parts.verdict,
+        notes=parts.notes,
         further_sentences=parts.further,
         tiles=_tiles(results, parts),
         sections=[(id_, name) for id_, name in SECTIONS.items() if present.get(id_, True)],
@@ -141,7 +153,7 @@ def render(results: Results, parts: Parts) -> str:
         studies_left_out=left_out,
         metrics=parts.metrics,
         # escaped here, so that its spaces stay as they are and it can be copied
-        config=escape(config),
+        config=escape(without_secrets(config)),
         version=__version__,
     )
 
@@ -169,6 +181,7 @@ def _tiles(results: Results, parts: Parts) -> list[dict[str, Any]]:
             f"{first.benchmark} {fmean(first.reference):.1f} → {fmean(first.subject):.1f} %"
         )
         tiles.append({"value": f"{len(kept)} of {len(informative)}", "text": text})
-    if (overhead := training.step_overhead(results)) is not None:
-        tiles.append({"value": f"{signed(overhead, 0)} %", "text": "time of a training step relative to CLIP-FT"})
+    if (ratio := training.time_ratio(results)) is not None:
+        text = "time of a forward and backward pass relative to that without pseudo-labels, measured in one process"
+        tiles.append({"value": f"× {ratio:.2f}", "text": text})
     return tiles

@@ -47,7 +47,7 @@ class Difference:
     """Subject minus other, in the metric's unit, signed so that positive is better.
 
     spread: pooled standard deviation over seeds; None with one seed. interval: 95 % over evaluation images and seeds;
-    None without per-image statistics.
+    None without per-image statistics, and with one image, which has no spread.
     """
 
     value: float
@@ -56,11 +56,14 @@ class Difference:
 
     @property
     def beyond_noise(self) -> bool | None:
-        """Whether it exceeds the spread and its interval excludes zero, as far as known; None if neither is."""
-        tests = [] if self.spread is None else [abs(self.value) > self.spread]
-        if self.interval is not None:
-            tests.append(self.interval.low > 0 if self.value > 0 else self.interval.high < 0)
-        return all(tests) if tests else None
+        """Whether it exceeds the spread, if there are seeds, and its interval excludes zero.
+
+        None if that cannot be tested: without an interval, or if no seed differs from another.
+        """
+        if self.interval is None or self.spread == 0:
+            return None
+        excludes_zero = self.interval.low > 0 if self.value > 0 else self.interval.high < 0
+        return excludes_zero and (self.spread is None or abs(self.value) > self.spread)
 
 
 def difference(
@@ -84,7 +87,7 @@ class GainStatus(StrEnum):
     ONE_SEED = "one seed"
     """Better than the reference and every baseline beyond image noise; one seed has no spread."""
     WITHIN_NOISE = "within noise"
-    """Better than the reference, but not beyond the noise."""
+    """Better than the reference, but not beyond the noise, or the noise is not known."""
     BASELINE = "baseline as good"
     """Better than the reference, but not clearly better than a baseline."""
     UNCHECKED = "baseline missing"
@@ -129,9 +132,9 @@ def gain_over(
     """The subject's gain over the reference.
 
     values: model -> one number a seed. needed: baselines required for the status `real`. draws: model -> its value in
-    each draw of images and seeds. "Better" means a better mean. A gain counts only beyond the noise: with two or more
-    seeds it must exceed the pooled standard deviation of the two models compared, and with `draws` the 95 % interval of
-    the difference must exclude zero, against the reference and each baseline alike.
+    each draw of images and seeds. "Better" means a better mean. A gain counts only beyond the noise, against the
+    reference and each baseline alike: the 95 % interval of the difference must exclude zero, and with two or more seeds
+    it must exceed the pooled standard deviation of the two models compared. Without `draws` no gain counts.
     """
     draws = draws or {}
 
@@ -162,9 +165,9 @@ def _status(
         return GainStatus.TIE, []
     if against.value < 0:
         return GainStatus.WORSE_WITHIN_NOISE if against.beyond_noise is False else GainStatus.WORSE, []
-    if against.beyond_noise is False:
+    if not against.beyond_noise:
         return GainStatus.WITHIN_NOISE, []
-    if as_good := [n for n, m in margins.items() if m is not None and (m.value <= 0 or m.beyond_noise is False)]:
+    if as_good := [n for n, m in margins.items() if m is not None and (m.value <= 0 or not m.beyond_noise)]:
         return GainStatus.BASELINE, as_good
     if missing := [name for name in needed if margins.get(name) is None]:
         return GainStatus.UNCHECKED, missing

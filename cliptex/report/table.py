@@ -1,11 +1,20 @@
-"""A table of the report, rendered to HTML (by the template), CSV (full precision) and Markdown."""
+"""A table of the report, rendered to HTML (by the template), CSV (full precision) and Markdown.
+
+Names of classes, models and files come from data: in no format can they become markup, a formula or control characters.
+"""
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from cliptex.core.redact import escape_controls
 
 MISSING = "–"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What makes a text a formula in a spreadsheet."""
 
 
 @dataclass(frozen=True)
@@ -80,27 +89,26 @@ class Table:
     def csv(self) -> str:
         """Numbers in full precision, without notes and marks."""
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
         grouped = any(group.title for group in self.groups)
-        writer.writerow([self.group_column] * grouped + [column.heading for column in self.columns])
+        lines: list[list[Any]] = [[self.group_column] * grouped + [column.heading for column in self.columns]]
         for group in self.groups:
             for row in group.rows:
-                writer.writerow([group.title] * grouped + [row[column.key].raw for column in self.columns])
-        return out.getvalue()
+                lines.append([group.title] * grouped + [row[column.key].raw for column in self.columns])
+        return csv_text(lines)
 
     def markdown(self) -> str:
         """A GitHub-flavoured table: best values in bold, notes in parentheses after the value."""
         columns = self.shown_columns
-        lines = [f"**{_escaped(self.caption)}**", ""]
-        lines.append(_line(_escaped(column.heading) for column in columns))
+        lines = [f"**{markdown_text(self.caption)}**", ""]
+        lines.append(_line(markdown_text(column.heading) for column in columns))
         lines.append(_line("---:" if column.numeric else "---" for column in columns))
         for group in self.groups:
             if group.title:
-                title = f"**{_escaped(group.title)}**" + (f" {_escaped(group.note)}" if group.note else "")
+                title = f"**{markdown_text(group.title)}**" + (f" {markdown_text(group.note)}" if group.note else "")
                 lines.append(_line([title, *[""] * (len(columns) - 1)]))
             lines += [_line(_markdown_cell(row[column.key]) for column in columns) for row in group.rows]
         for note in (*self.notes, *self.fine):
-            lines += ["", _escaped(note)]
+            lines += ["", markdown_text(note)]
         return "\n".join(lines) + "\n"
 
 
@@ -120,16 +128,26 @@ def best_of(values: Iterable[float | None], better: int) -> float | None:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = f"**{_escaped(cell.text)}**" if cell.best else _escaped(cell.text)
-    return " ".join([text, *(f"({_escaped(more)})" for more in (cell.bounds, cell.note) if more)])
+    text = f"**{markdown_text(cell.text)}**" if cell.best else markdown_text(cell.text)
+    return " ".join([text, *(f"({markdown_text(more)})" for more in (cell.bounds, cell.note) if more)])
 
 
 def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _escaped(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Text as Markdown in one line: no character ends the cell or becomes markup."""
-    for character in "\\|*_`<>[]":
-        text = text.replace(character, "\\" + character)
-    return " ".join(text.split())
+    return " ".join(re.sub(r"[\\|*_`<>\[\]#~&$]", r"\\\g<0>", escape_controls(text)).split())
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV. A text that a spreadsheet would take for a formula gets an apostrophe, as OWASP advises."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([_cell_text(value) if isinstance(value, str) else value for value in row] for row in rows)
+    return out.getvalue()
+
+
+def _cell_text(text: str) -> str:
+    return escape_controls(f"'{text}" if text.startswith(FORMULA) else text)

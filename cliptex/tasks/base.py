@@ -6,18 +6,19 @@ Imports NumPy only, so that the workflow and the label store need not load torch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
+from cliptex.config.explain import explain, nearest
 from cliptex.core.errors import CliptexError
 
 if TYPE_CHECKING:
     import torch
-    from pydantic import ValidationError
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,7 @@ class View:
 class LossOptions:
     """Options of a task's loss (config: `models.*.losses`); a task with options defines a subclass."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-
-def invalid_options(error: ValidationError, where: str, known: Iterable[str]) -> CliptexError:
-    """The error that names each wrong key under `where`. known: names of the options."""
-    problems = []
-    for item in error.errors():
-        unknown = item["type"] in ("extra_forbidden", "unexpected_keyword_argument")
-        problem = f"unknown key; known are {', '.join(known) or 'none'}" if unknown else item["msg"]
-        got = "" if unknown else f", got {item['input']!r}"
-        problems.append(f"{'.'.join(map(str, (where, *item['loc'])))}: {problem}{got}")
-    return CliptexError("; ".join(problems))
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
 
 class Task(ABC):
@@ -61,14 +51,27 @@ class Task(ABC):
 
     def with_loss(self, options: Mapping[str, Any], where: str) -> Self:
         """A copy of this task with other options of its loss. Raises CliptexError that names the key under `where`."""
-        from pydantic import TypeAdapter, ValidationError
-
-        task, kind = copy(self), type(self.options)
-        try:
-            task.options = TypeAdapter(kind).validate_python(dict(options))
-        except ValidationError as error:
-            raise invalid_options(error, where, [field.name for field in fields(kind)]) from error
+        if wrong := list(self.wrong_options(options, (where,))):
+            raise CliptexError("; ".join(f"{'.'.join(path)}: {sentence}" for path, sentence in wrong))
+        task = copy(self)
+        task.options = TypeAdapter(type(self.options)).validate_python(dict(options))
         return task
+
+    def wrong_options(
+        self, options: Mapping[str, Any], where: tuple[str, ...]
+    ) -> Iterator[tuple[tuple[str, ...], str]]:
+        """The path of each wrong option of the loss under `where`, and what is wrong with it."""
+        kind = type(self.options)
+        known = [field.name for field in fields(kind)]
+        for name in set(options) - set(known):
+            hint = nearest(str(name), known) or f"; there are {', '.join(known) or 'none'}"
+            yield (*where, str(name)), f"unknown key{hint}"
+        values = {name: options[name] for name in known if name in options}
+        try:
+            TypeAdapter(kind).validate_python(values)
+        except ValidationError as error:
+            for path, sentence in explain(error, kind, values):
+                yield (*where, *map(str, path)), sentence
 
     @abstractmethod
     def codec(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import available_cpu_count
 
 from cliptex import versions
+from cliptex.cluster.precheck import CHECKED, require_checked
 from cliptex.config import Config, dataset_slug
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import put_on_path
@@ -71,9 +72,20 @@ def inherit_profile(kind, names):
 
 
 try:
+    # Read again, as Snakemake merges the files: its own reader accepts keys given twice and other mistakes, and does not
+    # keep the lines, which an error names.
     # the values of a protocol instead of its name, so that a changed file reruns the probes that use it
     CONFIG = with_protocols(
-        Config.load(config), [Path(workflow.basedir) / "config" / "protocols"]
+        Config.from_files(
+            workflow.overwrite_configfiles,
+            workflow.config_settings.config,
+            (
+                None
+                if workflow.config_settings.replace_workflow_config
+                else f"{workflow.basedir}/config/config.yaml"
+            ),
+        ),
+        [Path(workflow.basedir) / "config" / "protocols"],
     )
     # the configuration of a study's jobs; equal to CONFIG without a study
     STUDY = study_config(CONFIG)
@@ -131,6 +143,16 @@ if CONFIG.plugins:
         for folder in CONFIG.plugins
     ]
     put_on_path(folders)
+
+if workflow.is_main_process:
+    try:
+        for checked in {
+            CONFIG.subset(*CHECKED): CONFIG,
+            STUDY.subset(*CHECKED): STUDY,
+        }.values():
+            require_checked(checked)
+    except CliptexError as error:
+        raise WorkflowError(str(error)) from None
 
 MODELS = list(CONFIG.models)
 INTERPOLATED = [name for name, model in STUDY.models.items() if model.interpolate]

@@ -19,11 +19,8 @@ def depth_metrics(
 
 
 def mean_depth(errors_N6: np.ndarray, pixels_N: np.ndarray, averaging: Averaging) -> dict[str, float]:
-    """`DEPTH_METRICS` over a data set, from the metrics and the number of valid pixels of each image.
-
-    `image`: mean over images (Eigen et al.), without images that have no valid pixels. `pooled`: over the pixels of all
-    images.
-    """
+    """`DEPTH_METRICS` over a data set, from the metrics and the number of valid pixels of each image. `image`: mean
+    over images (Eigen et al.), without images that have no valid pixels. `pooled`: over the pixels of all images."""
     if averaging == "image":
         means = np.nanmean(errors_N6, axis=0)
     else:

@@ -69,9 +69,7 @@ def is_known(name: str) -> bool:
 
 def lookup(name: str, overrides: Mapping[str, Metric] | None = None) -> Metric:
     """A metric by its name in the results; an unknown one keeps its name and has no direction.
-
-    overrides: a task's own form of some metrics. The prefix `affine_` is put into words.
-    """
+    overrides: a task's own form of some metrics. The prefix `affine_` is put into words."""
     plain = name.removeprefix(ALIGNED)
     metric = (overrides or {}).get(plain) or METRICS.get(plain) or Metric(plain, 1 if "R@" in plain else 0)
     return metric if plain == name else metric._replace(title=f"{metric.title}, scale and shift fitted")

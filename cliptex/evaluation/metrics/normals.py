@@ -26,11 +26,8 @@ def normals_metrics(
 
 
 def mean_angles(errors: Sequence[np.ndarray], averaging: Averaging) -> dict[str, float]:
-    """`NORMALS_METRICS` (degrees and percent) of the angles at the valid pixels of each image.
-
-    `pooled`: over the pixels of all images (Bae et al.). `image`: mean over images (probe3d), without images that have
-    no valid pixels.
-    """
+    """`NORMALS_METRICS` (degrees and percent) of the angles at the valid pixels of each image. `pooled`: over the
+    pixels of all images (Bae et al.). `image`: mean over images (probe3d), without images that have no valid pixels."""
     if averaging == "pooled":
         return angle_metrics(np.concatenate(errors))
     rows = [angle_metrics(error) for error in errors if len(error)]

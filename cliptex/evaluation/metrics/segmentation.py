@@ -17,10 +17,8 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
 
 
 def segmentation_metrics(confusion: np.ndarray) -> dict[str, float]:
-    """`mIoU`, `mAcc`, `aAcc` in percent, as mmsegmentation's IoUMetric (which rounds to two digits).
-
-    mIoU is the mean over classes that occur in ground truth or prediction, mAcc over classes in the ground truth.
-    """
+    """`mIoU`, `mAcc`, `aAcc` in percent, as mmsegmentation's IoUMetric (which rounds to two digits). mIoU is the mean
+    over classes that occur in ground truth or prediction, mAcc over classes in the ground truth."""
     hit, truth, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     union = truth + predicted - hit
     return {

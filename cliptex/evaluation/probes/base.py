@@ -131,9 +131,7 @@ class ProbeTask(ABC):
 
     def tuner(self, *args: Any) -> Tuner:
         """How the head is trained together with the encoder, for kinds of heads in `tunable`.
-
-        args: those of a tuner's `__init__`, such as `SegmentationTuner`'s: run, head, tuned, split, seed, options.
-        """
+        args: those of a tuner's `__init__`, such as `SegmentationTuner`'s: run, head, tuned, split, seed, options."""
         raise CliptexError(f"{self.name}: its heads cannot be trained with an encoder; leave the task out")
 
     def truth_bytes(self, section: Any, image_size: int) -> int:

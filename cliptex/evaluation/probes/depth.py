@@ -8,6 +8,7 @@ Thumbnails:        metres as bytes of each image's range, at most 48 pixels a si
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -17,7 +18,6 @@ from cliptex.evaluation.probes.base import MapProbe, Measure, Run, imported, laz
 from cliptex.evaluation.protocols.base import DecoderTraining, MapTask, Ridge
 
 if TYPE_CHECKING:
-    from cliptex.evaluation.drawing import Drawing
     from cliptex.evaluation.probes.parts import TruthOf
     from cliptex.models.encoders import Encoder
 
@@ -81,9 +81,7 @@ class DepthProbe(MapProbe):
         grid = self.truth_grid(run, encoder)
         return lambda sample, view: sample["depth"] if view is None else crop_truth(sample["depth"], view, grid, np.nan)
 
-    def drawing(self) -> type[Drawing]:
-        return imported("drawing:DepthDrawing")
-
+    drawing = staticmethod(partial(imported, "drawing:DepthDrawing"))
     thumbnail = staticmethod(lazy("thumbnails:unpacked_depth"))
 
 

@@ -10,6 +10,7 @@ Thumbnails:        the 20 boxes of an image with the highest scores
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -20,7 +21,6 @@ from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Ru
 from cliptex.evaluation.protocols.base import DenseInput, DenseTask, Training
 
 if TYPE_CHECKING:
-    from cliptex.evaluation.drawing import Drawing
     from cliptex.evaluation.probes.parts import TruthOf
     from cliptex.models.encoders import Encoder
 
@@ -144,9 +144,7 @@ class DetectionProbe(ProbeTask):
 
     tuner = staticmethod(lazy("probes.heads.detection:DetectionTuner"))
 
-    def drawing(self) -> type[Drawing]:
-        return imported("drawing:BoxDrawing")
-
+    drawing = staticmethod(partial(imported, "drawing:BoxDrawing"))
     thumbnail = staticmethod(lazy("thumbnails:unpacked_boxes"))
 
 

@@ -46,24 +46,38 @@ def evaluate_head(
     extra: Mapping[str, Any],
     folder: Path,
 ) -> None:
-    """Train and evaluate one head in all its tasks, and write its files to `folder`.
-
-    parts: training and evaluation. outcomes_of: task -> outcomes. extra: further keys of the JSON file, among them
-    `settings`.
-    """
+    """Train and evaluate one head in all its tasks, and write its files to `folder`. parts: training and evaluation.
+    outcomes_of: task -> outcomes. extra: further keys of the JSON file, among them `settings`."""
     protocol, data, encoder, (train, evaluated) = run.protocol, run.benchmark, subject.encoder, parts
     rows, predictions, per_image, thumbnails = [], {}, {}, {}
     for task in tasks:
+        input_text = described(protocol.section(task), subject.frozen)
         start = time.perf_counter()
         outcomes = outcomes_of(task)
         seconds = (time.perf_counter() - start) / len(outcomes)
         for outcome in outcomes:
             check(outcome.task, outcome.per_image, outcome.metrics)
-            rows.append(_row(outcome, protocol, protocol.section(task), subject, head, seconds))
+            rows.append(
+                Row(
+                    task=outcome.task,
+                    model=subject.model,
+                    seed=subject.seed,
+                    head=head,
+                    metrics=outcome.metrics,
+                    num_parameters=outcome.num_parameters,
+                    seconds=seconds,
+                    protocol=f"{protocol.protocol} ({protocol.digest}): {input_text}; {outcome.protocol}",
+                    protocol_name=protocol.protocol,
+                    protocol_digest=protocol.digest,
+                    hyperparameters=outcome.hyperparameters,
+                    **({} if subject.frozen else {"frozen": False}),
+                )
+            )
             predictions |= outcome.predictions
             per_image[outcome.task] = outcome.per_image
             thumbnails |= {outcome.task: outcome.thumbnails} if outcome.thumbnails else {}
-            log.info("%s %s %s %s: %s", data.name, subject.model, head, outcome.task, _formatted(outcome.metrics))
+            shown = (f"{name} {value:.2f}" for name, value in outcome.metrics.items() if value is not None)
+            log.info("%s %s %s %s: %s", data.name, subject.model, head, outcome.task, " ".join(shown))
     _check_counts(data, protocol, train, evaluated, per_image)
     digests = {f"{subject.model}/seed{subject.seed}": encoder.sha256}
     result = ProbeResult(
@@ -75,10 +89,8 @@ def evaluate_head(
         num_train=len(train.ids),
         num_eval=len(evaluated.ids),
         class_names=data.class_names,
-        input={
-            "interpolation": encoder.interpolation,
-            **{task: _input_of(protocol.section(task), encoder) for task in tasks},
-        },
+        input={"interpolation": encoder.interpolation}
+        | {task: _input_of(protocol.section(task), encoder) for task in tasks},
         results=rows,
         provenance=provenance(extra["settings"]) | {"model_sha256": digests},
         **extra,
@@ -93,23 +105,6 @@ def evaluate_head(
     write_result(path, result)
 
 
-def _row(outcome: Outcome, protocol: Entry, section: ProbeSection, subject: Subject, head: str, seconds: float) -> Row:
-    return Row(
-        task=outcome.task,
-        model=subject.model,
-        seed=subject.seed,
-        head=head,
-        metrics=outcome.metrics,
-        num_parameters=outcome.num_parameters,
-        seconds=seconds,
-        protocol=(f"{protocol.protocol} ({protocol.digest}): {described(section, subject.frozen)}; {outcome.protocol}"),
-        protocol_name=protocol.protocol,
-        protocol_digest=protocol.digest,
-        hyperparameters=outcome.hyperparameters,
-        **({} if subject.frozen else {"frozen": False}),
-    )
-
-
 def _check_counts(
     data: Benchmark, protocol: Entry, train: Part, evaluated: Part, per_image: Mapping[str, Arrays]
 ) -> None:
@@ -122,15 +117,10 @@ def _check_counts(
                 f"restore the data, or set max_{part} in the benchmark's entry"
             )
     for task, arrays in per_image.items():
-        if num_images(arrays) != len(evaluated.ids):
+        if (count := num_images(arrays)) != len(evaluated.ids):
             raise CliptexError(
-                f"{data.name}: {task} was evaluated on {num_images(arrays):,} of {len(evaluated.ids):,} images; please"
-                " report this"
+                f"{data.name}: {task} was evaluated on {count:,} of {len(evaluated.ids):,} images; please report this"
             )
-
-
-def _formatted(metrics: Mapping[str, float | None]) -> str:
-    return " ".join(f"{name} {value:.2f}" for name, value in metrics.items() if value is not None)
 
 
 def _input_of(section: ProbeSection, encoder: Encoder) -> dict[str, Any]:
@@ -147,11 +137,8 @@ def described(section: ProbeSection, frozen: bool = True) -> str:
         which = layers.get(features.layers) if isinstance(features.layers, str) else f"blocks {list(features.layers)}"
         tokens = f"patch tokens of {which}" + (" after the final normalisation" if features.norm else ", raw")
         tokens += ", class token beside each" if features.cls else ""
-        image = {
-            "squash": "the squashed image",
-            "crop": "the image's centre",
-            "windows": "windows that slide over the image",
-        }[section.input.fit]
+        images = {"squash": "the squashed image", "crop": "the image's centre"}
+        image = images.get(section.input.fit, "windows that slide over the image")
     else:
         tokens = {
             "pooled": "pooled feature before the projection",

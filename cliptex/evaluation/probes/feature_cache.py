@@ -159,9 +159,7 @@ class FeatureCache:
     @contextmanager
     def new(self, key: str, precision: str, size: float, metadata: dict[str, Any]) -> Iterator[Writer]:
         """A writer for the folder `key`, of about `size` bytes; other folders are deleted to make space for it.
-
-        The folder appears under its name when the context ends without an error.
-        """
+        The folder appears under its name when the context ends without an error."""
         self._make_room(size)
         self._in_use.add(key)
         scratch = self.folder / f".{key}.{uuid4().hex}"
@@ -241,9 +239,7 @@ def _abandoned(scratch: Path) -> bool:
 
 def fingerprint(samples: Sequence[dict[str, Any]], count: int = 8) -> str:
     """A digest of the number of samples and of a few evenly spaced images.
-
-    It distinguishes data sets, and renderings of the same data set, without reading all of it.
-    """
+    It distinguishes data sets, and renderings of the same data set, without reading all of it."""
     digest = hashlib.sha256(str(len(samples)).encode())
     for index in sorted({round(position) for position in np.linspace(0, len(samples) - 1, min(count, len(samples)))}):
         sample = samples[index]

@@ -10,6 +10,8 @@ import torch
 from cliptex.evaluation.probes.feature_cache import FeatureSource
 
 CHUNK_BYTES = 2**28
+Split = tuple[np.ndarray, np.ndarray]
+"""Training views for fitting, and the held-out ones."""
 
 
 def split_holdout(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,6 +55,13 @@ class Features:
     def take(self, index: np.ndarray) -> Self:
         """The views `index`."""
         return type(self)(self._source, self._grid, self._cls, self._mean, self._scale, self._index[index])
+
+    def in_memory(self) -> torch.Tensor:
+        """All of them in one tensor, without a second copy at any time."""
+        out = torch.empty(self.shape)
+        for chunk in chunks(self.shape):
+            out[chunk] = self[chunk]
+        return out
 
 
 class TensorSubset:
@@ -115,26 +124,15 @@ def standardised(
     memory_bytes: float = float("inf"),
 ) -> list[Features | torch.Tensor]:
     """Features of the parts of a benchmark, the training split first; tensors if they fit in memory.
-
-    standardise: channels get zero mean and unit variance over the training split, as by batch norm.
-    """
-    mean, scale = statistics(sources[0], cls) if standardise else _identity(sources[0].shape[2] * (1 + cls))
+    standardise: channels get zero mean and unit variance over the training split, as by batch norm."""
+    if standardise:
+        mean, scale = statistics(sources[0], cls)
+    else:
+        channels = sources[0].shape[2] * (1 + cls)
+        mean, scale = torch.zeros(channels), torch.ones(channels)
     parts = [Features(source, grid, cls, mean, scale) for source in sources]
-    if 4 * sum(math.prod(part.shape) for part in parts) > memory_bytes:
-        return parts
-    return [_in_memory(part) for part in parts]
-
-
-def _in_memory(features: Features) -> torch.Tensor:
-    """All features in one tensor, without a second copy at any time."""
-    out = torch.empty(features.shape)
-    for chunk in chunks(features.shape):
-        out[chunk] = features[chunk]
-    return out
-
-
-def _identity(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros(channels), torch.ones(channels)
+    fits = 4 * sum(math.prod(part.shape) for part in parts) <= memory_bytes
+    return [part.in_memory() for part in parts] if fits else parts
 
 
 def resample_nearest(array: np.ndarray, size: int) -> np.ndarray:

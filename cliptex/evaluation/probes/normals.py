@@ -9,6 +9,7 @@ Thumbnails:        x, y, z as signed bytes, at most 48 pixels a side
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -21,7 +22,6 @@ from cliptex.evaluation.protocols.base import DecoderTraining, MapTask, Ridge
 if TYPE_CHECKING:
     import numpy as np
 
-    from cliptex.evaluation.drawing import Drawing
     from cliptex.evaluation.probes.parts import TruthOf
     from cliptex.evaluation.probes.views import ImageView
     from cliptex.models.encoders import Encoder
@@ -82,9 +82,7 @@ class NormalsProbe(MapProbe):
 
         return normals
 
-    def drawing(self) -> type[Drawing]:
-        return imported("drawing:NormalsDrawing")
-
+    drawing = staticmethod(partial(imported, "drawing:NormalsDrawing"))
     thumbnail = staticmethod(lazy("thumbnails:unpacked_normals"))
 
 

@@ -22,14 +22,13 @@ from cliptex.evaluation.probes.features import split_holdout
 from cliptex.evaluation.probes.views import (
     ImageView,
     Size,
-    crop_centre,
     crop_view,
     evaluation_views,
     random_crops,
     random_views,
 )
 from cliptex.evaluation.protocols.base import DenseTask, ProbeSection, views_of_each
-from cliptex.models.encoders import BATCH_SIZE, Encoder, in_order
+from cliptex.models.encoders import BATCH_SIZE, Encoder, centre_crop, in_order
 
 log = logging.getLogger("cliptex")
 
@@ -40,9 +39,7 @@ TruthOf = Callable[[dict[str, Any], ImageView | None], Any]
 @dataclass
 class Part:
     """One part of a benchmark. The views of all samples are concatenated; `owner` is the sample of each view.
-
-    truths: by task, one per view in training, one per sample in evaluation.
-    """
+    truths: by task, one per view in training, one per sample in evaluation."""
 
     ids: list[str] = field(default_factory=list)
     shapes: list[Size] = field(default_factory=list)
@@ -104,7 +101,7 @@ class Reader:
     def pixels(self, image: np.ndarray, view: ImageView | None) -> np.ndarray:
         """A view as the encoder's input, uint8 [*size, 3]."""
         if view is None:
-            return crop_centre(image, self.section.input, self.size[0], self.interpolation)
+            return centre_crop(image, self.size[0], self.interpolation, self.section.input.resize_px or self.size[0])
         return crop_view(image, view, self.size, self.interpolation, self.fill)
 
     def encode(self, encoder: Encoder, images_BHWC: np.ndarray) -> torch.Tensor:
@@ -115,10 +112,6 @@ class Reader:
         if options.point == "tokens":
             return encoder.summary(images, options.blocks)[:, None]
         return (encoder.pooled(images) if options.point == "pooled" else encoder.embedding(images))[:, None]
-
-    def expected_views(self) -> int:
-        """The number of views; for windows an estimate."""
-        return len(self.indices) * views_of_each(self.section, self.part)
 
     def depends_on(self, encoder: Encoder) -> dict[str, Any]:
         """Everything that the features depend on."""
@@ -149,9 +142,7 @@ class Reader:
 
     def read(self, sinks: Mapping[str, tuple[Encoder, Writer]], truths: bool = True) -> tuple[Part, dict[str, float]]:
         """Read the part in one pass and append the features of each encoder to its writer.
-
-        truths: whether to keep the ground truth. Returns the part, and the seconds that each encoder took.
-        """
+        truths: whether to keep the ground truth. Returns the part, and the seconds that each encoder took."""
         part = Part(truths={task: [] for task in self.truths} if truths else {})
         pending: list[np.ndarray] = []
         seconds = dict.fromkeys(sinks, 0.0)
@@ -203,11 +194,10 @@ class ComputedFeatures(FeatureSource):
 
     def read(self, index: np.ndarray) -> torch.Tensor:
         index = np.asarray(index)
-        chunks = [self._tokens(index[start : start + BATCH_SIZE]) for start in range(0, len(index), BATCH_SIZE)]
         # the same rounding as stored features, so that the results do not depend on where features are kept
         writer = Writer(self._reader.section.features.precision)
-        for chunk in chunks:
-            writer.append(chunk)
+        for start in range(0, len(index), BATCH_SIZE):
+            writer.append(self._tokens(index[start : start + BATCH_SIZE]))
         return writer.finish({}).read(np.arange(len(index)))
 
 
@@ -238,12 +228,11 @@ def features_of(
         seconds = dict.fromkeys(group, 0.0)
         keys: list[str] = []
         for number, reader in enumerate(readers):
-            extracted = _extract(reader, group, place, cache, parts[number])
-            parts[number] = extracted.part
-            keys += extracted.keys
+            parts[number], found, took, in_use = _extract(reader, group, place, cache, parts[number])
+            keys += in_use
             for model in group:
-                sources[model].append(extracted.sources.pop(model))
-                seconds[model] += extracted.seconds.get(model, 0.0)
+                sources[model].append(found.pop(model))
+                seconds[model] += took.get(model, 0.0)
         for model in group:
             yield parts[0], parts[1], EncoderFeatures(*sources.pop(model), seconds[model])
         cache.release(keys)
@@ -269,27 +258,19 @@ def _next_group(
     return group, place
 
 
-class Extracted(NamedTuple):
-    """The features of one part by model, the seconds of the encoders that ran, and the cache keys in use."""
-
-    part: Part
-    sources: dict[str, FeatureSource]
-    seconds: dict[str, float]
-    keys: list[str]
-
-
 def _extract(
     reader: Reader, encoders: Mapping[str, Encoder], place: str, cache: FeatureCache, part: Part | None
-) -> Extracted:
+) -> tuple[Part, dict[str, FeatureSource], dict[str, float], list[str]]:
     """The features of one part for several encoders, from the cache or computed in one pass over the images.
 
-    part: the part if it has been read before; otherwise it is read with its ground truth.
+    part: the part if it has been read before; otherwise it is read with its ground truth. Returns the part, features by
+    model, the seconds of the encoders that ran, and the cache keys in use.
     """
     if place == "nowhere":
         if part is None:
             part, _ = reader.read({})
         computed = {model: ComputedFeatures(reader, part, encoder) for model, encoder in encoders.items()}
-        return Extracted(part, computed, {}, [])
+        return part, computed, {}, []
     precision = reader.section.features.precision
     keys: dict[str, str] = {}
     sources: dict[str, FeatureSource | None] = {}
@@ -313,13 +294,14 @@ def _extract(
             part = read_part if part is None else part
     for model, (_, writer) in sinks.items():
         sources[model] = cache.find(keys[model]) if place == "disk" else writer.finish({})
-    return Extracted(part, sources, seconds, list(keys.values()))
+    return part, sources, seconds, list(keys.values())
 
 
 def bytes_needed(reader: Reader, encoder: Encoder) -> int:
-    """Bytes of the features of a part."""
+    """Bytes of the features of a part; for windows an estimate."""
     _, tokens, channels = reader.encode(encoder, np.zeros((1, *reader.size, 3), np.uint8)).shape
-    return bytes_of((reader.expected_views(), tokens, channels), reader.section.features.precision)
+    views = len(reader.indices) * views_of_each(reader.section, reader.part)
+    return bytes_of((views, tokens, channels), reader.section.features.precision)
 
 
 def _log_place(reader: Reader, model: str, size: float, place: str) -> None:

@@ -8,6 +8,7 @@ Thumbnails:        masks, at most 96 pixels a side
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -20,7 +21,6 @@ from cliptex.evaluation.protocols.base import DenseTask, Training
 if TYPE_CHECKING:
     import numpy as np
 
-    from cliptex.evaluation.drawing import Drawing
     from cliptex.evaluation.probes.parts import TruthOf
     from cliptex.evaluation.probes.views import ImageView
     from cliptex.models.encoders import Encoder
@@ -128,9 +128,7 @@ class SegmentationProbe(ProbeTask):
     def truth_bytes(self, section: SegmentationProtocol, image_size: int) -> int:
         return section.mask_size_px**2
 
-    def drawing(self) -> type[Drawing]:
-        return imported("drawing:MaskDrawing")
-
+    drawing = staticmethod(partial(imported, "drawing:MaskDrawing"))
     thumbnail = staticmethod(lazy("thumbnails:unpacked_mask"))
 
 

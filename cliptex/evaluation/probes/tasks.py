@@ -21,9 +21,7 @@ def built_in() -> dict[str, ProbeTask]:
 
 def probe_task(name: str) -> ProbeTask:
     """The task of that name. name: one of the package's, "package.module:Class", or the name of one that was found so.
-
-    Raises CliptexError for a task that does not exist.
-    """
+    Raises CliptexError for a task that does not exist."""
     if ":" in name:
         task = find("probe tasks", name)()
         if type(known_tasks().get(task.name, task)) is not type(task):

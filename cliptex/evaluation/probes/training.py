@@ -81,11 +81,8 @@ def train_network(
     candidate: Candidate,
     seed: int,
 ) -> torch.nn.Module:
-    """Build a head and train it on `count` views; returned in evaluation mode.
-
-    The same seed gives the same initial weights and the same batches for every encoder. loss: (head, indices of a
-    batch, generator) -> scalar.
-    """
+    """Build a head and train it on `count` views; returned in evaluation mode. The same seed gives the same initial
+    weights and the same batches for every encoder. loss: (head, indices of a batch, generator) -> scalar."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     network = build().train().to(default_device())
@@ -97,9 +94,7 @@ def train_network(
 
 def best_candidate(options: Training, score: Callable[[Candidate], float]) -> tuple[Candidate, dict[str, float]]:
     """The candidate with the highest `score` on the holdout, and all scores.
-
-    A single candidate is returned without a score. If scores are equal, the first candidate wins.
-    """
+    A single candidate is returned without a score. If scores are equal, the first candidate wins."""
     grid = candidates(options)
     if len(grid) == 1:
         return grid[0], {}

@@ -8,14 +8,14 @@ closed form (ridge, logistic) starts from that solution and is trained further w
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from cliptex.config import FineTuning
 from cliptex.evaluation.probes.base import Outcome, Run
-from cliptex.evaluation.probes.features import Features, standardised
+from cliptex.evaluation.probes.features import Features, Split, standardised
 from cliptex.evaluation.probes.parts import ComputedFeatures, Part, Reader
 from cliptex.evaluation.probes.training import Candidate, candidates
 from cliptex.evaluation.protocols.base import DenseTask, Training
@@ -27,9 +27,7 @@ FROM_RIDGE = TUNED + "the head starts from ridge regression; its map resized (bi
 
 class TrainableFeatures(ComputedFeatures):
     """Features computed on every access by an encoder in training, without rounding.
-
-    If gradients are enabled, all views of an access are one batch.
-    """
+    If gradients are enabled, all views of an access are one batch."""
 
     def read(self, index: np.ndarray) -> torch.Tensor:
         index = np.asarray(index)
@@ -61,8 +59,7 @@ class Tuned:
             self.train, self.eval = standardised(sources, grid, cls, section.features.standardise, memory_bytes=0)
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     """How one head is trained with the encoder; both use the same schedule."""
 
     training: Training
@@ -75,33 +72,21 @@ Loss = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Generator], 
 
 class Tuner(ABC):
     """One head of one task, trained together with the encoder.
-
-    task: name of the probe task. options: of the head in the protocol. recipes: the candidates on the holdout.
-    """
+    task: name of the probe task. options: of the head in the protocol. recipes: the candidates on the holdout."""
 
     task: ClassVar[str]
 
-    def __init__(
-        self,
-        run: Run,
-        head: str,
-        tuned: Tuned,
-        split: tuple[np.ndarray, np.ndarray],
-        seed: int,
-        options: FineTuning,
-    ):
+    def __init__(self, run: Run, head: str, tuned: Tuned, split: Split, seed: int, options: FineTuning):
         """head: its name. split: training views for fitting, and the held-out ones. options: of fine-tuning."""
         self.section = run.protocol.section(self.task)
         self.options = self.section.heads[head]
         self.seed, self.device = seed, tuned.encoder.device
-        if isinstance(self.options, Training):
-            self.recipes = [Recipe(self.options, candidate) for candidate in candidates(self.options)]
-        else:
-            self.recipes = [recipe_of_solved_head(options)]
+        training = self.options if isinstance(self.options, Training) else training_of_solved_head(options)
+        self.recipes = [Recipe(training, candidate) for candidate in candidates(training)]
         self.prepare(run, tuned, split)
 
     @abstractmethod
-    def prepare(self, run: Run, tuned: Tuned, split: tuple[np.ndarray, np.ndarray]) -> None:
+    def prepare(self, run: Run, tuned: Tuned, split: Split) -> None:
         """Keep the ground truth, and solve the head if it is solved in closed form."""
 
     @abstractmethod
@@ -125,18 +110,11 @@ class Tuner(ABC):
 
     @abstractmethod
     def outcomes(self, head: torch.nn.Module, tuned: Tuned, chosen: dict[str, Any], keep: int) -> list[Outcome]:
-        """Evaluate the head. chosen: hyper-parameters for the row. keep: number of evaluation images whose predictions
-        are kept."""
+        """Evaluate the head.
+        chosen: hyper-parameters for the row. keep: number of evaluation images whose predictions are kept."""
 
 
-def recipe_of_solved_head(options: FineTuning) -> Recipe:
-    """The recipe for a head that is solved in closed form."""
-    training = Training(
-        steps=options.steps,
-        batch_size=options.batch_size,
-        learning_rates=(options.head_rate,),
-        weight_decays=(0.0,),
-        warmup=options.warmup,
-    )
-    (candidate,) = candidates(training)
-    return Recipe(training, candidate)
+def training_of_solved_head(options: FineTuning) -> Training:
+    """How a head is trained that is solved in closed form."""
+    values = {name: getattr(options, name) for name in ("steps", "batch_size", "warmup")}
+    return Training(learning_rates=(options.head_rate,), weight_decays=(0.0,), **values)

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from cliptex.core.errors import CliptexError
-from cliptex.evaluation.protocols.base import Augmentation, ClassificationInput, DenseInput, RandomCrops
-from cliptex.models.encoders import INTERPOLATION, centre_crop
+from cliptex.evaluation.protocols.base import Augmentation, DenseInput, RandomCrops
+from cliptex.models.encoders import INTERPOLATION
 
 Size = tuple[int, int]
 """Height and width, pixels."""
@@ -146,16 +146,8 @@ def crop_view(
     return out[:, ::-1] if view.flip else out
 
 
-def crop_centre(image: np.ndarray, options: ClassificationInput, side: int, interpolation: str) -> np.ndarray:
-    """The shorter side resized to `resize_px`, then a square of `side` from the centre, as in torchvision."""
-    return centre_crop(image, side, interpolation, options.resize_px or side)
-
-
 def crop_truth(array: np.ndarray, view: ImageView, size: Size, fill: float) -> np.ndarray:
-    """Ground truth [H, W, ...] at the centres of a grid of `size` cells over the view (nearest).
-
-    It is `fill` beyond the image.
-    """
+    """Ground truth [H, W, ...] at the centres (nearest) of a grid of `size` cells over the view; `fill` beyond it."""
     positions, inside = [], []
     for axis, (start, length) in enumerate(((view.top, view.height), (view.left, view.width))):
         position = np.floor(start + (np.arange(size[axis]) + 0.5) * length / size[axis]).astype(int)

@@ -5,16 +5,17 @@ holds every value of the benchmark's tasks, and a digest of them. Imports nothin
 on every start.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError, create_model
 
 from cliptex.config import Config, Positive, Section
-from cliptex.core.errors import CliptexError
+from cliptex.config.explain import explain
+from cliptex.config.files import Keys, Layers, dotted, read
+from cliptex.core.errors import CliptexError, ConfigError
 from cliptex.core.files import sha256_json
 from cliptex.evaluation.probes.base import ProbeTask
 from cliptex.evaluation.probes.tasks import built_in, tasks_of
@@ -75,14 +76,10 @@ class Entry(ProtocolFile):
         return heads
 
 
-def with_sections(base: type[ProtocolFile], tasks: Mapping[str, ProbeTask]) -> Any:
-    """`base` with an optional section for each task, as a pydantic model."""
-    return _with_sections(base, tuple(tasks.items()))
-
-
 @cache
-def _with_sections(base: type[ProtocolFile], tasks: tuple[tuple[str, ProbeTask], ...]) -> Any:
-    return create_model(base.__name__, __base__=base, **{name: (task.section | None, None) for name, task in tasks})
+def with_sections(base: type[ProtocolFile], tasks: tuple[ProbeTask, ...]) -> Any:
+    """`base` with an optional section for each task, as a pydantic model."""
+    return create_model(base.__name__, __base__=base, **{task.name: (task.section | None, None) for task in tasks})
 
 
 def protocol_of(benchmark: str, values: Mapping[str, Any], folders: Iterable[Path] = ()) -> Entry:
@@ -92,23 +89,29 @@ def protocol_of(benchmark: str, values: Mapping[str, Any], folders: Iterable[Pat
     configuration; if it is already resolved, it is only validated. folders: searched for protocols before the shipped
     ones. Raises CliptexError that names the file, or the entry, and the key.
     """
-    where = f"probes.benchmarks.{benchmark}."
+    entry_key = f"probes.benchmarks.{benchmark}"
+
+    def where(path: Keys) -> str:
+        return f"{entry_key}.{dotted(path)}: "
+
     tasks = tasks_of(benchmark)
-    model = with_sections(Entry, built_in() | tasks)
+    known = tuple((built_in() | tasks).values())
+    model = with_sections(Entry, known)
     if values.get("digest"):
         return _validated(model, values, where)
     name = values.get("protocol", DEFAULT)
-    path = _path(name, folders, f"{where}protocol")
-    file = _read(path)
-    _validated(with_sections(ProtocolFile, built_in() | tasks), file, f"{path}: ")
+    path = _path(name, folders, f"{entry_key}.protocol")
+    layers = Layers([read(path)])
+    file = layers.values
+    _validated(with_sections(ProtocolFile, known), file, layers.where)
     for task in built_in().keys() - tasks.keys():
         if task in values:
-            raise CliptexError(f"{where}{task}: {benchmark} has no such task; it has {', '.join(tasks)}")
+            raise CliptexError(f"{entry_key}.{task}: {benchmark} has no such task; it has {', '.join(tasks)}")
     base = {key: file[key] for key in ("about", *tasks) if file.get(key) is not None}
     entry = _validated(model, _merged(base, {**values, "protocol": name}), where)
     if not entry.tasks:
         needed = " or ".join(map(repr, tasks))
-        raise CliptexError(f"{path}: has no section {needed}, which {benchmark} needs ({where}protocol names it)")
+        raise CliptexError(f"{path}: has no section {needed}, which {benchmark} needs ({entry_key}.protocol names it)")
     sections = entry.model_dump(mode="json", include={*tasks, "max_train", "max_eval"})
     return entry.model_copy(update={"digest": sha256_json(sections)[:DIGEST_DIGITS]})
 
@@ -125,13 +128,6 @@ def with_protocols(config: Config, folders: Iterable[Path] = ()) -> Config:
     return config.model_copy(update={"probes": config.probes.model_copy(update={"benchmarks": resolved})})
 
 
-def folders_near(config: str) -> list[Path]:
-    """Folders of protocols for a configuration file: next to it, or, for a study, one folder above."""
-    if config.lstrip().startswith("{"):
-        return []
-    return [folder / "protocols" for folder in list(Path(config).absolute().parents)[:2]]
-
-
 def _path(name: str, folders: Iterable[Path], key: str) -> Path:
     if "/" in name or name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
@@ -146,16 +142,6 @@ def _path(name: str, folders: Iterable[Path], key: str) -> Path:
     raise CliptexError(f"{key}: {name!r} is not a protocol; {remedy}")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise CliptexError(f"{path}: not valid YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise CliptexError(f"{path}: not a protocol; it must have a section for each task")
-    return values
-
-
 def _merged(base: Any, over: Any) -> Any:
     """`base` overridden by `over`, recursively. Heads of another kind are replaced as a whole, null heads removed."""
     if not isinstance(base, Mapping) or not isinstance(over, Mapping):
@@ -168,33 +154,10 @@ def _merged(base: Any, over: Any) -> Any:
     return out
 
 
-def _validated(model: type[ProtocolFile], values: Mapping[str, Any], where: str) -> Any:
+def _validated(model: type[ProtocolFile], values: Mapping[str, Any], where: Callable[[Keys], str]) -> Any:
+    """where: begins the line about a wrong value, by its path."""
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            key = where + ".".join(_keys(values, item["loc"]))
-            if item["type"] == "extra_forbidden":
-                problems.append(f"{key}: unknown key")
-            elif item["type"] == "missing":
-                problems.append(f"{key}: missing")
-            elif item["type"] == "value_error":
-                problems.append(f"{key}.{item['ctx']['error']}")
-            else:
-                problems.append(f"{key}: {item['msg']}, got {item['input']!r}")
-        raise CliptexError("; ".join(problems)) from error
-
-
-def _keys(values: Any, loc: tuple[int | str, ...]) -> list[str]:
-    """pydantic's path to a value, without the tags of unions, which are not keys of the file."""
-    out = []
-    for number, part in enumerate(loc):
-        if isinstance(values, Mapping) and part not in values and number < len(loc) - 1:
-            continue
-        out.append(str(part))
-        try:
-            values = values[part]
-        except (KeyError, IndexError, TypeError):
-            values = None
-    return out
+        problems = explain(error, model, values)
+        raise ConfigError([f"{where(path)}{problem}" for path, problem in problems]) from error

@@ -15,6 +15,7 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, replacing, write_json
 from cliptex.core.provenance import provenance
+from cliptex.core.redact import escape_controls
 from cliptex.evaluation.measures import metric_of
 from cliptex.report import html, names
 from cliptex.report.bootstrap import LEVEL, Interval, resampled_over
@@ -52,7 +53,8 @@ def build_study(config: Config, workdir: Path = Path()) -> StudyPage:
 def study_page(config: Config, workdir: Path) -> StudyPage:
     """Read and compare the results. Raises CliptexError for the first file that is missing or broken."""
     study = study_of(config)
-    labels = {model: names.model(model) for model in study.compared} | dict(study.rows)
+    labels = {model: names.model(model) for model in study.compared}
+    labels |= {model: escape_controls(label) for model, label in study.rows}
     measures = read_measures(config, workdir)
     if not measures:
         raise CliptexError("study: neither `probes` nor `zeroshot` names a benchmark; name at least one")

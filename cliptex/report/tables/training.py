@@ -7,7 +7,7 @@ from typing import Any
 
 from cliptex.report import names
 from cliptex.report.gather import Results
-from cliptex.report.statistics import sample_std, signed
+from cliptex.report.statistics import sample_std
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table
 from cliptex.report.tables.cells import count, model_columns, model_key
 
@@ -57,18 +57,16 @@ def cost_table(results: Results) -> Table:
         cost.append(row(part, f"parameters{note}", _parameters(keys), count, untrained=True))
     for part, (keys, of, _) in PARTS.items():
         cost.append(row(part, f"million operations, {of} forward", _megaflops(keys), "{:.1f}".format))
-    ratio = "forward operations relative to contrastive training"
-    cost.append(row("All of a pair", ratio, lambda record: record.get("flops_over_contrastive"), "× {:.2f}".format))
+    for what, of in {"flops": "forward operations", "time": "time forward and backward in one process,"}.items():
+        key, note = f"{what}_over_contrastive", f"{of} relative to contrastive training"
+        cost.append(row("All of a pair", note, lambda record, key=key: record.get(key), "× {:.2f}".format))
     notes = ["Mean over seeds, ± sample standard deviation where they differ."] * (len(results.config.seeds) > 1)
     notes.append(
-        "Times are those of the machine that trained the models, with any other load. Operations: of matrix products, "
-        "convolutions and attention; a multiply-add counts as two."
+        "Time, time a step and throughput include data loading and depend on what else ran on the machine, so they do "
+        "not compare models. The last row does: the time of a forward and backward pass relative to the same without "
+        "pseudo-labels, both measured in one process after the last step. Operations: of matrix products, convolutions "
+        "and attention; a multiply-add counts as two. Heads are not exported: encoders have the same size and speed."
     )
-    if (overhead := step_overhead(results)) is not None:
-        notes.append(
-            f"Time of a CLIPTeX step relative to CLIP-FT: {signed(overhead, 0)} %, for loading labels and for the "
-            "heads. Heads are not exported: both encoders have the same size and speed."
-        )
     return Table(
         "cost",
         "Training: data and cost",
@@ -93,16 +91,13 @@ def _cell(
     return Cell(f"{show(mean)}{spread}", mean)
 
 
-def step_overhead(results: Results) -> float | None:
-    """How much longer a step of CLIPTeX takes than one of CLIP-FT, percent; None unless both were trained."""
-    seconds = []
-    for name in (names.SUBJECT, names.REFERENCE):
-        records = [run.record for run in results.runs.get(name, {}).values()]
-        steps = [record["seconds"] / record["steps"] for record in records if record["steps"]]
-        if not steps or not min(steps):
-            return None
-        seconds.append(fmean(steps))
-    return 100 * (seconds[0] / seconds[1] - 1)
+def time_ratio(results: Results) -> float | None:
+    """Time of CLIPTeX's forward and backward pass relative to that without pseudo-labels; None if not measured.
+
+    Training measures both in turn, in one process and on one batch, so other jobs disturb it little.
+    """
+    ratios = [run.record.get("time_over_contrastive") for run in results.runs.get(names.SUBJECT, {}).values()]
+    return None if None in ratios or not ratios else fmean(ratios)
 
 
 def _parameters(keys: Sequence[str]) -> Callable[[Record], int]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from cliptex.evaluation.metrics.ranking import ranking_statistics, top_metrics
 from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.classification import ClassificationProtocol, LinearSgd, Logistic
-from cliptex.evaluation.probes.features import Features, TensorSubset, take
+from cliptex.evaluation.probes.features import Features, Split, TensorSubset, take
 from cliptex.evaluation.probes.training import batches, default_device, rate_factor
 from cliptex.evaluation.probes.tuning import TUNED, Tuned, Tuner
 
@@ -34,10 +34,8 @@ def fit_logistic(
     iterations: int,
     start: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The weights that minimise mean cross-entropy + penalty / 2 |W|^2; the bias is not penalised.
-
-    scikit-learn's LogisticRegression has the same optimum at C = 1 / (penalty * N). start: initial weights.
-    """
+    """The weights that minimise mean cross-entropy + penalty / 2 |W|^2; the bias is not penalised. scikit-learn's
+    LogisticRegression has the same optimum at C = 1 / (penalty * N). start: initial weights."""
     count, channels = features_NC.shape
     device = labels_N.device
     weights = torch.zeros(channels + 1, num_classes, device=device) if start is None else start.clone()
@@ -96,9 +94,7 @@ class GridPoint:
 
 def grid_of(options: LinearSgd, channels: int, num_blocks: int) -> list[list[GridPoint]]:
     """All points of the grid, in groups that use the same columns and are trained together.
-
-    num_blocks: class tokens in the feature; 0 if the feature does not consist of tokens and is used as a whole.
-    """
+    num_blocks: class tokens in the feature; 0 if the feature does not consist of tokens and is used as a whole."""
     pairs = list(product(options.learning_rates, options.weight_decays))
     if not num_blocks:
         return [[GridPoint(*pair, 0, False, slice(None)) for pair in pairs]]
@@ -162,13 +158,11 @@ def fit_sgd(
     num_classes: int,
     num_blocks: int,
     options: LinearSgd,
-    split: tuple[np.ndarray, np.ndarray],
+    split: Split,
     seed: int,
 ) -> tuple[torch.Tensor, slice, dict[str, Any]]:
     """Train on all views the classifier of the grid with the highest accuracy on the holdout.
-
-    num_blocks: as in `grid_of`. Returns its weights, the columns that it uses, and the hyper-parameters.
-    """
+    num_blocks: as in `grid_of`. Returns its weights, the columns that it uses, and the hyper-parameters."""
     groups = grid_of(options, train_VC.shape[1], num_blocks)
     best = groups[0][0]
     accuracies: list[tuple[GridPoint, float]] = []
@@ -192,7 +186,7 @@ def solve_logistic(
     labels_V: torch.Tensor,
     num_classes: int,
     options: Logistic,
-    split: tuple[np.ndarray, np.ndarray],
+    split: Split,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Fit all views with the penalty that has the lowest log loss on the holdout: weights, and hyper-parameters."""
     device = default_device()
@@ -219,7 +213,7 @@ def probe_classification(
     num_classes: int,
     section: ClassificationProtocol,
     head: str,
-    split: tuple[np.ndarray, np.ndarray],
+    split: Split,
     seed: int,
     keep: int,
 ) -> Outcome:
@@ -260,7 +254,7 @@ class ClassificationTuner(Tuner):
 
     task = "classification"
 
-    def prepare(self, run: Run, tuned: Tuned, split: tuple[np.ndarray, np.ndarray]) -> None:
+    def prepare(self, run: Run, tuned: Tuned, split: Split) -> None:
         labels, self.eval_labels = (part.truths[self.task] for part in tuned.parts)
         self.labels, num_classes = torch.as_tensor(labels, dtype=torch.long), len(run.benchmark.class_names)
         with torch.no_grad():

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from cliptex.evaluation.probes.depth import DepthBins
-from cliptex.evaluation.probes.features import Features, take
-from cliptex.evaluation.probes.heads.maps import Fitted, Maps, Split
+from cliptex.evaluation.probes.features import Features, Split, take
+from cliptex.evaluation.probes.heads.maps import Fitted, Maps
 from cliptex.evaluation.probes.normals import AngularNormals
 from cliptex.evaluation.probes.training import Candidate, best_candidate, train_network
 from cliptex.evaluation.protocols.base import DecoderTraining
@@ -26,9 +26,7 @@ BLOCKS = 4
 
 class LinearDecoder(nn.Module):
     """A 1x1 convolution, upsampled to `upsample` times the size of the map.
-
-    DINOv2 resizes the features and then convolves; a 1x1 convolution and bilinear resizing commute.
-    """
+    DINOv2 resizes the features and then convolves; a 1x1 convolution and bilinear resizing commute."""
 
     def __init__(self, channels_in: int, channels_out: int, upsample: int):
         super().__init__()
@@ -131,9 +129,7 @@ def scale_invariant_loss(difference_BRS: torch.Tensor, known_BRS: torch.Tensor, 
 
 def gradient_loss(difference_BRS: torch.Tensor, known_BRS: torch.Tensor) -> torch.Tensor:
     """Mean absolute difference of g between pixels two apart, in both directions, summed over strides 1, 2, 4 and 6.
-
-    From MegaDepth (Li and Snavely 2018). DINOv2's code takes the differences along the batch axis by mistake.
-    """
+    From MegaDepth (Li and Snavely 2018). DINOv2's code takes the differences along the batch axis by mistake."""
     total = difference_BRS.new_zeros(())
     for step in (1, 2, 4, 6):
         g, known = difference_BRS[:, ::step, ::step], known_BRS[:, ::step, ::step]
@@ -191,9 +187,7 @@ def fit_decoder(
     seed: int,
 ) -> Fitted:
     """Train a decoder on all views, with the candidate that is best on the holdout.
-
-    truths: [R, S] or [R, S, 3] of each view.
-    """
+    truths: [R, S] or [R, S, 3] of each view."""
 
     def train(index: np.ndarray, candidate: Candidate) -> nn.Module:
         features = take(train_VChw, index)

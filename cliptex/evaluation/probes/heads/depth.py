@@ -11,6 +11,7 @@ import torch
 from cliptex.evaluation.metrics.depth import affine_aligned, depth_errors, depth_statistics, mean_depth
 from cliptex.evaluation.probes.base import Outcome
 from cliptex.evaluation.probes.depth import DepthBins, DepthProtocol, DepthRidge
+from cliptex.evaluation.probes.features import Split
 from cliptex.evaluation.probes.heads import maps
 from cliptex.evaluation.probes.heads.decoders import DecoderProbe, apply_head, depth_head, depth_loss, fit_decoder
 from cliptex.evaluation.probes.heads.ridge import fit_ridge, regressed
@@ -24,12 +25,12 @@ def probe_depth(
     eval_depths: Sequence[np.ndarray],
     section: DepthProtocol,
     head: str,
-    split: maps.Split,
+    split: Split,
     seed: int,
     keep: int,
 ) -> Outcome:
-    """Train and evaluate the head of that name. Depths in metres, NaN = invalid: training depths on a grid, evaluation
-    depths at the original resolution."""
+    """Train and evaluate the head of that name.
+    Depths in metres, NaN = invalid: training depths on a grid, evaluation depths at the original resolution."""
     options = section.heads[head]
     if options.kind == "ridge":
         fitted = depth_regression(solve_depth(train_VChw, train_depths, section, options, split), section, maps.RIDGE)
@@ -78,7 +79,7 @@ def _clear_out_of_range(depths: Sequence[np.ndarray], section: DepthProtocol) ->
 
 
 def solve_depth(
-    train_VChw: maps.Maps, depths: Sequence[np.ndarray], section: DepthProtocol, options: DepthRidge, split: maps.Split
+    train_VChw: maps.Maps, depths: Sequence[np.ndarray], section: DepthProtocol, options: DepthRidge, split: Split
 ) -> maps.Solved:
     """Ridge regression of depth or its logarithm on all views, with the target and penalty best on the holdout."""
     low, high = section.min_depth_m, section.max_depth_m
@@ -119,7 +120,7 @@ def _fit_bins(
     depths: Sequence[np.ndarray],
     section: DepthProtocol,
     options: DepthBins,
-    split: maps.Split,
+    split: Split,
     seed: int,
 ) -> maps.Fitted:
     low, high = section.min_depth_m, section.max_depth_m

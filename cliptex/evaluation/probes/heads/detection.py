@@ -19,9 +19,9 @@ from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.metrics.detection import detection_statistics
 from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.detection import DetectionHead
-from cliptex.evaluation.probes.features import take
+from cliptex.evaluation.probes.features import Split, take
 from cliptex.evaluation.probes.heads.detectors import Frame, MaskRCNNDetector, SSDDetector, frame_of
-from cliptex.evaluation.probes.heads.maps import Maps, Split
+from cliptex.evaluation.probes.heads.maps import Maps
 from cliptex.evaluation.probes.parts import Part
 from cliptex.evaluation.probes.training import Candidate, best_candidate, train_network
 from cliptex.evaluation.probes.tuning import TUNED, Tuned, Tuner
@@ -40,9 +40,7 @@ RunLengths = dict[str, Any]
 @dataclass(frozen=True)
 class Objects:
     """The training objects of one view in the virtual frame [height, width].
-
-    boxes: float32 [n, 4] xyxy. labels: int64 [n], from 1. masks: n.
-    """
+    boxes: float32 [n, 4] xyxy. labels: int64 [n], from 1. masks: n."""
 
     frame: Frame
     boxes: torch.Tensor

@@ -14,14 +14,12 @@ import torch.nn.functional as F
 from cliptex.core.errors import CliptexError
 from cliptex.core.seeds import seed_of
 from cliptex.evaluation.probes.base import Data, Outcome, Run
-from cliptex.evaluation.probes.features import Features, resample_nearest
+from cliptex.evaluation.probes.features import Features, Split, resample_nearest
 from cliptex.evaluation.probes.heads.ridge import Solution
 from cliptex.evaluation.probes.tuning import FROM_RIDGE, Tuned, Tuner
 from cliptex.evaluation.protocols.base import MapTask
 
 Maps = Features | torch.Tensor
-Split = tuple[np.ndarray, np.ndarray]
-"""Training views for fitting, and the held-out ones."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,7 @@ RIDGE = "ridge regression with bias in closed form; prediction resized (bilinear
 @dataclass(frozen=True)
 class Solved:
     """A ridge regression on features.
-
-    target: "metric", "log" or "normals". targets_VGGT: the training targets, NaN = unknown.
-    """
+    target: "metric", "log" or "normals". targets_VGGT: the training targets, NaN = unknown."""
 
     solution: Solution
     target: str

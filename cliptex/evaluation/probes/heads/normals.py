@@ -10,6 +10,7 @@ import torch
 
 from cliptex.evaluation.metrics.normals import angles, mean_angles, normals_statistics
 from cliptex.evaluation.probes.base import Outcome
+from cliptex.evaluation.probes.features import Split
 from cliptex.evaluation.probes.heads import maps
 from cliptex.evaluation.probes.heads.decoders import DecoderProbe, apply_head, build_decoder, fit_decoder, normals_loss
 from cliptex.evaluation.probes.heads.ridge import fit_ridge, regressed
@@ -25,12 +26,12 @@ def probe_normals(
     eval_normals: Sequence[np.ndarray],
     section: NormalsProtocol,
     head: str,
-    split: maps.Split,
+    split: Split,
     seed: int,
     keep: int,
 ) -> Outcome:
-    """Train and evaluate the head of that name. Unit normals [H, W, 3], NaN = invalid; predictions are resized, then
-    normalised."""
+    """Train and evaluate the head of that name.
+    Unit normals [H, W, 3], NaN = invalid; predictions are resized, then normalised."""
     options = section.heads[head]
     if options.kind == "ridge":
         solved = solve_normals(train_VChw, train_normals, section, options, split)
@@ -70,7 +71,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def solve_normals(
-    train_VChw: maps.Maps, normals: Sequence[np.ndarray], section: NormalsProtocol, options: Ridge, split: maps.Split
+    train_VChw: maps.Maps, normals: Sequence[np.ndarray], section: NormalsProtocol, options: Ridge, split: Split
 ) -> maps.Solved:
     """Ridge regression of x, y and z on all views, with the penalty that is best on the holdout."""
 
@@ -92,7 +93,7 @@ def normals_regression(solved: maps.Solved, section: NormalsProtocol, protocol: 
 
 
 def _fit_angular(
-    train_VChw: maps.Maps, normals: Sequence[np.ndarray], options: AngularNormals, split: maps.Split, seed: int
+    train_VChw: maps.Maps, normals: Sequence[np.ndarray], options: AngularNormals, split: Split, seed: int
 ) -> maps.Fitted:
     def build() -> torch.nn.Module:
         return build_decoder(options, train_VChw.shape[1], 3 + options.uncertainty)

@@ -86,9 +86,7 @@ def fit_ridge(
     error: Callable[[np.ndarray, np.ndarray], float],
 ) -> tuple[dict[str, float], float, Solution]:
     """Holdout error by penalty, the best penalty, and its regression on all training images.
-
-    error: (truth [P, T], prediction [P, T]) -> number, lower is better.
-    """
+    error: (truth [P, T], prediction [P, T]) -> number, lower is better."""
     sums_fit = moments(grid_points(features, targets_VGGT, fit))
     solutions = ridge(sums_fit, penalties)
     truths: list[np.ndarray] = []

@@ -21,8 +21,8 @@ from cliptex.evaluation.metrics.segmentation import (
     segmentation_statistics,
 )
 from cliptex.evaluation.probes.base import Outcome, Run
-from cliptex.evaluation.probes.features import take
-from cliptex.evaluation.probes.heads.maps import Maps, Split
+from cliptex.evaluation.probes.features import Split, take
+from cliptex.evaluation.probes.heads.maps import Maps
 from cliptex.evaluation.probes.parts import Part
 from cliptex.evaluation.probes.segmentation import SegmentationHead, SegmentationProbe
 from cliptex.evaluation.probes.training import Candidate, best_candidate, default_device, train_network
@@ -38,9 +38,7 @@ PROTOCOL = "logits resized (bilinear) to the original resolution; confusion matr
 @dataclass(frozen=True)
 class SegmentationData:
     """Training masks, squares uint8 [R, R], and evaluation masks at the original resolution; 255 = ignored.
-
-    windows: of each evaluation image; None if each image is one view.
-    """
+    windows: of each evaluation image; None if each image is one view."""
 
     train_masks: Sequence[np.ndarray]
     eval_masks: Sequence[np.ndarray]
@@ -152,9 +150,7 @@ class PointLoss:
 
 def class_weights(masks: Sequence[np.ndarray], num_classes: int, balance: float) -> torch.Tensor:
     """Weight of each class in the loss: its share of the valid pixels to the power of -`balance`, float32 [K].
-
-    The most frequent class and classes that do not occur have weight 1.
-    """
+    The most frequent class and classes that do not occur have weight 1."""
     weights = np.ones(num_classes)
     if not balance:
         return torch.from_numpy(weights).float()

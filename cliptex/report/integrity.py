@@ -1,0 +1,157 @@
+"""Whether the results of a run belong together: weights by their digests, main metrics by their per-image parts.
+
+Reads   what `cliptex.report.gather` has read, and the results of single heads.
+Holds   a result that would make a table wrong is an error; what is only missing is a sentence on the page.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from cliptex.config import Config
+from cliptex.core import paths
+from cliptex.core.errors import CliptexError, working_on
+from cliptex.core.files import sha256_file
+from cliptex.evaluation.measures import measures
+from cliptex.evaluation.per_image import mismatch, per_image_path
+from cliptex.evaluation.results import Row, read_result
+from cliptex.report import names
+from cliptex.report.gather import PUT_BACK, Results, Scores
+
+RECORDED = ("interpolate", "steps", "learning_rate", "tasks", "losses", "shuffle_labels", "batch_size", "ema")
+"""Config keys of a model and of `train` that train.json records, too."""
+
+
+def check(results: Results) -> list[str]:
+    """Sentences for the page on what could not be checked. Raises CliptexError for the first file that does not fit."""
+    notes = _check_runs(results)
+    for _, scores in results.all_scores:
+        with working_on(scores.path):
+            notes += _check_weights(results, scores)
+            notes += _check_rows(results, scores)
+    return notes
+
+
+def config_differences(config: Config, name: str, record: dict[str, Any]) -> list[str]:
+    """How the configuration of a model differs from what its train.json records, each as "a.b = 1, now 2"."""
+    plain = config.plain()
+    if mixed := record.get("interpolate"):
+        record = record | {"interpolate": {key: mixed.get(key) for key in ("of", "with", "alpha")}}
+    return [
+        f"{where}.{key} = {record[key]!r}, now {now[key]!r}"
+        for where, now in ((f"models.{name}", plain["models"][name]), ("train", plain["train"]))
+        for key in RECORDED
+        if key in record and key in now and record[key] != now[key]
+    ]
+
+
+def check_metric(path: Path, parts: Path, row: Row, arrays: Any) -> None:
+    """Raise CliptexError unless a row's main metric follows from its per-image parts."""
+    try:
+        wrong = mismatch(row.task, arrays, row.metrics)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CliptexError(f"{parts}: {row.task}: not parts of this task ({error!r}); {PUT_BACK}") from error
+    if wrong:
+        raise CliptexError(
+            f"{path}: {row.task} of {row.model}, seed {row.seed}, {row.head}: {wrong} in {parts}; {PUT_BACK}, or "
+            "evaluate that model again"
+        )
+
+
+def check_weights(path: Path, name: str, evaluated: str | None, trained: str | None, folder: Path) -> bool:
+    """Whether a result is of the weights that train.json records; False if either does not say.
+
+    name: `cliptex/seed0`. folder: of the model. Raises CliptexError if they are others.
+    """
+    if not evaluated or not trained:
+        return False
+    if evaluated != trained:
+        from cliptex.models.clip import WEIGHTS_FILE  # imports PyTorch
+
+        weights = folder / WEIGHTS_FILE
+        own = sha256_file(weights) if weights.exists() else None
+        remedy = {
+            trained: f"evaluate {name} again",
+            evaluated: f"these are the weights in {weights}, so put the train.json of their training back",
+        }.get(own, f"{PUT_BACK}, or train and evaluate {name} again")
+        raise CliptexError(
+            f"{path}: {name} was evaluated with the weights {evaluated[:12]}, but {folder / 'train.json'} is of "
+            f"{trained[:12]} (SHA-256); {remedy}"
+        )
+    return True
+
+
+def _check_runs(results: Results) -> list[str]:
+    notes = []
+    for name, runs in results.runs.items():
+        seed_of: dict[str, int] = {}
+        for seed, run in runs.items():
+            path, record = results.workdir / paths.model(name, seed) / "train.json", run.record
+            if (record["model"], record["seed"]) != (name, seed):
+                of = f"{record['model']}, seed {record['seed']}"
+                raise CliptexError(f"{path}: is of {of}; {PUT_BACK}, or train {name} with seed {seed} again")
+            digest = record.get("model_sha256")
+            # models that are not trained have the same weights in all seeds
+            if digest and record["steps"] and seed_of.setdefault(digest, seed) != seed:
+                raise CliptexError(
+                    f"{path}: {name} has the same weights with seed {seed} as with seed {seed_of[digest]} (SHA-256 "
+                    f"{digest[:12]}), so they show no spread; train it again with one of the two"
+                )
+            if differing := config_differences(results.config, name, record):
+                notes.append(f"{names.model(name)}, seed {seed}, was trained with {'; '.join(differing)}.")
+    return notes
+
+
+def _check_weights(results: Results, scores: Scores) -> list[str]:
+    digests, unknown = scores.provenance.get("model_sha256", {}), []
+    for name, runs in results.runs.items():
+        for seed, run in runs.items():
+            key, folder = f"{name}/seed{seed}", results.workdir / paths.model(name, seed)
+            if not check_weights(scores.path, key, digests.get(key), run.record.get("model_sha256"), folder):
+                unknown += [key] if name in results.models else []
+    return [f"{scores.path} does not record the weights of {', '.join(unknown)}."] if unknown else []
+
+
+def _check_rows(results: Results, scores: Scores) -> list[str]:
+    notes, cells = [], Counter((row.task, row.head, row.model, row.seed) for row in scores.results)
+    for (task, head, model, seed), number in cells.items():
+        if number > 1:
+            raise CliptexError(
+                f"{scores.path}: {number} rows of {task}, {head}, {model}, seed {seed}; tabulate it again"
+            )
+        missing = [one for one in results.config.seeds if (task, head, model, one) not in cells]
+        if missing and model in results.models:
+            raise CliptexError(f"{scores.path}: no row of {task}, {head}, {model}, seed {missing[0]}; evaluate it")
+    for row in scores.results:
+        _check_head(scores, row)
+        if row.task in measures() and (arrays := scores.parts(row)) is not None:
+            check_metric(scores.path, per_image_path(scores.head_path(row)), row, arrays)
+    if scores.other_seeds:
+        notes.append(f"{scores.path} also has the seeds {', '.join(map(str, scores.other_seeds))}, which are left out.")
+    return [*notes, *_copies(results, scores)]
+
+
+def _check_head(scores: Scores, row: Row) -> None:
+    """Raises CliptexError if a table's row is not that of the head's own file, where there is one."""
+    path = scores.head_path(row)
+    if scores.folder is None or not path.exists():
+        return
+    own = [
+        one for one in read_result(path).results if (one.task, one.model, one.seed) == (row.task, row.model, row.seed)
+    ]
+    if [one.metrics for one in own] != [row.metrics]:
+        raise CliptexError(
+            f"{scores.path}: {row.task} of {row.model}, seed {row.seed}, {row.head} is {row.metrics}, but "
+            f"{[one.metrics for one in own]} in {path}; tabulate it again"
+        )
+
+
+def _copies(results: Results, scores: Scores) -> list[str]:
+    """Per-image parts that are the same for two seeds of a trained model, which is unlikely unless one was copied."""
+    notes, first = [], {}
+    for path, row in {per_image_path(scores.head_path(row)): row for row in scores.results}.items():
+        run = results.runs.get(row.model, {}).get(row.seed)
+        if scores.folder and run and run.record["steps"] and len(results.config.seeds) > 1:
+            other = first.setdefault((row.model, row.head, sha256_file(path)), path)
+            notes += [] if other == path else [f"{path} is the same as {other}."]
+    return notes

@@ -1,0 +1,95 @@
+"""The keys that the report needs of other stages' JSON files, and their types. Results files have `read_result`.
+
+A record stays the dictionary that was read; keys that are not named may have any value.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json
+from cliptex.evaluation.results import Provenance
+
+
+class Record(BaseModel):
+    """A JSON object without NaN, in which a number is not a string."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+    schema_version: Literal[1] = 1
+
+
+def _record(base: type[Record] = Record, **keys: Any) -> type[Record]:
+    """A type with keys -> type, or (type, value of a key that may be missing)."""
+    fields = {key: value if isinstance(value, tuple) else (value, ...) for key, value in keys.items()}
+    return create_model("Record", __base__=base, **fields)
+
+
+Counts, Numbers, Count = dict[str, int], dict[str, float], Annotated[int, Field(gt=0)]
+TRAINING = _record(
+    model=str,
+    seed=int,
+    source=str,
+    init=str,
+    steps=int,
+    tasks=Numbers,
+    seconds=float,
+    images_per_s=float | None,
+    peak_memory_mb=float,
+    parameters=Counts,
+    flops=(_record(encoder=float, text=float, multi_scale=float, heads=float) | None, None),
+    flops_over_contrastive=(float | None, None),
+    time_over_contrastive=(float | None, None),
+    model_sha256=(str | None, None),
+    interpolate=(dict[str, Any] | None, None),
+    provenance=(Provenance, Provenance()),
+)
+"""train.json."""
+TRAINED = _record(TRAINING, batch_size=Count, learning_rate=float)
+"""train.json of a model that was trained for some steps."""
+LOGGED = list[dict[str, Annotated[float | None, Field(allow_inf_nan=False, strict=True)]]]
+"""The lines of metrics.jsonl; the first index of an error is the line, from 0."""
+SHARD_INDEX = _record(num_samples=Count, dropped=Counts, shards=list[_record(shard=str, path=str, keys=list)])
+LABEL_INDEX = _record(
+    task=str,
+    expert=str,
+    licence=str | None,
+    codec=_record(name=str),
+    images=int,
+    labelled=int,
+    coverage=float,
+    bytes_per_image=float,
+    failures=Counts,
+    statistics=_record(scalars=dict[str, dict[str, float | None]]),
+    weights=(str | None, None),
+    weights_sha256=(str | None, None),
+)
+EXPERT = _record(num_parameters=(int | None, None))
+QUALITY = _record(
+    task=str, source=str, split=str, quality=Numbers, prior=(Numbers, {}), images_per_cpu_second=(float, 0.0)
+)
+STUDY = _record(
+    **dict.fromkeys(("study", "title", "question", "seen", "not_proved", "command"), str),
+    table=_record(caption=str, columns=list[str], rows=list[list[list[str]]], notes=list[str]),
+    plot=_record(caption=str, alt=str),
+    provenance=Provenance,
+)
+
+
+def read_record(path: Path, kind: type[Record]) -> dict[str, Any]:
+    """Read a JSON file. Raises CliptexError that names the file and the key that is missing or wrong."""
+    value = read_json(path)
+    validate(path, value, kind)
+    return value
+
+
+def validate(where: Path | str, value: Any, kind: Any) -> None:
+    """Raise CliptexError unless `value` is of a type. where: the file, and the line in it."""
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "its content"
+        reason = "is missing" if first["type"] == "missing" else f"is wrong ({first['msg']})"
+        raise CliptexError(f"{where}: {key} {reason}; run the step that writes it again") from error
