@@ -109,16 +109,16 @@ def test_captions_are_exported_as_retrieval_sees_them(tmp_path):
     Image.fromarray(upright).save(plain, "WEBP", lossless=True)
     members = [("a.png", stored.getvalue()), ("a.txt", b"one\n two \n\nthree"), ("b.webp", plain.getvalue())]
     write_tar(tmp_path / "pairs.tar", [*members, ("b.txt", b"four")])
-    config = Config.load({"zeroshot": {"retrieval": {"pairs": {"shards": [str(tmp_path / "pairs.tar")]}}}})
+    config = Config.load({"zeroshot": {"retrieval": {"photos": {"shards": [str(tmp_path / "pairs.tar")]}}}})
     (tmp_path / "out").mkdir()
-    assert export_benchmark(config, "pairs", tmp_path / "out") == {"test": 2}
+    assert export_benchmark(config, "photos", tmp_path / "out") == {"test": 2}
     assert (tmp_path / "out/dataset_type.txt").read_text() == "retrieval\n"
     first, second = samples_in(tmp_path / "out/test")
     assert first["txt"].decode().splitlines() == ["one", "two", "three"] and second["txt"] == b"four"
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(first["png"]))), upright)
     assert second["webp"] == plain.getvalue()
     with pytest.raises(CliptexError, match=r"'train' is not one of \['test'\]"):
-        export_benchmark(config, "pairs", tmp_path / "out", ["train"])
+        export_benchmark(config, "photos", tmp_path / "out", ["train"])
 
 
 def test_what_the_layout_cannot_hold_is_refused(tmp_path, monkeypatch):

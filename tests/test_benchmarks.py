@@ -312,13 +312,15 @@ def test_nyuv2_a_pickle_runs_nothing(tmp_path):
         "memory": b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I-1\ntS'b'\ntR(I1\n(I-9\ntNI00\nS''\ntb.",
         "state of a function": b"cnumpy.core.multiarray\n_reconstruct\n}S'__call__'\nNsb.",
         "endless": b"\x8e" + (1 << 60).to_bytes(8, "little"),
+        "many objects": b"(" + b"]" * 1_500_000 + b"l.",
+        "one object many times": b"}U\x01aI1\ns" + b"2" * 1_500_000 + b".",
         "cut": pickle.dumps({"all_normals": np.zeros(9)})[:-20],
         "no dictionary": [1, 2],
     }
     for what, content in hostile.items():
         with gzip.open(path, "wb") as file:
             file.write(content if isinstance(content, bytes) else pickle.dumps(content))
-        with pytest.raises(CliptexError, match=r"all_normals\.pklz: not (a pickle of plain arrays|a dictionary)"):
+        with pytest.raises(CliptexError, match=r"all_normals\.pklz: .*not (a pickle of plain arrays|a dictionary)"):
             read_arrays(path)
         assert not marker.exists(), what
 
@@ -396,7 +398,7 @@ def test_a_damaged_mat_file_is_named_with_what_to_do(tmp_path, name, mark, file)
     root = write(tmp_path, 6, 4)
     for content in damaged((root / file).read_bytes()):
         (root / file).write_bytes(content)
-        with pytest.raises(CliptexError, match=rf"{re.escape(Path(file).name)}: .*(download the official file|unpack)"):
+        with pytest.raises(CliptexError, match=rf"{re.escape(Path(file).name)}: .*(download the official file|unpack|replace it)"):
             for part in ("train", "eval"):
                 list(find("benchmarks", name)(root, mark).samples(part))
 

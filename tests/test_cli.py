@@ -84,12 +84,15 @@ def test_the_commands_of_the_workflow_exist_with_their_options():
         assert options <= {option for given in commands[name].params for option in given.opts}, name
 
 
-def test_a_mistake_is_one_line_and_exit_code_1(tmp_path):
-    (tmp_path / "mine.yaml").write_text("train: {batchsize: 3}")
+def test_mistakes_are_a_line_each_and_exit_code_1(tmp_path):
+    (tmp_path / "mine.yaml").write_text("train: {batchsize: 3}\nseeds: [one]")
     result = cliptex("render-pairs", "--shard", "0", "--config", "mine.yaml", cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stderr.strip().endswith("error: mine.yaml: train.batchsize: unknown key")
-    assert len(result.stderr.strip().splitlines()) == 1
+    lines = result.stderr.strip().splitlines()
+    assert [line.partition("error: ")[2] for line in lines] == [
+        "mine.yaml:1: train.batchsize: unknown key; did you mean batch_size?",
+        "mine.yaml:2: seeds.0: must be a whole number, got 'one'",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +115,58 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(arguments, message):
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_every_command_with_a_configuration_takes_several_files():
+    options = [param for command in ALL.values() for param in command.params if "--config" in param.opts]
+    assert len(options) > 25 and all(param.multiple for param in options)
+
+
+def test_a_run_elsewhere_is_named_as_to_snakemake(tmp_path):
+    """--config stays relative to where the command is started, and the default configuration there is the default."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.yaml").write_text("miniature: {pairs: 4, pairs_per_shard: 4}")
+    (tmp_path / "mine.yaml").write_text("miniature: {benchmarks: {voc: {train: 1, val: 1}}}")
+    (tmp_path / "run").mkdir()
+    result = cliptex("--directory", "run", "index-shards", "--config", "mine.yaml", cwd=tmp_path)
+    assert "error: results/shards/00000.tar: shard is missing" in result.stderr
+    for folder, message in (("walk", "walk: no such folder"), ("mine.yaml", "mine.yaml: no such folder")):
+        result = cliptex("--directory", folder, "index-shards", cwd=tmp_path)
+        assert result.returncode == 1 and f"error: --directory {message}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["labels", "inspect", "--config", "{}"], "label_stores: empty, so there is nothing to do; give the run's"),
+        (["plan", "--config", "{}"], "configuration: no label stores, models or benchmarks, so there is nothing"),
+        (["plan", "--config", "{}", "--config", "a.yaml"], "--config: JSON text is a whole configuration; give it"),
+        (["index-labels", "--store", "dept"], "--store: 'dept' is not one of [depth, normals, segmentation]; did you"),
+        (["labels", "export", "--out", "x", "--shards", "9-0"], "--shards: '9-0' has no shards; write the smaller"),
+    ],
+)
+def test_what_leads_to_nothing_is_an_error(tmp_path, arguments, message):
+    result = cliptex(*arguments, cwd=tmp_path)
+    assert result.returncode == 1 and f"error: {message}" in result.stderr
+
+
+def test_a_wrong_environment_variable_is_one_line():
+    result = cliptex("--threads", "2", "config-schema", LOCAL_WORLD_SIZE="abc")
+    assert result.returncode == 1
+    assert "error: LOCAL_WORLD_SIZE='abc': must be a whole number; unset" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_interrupted_command_says_what_to_do(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cliptex.config.Config.from_files", interrupted)
+    monkeypatch.setattr(sys, "argv", ["cliptex", "plan"])
+    with fresh_logging(), pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert "interrupted; the same command resumes" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback_of_a_mistake(tmp_path):
     for arguments, environment in ((["--debug"], {}), ([], {"CLIPTEX_DEBUG": "1"})):
         result = cliptex(*arguments, "index-labels", "--store", "x", "--config", "{}", cwd=tmp_path, **environment)
@@ -121,10 +176,10 @@ def test_debug_shows_the_traceback_of_a_mistake(tmp_path):
 
 
 def test_what_nobody_foresaw_is_one_line_and_its_traceback_in_the_log_file(tmp_path, monkeypatch, capsys):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("the first line\nthe second")
 
-    monkeypatch.setattr("cliptex.config.Config.load", broken)
+    monkeypatch.setattr("cliptex.config.Config.from_files", broken)
     monkeypatch.chdir(tmp_path)
     for options, shown in ((["--log", "a.log"], False), (["--debug"], True), ([], False)):
         with fresh_logging(), pytest.raises(SystemExit) as end:

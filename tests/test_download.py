@@ -434,7 +434,7 @@ def test_a_killed_download_goes_on_to_the_same_shards(tmp_path, monkeypatch):
         paths.shard(1).unlink()  # the workflow is tested with its remedy below
         with pytest.raises(CliptexError, match=r"00001\.tar: missing or changed since"):
             index_of_again(config)
-        with pytest.raises(CliptexError, match=r"its download was deleted; run: rm -f resources/pairs/batch-\*"):
+        with pytest.raises(CliptexError, match=r"its download was deleted; restore it, or run: rm -f resources/pairs/batch-\*"):
             build_shards(config, 0)
 
 

@@ -45,8 +45,8 @@ def test_roles_are_the_extras_and_those_of_the_rules():
     rules = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
     used = set(re.findall(r"envs/(\w+)\.yaml", rules))
     assert used <= set(ROLES)
-    # a tracker beside the package, not a role
-    assert {name.replace("-", "_") for name in EXTRAS} - {"wandb"} | {"cliptex"} == set(ROLES)
+    # a tracker and decoders beside the package, not roles
+    assert {name.replace("-", "_") for name in EXTRAS} - {"wandb", "formats"} | {"cliptex"} == set(ROLES)
     assert {path.name.partition(".")[0] for path in (ROOT / "envs").glob("*.lock.txt")} == set(ROLES)
 
 

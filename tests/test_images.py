@@ -58,6 +58,11 @@ def assert_quarters(pixels: np.ndarray, tolerance: int, width: int = 48, height:
         ("WEBP", {"lossless": True}, 0),
         ("JPEG", {"quality": 95}, 6),
         ("JPEG", {"quality": 95, "progressive": True}, 6),
+        ("TIFF", {}, 0),
+        ("TIFF", {"compression": "tiff_lzw"}, 0),
+        ("JPEG2000", {}, 0),
+        ("PPM", {}, 0),
+        ("AVIF", {"quality": 95}, 12),
     ],
 )
 def test_plain_files(kind, options, tolerance):
@@ -134,7 +139,7 @@ TURNS = {
 
 
 @pytest.mark.parametrize("orientation", [1, *TURNS])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 def test_a_turned_photograph_is_upright(kind, orientation):
     """Cameras store the sensor's image, and its orientation as EXIF data."""
     image = quarters()
@@ -166,6 +171,8 @@ def test_a_long_strip_is_decoded():
 
 GOOD = encode_jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
 BOMB = png(20000, 20000, 8, 2, b"")
+PROGRESSIVE = encoded(quarters(), "JPEG", progressive=True)
+LAST_SCAN = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
 BAD = {
     "zero bytes": (b"", "no bytes"),
     "page": (b"<!DOCTYPE html><html><body>404</body></html>", "not an image"),
@@ -177,10 +184,37 @@ BAD = {
     "truncated PNG": (encode_png(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))[:3000], "truncated"),
     "truncated GIF": (encoded(quarters(200, 200).rotate(33), "GIF")[:900], "truncated or corrupt"),
     "truncated WebP": (encoded(quarters(200, 200).rotate(33), "WEBP")[:300], "not an image|truncated or corrupt"),
+    "truncated TIFF": (encoded(quarters(), "TIFF")[:2000], "truncated or corrupt"),
+    "truncated AVIF": (encoded(quarters(), "AVIF")[:300], "truncated or corrupt"),
+    "HEIC": (b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(200), "format not supported: heic|truncated or corrupt"),
+    "JPEG XL": (b"\xff\n\xd8\xc1" + bytes(200), "format not supported: jpeg xl|truncated or corrupt"),
+    "video": (b"\0\0\0\x18ftypisom" + bytes(200), "not an image"),
+    "Photoshop": (b"8BPS\0\1" + bytes(200), "format not supported: psd"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "format not supported: eps"),
+    "floating point": (encoded(Image.new("F", (20, 20)), "TIFF"), "format not supported: floating-point pixels"),
+    "scans without end": (PROGRESSIVE[:-2] + LAST_SCAN * 200 + PROGRESSIVE[-2:], "too many scans"),
     "bomb": (BOMB, "too large"),
     "1x1": (encoded(Image.new("RGB", (1, 1)), "GIF"), "too small"),
     "line": (encoded(Image.new("RGB", (500, 2)), "PNG"), "too small"),
 }
+
+
+@pytest.mark.parametrize("chunk", [b"iCCP", b"zTXt"])
+@pytest.mark.parametrize("size", [900_000, 3_000_000])
+def test_a_large_profile_or_text_spoils_no_png(chunk, size):
+    """Pillow refuses those above a megabyte."""
+    values = np.zeros((32, 48, 3), np.uint8)
+    values[:16, :24] = RED
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    data = png(48, 32, 8, 2, rows, (chunk, b"Comment\0\0" + zlib.compress(bytes(size))))
+    assert np.array_equal(decode_image(data), values)
+
+
+def test_thumbnails_are_no_scans():
+    """Many scans in the metadata, as of thumbnails, do not count."""
+    thumbnails = b"\xff\xed" + (2002).to_bytes(2, "big") + b"\xff\xda" * 1000
+    data = PROGRESSIVE[:2] + thumbnails + PROGRESSIVE[2:]
+    assert np.array_equal(decode_image(data), decode_image(PROGRESSIVE))
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -133,7 +133,7 @@ def test_whole_numbers_are_not_mixed():
         ({"interpolate": {"of": "cliptx", "with": "clip"}}, r"models\.wise\.interpolate\.of: 'cliptx' is not one of"),
         ({"interpolate": {"of": "clip", "with": "klip"}}, r"models\.wise\.interpolate\.with: 'klip' is not one of"),
         ({"interpolate": {"of": "clip", "with": "cliptex", "alpha": 1.5}}, r"models\.wise\.interpolate\.alpha"),
-        ({"interpolate": {"of": "clip"}}, r"models\.wise\.interpolate\.with: Field required"),
+        ({"interpolate": {"of": "clip"}}, r"models\.wise\.interpolate\.with: is missing"),
         ({"interpolate": {"of": "wise", "with": "clip"}}, r"models\.wise\.interpolate: .*wise -> wise is a cycle"),
     ],
 )

@@ -494,7 +494,7 @@ def test_a_killed_render_starts_over_and_a_whole_one_is_kept(tmp_path, monkeypat
     (root / "miniature.json").unlink()
     (root / "notes.txt").write_text("mine")
     with pytest.raises(
-        CliptexError, match=r"places365: contains files that were changed or not rendered; .* rm -r .*places365"
+        CliptexError, match=r"places365: contains files that were changed or not rendered; run: mv .*places365"
     ):
         render_benchmark(small, "places365", root)
     assert (root / "notes.txt").read_text() == "mine"

@@ -237,5 +237,5 @@ def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(CliptexError, match=r"linear\.per_image\.npz: no such file"):
         read_per_image(path)
     path.write_bytes(b"PK not a zip")
-    with pytest.raises(CliptexError, match=r"linear\.per_image\.npz: cannot be read"):
+    with pytest.raises(CliptexError, match=r"linear\.per_image\.npz: damaged, or not a file of per-image"):
         read_per_image(path)

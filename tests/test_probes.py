@@ -120,7 +120,7 @@ def test_ridge_equals_scikit_learn_and_moments_add_up():
     x = rng.normal(2, 3, (200, 5)).astype(np.float32)
     y = (x @ rng.normal(size=(5, 2)) + rng.normal(size=(200, 2)) + 4).astype(np.float32)
     parts = [(torch.from_numpy(x[rows]), torch.from_numpy(y[rows])) for rows in (slice(0, 70), slice(70, None))]
-    sums = ridge.moments(iter(parts[:1])) + ridge.moments(iter(parts[1:]))
+    sums = ridge.added(ridge.moments(iter(parts[:1])), ridge.moments(iter(parts[1:])))
     for penalty, (weights, bias) in zip((1e-3, 1.0, 50.0), ridge.ridge(sums, (1e-3, 1.0, 50.0)), strict=True):
         official = Ridge(alpha=penalty * 200).fit(x, y)
         np.testing.assert_allclose(weights.numpy().T, official.coef_, rtol=1e-3, atol=1e-4)
@@ -744,7 +744,7 @@ def test_a_size_that_the_encoder_cannot_take_is_refused(models_dir, tmp_path):
         run("voc", models_dir, tmp_path, ["clip"], semantic_segmentation={"input": {"size_px": 50}})
     with pytest.raises(CliptexError, match=r"features\.layers: block 7 is out of range"):
         run("voc", models_dir, tmp_path, ["clip"], semantic_segmentation={"features": {"layers": [7]}})
-    with pytest.raises(CliptexError, match=r"detection\.input\.fit: .*'squash'"):
+    with pytest.raises(CliptexError, match=r"detection\.input\.fit: must be squash, got 'crop'"):
         run("coco", models_dir, tmp_path, ["clip"], detection={"input": {"fit": "crop"}})
 
 

@@ -33,7 +33,7 @@ from cliptex.data.shards import Pair, write_shard, write_tar
 from cliptex.evaluation.drawing import BoxDrawing
 from cliptex.evaluation.measures import metric_of
 from cliptex.evaluation.metrics.display import direction
-from cliptex.evaluation.per_image import per_image_path, read_per_image, write_per_image
+from cliptex.evaluation.per_image import main_metric, per_image_path, read_per_image, write_per_image
 from cliptex.evaluation.thumbnails import (
     box_thumbnails,
     depth_thumbnails,
@@ -75,8 +75,8 @@ MODELS = ("random", "position", "clip", "clip_ft", "cliptex")
 MAIN = {  # benchmark, task, head, metric -> one mean a model, in the order of MODELS
     ("voc", "semantic_segmentation", "linear", "mIoU"): (8.4, 5.1, 9.2, 10.1, 11.9),
     ("voc", "semantic_segmentation", "pspnet", "mIoU"): (10.2, 6.0, 9.6, 10.2, 15.2),
-    ("coco", "detection", "mask_rcnn", "AP"): (3.1, 0.4, 3.8, 4.2, 6.0),
-    ("coco", "instance_segmentation", "mask_rcnn", "AP"): (2.5, 0.3, 3.0, 3.3, 3.31),
+    ("coco", "detection", "mask_rcnn", "AP"): (3.1, 1.4, 3.8, 4.2, 6.0),
+    ("coco", "instance_segmentation", "mask_rcnn", "AP"): (2.5, 1.3, 3.0, 3.3, 3.31),
     ("nyuv2", "depth", "linear", "rmse"): (0.83, 1.1, 0.98, 0.97, 0.86),
     ("nyuv2", "normals", "linear", "mean"): (35.6, 41.0, 33.0, 32.7, 33.4),
     ("imagenet", "classification", "linear", "top1"): (29.4, 7.1, 37.4, 40.9, 47.3),
@@ -250,7 +250,10 @@ def make_probes(config: Config, root: Path, main=MAIN, source="miniature") -> No
         for (where, task, name, metric), means in main.items():
             for model, mean in zip(MODELS, means, strict=True):
                 for seed in config.seeds if where == benchmark and mean is not None else ():
-                    metrics = {metric: mean * (1 + noise[seed]), "other <metric>": None}
+                    value = mean * (1 + noise[seed])
+                    if metric == "AP":
+                        value = float(main_metric(task, statistics_of(task, value, EVALUATED))[0])
+                    metrics = {metric: value, "other <metric>": None}
                     row = {"task": task, "model": model, "seed": seed, "head": name, "metrics": metrics}
                     rows.append({**row, "num_parameters": 9, "seconds": 1.5, "protocol": f"how {task} was done"})
         make_statistics(root / "results/probes" / benchmark, rows, ids_of(benchmark, root))
@@ -296,24 +299,27 @@ def make_finetuned(config: Config, root: Path) -> None:
 
 
 def statistics_of(task: str, mean: float, count: int) -> dict[str, np.ndarray]:
-    """Statistics an image whose main metric is `mean`, with the same ups and downs over images for every model."""
-    swing = 1 + 0.3 * np.sin(np.arange(count))
+    """Per-image parts whose main metric is `mean`, with the same ups and downs over images for every model."""
+    swing = 0.3 * np.sin(np.arange(count))
+    swing += 1 - swing.mean()
     if task == "semantic_segmentation":
-        share = mean / 100 * swing
+        share = 2 * mean / (100 + mean) * swing
         hit, there = np.zeros((count, 21), np.int32), np.zeros((count, 21), np.int32)
-        hit[:, 1], there[:, 1] = np.round(1e6 * 2 * share / (1 + share)), 1_000_000
+        hit[:, 1], there[:, 1] = np.round(1e7 * share), 10_000_000
         return {"hit": hit, "truth": there, "predicted": there}
     if task == "depth":
         return {"rmse": mean * swing}
     if task == "normals":
         return {"pixels": np.full(count, 100), "angle_sum": 100 * mean * swing}
-    if task in ("detection", "instance_segmentation"):
-        number = np.arange(20 * count)  # twenty an image, some of them found
-        found = np.where(number * 7 % 1000 < 10 * mean, 1023, 0).astype(np.uint16)
-        rows = {"image": number.astype(np.int32) // 20, "label": 0 * number, "score": -number.astype(np.float32)}
-        return {**rows, "matched": found, "ignored": 0 * found, "positives": np.full((count, 1), 20)}
-    top1 = np.arange(count) < round(mean / 100 * count)
-    return {"top1": top1, "top5": np.ones(count, bool)}
+    if task in ("detection", "instance_segmentation"):  # an object an image, found after all that is none
+        wrong = round(count * (100 / mean - 1))
+        rng = np.random.default_rng(wrong)
+        often = rng.uniform(0.5, 1.5, count)
+        image = np.r_[rng.choice(count, wrong, p=often / often.sum()), np.arange(count)].astype(np.int32)
+        matched = np.where(np.arange(len(image)) < wrong, 0, 1023).astype(np.uint16)
+        rows = {"image": image, "label": 0 * image, "score": -np.arange(len(image), dtype=np.float32)}
+        return {**rows, "matched": matched, "ignored": 0 * matched, "positives": np.ones((count, 1), int)}
+    return {"top1": mean / 100 * swing, "top5": np.ones(count, bool)}
 
 
 def make_statistics(folder: Path, rows: list[dict], ids: list[str]) -> None:
@@ -542,7 +548,7 @@ def test_main_table_holds_the_numbers_of_the_results_files(three_seeds, parsed):
             assert shown == f"{fmean(values):.{digits}f}"
             assert float(spread) == pytest.approx(stdev(values), abs=0.5 * 10**-digits)
             assert float(spread) > 0
-            assert fmean(values) == pytest.approx(mean)
+            assert fmean(values) == pytest.approx(mean, rel=1e-3 if metric == "AP" else 1e-6)
     assert next(cells, None) is None
     groups = [row[0] for row in rows[1:] if len(row) == 1]
     assert groups[0].startswith(
@@ -726,7 +732,7 @@ def test_studies_of_the_same_models_are_a_section_and_others_are_named(three_see
     assert "The study “Study of old” is of an earlier clip_ft and left out" in page.text
     assert not [table for table in page.tables if table["id"] == "table-study-old"]
     (copy / "results/studies/old/study.json").write_text("{}")
-    with pytest.raises(CliptexError, match=r"old/study.json: not a study's results .*run the study again"):
+    with pytest.raises(CliptexError, match=r"old/study.json: study is missing; run the step that writes it again"):
         build_report(config, copy)
 
 
@@ -930,7 +936,7 @@ def test_shares_that_read_the_same_are_not_told_apart(better, worse, bold):
 def test_pictures_of_other_images_than_were_judged_are_refused(three_seeds, tmp_path):
     config, root, _ = three_seeds
     copy = copied(root, tmp_path)
-    for path in copy.glob("results/probes/voc/*/*/pspnet.*.npz"):
+    for path in copy.glob("results/probes/voc/*/*/*.npz"):
         file = read_per_image(path)
         path.unlink()
         write_per_image(path, [f"other {name}" for name in file.ids], file.tasks)
@@ -1021,6 +1027,11 @@ def test_difference_of_equal_means_is_zero_and_of_nothing_is_none():
     assert difference([1.0], [2.0], 0) is None
 
 
+def certain(values: dict[str, list[float]]) -> dict[str, np.ndarray]:
+    """Draws of images that hardly differ."""
+    return {model: fmean(own) + np.linspace(-1e-6, 1e-6, 9) for model, own in values.items() if own}
+
+
 LOW = {"random": [1.0, 1.1, 0.9], "position": [2.0, 2.1, 1.9]}
 
 
@@ -1044,13 +1055,16 @@ LOW = {"random": [1.0, 1.1, 0.9], "position": [2.0, 2.1, 1.9]}
 )
 def test_judgement(subject, reference, baselines, better, status):
     values = {"cliptex": subject, "clip_ft": reference, **baselines}
-    found = gain_over(values, better, subject="cliptex", reference="clip_ft", baselines=tuple(baselines))
-    assert found.status is status
+    names = {"subject": "cliptex", "reference": "clip_ft", "baselines": tuple(baselines)}
+    assert gain_over(values, better, **names, draws=certain(values)).status is status
+    if status in (GainStatus.REAL, GainStatus.ONE_SEED):  # nothing is claimed without a test
+        assert gain_over(values, better, **names).status is GainStatus.WITHIN_NOISE
 
 
 def test_judgement_names_the_baseline_in_the_way():
     values = {"cliptex": [2.0], "clip_ft": [1.0], "random": [3.0], "position": [0.5]}
-    assert gain_over(values, 1, subject="cliptex", reference="clip_ft").baselines == ("random",)
+    found = gain_over(values, 1, subject="cliptex", reference="clip_ft", draws=certain(values))
+    assert found.baselines == ("random",)
 
 
 @pytest.mark.parametrize(
@@ -1065,7 +1079,21 @@ def test_judgement_names_the_baseline_in_the_way():
     ],
 )
 def test_zero_shot_state(subject, reference, state):
-    assert ZeroShot("ImageNet", subject, reference, 7.2).state == state
+    drawn = certain({"subject": subject, "reference": reference})
+    draws = drawn.get("subject"), drawn.get("reference")
+    assert ZeroShot("ImageNet", subject, reference, 7.2, draws).state == state
+
+
+def test_zero_shot_that_is_lower_is_not_called_kept_where_the_noise_is_not_known():
+    assert ZeroShot("ImageNet", [28.5, 29.5], [28, 30.2], 7.2).state == "lost in part"
+    assert ZeroShot("ImageNet", [28, 28], [29, 29], 7.2, (28 + NEAR, 29 + NEAR[::-1])).state == "lost in part"
+
+
+@pytest.mark.parametrize("subject", [[12.0, 12.0], [12.0, 12.0, 12.0]])
+def test_seeds_that_do_not_differ_prove_nothing(subject):
+    values = {"cliptex": subject, "clip_ft": [10.0] * len(subject), "random": [1.0], "position": [2.0]}
+    found = gain_over(values, 1, subject="cliptex", reference="clip_ft", draws=certain(values))
+    assert found.difference.spread == 0 and found.status is GainStatus.WITHIN_NOISE
 
 
 def test_verdict_without_any_comparison_says_so():
@@ -1142,8 +1170,9 @@ def test_zero_shot_is_lost_only_beyond_the_noise(subject, reference, shift, stat
 
 
 def test_a_sentence_on_a_further_model():
+    values = {"a": [2.0, 2.1], "b": [1.0, 1.1]}
     better = [
-        gain_over({"a": [2.0, 2.1], "b": [1.0, 1.1]}, 1, subject="a", reference="b"),
+        gain_over(values, 1, subject="a", reference="b", draws=certain(values)),
         gain_over({}, 1, subject="a", reference="b"),
     ]
     assert further_sentence("A", better) == (

@@ -94,13 +94,13 @@ def write_coco_captions(root, count):
 def test_cocos_captions_go_to_their_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_coco_captions(paths.benchmark("coco"), 5)
-    config = Config.load({"zeroshot": {"retrieval": {"pairs": {"benchmark": "coco", "images": 4}}}})
+    config = Config.load({"zeroshot": {"retrieval": {"photos": {"benchmark": "coco", "images": 4}}}})
     mark = paths.benchmark("coco") / "miniature.json"
     mark.write_text('{"counts": {"train": 1, "val": 7}}')
     with pytest.raises(CliptexError, match="coco: captions of 5 images, the split has 7"):
-        open_captioned_images(config, "pairs")
+        open_captioned_images(config, "photos")
     mark.write_text("{}")
-    given = open_captioned_images(config, "pairs")
+    given = open_captioned_images(config, "photos")
     items = list(given.items)
     assert (given.count, len(items), given.split) == (4, 4, "val2017, first 4")
     assert items[1].id == "000000000099"
@@ -122,13 +122,13 @@ def test_a_sample_that_cannot_be_used_is_named(tmp_path, members, message):
         {
             "models": {"clip": {}},
             "probes": {"baselines": []},
-            "zeroshot": {"retrieval": {"pairs": {"shards": [str(tmp_path / "pairs.tar")]}}},
+            "zeroshot": {"retrieval": {"photos": {"shards": [str(tmp_path / "pairs.tar")]}}},
         }
     )
     tiny = Student(architecture=ARCHITECTURE)
     student.export(student.build(tiny, 0), tiny, tmp_path / "models" / "clip" / "seed0")
     with pytest.raises(CliptexError, match=message):
-        retrieval.run(config, Job(name="pairs", models_dir=tmp_path / "models", out=tmp_path / "out.json"))
+        retrieval.run(config, Job(name="photos", models_dir=tmp_path / "models", out=tmp_path / "out.json"))
 
 
 def test_tars_of_the_users_are_called_own_and_another_number_of_images_is_refused(tmp_path):
@@ -138,14 +138,14 @@ def test_tars_of_the_users_are_called_own_and_another_number_of_images_is_refuse
     student.export(student.build(tiny, 0), tiny, tmp_path / "models" / "clip" / "seed0")
 
     def judge(**given):
-        sets = {"pairs": {"shards": [str(tmp_path / "pairs.tar")], **given}}
+        sets = {"photos": {"shards": [str(tmp_path / "pairs.tar")], **given}}
         values = {"models": {"clip": {}}, "probes": {"baselines": []}, "zeroshot": {"retrieval": sets}}
-        retrieval.run(Config.load(values), Job(name="pairs", models_dir=tmp_path / "models", out=tmp_path / "out.json"))
+        retrieval.run(Config.load(values), Job(name="photos", models_dir=tmp_path / "models", out=tmp_path / "out.json"))
         return read_json(tmp_path / "out.json")
 
     assert (judge()["source"], judge()["num_eval"], judge(images=1)["num_eval"]) == ("own", 2, 1)
     assert all("resized" in row["protocol"] for row in judge()["results"])
-    with pytest.raises(CliptexError, match=r"retrieval\.pairs: 2 images were read, not 3"):
+    with pytest.raises(CliptexError, match=r"retrieval\.photos: 2 images were read, not 3"):
         judge(images=3)
 
 
@@ -227,8 +227,8 @@ def opened(data):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"pairs": {}}, "one of rendered, shards and benchmark"),
-        ({"pairs": {"rendered": 3, "benchmark": "coco"}}, "one of rendered, shards and benchmark"),
+        ({"photos": {}}, "one of rendered, shards and benchmark"),
+        ({"photos": {"rendered": 3, "benchmark": "coco"}}, "one of rendered, shards and benchmark"),
         ({"imagenet": {"rendered": 3}}, "'imagenet' is the name of a benchmark"),
     ],
 )
@@ -238,11 +238,11 @@ def test_a_mistaken_set_of_captions_is_refused(given, message):
 
 
 def test_a_set_that_is_not_there_is_refused_by_name():
-    with pytest.raises(CliptexError, match=r"'others' is not one of \['pairs'\]"):
-        open_captioned_images(Config.load({"zeroshot": {"retrieval": {"pairs": {"rendered": 3}}}}), "others")
-    config = Config.load({"zeroshot": {"retrieval": {"pairs": {"benchmark": "voc"}}}})
+    with pytest.raises(CliptexError, match=r"'others' is not one of \['photos'\]"):
+        open_captioned_images(Config.load({"zeroshot": {"retrieval": {"photos": {"rendered": 3}}}}), "others")
+    config = Config.load({"zeroshot": {"retrieval": {"photos": {"benchmark": "voc"}}}})
     with pytest.raises(CliptexError, match="'voc' has no captions"):
-        open_captioned_images(config, "pairs")
-    config = Config.load({"zeroshot": {"retrieval": {"pairs": {"shards": ["lost.tar"]}}}})
+        open_captioned_images(config, "photos")
+    config = Config.load({"zeroshot": {"retrieval": {"photos": {"shards": ["lost.tar"]}}}})
     with pytest.raises(CliptexError, match=r"lost\.tar: shard is missing"):
-        list(open_captioned_images(config, "pairs").items)
+        list(open_captioned_images(config, "photos").items)

@@ -1,17 +1,29 @@
+import bz2
+import gzip
 import hashlib
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import drawn_pair
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
+from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import write_json
+from cliptex.data import shard_index
+from cliptex.data.download import build_shards, built_shards
 from cliptex.data.packed import Keys, Reasons, plain
 from cliptex.data.shard_index import (
     TABLE_SCHEMA,
@@ -22,7 +34,8 @@ from cliptex.data.shard_index import (
     verify_shard,
     write_index,
 )
-from cliptex.data.shards import Pair, iterate_shard, read_shard, write_shard
+from cliptex.data.shard_paths import shard_sources
+from cliptex.data.shards import MAX_TEXT_BYTES, Pair, iterate_shard, open_tar, read_shard, samples, write_shard
 
 
 def test_pairs_survive_a_round_trip_and_the_bytes_are_stable(tmp_path):
@@ -295,3 +308,329 @@ def test_a_key_that_is_there_twice_is_named_with_its_shards(tmp_path, where):
     other = "0" if where == "the same shard" else "1"
     with pytest.raises(CliptexError, match=rf"{other}\.tar: key 'b' is also in 0\.tar"):
         write_index(iter(shards), tmp_path / "index.json", 0.1)
+
+
+# What a sample is
+
+
+def tar_of(path, members, **options):
+    """A tar of (name, bytes), or of names with a prepared TarInfo."""
+    with tarfile.open(path, "w", **options) as tar:
+        for name, data in members:
+            if isinstance(data, bytes):
+                add(tar, name, data)
+            else:
+                data.name = name
+                tar.addfile(data)
+    return path
+
+
+def link() -> tarfile.TarInfo:
+    info = tarfile.TarInfo()
+    info.type, info.linkname = tarfile.SYMTYPE, "elsewhere"
+    return info
+
+
+def folder() -> tarfile.TarInfo:
+    info = tarfile.TarInfo()
+    info.type = tarfile.DIRTYPE
+    return info
+
+
+FOLDERS = st.sampled_from(["", "./", "a/", "a.b/", "é/", "a/b c/", "__x__/", ".h/", "x" * 120 + "/"])
+NAMES = st.sampled_from(["1", "2", "x.y", "HMD_8.3_5G", "__m__", ".DS_Store", "._1", "README", "Thumbs", "caf\udce9"])
+SUFFIXES = st.sampled_from([".jpg", ".JPG", ".txt", ".json", ".png", ".seg.png", ".cls", ".db", ".", ""])
+CONTENTS = st.binary(max_size=20) | st.builds(link) | st.builds(folder)
+MEMBERS = st.lists(st.tuples(st.builds("".join, st.tuples(FOLDERS, NAMES, SUFFIXES)), CONTENTS), max_size=12)
+FORMATS = st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(MEMBERS, FORMATS, st.booleans())
+@example([("a/1.jpg", b"x"), ("a/1.txt", b"y"), ("b/1.jpg", b"z")], tarfile.PAX_FORMAT, False)
+@example([("HMD_8.3_5G.jpg", b"x"), ("HMD_8.4_5G.jpg", b"y")], tarfile.PAX_FORMAT, False)
+def test_a_sample_is_what_webdataset_says_it_is(tmp_path_factory, members, kind, in_order):
+    tariterators = pytest.importorskip("webdataset.tariterators")
+    members = sorted(members, key=lambda member: member[0]) if in_order else members
+    path = tar_of(tmp_path_factory.getbasetemp() / "any.tar", members, format=kind)
+
+    def wanted(name):  # litter, of which webdataset makes samples with keys such as "folder/"
+        base = name.rpartition("/")[2]
+        return not base.startswith(".") and base.lower() != "thumbs.db"
+
+    theirs = list(tariterators.tarfile_samples([{"url": str(path)}], lambda error: True, wanted))
+    keys = [sample["__key__"] for sample in theirs]
+    ignored = Counter()
+    try:
+        with open_tar(path) as file:
+            ours = list(samples(file, ignored))
+    except CliptexError as error:
+        assert "not adjacent" in str(error)
+        assert len(set(keys)) < len(keys)
+        return
+    assert [sample.key.replace("caf\\xe9", "caf\udce9") for sample in ours] == keys
+    data = path.read_bytes()
+    for one, other in zip(ours, theirs, strict=True):
+        content = {suffix: data[start : start + size] for suffix, (start, size) in one.members.items()}
+        assert content == {suffix: value for suffix, value in other.items() if not suffix.startswith("__")}
+        assert ("caf" in one.key) == (one.problem == "name not UTF-8") or one.problem == "member twice"
+    files = [data for _, data in members if isinstance(data, bytes) or data.issym()]
+    assert len(files) == sum(len(sample.members) for sample in ours) + ignored.total()
+    rows = verify_shard(path)
+    assert rows["key"].to_pylist() == sorted(sample.key for sample in ours)
+    assert "ok" not in rows["status"].to_pylist()
+
+
+def statuses(path) -> dict[str, str]:
+    rows = verify_shard(path).to_pylist()
+    assert sorted(row["key"] for row in rows) == [row["key"] for row in rows]
+    return {row["key"]: row["status"] for row in rows}
+
+
+JPEG = drawn_pair("x", 0).image
+
+
+def test_folders_are_part_of_the_key(tmp_path):
+    names = [
+        f"{folder}{name}" for folder in ("cats/000000", "dogs/000000", "item00/image") for name in (".jpg", ".txt")
+    ]
+    path = tar_of(tmp_path / "a.tar", [(name, JPEG if name.endswith("jpg") else b"it") for name in names])
+    index = index_shards([path], tmp_path / "i.json", 0.5)
+    assert index["shards"][0]["keys"] == ["cats/000000", "dogs/000000", "item00/image"]
+    (entry,) = read_index(tmp_path / "i.json")["shards"]
+    assert [ShardOffsets(entry).at(row, key).read() for row, key in enumerate(entry["keys"])] == read_indexed(entry)
+
+
+def test_what_belongs_to_no_sample_is_counted(tmp_path):
+    names = ["._1.jpg", "1.jpg", "1.txt", "sub/.DS_Store", "Thumbs.db", "__about__/x.txt", "LICENSE"]
+    path = tar_of(
+        tmp_path / "a.tar", [*((name, JPEG if name == "1.jpg" else b"x") for name in names), ("2.jpg", link())]
+    )
+    (entry,) = index_shards([path], tmp_path / "i.json", 0.5)["shards"]
+    assert (entry["keys"], dict(entry["dropped"])) == (["1"], {})
+    assert entry["ignored"] == {"hidden file": 3, "link or device": 1, "metadata (__name__)": 1, "no suffix": 1}
+
+
+def sparse(size: int) -> tarfile.TarInfo:
+    """A member of GNU tar's option -S that claims so many bytes, and has none."""
+    info = tarfile.TarInfo()
+    info.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.name": "s.jpg"}
+    info.pax_headers |= {"GNU.sparse.size": str(size), "GNU.sparse.map": f"{size},0"}
+    return info
+
+
+UNUSABLE = {
+    "two images": ([(".jpg", JPEG), (".png", JPEG), (".txt", b"a")], "several images"),
+    "a member twice": ([(".jpg", JPEG), (".jpg", JPEG), (".txt", b"a")], "member twice"),
+    "dots": ([(".3_5G.jpg", JPEG), (".3_5G.txt", b"a")], "dots in image name"),
+    "a sparse member": ([(".txt", b"a"), (".jpg", sparse(6 << 30))], "sparse member"),
+    "Windows-1252": ([(".jpg", JPEG), (".txt", "café".encode("cp1252"))], "caption not text"),
+    "UTF-16 without a mark": ([(".jpg", JPEG), (".txt", "cat".encode("utf-16-le"))], "caption not text"),
+    "a list": ([(".jpg", JPEG), (".json", b'{"caption": ["one", "two"]}')], "caption not text"),
+    "NaN": ([(".jpg", JPEG), (".json", b'{"caption": NaN}')], "caption not text"),
+    "half an emoji": ([(".jpg", JPEG), (".json", b'{"caption": "\\ud83d"}')], "caption not text"),
+    "nested": ([(".jpg", JPEG), (".json", b"[" * 200_000)], "metadata not JSON"),
+    "not JSON": ([(".jpg", JPEG), (".json", b"{caption")], "metadata not JSON"),
+    "a long caption": ([(".jpg", JPEG), (".txt", b"a" * (MAX_TEXT_BYTES + 1))], "too many bytes"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_sample_that_cannot_be_used_is_counted_under_a_true_reason(tmp_path, name):
+    members, reason = UNUSABLE[name]
+    path = tar_of(tmp_path / "a.tar", [(f"s{suffix}", data) for suffix, data in members], format=tarfile.PAX_FORMAT)
+    assert statuses(path) == {"s": reason}
+
+
+CAPTIONS = {
+    "with a mark": ("é\n two".encode("utf-8-sig"), "é\n two"),
+    "UTF-16": ("\ufeffzwölf".encode("utf-16-le"), "zwölf"),
+    "UTF-16, the other order": ("\ufeffzwölf".encode("utf-16-be"), "zwölf"),
+    "spaces": (b" \n", None),
+}
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_captions_of_other_encodings_are_read(tmp_path, name):
+    data, caption = CAPTIONS[name]
+    metadata = b'{"url": "\\ud83d", "caption": "ignored"}'
+    path = tar_of(tmp_path / "a.tar", [("s.jfif", JPEG), ("s.txt", data), ("s.json", metadata)])
+    assert [pair.caption for pair in read_shard(path)] == [caption]
+    assert statuses(path) == {"s": "ok" if caption else "no caption"}
+    assert verify_shard(path)["url"].to_pylist() == ["?"]
+
+
+def test_long_keys_are_written_and_read(tmp_path):
+    pairs = [drawn_pair(key, 1) for key in ("a" * 300, "b" * 99 + "/é", "c" * 100)]
+    write_shard(tmp_path / "a.tar", pairs)
+    assert read_shard(tmp_path / "a.tar") == pairs
+
+
+def header(kind: bytes, size: int) -> bytes:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_what_is_not_one_tar_is_an_error(tmp_path):
+    write_shard(tmp_path / "a.tar", [drawn_pair("1", 1)])
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    files = {"two": whole + whole, "long": header(b"L", 6 << 30) + whole, "pax": header(b"x", 6 << 30) + whole}
+    files |= {"back": header(b"0", -512) + whole, "chain": header(b"x", 0) * 3000 + whole, "gz": gzip.compress(whole)}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    wrong = {"folder": "is a folder", "pipe": "is a device or pipe", "two": "data after the end of the tar"}
+    wrong |= dict.fromkeys(("long", "pax", "back", "chain"), "truncated or not a tar") | {"gz": "compressed with gzip"}
+    for name, message in wrong.items():
+        with pytest.raises(CliptexError, match=rf"{name}: .*{message}"):
+            read_shard(tmp_path / name)
+        entry = {"path": str(tmp_path / name), "keys": ["1"], "dropped": {}, "bytes": (tmp_path / name).stat().st_size}
+        with pytest.raises(CliptexError, match=rf"{name}: "):
+            ShardOffsets(entry)
+
+
+def test_an_index_that_loses_a_sample_is_an_internal_error(tmp_path, monkeypatch):
+    write_shard(tmp_path / "a.tar", [drawn_pair("1", 1), drawn_pair("2", 2)])
+    monkeypatch.setattr(shard_index, "Keys", lambda keys: Keys(list(keys)[1:]))
+    with pytest.raises(RuntimeError, match="1 of 2 samples"):
+        index_shards([tmp_path / "a.tar"], tmp_path / "i.json", 0.1)
+
+
+BOMBS = """
+import io, resource, struct, sys, tarfile, time, zlib
+from pathlib import Path
+from PIL import Image
+from cliptex.core.errors import CliptexError
+from cliptex.data import shard_index
+from cliptex.data.foreign import decompress
+from cliptex.data.shards import read_shard
+from test_images import png
+
+def directory(entries, size):  # each tag claims the rest of the file
+    rows = b"".join(struct.pack("<HHII", tag, 1, size // 2, 8) for tag in range(1, entries))
+    return (b"II*\\0\\x08\\0\\0\\0" + struct.pack("<H", entries - 1) + rows).ljust(size, b"x")
+
+tags = directory(40_000, 2_000_000)
+webp = io.BytesIO()
+Image.new("RGB", (9, 9)).save(webp, "WEBP", lossless=True, exif=tags)
+gif, jp2, avif = io.BytesIO(), io.BytesIO(), io.BytesIO()
+Image.new("L", (64, 64)).save(gif, "GIF")
+Image.new("L", (64, 64)).save(jp2, "JPEG2000")
+blank = b"MM\\0*\\0\\0\\0\\x08".ljust(len(tags), b"\\0")
+Image.new("RGB", (64, 64)).save(avif, "AVIF", exif=blank)
+gif, jp2 = bytearray(gif.getvalue()), jp2.getvalue()
+gif[6:10] = b"\\xff" * 4
+image = struct.pack(">II", 64, 64)
+files = {
+    "fine": png(9, 9, 8, 0, bytes(90)),
+    "tiff": tags,
+    "exif png": png(9, 9, 8, 0, bytes(90), (b"eXIf", tags)),
+    "exif webp": webp.getvalue(),
+    "exif avif": avif.getvalue().replace(blank, tags),
+    "profiles": png(9, 9, 8, 0, bytes(90), *[(b"zTXt", b"a\\0\\0" + zlib.compress(bytes(900_000)))] * 2000),
+    "unpacked png": png(9, 9, 8, 0, bytes(1 << 27)),
+    "large png": png(60_000, 60_000, 8, 2, b""),
+    "large gif": bytes(gif),
+    "large jp2": jp2.replace(image, struct.pack(">II", 60_000, 60_000)),
+    "nested": b"[" * 5_000_000,
+}
+with tarfile.open("bombs.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+    for name, data in files.items():
+        members = {"jpg": data, "txt": b"a"}
+        if name == "nested":
+            members = {"json": data, "jpg": files["fine"]}
+        for suffix, content in members.items():
+            info = tarfile.TarInfo(f"{name}.{suffix}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+zeros = zlib.compressobj(wbits=31)
+with open("zeros.gz", "wb") as file:
+    for _ in range(100):
+        file.write(zeros.compress(bytes(1 << 20)))
+    file.write(zeros.flush())
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
+for row in shard_index.verify_shard(Path("bombs.tar")).to_pylist():
+    print(row["key"], row["status"], sep=": ")
+try:
+    decompress(Path("zeros.gz"), Path("zeros.tar"))
+except CliptexError as error:
+    print(error)
+"""
+
+
+def test_bombs_take_little_memory_and_time(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", BOMBS]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, env=environment)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    *found, packed = ended.stdout.splitlines()
+    assert dict(line.split(": ") for line in found) == {
+        **dict.fromkeys(("exif avif", "exif png", "exif webp", "tiff"), "truncated or corrupt"),
+        **dict.fromkeys(("large gif", "large jp2", "large png"), "too large"),
+        **dict.fromkeys(("fine", "profiles", "unpacked png"), "ok"),
+        "nested": "metadata not JSON",
+    }
+    assert "zeros.gz: unpacks to more than 100 times its size" in packed
+
+
+def source_config(*shards: str) -> Config:
+    return Config.load({"dataset": {"source": "webdataset", "shards": shards, "min_yield": 0.5}})
+
+
+def test_paths_of_tars_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("POOL", str(tmp_path))
+    monkeypatch.delenv("USE_AIS_FOR", raising=False)
+    for name in ("b.tar", "a.tar", "[x].tar", "sub/c.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    given = ("*.tar", "~/a.tar", "$POOL/b.tar", "file:///x/y%20z.tar", "[x].tar", "**/c.tar", "pipe:cat {a,b}.tar")
+    assert shard_sources(source_config(*given)) == [
+        *("[x].tar", "a.tar", "b.tar", f"{tmp_path}/a.tar", f"{tmp_path}/b.tar", "/x/y z.tar", "[x].tar", "sub/c.tar"),
+        *("pipe:cat a.tar", "pipe:cat b.tar"),
+    ]
+    wrong = {"sub": r"sub is a folder; .* sub/\*\.tar", "no*.tar": r"no file matches no\*\.tar"}
+    wrong |= {"s3://bucket/{0..3}.tar": "s3: is not supported; .*pipe:aws s3 cp s3://bucket/0.tar -"}
+    wrong |= {
+        "{00000..99999999}.tar": "stands for more than 1,000,000",
+        "{a{0..999}{0..9999},b}.tar": "stands for more",
+    }
+    wrong |= {
+        "{a,b}" * 40: "stands for more",
+        "{0..%s}" % ("9" * 5000): "braces do not match",
+        "{0..3.tar": "do not match",
+    }
+    for source, message in wrong.items():
+        with pytest.raises(CliptexError, match=f"^dataset.shards: .*{message}"):
+            shard_sources(source_config(source))
+    assert len(shard_sources(source_config("{x-{000..999},y-{00..09..3}}/{b,c}.tar"))) == 2008
+
+
+def test_packed_and_piped_tars_are_brought_here_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("plain.tar", "piped.tar", "packed.tar.gz", "gzipped.tar", "packed.tar.bz2")):
+        write_shard(Path("one.tar"), [drawn_pair(f"{number}{row}", 10 * number + row) for row in range(2)])
+        data = Path("one.tar").read_bytes()
+        pack = {".gz": gzip.compress, ".bz2": bz2.compress}.get(Path(name).suffix, bytes)
+        Path(name).write_bytes(gzip.compress(data) if name == "gzipped.tar" else pack(data))
+    piped = "pipe:echo x >> ran; gzip -c piped.tar"
+    config = source_config("plain.tar", piped, "packed.tar.gz", "gzipped.tar", "packed.tar.bz2")
+    built = build_shards(config, 0)
+    index = write_index(built_shards(1), Path("index.json"), 1.0)
+    assert [entry["path"] for entry in index["shards"]] == [
+        "plain.tar", *(f"results/shards/0000{number}.tar" for number in range(1, 5))
+    ]  # fmt: skip
+    assert [key for entry in index["shards"] for key in entry["keys"]] == [
+        f"{n}{row}" for n in range(5) for row in "01"
+    ]
+    assert build_shards(config, 0) == built
+    assert Path("ran").read_text() == "x\n"
+    with pytest.raises(CliptexError, match=r"pipe:exit 3 cannot be read \(.*exit 3"):
+        build_shards(source_config("pipe:exit 3"), 0)
+    Path("packed.tar.gz").write_bytes(Path("packed.tar.gz").read_bytes()[:-20])
+    with pytest.raises(CliptexError, match=r"packed\.tar\.gz: cannot be decompressed"):
+        build_shards(config, 0)

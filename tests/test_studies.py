@@ -164,7 +164,7 @@ def test_a_study_keeps_the_heads_it_asks_for_and_the_protocols_digest():
         ({"probes": {"voc": ["liner"]}}, r"study.probes.voc: 'liner' is not one of its heads"),
         ({"zeroshot": ["voc"]}, r"study.zeroshot: 'voc' is not one of"),
         ({"rows": [["clip_ft", "x"]]}, r"study.rows: must name clip_ft, cliptex, each once; check 'cliptex'"),
-        ({"models": {"a": {"tasks": {"dept": 1}}}}, r"models.a.tasks: 'dept' is not one of"),
+        ({"models": {"a": {"tasks": {"dept": 1}}}}, r"models.a.tasks.dept: 'dept' is not one of"),
     ],
 )
 def test_a_mistake_in_a_study_is_named(over, message):

@@ -186,7 +186,7 @@ def equal(one, other):
 
 def test_a_checkpoint_of_another_configuration_is_refused_with_both_values(clip, monkeypatch):
     train_until(clip, "cliptex", 6, monkeypatch)
-    message = r"train\.weight_decay = 0\.1, now 0\.5\. .*rm -r results/models/cliptex/seed0/checkpoints"
+    message = r"train\.weight_decay = 0\.1, now 0\.5\. .*mv results/models/cliptex/seed0/checkpoints"
     with pytest.raises(CliptexError, match=message):
         train(changed(clip, train={"weight_decay": 0.5}), "cliptex", 0)
     with pytest.raises(CliptexError, match=r"models\.cliptex\.learning_rate = 0\.001, now 0\.002"):

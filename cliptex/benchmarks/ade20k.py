@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
-from cliptex.benchmarks.reading import Lazy, files_in, read_indices, read_lines, read_rgb, require_files
+from cliptex.benchmarks.reading import Lazy, check_size, files_in, read_indices, read_lines, read_rgb, require_files
 from cliptex.core.errors import CliptexError
 
 FOLDER = "ADEChallengeData2016"
@@ -26,13 +26,19 @@ class Ade20k(Benchmark):
 
     @cached_property
     def class_names(self) -> list[str]:
-        """First synonym of each row of objectInfo150.txt (tab-separated, index first, names last)."""
+        """First synonym of each row of objectInfo150.txt: a header, then five or six columns separated by tabs, index
+        first, names last. Some columns end with a blank."""
         path = self.root / FOLDER / "objectInfo150.txt"
-        rows = [line.split("\t") for line in read_lines(path, UNPACK)]
-        rows = [row for row in rows if row[0].isdigit()]
-        if [int(row[0]) for row in rows] != list(range(1, NUM_CLASSES + 1)):
-            raise CliptexError(f"{path}: expected rows 1..{NUM_CLASSES} in order; {UNPACK}")
-        return [re.split("[,;]", row[-1])[0].strip() for row in rows]
+        rows = [[column.strip() for column in line.split("\t")] for line in read_lines(path, UNPACK)]
+        rows = [row for row in rows if row[0].lower() != "idx"]
+        names = [re.split("[,;]", row[-1])[0].strip() for row in rows]
+        for number, (row, name) in enumerate(zip(rows, names, strict=True), 1):
+            if row[0] != str(number) or len(row) not in (5, 6) or not name:
+                found = " ".join(row)[:80]
+                raise CliptexError(f"{path}: expected class {number} and its name, not {found!r}; {UNPACK}")
+        if len(names) != NUM_CLASSES:
+            raise CliptexError(f"{path}: has {len(names)} classes, not {NUM_CLASSES}; {UNPACK}")
+        return names
 
     def read(self, part: str) -> Sequence[dict[str, Any]]:
         split = "training" if part == "train" else "validation"
@@ -54,8 +60,10 @@ class Ade20k(Benchmark):
         mask = read_indices(path)
         if mask.max(initial=0) > NUM_CLASSES:
             raise CliptexError(f"{path}: has values above {NUM_CLASSES}; this is not the scene-parsing annotation")
+        pixels = read_rgb(image)
+        check_size(path, mask, pixels)
         # uint8 arithmetic wraps 0 - 1 to 255, which is the ignore label
-        return {"id": image.stem, "image": read_rgb(image), "mask": mask - np.uint8(1)}
+        return {"id": image.stem, "image": pixels, "mask": mask - np.uint8(1)}
 
 
 PLUGIN = Ade20k

@@ -1,5 +1,6 @@
 """COCO 2017 detection and instance segmentation: {train,val}2017/ and annotations/instances_{train,val}2017.json."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -9,12 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
+from cliptex.benchmarks.coco_annotations import check_annotations, check_images
 from cliptex.benchmarks.reading import Lazy, existing, read_rgb, require_files
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
 
 UNPACK = "unpack annotations_trainval2017.zip, train2017.zip and val2017.zip here"
 FOLDERS = {"train": "train2017", "eval": "val2017"}
+log = logging.getLogger("cliptex")
 
 
 class Coco(Benchmark):
@@ -29,19 +32,25 @@ class Coco(Benchmark):
     def __init__(self, root: Path, mark: Mapping[str, Any] | None = None):
         super().__init__(root, mark)
         self._annotations: dict[str, dict[str, Any]] = {}
+        self._without_mask: dict[str, list[int]] = {}
 
     def annotation_file(self, part: str) -> Path:
         return self.root / "annotations" / f"instances_{FOLDERS[part]}.json"
 
     def annotations(self, part: str) -> dict[str, Any]:
-        """The official JSON of a part, with keys images, annotations, categories (in file order)."""
+        """The official JSON of a part, with keys images, annotations, categories (in file order), checked and completed
+        by `check_annotations`."""
         if part not in self._annotations:
             path = existing(self.annotation_file(part), UNPACK)
             data = read_json(path)
-            missing = {"images", "annotations", "categories"} - (data.keys() if isinstance(data, dict) else set())
-            if missing:
-                raise CliptexError(f"{path}: lacks {', '.join(sorted(missing))}; {UNPACK}")
-            self._annotations[part] = data
+            try:
+                without_mask = check_annotations(data)
+            except ValueError as error:
+                raise CliptexError(f"{path}: {error}; {UNPACK}") from error
+            if without_mask:
+                some = f"annotation {without_mask[0]} and {len(without_mask) - 1:,} others"
+                log.warning("%s: %s have no segmentation: they count for boxes, and their masks are empty", path, some)
+            self._annotations[part], self._without_mask[part] = data, without_mask
         return self._annotations[part]
 
     @cached_property
@@ -58,10 +67,16 @@ class Coco(Benchmark):
         """(image file, its captions) of each image of a part, in file order, from captions_{train,val}2017.json."""
         path = existing(self.root / "annotations" / f"captions_{FOLDERS[part]}.json", UNPACK)
         data = read_json(path)
-        captions: dict[int, list[str]] = {image["id"]: [] for image in data["images"]}
-        for annotation in data["annotations"]:
-            # a few official captions have line breaks, or spaces at the end
-            captions[annotation["image_id"]].append(" ".join(annotation["caption"].split()))
+        try:
+            captions: dict[int, list[str]] = {number: [] for number in check_images(data)}
+            for annotation in data["annotations"]:
+                caption, number = annotation.get("caption"), annotation.get("image_id")
+                if not isinstance(caption, str) or number not in captions:
+                    raise ValueError(f"annotation {annotation['id']} is not a caption of one of its images")
+                # a few official captions have line breaks, or spaces at the end
+                captions[number].append(" ".join(caption.split()))
+        except ValueError as error:
+            raise CliptexError(f"{path}: {error}; {UNPACK}") from error
         if missing := [number for number, texts in captions.items() if not texts]:
             raise CliptexError(f"{path}: image {missing[0]} has no caption; {UNPACK}")
         folder = self.root / FOLDERS[part]
@@ -81,10 +96,11 @@ class Coco(Benchmark):
         return [image["file_name"] for image in self.annotations(part)["images"]]
 
     def prepare(self) -> dict[str, Any]:
-        """Check that all annotated images exist."""
+        """Check that all annotated images exist. Returns the ids of up to 20 annotations without a segmentation."""
         for part, folder in FOLDERS.items():
             require_files(self.root / folder, self.names(part), UNPACK)
-        return {}
+        without = {part: {"number": len(ids), "ids": ids[:20]} for part, ids in self._without_mask.items() if ids}
+        return {"without_segmentation": without} if without else {}
 
     def _read(self, image: dict[str, Any], objects: list[dict[str, Any]], part: str) -> dict[str, Any]:
         path = self.root / FOLDERS[part] / image["file_name"]

@@ -1,5 +1,7 @@
 """ImageNet-1k classification: train/<wnid>/, and val flat with the development kit's labels or as val/<wnid>/."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
@@ -73,8 +75,8 @@ class Imagenet(Benchmark):
         images = files_in(self.root / "val", SUFFIXES, UNPACK)
         truth = devkit / "ILSVRC2012_validation_ground_truth.txt"
         lines = read_lines(truth, UNPACK)
-        if invalid := [line for line in lines if not line.isdecimal()]:
-            raise CliptexError(f"{truth}: {invalid[0]!r} is not an ILSVRC id; {UNPACK}")
+        if invalid := [line for line in lines if not re.fullmatch("[0-9]{1,6}", line)]:
+            raise CliptexError(f"{truth}: {invalid[0][:80]!r} is not an ILSVRC id; {UNPACK}")
         ids = [int(line) for line in lines]
         if len(ids) != len(images):
             problem = f"{len(ids)} lines for the {len(images)} images of {self.root / 'val'}"
@@ -97,6 +99,8 @@ def read_meta(path: Path) -> dict[int, str]:
     try:
         synsets = content["synsets"]
         rows = [(int(row["ILSVRC2012_ID"]), str(row["WNID"]), int(row["num_children"])) for row in synsets]
+        if twice := [number for number, count in Counter(number for number, _, _ in rows).items() if count > 1]:
+            raise ValueError(f"ILSVRC id {twice[0]} is there twice")
     except (LookupError, TypeError, ValueError) as error:
         raise CliptexError(f"{path}: not the development kit's meta.mat ({error}); {UNPACK}") from error
     return {number: wnid for number, wnid, children in rows if children == 0}

@@ -3,6 +3,8 @@ crashes the process if they are wrong. After validation, scipy either reads the 
 
 import struct
 import zlib
+from collections.abc import Iterator
+from itertools import count
 from math import prod
 
 HEADER = 128
@@ -13,16 +15,20 @@ TEXTS = (1, 2, 4, 16, 17, 18)
 CELL, STRUCT, OBJECT, TEXT, SPARSE, NUMBERS = 1, 2, 3, 4, 5, range(6, 16)
 """Classes of arrays."""
 COMPLEX = 0x800
-MAX_UNPACKED = 1 << 30
-"""Maximum uncompressed bytes of a part."""
+MAX_BYTES = 64 << 20
+"""Maximum bytes of a file, and of all its variables unpacked; ImageNet's meta.mat, the largest one, has 3 MB."""
+MAX_ARRAYS = 200_000
+"""Maximum number of arrays, also in cells and fields; meta.mat has 15,000."""
 
 
 def check_structure(data: bytes) -> None:
-    """Raise ValueError (or an error of `struct` or `zlib`) if the declared types and sizes are inconsistent."""
+    """Raise ValueError (or an error of `struct` or `zlib`) if the declared types and sizes are inconsistent, or beyond
+    the limits."""
+    _require(len(data) <= MAX_BYTES, f"it has {len(data):,} bytes")
     if len(data) < HEADER or 0 in data[:4] or 1 not in data[124:126]:
         return  # another version, which scipy reads through numpy, or refuses
     order = "<" if data[126:128] == b"IM" else ">"
-    at = HEADER
+    at, left, arrays = HEADER, MAX_BYTES, count()
     while at < len(data):
         kind, size = struct.unpack_from(f"{order}II", data, at)
         part = memoryview(data)[at + 8 : at + 8 + size]
@@ -30,12 +36,14 @@ def check_structure(data: bytes) -> None:
         at += 8 + size
         if kind == COMPRESSED:
             unpacker = zlib.decompressobj()
-            part = memoryview(unpacker.decompress(part, MAX_UNPACKED))
+            part = memoryview(unpacker.decompress(part, left + 1))
+            left -= len(part)
+            _require(left >= 0, f"its variables have over {MAX_BYTES >> 20} MB")
             _require(unpacker.eof, "a compressed part is incomplete")
             kind, size = struct.unpack_from(f"{order}II", part)
             part = part[8:]
         _require(kind == MATRIX and size == len(part), "a variable is not an array")
-        _check_array(_Parts(part, order))
+        _check_array(_Parts(part, order), arrays)
 
 
 def _require(holds: bool, problem: str) -> None:
@@ -69,21 +77,22 @@ class _Parts:
         return struct.unpack(f"{self.order}{len(data) // 4}i", data)
 
 
-def _check_array(parts: _Parts) -> None:
+def _check_array(parts: _Parts, arrays: Iterator[int]) -> None:
+    _require(next(arrays) < MAX_ARRAYS, f"it has over {MAX_ARRAYS:,} arrays")
     if not parts.data:  # an empty array in a cell or field
         return
     flags, _ = parts.numbers(6)
     shape = parts.numbers(5, 6)
     _require(1 <= len(shape) <= 32 and min(shape) >= 0, f"an array has the shape {shape}")
-    count, kind = prod(shape), flags & 0xFF
+    numel, kind = prod(shape), flags & 0xFF
     parts.next(1, 2, 16)  # the name
     if kind == TEXT:
         _, data = parts.next(*TEXTS)
-        _require(count <= max(len(data), 1), f"{count:,} characters in {len(data):,} bytes")
+        _require(numel <= max(len(data), 1), f"{numel:,} characters in {len(data):,} bytes")
     elif kind in NUMBERS:
         for _ in range(2 if flags & COMPLEX else 1):
             stored, data = parts.next(*SIZES)
-            _require(count * SIZES[stored] == len(data), f"{count:,} numbers in {len(data):,} bytes")
+            _require(numel * SIZES[stored] == len(data), f"{numel:,} numbers in {len(data):,} bytes")
     elif kind == SPARSE:
         for _ in range(4 if flags & COMPLEX else 3):
             parts.next(*SIZES)
@@ -94,11 +103,11 @@ def _check_array(parts: _Parts) -> None:
             (longest,) = parts.numbers(5)
             _, names = parts.next(1, 2)
             _require(longest > 0 and len(names) % longest == 0, "field names are truncated")
-            count *= len(names) // longest
+            numel *= len(names) // longest
         # each has at least eight bytes, so that the count cannot exceed the file's size
-        _require(8 * count <= len(parts.data), f"{count:,} arrays in {len(parts.data):,} bytes")
-        for _ in range(count):
+        _require(8 * numel <= len(parts.data), f"{numel:,} arrays in {len(parts.data):,} bytes")
+        for _ in range(numel):
             _, data = parts.next(MATRIX)
-            _check_array(_Parts(data, parts.order))
+            _check_array(_Parts(data, parts.order), arrays)
     else:
         raise ValueError(f"an array has class {kind}")

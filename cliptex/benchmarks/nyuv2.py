@@ -8,11 +8,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
+from cliptex.benchmarks.hdf5 import open_array
 from cliptex.benchmarks.nyuv2_normals import Axes, axes_by_depth, decode_normals, store_ladicky
 from cliptex.benchmarks.reading import Lazy, existing, read_mat, read_rgb, require_files
 from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_error, require_file
 
 DOWNLOAD = "download the official file to this path (docs/data.md)"
+MAIN_FILE = "nyu_depth_v2_labeled.mat"
+MAX_PIXELS = 50_000_000
+MAX_DEPTH_M = 100.0
+"""The official depths end at 10 m."""
 LADICKY = "normals_ladicky.h5"
 FOLDERS = {"bae": ("nyu_dataset", "nyu", "."), "dsine": ("dsine_eval/nyuv2", "nyuv2")}
 """Possible folders of a publication's PNG files, since its archive and its documentation differ."""
@@ -43,35 +49,28 @@ class Nyuv2(Benchmark):
         return []
 
     @cached_property
-    def _file(self) -> Any:
-        """The open HDF5 file (MATLAB v7.3)."""
-        import h5py
-
-        path = existing(self.root / "nyu_depth_v2_labeled.mat", DOWNLOAD)
-        try:
-            file = h5py.File(path, "r")
-            shapes = {field: getattr(file.get(field), "shape", ()) for field in ("images", "depths")}
-        except (OSError, RuntimeError, KeyError) as error:
-            raise CliptexError(f"{path}: damaged, or not an HDF5 (MATLAB v7.3) file ({error}); {DOWNLOAD}") from error
-        for field, dimensions in (("images", 4), ("depths", 3)):
-            if len(shapes[field]) != dimensions:
-                raise CliptexError(f"{path}: has no {dimensions}-dimensional {field!r}; {DOWNLOAD}")
-        # HDF5 reverses the order of axes: MATLAB's H x W x 3 x N is N x 3 x W x H
-        count, channels, width, height = shapes["images"]
-        if channels != 3 or shapes["depths"] != (count, width, height):
-            raise CliptexError(f"{path}: images {shapes['images']}, depths {shapes['depths']} do not match; {DOWNLOAD}")
-        return file
+    def _arrays(self) -> tuple[Any, Any]:
+        """`images` uint8 [N, 3, W, H] and `depths` [N, W, H], since HDF5 reverses the order of MATLAB's axes."""
+        path = self.root / MAIN_FILE
+        images, depths = _open_hdf5(path, DOWNLOAD, images=(4, "u"), depths=(3, "f"))
+        count, channels, width, height = images.shape
+        if channels != 3 or images.dtype.itemsize != 1 or depths.shape != (count, width, height):
+            problem = f"images {images.dtype} {images.shape} and depths {depths.shape} do not match"
+            raise CliptexError(f"{path}: {problem}; {DOWNLOAD}")
+        if width * height > MAX_PIXELS:
+            raise CliptexError(f"{path}: has images of {width} x {height} pixels; {DOWNLOAD}")
+        return images, depths
 
     def read(self, part: str) -> Sequence[dict[str, Any]]:
-        count = self._file["images"].shape[0]
+        count = len(self._arrays[0])
         path = self.root / "splits.mat"
         field = "trainNdxs" if part == "train" else "testNdxs"
         splits = read_mat(path, DOWNLOAD)
         if field not in splits or splits[field].dtype.kind not in "iuf":
             raise CliptexError(f"{path}: has no numeric {field!r}; {DOWNLOAD}")
-        numbers = splits[field].ravel().astype(int).tolist()
-        if not numbers or min(numbers) < 1 or max(numbers) > count:
-            raise CliptexError(f"{path}: {field} must contain 1-based indices up to {count}; {DOWNLOAD}")
+        numbers = [int(number) if number in range(1, count + 1) else 0 for number in splits[field].ravel().tolist()]
+        if 0 in numbers or not 0 < len(numbers) == len(set(numbers)):
+            raise CliptexError(f"{path}: {field} must contain distinct 1-based indices up to {count}; {DOWNLOAD}")
         return Lazy(numbers, lambda number: self._read(number, "train" if part == "train" else "test"))
 
     def names(self, part: str) -> Sequence[str]:
@@ -93,12 +92,17 @@ class Nyuv2(Benchmark):
 
     def _read(self, number: int, split: str) -> dict[str, Any]:
         """number: 1-based, as in splits.mat."""
+        images, depths = self._arrays
+        subject = f"{self.root / MAIN_FILE}: image {number}"
         try:
-            image = np.ascontiguousarray(self._file["images"][number - 1].transpose(2, 1, 0))
-            depth = np.ascontiguousarray(self._file["depths"][number - 1].T).astype(np.float32)
+            image = np.ascontiguousarray(images[number - 1].transpose(2, 1, 0))
+            depth = np.ascontiguousarray(depths[number - 1].T).astype(np.float32)
         except (OSError, RuntimeError) as error:
-            raise CliptexError(f"{self._file.filename}: image {number} is damaged ({error}); {DOWNLOAD}") from error
+            raise CliptexError(f"{subject} is damaged ({error}); {DOWNLOAD}") from error
         depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
+        if not (deepest := np.nanmax(depth, initial=0)) <= MAX_DEPTH_M or deepest == 0:
+            problem = f"has depths up to {deepest:,.0f}, but must be in metres" if deepest else "has no valid depth"
+            raise CliptexError(f"{subject} {problem}; {DOWNLOAD}")
         normals, path = self._normals(number - 1, split)
         if normals.shape != image.shape:
             raise CliptexError(f"{path}: {normals.shape[:2]}, but the image is {image.shape[:2]}; {DOWNLOAD}")
@@ -122,10 +126,20 @@ class Nyuv2(Benchmark):
 
     @cached_property
     def _ladicky(self) -> Any:
-        import h5py
+        remedy = f"run: cliptex fetch --benchmark {self.name}"
+        return _open_hdf5(self.root / LADICKY, remedy, normals=(4, "f"))[0]
 
-        path = existing(self.root / LADICKY, f"run: cliptex fetch --benchmark {self.name}")
-        return h5py.File(path, "r")["normals"]
+
+def _open_hdf5(path: Path, remedy: str, **arrays: tuple[int, str]) -> list[Any]:
+    """Arrays of an HDF5 file (MATLAB v7.3), by their number of dimensions and kinds of numbers."""
+    import h5py
+
+    require_file(path, remedy)
+    try:
+        file = h5py.File(path, "r")
+        return [open_array(file, name, *form) for name, form in arrays.items()]
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise read_error(error, path, "the official HDF5 (MATLAB v7.3) file", remedy) from error
 
 
 PLUGIN = Nyuv2

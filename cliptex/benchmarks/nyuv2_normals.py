@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import pickletools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import permutations, product
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import replacing
+from cliptex.core.files import read_error, replacing
 from cliptex.core.progress import track
 
 FOCAL, CENTRE = (518.858, 519.470), (325.582, 253.736)
@@ -20,8 +21,11 @@ STEP = 4
 """Distance of the neighbours from which normals are computed, pixels of a 640 x 480 image."""
 MIN_COSINE = 0.5
 """Mean cosine with normals computed from depth, below which published normals belong to other images."""
-MAX_PICKLE = 20 << 30
-"""Maximum bytes of the unpacked pickle; 1,449 images of 640 x 480 in float64 are 10.7 GB."""
+MAX_RATIO, MAX_PICKLE = 100, 20 << 30
+"""Maximum bytes of the unpacked pickle, per byte of the file and in all; 1,449 images of 640 x 480 in float64 are
+10.7 GB, from 0.8 GB."""
+MAX_OPERATIONS = 1_000_000
+"""Maximum number of a pickle's operations, each of which may create an object."""
 
 
 def decode_normals(encoded: np.ndarray) -> np.ndarray:
@@ -107,8 +111,10 @@ def store_ladicky(source: Path, target: Path) -> None:
         masks = content.get("all_valid_depth_masks")
         indices = [int(name) - 1 for name in np.asarray(names).ravel().tolist()]
         count, height, width, _ = normals.shape
-        if sorted(indices) != list(range(count)) or normals.shape[-1] != 3:
-            raise ValueError(f"{count} images with numbers {min(indices) + 1} to {max(indices) + 1}")
+        if sorted(indices) != list(range(count)) or normals.shape[-1] != 3 or normals.dtype.kind != "f":
+            raise ValueError(f"{count} images with numbers {min(indices) + 1} to {max(indices) + 1}, {normals.dtype}")
+        if masks is not None and np.shape(masks) != normals.shape[:3]:
+            raise ValueError(f"masks {np.shape(masks)} for normals {normals.shape}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CliptexError(f"{source}: does not contain the published normals ({error}); download it again") from error
     with replacing(target) as scratch, h5py.File(scratch, "w") as file:
@@ -125,15 +131,18 @@ def store_ladicky(source: Path, target: Path) -> None:
 
 def read_arrays(path: Path) -> dict[str, Any]:
     """Read a gzipped pickle of a dictionary of arrays, strings and numbers, without importing or calling what it names.
-    Raises CliptexError if it names anything but NumPy's arrays."""
+    Raises CliptexError if it names anything but NumPy's arrays. It is unpacked twice: objects are counted first."""
     try:
+        limit = min(MAX_PICKLE, MAX_RATIO * path.stat().st_size + (1 << 20))
         with gzip.open(path) as file:
-            content = _Arrays(_Bounded(file, MAX_PICKLE), encoding="latin1").load()
-    except FileNotFoundError as error:
-        raise CliptexError(f"{path}: no such file; download it (docs/data.md)") from error
+            for number, _ in enumerate(pickletools.genops(_Bounded(file, limit))):
+                if number > MAX_OPERATIONS:
+                    raise pickle.UnpicklingError(f"it has over {MAX_OPERATIONS:,} operations")
+        with gzip.open(path) as file:
+            content = _Arrays(_Bounded(file, limit), encoding="latin1").load()
     except Exception as error:  # damaged pickles raise many kinds of errors
-        problem = f"not a pickle of plain arrays ({error}); nothing in it was executed"
-        raise CliptexError(f"{path}: {problem}; download it again") from error
+        remedy = "nothing in it was executed; download it again"
+        raise read_error(error, path, "a pickle of plain arrays", remedy, "download it (docs/data.md)") from error
     if not isinstance(content, dict):
         raise CliptexError(f"{path}: not a dictionary of arrays; download it again")
     return {str(name): value.array if isinstance(value, _Array) else value for name, value in content.items()}

@@ -1,6 +1,7 @@
 """Places365-Standard classification: the "easy format", or the small images with lists of files."""
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -40,11 +41,16 @@ class Places365(Benchmark):
         if not path.exists() and self.variant == "easyformat":
             folders = folders_in(self.root / EASYFORMAT / "train", UNPACK["easyformat"])
             return [folder.replace("-", "/") for folder in folders]
-        # lines such as "/a/airfield 0"
-        rows = [line.rpartition(" ") for line in read_lines(path, UNPACK["small"])]
-        if [number for _, _, number in rows] != [str(number) for number in range(len(rows))]:
-            raise CliptexError(f"{path}: its lines must be a category and its number, from 0; {UNPACK['small']}")
-        return [name[3:] for name, _, _ in rows]
+        lines = read_lines(path, UNPACK["small"])
+        for number, line in enumerate(lines):
+            if not re.fullmatch(rf"/([a-z])/\1[\w/]*\s+{number}", line, re.ASCII):
+                expected = f"'/a/airfield {number}' (a category and its number, from 0)"
+                raise CliptexError(f"{path}: its line {line[:80]!r} must be like {expected}; {UNPACK['small']}")
+        categories = [line.split()[0][3:] for line in lines]
+        if len(set(categories)) < len(categories):
+            twice = Counter(categories).most_common(1)[0][0]
+            raise CliptexError(f"{path}: has the category {twice!r} twice; {UNPACK['small']}")
+        return categories
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -87,9 +93,10 @@ class Places365(Benchmark):
         items, classes = [], len(self.categories)
         for line in read_lines(path, UNPACK["small"]):
             name, _, label = line.rpartition(" ")
-            if not label.isdigit() or int(label) >= classes:
-                raise CliptexError(f"{path}: {line!r} is not a file name and a label below {classes}")
-            items.append((f"{folder}/{name.lstrip('/')}", int(label)))
+            if not (label.isdecimal() and label.isascii() and int(label[:9]) < classes) or ".." in name.split("/"):
+                problem = f"{line[:80]!r} is not a file name and a label below {classes}"
+                raise CliptexError(f"{path}: {problem}; {UNPACK['small']}")
+            items.append((f"{folder}/{name.strip().lstrip('/')}", int(label)))
         return items
 
     def _read(self, item: tuple[str, int]) -> dict[str, Any]:

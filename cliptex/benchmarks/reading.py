@@ -2,6 +2,9 @@
 
 import io
 import os
+import re
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cliptex.benchmarks.mat_structure import check_structure
+from cliptex.benchmarks.mat_structure import MAX_BYTES, check_structure
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json
+from cliptex.core.files import read_error, read_json, require_file
 
 SOURCES = ("miniature", "official")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""Pillow's names of the formats that are decoded; for others, such as EPS, it starts programs."""
+JPEG_SCAN = b"\xff\xda"
+MAX_SCANNED_PIXELS = 2_000_000_000
 
 
 class Lazy(Sequence):
@@ -61,13 +68,14 @@ def read_mat(path: Path, remedy: str, **options: Any) -> dict[str, Any]:
     """Variables of a MATLAB file before version 7.3. options: scipy's."""
     from scipy.io import loadmat
 
-    existing(path, remedy)
+    require_file(path, remedy)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
         check_structure(data)
         return loadmat(io.BytesIO(data), **options)
     except Exception as error:  # scipy raises many kinds of errors for damaged files
-        raise CliptexError(f"{path}: damaged, or not a MATLAB file ({error}); {remedy}") from error
+        raise read_error(error, path, "a MATLAB file", remedy, remedy) from error
 
 
 def require_files(folder: Path, names: Iterable[str], remedy: str) -> None:
@@ -75,6 +83,13 @@ def require_files(folder: Path, names: Iterable[str], remedy: str) -> None:
     present = {entry.name for entry in os.scandir(existing(folder, remedy))}
     if missing := sorted(set(names) - present):
         raise CliptexError(f"{folder / missing[0]}: is missing, and {len(missing) - 1:,} other files; {remedy}")
+
+
+def check_size(path: Path, truth: np.ndarray, image: np.ndarray) -> None:
+    """Raise CliptexError if a map [H, W, ...], read from `path`, has another size than its image [H, W, 3]."""
+    if truth.shape[:2] != image.shape[:2]:
+        sizes = (f"{width} x {height}" for height, width in (truth.shape[:2], image.shape[:2]))
+        raise CliptexError(f"{path}: {next(sizes)}, but its image has {next(sizes)} pixels; unpack the archives again")
 
 
 def read_rgb(path: Path) -> np.ndarray:
@@ -94,22 +109,43 @@ def read_indices(path: Path) -> np.ndarray:
 
 
 def _pixels(path: Path, kind: str, convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    remedy = "unpack the official archive again"
     try:
-        with Image.open(path) as image:
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise FileNotFoundError
+        data = path.read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about broken EXIF data of some official images
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            # each scan of a progressive JPEG costs as much as decoding it
+            if image.width * image.height * data.count(JPEG_SCAN) > MAX_SCANNED_PIXELS and image.format != "PNG":
+                raise ValueError(f"{image.width} x {image.height} pixels in {data.count(JPEG_SCAN)} scans")
             return np.asarray(convert(image))
-    except FileNotFoundError as error:
-        raise CliptexError(f"{path}: {kind} is missing; unpack the official archive again") from error
     except Exception as error:
-        raise CliptexError(f"{path}: not a readable {kind} ({error}); unpack the official archive again") from error
+        raise read_error(error, path, f"a readable {kind}", remedy, remedy) from error
 
 
 def read_lines(path: Path, remedy: str) -> list[str]:
-    """The non-empty lines of a text file, stripped. Raises CliptexError if it is not UTF-8."""
+    """The lines of a text file, stripped, without empty lines and comments (`#`). Raises CliptexError if it is not
+    UTF-8, with or without a byte order mark."""
+    require_file(path, remedy)
     try:
-        text = existing(path, remedy).read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CliptexError(f"{path}: is not text ({error.reason} at byte {error.start}); {remedy}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = (line.strip() for line in text.split("\n"))
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def read_names(path: Path, remedy: str) -> list[str]:
+    """The lines of a list of image names, each without folder and suffix. Raises CliptexError for other lines, and for
+    a name that is listed twice."""
+    names = read_lines(path, remedy)
+    for name, count in Counter(names).items():
+        if count > 1 or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+            problem = f"is listed {count} times" if count > 1 else "is not the name of an image"
+            raise CliptexError(f"{path}: {name[:80]!r} {problem}; {remedy}")
+    return names
 
 
 def files_in(folder: Path, suffixes: tuple[str, ...], remedy: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
-from cliptex.benchmarks.reading import Lazy, read_indices, read_lines, read_mat, read_rgb, require_files
+from cliptex.benchmarks.reading import Lazy, check_size, read_indices, read_mat, read_names, read_rgb, require_files
 from cliptex.core.errors import CliptexError
 
 CLASS_NAMES = (
@@ -53,7 +53,7 @@ class Voc(Benchmark):
         own = self._listed("train")
         if self.variant != "trainaug":
             return Lazy(own, self._read)
-        sbd = {name for split in ("train", "val") for name in read_lines(self.sbd / f"{split}.txt", UNPACK_SBD)}
+        sbd = {name for split in ("train", "val") for name in read_names(self.sbd / f"{split}.txt", UNPACK_SBD)}
         return Lazy(sorted((sbd | set(own)) - set(self._listed("val"))), self._read)
 
     def names(self, part: str) -> Sequence[str]:
@@ -71,7 +71,7 @@ class Voc(Benchmark):
         return {}
 
     def _listed(self, split: str) -> list[str]:
-        return read_lines(self.folder / "ImageSets" / "Segmentation" / f"{split}.txt", UNPACK)
+        return read_names(self.folder / "ImageSets" / "Segmentation" / f"{split}.txt", UNPACK)
 
     @cached_property
     def _with_voc_mask(self) -> set[str]:
@@ -87,8 +87,7 @@ class Voc(Benchmark):
         if ((mask >= len(CLASS_NAMES)) & (mask != IGNORE)).any():
             raise CliptexError(f"{path}: has values other than 0..20 and 255; unpack the official archive again")
         image = read_rgb(self.folder / "JPEGImages" / f"{name}.jpg")
-        if mask.shape != image.shape[:2]:
-            raise CliptexError(f"{path}: {mask.shape}, but the image is {image.shape[:2]}; unpack both archives again")
+        check_size(path, mask, image)
         return {"id": name, "image": image, "mask": mask}
 
 

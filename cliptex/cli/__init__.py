@@ -56,13 +56,13 @@ def cliptex(
         typer.echo("\n".join(f"{name} {value}" for name, value in versions().items()))
         raise typer.Exit
     context.obj = threads
-    common.started_in = Path.cwd()
     if threads is not None:
         _limit_threads(threads)
     _set_up_logging(log_file, debug)
     if directory is not None:
         if not directory.is_dir():
             raise CliptexError(f"--directory {directory}: no such folder; give the one that Snakemake was given")
+        common.started_in = Path.cwd()
         os.chdir(directory)
     if expected := os.environ.get("CLIPTEX_CODE"):
         from cliptex.core.provenance import require_code
@@ -112,6 +112,8 @@ def _build_app() -> typer.Typer:
 
 
 app = _build_app()
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, by convention; that of typer, too."""
 
 
 def main() -> None:
@@ -119,11 +121,13 @@ def main() -> None:
 
     An error is one line. The traceback of an unexpected one is in the log file; --debug shows it on the terminal.
     """
+    if sys.getfilesystemencoding() != "utf-8" and "PYTHONUTF8" not in os.environ:
+        # names of files and what is printed are UTF-8 whatever the locale; only a new process can change that
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
     try:
         code = app(prog_name="cliptex", standalone_mode=False)
     except typer.Abort:
-        log.error("interrupted; the same command resumes after the last checkpoint or finished file")
-        code = 130
+        code = INTERRUPTED
     except Exception as error:
         expected = error if isinstance(error, CliptexError) else write_error(error)
         if expected is None:
@@ -133,6 +137,8 @@ def main() -> None:
         for line in expected.lines if isinstance(expected, ConfigError) else [expected]:
             log.error("error: %s", line)
         code = 1
+    if code == INTERRUPTED:
+        log.error("interrupted; the same command resumes after the last checkpoint or finished file")
     sys.exit(code)
 
 

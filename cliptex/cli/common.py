@@ -34,7 +34,7 @@ ConfigFiles = Annotated[
 DEFAULT: list[str] = []
 """No files: the default configuration alone."""
 started_in = Path()
-"""The folder in which the command was started, before --directory; files of --config are relative to it."""
+"""Where the command was started, relative to where --directory has led; files of --config are relative to it."""
 
 
 def commands_of(module: ModuleType) -> list[Callable[..., Any]]:

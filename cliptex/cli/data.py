@@ -104,12 +104,12 @@ def index_shards(config_files: ConfigFiles = DEFAULT, min_yield: MinYield = None
     """Check that keys are unique and enough samples usable; write results/shards/index.json."""
     from cliptex.data.download import built_shards
     from cliptex.data.shard_index import index_shards, write_index
-    from cliptex.data.shard_paths import num_downloads, shard_paths
+    from cliptex.data.shard_paths import data_sha256, num_downloads, shard_paths
 
     config = load_config(config_files)
-    dataset = config.dataset
-    min_yield = dataset.min_yield if min_yield is None else min_yield
-    if dataset.source == "miniature":
-        index_shards(shard_paths(config), paths.SHARD_INDEX, min_yield, dataset.max_repeats)
+    min_yield = config.dataset.min_yield if min_yield is None else min_yield
+    options = (paths.SHARD_INDEX, min_yield, config.dataset.max_repeats, data_sha256(config))
+    if config.dataset.source == "miniature":
+        index_shards(shard_paths(config), *options)
     else:
-        write_index(built_shards(num_downloads(config)), paths.SHARD_INDEX, min_yield, dataset.max_repeats)
+        write_index(built_shards(num_downloads(config)), *options)

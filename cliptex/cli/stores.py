@@ -68,20 +68,19 @@ def audit(stores: Stores = "", samples: Count = 8, config_files: ConfigFiles = D
         samples: Images to label again in each store.
     """
     from cliptex.experts.training import load_expert
-    from cliptex.labels.audit import audit_labels, report
+    from cliptex.labels.audit import advice, audit_labels, report
 
     config = load_config(config_files)
-    differing = []
+    differing = {}
     for name in _stores(config, stores):
         expert_name = config.label_stores[name].expert
         expert = load_expert(expert_name, config.experts[expert_name], paths.expert(expert_name))
         findings = audit_labels(config, name, paths.SHARD_INDEX, expert, paths.labels(name), samples, seed)
         echo(report(findings, name))
         if not all(finding.agrees for finding in findings):
-            differing.append(paths.labels(name))
+            differing[paths.labels(name)] = findings
     if differing:
-        folders = " ".join(map(str, differing))
-        raise CliptexError(f"{folders}: labels cannot be reproduced; run: rm -r {folders}   and then the workflow")
+        raise CliptexError(advice(differing))
 
 
 def _stores(config: "Config", names: str) -> list[str]:

@@ -5,7 +5,6 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
 from cliptex.data.official.status import benchmarks_in_use
 from cliptex.data.shard_paths import caption_tars
+from cliptex.experts import options
 from cliptex.models import clip
 from cliptex.models.dense_features import width
 from cliptex.models.heads import DenseHeads
@@ -24,8 +24,8 @@ log = logging.getLogger("cliptex")
 
 def problems(config: Config) -> Iterator[str]:
     """The mistakes of a configuration, a line each, with key and remedy."""
-    yield from _experts(config)
-    yield from _stores(config)
+    yield from (f"{'.'.join(path)}: {problem}" for path, problem in options.problems(config))
+    yield from _own_classes(config)
     yield from _benchmarks(config)
     yield from _captions(config)
     yield from _student(config)
@@ -37,43 +37,25 @@ def _problem(key: str, call: Callable[[], Any]) -> Iterator[str]:
         call()
     except CliptexError as error:
         text = str(error).replace("experts.*", key)  # an expert does not know its name
-        yield text if key.partition(".")[0] in text else f"{key}: {text}"
+        yield text if text.startswith(key.partition(".")[0] + ".") else f"{key}: {text}"
     except Exception as error:  # a user's module may raise anything when it is imported
         yield f"{key}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
-def _experts(config: Config) -> Iterator[str]:
+def _own_classes(config: Config) -> Iterator[str]:
+    """Classes outside the package: whether they can be imported, and take their options."""
     for name, expert in config.experts.items():
-        key, plugin = f"experts.{name}", expert.plugin or name
-        broken = list(_problem(f"{key}.plugin", lambda plugin=plugin: find("experts", plugin)))
-        yield from broken
-        if not broken:
-            build = find("experts", plugin)
-            yield from _problem(key, lambda build=build, expert=expert: build(expert.model_dump(mode="json")))
-        if expert.weights == "local" and not Path(expert.path).exists():
-            yield f"{key}.path: {expert.path} does not exist"
-
-
-def _stores(config: Config) -> Iterator[str]:
+        if ":" in (plugin := expert.plugin or name):
+            values = expert.model_dump(mode="json")
+            yield from _problem(f"experts.{name}", lambda plugin=plugin, values=values: find("experts", plugin)(values))
     for name, store in config.label_stores.items():
-        key = f"label_stores.{name}"
-        broken = list(_problem(f"{key}.task", lambda store=store: find("tasks", store.task)))
-        yield from broken
-        if broken or store.expert not in config.experts:
-            continue
-        expert = config.experts[store.expert]
-        try:
-            labels = find("experts", expert.plugin or store.expert)(expert.model_dump(mode="json")).task
-        except Exception:  # reported with the experts
-            continue
-        if labels not in (store.task, task := find("tasks", store.task).name):
-            yield f"{key}.expert: {store.expert!r} labels {labels}, not {task}; choose another expert or task"
+        if ":" in store.task:
+            yield from _problem(f"label_stores.{name}.task", lambda store=store: find("tasks", store.task)())
     for name, model in config.models.items():
-        for store, options in model.losses.items():
-            key = f"models.{name}.losses.{store}"
-            if store in config.label_stores:
-                task = config.label_stores[store].task
-                yield from _problem(key, lambda task=task, o=options, key=key: find("tasks", task)().with_loss(o, key))
+        for store, losses in model.losses.items():
+            key, task = f"models.{name}.losses.{store}", config.label_stores[store].task
+            if ":" in task:
+                yield from _problem(key, lambda t=task, o=losses, key=key: find("tasks", t)().with_loss(o, key))
 
 
 def _benchmarks(config: Config) -> Iterator[str]:

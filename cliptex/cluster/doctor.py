@@ -299,7 +299,7 @@ def _disk(config: Config) -> list[Check]:
             checks.append(Check(name, "failed", found, remedy))
         elif system.f_files and system.f_favail < MIN_FREE_FILES:
             found = f"{system.f_favail} inodes left in {existing}"
-            checks.append(Check(name, "failed", found, "delete files, or request more"))
+            checks.append(Check(name, "failed", found, "make room, or request more"))
         else:
             checks.append(Check(name, "ok", found))
     return checks

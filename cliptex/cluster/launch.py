@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import socket
 import sys
 
@@ -99,6 +100,8 @@ def main() -> None:
     try:
         run()
     except SignalException as stopped:
+        if stopped.sigval == signal.SIGINT:
+            sys.exit(128 + signal.SIGINT)
         if stopped.sigval not in StopRequest.SIGNALS:
             raise
     except ChildFailedError as failed:

@@ -8,6 +8,7 @@ import io
 import tarfile
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from cliptex.core.files import read_json
 from cliptex.core.plugins import find
 from cliptex.data.download import start_of_tar
 from cliptex.data.images import decode_image
-from cliptex.data.official.status import official_files
+from cliptex.data.official.status import missing_data, official_files
 from cliptex.data.shard_index import read_index
-from cliptex.data.shard_paths import is_remote, num_batches, shard_paths, shard_sources
+from cliptex.data.shard_paths import data_sha256, is_remote, num_batches, shard_paths, shard_sources
 from cliptex.data.shards import iterate_shard
 from cliptex.experts.training import load_expert
 
@@ -40,7 +41,7 @@ TYPICAL_SIZE_PX = (288, 384)
 
 
 def make_plan(config: Config, measure: bool = True) -> dict[str, Any]:
-    """The plan: `images`, `stores`, `benchmarks` and `features`.
+    """The plan: `images`, `stores`, `benchmarks`, `features` and `missing`, what the user must provide first.
 
     `benchmarks`: `cliptex.data.official.status.official_files`; `features`, by benchmark: `plan_features`.
     Each figure has its origin in `*_from`. measure: read the beginning of a few tars if all are remote, and run each
@@ -49,21 +50,24 @@ def make_plan(config: Config, measure: bool = True) -> dict[str, Any]:
     from cliptex.evaluation.probes.feature_plan import plan_features
 
     images = _images(config, measure)
-    stores = {name: _store(config, name, images, measure) for name in config.label_stores}
-    features = {name: plan_features(config, name) for name in config.probes.benchmarks}
-    return {"images": images, "stores": stores, "benchmarks": official_files(config), "features": features}
+    return {
+        "images": images,
+        "stores": {name: _store(config, name, images, measure) for name in config.label_stores},
+        "benchmarks": official_files(config),
+        "features": {name: plan_features(config, name) for name in config.probes.benchmarks},
+        "missing": missing_data(config),
+    }
 
 
 def _images(config: Config, measure: bool) -> dict[str, Any]:
     shards = shard_paths(config)
     out: dict[str, Any] = {"shards": len(shards), "number": None, "bytes": None, "bytes_from": "unknown"}
     out["number_from"] = "unknown until results/shards/index.json exists"
-    if paths.SHARD_INDEX.exists():
-        index = read_index(paths.SHARD_INDEX)
+    if index := _index(config):
         out |= {"number": index["num_samples"], "number_from": str(paths.SHARD_INDEX)}
         out |= {"bytes": sum(entry["bytes"] for entry in index["shards"]), "bytes_from": str(paths.SHARD_INDEX)}
         return out
-    existing = [path for path in shards if path.is_file()]
+    existing = _existing(config)
     if config.dataset.source == "miniature":
         out |= {"number": config.miniature.pairs, "number_from": "miniature.pairs"}
     elif config.dataset.source == "urls":
@@ -81,6 +85,27 @@ def _images(config: Config, measure: bool) -> dict[str, Any]:
     elif remote := [source for source in shard_sources(config) if is_remote(source)]:
         out |= _remote_shards(remote, len(shards)) if measure else {"bytes_from": "remote tars, not measured"}
     return out
+
+
+def _index(config: Config) -> dict[str, Any] | None:
+    """The shard index, if there is one and it is of this configuration's data."""
+    if not paths.SHARD_INDEX.exists():
+        return None
+    index = read_index(paths.SHARD_INDEX)
+    is_same = index.get("data_sha256") in (None, data_sha256(config))
+    same_paths = [entry["path"] for entry in index["shards"]] == [str(path) for path in shard_paths(config)]
+    return index if is_same and same_paths else None
+
+
+def _is_other_run(config: Config) -> bool:
+    """Whether the results in the working directory are those of other data."""
+    return paths.SHARD_INDEX.exists() and _index(config) is None
+
+
+def _existing(config: Config) -> list[Path]:
+    """The shards that exist; those in results/ count only if they are of this configuration's data."""
+    made = paths.SHARDS if _is_other_run(config) else None
+    return [path for path in shard_paths(config) if path.is_file() and path.parent != made]
 
 
 def _remote_shards(sources: list[str], shards: int) -> dict[str, Any]:
@@ -132,15 +157,16 @@ def _image_size(config: Config) -> tuple[int, int]:
     """Height and width of an image: the miniature's, else those of the first existing image, else assumed ones."""
     if config.dataset.source == "miniature":
         return (config.miniature.image_size_px,) * 2
-    for path in shard_paths(config):
-        if path.is_file():
-            return decode_image(next(pair.image for pair in iterate_shard(path) if pair.image)).shape[:2]
+    if existing := _existing(config):
+        return decode_image(next(pair.image for pair in iterate_shard(existing[0]) if pair.image)).shape[:2]
     if config.dataset.source == "urls":
         return config.dataset.urls.size_px, round(config.dataset.urls.size_px * 4 / 3)
     return TYPICAL_SIZE_PX
 
 
 def _finished(config: Config, name: str) -> list[dict[str, Any]]:
+    if _is_other_run(config):
+        return []
     records = [read_json(path) for path in sorted(paths.labels(name).glob("batch-*.json"))]
     return [record for record in records if record["expert"] == config.label_stores[name].expert]
 
@@ -172,7 +198,7 @@ def _measured(config: Config, name: str) -> tuple[float | None, str]:
     expert_name = config.label_stores[name].expert
     expert_config = config.experts[expert_name]
     try:
-        if (paths.expert(expert_name) / "expert.json").is_file():
+        if (paths.expert(expert_name) / "expert.json").is_file() and not _is_other_run(config):
             source, expert = "expert", load_expert(expert_name, expert_config, paths.expert(expert_name))
         else:
             source, plain = "untrained network", expert_config.model_dump(mode="json")
@@ -214,7 +240,8 @@ def shown(plan: dict[str, Any]) -> str:
     totals = {key: [store[key] for store in plan["stores"].values()] for key in ("jobs", "bytes", "seconds")}
     jobs, size, seconds = (None if None in values else sum(values) for values in totals.values())
     lines.append(f"total  {jobs:,} labelling jobs, labels {_bytes(size)}, experts {_hours(seconds)}")
-    return "\n".join([*lines, *_benchmark_lines(plan["benchmarks"]), *_feature_lines(plan["features"])])
+    lines += [*_benchmark_lines(plan["benchmarks"]), *_feature_lines(plan["features"])]
+    return "\n".join([*lines, *(f"missing  {line}" for line in plan["missing"])])
 
 
 STORAGE = {

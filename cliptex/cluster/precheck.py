@@ -11,23 +11,36 @@ import sys
 from pathlib import Path
 
 from cliptex.config import Config
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import ConfigError
 from cliptex.core.files import sha256_json
 from cliptex.core.provenance import code_sha256, versions
+from cliptex.experts.options import problems
 
 CHECKED = (
-    "backbone experts label_stores student models train.multi_scale train.multi_scale_channels train.multi_scale_rates"
-    " train.heads train.watch.zero_shot probes.benchmarks zeroshot.benchmarks zeroshot.retrieval finetune.benchmarks"
-    " plugins"
-).split()
+    "backbone",
+    "experts",
+    "label_stores",
+    "student",
+    "models",
+    *(
+        f"train.{key}"
+        for key in ("heads", "multi_scale", "multi_scale_channels", "multi_scale_rates", "watch.zero_shot")
+    ),
+    *(f"{section}.benchmarks" for section in ("probes", "zeroshot", "finetune")),
+    "zeroshot.retrieval",
+    "plugins",
+)
 """The keys of the configuration that `cliptex.cluster.check` reads."""
 
 
 def require_checked(config: Config) -> None:
-    """Raise CliptexError with the mistakes that `cliptex check` finds, a line each.
+    """Raise ConfigError with the mistakes that `cliptex check` finds.
 
-    An accepted configuration is not checked again, unless it has plugins or local files, which may change.
+    What needs no torch is checked at every start. The rest of an accepted configuration is not checked again, unless it
+    has plugins, which may change.
     """
+    if found := [f"{'.'.join(path)}: {problem}" for path, problem in problems(config)]:
+        raise ConfigError(found)
     text = config.subset(*CHECKED)
     accepted = _cache_dir() / sha256_json([json.loads(text), code_sha256(), versions()])
     if accepted.exists():
@@ -37,7 +50,7 @@ def require_checked(config: Config) -> None:
     # 1: mistakes of the configuration. Other codes: this machine cannot check, for example a login node without torch
     if result.returncode == 1:
         lines = [line.partition("error: ")[2] for line in result.stderr.splitlines()]
-        raise CliptexError("\n".join(filter(None, lines)))
+        raise ConfigError(list(filter(None, lines)))
     if result.returncode == 0 and not config.plugins:
         try:
             accepted.parent.mkdir(parents=True, exist_ok=True)

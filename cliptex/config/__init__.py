@@ -56,7 +56,7 @@ class Config(Section):
     train: Train = Train()
     models: dict[Name, Model] = {}
     """The models, by name."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), Unique] = [0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1), Unique] = [0]
     """Seeds of training and probing; every model is trained once per seed."""
     probes: Probes = Probes()
     finetune: Finetune = Finetune()

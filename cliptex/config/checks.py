@@ -5,16 +5,19 @@ Imports nothing heavy: the workflow checks its configuration at every start.
 
 import re
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cliptex.config.explain import nearest, not_one_of
+from cliptex.config.labels import ExpertConfig, LabelStore
 from cliptex.config.training import Model
 from cliptex.core.plugins import built_in
 
 if TYPE_CHECKING:
     from cliptex.config import Config
 
-Problem = tuple[tuple[str, ...], str]
+Path = tuple[str, ...]
+Problem = tuple[Path, str]
 """The path of a key, and what is wrong with it."""
 BASELINES = ("random", "position")
 """Names of the probes' baselines, whose results are in the same folders as those of models."""
@@ -28,11 +31,23 @@ MODULE_NAMES = re.compile(
 """Attributes of PyTorch's modules: a model's heads are a module, with one head for each label store."""
 
 
+@dataclass(frozen=True)
+class Runs:
+    """The entries that may name each other."""
+
+    experts: dict[str, ExpertConfig]
+    label_stores: dict[str, LabelStore]
+    models: dict[str, Model]
+
+
 def problems(config: "Config", is_whole: bool) -> Iterator[Problem]:
     """All mistakes between sections. is_whole: also name references to sections that a job's subset may lack."""
-    yield from _experts_and_stores(config, is_whole)
-    for name, model in config.models.items():
-        yield from _model(config, name, model, is_whole)
+    yield from _runs((), Runs(config.experts, config.label_stores, config.models), is_whole)
+    if config.study is not None:
+        study = config.study
+        own = Runs(study.experts, study.label_stores, study.models)
+        runs = Runs(config.experts | own.experts, config.label_stores | own.label_stores, config.models | own.models)
+        yield from _runs(("study",), runs, is_whole, own)
     for name in config.probes.models:
         yield from _one_of(("probes", "models"), name, config.models, is_whole)
     for name, accuracies in config.zeroshot.published.items():
@@ -40,58 +55,62 @@ def problems(config: "Config", is_whole: bool) -> Iterator[Problem]:
         yield from _one_of(path, name, config.models, is_whole)
         for benchmark in accuracies:
             yield from _one_of((*path, benchmark), benchmark, config.zeroshot.benchmarks, is_whole)
-    yield from _reserved_names(config)
+    yield from _caption_sets(config)
     if is_whole:
         yield from _benchmarks(config)
         yield from _data(config)
 
 
-def _one_of(path: tuple[str, ...], name: str, names: Collection[str], is_whole: bool) -> Iterator[Problem]:
+def _one_of(path: Path, name: str, names: Collection[str], is_whole: bool) -> Iterator[Problem]:
     """Without names, a subset lacks their section."""
     if name not in names and (names or is_whole):
         yield path, not_one_of(name, names)
 
 
-def _experts_and_stores(config: "Config", is_whole: bool) -> Iterator[Problem]:
-    for name, expert in config.experts.items():
+def _runs(parent: Path, runs: Runs, is_whole: bool, own: Runs | None = None) -> Iterator[Problem]:
+    """own: the entries to check, if these are not all."""
+    own = own or runs
+    for name, expert in own.experts.items():
+        path = (*parent, "experts", name)
         key = {"url": "url", "hub": "repo", "local": "path"}.get(expert.weights)
         if key and getattr(expert, key) is None:
-            yield ("experts", name, key), f"is required for weights {expert.weights!r}; see docs/experts.md"
-        plugin = expert.plugin or name
-        if is_whole and ":" not in plugin and plugin not in built_in("experts"):
-            hint = nearest(plugin, built_in("experts"))
-            yield (
-                ("experts", name, "plugin"),
-                f"{plugin!r} is no module of cliptex/experts/ and no package.module:Class{hint}",
-            )
-    for name, store in config.label_stores.items():
-        path = ("label_stores", name)
-        if is_whole or config.experts:
-            yield from _one_of((*path, "expert"), store.expert, config.experts, is_whole)
-        if is_whole and ":" not in store.task and store.task not in built_in("tasks"):
-            hint = nearest(store.task, built_in("tasks"))
-            yield (*path, "task"), f"{store.task!r} is no module of cliptex/tasks/ and no package.module:Class{hint}"
-        if store.of is None:
-            continue
-        if is_whole and config.study is None:
-            yield from _one_of((*path, "of"), store.of, config.label_stores, is_whole)
-        if store.of in config.label_stores and config.label_stores[store.of].of is not None:
+            yield (*path, key), f"is required for weights {expert.weights!r}; see docs/experts.md"
+        if is_whole:
+            yield from _plugin((*path, "plugin"), "experts", expert.plugin or name)
+    for name, store in own.label_stores.items():
+        path = (*parent, "label_stores", name)
+        if MODULE_NAMES.fullmatch(name):
+            yield path, f"{name!r} is the name of an attribute of PyTorch modules; choose another name"
+        yield from _one_of((*path, "expert"), store.expert, runs.experts, is_whole)
+        if is_whole:
+            yield from _plugin((*path, "task"), "tasks", store.task)
+        if store.of is not None and is_whole:
+            yield from _one_of((*path, "of"), store.of, runs.label_stores, is_whole)
+        if store.of in runs.label_stores and runs.label_stores[store.of].of is not None:
             yield (*path, "of"), f"{store.of!r} is itself derived from another store; name that store"
+    for name, model in own.models.items():
+        yield from _model((*parent, "models", name), name, model, runs, is_whole)
 
 
-def _model(config: "Config", name: str, model: Model, is_whole: bool) -> Iterator[Problem]:
-    path = ("models", name)
+def _plugin(path: Path, kind: str, name: str) -> Iterator[Problem]:
+    if ":" not in name and name not in built_in(kind):
+        yield (
+            path,
+            f"{name!r} is no module of cliptex/{kind}/ and no package.module:Class{nearest(name, built_in(kind))}",
+        )
+
+
+def _model(path: Path, name: str, model: Model, runs: Runs, is_whole: bool) -> Iterator[Problem]:
+    if name in BASELINES:
+        yield path, f"{name!r} is the name of a baseline; choose another name"
     for store in model.tasks:
-        if config.label_stores or not is_whole:
-            yield from _one_of((*path, "tasks", store), store, config.label_stores, is_whole)
+        if runs.label_stores or not is_whole:
+            yield from _one_of((*path, "tasks", store), store, runs.label_stores, is_whole)
         else:
             yield (*path, "tasks", store), f"label_stores is empty; add label_stores.{store} with its task and expert"
     for store in model.losses:
         if store not in model.tasks:
-            yield (
-                (*path, "losses", store),
-                f"{store!r} is not one of its tasks, {sorted(model.tasks)}{nearest(store, model.tasks)}",
-            )
+            yield (*path, "losses", store), not_one_of(store, model.tasks, "its tasks, ")
     if model.tasks and model.patch_dropout:
         yield (*path, "patch_dropout"), "models with tasks need all patches; set it to 0"
     if model.interpolate is not None:
@@ -99,51 +118,36 @@ def _model(config: "Config", name: str, model: Model, is_whole: bool) -> Iterato
             if key != "interpolate" and getattr(model, key) != field.get_default(call_default_factory=True):
                 yield (*path, key), "not allowed together with `interpolate`; remove one of them"
         for key, other in zip(("of", "with"), model.sources(), strict=True):
-            yield from _one_of((*path, "interpolate", key), other, config.models, True)
+            yield from _one_of((*path, "interpolate", key), other, runs.models, True)
     elif is_whole and model.init is not None:
-        yield from _one_of((*path, "init"), model.init, config.models, is_whole)
-    if (cycle := _cycle(config, [name])) and cycle[-1] == name:
+        yield from _one_of((*path, "init"), model.init, runs.models, is_whole)
+    if (cycle := _cycle(runs.models, [name])) and cycle[-1] == name:
         yield (*path, "init" if model.interpolate is None else "interpolate"), f"{' -> '.join(cycle)} is a cycle"
 
 
-def _cycle(config: "Config", chain: list[str]) -> list[str] | None:
+def _cycle(models: dict[str, Model], chain: list[str]) -> list[str] | None:
     """A chain of models, each made from the next, that returns to one of them; None if there is none."""
-    for other in config.models[chain[-1]].sources():
+    for other in models[chain[-1]].sources():
         if other in chain:
             return [*chain, other]
-        if other in config.models and (cycle := _cycle(config, [*chain, other])):
+        if other in models and (cycle := _cycle(models, [*chain, other])):
             return cycle
     return None
 
 
-def _reserved_names(config: "Config") -> Iterator[Problem]:
-    models, stores = ("models", config.models), ("label_stores", config.label_stores)
-    study = config.study
-    for path, names in ((models[:1], models[1]), *([(("study", "models"), study.models)] if study else [])):
-        for name in names:
-            if name in BASELINES:
-                yield (*path, name), f"{name!r} is the name of a baseline; choose another name"
-    for path, names in ((stores[:1], stores[1]), *([(("study", "label_stores"), study.label_stores)] if study else [])):
-        for name in names:
-            if MODULE_NAMES.fullmatch(name):
-                yield (*path, name), f"{name!r} is the name of an attribute of PyTorch modules; choose another name"
+def _caption_sets(config: "Config") -> Iterator[Problem]:
     used = {*config.zeroshot.benchmarks, *config.probes.benchmarks, *config.miniature.benchmarks}
     used |= {*config.finetune.benchmarks, *config.benchmark_data.benchmarks}
     for name in config.zeroshot.caption_sets:
-        benchmark = name.removesuffix("_dusk")
-        if benchmark in used or benchmark in built_in("benchmarks"):
-            yield ("zeroshot", "retrieval", name), f"{name!r} is the name of a benchmark; choose another name"
-        elif name in FOLDERS:
-            yield (
-                ("zeroshot", "retrieval", name),
-                f"{name!r} is the name of a folder in resources/; choose another name",
-            )
+        path, is_rendered = ("zeroshot", "retrieval", name), config.zeroshot.retrieval[name].rendered is not None
+        if name in used or (is_rendered and name.removesuffix("_dusk") in {*used, *built_in("benchmarks")}):
+            yield path, f"{name!r} is the name of a benchmark; choose another name"
+        elif is_rendered and name in FOLDERS:
+            yield path, f"{name!r} is the name of a folder in resources/; choose another name"
 
 
 def _benchmarks(config: "Config") -> Iterator[Problem]:
-    places: list[tuple[tuple[str, ...], str]] = [
-        (("zeroshot", "benchmarks"), name) for name in config.zeroshot.benchmarks
-    ]
+    places: list[Problem] = [(("zeroshot", "benchmarks"), name) for name in config.zeroshot.benchmarks]
     for section in ("probes", "finetune", "miniature", "benchmark_data"):
         places += [((section, "benchmarks", name), name) for name in getattr(config, section).benchmarks]
     if config.train.watch.zero_shot:
@@ -166,7 +170,10 @@ def _data(config: "Config") -> Iterator[Problem]:
         pairs, key = config.miniature.pairs, "miniature.pairs"
     elif dataset.source == "urls" and dataset.urls is not None:
         pairs, key = dataset.urls.rows, "dataset.urls.rows"
-    needed = config.train.batch_size + config.train.held_out
-    if pairs is not None and pairs < needed and any(model.steps for model in config.models.values()):
-        held = f" and held_out {config.train.held_out}" if config.train.held_out else ""
-        yield ("train", "batch_size"), f"{config.train.batch_size}{held} are more than the {pairs} pairs of {key}"
+    if pairs is None or not any(model.steps for model in config.models.values()):
+        return
+    batch_size, held_out = config.train.batch_size, config.train.held_out
+    if batch_size > pairs:
+        yield ("train", "batch_size"), f"{batch_size} is more than the {pairs} pairs of {key}"
+    elif batch_size + held_out > pairs:
+        yield ("train", "held_out"), f"{held_out} and a batch of {batch_size} are more than the {pairs} pairs of {key}"

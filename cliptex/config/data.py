@@ -17,7 +17,7 @@ class Split(Section):
 class Miniature(Section):
     """The miniature: rendered synthetic replacements for the real data sets."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Seed of all scenes; a different seed gives different data sets."""
     image_size_px: Annotated[int, Field(ge=32)] = 96
     """Side of the square images, pixels."""

@@ -8,9 +8,9 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from cliptex.config.files import LONGEST, short
+
 MOST_NAMES = 20
-LONGEST = 60
-"""Longest value, in characters, that a message repeats."""
 KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -40,10 +40,10 @@ def nearest(name: str, names: Collection[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def not_one_of(name: str, names: Collection[str]) -> str:
+def not_one_of(name: str, names: Collection[str], what: str = "") -> str:
     """That a name is none of those, and the nearest, as the end of a sentence."""
     listed = [*sorted(names)[:MOST_NAMES], *(["..."] if len(names) > MOST_NAMES else [])]
-    return f"{name!r} is not one of [{', '.join(listed)}]{nearest(name, names)}"
+    return f"{name!r} is not one of {what}[{', '.join(listed)}]{nearest(name, names)}"
 
 
 def shown(value: Any, text: str | None = None) -> str:
@@ -51,9 +51,8 @@ def shown(value: Any, text: str | None = None) -> str:
     if isinstance(value, Mapping | list | tuple) and len(repr(value)) > LONGEST:
         return f"a {'mapping' if isinstance(value, Mapping) else 'list'} of {len(value)}"
     if text and not isinstance(value, str):
-        return text
-    out = "null" if value is None else repr(value)
-    return out if len(out) <= LONGEST else f"{out[: LONGEST - 3]}..."
+        return short(text)
+    return "null" if value is None else short(repr(value))
 
 
 def explain(
@@ -80,7 +79,8 @@ def _sentence(path: tuple[str | int, ...], items: list[Any], model: Any, text: s
     if kind == "missing":
         return "is missing; the list has too few values" if isinstance(path[-1], int) else "is missing"
     if kind == "yaml_truth":
-        return f"YAML reads {text or shown(value)} as {str(value).lower()}; write a number"
+        read = str(value).lower()
+        return f"YAML reads {text} as {read}; write a number" if text else f"must be a number, got {read}"
     if kind == "unique":
         return item["msg"]
     if kind == "value_error":
@@ -93,7 +93,8 @@ def _sentence(path: tuple[str | int, ...], items: list[Any], model: Any, text: s
     if kind == "literal_error":
         expected = context["expected"].replace(" or ", ", ").split(", ")
         options = [option.strip("'") if option[0] == "'" else option.lower() for option in expected]
-        return f"must be one of {', '.join(options)}{got}{nearest(str(value), options)}"
+        wanted = f"one of {', '.join(options)}" if len(options) > 1 else options[0]
+        return f"must be {wanted}{got}{nearest(str(value), options)}"
     if kind == "string_pattern_mismatch":
         return f"{shown(value)}: {PATTERNS.get(context['pattern'], 'has characters that are not allowed')}"
     if kind == "too_short":
@@ -122,7 +123,8 @@ def _path(values: Any, item: Any) -> tuple[int | str, ...]:
     """The path of an error without what is no key of the file: the tags of unions, and the mark of a wrong name."""
     out: list[int | str] = []
     for part in item["loc"]:
-        if (isinstance(values, Mapping) and part in values) or (isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)):
+        is_index = isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)
+        if is_index or (isinstance(values, Mapping) and part in values):
             values = values[part]
         elif item["type"] != "missing" or part is not item["loc"][-1]:
             continue

@@ -19,8 +19,11 @@ from cliptex.core.errors import ConfigError
 REPLACE = "_replace"
 """Key of a mapping that replaces the one below it: `_replace: true`."""
 MAX_BYTES = 8_000_000
-MAX_VALUES = 200_000
+MAX_VALUES = 100_000
 """Largest number of values of a file, with aliases expanded: a few lines can stand for billions."""
+MAX_DIGITS = 40
+LONGEST = 60
+"""Longest value or key, in characters, that a message repeats."""
 NULL = re.compile(r"~|null|Null|NULL|")
 TRUE = re.compile(r"true|True|TRUE|yes|Yes|YES|on|On|ON")
 FALSE = re.compile(r"false|False|FALSE|no|No|NO|off|Off|OFF")
@@ -39,7 +42,7 @@ Keys = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Entry:
+class Place:
     """Where a value is, and how it is written there."""
 
     line: int
@@ -48,11 +51,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """The content of one configuration file. entries: by the path of keys and indices."""
+    """The content of one configuration file. places: by the path of keys and indices."""
 
     name: str
     values: dict[str, Any]
-    entries: dict[Keys, Entry] = field(default_factory=dict)
+    places: dict[Keys, Place] = field(default_factory=dict)
 
 
 class Layers:
@@ -62,7 +65,7 @@ class Layers:
         self._files = [*([default] if default else []), *files]
         over: dict[str, Any] = {}
         for file in files:
-            overlay(over, file.values)
+            over = overlay(over, file.values)
         self.values = _without_markers(overlay(_copy(default.values) if default else {}, over))
 
     def where(self, path: Keys) -> str:
@@ -71,21 +74,27 @@ class Layers:
         lengths = [length for length in range(len(path), 0, -1) if _holds(self.values, path[:length])]
         for length in lengths:
             for file in reversed(self._files):
-                if entry := file.entries.get(path[:length]):
-                    return f"{file.name}:{entry.line}: {shown}: "
-                if not file.entries and _holds(file.values, path[:length]):
+                if place := file.places.get(path[:length]):
+                    return f"{file.name}:{place.line}: {shown}: "
+                if not file.places and _holds(file.values, path[:length]):
                     return f"{file.name}: {shown}: "
         return ": ".join([*(file.name for file in self._files[-1:]), *([shown] if shown else []), ""])
 
     @property
     def texts(self) -> dict[Keys, str]:
         """How values are written in their files."""
-        return {path: entry.text for file in self._files for path, entry in file.entries.items()}
+        return {path: place.text for file in self._files for path, place in file.places.items()}
 
 
 def dotted(path: Keys) -> str:
-    """The dotted key of a path."""
-    return ".".join(map(str, path))
+    """The dotted key of a path, as it may be shown."""
+    return ".".join(part if part.isprintable() else repr(part) for part in map(short, path))
+
+
+def short(value: Any) -> str:
+    """A value, cut to `LONGEST` characters."""
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def _holds(values: Any, path: Keys) -> bool:
@@ -160,7 +169,7 @@ def parse(text: str, name: str) -> ConfigFile:
         raise ConfigError([f"{name}: empty; write sections such as train: into it"])
     if not isinstance(values, dict):
         raise ConfigError([f"{name}: not a configuration; it must be a mapping with sections such as train:"])
-    return ConfigFile(name, values, reader.entries)
+    return ConfigFile(name, values, reader.places)
 
 
 def _is_json(text: str) -> bool:
@@ -194,7 +203,7 @@ def _resolved(values: Any, path: Keys) -> Any:
     try:
         return resolve(values) if isinstance(values, str) else values
     except ValueError as error:
-        raise ConfigError([f"--config: {dotted(path)}: {values}: {error}"]) from None
+        raise ConfigError([f"--config: {dotted(path)}: {short(values)}: {error}"]) from None
 
 
 def resolve(text: str) -> Any:
@@ -206,7 +215,7 @@ def resolve(text: str) -> Any:
         return None
     if TRUE.fullmatch(text) or FALSE.fullmatch(text):
         return bool(TRUE.fullmatch(text))
-    if INTEGER.fullmatch(text):
+    if INTEGER.fullmatch(text) and len(text) <= MAX_DIGITS:
         return int(text.replace("_", ""), 0)
     if FLOAT.fullmatch(text):
         number = float(text.replace("_", ""))
@@ -234,7 +243,7 @@ class _Reader:
 
     def __init__(self, name: str):
         self.name = name
-        self.entries: dict[Keys, Entry] = {}
+        self.places: dict[Keys, Place] = {}
         self.problems: list[str] = []
         self._open: list[yaml.Node] = []
         self._count = 0
@@ -246,7 +255,7 @@ class _Reader:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         if any(node is above for above in self._open):
             raise yaml.MarkedYAMLError(problem="an alias that contains itself", problem_mark=node.start_mark)
-        self.entries.setdefault(path, Entry(node.start_mark.line + 1, _text(node)))
+        self.places.setdefault(path, Place(node.start_mark.line + 1, _text(node)))
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         self._open.append(node)
@@ -263,7 +272,7 @@ class _Reader:
         try:
             return resolve(node.value)
         except ValueError as error:
-            self._problem(node, path, f"{node.value}: {error}")
+            self._problem(node, path, f"{short(node.value)}: {error}")
             return None
 
     def _mapping(self, node: yaml.MappingNode, path: Keys) -> dict[str, Any]:
@@ -277,7 +286,7 @@ class _Reader:
                 first = f"also in line {lines[name]}; YAML would take the last one; remove one"
                 self._problem(name_node, (*path, name), f"given twice, {first}")
             lines[name] = name_node.start_mark.line + 1
-            self.entries[(*path, name)] = Entry(lines[name], _text(value_node))
+            self.places[(*path, name)] = Place(lines[name], _text(value_node))
             out[name] = self.value(value_node, (*path, name))
         for merged in self._merged(node):
             out = {**self.value(merged, path), **out}

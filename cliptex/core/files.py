@@ -181,14 +181,14 @@ def read_error(
     error: Exception,
     path: Path,
     kind: str,
-    remedy: str = RESTORE,
+    remedy: str | None = None,
     missing: str = "run the step that creates it first",
 ) -> CliptexError:
     """The user's message for a file that cannot be read, whatever error the reader raised.
 
-    kind: what its content should be, such as "JSON". remedy: the one for other content of a file in the working
-    directory's `results` or `resources`; files elsewhere are the user's, and never to be deleted. It is not given for a
-    file that is missing, not readable, or not a file, or if memory or the disk failed: then its content may be right.
+    kind: what its content should be, such as "valid JSON". remedy: for other content; by default, a file in the working
+    directory's `results` or `resources` may be deleted, and one elsewhere, which is the user's, may not. It is not
+    given for what is missing, not readable or not a file, or if memory or the disk failed: the content may be right.
     """
     if isinstance(error, CliptexError):
         return error
@@ -199,7 +199,8 @@ def read_error(
         problem = "not enough memory to read it; request more"
     if not problem:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        problem = f"not {kind} ({reason}); {remedy if _is_ours(path) else 'replace it with a complete copy'}"
+        remedy = remedy or (RESTORE if _is_ours(path) else "replace it with a complete copy")
+        problem = f"damaged, or not {kind} ({reason}); {remedy}"
     return CliptexError(f"{path}: {problem}")
 
 

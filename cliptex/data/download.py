@@ -115,7 +115,7 @@ def built_shards(batches: int) -> Iterator[tuple[dict[str, Any], pa.Table]]:
             path = Path(shard["path"])
             if not path.exists() or path.stat().st_size != shard["bytes"]:
                 raise CliptexError(
-                    f"{path}: missing, or of another size than when it was checked; mount or restore it, or run:"
+                    f"{path}: missing or changed since it was checked; mount or restore it, or run:"
                     f" rm -f {paths.SHARDS}/batch-{batch:03d}.json   and then the same command again"
                 )
             yield shard, read_shard_table(_table(shard["shard"]))[1]

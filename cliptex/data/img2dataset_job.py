@@ -549,4 +549,6 @@ if __name__ == "__mp_main__" and GUARD in os.environ:  # img2dataset's worker pr
     urllib.request.install_opener(guarded_opener(*json.loads(os.environ[GUARD])))
 
 if __name__ == "__main__":
+    if sys.getfilesystemencoding() != "utf-8" and "PYTHONUTF8" not in os.environ:  # names of files are UTF-8
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
     main()

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
-from cliptex.core.files import read_json, replacing, sha256_file, write_json
+from cliptex.core.files import read_error, read_json, replacing, sha256_file, write_json
 from cliptex.core.progress import track
 from cliptex.core.redact import without_credentials
 from cliptex.data.images import BadImage, open_image, require_codecs
@@ -111,13 +111,18 @@ def read_shard_table(path: Path) -> tuple[dict[str, Any], pa.Table]:
         table = pq.read_table(path)
         return json.loads(table.schema.metadata[b"cliptex"]), table
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CliptexError(
-            f"{path}: cannot be read ({error}); run: rm -f {path} {path.parent}/index.json {path.parent}/batch-*.json "
-            "  and then the same command again"
-        ) from error
+        files = f"{path} {path.parent}/index.json {path.parent}/batch-*.json"
+        redo = f"run: rm -f {files}   and then the same command again"
+        raise read_error(error, path, "a shard's table", redo) from error
 
 
-def index_shards(shards: list[Path], index: Path, min_yield: float, max_repeats: int = MAX_REPEATS) -> dict[str, Any]:
+def index_shards(
+    shards: list[Path],
+    index: Path,
+    min_yield: float,
+    max_repeats: int = MAX_REPEATS,
+    data_sha256: str | None = None,
+) -> dict[str, Any]:
     """Read every sample of every shard once and write the index. Raises CliptexError for an unreadable shard, and as
     `write_index` does."""
     require_codecs()
@@ -128,20 +133,23 @@ def index_shards(shards: list[Path], index: Path, min_yield: float, max_repeats:
             rows = verify_shard(path, ignored)
             yield describe_shard(number, path, ignored), rows
 
-    return write_index(verified(), index, min_yield, max_repeats)
+    return write_index(verified(), index, min_yield, max_repeats, data_sha256)
 
 
 def write_index(
-    shards: Iterable[tuple[dict[str, Any], pa.Table]], index: Path, min_yield: float, max_repeats: int = MAX_REPEATS
+    shards: Iterable[tuple[dict[str, Any], pa.Table]],
+    index: Path,
+    min_yield: float,
+    max_repeats: int = MAX_REPEATS,
+    data_sha256: str | None = None,
 ) -> dict[str, Any]:
-    """Write the index. shards: descriptions and rows of all shards, in order.
+    """Write the index. shards: descriptions and rows of all shards, in order. data_sha256: see `shard_paths`.
 
-    The index holds `shards` (a list of {shard, path, sha256, bytes, keys, dropped: {key: reason}}, and ignored: {reason:
-    count} if members belong to no sample), `num_samples` (usable), `dropped` (reason -> count) and `repeated` (SHA-256
-    -> count). Images that occur more than `max_repeats`
-    times are all dropped as "repeated image", since servers replace deleted images with a placeholder.
-    Raises CliptexError for duplicate keys, or if the share of usable samples is below `min_yield`, with the most common
-    reasons.
+    The index holds `shards` (a list of {shard, path, sha256, bytes, keys, dropped: {key: reason}}, and `ignored` where
+    members belong to no sample), `num_samples` (usable), `dropped` (reason -> count) and `repeated` (SHA-256 -> count).
+    Images that occur more than `max_repeats` times are all dropped as "repeated image", since servers replace deleted
+    images with a placeholder. Raises CliptexError for duplicate keys, or if the share of usable samples is below
+    `min_yield`, with the most common reasons.
     """
     entries: list[dict[str, Any]] = []
     digests, hashes = [], []  # of images and keys, in arrays, so that millions of pairs fit in memory
@@ -177,6 +185,7 @@ def write_index(
     require_yield(num_usable, reasons, min_yield)
     out = {
         "schema_version": 1,
+        "data_sha256": data_sha256,
         "num_samples": num_usable,
         "dropped": dict(reasons.most_common()),
         "repeated": dict(repeated.most_common()),
@@ -312,9 +321,7 @@ class ShardOffsets:
                     text = "txt" if "txt" in members else "json"
                     locations[key] = (*members[image_suffix(members)], *members[text], text == "json")
         if missing := next((key for key in entry["keys"] if key not in locations), None):
-            raise CliptexError(
-                f"{self._path}: has no usable key {missing!r}, which is in the index; {reindex_command()}"
-            )
+            raise CliptexError(f"{self._path}: has no key {missing!r}, which is in the index; {reindex_command()}")
         rows = np.array([locations[key] for key in entry["keys"]], np.int64).reshape(-1, 5)
         self._offsets, self._sizes = rows[:, 0:4:2].copy(), rows[:, 1:4:2].astype(np.uint32)
         self._in_json = rows[:, 4] > 0

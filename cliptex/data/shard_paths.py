@@ -1,6 +1,7 @@
 """The paths of all shards, and which of them a job processes. Imports nothing heavy, since the workflow uses it."""
 
 import glob
+import json
 import math
 import os
 import re
@@ -13,6 +14,7 @@ from braceexpand import braceexpand
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
+from cliptex.core.files import sha256_json
 
 MAX_SHARDS = 1_000_000
 DOWNLOADED = ("http", "https", "hf")
@@ -22,6 +24,17 @@ SCHEME = re.compile(r"pipe(?=:)|(?!file:)[a-z][a-z0-9+.-]*(?=://)")
 RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 INNER_BRACES = re.compile(r"\{([^{}]*)\}")
 COUNT = re.compile(r"\0(\d+)\0")
+
+
+SHARD_KEYS = ("dataset.source", "dataset.shards", "dataset.sha256", "dataset.urls", "download.shards_per_job")
+"""Keys of the configuration that determine the shards."""
+INDEX_KEYS = (*SHARD_KEYS, "dataset.max_repeats", "miniature.pairs", "miniature.pairs_per_shard")
+"""Keys of the configuration that the shard index depends on."""
+
+
+def data_sha256(config: Config) -> str:
+    """Digest of the values that determine the index's contents, by which the index of another run is noticed."""
+    return sha256_json(json.loads(config.subset(*(key for key in INDEX_KEYS if not key.startswith("download.")))))
 
 
 def shard_sources(config: Config) -> list[str]:

@@ -63,9 +63,7 @@ def open_captioned_images(config: Config, name: str) -> CaptionedImages:
     if count is None:
         return images
     if images.count is not None and count > images.count:
-        raise CliptexError(
-            f"zeroshot.retrieval.{name}.images: {count:,} is more than the {images.count:,} that there are"
-        )
+        raise CliptexError(f"zeroshot.retrieval.{name}.images: {count:,} is more than the {images.count:,} there are")
     return CaptionedImages(images.source, f"{images.split}, first {count}", count, islice(images.items, count))
 
 

@@ -26,6 +26,7 @@ from cliptex.config import ClipBenchmark, Config, dataset_slug
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, replacing, sha256_file, write_json
+from cliptex.evaluation.results import OUTDATED
 
 log = logging.getLogger("cliptex")
 METRICS = {"acc1": "top1", "acc5": "top5", "mean_average_precision": "mAP"}
@@ -89,10 +90,8 @@ def run_clip_benchmark(
             raise CliptexError(f"clip_benchmark failed on {dataset} with {model}, seed {seed}: {last.strip()}")
         # not read_json: top-5 is NaN for fewer than five classes
         output = json.loads(result_file.read_text(encoding="utf-8"))
-    metrics = {
-        METRICS.get(name, name): 100 * value if math.isfinite(value) else None
-        for name, value in output["metrics"].items()
-    }
+    scores = output["metrics"].items()
+    metrics = {METRICS.get(name, name): 100 * value if math.isfinite(value) else None for name, value in scores}
     log.info("%s %s seed %d: %s", dataset, model, seed, metrics)
     result = {
         "schema_version": 1,
@@ -129,7 +128,7 @@ def write_table(files: Sequence[Path], out: Path) -> None:
         result = read_json(path)
         first = rows[0] if rows else result
         if result["clip_benchmark"] != first["clip_benchmark"]:
-            raise CliptexError(f"{path}: another version of clip_benchmark than {files[0]}; delete it and run again")
+            raise CliptexError(f"{path}: another version of clip_benchmark than {files[0]}; {OUTDATED}")
         digests |= result["provenance"]["model_sha256"]
         rows.append(result)
     columns = ("dataset", "task", "split", "model", "seed", "metrics", "clip_benchmark")

@@ -46,11 +46,7 @@ def export_benchmark(
     config: Config, name: str, out: Path, splits: Sequence[str] = ("test",), per_tar: int = 10_000
 ) -> dict[str, int]:
     """Export a classification benchmark, or an entry of `zeroshot.retrieval`; returns the number of samples by split.
-
-    splits: "test", "train" or both; only "test" for captions. per_tar: samples per tar; clip_benchmark reads with at
-    most one process per tar. Raises CliptexError for a benchmark with neither one class per image nor captions, and for
-    names that the layout cannot represent.
-    """
+    splits: "test", "train" or both; only "test" for captions. per_tar: samples; clip_benchmark reads them by tar."""
     captioned = config.zeroshot.retrieval.get(name) is not None
     known = ["test"] if captioned else list(PARTS)
     if unknown := [split for split in splits if split not in known]:
@@ -137,10 +133,8 @@ def _write_split(
         if stale.stem.isdigit() and int(stale.stem) >= len(files):
             stale.unlink(missing_ok=True)
     samples_written = sum(file["samples"] for file in files)
-    write_json(
-        folder / "split.json",
-        description | {"samples": samples_written, "files": files, "provenance": provenance(description)},
-    )
+    description |= {"samples": samples_written, "files": files, "provenance": provenance(description)}
+    write_json(folder / "split.json", description)
     _write_text(folder / "nshards.txt", f"{len(files)}\n")
     return samples_written
 

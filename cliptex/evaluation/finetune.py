@@ -25,7 +25,7 @@ from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.evaluate import Subject, evaluate_head
 from cliptex.evaluation.probes.parts import Part, Reader
 from cliptex.evaluation.probes.tasks import probe_task
-from cliptex.evaluation.probes.training import Optimisation, batches, rate_factor
+from cliptex.evaluation.probes.training import Optimisation, batches, best_of, rate_factor, require_trained
 from cliptex.evaluation.probes.tuning import Loss, Recipe, Tuned
 from cliptex.evaluation.protocols.resolve import protocol_of
 from cliptex.evaluation.targets import tuned_heads
@@ -34,10 +34,7 @@ from cliptex.models.encoders import Encoder, load_encoders
 
 def run(config: Config, job: Job) -> None:
     """Fine-tune the models of a job (or "random", trained from scratch), separately for each head and task.
-
-    Results go to `results/finetuned/{benchmark}` by default. Raises CliptexError for a benchmark that is not in
-    `finetune.benchmarks`, and for a head that cannot be trained with an encoder.
-    """
+    Results go to `results/finetuned/{benchmark}` by default."""
     options = config.finetune.benchmarks.get(job.name)
     if options is None:
         raise CliptexError(f"finetune.benchmarks: {job.name!r} is not one of {sorted(config.finetune.benchmarks)}")
@@ -94,17 +91,14 @@ def _tune(run: Run, name: str, head: str, new: Callable[[], Tuned], options: Fin
         train_jointly(tuned, network, tuner.loss, views, recipe, rate, options, seed)
         return network
 
+    def score(pair: tuple[Recipe, float]) -> float:
+        candidate = new()
+        network = trained(candidate, *pair, fit)
+        with torch.no_grad():
+            return tuner.score(network, candidate, held)
+
     grid = [(recipe, rate) for recipe in tuner.recipes for rate in options.encoder_rates]
-    scores: dict[str, float] = {}
-    best = grid[0]
-    if len(grid) > 1:
-        for recipe, rate in grid:
-            candidate = new()
-            network = trained(candidate, recipe, rate, fit)
-            with torch.no_grad():
-                scores[_described(recipe, rate)] = tuner.score(network, candidate, held)
-        best = max(grid, key=lambda pair: scores[_described(*pair)])
-    recipe, rate = best
+    (recipe, rate), scores = best_of(grid, score, _described) if len(grid) > 1 else (grid[0], {})
     network = trained(tuned, recipe, rate, np.arange(len(tuned.train)))
     chosen = {
         "encoder_rate": rate,
@@ -117,7 +111,8 @@ def _tune(run: Run, name: str, head: str, new: Callable[[], Tuned], options: Fin
         return tuner.outcomes(network, tuned, chosen, len(run.kept))
 
 
-def _described(recipe: Recipe, rate: float) -> str:
+def _described(pair: tuple[Recipe, float]) -> str:
+    recipe, rate = pair
     return f"encoder {rate:g}, head {recipe.head.learning_rate:g}, decay {recipe.head.weight_decay:g}"
 
 
@@ -151,4 +146,6 @@ def train_jointly(
         torch.nn.utils.clip_grad_norm_(tuned.network.parameters(), options.grad_clip)
         optimizer.step()
         schedule.step()
+    require_trained(tuned.network)
+    require_trained(head)
     head.eval()

@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import replacing
+from cliptex.core.files import read_error, replacing
 from cliptex.evaluation.measures import measure
 from cliptex.evaluation.metrics.base import Arrays
+from cliptex.evaluation.results import Result, write_result
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,32 @@ def write_predictions(
         np.savez_compressed(scratch, ids=np.array(ids), **numbered, **predictions)
 
 
+def write_evaluation(
+    path: Path,
+    result: Result,
+    ids: Sequence[str],
+    tasks: Mapping[str, Arrays],
+    images: Sequence[np.ndarray],
+    predictions: Mapping[str, np.ndarray],
+    rows: Sequence[str] = (),
+) -> None:
+    """Write a results file and, first, what is next to it: the first predictions if there are images of them, and the
+    per-image parts, whose digest goes into the rows."""
+    if images:
+        write_predictions(path.with_suffix(".npz"), ids[: len(images)], images, predictions)
+    write_per_image(per_image_path(path), ids, tasks, rows)
+    digest = {"per_image_sha256": sha256_file(per_image_path(path))}
+    write_result(path, result.model_copy(update={"results": [row.model_copy(update=digest) for row in result.results]}))
+
+
 def read_per_image(path: Path) -> PerImage:
     """Read a file. Raises CliptexError that names the file if it is missing or broken."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         ids, rows = arrays.pop("ids"), arrays.pop("rows", np.array([], str))
-    except FileNotFoundError as error:
-        raise CliptexError(f"{path}: no such file; run the step that writes it first") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise CliptexError(f"{path}: cannot be read ({error}); delete it and run the same command again") from error
+    except Exception as error:  # numpy and zipfile raise many kinds of errors
+        raise read_error(error, path, "a file of per-image parts") from error
     tasks: dict[str, dict[str, np.ndarray]] = {}
     for name, values in arrays.items():
         task, _, part = name.partition(".")
@@ -80,11 +97,8 @@ def read_per_image(path: Path) -> PerImage:
 
 
 def main_metric(task: str, arrays: Arrays, weights: np.ndarray | None = None) -> np.ndarray:
-    """The task's main metric (`Measure.main`, in its unit) for each row of weights [B, N]: float64 [B].
-
-    weights: how often each image counts; one row of ones if None. NaN if the images that count have nothing to
-    evaluate. A weight of two is the same as the image twice (except for detections with exactly the same score).
-    """
+    """The main metric (`Measure.main`, in its unit) for each row of weights [B, N]: float64 [B], NaN without truths.
+    weights: how often each image counts, by default once; twice is the same as two images (but for equal scores)."""
     weights = np.ones((1, num_images(arrays))) if weights is None else np.asarray(weights, np.float64)
     return measure(task).from_images(arrays, weights)
 

@@ -22,20 +22,16 @@ from cliptex.evaluation.job import Job
 from cliptex.evaluation.probes.base import Data, Outcome, Run
 from cliptex.evaluation.probes.evaluate import Subject, evaluate_head
 from cliptex.evaluation.probes.feature_cache import FeatureCache
-from cliptex.evaluation.probes.features import standardised
-from cliptex.evaluation.probes.parts import EncoderFeatures, Part, Reader, features_of
+from cliptex.evaluation.probes.parts import Reader, features_of, standardised_parts
 from cliptex.evaluation.probes.tasks import probe_task, tasks_of
-from cliptex.evaluation.protocols.base import DenseTask, PooledTask, ProbeSection
+from cliptex.evaluation.protocols.base import PooledTask
 from cliptex.evaluation.protocols.resolve import Entry, protocol_of
-from cliptex.models.encoders import Encoder, load_encoders
+from cliptex.models.encoders import load_encoders
 
 
 def run(config: Config, job: Job) -> None:
-    """Probe the models and baselines of a job on its benchmark; one JSON file per model, seed and head.
-
-    The baselines "random" and "position" have the architecture of the first model of the job, or of any exported model.
-    Results go to `results/probes/{benchmark}` by default.
-    """
+    """Probe the models and baselines of a job; by default results go to `results/probes/{benchmark}`.
+    The baselines "random" and "position" have the architecture of the job's first model, or of any exported model."""
     data = job.benchmark()
     sections = [task.section for task in tasks_of(job.name).values()]
     if len(sections) > 1 and any(issubclass(section, PooledTask) for section in sections):
@@ -71,7 +67,9 @@ def _probe_seed(config: Config, job: Job, data: Benchmark, protocol: Entry, seed
         for tasks, stream in streams.items():
             train, evaluated, features = next(stream)
             seconds_features += features.seconds
-            data_of_tasks = _data(train, evaluated, features, protocol.section(tasks[0]), encoder, memory)
+            section = protocol.section(tasks[0])
+            both = standardised_parts(section, encoder, [features.train, features.eval], memory)
+            data_of_tasks = Data(train, evaluated, encoder.input_size(section.input.size_px), *both)
             features_by_task |= dict.fromkeys(tasks, data_of_tasks)
         extra = {"seconds_features": seconds_features, "settings": settings}
         for head, tasks in protocol.heads.items():
@@ -104,18 +102,3 @@ def part_indices(count: int, limit: int | None, seed: int | None) -> list[int]:
     if seed is None:
         return list(range(limit))
     return np.sort(np.random.default_rng(seed).permutation(count)[:limit]).tolist()
-
-
-def _data(
-    train: Part,
-    evaluated: Part,
-    features: EncoderFeatures,
-    section: ProbeSection,
-    encoder: Encoder,
-    memory_bytes: float,
-) -> Data:
-    dense, size = isinstance(section, DenseTask), encoder.input_size(section.input.size_px)
-    grid = encoder.map_shape(size)[1:] if dense else None
-    cls = dense and section.features.cls
-    both = standardised([features.train, features.eval], grid, cls, section.features.standardise, memory_bytes)
-    return Data(train, evaluated, size, *both)

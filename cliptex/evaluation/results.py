@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, write_json
+from cliptex.core.finite import require_finite
 
 
 class Schema(BaseModel):
@@ -48,6 +49,8 @@ class Row(Schema):
     """Probes: what was chosen, and the scores on the holdout by which"""
     frozen: bool = True
     """false after fine-tuning"""
+    per_image_sha256: str | None = None
+    """Digest of the file with the per-image parts next to the result; null in results of earlier versions"""
 
 
 class Provenance(Schema):
@@ -165,7 +168,12 @@ AnyKind = TypeVar("AnyKind", bound=Result)
 
 
 def write_result(path: Path, result: Result) -> None:
-    """Write a results file; keys that were not set are left out."""
+    """Write a results file; keys that were not set are left out. Raises CliptexError for a metric that is not finite."""
+    for row in result.results:
+        for name, value in row.metrics.items():
+            if value is not None:
+                subject = f"{path}: {name} of {row.model}/seed{row.seed}, {row.head}"
+                require_finite(value, subject, "look for a split without ground truth, and for broken predictions")
     write_json(path, result.model_dump(exclude_unset=True))
 
 
@@ -177,9 +185,11 @@ def read_result(path: Path, kind: type[AnyKind] = AnyResult) -> AnyKind:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "its content"
         reason = "is missing" if first["type"] == "missing" else f"is wrong ({first['msg']})"
-        raise CliptexError(f"{path}: {key} {reason}; delete it and run the same command again") from error
+        remedy = "it may be of another version of cliptex; move it away, and run the same command again"
+        raise CliptexError(f"{path}: {key} {reason}; {remedy}") from error
 
 
+OUTDATED = "move the outdated one away, and run the workflow again"
 SAME = ("benchmark", "source", "variant", "split", "num_train", "num_eval", "class_names")
 
 
@@ -192,13 +202,11 @@ def tabulate(benchmark: str, files: Sequence[Path], out: Path) -> None:
     for path, result in zip(files, results, strict=True):
         for key in SAME:
             if getattr(result, key) != getattr(first, key):
-                raise CliptexError(f"{path}: its {key} differs from that of {files[0]}; delete it and probe again")
+                raise CliptexError(f"{path}: its {key} differs from that of {files[0]}; {OUTDATED}")
         if result.settings["protocol"] != first.settings["protocol"]:
-            raise CliptexError(f"{path}: its protocol differs from that of {files[0]}; delete it and probe again")
+            raise CliptexError(f"{path}: its protocol differs from that of {files[0]}; {OUTDATED}")
         if result.settings.get("fine_tuning") != first.settings.get("fine_tuning"):
-            raise CliptexError(
-                f"{path}: its options of fine-tuning differ from those of {files[0]}; delete it and run again"
-            )
+            raise CliptexError(f"{path}: its options of fine-tuning differ from {files[0]}'s; {OUTDATED}")
     digests = {name: digest for result in results for name, digest in result.provenance["model_sha256"].items()}
     tuned = "fine_tuning" in first.settings
     table = ProbeTable(

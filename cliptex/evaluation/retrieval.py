@@ -13,12 +13,11 @@ R@k is the fraction of queries with a correct item among the k nearest, as in Ka
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import comb
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from open_clip.transform import image_transform_v2
 
 from cliptex.config import Config
 from cliptex.core import paths
@@ -32,9 +31,18 @@ from cliptex.evaluation.job import Job
 from cliptex.evaluation.measures import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.metrics.ranking import retrieval_statistics
-from cliptex.evaluation.per_image import check, per_image_path, stacked_rows, write_per_image, write_predictions
-from cliptex.evaluation.results import RetrievalResult, write_result
-from cliptex.evaluation.zeroshot import BATCH_SIZE, ZeroShotModel, load_zero_shot_models, preprocessing_keys, row_of
+from cliptex.evaluation.per_image import check, stacked_rows, write_evaluation
+from cliptex.evaluation.probes.training import default_device
+from cliptex.evaluation.results import RetrievalResult
+from cliptex.evaluation.zeroshot import (
+    BATCH_SIZE,
+    ZeroShotModel,
+    encode_images,
+    load_zero_shot_models,
+    preprocessing_keys,
+    row_of,
+    transforms_of,
+)
 
 KS = (1, 5, 10)
 TASKS = (IMAGE_TO_TEXT.name, TEXT_TO_IMAGE.name)
@@ -43,16 +51,14 @@ CHUNK = 1024
 NEAREST = 5
 
 
-@dataclass(frozen=True)
-class Embeddings:
+class Embeddings(NamedTuple):
     """One model's unit embeddings: images [N, D] and captions [M, D], float32 on the CPU."""
 
     images: torch.Tensor
     captions: torch.Tensor
 
 
-@dataclass(frozen=True)
-class ReadSet:
+class ReadSet(NamedTuple):
     """The set that was read: ids of the images [N], captions [M], the image of each caption, int64 [M], and the first
     images."""
 
@@ -119,17 +125,15 @@ def embed(
     models: Sequence[ZeroShotModel], captioned: CaptionedImages, name: str, keep: int
 ) -> tuple[list[Embeddings], ReadSet]:
     """The embeddings of each model, and the set that was read. Images are decoded once. keep: number of images kept."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    transforms = {str(model.preprocess): image_transform_v2(model.preprocess, is_train=False) for model in models}
+    device, transforms = default_device(), transforms_of(models)
     for model in models:
         model.model.to(device)
     images: list[list[torch.Tensor]] = [[] for _ in models]
     ids, image_of_caption, captions, first_images, batch = [], [], [], [], []
 
     def flush() -> None:
-        for chunks, model in zip(images, models, strict=True):
-            pixels = torch.stack([views[str(model.preprocess)] for views in batch]).to(device)
-            chunks.append(model.model.encode_image(pixels, normalize=True).float().cpu())
+        for chunks, embeddings in zip(images, encode_images(models, batch), strict=True):
+            chunks.append(embeddings.float().cpu())
         batch.clear()
 
     for number, item in enumerate(track(captioned.items, f"read {name}", captioned.count)):
@@ -207,9 +211,6 @@ def run(config: Config, job: Job) -> None:
         results=[row.model_copy(update={"seconds": seconds}) for row in rows],
         provenance=provenance(dependencies) | {"model_sha256": digests},
     )
-    if keep:
-        predictions = kept_predictions(read, embedded) | {"rows": np.array(list(digests))}
-        write_predictions(out.with_suffix(".npz"), read.ids[:keep], read.images, predictions)
+    predictions = kept_predictions(read, embedded) | {"rows": np.array(list(digests))} if keep else {}
     stacked = {task: stacked_rows(of_models) for task, of_models in statistics.items()}
-    write_per_image(per_image_path(out), read.ids, stacked, rows=list(digests))
-    write_result(out, result)
+    write_evaluation(out, result, read.ids, stacked, read.images, predictions, rows=list(digests))

@@ -99,7 +99,5 @@ def _unpacked(arrays: Arrays, index: int) -> np.ndarray:
 
 def _packed(arrays: Sequence[np.ndarray]) -> Arrays:
     """Concatenate arrays of any shape, and keep their shapes."""
-    return {
-        "shapes": np.array([array.shape for array in arrays]),
-        "values": np.concatenate([array.ravel() for array in arrays]),
-    }
+    values = np.concatenate([array.ravel() for array in arrays])
+    return {"shapes": np.array([array.shape for array in arrays]), "values": values}

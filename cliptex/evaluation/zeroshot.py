@@ -9,7 +9,7 @@ Holds   nothing is trained or chosen; images are preprocessed by open_clip as th
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ from cliptex.core.seeds import seed_of
 from cliptex.evaluation.job import Job
 from cliptex.evaluation.measures import ZERO_SHOT
 from cliptex.evaluation.metrics.ranking import ranking_statistics, top_metrics
-from cliptex.evaluation.per_image import check, per_image_path, stacked_rows, write_per_image, write_predictions
-from cliptex.evaluation.results import Row, ZeroShotResult, write_result
+from cliptex.evaluation.per_image import check, stacked_rows, write_evaluation
+from cliptex.evaluation.probes.training import default_device
+from cliptex.evaluation.results import Row, ZeroShotResult
 from cliptex.models.clip import WEIGHTS_FILE, exported_config, exported_preprocessing, load, parameters
 from cliptex.models.encoders import in_order, sha256_weights, untrained
 
@@ -101,14 +102,25 @@ def described_preprocessing(model: ZeroShotModel) -> str:
     return f"{RESIZED[options.resize_mode]} to {size} pixels ({options.interpolation})"
 
 
+def transforms_of(models: Sequence[ZeroShotModel]) -> dict[str, Callable[[Image.Image], torch.Tensor]]:
+    """The preprocessing of all models, by `str(model.preprocess)`: from an image to one view."""
+    return {str(model.preprocess): image_transform_v2(model.preprocess, is_train=False) for model in models}
+
+
+def encode_images(models: Sequence[ZeroShotModel], batch: Sequence[dict[str, torch.Tensor]]) -> Iterator[torch.Tensor]:
+    """Each model's unit embeddings [B, D] of the images, whose views are by `transforms_of`."""
+    for model in models:
+        images = torch.stack([views[str(model.preprocess)] for views in batch])
+        yield model.model.encode_image(images.to(default_device()), normalize=True)
+
+
 @torch.inference_mode()
 def rankings(
     models: list[ZeroShotModel], samples: Any, classifiers: list[torch.Tensor]
 ) -> tuple[list[str], list[np.ndarray], np.ndarray]:
     """The samples' ids, the five best classes [N, 5] of each model, best first, and the labels [N].
     Images are decoded once for all models. classifiers: text embeddings [D, K] of each model."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    transforms = {str(model.preprocess): image_transform_v2(model.preprocess, is_train=False) for model in models}
+    transforms = transforms_of(models)
     best: list[list[torch.Tensor]] = [[] for _ in models]
     ids: list[str] = []
     labels: list[int] = []
@@ -126,10 +138,9 @@ def rankings(
         batch.append(views)
         if len(batch) < BATCH_SIZE and number < len(samples):
             continue
-        for index, model in enumerate(models):
-            images = torch.stack([views[str(model.preprocess)] for views in batch]).to(device)
-            scores = model.model.encode_image(images, normalize=True) @ classifiers[index]
-            best[index].append(scores.topk(min(5, scores.shape[1]), dim=1).indices.cpu())
+        for chunks, embeddings, classifier in zip(best, encode_images(models, batch), classifiers, strict=True):
+            scores = embeddings @ classifier
+            chunks.append(scores.topk(min(5, scores.shape[1]), dim=1).indices.cpu())
         batch = []
     return ids, [torch.cat(parts).numpy() for parts in best], np.array(labels)
 
@@ -174,7 +185,7 @@ def run(config: Config, job: Job) -> None:
     if data.tasks != ("classification",):
         raise CliptexError(f"zeroshot.benchmarks: {job.name!r} is not a classification benchmark; remove it")
     names, templates = data.class_names, TEMPLATES[config.zeroshot.templates]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     models = load_zero_shot_models(config, job)
     start = time.perf_counter()
     classifiers = [
@@ -218,13 +229,11 @@ def run(config: Config, job: Job) -> None:
         results=[row.model_copy(update={"seconds": seconds}) for row in rows],
         provenance=provenance(dependencies) | {"model_sha256": digests},
     )
-    if keep:
-        predictions = {
-            "truth": labels[:keep],
-            "rows": np.array(list(digests)),
-            "prediction": np.stack(ranked)[:, :keep],
-        }
-        images = [samples[index]["image"] for index in range(min(keep, len(ids)))]
-        write_predictions(out.with_suffix(".npz"), ids[:keep], images, predictions)
-    write_per_image(per_image_path(out), ids, {ZERO_SHOT.name: stacked_rows(hits)}, rows=list(digests))
-    write_result(out, result)
+    predictions = {
+        "truth": labels[:keep],
+        "rows": np.array(list(digests)),
+        "prediction": np.stack(ranked)[:, :keep],
+    }
+    images = [samples[index]["image"] for index in range(min(keep, len(ids)))]
+    parts = {ZERO_SHOT.name: stacked_rows(hits)}
+    write_evaluation(out, result, ids, parts, images, predictions, rows=list(digests))

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_error
 from cliptex.core.progress import track
 from cliptex.experts.options import TrainingOptions
 
@@ -76,10 +77,10 @@ def read_renders(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         with h5py.File(path) as file:
             missing = [name for name in names if name not in file]
             if missing:
-                raise CliptexError(f"{path}: has no dataset {', '.join(missing)}; delete the file and render again")
+                raise CliptexError(f"{path}: has no dataset {', '.join(missing)}; move it away, and render again")
             return {name: file[name][:] for name in names}
-    except OSError as error:
-        raise CliptexError(f"{path}: cannot be read as HDF5 ({error}); delete the file and render again") from error
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise read_error(error, path, "an HDF5 file of renders") from error
 
 
 def _batches(

@@ -44,7 +44,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CliptexError(
             f"{path}: the weights do not match the expert's `network` options: {', '.join(problems[:3])}{more};"
-            " use the options they were trained with, or train again"
+            " use the options they were trained with"
         )
     module.load_state_dict(tensors)
 

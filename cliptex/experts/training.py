@@ -155,14 +155,11 @@ def load_expert(name: str, expert_config: ExpertConfig, folder: Path) -> Expert:
     expert = _build(expert_config.plugin or name, expert_config, record.get("miniature"))
     path = folder / record["weights"] if record["weights"] else None  # absolute if not in the folder
     if path is not None:
+        again = f"restore them, or run: mv {folder} {folder}.old   and then the workflow, which makes them again"
         if not path.exists():
-            raise CliptexError(
-                f"{path}: the weights of {name!r} are missing; delete {folder}/expert.json and run again"
-            )
+            raise CliptexError(f"{path}: the weights of {name!r} are missing; {again}")
         if Weights(path, digests(path), {}).sha256 != record["weights_sha256"]:
-            raise CliptexError(
-                f"{path}: not the weights that {folder}/expert.json records; delete that file and run again"
-            )
+            raise CliptexError(f"{path}: not the weights that {folder}/expert.json records; {again}")
     expert.load(path)
     expert.weights_sha256 = record["weights_sha256"]
     return expert

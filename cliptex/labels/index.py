@@ -47,17 +47,17 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
         made = file.metadata
         weights = weights or made["weights_sha256"]
         recipe = label_recipe(config, store, task, weights, out_dir.parent)
-        problem = None
         if made["shard_sha256"] != entry["sha256"]:
-            problem = f"made from another version of shard {entry['shard']}"
-        elif made["expert"] != expert:
+            raise CliptexError(f"{path}: made from another version of shard {entry['shard']}; {redo}")
+        problem = None
+        if made["expert"] != expert:
             problem = f"made by the expert {made['expert']!r}, but label_stores.{store}.expert is {expert!r}"
         elif made["weights_sha256"] != weights:
             problem = f"made with other weights of {expert!r} than the first shards"
         elif made["recipe_sha256"] != recipe["recipe_sha256"]:
             problem = "made with other settings than the configuration's"
         if problem:
-            raise CliptexError(f"{path}: {problem}; {redo}")
+            raise CliptexError(f"{path}: {problem}; correct the configuration, or {redo}")
         for name in file.scalars:
             scalars.setdefault(name, []).extend(value for value in file.column(name) if value is not None)
         records.append(record)

@@ -16,7 +16,7 @@ import numpy as np
 
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json
+from cliptex.core.files import read_json, sha256_file
 from cliptex.core.plugins import find
 from cliptex.data.packed import Keys
 from cliptex.tasks.base import Task
@@ -28,6 +28,9 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 METADATA_KEY = b"cliptex"
 COLUMNS = ("key", "height", "width", "payload", "error")
+COLUMN_TYPES = ("string", "int32", "int32", "binary", "string")
+MAX_RATIO, MAX_EXTRA_BYTES = 64, 1 << 22
+"""Of the uncompressed data to the file: payloads are not compressed, so that label files are far below."""
 
 
 def again_without(*files: Path) -> str:
@@ -53,12 +56,13 @@ def check_keys(file: "LabelFile", entry: dict[str, Any], redo: str) -> None:
 class LabelFile:
     """One label file. Keys are read at once, payloads on first access.
 
-    task: needed for `label`; a file of another task or codec is then rejected. Raises CliptexError, naming the file
-    and the remedy, if it is missing, truncated, corrupt, or has another schema version.
+    task: needed for `label`; a file of another task or codec is then rejected. sha256: of the file, compared before the
+    first payload is read. Raises CliptexError, naming the file and the remedy, if it is missing, truncated, corrupt,
+    not what it should be, or has another schema version.
     """
 
-    def __init__(self, path: Path, task: Task | None = None):
-        self.path, self.task = Path(path), task
+    def __init__(self, path: Path, task: Task | None = None, sha256: str | None = None):
+        self.path, self.task, self._sha256 = Path(path), task, sha256
         self.metadata: dict[str, Any] = {}
         self._rows: tuple[Any, list[int | None], list[int | None]] | None = None
         (keys,) = self._read(["key"])
@@ -95,6 +99,7 @@ class LabelFile:
     def get(self, row: int) -> tuple[bytes, int, int] | None:
         """(payload, height, width) of a row, the arguments of the task's `decode`; None if it has no label."""
         if self._rows is None:
+            self._check_digest()
             payload, height, width = self._read(["payload", "height", "width"])
             self._rows = (payload.combine_chunks(), height.to_pylist(), width.to_pylist())
         payloads, heights, widths = self._rows
@@ -103,6 +108,7 @@ class LabelFile:
 
     def get_many(self, rows: Iterable[int]) -> dict[int, tuple[bytes, int, int] | None]:
         """Row -> `get(row)`. Reads only the row groups needed, and caches nothing."""
+        self._check_digest()
         requested = np.unique(np.fromiter(rows, np.int64))
         result: dict[int, tuple[bytes, int, int] | None] = {}
 
@@ -128,7 +134,9 @@ class LabelFile:
         encoded = self.get(row)
         try:
             return None if encoded is None else self.task.decode(*encoded)
-        except ValueError as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise many types of errors for damaged payloads
             problem = f"label of {self.keys[row]!r} cannot be decoded ({error})"
             raise CliptexError(f"{self.path}: {problem}; {again_without(self.path)}") from error
 
@@ -136,7 +144,12 @@ class LabelFile:
         def read(file: "parquet.ParquetFile") -> list[Any]:
             self.metadata = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
             self._names = file.schema_arrow.names
-            return file.read(columns).columns
+            if not isinstance(self.metadata, dict) or not {"task", "codec"} <= set(self.metadata):
+                raise ValueError("no metadata of a label file")
+            columns_read = file.read(columns).columns
+            if columns[0] == "key" and columns_read[0].null_count:
+                raise ValueError("a row without a key")
+            return columns_read
 
         return self.read_with(read)
 
@@ -145,14 +158,49 @@ class LabelFile:
         import pyarrow as pa
         from pyarrow import parquet
 
+        if not self.path.is_file():
+            problem = "is not a file; move it away" if self.path.exists() else "label file is missing"
+            raise CliptexError(f"{self.path}: {problem}; run the same command again")
         try:
-            with parquet.ParquetFile(self.path, page_checksum_verification=True) as file:
+            limits = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 20}
+            with parquet.ParquetFile(self.path, page_checksum_verification=True, **limits) as file:
+                _check_form(file, self.path.stat().st_size)
                 return read(file)
-        except FileNotFoundError as error:
-            raise CliptexError(f"{self.path}: label file is missing; run the same command again") from error
+        except MemoryError as error:
+            raise CliptexError(f"{self.path}: label file does not fit into memory ({_first_line(error)})") from error
         except (pa.ArrowException, OSError, ValueError) as error:
-            problem = f"label file is damaged ({str(error).splitlines()[0]})"
+            if isinstance(error, OSError) and error.errno:  # of the disk, not of the content
+                raise CliptexError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+            problem = f"label file is damaged ({_first_line(error)})"
             raise CliptexError(f"{self.path}: {problem}; {again_without(self.path)}") from error
+
+    def _check_digest(self) -> None:
+        if self._sha256 is not None and sha256_file(self.path) != self._sha256:
+            problem = "differs from the file that was indexed (SHA-256)"
+            remedy = f"put the indexed file back, or {again_without(self.path, self.path.parent / 'index.json')}"
+            raise CliptexError(f"{self.path}: {problem}; {remedy}")
+        self._sha256 = None  # once for each process
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _check_form(file: "parquet.ParquetFile", size: int) -> None:
+    """Raise ValueError unless the types are those that are written here, and reading takes memory in proportion to
+    the file: no dictionaries, no encodings that repeat values, no far larger uncompressed data."""
+    form = file.metadata
+    types = {field.name: str(field.type) for field in file.schema_arrow}
+    if wrong := [name for name, kind in zip(COLUMNS, COLUMN_TYPES, strict=True) if types.get(name) != kind]:
+        raise ValueError(f"column {wrong[0]} is {types.get(wrong[0], 'missing')}")
+    groups = [form.row_group(number) for number in range(form.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    if any(chunk.has_dictionary_page or set(chunk.encodings) - {"PLAIN", "RLE"} for chunk in chunks):
+        raise ValueError("encodings that repeat values; to write label files elsewhere, use plain ones")
+    if sum(group.num_rows for group in groups) != form.num_rows or form.num_rows > size + MAX_EXTRA_BYTES:
+        raise ValueError(f"{form.num_rows} rows in {size} bytes")
+    if sum(chunk.total_uncompressed_size for chunk in chunks) > MAX_RATIO * size + MAX_EXTRA_BYTES:
+        raise ValueError(f"uncompressed more than {MAX_RATIO} times as large")
 
 
 class StoredLabels:
@@ -186,7 +234,7 @@ def read_label_index(config: Config, store: str, path: Path) -> dict[str, Any]:
             actual, expected = (value["name"] if name == "codec" else value for value in (actual, expected))
             raise CliptexError(
                 f"{path}: the label store's {name} is {actual!r}, but label_stores.{store} has {expected!r};"
-                f" run: rm -r {Path(path).parent}   and then the same command again"
+                f" use that, or run: mv {Path(path).parent} {Path(path).parent}.old   and then the same command again"
             )
     return index
 
@@ -210,7 +258,7 @@ def open_store(index: Path, entry: dict[str, Any], task: Task | None = None) -> 
     if path.is_file() and path.stat().st_size != item["bytes"]:
         problem = f"labels of shard {entry['shard']} changed since they were indexed"
         raise CliptexError(f"{path}: {problem}; {again_without(path, index)}")
-    file = LabelFile(path, task)
+    file = LabelFile(path, task, item["sha256"])
     check_keys(file, entry, redo)
     file.keys = entry["keys"]  # equal; all stores share one copy in memory
     return file

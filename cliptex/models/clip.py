@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from cliptex.config import Student
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, replacing, sha256_file, write_json
+from cliptex.core.files import read_json, replacing, require_file, sha256_file, write_json
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -166,8 +166,7 @@ def export(model: torch.nn.Module, student: Student, folder: Path) -> str:
 def load(folder: Path) -> torch.nn.Module:
     """The model of an exported folder, in evaluation mode. Raises CliptexError if files are missing or do not match."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (Path(folder) / name).exists():
-            raise CliptexError(f"{Path(folder) / name}: no such file; train that model first")
+        require_file(Path(folder) / name, "train that model first")
     return _open(folder).eval()
 
 
@@ -176,9 +175,8 @@ def _open(folder: Path) -> torch.nn.Module:
     try:
         return open_clip.create_model(f"local-dir:{folder}", require_pretrained=True, weights_only=True)
     except Exception as error:  # safetensors, json, torch and open_clip raise different types
-        raise CliptexError(
-            f"{folder}: not a loadable open_clip model ({error}); if it was trained here, delete it and train again"
-        ) from error
+        remedy = "compare its files with a copy, and restore those that differ"
+        raise CliptexError(f"{folder}: not a loadable open_clip model ({error}); {remedy}") from error
 
 
 def tokenizer(student: Student) -> Any:

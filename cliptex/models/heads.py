@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from cliptex.core.errors import CliptexError
-from cliptex.core.files import replacing
+from cliptex.core.files import read_error, replacing
 from cliptex.core.plugins import find
 from cliptex.tasks.base import Task
 
@@ -159,5 +158,6 @@ def load_heads(path: Path) -> tuple[DenseHeads, dict[str, Task]]:
             for store, task in metadata["tasks"].items()
         }
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise CliptexError(f"{path}: not a heads file of this version ({error!r}); train the model again") from error
+        remedy = "restore a copy, or use the version of cliptex that wrote it (train.json names it)"
+        raise read_error(error, path, "a heads file of this version", remedy) from error
     return heads.eval(), tasks

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, replacing, sha256_file, write_json
+from cliptex.core.files import read_error, read_json, replacing, sha256_file, write_json
 from cliptex.core.provenance import provenance
 from cliptex.models.clip import CONFIG_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
 
@@ -101,7 +101,8 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
-        raise CliptexError(f"{folder / WEIGHTS_FILE}: cannot be read ({error}); train that model first") from error
+        remedy = "restore a copy, or train that model again"
+        raise read_error(error, folder / WEIGHTS_FILE, "safetensors", remedy, "train that model first") from error
 
 
 def _differences(first: dict[str, Any], second: dict[str, Any], prefix: str = "") -> list[str]:

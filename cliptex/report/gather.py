@@ -27,8 +27,8 @@ class Scores(AnyResult):
     """The results file of one benchmark: probes, fine-tuning or zero-shot."""
 
     path: Path = Path()
-    other_seeds: tuple[int, ...] = ()
-    """Seeds with rows that the configuration does not name; their rows are left out."""
+    left_out: tuple[str, ...] = ()
+    """Models and seeds that the configuration does not name (`cliptex/seed3`); their rows are left out."""
     _files: dict[Path, PerImage] = PrivateAttr(default_factory=dict)
 
     @property
@@ -195,16 +195,23 @@ def _in_order(selected: Collection[str], known: Iterable[str]) -> list[str]:
     return first + [name for name in selected if name not in first]
 
 
-def _scores(path: Path, models: list[str], seeds: list[int], baselines: Iterable[str] = ()) -> Scores:
-    scores = read_result(path, Scores)
+def read_scores(path: Path) -> Scores:
+    """Read a results file. Raises CliptexError if it is broken, or of another benchmark than its name says."""
+    scores = read_result(path, Scores).model_copy(update={"path": path})
     records.validate(f"{path}: provenance", scores.provenance, Provenance)
-    kept = [row for row in scores.results if row.seed in seeds]
-    others = tuple(sorted({row.seed for row in scores.results} - set(seeds)))
-    scores = scores.model_copy(update={"path": path, "results": kept, "other_seeds": others})
     if scores.benchmark != path.stem:
         raise CliptexError(
             f"{path}: is of the benchmark {scores.benchmark!r}; {PUT_BACK}, or evaluate {path.stem} again"
         )
+    return scores
+
+
+def _scores(path: Path, models: list[str], seeds: list[int], baselines: Iterable[str] = ()) -> Scores:
+    scores = read_scores(path)
+    named = {(model, seed) for model in (*models, *names.BASELINES) for seed in seeds}
+    kept = [row for row in scores.results if (row.model, row.seed) in named]
+    others = [f"{row.model}/seed{row.seed}" for row in scores.results if (row.model, row.seed) not in named]
+    scores = scores.model_copy(update={"results": kept, "left_out": tuple(dict.fromkeys(others))})
     present = {(row.model, row.seed) for row in scores.results}
     for model in models:
         for seed in seeds:
@@ -238,12 +245,18 @@ def _expert(folder: Path) -> dict[str, Any] | None:
     return expert | {"quality_file": records.read_record(quality, records.QUALITY) if quality.exists() else None}
 
 
+def read_training(path: Path) -> dict[str, Any]:
+    """Read a train.json."""
+    record = records.read_record(path, records.TRAINING)
+    if record["steps"]:
+        records.validate(path, record, records.TRAINED)
+    return record
+
+
 def _run(folder: Path) -> FinishedRun:
-    record = records.read_record(folder / "train.json", records.TRAINING)
+    record = read_training(folder / "train.json")
     if record.get("interpolate"):  # not trained, so there are no losses
         return FinishedRun(record, [])
-    if record["steps"]:
-        records.validate(folder / "train.json", record, records.TRAINED)
     path = folder / "metrics.jsonl"
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

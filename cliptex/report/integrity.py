@@ -4,7 +4,9 @@ Reads   what `cliptex.report.gather` has read, and the results of single heads.
 Holds   a result that would make a table wrong is an error; what is only missing is a sentence on the page.
 """
 
+import logging
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from cliptex.evaluation.results import Row, read_result
 from cliptex.report import names
 from cliptex.report.gather import PUT_BACK, Results, Scores
 
+log = logging.getLogger("cliptex")
 RECORDED = ("interpolate", "steps", "learning_rate", "tasks", "losses", "shuffle_labels", "batch_size", "ema")
 """Config keys of a model and of `train` that train.json records, too."""
 
@@ -29,6 +32,8 @@ def check(results: Results) -> list[str]:
         with working_on(scores.path):
             notes += _check_weights(results, scores)
             notes += _check_rows(results, scores)
+    for note in notes:
+        log.warning("%s", note)
     return notes
 
 
@@ -37,12 +42,21 @@ def config_differences(config: Config, name: str, record: dict[str, Any]) -> lis
     plain = config.plain()
     if mixed := record.get("interpolate"):
         record = record | {"interpolate": {key: mixed.get(key) for key in ("of", "with", "alpha")}}
-    return [
-        f"{where}.{key} = {record[key]!r}, now {now[key]!r}"
-        for where, now in ((f"models.{name}", plain["models"][name]), ("train", plain["train"]))
-        for key in RECORDED
-        if key in record and key in now and record[key] != now[key]
-    ]
+    out = []
+    for where, now in ((f"models.{name}", plain["models"][name]), ("train", plain["train"])):
+        keys = [key for key in RECORDED if key in record and key in now and record[key] != now[key]]
+        if keys:
+            from cliptex.training.checkpoints import differences  # imports PyTorch
+
+            out += differences({key: record[key] for key in keys}, {key: now[key] for key in keys}, where)
+    return out
+
+
+def check_identity(path: Path, record: dict[str, Any], name: str, seed: int) -> None:
+    """Raise CliptexError unless a train.json is that of a model and seed."""
+    if (record["model"], record["seed"]) != (name, seed):
+        of = f"{record['model']!r}, seed {record['seed']}"
+        raise CliptexError(f"{path}: is of {of}; {PUT_BACK}, or train {name} with seed {seed} again")
 
 
 def check_metric(path: Path, parts: Path, row: Row, arrays: Any) -> None:
@@ -81,24 +95,28 @@ def check_weights(path: Path, name: str, evaluated: str | None, trained: str | N
     return True
 
 
+def check_seeds(workdir: Path, name: str, records: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raise CliptexError if a model has the same weights with two seeds. records: seed -> its train.json."""
+    seed_of: dict[str, int] = {}
+    for seed, record in records.items():
+        digest = record.get("model_sha256")
+        # models that are not trained have the same weights in all seeds
+        if digest and record.get("steps") and seed_of.setdefault(digest, seed) != seed:
+            path = workdir / paths.model(name, seed) / "train.json"
+            raise CliptexError(
+                f"{path}: its weights (SHA-256 {digest[:12]}) are also those of seed {seed_of[digest]}, so the two seeds "
+                f"show no spread; train {name} again with one of them"
+            )
+
+
 def _check_runs(results: Results) -> list[str]:
     notes = []
     for name, runs in results.runs.items():
-        seed_of: dict[str, int] = {}
         for seed, run in runs.items():
-            path, record = results.workdir / paths.model(name, seed) / "train.json", run.record
-            if (record["model"], record["seed"]) != (name, seed):
-                of = f"{record['model']}, seed {record['seed']}"
-                raise CliptexError(f"{path}: is of {of}; {PUT_BACK}, or train {name} with seed {seed} again")
-            digest = record.get("model_sha256")
-            # models that are not trained have the same weights in all seeds
-            if digest and record["steps"] and seed_of.setdefault(digest, seed) != seed:
-                raise CliptexError(
-                    f"{path}: {name} has the same weights with seed {seed} as with seed {seed_of[digest]} (SHA-256 "
-                    f"{digest[:12]}), so they show no spread; train it again with one of the two"
-                )
-            if differing := config_differences(results.config, name, record):
+            check_identity(results.workdir / paths.model(name, seed) / "train.json", run.record, name, seed)
+            if differing := config_differences(results.config, name, run.record):
                 notes.append(f"{names.model(name)}, seed {seed}, was trained with {'; '.join(differing)}.")
+        check_seeds(results.workdir, name, {seed: run.record for seed, run in runs.items()})
     return notes
 
 
@@ -119,30 +137,29 @@ def _check_rows(results: Results, scores: Scores) -> list[str]:
             raise CliptexError(
                 f"{scores.path}: {number} rows of {task}, {head}, {model}, seed {seed}; tabulate it again"
             )
-        missing = [one for one in results.config.seeds if (task, head, model, one) not in cells]
-        if missing and model in results.models:
+        if missing := [one for one in results.config.seeds if (task, head, model, one) not in cells]:
             raise CliptexError(f"{scores.path}: no row of {task}, {head}, {model}, seed {missing[0]}; evaluate it")
+    own: dict[Path, list[Row]] = {}
     for row in scores.results:
-        _check_head(scores, row)
+        path = scores.head_path(row)
+        if scores.folder and path.exists():
+            if path not in own:
+                own[path] = read_result(path).results
+            _check_head(scores.path, row, path, own[path])
         if row.task in measures() and (arrays := scores.parts(row)) is not None:
             check_metric(scores.path, per_image_path(scores.head_path(row)), row, arrays)
-    if scores.other_seeds:
-        notes.append(f"{scores.path} also has the seeds {', '.join(map(str, scores.other_seeds))}, which are left out.")
+    if scores.left_out:
+        notes.append(f"{scores.path} also has {', '.join(scores.left_out)}, left out since the configuration has not.")
     return [*notes, *_copies(results, scores)]
 
 
-def _check_head(scores: Scores, row: Row) -> None:
-    """Raises CliptexError if a table's row is not that of the head's own file, where there is one."""
-    path = scores.head_path(row)
-    if scores.folder is None or not path.exists():
-        return
-    own = [
-        one for one in read_result(path).results if (one.task, one.model, one.seed) == (row.task, row.model, row.seed)
-    ]
-    if [one.metrics for one in own] != [row.metrics]:
+def _check_head(table: Path, row: Row, path: Path, own: list[Row]) -> None:
+    """Raises CliptexError if a table's row is not in the head's own file."""
+    metrics = [one.metrics for one in own if (one.task, one.model, one.seed) == (row.task, row.model, row.seed)]
+    if metrics != [row.metrics]:
         raise CliptexError(
-            f"{scores.path}: {row.task} of {row.model}, seed {row.seed}, {row.head} is {row.metrics}, but "
-            f"{[one.metrics for one in own]} in {path}; tabulate it again"
+            f"{table}: {row.task} of {row.model}, seed {row.seed}, {row.head} is {row.metrics}, but {metrics} in {path}; "
+            "tabulate it again"
         )
 
 

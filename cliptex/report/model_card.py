@@ -6,6 +6,7 @@ Holds   weights are copied unchanged; the card names every expert's licence, and
 """
 
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,18 @@ from huggingface_hub import EvalResult, ModelCardData
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, replacing
+from cliptex.core.files import replacing, sha256_file
 from cliptex.core.provenance import code
 from cliptex.core.redact import without_secrets
 from cliptex.evaluation.measures import measure, metric_of, shown
+from cliptex.evaluation.per_image import per_image_path
 from cliptex.evaluation.probes.tasks import load_tasks
-from cliptex.evaluation.results import read_result
 from cliptex.models.clip import CONFIG_FILE, HEADS_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
 from cliptex.report import names
-from cliptex.training.checkpoints import differences
+from cliptex.report.gather import PUT_BACK, read_scores, read_training
+from cliptex.report.integrity import check_identity, check_metric, check_weights, config_differences
+from cliptex.report.records import LABEL_INDEX, SHARD_INDEX, read_record
+from cliptex.report.table import markdown_text as md
 
 log = logging.getLogger("cliptex")
 TIMM_NAMES = {
@@ -34,8 +38,6 @@ TIMM_NAMES = {
     (14, 1280, 32): "vit_huge_patch14_clip_224",
 }
 """(patch size, width, layers) -> timm's name of the same network."""
-RECORDED = ("interpolate", "steps", "learning_rate", "tasks", "losses", "shuffle_labels", "batch_size", "ema")
-"""Config keys of a model and of `train` that train.json records, too."""
 TIMM_KEYS = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "patch_dropout"}
 
 
@@ -77,10 +79,15 @@ def export_model(
     if name not in config.models:
         raise CliptexError(f"--model: no model {name!r}; choose from {', '.join(config.models)}")
     folder = workdir / paths.model(name, seed)
-    record = read_json(folder / "train.json")
+    record = read_training(folder / "train.json")
     if out.resolve() == folder.resolve():
         raise CliptexError(f"--out: {out} is the folder of the trained model; choose another")
-    _check_config(config, name, record)
+    check_identity(folder / "train.json", record, name, seed)
+    if differing := config_differences(config, name, record):
+        raise CliptexError(
+            f"{folder}: trained with {'; '.join(differing)}; export it with the --config of its training, or train it "
+            "again"
+        )
     copied = [CONFIG_FILE, WEIGHTS_FILE, "train.json"]
     with_heads = heads and bool(record["tasks"]) and (folder / HEADS_FILE).exists()
     for file in [*copied, *([HEADS_FILE] if with_heads else [])]:
@@ -88,26 +95,16 @@ def export_model(
             raise CliptexError(f"{folder / file}: no such file; train that model first")
         with replacing(out / file) as scratch:
             shutil.copyfile(folder / file, scratch)
+            if file == WEIGHTS_FILE and record.get("model_sha256") not in (None, digest := sha256_file(scratch)):
+                raise CliptexError(
+                    f"{folder / file}: is not the file that was trained: its SHA-256 is {digest[:12]}, train.json has "
+                    f"{record['model_sha256'][:12]}; {PUT_BACK}, or train the model again"
+                )
     copy_tokenizer(folder, out)
     if not with_heads:
         (out / HEADS_FILE).unlink(missing_ok=True)
     with replacing(out / "README.md") as scratch:
         scratch.write_text(model_card(config, name, seed, record, with_heads, licence, workdir), encoding="utf-8")
-
-
-def _check_config(config: Config, name: str, record: dict[str, Any]) -> None:
-    """Raises CliptexError unless the configuration, which the card shows, is that of the training."""
-    plain, differing = config.plain(), []
-    if mixed := record.get("interpolate"):
-        record = record | {"interpolate": {key: mixed[key] for key in ("of", "with", "alpha")}}
-    for where, now in ((f"models.{name}", plain["models"][name]), ("train", plain["train"])):
-        both = [key for key in RECORDED if key in record and key in now]
-        differing += differences({key: record[key] for key in both}, {key: now[key] for key in both}, where)
-    if differing:
-        raise CliptexError(
-            f"{paths.model(name, record['seed'])}: trained with {'; '.join(differing)}; export it with the --config of "
-            "its training, or train it again"
-        )
 
 
 def model_card(
@@ -116,9 +113,10 @@ def model_card(
     """The model card: YAML front matter as the Hugging Face hub expects it, then Markdown. record: its train.json."""
     model_cfg = exported_config(workdir / paths.model(name, seed))["model_cfg"]
     stores = [
-        {"store": store} | read_json(workdir / paths.labels(store) / "index.json") for store in _stores(config, name)
+        {"store": store} | read_record(workdir / paths.labels(store) / "index.json", LABEL_INDEX)
+        for store in _stores(config, name)
     ]
-    results = _results(config, name, seed, record["model_sha256"], workdir)
+    results = _results(config, name, seed, record.get("model_sha256"), workdir)
     terms = {"license": licence}
     if not licence:  # for `other` the hub requires a name, and a link or a file
         terms = {"license": "other", "license_name": "see-model-card", "license_link": "README.md"}
@@ -219,13 +217,13 @@ model.dense_features(["photo.jpg"])  # [1, C, h, w]{dense}
 
 def _data(config: Config, record: dict[str, Any], workdir: Path) -> str:
     index = workdir / paths.SHARD_INDEX
-    samples = f", {read_json(index)['num_samples']:,} of them" if index.exists() else ""
+    samples = f", {read_record(index, SHARD_INDEX)['num_samples']:,} of them" if index.exists() else ""
     source = {
         "miniature": "rendered; some captions are noisy on purpose",
-        "webdataset": f"existing tars: {', '.join(config.dataset.shards)}",
-        "urls": f"downloaded from the lists {', '.join(config.dataset.urls.files) if config.dataset.urls else ''}",
-    }[record["source"]]
-    return f"## Data\n\nImage-caption pairs{samples}, {source}. Training started from {record['init']}.\n"
+        "webdataset": f"existing tars: {md(', '.join(config.dataset.shards))}",
+        "urls": f"downloaded from the lists {md(', '.join(config.dataset.urls.files if config.dataset.urls else ()))}",
+    }.get(record["source"], md(record["source"]))
+    return f"## Data\n\nImage-caption pairs{samples}, {source}. Training started from {md(record['init'])}.\n"
 
 
 def _stores(config: Config, name: str) -> list[str]:
@@ -246,11 +244,12 @@ def _experts(stores: list[dict[str, Any]]) -> str:
     ]
     lines += ["|---|---|---|---|---|---|---|"]
     for store in stores:
-        weights = "**RANDOM: untrained, for tests only**" if store["weights"] == "random" else store["weights"]
-        sha = f"`{store['weights_sha256'][:12]}`" if store["weights_sha256"] else "none"
+        random, digest = store.get("weights") == "random", store.get("weights_sha256")
+        weights = "**RANDOM: untrained, for tests only**" if random else md(str(store.get("weights")))
+        sha = f"`{md(digest[:12])}`" if digest else "none"
         lines.append(
-            f"| {store['store']} | {store['task']} | {store['expert']} | {weights} | {sha} | {store['licence']} |"
-            f" {store['labelled']:,} of {store['images']:,} |"
+            f"| {store['store']} | {md(store['task'])} | {md(store['expert'])} | {weights} | {sha} |"
+            f" {md(str(store['licence']))} | {store['labelled']:,} of {store['images']:,} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -259,15 +258,18 @@ def _training(config: Config, name: str, record: dict[str, Any]) -> str:
     plain = config.plain()
     shown = {"student": plain["student"], "train": plain["train"], "models": {name: plain["models"][name]}}
     seen = f"{record['steps']:,} steps" + (f" of {record['batch_size']:,} pairs" if record["steps"] else "")
-    where = f"cliptex {record['provenance']['cliptex']}, code {code(record['provenance']) or 'unknown'}"
+    made_by = record.get("provenance", {})
+    where = f"cliptex {md(str(made_by.get('cliptex')))}, code {md(code(made_by) or 'unknown')}"
     text = without_secrets(yaml.safe_dump(shown, sort_keys=False))
-    return f"## Training\n\n{seen}, seed {record['seed']}; {where}.\n\n```yaml\n{text}```\n"
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))  # longer than any in the text
+    return f"## Training\n\n{seen}, seed {record['seed']}; {where}.\n\n{fence}yaml\n{text}{fence}\n"
 
 
-def _results(config: Config, name: str, seed: int, sha256: str, workdir: Path) -> list[dict[str, Any]]:
+def _results(config: Config, name: str, seed: int, sha256: str | None, workdir: Path) -> list[dict[str, Any]]:
     """The main metric of each benchmark, task and head with results of this model and seed.
 
-    sha256: of the model's weights; results of other weights, from before a retraining, are logged and left out.
+    sha256: of the model's weights. Results of other weights, from before a retraining, and those that do not follow
+    from their per-image parts are logged and left out.
     """
     load_tasks(config)
     measured = []
@@ -277,18 +279,27 @@ def _results(config: Config, name: str, seed: int, sha256: str, workdir: Path) -
             path = workdir / paths.RESULTS / kind / f"{benchmark}.json"
             if not path.exists():
                 continue
-            table = read_result(path)
-            evaluated = table.provenance.get("model_sha256", {})
-            if evaluated.get(f"{name}/seed{seed}", sha256) != sha256:
-                message = "%s: is of other weights than %s seed %d has now and left out; evaluate it again"
-                log.warning(message, path, name, seed)
+            scores, folder = read_scores(path), workdir / paths.model(name, seed)
+            rows = [row for row in scores.results if (row.model, row.seed) == (name, seed)]
+            rows = [row for row in rows if row.metrics.get(measure(row.task).main) is not None]
+            evaluated = scores.provenance.get("model_sha256", {}).get(f"{name}/seed{seed}")
+            try:
+                if not check_weights(path, f"{name}/seed{seed}", evaluated, sha256, folder):
+                    log.warning("%s: does not record which weights of %s seed %d it is of", path, name, seed)
+                for row in rows:
+                    parts = per_image_path(scores.head_path(row))
+                    if not parts.exists():
+                        log.warning("%s: no such file, so a result of %s seed %d is not checked", parts, name, seed)
+                    elif (arrays := scores.parts(row)) is not None:
+                        check_metric(path, parts, row, arrays)
+            except CliptexError as error:
+                log.warning("left out of the card: %s", error)
                 continue
-            for row in table.results:
+            for row in rows:
                 metric = measure(row.task).main
-                if (row.model, row.seed) == (name, seed) and row.metrics.get(metric) is not None:
-                    result = {"task": row.task, "head": row.head, "metric": metric, "value": row.metrics[metric]}
-                    keys = ("benchmark", "source", "split", "num_eval")
-                    measured.append(result | {key: getattr(table, key) for key in keys})
+                result = {"task": row.task, "head": row.head, "metric": metric, "value": row.metrics[metric]}
+                keys = ("benchmark", "source", "split", "num_eval")
+                measured.append(result | {key: getattr(scores, key) for key in keys})
     return measured
 
 
@@ -303,19 +314,21 @@ def _measured(results: list[dict[str, Any]]) -> str:
     lines = ["## Results\n\nHeads trained on the frozen encoder, and zero-shot.\n"]
     lines += ["| data | images | task | head | metric | value |\n|---|---:|---|---|---|---:|"]
     for result in results:
-        metric = metric_of(result["task"], result["metric"])
+        metric, data = metric_of(result["task"], result["metric"]), f"{_dataset(result)}, {result['split']}"
         lines.append(
-            f"| {_dataset(result)}, {result['split']} | {result['num_eval']:,} | {names.task(result['task'])} |"
-            f" {names.head(result['head'])} | {metric.title} | {metric.format(result['value'])} {metric.unit} |"
+            f"| {md(data)} | {result['num_eval']:,} | {md(names.task(result['task']))} |"
+            f" {md(names.head(result['head']))} | {metric.title} | {metric.format(result['value'])} {metric.unit} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def _licence(licence: str, stores: list[dict[str, Any]]) -> str:
-    chosen = f"The licence of these weights is {licence}." if licence else "No licence was chosen for these weights."
+    chosen = (
+        f"The licence of these weights is {md(licence)}." if licence else "No licence was chosen for these weights."
+    )
     text = f"## Licence\n\n{chosen} Their sources have their own terms: the images and captions, the weights"
     text += " that training started from"
     if stores:
-        each = dict.fromkeys(f"{store['expert']}: {store['licence']}" for store in stores)
+        each = dict.fromkeys(md(f"{store['expert']}: {store['licence']}") for store in stores)
         text += f", and the experts ({'; '.join(each)})"
     return text + ".\n"

@@ -26,48 +26,52 @@ def _record(base: type[Record] = Record, **keys: Any) -> type[Record]:
     return create_model("Record", __base__=base, **fields)
 
 
-Counts, Numbers, Count = dict[str, int], dict[str, float], Annotated[int, Field(gt=0)]
+Number = Annotated[float, Field(ge=-1e15, le=1e15)]  # the square of a larger one could overflow
+Count, Size = Annotated[int, Field(ge=0, le=10**15)], Annotated[int, Field(gt=0, le=10**15)]
+Counts, Numbers = dict[str, Count], dict[str, Number]
 TRAINING = _record(
     model=str,
     seed=int,
     source=str,
     init=str,
-    steps=int,
+    steps=Count,
     tasks=Numbers,
-    seconds=float,
-    images_per_s=float | None,
-    peak_memory_mb=float,
+    seconds=Number,
+    images_per_s=Number | None,
+    peak_memory_mb=Number,
     parameters=Counts,
-    flops=(_record(encoder=float, text=float, multi_scale=float, heads=float) | None, None),
-    flops_over_contrastive=(float | None, None),
-    time_over_contrastive=(float | None, None),
+    flops=(_record(encoder=Number, text=Number, multi_scale=Number, heads=Number) | None, None),
+    flops_over_contrastive=(Number | None, None),
+    time_over_contrastive=(Number | None, None),
     model_sha256=(str | None, None),
     interpolate=(dict[str, Any] | None, None),
     provenance=(Provenance, Provenance()),
 )
 """train.json."""
-TRAINED = _record(TRAINING, batch_size=Count, learning_rate=float)
+TRAINED = _record(TRAINING, batch_size=Size, learning_rate=Number)
 """train.json of a model that was trained for some steps."""
-LOGGED = list[dict[str, Annotated[float | None, Field(allow_inf_nan=False, strict=True)]]]
+LOGGED = list[dict[str, Annotated[Number | None, Field(allow_inf_nan=False, strict=True)]]]
 """The lines of metrics.jsonl; the first index of an error is the line, from 0."""
-SHARD_INDEX = _record(num_samples=Count, dropped=Counts, shards=list[_record(shard=str, path=str, keys=list)])
+SHARD_INDEX = _record(num_samples=Size, dropped=Counts, shards=list[_record(shard=str, path=str, keys=list)])
 LABEL_INDEX = _record(
     task=str,
     expert=str,
     licence=str | None,
     codec=_record(name=str),
-    images=int,
-    labelled=int,
-    coverage=float,
-    bytes_per_image=float,
+    images=Count,
+    labelled=Count,
+    coverage=Number,
+    bytes_per_image=Number,
     failures=Counts,
-    statistics=_record(scalars=dict[str, dict[str, float | None]]),
+    statistics=_record(scalars=dict[str, dict[str, Number | None]]),
     weights=(str | None, None),
     weights_sha256=(str | None, None),
 )
-EXPERT = _record(num_parameters=(int | None, None))
+STUDIED = _record(flops_over_contrastive=Number, model_sha256=str)
+"""train.json, as far as a study needs it."""
+EXPERT = _record(num_parameters=(Count | None, None))
 QUALITY = _record(
-    task=str, source=str, split=str, quality=Numbers, prior=(Numbers, {}), images_per_cpu_second=(float, 0.0)
+    task=str, source=str, split=str, quality=Numbers, prior=(Numbers, {}), images_per_cpu_second=(Number, 0.0)
 )
 STUDY = _record(
     **dict.fromkeys(("study", "title", "question", "seen", "not_proved", "command"), str),

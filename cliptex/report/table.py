@@ -15,6 +15,8 @@ from cliptex.core.redact import escape_controls
 MISSING = "–"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What makes a text a formula in a spreadsheet."""
+MARKUP = r"[\\|*`<>\[\]#~&$]|(?<![^\W_])_|_(?![^\W_])"
+"""What may be markup in Markdown; an underscore within a word is not."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,6 @@ class Table:
 
     def csv(self) -> str:
         """Numbers in full precision, without notes and marks."""
-        out = io.StringIO()
         grouped = any(group.title for group in self.groups)
         lines: list[list[Any]] = [[self.group_column] * grouped + [column.heading for column in self.columns]]
         for group in self.groups:
@@ -138,7 +139,7 @@ def _line(cells: Iterable[str]) -> str:
 
 def markdown_text(text: str) -> str:
     """Text as Markdown in one line: no character ends the cell or becomes markup."""
-    return " ".join(re.sub(r"[\\|*_`<>\[\]#~&$]", r"\\\g<0>", escape_controls(text)).split())
+    return " ".join(re.sub(MARKUP, r"\\\g<0>", escape_controls(text)).split())
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:

@@ -114,6 +114,19 @@ class Task(ABC):
         """Convert a head's raw output, float32 [channels, H, W], to a label [H, W] or [H, W, C]."""
         raise CliptexError(f"{self.name}: the task cannot convert a head's output to a label; implement `predicted`")
 
+    def differs(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """bool [H, W]: pixels in which two decoded labels of one size differ by more than rounding.
+
+        The first channel of an integer label is a class and must be equal. All others are values: they may be off by
+        2 % of their range in `a`, integers also by 1, and must be valid in both or in neither.
+        """
+        a, b = (label.reshape(*label.shape[:2], -1) for label in (a, b))
+        exact = 0 if a.dtype.kind == "f" else 1
+        differs_HW = (a[..., :exact] != b[..., :exact]).any(axis=-1)
+        a, b = (label[..., exact:].astype(np.float64) for label in (a, b))
+        step = np.maximum(0.02 * (np.nanmax(a, axis=(0, 1)) - np.nanmin(a, axis=(0, 1))), exact)
+        return differs_HW | (~np.isclose(b, a, rtol=1e-4, atol=step, equal_nan=True)).any(axis=-1)
+
     def classes(self, label: np.ndarray) -> np.ndarray:
         """The class map [H, W] of a label, for tasks whose codec has class names."""
         return label

@@ -1,6 +1,7 @@
 """Draw contact sheets: images next to their labels, with legends."""
 
 import textwrap
+from bisect import bisect_right
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ GAP_PX = 10
 LINE_PX = 22
 SWATCH_PX = 14
 MAX_CLASSES = 24
+MAX_CHARACTERS = 400
+"""Of a text that is measured: the time of the layout grows with its length."""
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
 
@@ -38,18 +41,19 @@ def fitted(pixels: np.ndarray, resample: Image.Resampling) -> Image.Image:
 def message(text: str) -> Image.Image:
     """A cell with a text in place of an image."""
     cell = Image.new("RGB", (CELL_PX, CELL_PX), (240, 240, 240))
-    lines = textwrap.fill(text, 30, max_lines=12)
+    lines = textwrap.fill(text[:MAX_CHARACTERS], 30, max_lines=12)
     ImageDraw.Draw(cell).multiline_text((10, 10), lines, fill=INK, font=ImageFont.load_default(13))
     return cell
 
 
 def _cut(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
-    """The text, truncated with an ellipsis if it is wider than `width` pixels."""
-    if draw.textlength(text, font) <= width:
-        return text
-    while text and draw.textlength(f"{text}…", font) > width:
-        text = text[:-1]
-    return f"{text}…"
+    """The text on one line, truncated with an ellipsis if it is wider than `width` pixels."""
+    cut = " ".join(text[:MAX_CHARACTERS].split())
+    cut = "".join(character if character.isprintable() else "\ufffd" for character in cut)
+    if len(text) <= MAX_CHARACTERS and draw.textlength(cut, font) <= width:
+        return cut
+    count = bisect_right(range(len(cut)), width, key=lambda length: draw.textlength(f"{cut[:length]}…", font))
+    return f"{cut[: max(count - 1, 0)]}…"
 
 
 def legend(task: Task, classes: Counter) -> list[tuple[np.ndarray, str]]:

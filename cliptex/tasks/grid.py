@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 WHOLE = View(top=0.0, left=0.0, height=1.0, width=1.0, flip=False)
 INVALID_COLOUR = (64, 64, 64)
 WEBP_MAX_SIDE = 16383
+MAX_PIXELS = 200_000_000
+"""Of a plane; images have at most 50 million, and labels with scores two planes."""
 WEBP_METHOD, WEBP_EFFORT = 2, 50
 
 
@@ -83,6 +85,7 @@ def pack(plane_HW: np.ndarray) -> bytes:
 
 def unpack(payload: bytes, height: int, width: int) -> np.ndarray:
     """Inverse of `pack`. Raises ValueError if the payload is damaged."""
+    _check_size(height, width)
     try:
         octets = _zstd().decompress(payload, decompressed_size=height * width, asbytes=True)
     except OSError as error:
@@ -101,15 +104,21 @@ def pack_webp(planes: np.ndarray) -> bytes:
     return out.getvalue()
 
 
+def _check_size(height: int, width: int) -> None:
+    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
+        raise ValueError(f"payload is damaged (a label of {width} x {height})")
+
+
 def unpack_webp(payload: bytes | memoryview, height: int, width: int) -> np.ndarray:
     """Inverse of `pack_webp`, uint8 [height, width, 3]; one plane gives three equal channels. Raises ValueError if the
     payload is damaged."""
+    _check_size(height, width)
     try:
         with Image.open(io.BytesIO(payload), formats=("WEBP",)) as image:
             if image.size != (width, height):
                 raise ValueError(f"payload is damaged (an image of {image.size}, not {(width, height)})")
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except OSError as error:
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"payload is damaged ({error})") from error
 
 

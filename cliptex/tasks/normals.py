@@ -166,6 +166,14 @@ class Normals(Task):
         label[~np.any(label[..., :3], axis=-1)] = np.nan
         return np.ascontiguousarray(label)
 
+    def differs(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Directions more than 5 degrees apart (two steps of the codec), kappa by a factor of more than 2, or only one
+        valid."""
+        cosine = np.einsum("hwc,hwc->hw", a[..., :3], b[..., :3])
+        with np.errstate(invalid="ignore"):
+            close = (cosine >= np.cos(np.radians(5))) & (np.abs(np.log2(a[..., 3] / b[..., 3])) <= 1)
+        return np.where(_valid(a) & _valid(b), ~close, _valid(a) != _valid(b))
+
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         """Angular error `mean`, `median` (degrees) and `within_*` (percent) over the pixels of all pairs. The truth may
         be [H, W, 3] or [H, W, 4]. If predictions have kappa, also the mean error of each quartile of the pixels by

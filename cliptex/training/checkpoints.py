@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import replacing
+from cliptex.core.files import replacing, require_file
 
 log = logging.getLogger("cliptex")
 EXIT_STOPPED = 75
@@ -93,6 +93,7 @@ class Checkpoints:
         Raises CliptexError if its fingerprint differs, with the keys and both values.
         """
         for path in sorted(self.folder.glob("step-*.pt"), reverse=True):
+            require_file(path)  # otherwise it may be good, and must not be skipped
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # a truncated zip, a missing record, a pickle of other objects
@@ -127,7 +128,7 @@ class Checkpoints:
             more = f", and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
             raise CliptexError(
                 f"{path}: made with {'; '.join(changes[:SHOWN_DIFFERENCES])}{more}. Undo these changes, or start over:"
-                f" rm -r {self.folder}"
+                f" mv {self.folder} {self.folder}.old"
             )
         return state
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, environment_number
 
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
@@ -85,6 +85,8 @@ def init_distributed() -> Iterator[World]:
         raise CliptexError(
             f"{present}: set without {', '.join(missing)}; start several processes with torchrun, or unset {present}"
         )
+    for name in RANKS:
+        environment_number(name, 0)
     cuda = torch.cuda.is_available()
     if missing or int(os.environ["WORLD_SIZE"]) == 1:
         yield World(0, 1, torch.device("cuda" if cuda else "cpu"))

@@ -19,6 +19,8 @@ from cliptex.core.plugins import put_on_path
 from cliptex.core.provenance import code_sha256, require_code
 from cliptex.data.official.status import benchmark_marks, is_published, missing_data
 from cliptex.data.shard_paths import (
+    INDEX_KEYS,
+    SHARD_KEYS,
     caption_tars,
     is_remote,
     num_batches,
@@ -176,16 +178,6 @@ FETCHED_SHARDS = (
     if CONFIG.dataset.source == "urls" or any(map(is_remote, CONFIG.dataset.shards))
     else []
 )
-# what determines the shards and their contents before repeated images are dropped
-SHARDS = (
-    "dataset.source",
-    "dataset.shards",
-    "dataset.sha256",
-    "dataset.urls",
-    "download.shards_per_job",
-)
-
-
 inherit_profile(
     "probe",
     [

@@ -80,7 +80,7 @@ rule build_shards:
         # shards that were accepted stay accepted
         min_yield=unrecorded(str(CONFIG.dataset.min_yield)),
     params:
-        config=subset(*SHARDS),
+        config=subset(*SHARD_KEYS),
     shell:
         "cliptex --log {log} --threads 1 build-shards --batch {wildcards.batch} --workers {threads}"
         " --min-yield {resources.min_yield} --config {params.config:q}"
@@ -110,12 +110,7 @@ rule index_shards:
         runtime="2h",
         min_yield=unrecorded(str(CONFIG.dataset.min_yield)),
     params:
-        config=subset(
-            *SHARDS,
-            "dataset.max_repeats",
-            "miniature.pairs",
-            "miniature.pairs_per_shard",
-        ),
+        config=subset(*INDEX_KEYS),
     shell:
         "cliptex --log {log} index-shards --min-yield {resources.min_yield} --config {params.config:q}"
 

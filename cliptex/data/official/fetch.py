@@ -48,7 +48,7 @@ def fetch(config: Config, name: str, benchmark_dir: Path) -> dict[str, Any]:
     variant = chosen_variant(config, name)
     benchmark_dir = Path(benchmark_dir)
     if (benchmark_dir / SEAL).exists():
-        remedy = "remove it, or use another directory (snakemake --directory)"
+        remedy = "move it away, or use another directory (snakemake --directory)"
         raise CliptexError(f"{benchmark_dir}: contains rendered data; {remedy}")
     if source.path and not Path(source.path).is_dir():
         raise CliptexError(f"benchmark_data.benchmarks.{name}.path: {source.path} is not a folder")
@@ -129,7 +129,7 @@ def _checked(archive: Archive, file: Path, key: str) -> dict[str, Any]:
     size = file.stat().st_size
     log.info("checking %s (%.1f GB)", file, size / 1e9)
     if archive.digest:
-        check_digest(file, archive.digest, f"{key}: {file}", "copy it again, or remove it to have it downloaded")
+        check_digest(file, archive.digest, f"{key}: {file}", "copy it again, or move it away to have it downloaded")
     return {"digest": archive.digest or f"sha256:{digest_file(file, 'sha256')}", "bytes": size}
 
 
@@ -137,7 +137,7 @@ def _downloaded(archive: Archive, target: Path) -> dict[str, Any]:
     """Download an archive to a file. Returns its origin, digest and size."""
     remedy = "try again later; if a newer file was published, add it to your own table of archives (docs/data.md)"
     if target.is_file() and archive.digest:  # from an interrupted run, or from the user
-        check_digest(target, archive.digest, str(target), "remove it to have it downloaded again")
+        check_digest(target, archive.digest, str(target), "move it away to have it downloaded again")
     fetch_file(archive.url, target, "benchmark_data", archive.digest or None, remedy)
     digest = archive.digest or f"sha256:{digest_file(target, 'sha256')}"
     return {"from": DOWNLOAD, "digest": digest, "bytes": target.stat().st_size}
@@ -187,7 +187,7 @@ def _link(benchmark_dir: Path, location: ArchiveLocation) -> None:
         if link.is_symlink():
             link.unlink()
         elif link.exists():
-            raise CliptexError(f"{link}: exists, and so does {location.path / name}; remove one of them")
+            raise CliptexError(f"{link}: exists, and so does {location.path / name}; move one of them away")
         link.symlink_to((location.path / name).absolute())
 
 

@@ -9,11 +9,11 @@ from cliptex.evaluation.metrics.base import Arrays, mean_over_images, ratio
 
 DEPTH_METRICS = ("delta1", "delta2", "delta3", "rmse", "absrel", "log10")
 Averaging = Literal["image", "pooled"]
+Pairs = Iterable[tuple[np.ndarray, np.ndarray]]
+"""(truth, prediction) of each image."""
 
 
-def depth_metrics(
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]], low: float, high: float, averaging: Averaging = "image"
-) -> dict[str, float]:
+def depth_metrics(pairs: Pairs, low: float, high: float, averaging: Averaging = "image") -> dict[str, float]:
     """`mean_depth` of (truth, prediction) in metres [H, W]; see `depth_errors`."""
     return mean_depth(*depth_errors(pairs, low, high), averaging)
 
@@ -36,9 +36,7 @@ def _valid(truth: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.isfinite(truth) & (truth >= low) & (truth <= high)
 
 
-def depth_errors(
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]], low: float, high: float
-) -> tuple[np.ndarray, np.ndarray]:
+def depth_errors(pairs: Pairs, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     """`DEPTH_METRICS` (percent, metres, ratios) of each (truth, prediction) in metres [H, W]: float64 [N, 6]; and the
     numbers of valid pixels, int64 [N].
 

@@ -61,10 +61,7 @@ def _unmatched(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _match(overlaps_DG: np.ndarray, crowd_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each detection, by descending score, the bits of the thresholds at which it is matched, and ignored.
-
-    An object is matched at most once, by the detection with the highest score. A detection without an object that
-    overlaps a crowd is ignored.
-    """
+    An object is matched once, by the highest score. A detection without an object that overlaps a crowd is ignored."""
     limits = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
     single, crowds = overlaps_DG[:, ~crowd_G], overlaps_DG[:, crowd_G]
     free = np.ones((len(limits), single.shape[1]), bool)

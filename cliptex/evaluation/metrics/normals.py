@@ -1,11 +1,11 @@
 """Metrics of surface normals: angles in degrees, fractions in percent."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from cliptex.evaluation.metrics.base import Arrays, mean_over_images, ratio
-from cliptex.evaluation.metrics.depth import Averaging
+from cliptex.evaluation.metrics.depth import Averaging, Pairs
 
 WITHIN_DEGREES = {"within_5": 5.0, "within_7_5": 7.5, "within_11_25": 11.25, "within_22_5": 22.5, "within_30": 30.0}
 NORMALS_METRICS = ("mean", "median", "rmse", *WITHIN_DEGREES)
@@ -18,9 +18,7 @@ def angles(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
 
-def normals_metrics(
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]], averaging: Averaging = "pooled"
-) -> dict[str, float]:
+def normals_metrics(pairs: Pairs, averaging: Averaging = "pooled") -> dict[str, float]:
     """`mean_angles` of (truth, prediction) [H, W, 3]."""
     return mean_angles([angles(truth, prediction).astype(np.float32) for truth, prediction in pairs], averaging)
 

@@ -106,6 +106,11 @@ class Data:
     train_features: Features | torch.Tensor
     eval_features: Features | torch.Tensor
 
+    @property
+    def features(self) -> tuple[Features | torch.Tensor, Features | torch.Tensor]:
+        """Of training and evaluation."""
+        return self.train_features, self.eval_features
+
 
 class ProbeTask(ABC):
     """One probe task. Instances have no state."""

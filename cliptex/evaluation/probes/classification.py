@@ -90,8 +90,7 @@ class ClassificationProbe(ProbeTask):
         seed, classes = seed_of(head, run.seed), len(run.benchmark.class_names)
         truths = data.train.truths[self.name], data.eval.truths[self.name]
         split, section = data.train.split(run.holdout, seed), run.protocol.section(self.name)
-        features = data.train_features, data.eval_features
-        return [probe_classification(*features, *truths, classes, section, head, split, seed, len(run.kept))]
+        return [probe_classification(*data.features, *truths, classes, section, head, split, seed, len(run.kept))]
 
     tuner = staticmethod(lazy("probes.heads.classification:ClassificationTuner"))
 

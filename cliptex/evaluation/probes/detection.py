@@ -140,7 +140,7 @@ class DetectionProbe(ProbeTask):
         seed = seed_of(head, run.seed)
         truths = DetectionData.of(run, data.train, data.eval)
         split, options = data.train.split(run.holdout, seed), run.protocol.section(self.name).heads[head]
-        return probe_detection(data.train_features, data.eval_features, truths, options, split, seed)
+        return probe_detection(*data.features, truths, options, split, seed)
 
     tuner = staticmethod(lazy("probes.heads.detection:DetectionTuner"))
 

@@ -14,12 +14,13 @@ from cliptex.benchmarks.reading import source
 from cliptex.core.errors import CliptexError
 from cliptex.core.provenance import provenance
 from cliptex.evaluation.metrics.base import Arrays
-from cliptex.evaluation.per_image import check, num_images, per_image_path, write_per_image, write_predictions
+from cliptex.evaluation.per_image import check, num_images, write_evaluation, write_per_image
 from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.parts import Part
+from cliptex.evaluation.probes.training import NotFinite
 from cliptex.evaluation.protocols.base import DenseTask, ProbeSection
 from cliptex.evaluation.protocols.resolve import Entry
-from cliptex.evaluation.results import ProbeResult, Row, write_result
+from cliptex.evaluation.results import ProbeResult, Row
 from cliptex.evaluation.thumbnails import thumbnails_path
 from cliptex.models.encoders import Encoder
 
@@ -53,7 +54,10 @@ def evaluate_head(
     for task in tasks:
         input_text = described(protocol.section(task), subject.frozen)
         start = time.perf_counter()
-        outcomes = outcomes_of(task)
+        try:
+            outcomes = outcomes_of(task)
+        except NotFinite as error:
+            raise CliptexError(f"{data.name}, {subject.model}/seed{subject.seed}, {head}: {error}") from error
         seconds = (time.perf_counter() - start) / len(outcomes)
         for outcome in outcomes:
             check(outcome.task, outcome.per_image, outcome.metrics)
@@ -95,14 +99,11 @@ def evaluate_head(
         provenance=provenance(extra["settings"]) | {"model_sha256": digests},
         **extra,
     )
-    if run.kept:
-        images = _images(run.kept, evaluated, protocol.section(tasks[0]))
-        write_predictions(folder / f"{head}.npz", evaluated.ids[: len(run.kept)], images, predictions)
     path = folder / f"{head}.json"
-    write_per_image(per_image_path(path), evaluated.ids, per_image)
     if thumbnails:
         write_per_image(thumbnails_path(path), evaluated.ids, thumbnails)
-    write_result(path, result)
+    images = _images(run.kept, evaluated, protocol.section(tasks[0]))
+    write_evaluation(path, result, evaluated.ids, per_image, images, predictions)
 
 
 def _check_counts(

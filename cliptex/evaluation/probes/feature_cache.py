@@ -93,9 +93,7 @@ class Writer:
         self.views, self._view_shape = self.views + len(values), values.shape[1:]
         largest = np.abs(values).max(initial=0)
         if not np.isfinite(largest):
-            raise CliptexError(
-                "the encoder returned features that are not finite; its weights are broken, train it again"
-            )
+            raise CliptexError("the encoder returned features that are not finite; check its weights")
         if self.precision == "fp16" and largest > np.finfo(np.float16).max:
             raise CliptexError(
                 f"features of up to {largest:g} exceed the range of fp16; set features.precision to fp32 or int8 in the"
@@ -118,9 +116,8 @@ class Writer:
         """Return the features if they are in memory; otherwise complete the folder and return None."""
         if self.folder is None:
             return StoredFeatures(np.concatenate(self._parts), np.concatenate(self._scales) if self._scales else None)
-        write_json(
-            self.folder / ABOUT, {"shape": [self.views, *self._view_shape], "precision": self.precision, **metadata}
-        )
+        shape = [self.views, *self._view_shape]
+        write_json(self.folder / ABOUT, {"shape": shape, "precision": self.precision, **metadata})
         return None
 
 

@@ -13,14 +13,12 @@ from cliptex.models.clip import model_config
 
 
 def plan_features(config: Config, benchmark: str) -> dict[str, Any]:
-    """Numbers of views and bytes of the features of a benchmark.
+    """Numbers of views and bytes of the features of a benchmark, summed over tasks with different features.
 
     `views`: by part, train and eval. `bytes_a_model`: as stored. `memory`: bytes of the float32 maps that heads are
     trained on. `truths`: bytes of the training ground truth, without that of detection, which is kept as run lengths.
-    `place`: "disk", "memory", or "nowhere" if the encoder has to run in every step.
-
-    Sums over tasks with different features; the place is that of the largest. Unknown values are None: the views of a
-    data set without official counts, and the bytes of an encoder whose shape is only known once it is built.
+    `place` of the largest: "disk", "memory", or "nowhere" if the encoder has to run in every step. None if unknown:
+    data sets without official counts, encoders whose shape is only known once they are built.
     """
     protocol = protocol_of(benchmark, config.probes.benchmarks.get(benchmark, {}))
     counts = _counts(config, benchmark, protocol.max_train, protocol.max_eval)
@@ -35,9 +33,8 @@ def plan_features(config: Config, benchmark: str) -> dict[str, Any]:
         views = {part: count * views_of_each(section, part) for part, count in counts.items()}
         if shape is None:
             return unknown | {"views": views}
-        truths += views["train"] * sum(
-            probe_task(task).truth_bytes(protocol.section(task), image_size) for task in tasks
-        )
+        needed = (probe_task(task).truth_bytes(protocol.section(task), image_size) for task in tasks)
+        truths += views["train"] * sum(needed)
         tokens, channels, cls = shape
         num_views = sum(views.values())
         stored = sum(bytes_of((number, tokens, channels), section.features.precision) for number in views.values())

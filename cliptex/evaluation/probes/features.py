@@ -91,10 +91,7 @@ def chunks(shape: Sequence[int]) -> Iterator[slice]:
 
 def statistics(source: FeatureSource, cls: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and inverse standard deviation of the channels over all views and cells, float32 [C] each.
-
-    With cls, first those of the patch tokens, then those of the class token. Constant channels have the inverse
-    deviation 0, so that they become zero.
-    """
+    With cls, those of the patch tokens, then of the class token. 0 for constant channels, so that they become zero."""
 
     def read() -> Iterator[list[torch.Tensor]]:
         for chunk in chunks(source.shape):

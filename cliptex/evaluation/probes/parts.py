@@ -18,7 +18,7 @@ from cliptex.benchmarks.base import Benchmark
 from cliptex.core.progress import track
 from cliptex.core.seeds import seed_of
 from cliptex.evaluation.probes.feature_cache import FeatureCache, FeatureSource, Writer, bytes_of, fingerprint
-from cliptex.evaluation.probes.features import split_holdout
+from cliptex.evaluation.probes.features import Features, split_holdout, standardised
 from cliptex.evaluation.probes.views import (
     ImageView,
     Size,
@@ -201,13 +201,21 @@ class ComputedFeatures(FeatureSource):
         return writer.finish({}).read(np.arange(len(index)))
 
 
-@dataclass(frozen=True)
-class EncoderFeatures:
+class EncoderFeatures(NamedTuple):
     """The features of one encoder for both parts, and the seconds that it took to compute them."""
 
     train: FeatureSource
     eval: FeatureSource
     seconds: float
+
+
+def standardised_parts(
+    section: ProbeSection, encoder: Encoder, sources: Sequence[FeatureSource], memory_bytes: float
+) -> list[Features | torch.Tensor]:
+    """Features of both parts as the section's heads read them; see `standardised`."""
+    dense = isinstance(section, DenseTask)
+    grid = encoder.map_shape(encoder.input_size(section.input.size_px))[1:] if dense else None
+    return standardised(sources, grid, dense and section.features.cls, section.features.standardise, memory_bytes)
 
 
 def features_of(

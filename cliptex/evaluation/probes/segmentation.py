@@ -117,11 +117,9 @@ class SegmentationProbe(ProbeTask):
         from cliptex.evaluation.probes.heads.segmentation import SegmentationData, probe_segmentation
 
         seed = seed_of(head, run.seed)
-        truths = SegmentationData.of(run, data.train, data.eval, data.size)
+        truths, features = SegmentationData.of(run, data.train, data.eval, data.size), data.features
         split, options = data.train.split(run.holdout, seed), run.protocol.section(self.name).heads[head]
-        return [
-            probe_segmentation(data.train_features, data.eval_features, truths, options, split, seed, len(run.kept))
-        ]
+        return [probe_segmentation(*features, truths, options, split, seed, len(run.kept))]
 
     tuner = staticmethod(lazy("probes.heads.segmentation:SegmentationTuner"))
 

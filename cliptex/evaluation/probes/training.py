@@ -1,14 +1,18 @@
 """Train heads: batches, learning rate, optimizer, the loop over steps, and the choice of hyper-parameters."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from cliptex.core.errors import CliptexError
+from cliptex.core.finite import require_finite
 from cliptex.evaluation.protocols.base import Training
+
+T = TypeVar("T")
 
 
 class Candidate(NamedTuple):
@@ -19,6 +23,24 @@ class Candidate(NamedTuple):
 
     def __str__(self) -> str:
         return f"rate {self.learning_rate:g}, decay {self.weight_decay:g}"
+
+
+class NotFinite(CliptexError):
+    """Weights, predictions or scores of a head are NaN or infinite, as after a learning rate that is too high."""
+
+
+def finite(values: Any, subject: str, remedy: str = "lower its learning rates in the protocol") -> None:
+    """`require_finite` that raises NotFinite."""
+    try:
+        require_finite(values, subject, remedy)
+    except CliptexError as error:
+        raise NotFinite(str(error)) from error
+
+
+def require_trained(network: torch.nn.Module) -> None:
+    """Raise NotFinite if a weight of a trained network is NaN or infinite."""
+    for name, values in network.state_dict().items():
+        finite(values, f"weight {name} after training")
 
 
 def candidates(options: Training) -> list[Candidate]:
@@ -89,16 +111,32 @@ def train_network(
     optimisation = Optimisation(network.parameters(), options, candidate)
     for batch in batches(count, options.batch_size, options.steps, generator):
         optimisation.step(loss(network, batch, generator))
+    require_trained(network)
     return network.eval()
 
 
-def best_candidate(options: Training, score: Callable[[Candidate], float]) -> tuple[Candidate, dict[str, float]]:
-    """The candidate with the highest `score` on the holdout, and all scores.
-    A single candidate is returned without a score. If scores are equal, the first candidate wins."""
+def best_of(
+    grid: Sequence[T], score: Callable[[T], float], name: Callable[[T], str] = str
+) -> tuple[T, dict[str, float | None]]:
+    """The item with the highest score, the first one of equals, and all scores by name; None where training diverged.
+    Raises NotFinite if all of them diverged."""
+    scores: dict[str, float | None] = {}
+    for item in grid:
+        try:
+            scores[name(item)] = score(item)
+        except NotFinite as error:
+            scores[name(item)], diverged = None, error
+            continue
+        finite(scores[name(item)], f"the score on the holdout of {name(item)}", "look for images without ground truth")
+    trained = [item for item in grid if scores[name(item)] is not None]
+    if not trained:
+        raise diverged
+    return max(trained, key=lambda item: scores[name(item)]), scores
+
+
+def best_candidate(options: Training, score: Callable[[Candidate], float]) -> tuple[Candidate, dict[str, float | None]]:
+    """`best_of` the candidates on the holdout; a single one is returned without a score."""
     grid = candidates(options)
     if len(grid) == 1:
         return grid[0], {}
-    scores = {candidate: score(candidate) for candidate in grid}
-    return max(grid, key=lambda candidate: scores[candidate]), {
-        str(candidate): value for candidate, value in scores.items()
-    }
+    return best_of(grid, score)

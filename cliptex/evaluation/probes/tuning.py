@@ -15,10 +15,10 @@ import torch
 
 from cliptex.config import FineTuning
 from cliptex.evaluation.probes.base import Outcome, Run
-from cliptex.evaluation.probes.features import Features, Split, standardised
-from cliptex.evaluation.probes.parts import ComputedFeatures, Part, Reader
+from cliptex.evaluation.probes.features import Features, Split
+from cliptex.evaluation.probes.parts import ComputedFeatures, Part, Reader, standardised_parts
 from cliptex.evaluation.probes.training import Candidate, candidates
-from cliptex.evaluation.protocols.base import DenseTask, Training
+from cliptex.evaluation.protocols.base import Training
 from cliptex.models.encoders import BATCH_SIZE, Encoder
 
 TUNED = "fine-tuned end to end: the encoder by AdamW, together with the head; "
@@ -49,14 +49,10 @@ class Tuned:
     eval: Features = field(init=False)
 
     def __post_init__(self):
-        section = self.readers[0].section
         self.network = self.encoder.unfrozen()
-        dense = isinstance(section, DenseTask)
-        cls = dense and section.features.cls
-        grid = self.encoder.map_shape(self.readers[0].size)[1:] if dense else None
         with torch.no_grad():
             sources = [TrainableFeatures(*pair, self.encoder) for pair in zip(self.readers, self.parts, strict=True)]
-            self.train, self.eval = standardised(sources, grid, cls, section.features.standardise, memory_bytes=0)
+            self.train, self.eval = standardised_parts(self.readers[0].section, self.encoder, sources, memory_bytes=0)
 
 
 class Recipe(NamedTuple):

@@ -70,10 +70,8 @@ def evaluation_views(shape: Size, options: DenseInput, size: Size) -> list[Image
     if options.fit == "windows":
         layout = windows_of(shape, options, size)
         scale_y, scale_x = height / layout.canvas[0], width / layout.canvas[1]
-        return [
-            ImageView(top * scale_y, left * scale_x, size[0] * scale_y, size[1] * scale_x)
-            for top, left in layout.corners
-        ]
+        height, width = size[0] * scale_y, size[1] * scale_x
+        return [ImageView(top * scale_y, left * scale_x, height, width) for top, left in layout.corners]
     box = _centred(shape, size)
     return [ImageView((height - box[0]) // 2, (width - box[1]) // 2, *box)]
 

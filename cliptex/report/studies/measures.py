@@ -22,10 +22,13 @@ from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.metrics.display import Metric
 from cliptex.evaluation.per_image import main_metric, num_images, per_image_path, read_per_image
 from cliptex.evaluation.probes.tasks import load_tasks
-from cliptex.evaluation.results import read_result
+from cliptex.evaluation.results import OUTDATED, read_result
 from cliptex.evaluation.targets import heads
 from cliptex.report import names
 from cliptex.report.bootstrap import Interval, draws, interval, resampled
+from cliptex.report.gather import PUT_BACK
+from cliptex.report.integrity import check_metric, check_weights
+from cliptex.report.records import STUDIED, read_record
 from cliptex.report.statistics import pooled_std
 
 
@@ -105,7 +108,7 @@ class ComparedModel:
         """`better` or `worse` beyond all known noise, else `no difference seen`."""
         if self.bounds is None or not self.bounds.excludes_zero:
             return "no difference seen"
-        if self.spread is not None and abs(self.difference) <= self.spread:
+        if self.spread is not None and not abs(self.difference) > self.spread > 0:  # zero: no seed differs
             return "no difference seen"
         return "better" if self.difference > 0 else "worse"
 
@@ -160,16 +163,44 @@ def read_measures(config: Config, workdir: Path) -> list[StudyMeasure]:
                     model: [parent / benchmark / model / f"seed{seed}" / f"{head}.json" for seed in seeds]
                     for model in study.compared
                 }
+                for model, own in results.items():
+                    for seed, path in zip(seeds, own, strict=True):
+                        _check(workdir, path, model, seed)
                 measures += _probed(benchmark, head, results, tuned)
     for benchmark in study.zeroshot:
         path = folder / "zeroshot" / f"{benchmark}.json"
         file = read_per_image(per_image_path(path))
+        for model in study.compared:
+            for seed in seeds:
+                _check(workdir, path, model, seed, shared=True)
         rows = {m: [file.of(ZERO_SHOT.name, f"{m}/seed{s}") for s in seeds] for m in study.compared}
         source = read_result(path).source
         whole = StudyMeasure(benchmark, ZERO_SHOT.name, "zero_shot", rows, source=source)
         measures += _by_variant(whole, file.ids)
     order = list(names.BENCHMARKS)
     return sorted(measures, key=lambda one: order.index(one.benchmark) if one.benchmark in order else len(order))
+
+
+def _check(workdir: Path, path: Path, model: str, seed: int, shared: bool = False) -> None:
+    """Raises CliptexError if a results file is not of these weights, or not of its per-image parts.
+
+    shared: whether the file has other models and seeds as well.
+    """
+    result, parts, name, folder = (
+        read_result(path),
+        per_image_path(path),
+        f"{model}/seed{seed}",
+        paths.model(model, seed),
+    )
+    file, rows = read_per_image(parts), [row for row in result.results if (row.model, row.seed) == (model, seed)]
+    if name not in file.rows if shared else len(rows) < len(result.results):
+        raise CliptexError(f"{parts if shared else path}: is not of {name}; {PUT_BACK}, or evaluate {name} again")
+    for row in rows:
+        if row.task in file.tasks:
+            check_metric(path, parts, row, file.of(row.task, name if shared else None))
+    if evaluated := result.provenance.get("model_sha256", {}).get(name):
+        trained = read_record(workdir / folder / "train.json", STUDIED)["model_sha256"]
+        check_weights(path, name, evaluated, trained, workdir / folder)
 
 
 def _probed(benchmark: str, head: str, result_paths: dict[str, list[Path]], tuned: bool) -> list[StudyMeasure]:
@@ -179,7 +210,7 @@ def _probed(benchmark: str, head: str, result_paths: dict[str, list[Path]], tune
     for model, own in files.items():
         for path, file in zip(result_paths[model], own, strict=True):
             if file.ids.tolist() != ids.tolist():
-                raise CliptexError(f"{path}: evaluated on other images than {first_path}; delete it and run again")
+                raise CliptexError(f"{path}: evaluated on other images than {first_path}; {OUTDATED}")
     source = read_result(first_path).source
     out = []
     for task in files[first_model][0].tasks:

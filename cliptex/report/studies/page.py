@@ -13,12 +13,14 @@ from cliptex import __version__, versions
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, replacing, write_json
+from cliptex.core.files import replacing, write_json
 from cliptex.core.provenance import provenance
 from cliptex.core.redact import escape_controls
 from cliptex.evaluation.measures import metric_of
 from cliptex.report import html, names
 from cliptex.report.bootstrap import LEVEL, Interval, resampled_over
+from cliptex.report.integrity import check_seeds
+from cliptex.report.records import EXPERT, STUDIED, read_record
 from cliptex.report.studies import study_of
 from cliptex.report.studies.forms import FORMS, Form, StudyResults
 from cliptex.report.studies.measures import ComparedModel, StudyMeasure, compare, read_measures
@@ -60,7 +62,13 @@ def study_page(config: Config, workdir: Path) -> StudyPage:
         raise CliptexError("study: neither `probes` nor `zeroshot` names a benchmark; name at least one")
     resamples = config.report.resamples
     findings = [(measure, compare(measure, study.reference, study.compared, resamples)) for measure in measures]
-    runs = {model: read_json(workdir / paths.model(model, config.seeds[0]) / "train.json") for model in study.compared}
+    seeds_of = {
+        model: {seed: read_record(workdir / paths.model(model, seed) / "train.json", STUDIED) for seed in config.seeds}
+        for model in labels
+    }
+    for model, records in seeds_of.items():
+        check_seeds(workdir, model, records)
+    runs = {model: records[config.seeds[0]] for model, records in seeds_of.items()}
     flops = {model: run["flops_over_contrastive"] for model, run in runs.items()}
     miniature = any(measure.source == "miniature" for measure in measures)
     form = FORMS[study.form](StudyResults(config, findings, labels, flops, miniature))
@@ -107,8 +115,8 @@ def study_page(config: Config, workdir: Path) -> StudyPage:
 
 
 def _expert_record(workdir: Path, name: str) -> dict[str, Any]:
-    record = read_json(workdir / paths.expert(name) / "expert.json")
-    return {key: record[key] for key in ("task", "plugin", "network", "quality", "weights_sha256")}
+    record = read_record(workdir / paths.expert(name) / "expert.json", EXPERT)
+    return {key: record.get(key) for key in ("task", "plugin", "network", "quality", "weights_sha256")}
 
 
 QUALITY = {"segmentation": "mIoU", "depth": "delta1", "normals": "mean"}
@@ -124,7 +132,7 @@ def _quality_notes(config: Config, workdir: Path) -> list[str]:
         metric, values = metric_of(task, metric_name), {}
         for name in (*sorted(others), *all_classes):
             path = workdir / paths.expert(name) / "expert.json"
-            record = read_json(path) if path.exists() else {}
+            record = read_record(path, EXPERT) if path.exists() else {}
             value = (record.get("quality") or {}).get(metric_name)
             if record.get("task") == task and value is not None:
                 values[name] = f"{names.head(name)} {metric.format(value)}"

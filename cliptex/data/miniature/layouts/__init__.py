@@ -87,7 +87,7 @@ def render_benchmark(miniature: Miniature, name: str, benchmark_dir: Path, look:
         raise CliptexError(f"{benchmark_dir}: contains data that was not rendered; {remedy}")
     sealed = (benchmark_dir / SEAL).read_text(encoding="utf-8") if (benchmark_dir / SEAL).exists() else ""
     if sealed and tree_digest(benchmark_dir) != sealed:
-        remedy = f"move away your files, then run: rm -r {benchmark_dir}   and then the same command again"
+        remedy = f"run: mv {benchmark_dir} {benchmark_dir}.old   and then the same command again"
         raise CliptexError(f"{benchmark_dir}: contains files that were changed or not rendered; {remedy}")
     scratch = benchmark_dir.with_name(f".{benchmark_dir.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)

@@ -17,7 +17,7 @@ from cliptex.evaluation.metrics.ranking import ranking_statistics, top_metrics
 from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.classification import ClassificationProtocol, LinearSgd, Logistic
 from cliptex.evaluation.probes.features import Features, Split, TensorSubset, take
-from cliptex.evaluation.probes.training import batches, default_device, rate_factor
+from cliptex.evaluation.probes.training import NotFinite, batches, default_device, finite, rate_factor
 from cliptex.evaluation.probes.tuning import TUNED, Tuned, Tuner
 
 CHUNK = 65536
@@ -116,11 +116,8 @@ def train_grid(
     options: LinearSgd,
     seed: int,
 ) -> torch.Tensor:
-    """Train one classifier per grid point in a single pass: weights [G, C + 1, K].
-
-    Each batch is read once for all classifiers. SGD with momentum, weight decay added to the gradient; all weights
-    start from the same sample of N(0, 0.01).
-    """
+    """Train one classifier per grid point; each batch is read once for all: weights [G, C + 1, K].
+    SGD with momentum, weight decay added to the gradient; all weights start from the same sample of N(0, 0.01)."""
     device = default_device()
     generator = torch.Generator().manual_seed(seed)
     columns = points[0].columns
@@ -144,12 +141,14 @@ def train_grid(
 
 
 def scores_of(weights_GCK: torch.Tensor, features_VC: Vectors, columns: slice) -> torch.Tensor:
-    """Scores [G, V, K] of classifiers, on the CPU."""
+    """Scores [G, V, K] of classifiers, on the CPU. Raises NotFinite if one is NaN or infinite."""
     device, chunks = weights_GCK.device, []
     for start in range(0, len(features_VC), CHUNK):
         x_VC = features_VC[start : start + CHUNK].to(device)[:, columns]
         chunks.append((x_VC @ weights_GCK[:, :-1] + weights_GCK[:, -1:]).cpu())
-    return torch.cat(chunks, 1)
+    scores = torch.cat(chunks, 1)
+    finite(scores, "scores of a linear classifier")
+    return scores
 
 
 def fit_sgd(
@@ -165,16 +164,20 @@ def fit_sgd(
     num_blocks: as in `grid_of`. Returns its weights, the columns that it uses, and the hyper-parameters."""
     groups = grid_of(options, train_VC.shape[1], num_blocks)
     best = groups[0][0]
-    accuracies: list[tuple[GridPoint, float]] = []
+    accuracies: list[tuple[GridPoint, float | None]] = []
     if len(groups) > 1 or len(groups[0]) > 1:
         fit, held = split
         for points in groups:
             weights_GCK = train_grid(take(train_VC, fit), labels_V[fit], num_classes, points, options, seed)
             for point, weights_CK in zip(points, weights_GCK, strict=True):
                 # one point at a time: the scores of all of them would take G times the memory
-                predicted = scores_of(weights_CK[None], take(train_VC, held), point.columns)[0].argmax(1)
-                accuracies.append((point, 100 * (predicted == labels_V[held]).double().mean().item()))
-        best, _ = max(accuracies, key=lambda pair: pair[1])
+                try:
+                    predicted = scores_of(weights_CK[None], take(train_VC, held), point.columns)[0].argmax(1)
+                except NotFinite:  # its learning rate is too high
+                    accuracies.append((point, None))
+                else:
+                    accuracies.append((point, 100 * (predicted == labels_V[held]).double().mean().item()))
+        best, _ = max((pair for pair in accuracies if pair[1] is not None), key=lambda pair: pair[1], default=(best, 0))
     weights_GCK = train_grid(train_VC, labels_V, num_classes, [best], options, seed)
     chosen = {name: getattr(best, name) for name in ("learning_rate", "weight_decay", "blocks", "mean_patch")}
     chosen["holdout_top1"] = {str(point): accuracy for point, accuracy in accuracies}
@@ -200,6 +203,7 @@ def solve_logistic(
     for penalty in penalties:
         weights = fit_logistic(x_fit, y_fit, num_classes, penalty, options.iterations, weights)
         losses[str(penalty)] = mean_log_loss(weights, x_held, y_held)
+        finite(losses[str(penalty)], f"log loss on the holdout with the penalty {penalty:g}", "raise the penalty")
     best = min(penalties, key=lambda penalty: losses[str(penalty)])
     weights = fit_logistic(x, y, num_classes, best, options.iterations)
     return weights, {"penalty": best, "holdout_log_loss": losses}
@@ -238,15 +242,9 @@ def linear_outcome(
 ) -> Outcome:
     """Evaluate a linear classifier that uses `columns` of the features on the evaluation images."""
     ranking = scores_of(weights_CK[None], eval_NC, columns)[0].topk(min(5, weights_CK.shape[1]), dim=1).indices.numpy()
-    return Outcome(
-        task="classification",
-        metrics=top_metrics(ranking, np.asarray(eval_labels)),
-        num_parameters=weights_CK.numel(),
-        hyperparameters=hyperparameters,
-        protocol=protocol,
-        predictions={"prediction": ranking[:keep], "truth": np.asarray(eval_labels[:keep])},
-        per_image=ranking_statistics(ranking, eval_labels),
-    )
+    metrics, per_image = top_metrics(ranking, np.asarray(eval_labels)), ranking_statistics(ranking, eval_labels)
+    saved = {"prediction": ranking[:keep], "truth": np.asarray(eval_labels[:keep])}
+    return Outcome("classification", metrics, weights_CK.numel(), hyperparameters, protocol, saved, per_image)
 
 
 class ClassificationTuner(Tuner):

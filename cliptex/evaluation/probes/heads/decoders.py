@@ -3,7 +3,7 @@
 Shapes: V views, C feature width, h x w feature map, K output channels, R x S truth grid.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cliptex.evaluation.metrics.depth import Pairs
 from cliptex.evaluation.probes.depth import DepthBins
 from cliptex.evaluation.probes.features import Features, Split, take
 from cliptex.evaluation.probes.heads.maps import Fitted, Maps
@@ -172,7 +173,7 @@ class DecoderProbe:
     build: Callable[[], nn.Module]
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     predict: Callable[[nn.Module, Maps, int, tuple[int, int]], np.ndarray]
-    error: Callable[[Iterable[tuple[np.ndarray, np.ndarray]]], float]
+    error: Callable[[Pairs], float]
     error_name: str
     resizing: str
     protocol: str
@@ -204,16 +205,16 @@ def fit_decoder(
     def score(candidate: Candidate) -> float:
         fit, held = split
         network = train(fit, candidate)
-        return -probe.error(
-            (truths[view], probe.predict(network, train_VChw, view, truths[view].shape[:2])) for view in held
-        )
+        shapes = ((view, truths[view].shape[:2]) for view in held)
+        return -probe.error((truths[view], probe.predict(network, train_VChw, view, shape)) for view, shape in shapes)
 
     best, scores = best_candidate(options, score)
+    errors = {name: None if value is None else -value for name, value in scores.items()}
     network = train(np.arange(len(truths)), best)
     return Fitted(
         partial(probe.predict, network),
         sum(parameter.numel() for parameter in network.parameters()),
-        {**best._asdict(), probe.error_name: {name: -value for name, value in scores.items()}},
+        {**best._asdict(), probe.error_name: errors},
         probe.protocol,
     )
 

@@ -3,40 +3,19 @@
 Shapes: V views, N images, C feature width, h x w feature map, G grid side.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from cliptex.evaluation.metrics.depth import affine_aligned, depth_errors, depth_statistics, mean_depth
+from cliptex.evaluation.metrics.depth import Pairs, affine_aligned, depth_errors, depth_statistics, mean_depth
 from cliptex.evaluation.probes.base import Outcome
 from cliptex.evaluation.probes.depth import DepthBins, DepthProtocol, DepthRidge
 from cliptex.evaluation.probes.features import Split
 from cliptex.evaluation.probes.heads import maps
 from cliptex.evaluation.probes.heads.decoders import DecoderProbe, apply_head, depth_head, depth_loss, fit_decoder
-from cliptex.evaluation.probes.heads.ridge import fit_ridge, regressed
+from cliptex.evaluation.probes.heads.ridge import fit_ridge
 from cliptex.evaluation.thumbnails import MAP_SIDE_PX, depth_thumbnails, shrunk
-
-
-def probe_depth(
-    train_VChw: maps.Maps,
-    eval_NChw: maps.Maps,
-    train_depths: Sequence[np.ndarray],
-    eval_depths: Sequence[np.ndarray],
-    section: DepthProtocol,
-    head: str,
-    split: Split,
-    seed: int,
-    keep: int,
-) -> Outcome:
-    """Train and evaluate the head of that name.
-    Depths in metres, NaN = invalid: training depths on a grid, evaluation depths at the original resolution."""
-    options = section.heads[head]
-    if options.kind == "ridge":
-        fitted = depth_regression(solve_depth(train_VChw, train_depths, section, options, split), section, maps.RIDGE)
-    else:
-        fitted = _fit_bins(train_VChw, _clear_out_of_range(train_depths, section), section, options, split, seed)
-    return depth_outcome(fitted, eval_NChw, eval_depths, section, keep)
 
 
 def depth_outcome(
@@ -47,7 +26,7 @@ def depth_outcome(
     window = maps.evaluation_window(section, eval_depths)
     predictions, thumbnails, plain, aligned = {}, [], [], []
     for index, truth in enumerate(eval_depths):
-        prediction = fitted.predict(eval_NChw, index, truth.shape)
+        prediction = fitted.predicted(eval_NChw, index, truth.shape)
         if index < keep:
             predictions[f"depth_prediction_{index}"], predictions[f"depth_truth_{index}"] = prediction, truth
         thumbnails.append(shrunk(prediction, MAP_SIDE_PX))
@@ -60,16 +39,9 @@ def depth_outcome(
     if aligned:
         affine = mean_depth(*map(np.concatenate, zip(*aligned, strict=True)), section.averaging)
         metrics |= {f"affine_{name}": value for name, value in affine.items()}
-    return Outcome(
-        task="depth",
-        metrics=metrics,
-        num_parameters=fitted.num_parameters,
-        hyperparameters=fitted.hyperparameters,
-        protocol=f"{fitted.protocol}; {maps.described_averaging(section)}; {low} to {high} m",
-        predictions=predictions,
-        per_image=depth_statistics(errors, pixels, section.averaging),
-        thumbnails=depth_thumbnails(thumbnails),
-    )
+    per_image = depth_statistics(errors, pixels, section.averaging)
+    limits, small = f"; {low} to {high} m", depth_thumbnails(thumbnails)
+    return fitted.outcome("depth", section, limits, metrics, predictions, per_image, small)
 
 
 def _clear_out_of_range(depths: Sequence[np.ndarray], section: DepthProtocol) -> list[np.ndarray]:
@@ -108,11 +80,11 @@ def depth_regression(solved: maps.Solved, section: DepthProtocol, protocol: str)
     """A regression as a head."""
     low, high = section.min_depth_m, section.max_depth_m
 
-    def predict(features: maps.Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
-        depth = maps.resized(regressed(features[np.array([index])], solved.solution)[0], shape)[..., 0]
-        return np.clip(np.exp(np.minimum(depth, np.log(high))) if solved.target == "log" else depth, low, high)
+    def depth(map_HWT: np.ndarray) -> np.ndarray:
+        values = map_HWT[..., 0]
+        return np.clip(np.exp(np.minimum(values, np.log(high))) if solved.target == "log" else values, low, high)
 
-    return maps.Fitted(predict, sum(part.numel() for part in solved.solution), solved.hyperparameters, protocol)
+    return solved.fitted(depth, protocol)
 
 
 def _fit_bins(
@@ -131,19 +103,22 @@ def _fit_bins(
     def predict(network: torch.nn.Module, features: maps.Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
         return np.clip(maps.resized(apply_head(network, features, index), shape)[..., 0], low, high)
 
-    def error(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    def error(pairs: Pairs) -> float:
         return mean_depth(*depth_errors(pairs, low, high), "image")["rmse"]
 
-    protocol = (
-        f"{options.decoder} decoder to {options.bins} bins of depth; resized (bilinear) to the original resolution"
-    )
+    protocol = f"{options.decoder} decoder to {options.bins} bins of depth"
+    protocol += "; resized (bilinear) to the original resolution"
+    depths = _clear_out_of_range(depths, section)
     probe = DecoderProbe(build, depth_loss(options), predict, error, "holdout_rmse", "bilinear", protocol)
     return fit_decoder(probe, train_VChw, depths, options, split, seed)
 
 
 class DepthTuner(maps.MapTuner):
-    """Depth, together with the encoder."""
+    """Depths in metres, NaN = invalid: training depths on a grid, evaluation depths at the original resolution."""
 
     task = "depth"
     solve, regression = staticmethod(solve_depth), staticmethod(depth_regression)
-    outcome = staticmethod(depth_outcome)
+    decoder, outcome = staticmethod(_fit_bins), staticmethod(depth_outcome)
+
+
+probe_depth = DepthTuner.probe

@@ -23,7 +23,7 @@ from cliptex.evaluation.probes.features import Split, take
 from cliptex.evaluation.probes.heads.detectors import Frame, MaskRCNNDetector, SSDDetector, frame_of
 from cliptex.evaluation.probes.heads.maps import Maps
 from cliptex.evaluation.probes.parts import Part
-from cliptex.evaluation.probes.training import Candidate, best_candidate, train_network
+from cliptex.evaluation.probes.training import Candidate, best_candidate, finite, train_network
 from cliptex.evaluation.probes.tuning import TUNED, Tuned, Tuner
 from cliptex.evaluation.probes.views import ImageView, crop_truth
 from cliptex.evaluation.thumbnails import box_thumbnails
@@ -138,6 +138,8 @@ def detect(detector: nn.Module, features_NChw: Maps, shapes: Sequence[tuple[int,
         for detected, (height, width) in zip(detections, shapes[start : start + 32], strict=True):
             scale = torch.tensor([width / frame[1], height / frame[0]] * 2)
             boxes = detected["boxes"].cpu() * scale
+            for name, values in (("boxes", boxes), ("scores", detected["scores"])):
+                finite(values, f"{name} of image number {len(results) + 1} of the split")
             result: dict[str, Any] = {
                 "boxes": boxes.numpy(),
                 "labels": detected["labels"].cpu().numpy() - 1,

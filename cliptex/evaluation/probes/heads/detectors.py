@@ -44,9 +44,8 @@ class Pyramid(nn.Module):
     def __init__(self, channels_in: int, channels: int, strides: Sequence[int]):
         super().__init__()
         self.out_channels, self.strides = channels, tuple(strides)
-        self.fine = nn.ModuleDict(
-            {str(stride): _upsampling(channels_in, channels, CELL // stride) for stride in strides}
-        )
+        finer = {str(stride): _upsampling(channels_in, channels, CELL // stride) for stride in strides}
+        self.fine = nn.ModuleDict(finer)
         self.same = _normed(nn.Conv2d(channels_in, channels, 1), channels)
         self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in strides)
 

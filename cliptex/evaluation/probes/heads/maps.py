@@ -15,7 +15,8 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.seeds import seed_of
 from cliptex.evaluation.probes.base import Data, Outcome, Run
 from cliptex.evaluation.probes.features import Features, Split, resample_nearest
-from cliptex.evaluation.probes.heads.ridge import Solution
+from cliptex.evaluation.probes.heads.ridge import Solution, regressed
+from cliptex.evaluation.probes.training import finite
 from cliptex.evaluation.probes.tuning import FROM_RIDGE, Tuned, Tuner
 from cliptex.evaluation.protocols.base import MapTask
 
@@ -31,11 +32,18 @@ class Fitted:
     hyperparameters: dict[str, Any]
     protocol: str
 
+    def predicted(self, features: Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
+        """`predict`; raises NotFinite for a prediction with NaN or infinity."""
+        prediction = self.predict(features, index, shape)
+        finite(prediction, f"the prediction of image number {index + 1} of the evaluation split")
+        return prediction
 
-def described_averaging(section: MapTask) -> str:
-    """Averaging and crop in words, for the key `protocol` of a row."""
-    averaging = "metrics an image, averaged over images" if section.averaging == "image" else "all valid pixels pooled"
-    return averaging + ("; Eigen crop" if section.crop == "eigen" else "; no crop")
+    def outcome(self, task: str, section: MapTask, limits: str, metrics: dict[str, float], *arrays: Any) -> Outcome:
+        """The head's outcome. limits: end of its description. arrays: predictions, per-image parts, thumbnails."""
+        averaged = {"image": "metrics an image, averaged over images", "pooled": "all valid pixels pooled"}
+        crop = "Eigen crop" if section.crop == "eigen" else "no crop"
+        protocol = f"{self.protocol}; {averaged[section.averaging]}; {crop}{limits}"
+        return Outcome(task, metrics, self.num_parameters, self.hyperparameters, protocol, *arrays)
 
 
 def evaluation_window(section: MapTask, truths: Sequence[np.ndarray]) -> tuple[slice, slice]:
@@ -74,26 +82,56 @@ class Solved:
     targets_VGGT: np.ndarray
     hyperparameters: dict[str, Any]
 
+    def fitted(self, finish: Callable[[np.ndarray], np.ndarray], protocol: str) -> Fitted:
+        """The regression as a head. finish: from its map [H, W, T] at the image's resolution to a prediction."""
+
+        def predict(features: Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
+            return finish(resized(regressed(features[np.array([index])], self.solution)[0], shape))
+
+        return Fitted(predict, sum(part.numel() for part in self.solution), self.hyperparameters, protocol)
+
 
 def map_outcome(probe: Callable[..., Outcome], task: str, run: Run, head: str, data: Data) -> Outcome:
     """Train and evaluate one head with `probe_depth` or `probe_normals`."""
     truths = data.train.truths[task], data.eval.truths[task]
     seed = seed_of(head, run.seed)
     split = data.train.split(run.holdout, seed)
-    features = data.train_features, data.eval_features
-    return probe(*features, *truths, run.protocol.section(task), head, split, seed, len(run.kept))
+    return probe(*data.features, *truths, run.protocol.section(task), head, split, seed, len(run.kept))
 
 
 class MapTuner(Tuner):
-    """A 1x1 convolution that starts from the ridge regression on the features before the first step.
+    """Heads on frozen features (`probe`), and a 1x1 convolution that is trained with the encoder and starts from the
+    ridge regression on the features before the first step.
 
-    solve, regression, outcome: how it is solved, used as a head and evaluated, as `solve_depth`, `depth_regression` and
-    `depth_outcome` in `cliptex.evaluation.probes.heads.depth`.
+    solve, regression: how ridge regression is solved, and used as a head. decoder: how a decoder is trained. outcome:
+    how a head is evaluated. Their parameters are those of the functions in `cliptex.evaluation.probes.heads.depth`.
     """
 
     solve: ClassVar[Callable[..., Solved]]
     regression: ClassVar[Callable[[Solved, MapTask, str], Fitted]]
+    decoder: ClassVar[Callable[..., Fitted]]
     outcome: ClassVar[Callable[..., Outcome]]
+
+    @classmethod
+    def probe(
+        cls,
+        train_VChw: Maps,
+        eval_NChw: Maps,
+        train_truths: Sequence[np.ndarray],
+        eval_truths: Sequence[np.ndarray],
+        section: MapTask,
+        head: str,
+        split: Split,
+        seed: int,
+        keep: int,
+    ) -> Outcome:
+        """Train and evaluate the head of that name on frozen features."""
+        options = section.heads[head]
+        if options.kind == "ridge":
+            fitted = cls.regression(cls.solve(train_VChw, train_truths, section, options, split), section, RIDGE)
+        else:
+            fitted = cls.decoder(train_VChw, train_truths, section, options, split, seed)
+        return cls.outcome(fitted, eval_NChw, eval_truths, section, keep)
 
     def prepare(self, run: Run, tuned: Tuned, split: Split) -> None:
         truths, self.eval_truths = (part.truths[self.task] for part in tuned.parts)

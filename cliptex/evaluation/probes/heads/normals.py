@@ -3,42 +3,21 @@
 Shapes: V views, N images, C feature width, h x w feature map, G grid side.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from cliptex.evaluation.metrics.depth import Pairs
 from cliptex.evaluation.metrics.normals import angles, mean_angles, normals_statistics
 from cliptex.evaluation.probes.base import Outcome
 from cliptex.evaluation.probes.features import Split
 from cliptex.evaluation.probes.heads import maps
 from cliptex.evaluation.probes.heads.decoders import DecoderProbe, apply_head, build_decoder, fit_decoder, normals_loss
-from cliptex.evaluation.probes.heads.ridge import fit_ridge, regressed
+from cliptex.evaluation.probes.heads.ridge import fit_ridge
 from cliptex.evaluation.probes.normals import AngularNormals, NormalsProtocol
 from cliptex.evaluation.protocols.base import Ridge
 from cliptex.evaluation.thumbnails import MAP_SIDE_PX, normals_thumbnails, shrunk
-
-
-def probe_normals(
-    train_VChw: maps.Maps,
-    eval_NChw: maps.Maps,
-    train_normals: Sequence[np.ndarray],
-    eval_normals: Sequence[np.ndarray],
-    section: NormalsProtocol,
-    head: str,
-    split: Split,
-    seed: int,
-    keep: int,
-) -> Outcome:
-    """Train and evaluate the head of that name.
-    Unit normals [H, W, 3], NaN = invalid; predictions are resized, then normalised."""
-    options = section.heads[head]
-    if options.kind == "ridge":
-        solved = solve_normals(train_VChw, train_normals, section, options, split)
-        fitted = normals_regression(solved, section, maps.RIDGE)
-    else:
-        fitted = _fit_angular(train_VChw, train_normals, options, split, seed)
-    return normals_outcome(fitted, eval_NChw, eval_normals, section, keep)
 
 
 def normals_outcome(
@@ -48,22 +27,14 @@ def normals_outcome(
     window = maps.evaluation_window(section, eval_normals)
     predictions, thumbnails, errors = {}, [], []
     for index, truth in enumerate(eval_normals):
-        prediction = fitted.predict(eval_NChw, index, truth.shape[:2])
+        prediction = fitted.predicted(eval_NChw, index, truth.shape[:2])
         if index < keep:
             predictions[f"normals_prediction_{index}"] = prediction.astype(np.float32)
             predictions[f"normals_truth_{index}"] = truth
         thumbnails.append(shrunk(prediction, MAP_SIDE_PX))
         errors.append(angles(truth[window], prediction[window]).astype(np.float32))
-    return Outcome(
-        task="normals",
-        metrics=mean_angles(errors, section.averaging),
-        num_parameters=fitted.num_parameters,
-        hyperparameters=fitted.hyperparameters,
-        protocol=f"{fitted.protocol}; {maps.described_averaging(section)}",
-        predictions=predictions,
-        per_image=normals_statistics(errors, section.averaging),
-        thumbnails=normals_thumbnails(thumbnails),
-    )
+    metrics, per_image = mean_angles(errors, section.averaging), normals_statistics(errors, section.averaging)
+    return fitted.outcome("normals", section, "", metrics, predictions, per_image, normals_thumbnails(thumbnails))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -85,15 +56,16 @@ def solve_normals(
 
 def normals_regression(solved: maps.Solved, section: NormalsProtocol, protocol: str) -> maps.Fitted:
     """A regression as a head."""
-
-    def predict(features: maps.Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
-        return _unit(maps.resized(regressed(features[np.array([index])], solved.solution)[0], shape))
-
-    return maps.Fitted(predict, sum(part.numel() for part in solved.solution), solved.hyperparameters, protocol)
+    return solved.fitted(_unit, protocol)
 
 
 def _fit_angular(
-    train_VChw: maps.Maps, normals: Sequence[np.ndarray], options: AngularNormals, split: Split, seed: int
+    train_VChw: maps.Maps,
+    normals: Sequence[np.ndarray],
+    section: NormalsProtocol,
+    options: AngularNormals,
+    split: Split,
+    seed: int,
 ) -> maps.Fitted:
     def build() -> torch.nn.Module:
         return build_decoder(options, train_VChw.shape[1], 3 + options.uncertainty)
@@ -101,7 +73,7 @@ def _fit_angular(
     def predict(network: torch.nn.Module, features: maps.Maps, index: int, shape: tuple[int, int]) -> np.ndarray:
         return _unit(maps.resized(apply_head(network, features, index)[:3], shape, "bicubic"))
 
-    def error(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    def error(pairs: Pairs) -> float:
         return float(np.concatenate([angles(truth, prediction) for truth, prediction in pairs]).mean())
 
     loss = "likelihood of the angular von Mises-Fisher density" if options.uncertainty else "angle"
@@ -111,8 +83,11 @@ def _fit_angular(
 
 
 class NormalsTuner(maps.MapTuner):
-    """Normals, together with the encoder."""
+    """Unit normals [H, W, 3], NaN = invalid; predictions are resized, then normalised."""
 
     task = "normals"
     solve, regression = staticmethod(solve_normals), staticmethod(normals_regression)
-    outcome = staticmethod(normals_outcome)
+    decoder, outcome = staticmethod(_fit_angular), staticmethod(normals_outcome)
+
+
+probe_normals = NormalsTuner.probe

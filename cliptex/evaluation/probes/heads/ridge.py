@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from cliptex.evaluation.probes.features import Features
+from cliptex.evaluation.probes.training import finite
 
 CHUNK = 64
 Solution = tuple[torch.Tensor, torch.Tensor]
@@ -102,9 +103,8 @@ def fit_ridge(
 
     sums_held = moments(predicted())
     truth = np.concatenate(truths)
-    errors = {
-        str(penalty): error(truth, np.concatenate(chunks))
-        for penalty, chunks in zip(penalties, predictions, strict=True)
-    }
-    best = min(penalties, key=lambda penalty: errors[str(penalty)])
-    return errors, best, ridge(added(sums_fit, sums_held), [best])[0]
+    errors = [error(truth, np.concatenate(chunks)) for chunks in predictions]
+    by_penalty = dict(zip(map(str, penalties), errors, strict=True))
+    finite(np.array(errors), "errors of ridge regression on the holdout", "look for broken ground truth")
+    best = min(penalties, key=lambda penalty: by_penalty[str(penalty)])
+    return by_penalty, best, ridge(added(sums_fit, sums_held), [best])[0]

@@ -25,7 +25,7 @@ from cliptex.evaluation.probes.features import Split, take
 from cliptex.evaluation.probes.heads.maps import Maps
 from cliptex.evaluation.probes.parts import Part
 from cliptex.evaluation.probes.segmentation import SegmentationHead, SegmentationProbe
-from cliptex.evaluation.probes.training import Candidate, best_candidate, default_device, train_network
+from cliptex.evaluation.probes.training import Candidate, best_candidate, default_device, finite, train_network
 from cliptex.evaluation.probes.tuning import TUNED, Tuned, Tuner
 from cliptex.evaluation.probes.views import Size, Windows, windows_of
 from cliptex.evaluation.thumbnails import mask_thumbnails
@@ -168,10 +168,8 @@ def _interpolation(cells: int, size: int) -> torch.Tensor:
 
 
 def resized_argmax(logits_Khw: torch.Tensor, height: int, width: int) -> np.ndarray:
-    """argmax over K of the logits resized (bilinear) to [height, width], as uint8.
-
-    Computed with matrix products, a maximum and masks, 16 rows at a time to stay in the CPU's cache: several times
-    faster than resizing and argmax for 150 classes.
+    """argmax over K of the logits resized (bilinear) to [height, width], as uint8. With matrix products, a maximum and
+    masks, 16 rows at a time to stay in the CPU's cache: several times faster than resizing and argmax for 150 classes.
     """
     _, rows, columns = logits_Khw.shape
     down, across = _interpolation(rows, height).to(logits_Khw), _interpolation(columns, width).to(logits_Khw)
@@ -200,12 +198,14 @@ def predict(
     if windows is None:
         for start in range(0, len(shapes), 64):
             logits = head(features_VChw[start : start + 64].to(device))
+            finite(logits, f"logits of the images from number {start + 1} of the split")
             masks += map(resized_argmax, logits, *zip(*shapes[start : start + 64], strict=True))
         return masks
     start = 0
     for shape, layout in zip(shapes, windows, strict=True):
         stop = start + len(layout.corners)
         logits = head(features_VChw[start:stop].to(device))
+        finite(logits, f"logits of image number {len(masks) + 1} of the split")
         masks.append(resized_argmax(merge_windows(logits, layout), *shape))
         start = stop
     return masks
@@ -259,16 +259,9 @@ def segmentation_outcome(
     for index in range(min(keep, len(predictions))):
         saved[f"prediction_{index}"] = predictions[index]
         saved[f"truth_{index}"] = data.eval_masks[index]
-    return Outcome(
-        task=TASK,
-        metrics=segmentation_metrics(confusion),
-        num_parameters=sum(parameter.numel() for parameter in head.parameters()),
-        hyperparameters=hyperparameters,
-        protocol=protocol,
-        predictions=saved,
-        per_image=counts,
-        thumbnails=mask_thumbnails(predictions),
-    )
+    metrics, num_parameters = segmentation_metrics(confusion), sum(weight.numel() for weight in head.parameters())
+    small = mask_thumbnails(predictions)
+    return Outcome(TASK, metrics, num_parameters, hyperparameters, protocol, saved, counts, small)
 
 
 def evaluate_masks(
