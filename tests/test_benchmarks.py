@@ -148,7 +148,7 @@ def test_voc_trainaug_is_sbd_and_voc_train_without_voc_val(tmp_path):
 def test_sbd_masks_that_are_none_are_refused_by_name(tmp_path):
     root = write_voc(tmp_path, 1, 1, sbd=2)
     path = root / "benchmark_RELEASE/dataset/cls/2007_000003.mat"
-    for content, message in ((b"<html>", "damaged, or not a MATLAB file"), (None, "not found")):
+    for content, message in ((b"<html>", "damaged, or not a MATLAB file"), (None, "no such file")):
         path.unlink()
         if content:
             path.write_bytes(content)

@@ -48,6 +48,7 @@ PIECE = re.compile(r"^```(\w*)\n(.*?)^```|^    ((?:PYTHONPATH=\S+ )?(?:cliptex|s
 NOT_RUN = {
     "cliptex fetch": "downloads",
     "cliptex doctor --profile": "asks the scheduler; tests/slurm",
+    "cliptex --directory": "for a run elsewhere; test_cli",
     "cliptex train": "on several GPUs or nodes; tests/slurm",
     "import pyarrow.parquet as pq\nfrom pycocotools": "of an expert that keeps its instances; test_experts",
     "# cliptex/benchmarks/roofs.py": "below",

@@ -370,7 +370,7 @@ def test_archives_of_the_users_are_kept_also_where_ours_lie(tmp_path, monkeypatc
     shutil.rmtree(paths.benchmark("ade20k"))
     path = paths.ARCHIVES / "ADEChallengeData2016.zip"
     path.write_bytes(b"something else")
-    with pytest.raises(CliptexError, match=r"resources/archives/ADE.*zip is not the expected file: .*remove it"):
+    with pytest.raises(CliptexError, match=r"resources/archives/ADE.*zip is not the expected file: .*move it away"):
         fetch(settings("ade20k", archives=digests), "ade20k", paths.benchmark("ade20k"))
     assert path.read_bytes() == b"something else"
 

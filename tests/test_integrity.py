@@ -261,6 +261,22 @@ def test_what_is_only_missing_is_said_on_the_page(name, run):
         assert parts.verdict.counts["real"] == 0
 
 
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -1])
+@pytest.mark.parametrize("name", ["cliptex/seed0/linear", "../zeroshot/imagenet"])
+def test_cut_parts_are_named(run, name, kept):
+    """Whether the file is cut short or has other bytes in the middle."""
+    path = (
+        run / FOLDER / f"../{name}.per_image.npz" if name.startswith("..") else run / FOLDER / f"{name}.per_image.npz"
+    )
+    whole = path.read_bytes()
+    cut = int(kept * len(whole)) if isinstance(kept, float) else kept
+    for content in (whole[:cut], whole[:cut] + b"\xff" * 9 + whole[cut + 9 :]):
+        path.write_bytes(content)
+        with pytest.raises(CliptexError, match=r"\.per_image\.npz: |\.json: .* from its per-image parts") as caught:
+            parts_of(run)
+        assert "\n" not in str(caught.value)
+
+
 def paths_in(value, prefix: tuple = ()):
     """The keys of a JSON value and of all values in it; of a list those of the first item."""
     items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()

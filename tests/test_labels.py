@@ -532,7 +532,7 @@ def test_payloads_are_read_when_asked_for(work, monkeypatch):
     again = open_store(work.out / "index.json", work.entries[0])
     assert again.get_many([7, 0, 4, 7]) == {row: file.get(row) for row in (0, 4, 7)}
     assert again.get_many([]) == {}
-    assert len(pickle.dumps(again)) == light
+    assert len(pickle.dumps(again)) <= light
 
 
 def test_a_label_file_opens_in_other_tools(work):

@@ -106,8 +106,12 @@ def test_average_precision_of_no_detections_is_zero():
     none = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "scores": np.zeros(0), "masks": np.zeros((0, 8, 8))}
     box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0}
     data = {"images": images, "annotations": [box], "categories": [{"id": 1, "name": "a"}]}
-    assert evaluate_detections(data, [1], [none], "bbox")[0]["AP"] == 0
-    assert evaluate_detections(data | {"annotations": []}, [1], [none], "bbox")[0]["AP"] is None
+    sizes = {"AP": 0, "AP50": 0, "AP75": 0, "APs": 0, "APm": None, "APl": None}
+    for kind in ("bbox", "segm"):
+        assert evaluate_detections(data, [1], [none], kind)[0] == sizes  # pycocotools says -1 where there is no object
+        assert set(evaluate_detections(data | {"annotations": []}, [1], [none], kind)[0].values()) == {None}
+    medium = {"APs": 0, "APm": 0, "APl": None}  # both bounds belong to a range
+    assert sizes | medium == evaluate_detections(data | {"annotations": [box | {"area": 1024}]}, [1], [none], "bbox")[0]
 
 
 # Solvers

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import traceback
+from contextlib import chdir
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +57,7 @@ def cliptex(
         typer.echo("\n".join(f"{name} {value}" for name, value in versions().items()))
         raise typer.Exit
     context.obj = threads
+    common.started_in = Path()
     if threads is not None:
         _limit_threads(threads)
     _set_up_logging(log_file, debug)
@@ -63,7 +65,7 @@ def cliptex(
         if not directory.is_dir():
             raise CliptexError(f"--directory {directory}: no such folder; give the one that Snakemake was given")
         common.started_in = Path.cwd()
-        os.chdir(directory)
+        context.with_resource(chdir(directory))
     if expected := os.environ.get("CLIPTEX_CODE"):
         from cliptex.core.provenance import require_code
 

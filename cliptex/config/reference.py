@@ -7,8 +7,23 @@ from cliptex.config import Config
 
 HEAD = """# Configuration
 
-`config.yaml` is the default run, the miniature. Override parts of it with another file, `--configfile FILE`, or single
-values with `--config 'train={batch_size: 64}'`. Unknown keys and wrong types are errors that name the key.
+`config.yaml` is the default run, the miniature. Snakemake lays other files over it, `--configfile FILE FILE`, and
+values over those, `--config 'train={batch_size: 64}'`. The commands of `cliptex` do the same with `--config FILE`,
+which may be given several times: `cliptex plan --config mine.yaml` plans the run of `snakemake --configfile mine.yaml`.
+Where there is no `config/config.yaml`, they use the one of the installed package.
+
+Mappings are merged, key by key; lists and other values are replaced. Two words change this:
+
+- `null` removes an entry of a mapping of names: `probes: {benchmarks: {coco: null}}`, `models: {clip_ft: null}`;
+- `_replace: true` makes a mapping replace the one below it: `models: {cliptex: {tasks: {_replace: true, depth: 1.0}}}`
+  learns from depth alone. At the top of a file it leaves nothing of the default configuration.
+
+`~` and `$VARIABLE` in paths are expanded. A mistake is one line with file, line, key and value, before any job starts.
+What YAML reads differently from how it looks is a mistake, too: keys given twice, `010`, `1:30`, dates, `yes` for a
+number. Quote what is text.
+
+For a run with `snakemake --directory mine`, give the commands the same: `cliptex --directory mine labels inspect
+--config mine.yaml`. As with Snakemake, all other paths are relative to that folder.
 
 - `test.yaml`: the same run in a minute or two, for tests; its numbers are meaningless
 - `paper.yaml`: the study at full size

@@ -121,7 +121,7 @@ def _opened(data: bytes) -> Image.Image:
         raise BadImage("too many scans")
     try:
         image.load()
-        return _to_rgb(_upright(image))
+        return upright_rgb(image)
     except MemoryError:  # not a property of the image
         raise
     except Exception as error:
@@ -214,6 +214,11 @@ def has_orientation(image: Image.Image) -> bool:
         return image.getexif().get(0x0112, 1) in range(2, 9)
     except Exception:
         return False
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The pixels of an opened image as `open_image` gives them."""
+    return _to_rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -13,6 +13,8 @@ cliptex/evaluation/probes/*.py, lists its arrays (K is the number of classes). T
                               never to the items that are searched
 """
 
+import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +22,14 @@ from pathlib import Path
 import numpy as np
 
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_error, replacing
+from cliptex.core.files import read_error, replacing, sha256_file
 from cliptex.evaluation.measures import measure
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.results import Result, write_result
+
+UNPACKED, RATIO = 2**26, 100
+"""Most bytes of a file's arrays: this number, and this many times the file's own."""
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @dataclass(frozen=True)
@@ -82,10 +88,9 @@ def write_evaluation(
 
 
 def read_per_image(path: Path) -> PerImage:
-    """Read a file. Raises CliptexError that names the file if it is missing or broken."""
+    """Read a file. Raises CliptexError that names the file if it is missing, broken or too large unpacked."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        arrays = _read_arrays(Path(path))
         ids, rows = arrays.pop("ids"), arrays.pop("rows", np.array([], str))
     except Exception as error:  # numpy and zipfile raise many kinds of errors
         raise read_error(error, path, "a file of per-image parts") from error
@@ -94,6 +99,22 @@ def read_per_image(path: Path) -> PerImage:
         task, _, part = name.partition(".")
         tasks.setdefault(task, {})[part] = values
     return PerImage(ids, tasks, tuple(rows.tolist()))
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; no code in it is executed. What the file claims is checked before it takes memory."""
+    with zipfile.ZipFile(path) as archive:
+        size, limit = sum(member.file_size for member in archive.infolist()), UNPACKED + RATIO * path.stat().st_size
+        if size > limit:
+            raise ValueError(f"{size:,} bytes unpacked, more than {limit:,}")
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                read_header = HEADERS[np.lib.format.read_magic(file)]
+                shape, _, dtype = read_header(file)
+                if file.tell() + math.prod(shape) * (dtype.itemsize or 1) != member.file_size:
+                    raise ValueError(f"{member.filename}: its header does not fit its length")
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def main_metric(task: str, arrays: Arrays, weights: np.ndarray | None = None) -> np.ndarray:
@@ -122,7 +143,11 @@ def check(task: str, arrays: Arrays, metrics: Mapping[str, float | None]) -> Non
 def mismatch(task: str, arrays: Arrays, metrics: Mapping[str, float | None]) -> str | None:
     """How the reported main metric differs from the one computed from the arrays, in words; None if it does not."""
     name = measure(task).main
-    recomputed, reported = float(main_metric(task, arrays)[0]), metrics.get(name)
+    reported = metrics.get(name)
+    try:
+        recomputed = float(main_metric(task, arrays)[0])
+    except (LookupError, ValueError, TypeError) as error:
+        return f"{name} cannot be computed from its per-image parts ({error})"
     if reported is None or not np.isfinite(reported):
         agree = not np.isfinite(recomputed)
     else:

@@ -168,7 +168,7 @@ AnyKind = TypeVar("AnyKind", bound=Result)
 
 
 def write_result(path: Path, result: Result) -> None:
-    """Write a results file; keys that were not set are left out. Raises CliptexError for a metric that is not finite."""
+    """Write a results file without the keys that were not set. Raises CliptexError for a metric that is not finite."""
     for row in result.results:
         for name, value in row.metrics.items():
             if value is not None:

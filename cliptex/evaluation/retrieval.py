@@ -21,8 +21,9 @@ import torch
 
 from cliptex.config import Config
 from cliptex.core import paths
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import sha256_json
+from cliptex.core.finite import require_finite
 from cliptex.core.progress import track
 from cliptex.core.provenance import provenance
 from cliptex.data.images import BadImage, open_image
@@ -36,6 +37,7 @@ from cliptex.evaluation.probes.training import default_device
 from cliptex.evaluation.results import RetrievalResult
 from cliptex.evaluation.zeroshot import (
     BATCH_SIZE,
+    BROKEN,
     ZeroShotModel,
     encode_images,
     load_zero_shot_models,
@@ -132,18 +134,20 @@ def embed(
     ids, image_of_caption, captions, first_images, batch = [], [], [], [], []
 
     def flush() -> None:
-        for chunks, embeddings in zip(images, encode_images(models, batch), strict=True):
+        for chunks, embeddings in zip(images, encode_images(models, batch, ids[-len(batch) :]), strict=True):
             chunks.append(embeddings.float().cpu())
         batch.clear()
 
     for number, item in enumerate(track(captioned.items, f"read {name}", captioned.count)):
-        try:
-            image = open_image(item.image)
-        except BadImage as error:
-            raise CliptexError(f"zeroshot.retrieval.{name}: the image of {item.id} cannot be used: {error}") from error
-        if number < keep:
-            first_images.append(np.asarray(image))
-        batch.append({key: transform(image) for key, transform in transforms.items()})
+        with working_on(f"{name}, image {item.id}"):
+            try:
+                image = open_image(item.image)
+            except BadImage as error:
+                where = f"zeroshot.retrieval.{name}"
+                raise CliptexError(f"{where}: the image of {item.id} cannot be used: {error}") from error
+            if number < keep:
+                first_images.append(np.asarray(image))
+            batch.append({key: transform(image) for key, transform in transforms.items()})
         ids.append(item.id)
         captions += item.captions
         image_of_caption += [number] * len(item.captions)
@@ -161,6 +165,7 @@ def embed(
         for start in range(0, len(captions), 256):
             tokens = model.tokenizer(captions[start : start + 256]).to(device)
             texts.append(model.model.encode_text(tokens, normalize=True).float().cpu())
+            require_finite(texts[-1], f"{model.name}/seed{model.seed}: its embeddings of captions of {name}", BROKEN)
         embedded.append(Embeddings(torch.cat(chunks), torch.cat(texts)))
     return embedded, ReadSet(ids, captions, np.array(image_of_caption), first_images)
 

@@ -23,8 +23,9 @@ from PIL import Image
 from cliptex.benchmarks.reading import source
 from cliptex.config import PUBLISHED_TOLERANCE, Config
 from cliptex.core import paths
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import sha256_file, sha256_json
+from cliptex.core.finite import require_finite
 from cliptex.core.progress import track
 from cliptex.core.provenance import provenance
 from cliptex.core.seeds import seed_of
@@ -40,6 +41,7 @@ from cliptex.models.encoders import in_order, sha256_weights, untrained
 log = logging.getLogger("cliptex")
 TEMPLATES = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
 BATCH_SIZE = 64
+BROKEN = "its weights are broken; restore or train it again"
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def encode_images(models: Sequence[ZeroShotModel], batch: Sequence[dict[str, tor
 
 @torch.inference_mode()
 def rankings(
-    models: list[ZeroShotModel], samples: Any, classifiers: list[torch.Tensor]
+    models: list[ZeroShotModel], samples: Any, classifiers: list[torch.Tensor], benchmark: str = "zero-shot"
 ) -> tuple[list[str], list[np.ndarray], np.ndarray]:
     """The samples' ids, the five best classes [N, 5] of each model, best first, and the labels [N].
     Images are decoded once for all models. classifiers: text embeddings [D, K] of each model."""
@@ -126,9 +128,10 @@ def rankings(
     labels: list[int] = []
 
     def read(index: int) -> tuple[str, int, dict[str, torch.Tensor]]:
-        sample = samples[index]
-        image = Image.fromarray(sample["image"])
-        return sample["id"], sample["label"], {name: transform(image) for name, transform in transforms.items()}
+        with working_on(f"{benchmark}, eval sample {index}"):
+            sample = samples[index]
+            image = Image.fromarray(sample["image"])
+            return sample["id"], sample["label"], {name: transform(image) for name, transform in transforms.items()}
 
     batch: list[dict[str, torch.Tensor]] = []
     read_ahead = in_order(range(len(samples)), read)
@@ -138,7 +141,9 @@ def rankings(
         batch.append(views)
         if len(batch) < BATCH_SIZE and number < len(samples):
             continue
-        for chunks, embeddings, classifier in zip(best, encode_images(models, batch), classifiers, strict=True):
+        for chunks, embeddings, classifier in zip(
+            best, encode_images(models, batch, ids[-len(batch) :]), classifiers, strict=True
+        ):
             scores = embeddings @ classifier
             chunks.append(scores.topk(min(5, scores.shape[1]), dim=1).indices.cpu())
         batch = []
@@ -192,8 +197,10 @@ def run(config: Config, job: Job) -> None:
         open_clip.build_zero_shot_classifier(model.model.to(device), model.tokenizer, names, templates, device=device)
         for model in models
     ]
+    for model, classifier in zip(models, classifiers, strict=True):
+        require_finite(classifier, f"{model.name}/seed{model.seed}: its embeddings of the class names", BROKEN)
     samples, keep = data.samples("eval"), config.probes.save_predictions
-    ids, ranked, labels = rankings(models, samples, classifiers)
+    ids, ranked, labels = rankings(models, samples, classifiers, job.name)
     expected = data.expected("eval")
     if expected is not None and len(ids) != expected:
         raise CliptexError(f"{job.folder}: {len(ids):,} images were evaluated, not {expected:,}; restore the data")

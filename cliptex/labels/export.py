@@ -4,7 +4,7 @@ Reads   results/shards/index.json, its shards, indexed label stores.
 Writes  {out}/{shard}.tar, one for each shard, and {out}/labels.json last: the format, licences, origin and digests.
 Holds   a tar has the shard's keys in the shard's order; the same stores give the same bytes.
 
-Members of a sample: `{key}.jpg` (or png, webp, ...; the unchanged image file), `{key}.txt`, `{key}.{store}.png` or
+Members of a sample: `{key}.jpg` (or png, webp, ...; see `upright_file`), `{key}.txt`, `{key}.{store}.png` or
 `{key}.{store}.npy` for each store that has a label of it, and `{key}.json`: the pair's metadata and, under `labels`,
 for each store `height`, `width` and the values named in `FORMATS`, or the `error` if there is no label.
 """
@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 
 from cliptex.config import Config
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import sha256_file, write_json
 from cliptex.core.plugins import find
 from cliptex.core.progress import track
-from cliptex.data.images import encode_png
+from cliptex.data.images import decodable, decode_image, encode_png, has_orientation
 from cliptex.data.shard_index import read_index, read_indexed
 from cliptex.data.shards import Pair, write_tar
 from cliptex.labels.store import LabelFile, open_store, read_label_index
@@ -97,7 +97,7 @@ def export_labels(
     for entry in track(entries, "export labels"):
         opened = {store: open_store(index, entry, tasks[store]) for store, index in indices.items()}
         path = out / f"{entry['shard']}.tar"
-        write_tar(path, _members(read_indexed(entry), opened, forms, images))
+        write_tar(path, _members(entry["path"], read_indexed(entry), opened, forms, images))
         files.append({"file": path.name, "sha256": sha256_file(path), "samples": len(entry["keys"])})
     copied = ("task", "expert", "weights_sha256", "licence", "recipe_sha256", "codec")
     record = {
@@ -118,35 +118,65 @@ def export_labels(
 
 
 def _members(
-    pairs: list[Pair], opened: dict[str, LabelFile], forms: dict[str, str], images: bool
+    shard: str, pairs: list[Pair], opened: dict[str, LabelFile], forms: dict[str, str], images: bool
 ) -> Iterator[tuple[str, bytes]]:
     """Yield (file name, bytes) of every member, sample by sample."""
     errors = {store: file.column("error") for store, file in opened.items()}
     for row, pair in enumerate(pairs):
-        info: dict[str, Any] = {}
-        labels: list[tuple[str, bytes]] = []
-        for store, file in opened.items():
-            label = file.label(row)
-            if label is None:
-                info[store] = {"error": errors[store][row]}
-                continue
-            info[store] = {"height": label.shape[0], "width": label.shape[1]}
-            if forms[store] == "png":
-                data, scale = PNG[file.task.name](file.task.classes(label))
-                info[store] |= scale
-            else:
-                data = _npy(label)
-            labels.append((f"{pair.key}.{store}.{forms[store]}", data))
-        if images:
-            yield f"{pair.key}.{_suffix(pair.image)}", pair.image
-            yield f"{pair.key}.txt", pair.caption.encode()
-        yield f"{pair.key}.json", json.dumps({**(pair.metadata if images else {}), "labels": info}).encode()
-        yield from labels
+        if pair.key.startswith("/") or ".." in pair.key.split("/"):
+            raise CliptexError(
+                f"{shard}: key {pair.key!r} leaves the folder in which an export is unpacked; rename it in the shard"
+            )
+        with working_on(f"{shard}, key {pair.key!r}"):
+            yield from _sample(row, pair, opened, errors, forms, images)
 
 
-def _suffix(image: bytes) -> str:
-    with Image.open(io.BytesIO(image)) as opened:
-        return {"JPEG": "jpg", "MPO": "jpg"}.get(opened.format, opened.format.lower())
+def _sample(
+    row: int,
+    pair: Pair,
+    opened: dict[str, LabelFile],
+    errors: dict[str, list[str | None]],
+    forms: dict[str, str],
+    images: bool,
+) -> Iterator[tuple[str, bytes]]:
+    info: dict[str, Any] = {}
+    labels: list[tuple[str, bytes]] = []
+    for store, file in opened.items():
+        label = file.label(row)
+        if label is None:
+            info[store] = {"error": errors[store][row]}
+            continue
+        info[store] = {"height": label.shape[0], "width": label.shape[1]}
+        if forms[store] == "png":
+            data, scale = PNG[file.task.name](file.task.classes(label))
+            info[store] |= scale
+        else:
+            data = _npy(label)
+        labels.append((f"{pair.key}.{store}.{forms[store]}", data))
+    if images:
+        suffix, data = upright_file(pair.image)
+        yield f"{pair.key}.{suffix}", data
+        yield f"{pair.key}.txt", pair.caption.encode()
+    yield f"{pair.key}.json", json.dumps({**(pair.metadata if images else {}), "labels": info}).encode()
+    yield from labels
+
+
+def upright_file(image: bytes) -> tuple[str, bytes]:
+    """Suffix and bytes of an image file that every reader shows as the labels lie.
+
+    Readers differ in whether they apply the EXIF orientation. So a file with one is written anew, upright and without
+    EXIF: a JPEG as JPEG of quality 95 without chroma subsampling, any other as PNG. All others are unchanged.
+    """
+    with Image.open(io.BytesIO(image), formats=decodable()) as stored:
+        suffix = {"JPEG": "jpg", "MPO": "jpg"}.get(stored.format, stored.format.lower())
+        if not has_orientation(stored):
+            return suffix, image
+        profile = stored.info.get("icc_profile") if stored.mode == "RGB" else None
+    kind, suffix = ("JPEG", "jpg") if suffix == "jpg" else ("PNG", "png")
+    out = io.BytesIO()
+    pixels = Image.fromarray(decode_image(image))  # carries no metadata over
+    pixels.save(out, kind, quality=95, subsampling=0, icc_profile=profile)
+    return suffix, out.getvalue()
 
 
 def _npy(label: np.ndarray) -> bytes:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cliptex.core.errors import CliptexError
-from cliptex.data.images import BadImage, decode_image
+from cliptex.data.images import BadImage, decode_image, upright_rgb
 from cliptex.models.clip import HEADS_FILE, exported_preprocessing, load
 from cliptex.models.dense_features import dense_features
 from cliptex.models.encoders import INTERPOLATION, squash
@@ -110,7 +110,7 @@ def read_image(image: ImageInput) -> np.ndarray:
             raise CliptexError(f"an image is uint8 RGB [H, W, 3], got {image.dtype} {list(image.shape)}; convert it")
         return image
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(upright_rgb(image))
     try:
         return decode_image(Path(image).read_bytes())
     except BadImage as error:

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.evaluation.measures import measure, metric_of, shown
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.metrics.display import direction
 from cliptex.evaluation.per_image import each_image
 from cliptex.report import names
-from cliptex.report.gather import Results, Scores
+from cliptex.report.gather import PUT_BACK, Results, Scores
 from cliptex.report.statistics import signed
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, csv_columns
 from cliptex.report.tables.cells import PROTOCOL_COLUMNS, fine_notes, protocol_cells
@@ -73,11 +74,12 @@ def compare(results: Results) -> list[Comparison]:
             usual = [head for head in choices if head in names.HEAD_ORDER]
             head = usual[-1] if usual else choices[0]
             images = {model: seeds for model, seeds in scores.images(task, head).items() if model in models}
-            values = {
-                model: np.mean([each_image(task, one) for one in seeds], axis=0) for model, seeds in images.items()
-            }
-            if values:
-                out.append(Comparison(scores, task, head, values, _class_differences(scores, task, images)))
+            with working_on(f"{scores.path}, {task}, {head}"):
+                values = {
+                    model: np.mean([each_image(task, one) for one in seeds], axis=0) for model, seeds in images.items()
+                }
+                if values:
+                    out.append(Comparison(scores, task, head, values, _class_differences(scores, task, images)))
     return out
 
 
@@ -88,6 +90,9 @@ def _class_differences(scores: Scores, task: str, images: Mapping[str, Sequence[
     subject, reference = (
         np.mean([per_class(arrays) for arrays in images[model]], axis=0) for model in (names.SUBJECT, names.REFERENCE)
     )
+    if len(scores.class_names) != len(subject):
+        counts = f"{len(scores.class_names)} class_names, and per-image parts of {len(subject)} classes"
+        raise CliptexError(f"{scores.path}: {task} has {counts}; {PUT_BACK}, or evaluate it again")
     points = dict(zip(scores.class_names, (subject - reference).tolist(), strict=True))
     return {name: value for name, value in points.items() if np.isfinite(value)}
 

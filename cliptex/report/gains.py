@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cliptex.core.errors import working_on
 from cliptex.evaluation.measures import measures, metric_of, shown
 from cliptex.evaluation.metrics.display import direction
 from cliptex.evaluation.per_image import num_images
@@ -77,13 +78,11 @@ def _drawn(results: Results, scores: Scores, task: str, head: str, metric: str) 
     if task not in measures() or metric != measures()[task].main:
         return {}
     images = scores.images(task, head)
-    if not images:
+    if not images or num_images(next(iter(images.values()))[0]) < 2:
         return {}
-    count = num_images(next(iter(images.values()))[0])
-    if count < 2:
-        return {}
-    weights = draws(count, results.config.report.resamples, zlib.crc32(scores.benchmark.encode()))
-    return {model: resampled(task, seeds, weights) for model, seeds in images.items()}
+    weights = draws(scores.num_eval, results.config.report.resamples, zlib.crc32(scores.benchmark.encode()))
+    with working_on(f"{scores.path}, {task}, {head}"):
+        return {model: resampled(task, seeds, weights) for model, seeds in images.items()}
 
 
 def zeroshot_results(results: Results) -> list[ZeroShot]:

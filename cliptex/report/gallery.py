@@ -1,7 +1,7 @@
 """The albums of the page: labelled pairs, evaluation images, and the images that differ most."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cliptex.core import paths
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.plugins import find
 from cliptex.data.images import decode_image
 from cliptex.data.shards import iterate_shard
@@ -30,7 +30,7 @@ from cliptex.evaluation.thumbnails import thumbnails_path
 from cliptex.labels.store import LabelFile, open_store
 from cliptex.report import names
 from cliptex.report.differences import Comparison
-from cliptex.report.gather import Results
+from cliptex.report.gather import PUT_BACK, Results
 from cliptex.report.table import MISSING
 from cliptex.tasks.base import Task
 
@@ -64,25 +64,30 @@ def labelled_pairs(results: Results) -> Album | None:
     tasks = {name: find("tasks", store.task)() for name, store in results.config.label_stores.items()}
     items = []
     for shard, keys in keys_of_shards.items():
-        entry = next(item for item in results.shards["shards"] if item["shard"] == shard)
-        pairs = _read_pairs(results.workdir / entry["path"], keys)
-        stores = {
-            name: open_store(results.workdir / paths.labels(name) / "index.json", entry, task)
-            for name, task in tasks.items()
-        }
-        for key in keys:
-            image, caption = pairs[key]
-            row = [page_image(decode_image(image), "photo", f"Image of the pair {key}", "image")]
-            legend = []
-            for name, task in tasks.items():
-                label_image, entries = _label_image(stores[name], task, key, name)
-                row.append(label_image)
-                legend += entries
-            items.append(GalleryItem(f"Pair {key}", row, legend, caption))
+        with working_on(f"{results.workdir / paths.SHARD_INDEX}, shard {shard}"):
+            items += _items(results, tasks, shard, keys)
     if not items:
         return None
     note = "The first pairs of shards at even distances in the data set, not hand-picked, with their original captions."
     return Album("Training pairs and their pseudo-labels", note, items)
+
+
+def _items(results: Results, tasks: dict[str, Task], shard: str, keys: Sequence[str]) -> Iterator[GalleryItem]:
+    entry = next(item for item in results.shards["shards"] if item["shard"] == shard)
+    pairs = _read_pairs(results.workdir / entry["path"], keys)
+    stores = {
+        name: open_store(results.workdir / paths.labels(name) / "index.json", entry, task)
+        for name, task in tasks.items()
+    }
+    for key in keys:
+        image, caption = pairs[key]
+        row = [page_image(decode_image(image), "photo", f"Image of the pair {key}", "image")]
+        legend = []
+        for name, task in tasks.items():
+            label_image, entries = _label_image(stores[name], task, key, name)
+            row.append(label_image)
+            legend += entries
+        yield GalleryItem(f"Pair {key}", row, legend, caption)
 
 
 def _spread(entries: Sequence[dict], count: int) -> dict[str, list[str]]:
@@ -170,7 +175,8 @@ def evaluation_albums(results: Results, comparisons: Sequence[Comparison]) -> Al
         if not folder.exists():
             out.missing.append(f"No images of {names.benchmark(benchmark)}: {folder} does not exist.")
             continue
-        _add_albums(out, results, comparison, find("benchmarks", benchmark)(folder).samples("eval"))
+        with working_on(f"{comparison.scores.path}, images of {comparison.task}"):
+            _add_albums(out, results, comparison, find("benchmarks", benchmark)(folder).samples("eval"))
     return out
 
 
@@ -179,6 +185,10 @@ def _add_albums(out: Albums, results: Results, comparison: Comparison, samples: 
     seed = results.config.seeds[0]
     folder, result = comparison.scores.folder, f"seed{seed}/{comparison.head}.json"
     files = {model: read_per_image(thumbnails_path(folder / model / result)) for model in models}
+    for model, file in files.items():
+        if comparison.task not in file.tasks or len(file.ids) != comparison.scores.num_eval:
+            path = thumbnails_path(folder / model / result)
+            raise CliptexError(f"{path}: not of {comparison.task} and the images of the results; {PUT_BACK}")
     drawing = probe_task(comparison.task).drawing()
     note = f"{names.head(comparison.head)} heads, models of seed {seed}"
     if len(results.config.seeds) > 1:

@@ -104,8 +104,8 @@ def check_seeds(workdir: Path, name: str, records: Mapping[int, Mapping[str, Any
         if digest and record.get("steps") and seed_of.setdefault(digest, seed) != seed:
             path = workdir / paths.model(name, seed) / "train.json"
             raise CliptexError(
-                f"{path}: its weights (SHA-256 {digest[:12]}) are also those of seed {seed_of[digest]}, so the two seeds "
-                f"show no spread; train {name} again with one of them"
+                f"{path}: its weights (SHA-256 {digest[:12]}) are also those of seed {seed_of[digest]}, so the two "
+                f"seeds show no spread; train {name} again with one of them"
             )
 
 
@@ -158,8 +158,8 @@ def _check_head(table: Path, row: Row, path: Path, own: list[Row]) -> None:
     metrics = [one.metrics for one in own if (one.task, one.model, one.seed) == (row.task, row.model, row.seed)]
     if metrics != [row.metrics]:
         raise CliptexError(
-            f"{table}: {row.task} of {row.model}, seed {row.seed}, {row.head} is {row.metrics}, but {metrics} in {path}; "
-            "tabulate it again"
+            f"{table}: {row.task} of {row.model}, seed {row.seed}, {row.head} is {row.metrics}, but {metrics} in "
+            f"{path}; tabulate it again"
         )
 
 

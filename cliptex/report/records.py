@@ -44,7 +44,7 @@ TRAINING = _record(
     flops_over_contrastive=(Number | None, None),
     time_over_contrastive=(Number | None, None),
     model_sha256=(str | None, None),
-    interpolate=(dict[str, Any] | None, None),
+    interpolate=(_record(of=str, alpha=Number, **{"with": str}) | None, None),
     provenance=(Provenance, Provenance()),
 )
 """train.json."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import source
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.provenance import provenance
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.per_image import check, num_images, write_evaluation, write_per_image
@@ -54,10 +54,12 @@ def evaluate_head(
     for task in tasks:
         input_text = described(protocol.section(task), subject.frozen)
         start = time.perf_counter()
+        where = f"{data.name}, {subject.model}/seed{subject.seed}, {head}"
         try:
-            outcomes = outcomes_of(task)
+            with working_on(f"{where}, {task}"):
+                outcomes = outcomes_of(task)
         except NotFinite as error:
-            raise CliptexError(f"{data.name}, {subject.model}/seed{subject.seed}, {head}: {error}") from error
+            raise CliptexError(f"{where}: {error}") from error
         seconds = (time.perf_counter() - start) / len(outcomes)
         for outcome in outcomes:
             check(outcome.task, outcome.per_image, outcome.metrics)

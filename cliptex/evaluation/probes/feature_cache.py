@@ -1,7 +1,7 @@
 """A cache on disk for the features of frozen encoders.
 
 Reads, writes  results/features/{key}/: tokens.bin [V, T, C], scales.bin float32 [V, C] (int8 only), both little-endian
-               without a header, and about.json with shape and precision.
+               without a header, and about.json with shape, precision and the files' CRC-32.
 Holds          a folder is complete or does not exist; its key is a digest of everything that its content depends on;
                the total size, including folders that are being written, stays below a limit. Folders may be deleted at
                any time.
@@ -17,8 +17,10 @@ Largest difference between a value x of the encoder and the value read back:
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,8 +33,9 @@ import torch
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import sha256_json, write_json
 
+log = logging.getLogger("cliptex")
 KINDS = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
-VERSION = 3
+VERSION = 4
 """Increase it when the content of a folder changes for the same key."""
 TOKENS, SCALES, ABOUT = "tokens.bin", "scales.bin", "about.json"
 RESERVED = "held"
@@ -63,8 +66,12 @@ class StoredFeatures:
 
     @classmethod
     def opened(cls, folder: Path) -> Self:
-        """The features of a finished folder. Raises FileNotFoundError if there is none."""
+        """The features of a finished folder. Raises FileNotFoundError if there is none, and LookupError, TypeError or
+        ValueError if a file has changed since it was written."""
         metadata = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        for name, checksum in metadata["crc32"].items():
+            if _checksum(folder / name) != checksum:
+                raise ValueError(f"{name} has changed since it was written")
         views, tokens, channels = metadata["shape"]
         kind = KINDS[metadata["precision"]]
         scales = np.memmap(folder / SCALES, np.float32, "r", shape=(views, channels)) if kind == np.int8 else None
@@ -96,8 +103,8 @@ class Writer:
             raise CliptexError("the encoder returned features that are not finite; check its weights")
         if self.precision == "fp16" and largest > np.finfo(np.float16).max:
             raise CliptexError(
-                f"features of up to {largest:g} exceed the range of fp16; set features.precision to fp32 or int8 in the"
-                " protocol"
+                f"{subject}: up to {largest:g}, which exceeds the range of fp16; set features.precision to fp32 or int8"
+                " in the protocol"
             )
         if self.precision == "int8":
             scales = np.abs(values).max(1) / 127
@@ -109,15 +116,18 @@ class Writer:
         if self.folder is None:
             parts.append(values)
         else:
+            data = np.ascontiguousarray(values).data
+            self._checksums[name] = zlib.crc32(data, self._checksums.get(name, 0))
             with (self.folder / name).open("ab") as file:
-                file.write(np.ascontiguousarray(values).data)
+                file.write(data)
 
     def finish(self, metadata: dict[str, Any]) -> StoredFeatures | None:
         """Return the features if they are in memory; otherwise complete the folder and return None."""
         if self.folder is None:
             return StoredFeatures(np.concatenate(self._parts), np.concatenate(self._scales) if self._scales else None)
         shape = [self.views, *self._view_shape]
-        write_json(self.folder / ABOUT, {"shape": shape, "precision": self.precision, **metadata})
+        own = {"shape": shape, "precision": self.precision, "crc32": self._checksums}
+        write_json(self.folder / ABOUT, own | metadata)
         return None
 
 
@@ -139,12 +149,17 @@ class FeatureCache:
         return sha256_json({"version": VERSION, **values})[:20]
 
     def find(self, key: str) -> StoredFeatures | None:
-        """The features of a finished folder, which is not deleted until `release`; None if there is none."""
+        """The features of a finished folder, which is not deleted until `release`; None if there is none.
+        One that has changed since it was written is deleted, so that it is made again."""
         folder = self.folder / key
         try:
             os.utime(folder / ABOUT)  # mark as used
             features = StoredFeatures.opened(folder)
         except FileNotFoundError:
+            return None
+        except (LookupError, TypeError, ValueError) as error:
+            log.warning("%s: %s; the features are computed again", folder, error)
+            _remove(folder)
             return None
         self._in_use.add(key)
         return features
@@ -201,6 +216,14 @@ class FeatureCache:
             if folder.name not in self._in_use:
                 _remove(folder)
                 total -= used
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(2**22):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
 
 
 def _remove(folder: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from cliptex.benchmarks.base import Benchmark
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.progress import track
 from cliptex.core.seeds import seed_of
 from cliptex.evaluation.probes.feature_cache import FeatureCache, FeatureSource, Writer, bytes_of, fingerprint
@@ -127,32 +128,36 @@ class Reader:
         }
 
     def _read(self, index: int, with_images: bool, with_truths: bool) -> ReadSample:
-        sample = self.samples[index]
-        image = sample["image"]
-        shape = image.shape[:2]
-        views = self.views(index, shape)
-        images = [self.pixels(image, view) for view in views] if with_images else []
-        truths = {}
-        if with_truths:
-            truth_views = views if self.part == "train" else [None]
-            truths = {task: [truth(sample, view) for view in truth_views] for task, truth in self.truths.items()}
-            if self.part == "eval" and self.cropped:
-                truths = {task: [value[views[0].slices()] for value in values] for task, values in truths.items()}
-        return ReadSample(sample["id"], shape, views, images, truths)
+        with working_on(f"{self.data.name}, {self.part} sample {index}"):
+            sample = self.samples[index]
+        with working_on(f"{self.data.name}, {self.part} image {sample['id']}"):
+            image = sample["image"]
+            shape = image.shape[:2]
+            views = self.views(index, shape)
+            images = [self.pixels(image, view) for view in views] if with_images else []
+            truths = {}
+            if with_truths:
+                truth_views = views if self.part == "train" else [None]
+                truths = {task: [truth(sample, view) for view in truth_views] for task, truth in self.truths.items()}
+                if self.part == "eval" and self.cropped:
+                    truths = {task: [value[views[0].slices()] for value in values] for task, values in truths.items()}
+            return ReadSample(sample["id"], shape, views, images, truths)
 
     def read(self, sinks: Mapping[str, tuple[Encoder, Writer]], truths: bool = True) -> tuple[Part, dict[str, float]]:
         """Read the part in one pass and append the features of each encoder to its writer.
         truths: whether to keep the ground truth. Returns the part, and the seconds that each encoder took."""
         part = Part(truths={task: [] for task in self.truths} if truths else {})
-        pending: list[np.ndarray] = []
+        pending: list[tuple[str, np.ndarray]] = []
         seconds = dict.fromkeys(sinks, 0.0)
 
         def flush() -> None:
-            images = np.stack(pending[:BATCH_SIZE])
+            ids, batch = zip(*pending[:BATCH_SIZE], strict=True)
+            images = np.stack(batch)
             del pending[:BATCH_SIZE]
             for name, (encoder, writer) in sinks.items():
                 start = time.perf_counter()
-                writer.append(self.encode(encoder, images))
+                subject = f"features of {name} for {self.data.name}, {self.part} images {ids[0]} to {ids[-1]}"
+                writer.append(self.encode(encoder, images), subject)
                 seconds[name] += time.perf_counter() - start
 
         read = partial(self._read, with_images=bool(sinks), with_truths=truths)
@@ -164,7 +169,7 @@ class Reader:
             part.owner += [number] * len(sample.views)
             for task, values in sample.truths.items():
                 part.truths[task] += values
-            pending += sample.images
+            pending += ((sample.id, image) for image in sample.images)
             while len(pending) >= BATCH_SIZE:
                 flush()
         if pending:
@@ -302,6 +307,8 @@ def _extract(
             part = read_part if part is None else part
     for model, (_, writer) in sinks.items():
         sources[model] = cache.find(keys[model]) if place == "disk" else writer.finish({})
+        if sources[model] is None:
+            raise CliptexError(f"{cache.folder}: features are not read back as they were written; check the disk")
     return part, sources, seconds, list(keys.values())
 
 

@@ -188,8 +188,15 @@ def evaluate_detections(
             rows.append(row)
     if not rows:
         # without detections, the evaluator returns -1 or 0 depending on its version
-        per_image = detection_statistics(annotations, ids, detections, {})
-        return dict.fromkeys(METRICS, 0.0 if per_image["positives"].any() else None), per_image
+        images = set(ids)
+        objects = [
+            item for item in annotations["annotations"] if item["image_id"] in images and not item.get("iscrowd")
+        ]
+        sizes = COCOeval_faster(iouType=kind).params.areaRng  # all, small, medium, large, with both bounds
+        present = [any(least <= item["area"] <= most for item in objects) for least, most in sizes]
+        by_metric = zip(METRICS, [*present[:1] * 3, *present[1:]], strict=True)
+        metrics = {name: 0.0 if exists else None for name, exists in by_metric}
+        return metrics, detection_statistics(annotations, ids, detections, {})
     # a copy, because the evaluator replaces the segmentations with its own encoding
     truth = COCO(copy.deepcopy(annotations))
     evaluation = COCOeval_faster(truth, truth.loadRes(rows), kind)
