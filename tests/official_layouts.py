@@ -1,6 +1,7 @@
 """Small data sets in the six official layouts, for tests: rectangles whose colour depends on their class.
 
-Each has the mark of rendered data, since they are not the official data.
+Their text files, tables and headers have the publishers' own bytes: blanks, tabs, columns, order and further files.
+Each writer names its source. Each data set has the mark of rendered data, since they are not the official data.
 """
 
 import gzip
@@ -12,6 +13,7 @@ import h5py
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
+from scipy.sparse import csc_matrix
 
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.benchmarks.nyuv2_normals import CENTRE, FOCAL
@@ -60,6 +62,7 @@ def marked(root: Path) -> Path:
 def write_voc(root: Path, train: int, val: int, sbd: int = 0, **size: int) -> Path:
     """VOCdevkit/VOC2012 with palette masks and 255 in the first and last row.
 
+    The lists in Main are those of object classes: a name, blanks, and 1 or -1 (devkit_doc of VOC2012, section 4.1).
     sbd: number of images that are only in SBD; as in the original, SBD also annotates some of VOC's train and val.
     """
     folder = root / "VOCdevkit" / "VOC2012"
@@ -80,13 +83,17 @@ def write_voc(root: Path, train: int, val: int, sbd: int = 0, **size: int) -> Pa
             mask.save(folder / "SegmentationClass" / f"{name}.png")
             names.append(name)
         (listing / f"{split}.txt").write_text("\n".join(names) + "\n")
+        (listing.parent / "Main").mkdir(exist_ok=True)
+        signs = "".join(f"{name} {1 - 2 * (index % 2):2d}\n" for index, name in enumerate(names))
+        (listing.parent / "Main" / f"aeroplane_{split}.txt").write_text(signs)
     if sbd:
         _write_sbd(root, train, val, sbd, **size)
     return marked(root)
 
 
 def _write_sbd(root: Path, train: int, val: int, more: int, **size: int) -> None:
-    """benchmark_RELEASE/dataset: cls/*.mat without borders, train.txt and val.txt."""
+    """benchmark_RELEASE/dataset: cls/*.mat without borders, train.txt and val.txt; compressed, with the outlines of the
+    20 classes as sparse matrices in a cell (README of SBD)."""
     dataset = root / "benchmark_RELEASE" / "dataset"
     (dataset / "cls").mkdir(parents=True)
     own = [*range(train + val + 1, train + val + 1 + more)]
@@ -98,30 +105,47 @@ def _write_sbd(root: Path, train: int, val: int, more: int, **size: int) -> None
             save(root / "VOCdevkit" / "VOC2012" / "JPEGImages" / f"{name}.jpg", one["image"], quality=95)
         kind = [("Boundaries", "O"), ("Segmentation", "O"), ("CategoriesPresent", "O")]
         present = np.unique(one["mask"])[1:, None]
-        classes = np.array([[(np.zeros((20, 1)), one["mask"], present)]], dtype=kind)
-        savemat(dataset / "cls" / f"{name}.mat", {"GTcls": classes})
+        outlines = np.empty((20, 1), object)
+        outlines[:, 0] = [csc_matrix(one["mask"] == label + 1) for label in range(20)]
+        classes = np.array([[(outlines, one["mask"], present)]], dtype=kind)
+        savemat(dataset / "cls" / f"{name}.mat", {"GTcls": classes}, do_compression=True)
     half = len(numbers) // 2
     for split, part in (("train", numbers[:half]), ("val", numbers[half:])):
         (dataset / f"{split}.txt").write_text("".join(f"2007_{number:06d}\n" for number in part))
 
 
 def write_ade20k(root: Path, train: int, val: int, **size: int) -> Path:
-    """ADEChallengeData2016: 0 is "other", 1..150 are the classes."""
-    folder = root / "ADEChallengeData2016"
+    """ADEChallengeData2016: 0 is "other", 1..150 are the classes.
+
+    objectInfo150.txt as in github.com/CSAILVision/sceneparsing: five columns, a blank after the number in rows 22 and
+    24 to 27, and at the end of rows 8, 9 and 128. The first image is grey, as some are.
+    """
+    folder, scenes = root / "ADEChallengeData2016", []
     for split, prefix, count, first in (("training", "train", train, 1), ("validation", "val", val, 10_001)):
         for number in range(1, count + 1):
             one = scene(first + number, [1, 2, 4, 77, 150], **size)
             name = f"ADE_{prefix}_{number:08d}"
-            save(folder / "images" / split / f"{name}.jpg", one["image"], quality=95)
+            image = one["image"][..., 0] if number == 1 else one["image"]
+            save(folder / "images" / split / f"{name}.jpg", image, quality=95)
             save(folder / "annotations" / split / f"{name}.png", one["mask"])
-    names = {1: "wall", 2: "building, edifice", 150: "flag"}
-    rows = [f"{n}\t0.1\t10\t1\t{names.get(n, f'thing {n}')}   " for n in range(1, 151)]
-    (folder / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n" + "\n".join(rows))
+            scenes.append(f"{name} airport_terminal\n")
+    names = {1: "wall", 2: "building, edifice", 8: "bed ", 9: "windowpane, window ", 22: "water", 25: "shelf"}
+    names |= {128: "bicycle, bike, wheel, cycle ", 150: "flag"}
+    rows = ["Idx\tRatio\tTrain\tVal\tName"]
+    for number in range(1, 151):
+        blank = " " if number in (22, 24, 25, 26, 27) else ""
+        rows.append(f"{number}{blank}\t0.0074\t709\t75\t{names.get(number, f'thing {number}')}")
+    (folder / "objectInfo150.txt").write_text("".join(f"{row}\n" for row in rows))
+    (folder / "sceneCategories.txt").write_text("".join(scenes))
     return marked(root)
 
 
 def write_coco(root: Path, train: int, val: int, **size: int) -> Path:
-    """{train,val}2017 and instances_*.json with polygons, one crowd (RLE), and one image without objects a split."""
+    """{train,val}2017 and instances_*.json with polygons, one crowd (RLE), and one image without objects a split.
+
+    The keys are those of the official files, and the fourth image has an object like annotation 918 of train2017, whose
+    height and area are 0 (github.com/cocodataset/cocoapi/issues/355). Images are in no order.
+    """
     categories = [{"id": n, "name": name, "supercategory": group} for n, name, group in coco_categories()]
     for split, count, first in (("train", train, 1), ("val", val, 10_001)):
         images, annotations = [], []
@@ -133,7 +157,13 @@ def write_coco(root: Path, train: int, val: int, **size: int) -> Path:
             height, width = one["image"].shape[:2]
             name = f"{number:012d}.jpg"
             save(root / f"{split}2017" / name, one["image"], quality=95)
-            images.append({"id": number, "file_name": name, "height": height, "width": width})
+            url = f"http://images.cocodataset.org/{split}2017/{name}"
+            images.append({"license": 3, "file_name": name, "coco_url": url, "height": height, "width": width})
+            images[-1] |= {"date_captured": "2013-11-14 11:18:45", "flickr_url": url, "id": number}
+            if index == 3:
+                flat = {"segmentation": [[6.65, 8.33, 6.65, 8.33, 7.68, 8.33, 7.68, 8.33]], "area": 0.0, "iscrowd": 0}
+                flat |= {"image_id": number, "bbox": [6.65, 8.33, 1.03, 0.0], "category_id": 13, "id": 918 + first}
+                annotations.append(flat)
             for x0, y0, x1, y1, label in one["boxes"]:
                 annotations.append(
                     {
@@ -156,7 +186,12 @@ def write_coco(root: Path, train: int, val: int, **size: int) -> Path:
         path = root / "annotations" / f"instances_{split}2017.json"
         path.parent.mkdir(exist_ok=True)
         # the official files list categories by id; a reader must not rely on it
-        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories[::-1]}))
+        info = {"description": "COCO 2017 Dataset", "url": "http://cocodataset.org", "version": "1.0", "year": 2017}
+        licence = {"url": "http://creativecommons.org/licenses/by-nc-nd/2.0/", "id": 3, "name": "Attribution"}
+        head = {"info": info, "licenses": [licence], "images": images[::-1]}
+        path.write_text(json.dumps({**head, "annotations": annotations, "categories": categories[::-1]}))
+        texts = [{"image_id": image["id"], "id": image["id"] + 9, "caption": " A scene.\n"} for image in images]
+        path.with_name(f"captions_{split}2017.json").write_text(json.dumps({**head, "annotations": texts}))
     return marked(root)
 
 
@@ -181,7 +216,11 @@ def write_nyuv2(
     root: Path, train: int, test: int, height: int = 36, width: int = 48, variant: str = "bae", rooms: bool = False
 ) -> Path:
     """nyu_depth_v2_labeled.mat with MATLAB's axes reversed, 1-based splits.mat, normals in one of the published forms,
-    which count from 0 (but for Ladicky's, whose names count from 1). rooms: depth and normals that fit together."""
+    which count from 0 (but for Ladicky's, whose names count from 1). rooms: depth and normals that fit together.
+
+    MATLAB 7.3 writes its header into a block of 512 bytes before the HDF5 file, compressed chunks, and cells of text as
+    references; splits.mat has compressed doubles (cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html lists the variables).
+    """
     count = train + test
     published = np.empty((count, height, width, 3), np.float32)
     images, depths = np.empty((count, height, width, 3), np.uint8), np.empty((count, height, width), np.float32)
@@ -204,13 +243,19 @@ def write_nyuv2(
             save(root / "nyu_dataset" / split / "norm" / f"{index:06d}.png", normals)
         elif variant == "dsine":
             save(root / "dsine_eval" / "nyuv2" / split / f"{index:06d}_normal.png", normals)
-    with h5py.File(root / "nyu_depth_v2_labeled.mat", "w") as file:
-        file["images"] = images.transpose(0, 3, 2, 1)
-        file["depths"] = depths.transpose(0, 2, 1)
-    savemat(
-        root / "splits.mat",
-        {"trainNdxs": np.sort(order[:train])[:, None], "testNdxs": np.sort(order[train:])[:, None]},
-    )
+    with h5py.File(root / "nyu_depth_v2_labeled.mat", "w", userblock_size=512) as file:
+        for name, array in (("images", images.transpose(0, 3, 2, 1)), ("depths", depths.transpose(0, 2, 1))):
+            chunks = (min(2, count), *(1,) * (array.ndim - 3), *array.shape[-2:])
+            file.create_dataset(name, data=array, chunks=chunks, compression="gzip", compression_opts=3)
+            file[name].attrs["MATLAB_class"] = np.bytes_("uint8" if name == "images" else "single")
+        file["rawDepths"], file["accelData"] = file["depths"][:], np.zeros((4, count), np.float32)
+        file["#refs#/a"] = np.array([[ord(letter)] for letter in "kitchen"], np.uint16)
+        file["sceneTypes"] = np.array([[file["#refs#/a"].ref] * count], h5py.ref_dtype)
+    with (root / "nyu_depth_v2_labeled.mat").open("r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM")
+    splits = {"trainNdxs": np.sort(order[:train])[:, None], "testNdxs": np.sort(order[train:])[:, None]}
+    splits = {name: numbers.astype(float) for name, numbers in splits.items()}
+    savemat(root / "splits.mat", splits, do_compression=True)
     if variant == "ladicky":
         content = {"all_normals": published, "all_filenames": [f"{number + 1:06d}" for number in range(count)]}
         content["all_valid_depth_masks"] = np.arange(height)[None, :, None].repeat(count, 0).repeat(width, 2) > 0
@@ -223,14 +268,23 @@ def write_nyuv2(
 WNIDS = ["n02084071", "n02121808", "n02958343"]
 
 
-def write_imagenet(root: Path, train: int, val: int, flat: bool = True, classes: int = 3, **size: int) -> Path:
-    """train/<wnid>/ and val, flat with the devkit (whose ids are NOT in the order of the wnids) or in folders."""
+def write_imagenet(
+    root: Path, train: int, val: int, flat: bool = True, classes: int = 3, odd: bool = False, **size: int
+) -> Path:
+    """train/<wnid>/ and val, flat with the devkit (whose ids are NOT in the order of the wnids) or in folders.
+
+    meta.mat has the eight fields of the devkit's readme.txt, numbers as doubles. odd: the second to fourth image are
+    CMYK (github.com/cytsai/ilsvrc-cmyk-image-list lists 23), a PNG (as n02105855_2933.JPEG is), and grey.
+    """
     wnids = WNIDS + [f"n9{number:07d}" for number in range(classes - 3)]
     ids = {wnid: classes - index for index, wnid in enumerate(wnids)}
     for number in range(train):
         label = number % classes
-        image = scene(number, [label + 1], **size)["image"]
-        save(root / "train" / wnids[label] / f"{wnids[label]}_{number}.JPEG", image, quality=95)
+        image = Image.fromarray(scene(number, [label + 1], **size)["image"])
+        (root / "train" / wnids[label]).mkdir(parents=True, exist_ok=True)
+        form, mode = {1: ("JPEG", "CMYK"), 2: ("PNG", "RGBA"), 3: ("JPEG", "L")}.get(number * odd, ("JPEG", "RGB"))
+        path = root / "train" / wnids[label] / f"{wnids[label]}_{number}.JPEG"
+        image.convert(mode).save(path, form, quality=95)
     truth = []
     for number in range(1, val + 1):
         label = int(np.random.default_rng(number).integers(classes))
@@ -242,10 +296,13 @@ def write_imagenet(root: Path, train: int, val: int, flat: bool = True, classes:
         data = root / "ILSVRC2012_devkit_t12" / "data"
         data.mkdir(parents=True)
         (data / "ILSVRC2012_validation_ground_truth.txt").write_text("\n".join(map(str, truth)) + "\n")
-        kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
-        rows = [(ids[wnid], wnid, "words", 0) for wnid in wnids] + [(classes + 1, "n00001740", "entity", 3)]
-        synsets = np.array(rows, dtype=kind)[:, None]
-        savemat(data / "meta.mat", {"synsets": synsets})
+        fields = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height")
+        rows = [(float(ids[wnid]), wnid, "words", "a gloss", 0.0, np.zeros((1, 0)), 0.0, 1300.0) for wnid in wnids]
+        rows.append((classes + 1.0, "n00001740", "entity", "that", 3.0, np.array([[1.0, 2.0, 3.0]]), 19.0, 0.0))
+        synsets = np.empty((len(rows), 1), [(name, "O") for name in (*fields, "num_train_images")])
+        synsets[:, 0] = sorted(rows, key=lambda row: row[0])
+        savemat(data / "meta.mat", {"synsets": synsets}, do_compression=True)
+        (data.parent / "readme.txt").write_text("ILSVRC2012 development kit\n")
     words = ["dog, domestic dog", "cat, true cat", "car, auto", *(f"thing {n}, odd" for n in range(classes - 3))]
     lines = [f"{wnid} {name}" for wnid, name in zip(wnids, words, strict=True)]
     (root / "LOC_synset_mapping.txt").write_text("\n".join(lines) + "\n")
@@ -256,7 +313,11 @@ CATEGORIES = ["apartment_building-outdoor", "beach", "living_room"]
 
 
 def write_places365(root: Path, train: int, val: int, variant: str = "easyformat", **size: int) -> Path:
-    """places365_standard/{train,val}/<category>/, or data_256/, val_256/ and lists; names repeat over categories."""
+    """places365_standard/{train,val}/<category>/, or data_256/, val_256/ and lists; names repeat over categories.
+
+    The lists are as in github.com/CSAILVision/places365: paths of the training list begin with "/a/"; the list of the
+    categories has no line end after its last line.
+    """
     paths = [f"/{name[0]}/{name.replace('-', '/')}" for name in CATEGORIES]
     lines = [f"{path} {number}" for number, path in enumerate(paths)]
     root.mkdir(parents=True, exist_ok=True)

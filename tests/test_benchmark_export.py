@@ -91,7 +91,7 @@ def test_an_export_that_breaks_off_is_not_taken_for_a_whole_one(tmp_path, monkey
     write_imagenet(root, 3, 6)
     export_benchmark(Config.load({}), "imagenet", tmp_path / "out", per_tar=2)
     (root / "val" / "ILSVRC2012_val_00000005.JPEG").write_bytes(b"broken")
-    with pytest.raises(CliptexError, match=r"val_00000005\.JPEG: not a readable image"):
+    with pytest.raises(CliptexError, match=r"val_00000005\.JPEG: .*not a readable image"):
         export_benchmark(Config.load({}), "imagenet", tmp_path / "out", per_tar=2)
     assert not (tmp_path / "out/test/nshards.txt").exists()
     assert not list((tmp_path / "out/test").glob(".*"))

@@ -163,7 +163,8 @@ def test_ade20k_other_is_ignored_and_the_rest_moves_down_by_one(tmp_path):
     np.testing.assert_array_equal(mask, np.where(raw == 0, 255, raw - 1))
     assert (mask == 255).any() and mask.dtype == np.uint8
     assert len(ade.class_names) == 150
-    assert (ade.class_names[0], ade.class_names[1], ade.class_names[149]) == ("wall", "building", "flag")
+    names = {1: "wall", 2: "building", 8: "bed", 9: "windowpane", 22: "water", 25: "shelf", 128: "bicycle", 150: "flag"}
+    assert {number: ade.class_names[number - 1] for number in names} == names
     assert ade.samples("eval")[0]["id"] == "ADE_val_00000001"
 
 
@@ -171,6 +172,9 @@ def test_ade20k_values_0_1_and_150_become_ignored_first_and_last(tmp_path):
     root = write_ade20k(tmp_path, 1, 1)
     path = root / "ADEChallengeData2016/annotations/training/ADE_train_00000001.png"
     Image.fromarray(np.array([[0, 1, 150]], np.uint8)).save(path)
+    with pytest.raises(CliptexError, match=r"00000001\.png: 3 x 1, but its image has 48 x 48 pixels"):
+        reader("ade20k", root).samples("train")[0]
+    Image.new("RGB", (3, 1)).save(root / "ADEChallengeData2016/images/training/ADE_train_00000001.jpg")
     assert reader("ade20k", root).samples("train")[0]["mask"].tolist() == [[255, 0, 149]]
 
 
@@ -181,9 +185,17 @@ def test_ade20k_full_annotation_and_short_table_are_refused_by_name(tmp_path):
     with pytest.raises(CliptexError, match=r"ADE_train_00000001\.png"):
         ade.samples("train")[0]
     table = tmp_path / "ADEChallengeData2016/objectInfo150.txt"
-    table.write_text("\n".join(table.read_text().splitlines()[:-1]))
-    with pytest.raises(CliptexError, match=r"objectInfo150\.txt"):
-        reader("ade20k", tmp_path).class_names  # noqa: B018
+    rows = table.read_text().splitlines()
+    for changed, message in (
+        (rows[:-1], r"has 149 classes, not 150"),
+        ([*rows[:9], *rows[8:]], r"expected class 9 and its name, not '8 0\.0074 709 75 bed'"),
+        ([*rows[:-1], "150\t0.0002\t421\t56"], "expected class 150"),
+        ([*rows[:-1], "150\t0.0002\t421\t56\t ,x"], "expected class 150"),
+        ([*rows[:-1], "\u00b2\t0.0002\t421\t56\tflag"], "expected class 150"),
+    ):
+        table.write_text("\n".join(changed))
+        with pytest.raises(CliptexError, match=rf"objectInfo150\.txt: {message}"):
+            reader("ade20k", tmp_path).class_names  # noqa: B018
 
 
 def test_coco_sparse_ids_become_positions_boxes_become_corners(tmp_path):
@@ -223,6 +235,106 @@ def test_coco_polygons_and_both_run_length_forms_decode_alike(tmp_path):
     compressed = rle.encode(np.asfortranarray(expected.astype(np.uint8)))
     for segmentation in ([[3, 2, 9, 2, 9, 7, 3, 7]], {"size": [10, 12], "counts": counts}, compressed):
         np.testing.assert_array_equal(decode_segmentation(segmentation, 10, 12), expected)
+
+
+def coco_with(tmp_path, change):
+    """The reader of a COCO file of three images, of which `change(annotation)` altered the first annotation."""
+    path = write_coco(tmp_path, 3, 3) / "annotations/instances_train2017.json"
+    data = json.loads(path.read_text())
+    change(data, data["annotations"][0])
+    path.write_text(json.dumps(data))
+    return reader("coco", tmp_path)
+
+
+def test_coco_objects_without_a_polygon_are_counted_by_id_and_have_an_empty_mask(tmp_path, caplog):
+    def change(data, item):
+        item.update({"id": 77, "segmentation": []})
+        others = {"image_id": item["image_id"], "category_id": 1, "bbox": [1, 2, 3, 4]}
+        data["annotations"] += [
+            others | {"id": 78},  # with a box only, as many tools write
+            others | {"id": 79, "segmentation": [[], [1, 2, 3, 4]], "area": 5},
+            others | {"id": 80, "segmentation": {"size": [48, 48], "counts": [3, 4]}},  # the rest is off
+        ]
+    coco = coco_with(tmp_path, change)
+    sample = coco.samples("train")[0]
+    assert sample["masks"].any((1, 2)).tolist()[-3:] == [False, False, True] and not sample["masks"][0].any()
+    assert np.argwhere(sample["masks"][-1]).tolist() == [[3, 0], [4, 0], [5, 0], [6, 0]]
+    assert sample["crowd"].tolist() == [False] * len(sample["boxes"])
+    areas = {item["id"]: item["area"] for item in coco.annotations("train")["annotations"]}
+    assert (areas[78], areas[79]) == (12, 5)
+    assert coco.prepare() == {"without_segmentation": {"train": {"number": 3, "ids": [77, 78, 79]}}}
+    assert "instances_train2017.json: annotation 77 and 2 others have no segmentation" in caplog.text
+
+
+def test_coco_masks_are_evaluated_as_by_pycocotools_also_without_a_polygon(tmp_path):
+    from cliptex.evaluation.probes.heads.detection import evaluate_detections
+
+    coco = coco_with(tmp_path, lambda _, item: item.update({"segmentation": []}))
+    samples = coco.samples("train")
+    found = [
+        {"boxes": one["boxes"], "labels": one["labels"], "scores": np.ones(len(one["labels"])), "masks": one["masks"]}
+        for one in samples
+    ]
+    for one in found:
+        one["masks"] = one["masks"] | np.eye(48, dtype=bool)  # no detection is empty
+    ids = [int(one["id"]) for one in samples]
+    boxes, masks = (evaluate_detections(coco.annotations("train"), ids, found, kind)[0] for kind in ("bbox", "segm"))
+    assert boxes["AP"] > masks["AP"] > 20
+
+
+def runs(counts, side=48):
+    return lambda _, item: item.update(segmentation={"size": [side, side], "counts": counts})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data, item: item.update(category_id=12), "annotation 101: its category_id 12 is not in the file"),
+        (lambda data, item: item.update(image_id=99), "annotation 101: its image_id 99 is not in the file"),
+        (lambda data, item: item.update(bbox=[1, 2, -3, 4]), r"annotation 101: its bbox is \[1, 2, -3, 4\]"),
+        (lambda data, item: item.update(bbox=[1, 2, 3, 1e9]), "annotation 101: its bbox is"),
+        (lambda data, item: item.update(bbox=[1, 2, 3]), "annotation 101: not enough values"),
+        (lambda data, item: item.update(bbox=["1", 2, 3, 4]), "annotation 101: "),
+        (lambda data, item: item.pop("bbox"), "annotation 101: lacks 'bbox'"),
+        (lambda data, item: item.pop("category_id"), "annotation 101: lacks 'category_id'"),
+        (lambda data, item: item.update(area=-1), "annotation 101: its area is -1"),
+        (lambda data, item: item.update(iscrowd=7), "annotation 101: its iscrowd is 7"),
+        (lambda data, item: item.update(id=0), "annotations: 0 is not the id of one; ids are numbers from 1"),
+        (lambda data, item: item.update(id=data["annotations"][1]["id"]), "annotations: two have the id 102"),
+        (lambda data, item: data["images"].append(data["images"][0]), "images: two have the id 3"),
+        (lambda data, item: data["categories"].append({"id": 1, "name": "x"}), "categories: two have the id 1"),
+        (lambda data, item: data["categories"][0].pop("name"), "categories: one has no name"),
+        (lambda data, item: data["images"][0].update(file_name="../x.jpg"), "image 3: '../x.jpg' is not a file name"),
+        (lambda data, item: data["images"][0].update(height="48"), r"image 3: its height and width are \('48', 48\)"),
+        (lambda data, item: data["images"][0].pop("width"), r"image 3: its height and width are \(48, None\)"),
+        (lambda data, item: data.update(annotations={}), "lacks annotations, a list of objects"),
+        (lambda data, item: item.update(segmentation=[[1, 1, 1e7, 1, 1, 1e7]]), "reaches 1e.07 in 48 x 48 pixels"),
+        (lambda data, item: item.update(segmentation=[["a"] * 6]), "annotation 101: "),
+        (lambda data, item: item.update(segmentation=[[0, 48] * 200_000]), "its segmentation has 400,000 numbers"),
+        (runs([0, 10**12]), "run lengths of 1,000,000,000,"),
+        (runs([-5, 20]), "run lengths of 15, its image 2,304"),
+        (runs("PPYo1"), "annotation 101: RLE counts exceed"),
+        (runs(""), "annotation 101: Invalid RLE"),
+        (runs([10**12], 10**6), r"is for \[1000000, "),
+        (lambda data, item: item.update(segmentation={"counts": []}), "annotation 101: lacks 'size'"),
+        (lambda data, item: item.update(segmentation="x"), "annotation 101: "),
+    ],
+)
+def test_a_coco_file_with_a_wrong_value_is_refused_by_file_key_and_value(tmp_path, change, message):
+    coco = coco_with(tmp_path, change)
+    with pytest.raises(CliptexError, match=rf"instances_train2017\.json: .*{message}.*; unpack annotations_train"):
+        coco.samples("train")
+
+
+def test_coco_captions_of_an_unknown_image_are_refused_by_name(tmp_path):
+    path = write_coco(tmp_path, 3, 3) / "annotations/captions_val2017.json"
+    texts = [caption for _, caption in reader("coco", tmp_path).captions("eval")]
+    assert texts == [["A scene."]] * 3
+    data = json.loads(path.read_text())
+    for change in ({"image_id": 5}, {"caption": None}):
+        path.write_text(json.dumps(data | {"annotations": [data["annotations"][0] | change]}))
+        with pytest.raises(CliptexError, match=r"captions_val2017\.json: annotation 10010 is not a caption of"):
+            reader("coco", tmp_path).captions("eval")
 
 
 def test_coco_image_of_another_size_than_annotated_is_refused_by_name(tmp_path):
@@ -398,7 +510,7 @@ def test_a_damaged_mat_file_is_named_with_what_to_do(tmp_path, name, mark, file)
     root = write(tmp_path, 6, 4)
     for content in damaged((root / file).read_bytes()):
         (root / file).write_bytes(content)
-        with pytest.raises(CliptexError, match=rf"{re.escape(Path(file).name)}: .*(download the official file|unpack|replace it)"):
+        with pytest.raises(CliptexError, match=rf"{re.escape(Path(file).name)}: .*(download|unpack|replace it)"):
             for part in ("train", "eval"):
                 list(find("benchmarks", name)(root, mark).samples(part))
 
@@ -474,6 +586,16 @@ def test_imagenet_labels_are_positions_of_sorted_wnids_in_both_forms_of_val(tmp_
     }
     samples = imagenet.samples("eval")
     assert {samples[index]["id"]: samples[index]["label"] for index in range(12)} == expected
+
+
+def test_imagenet_images_of_all_forms_are_rgb(tmp_path):
+    samples = reader("imagenet", write_imagenet(tmp_path, 4, 3, odd=True)).samples("train")
+    found = {sample["id"].rpartition("_")[2]: sample["image"] for sample in samples}
+    for number, image in found.items():
+        expected = Image.fromarray(scene(int(number), [int(number) % 3 + 1])["image"])
+        expected = expected.convert("L" if number == "3" else "RGB").convert("RGB")
+        np.testing.assert_allclose(image.mean((0, 1)), np.asarray(expected).mean((0, 1)), atol=3)
+        assert image.shape == (48, 48, 3)
 
 
 def test_imagenet_with_the_thousand_official_wnids_takes_open_clips_names(tmp_path):
@@ -619,7 +741,7 @@ def test_places365_small_images_have_the_labels_of_the_lists(tmp_path, renamed):
     with pytest.raises(CliptexError, match=r"places365_val\.txt: 'Places365_val_00000001\.jpg 3' is not"):
         places.samples("eval")
     (root / "categories_places365.txt").write_text("/a/airfield 1")
-    with pytest.raises(CliptexError, match=r"categories_places365\.txt: its lines must be"):
+    with pytest.raises(CliptexError, match=r"categories_places365\.txt: its line '/a/airfield 1' must be like"):
         find("benchmarks", "places365")(root, {"variant": "small"}).samples("eval")
 
 

@@ -91,6 +91,42 @@ def test_a_file_that_is_no_configuration_is_named_in_bounded_time(tmp_path, cont
     assert time.process_time() - start < 20
 
 
+def all_keys(section, path=()):
+    """The paths of all keys of the schema; `clip` stands for the names of entries."""
+    schema = Config.model_json_schema()
+    section = schema["$defs"][section["$ref"].rpartition("/")[2]] if "$ref" in section else section
+    children = dict(section.get("properties", {}))
+    if isinstance(section.get("additionalProperties"), dict):
+        children["clip"] = section["additionalProperties"]
+    for name, child in children.items():
+        yield (*path, name)
+        yield from all_keys(child, (*path, name))
+    for option in section.get("anyOf", []):
+        yield from all_keys(option, path)
+
+
+WORDS = ["", "x", "no", "random", "~/x", "$X/y", "a*b", "x" * 5000, "a\nb", "\x1b[31m"]
+JUNK = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from(WORDS)),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.sampled_from(WORDS), inner, max_size=2)),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.sampled_from(list(all_keys(Config.model_json_schema()))), value=JUNK)
+def test_any_value_anywhere_is_accepted_or_refused_in_plain_words(path, value, tmp_path):
+    for name in reversed(path):
+        value = {name: value}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(value))
+    try:
+        Config.from_files([tmp_path / "mine.yaml"], default=ROOT / "config/config.yaml")
+    except ConfigError as error:
+        for line in error.lines:
+            assert line.isprintable() and len(line) < 500
+            assert not re.search("Input|Value error|valid |instance|should|pydantic|Dict|Tuple", line), line
+
+
 def test_a_missing_file_or_a_folder_is_named(tmp_path):
     with pytest.raises(CliptexError, match=r"nothing\.yaml: cannot be read .*--config FILE"):
         Config.load(tmp_path / "nothing.yaml")

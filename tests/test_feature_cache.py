@@ -57,13 +57,18 @@ def test_any_views_are_read_in_any_order_the_same_from_disk_and_memory(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(np.nan, "not finite"), (-np.inf, "not finite"), (1e5, "exceed the range of fp16")]
+    ("value", "message"),
+    [
+        (np.nan, "features of clip for voc, train images 1 to 8: has 1 NaN"),
+        (-np.inf, "has 1 NaN"),
+        (1e5, "exceed the range of fp16"),
+    ],
 )
 def test_values_that_cannot_be_kept_are_refused(value, message):
     values = features()
     values[2, 1, 0] = value
     with pytest.raises(CliptexError, match=message):
-        Writer("fp16").append(values)
+        Writer("fp16").append(values, "features of clip for voc, train images 1 to 8")
 
 
 def test_a_folder_that_is_not_finished_does_not_exist(tmp_path):
@@ -75,6 +80,28 @@ def test_a_folder_that_is_not_finished_does_not_exist(tmp_path):
     add(cache, "a", features())
     add(FeatureCache(tmp_path, 1e9), "a", features())  # another job that was second
     assert cache.find("a") is not None and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("damage", ["cut", "zeroed", "longer", "no record", "half a record", "record of others"])
+def test_one_that_has_changed_since_it_was_written_is_made_again(tmp_path, precision, damage, caplog):
+    cache = FeatureCache(tmp_path, 1e9)
+    add(cache, "a", features(), precision)
+    tokens, about = tmp_path / "a" / "tokens.bin", tmp_path / "a" / ABOUT
+    data = tokens.read_bytes()
+    if damage == "cut":
+        tokens.write_bytes(data[:-1])
+    elif damage == "zeroed":
+        tokens.write_bytes(data[:100] + bytes(200) + data[300:])
+    elif damage == "longer":
+        tokens.write_bytes(data + b"0")
+    else:
+        record = {"no record": "", "half a record": about.read_text()[:40], "record of others": "[3]"}[damage]
+        about.write_text(record)
+    assert cache.find("a") is None
+    assert "the features are computed again" in caplog.text
+    add(cache, "a", features(), precision)
+    assert torch.equal(cache.find("a").read(np.arange(6)), kept(features(), precision).read(np.arange(6)))
 
 
 def test_one_whose_deletion_was_cut_short_is_made_anew(tmp_path):

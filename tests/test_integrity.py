@@ -1,9 +1,13 @@
-"""The report takes no file for what it is not: mixed, edited and broken results are refused or marked on the page."""
+"""The report takes nothing for what it is not: mixed, edited and broken results are refused or marked, text is text."""
 
+import csv
+import io
 import json
 import math
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +16,16 @@ from test_report import EVALUATED, MAIN, digest, make_probes, make_runs
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import write_json
+from cliptex.core.files import sha256_file, write_json
+from cliptex.core.redact import CONTROLS
 from cliptex.evaluation.per_image import read_per_image, write_per_image
+from cliptex.report import html, records
+from cliptex.report.found_studies import found_studies
 from cliptex.report.gather import gather
 from cliptex.report.integrity import check
 from cliptex.report.page import Parts, make_parts
+from cliptex.report.table import FORMULA, Cell, Column, Group, Table
+from cliptex.report.tables.data import dropped_table, experts_table, labels_table
 
 TABLE, SHOTS = Path("results/probes/nyuv2.json"), Path("results/zeroshot/imagenet.json")
 FOLDER = TABLE.with_suffix("")
@@ -48,6 +57,10 @@ def valid(tmp_path_factory) -> Path:
         wanted = {"clip_ft", "cliptex", "random"} | ({"position"} if path == root / TABLE else set())
         write_json(path, table | {"results": [row for row in table["results"] if row["model"] in wanted]})
     table = json.loads((root / TABLE).read_text())
+    for row in table["results"]:
+        parts = root / FOLDER / row["model"] / f"seed{row['seed']}" / f"{row['head']}.per_image.npz"
+        row["per_image_sha256"] = sha256_file(parts)
+    write_json(root / TABLE, table)
     for row in table["results"]:
         path = root / FOLDER / row["model"] / f"seed{row['seed']}" / f"{row['head']}.json"
         own = [r for r in table["results"] if (r["model"], r["seed"]) == (row["model"], row["seed"])]
@@ -95,6 +108,7 @@ def swap(first: Path, second: Path) -> None:
 
 def seed_copied(root: Path) -> None:
     """All of seed 0's results of CLIPTeX, under the name of seed 1; the weights are those of two trainings."""
+    as_earlier_versions(root)
     source, target = (root / FOLDER / "cliptex" / f"seed{seed}" for seed in (0, 1))
     for name in ("linear.per_image.npz", "linear.json"):
         shutil.copy(source / name, target / name)
@@ -119,7 +133,16 @@ def without_row(root: Path) -> None:
     edit(root / TABLE, results=[row for row in rows if row is not gone])
 
 
-def parts_from(root: Path, change) -> None:
+def as_earlier_versions(root: Path) -> None:
+    """Results without the digests of their per-image parts."""
+    for path in (root / TABLE, *(root / FOLDER).glob("*/*/*.json")):
+        rows = json.loads(path.read_text())["results"]
+        edit(path, results=[{key: row[key] for key in row if key != "per_image_sha256"} for row in rows])
+
+
+def parts_from(root: Path, change, digests: bool = False) -> None:
+    if not digests:
+        as_earlier_versions(root)
     path = root / FOLDER / "cliptex/seed0/linear.per_image.npz"
     file = read_per_image(path)
     path.unlink()
@@ -154,6 +177,14 @@ REFUSED = {
             root / "results/zeroshot/imagenet.per_image.npz", root / FOLDER / "cliptex/seed0/linear.per_image.npz"
         ),
         r"cliptex/seed0/linear\.per_image\.npz: has nothing of depth, cliptex/seed0",
+    ),
+    "parts with the same metric": (
+        lambda root: parts_from(root, lambda tasks: tasks | {"depth": {"rmse": tasks["depth"]["rmse"][::-1]}}, True),
+        r"seed0/linear\.per_image\.npz: is not the file that was written with the results",
+    ),
+    "parts of fewer images": (
+        lambda root: parts_from(root, lambda tasks: tasks | {"depth": {"rmse": np.full(7, 0.86 * 0.995)}}),
+        r"linear\.per_image\.npz: ",
     ),
     "results of another head or seed": (
         lambda root: shutil.copy(
@@ -196,7 +227,7 @@ REFUSED = {
     ),
     "parts without an array": (
         lambda root: parts_from(root, lambda tasks: tasks | {"normals": {"pixels": tasks["normals"]["pixels"]}}),
-        r"cliptex/seed0/linear\.per_image\.npz: normals: not parts of this task",
+        r"normals of cliptex, seed 0, linear: mean cannot be computed from its per-image parts",
     ),
     "parts of another shape": (
         lambda root: parts_from(root, lambda tasks: tasks | {"depth": {"rmse": tasks["depth"]["rmse"][:7]}}),
@@ -204,7 +235,7 @@ REFUSED = {
     ),
     "parts that are text": (
         lambda root: parts_from(root, lambda tasks: tasks | {"depth": {"rmse": np.array(["a"] * EVALUATED)}}),
-        r"linear\.per_image\.npz: depth: not parts of this task",
+        r"linear: rmse cannot be computed from its per-image parts",
     ),
     "NaN": (
         lambda root: set_row(root / TABLE, 0, metrics={"rmse": math.nan}),
@@ -262,12 +293,10 @@ def test_what_is_only_missing_is_said_on_the_page(name, run):
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -1])
-@pytest.mark.parametrize("name", ["cliptex/seed0/linear", "../zeroshot/imagenet"])
+@pytest.mark.parametrize("name", ["probes/nyuv2/cliptex/seed0/linear", "zeroshot/imagenet"])
 def test_cut_parts_are_named(run, name, kept):
     """Whether the file is cut short or has other bytes in the middle."""
-    path = (
-        run / FOLDER / f"../{name}.per_image.npz" if name.startswith("..") else run / FOLDER / f"{name}.per_image.npz"
-    )
+    path = run / "results" / f"{name}.per_image.npz"
     whole = path.read_bytes()
     cut = int(kept * len(whole)) if isinstance(kept, float) else kept
     for content in (whole[:cut], whole[:cut] + b"\xff" * 9 + whole[cut + 9 :]):
@@ -316,3 +345,148 @@ def test_no_key_that_is_missing_or_wrong_is_more_than_an_error_of_one_line(file,
             for table in filter(None, (*parts.tables.values(), *parts.metrics)):
                 assert "nan" not in table.csv().lower() + table.markdown().lower()
             assert keys[:1] != ("results",) or "metrics" not in keys or keys[-1] in ("other <metric>", "top5"), keys
+
+
+@pytest.mark.parametrize(
+    "line", ["", "x", "[]", '{"contrastive": 1}', '{"step": "1"}', '{"step": 1, "contrastive": NaN}']
+)
+def test_a_line_of_the_log_that_is_wrong_is_named(run, line):
+    path = run / "results/models/cliptex/seed0/metrics.jsonl"
+    path.write_text(path.read_text() + line)
+    if line:
+        with pytest.raises(CliptexError, match=r"seed0/metrics\.jsonl: [^\n]+$"):
+            gather(CONFIG, run)
+    else:
+        gather(CONFIG, run)
+
+
+INDEX = {
+    "task": "depth",
+    "expert": "dpt",
+    "licence": "MIT",
+    "codec": {"name": "uint8"},
+    "images": 12,
+    "labelled": 11,
+    "coverage": 0.9,
+    "bytes_per_image": 9.5,
+    "failures": {"bad": 1},
+    "statistics": {"scalars": {"coverage": {"mean": 1.0}}},
+    "weights": "trained",
+}
+QUALITY = {"task": "depth", "source": "miniature", "split": "val", "quality": {"delta1": 9.0}, "prior": {"delta1": 8.0}}
+STUDY = {
+    **dict.fromkeys(("study", "title", "question", "seen", "not_proved", "command"), "text"),
+    "table": {"caption": "c", "columns": ["a"], "rows": [[["1", "", ""]]], "notes": ["n"]},
+    "plot": {"caption": "c", "alt": "a"},
+    "provenance": {"model_sha256": {"clip": "ab"}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_records_of_other_stages_are_shown_or_refused(change, tmp_path):
+    def labels(index):
+        results = SimpleNamespace(stores={"depth": index}, experts={}, shards={"num_samples": 1, "dropped": {}})
+        return labels_table(results), dropped_table(results)
+
+    def quality(record):
+        return (experts_table(SimpleNamespace(experts={"dpt": {"quality_file": record}})),)
+
+    for value, kind, use in ((INDEX, records.LABEL_INDEX, labels), (QUALITY, records.QUALITY, quality)):
+        for keys in paths_in(value):
+            wrong = altered(value, keys, CHANGES[change])
+            try:
+                records.validate("f.json", wrong, kind)
+            except CliptexError as error:
+                assert str(error).startswith("f.json: ") and "\n" not in str(error)
+            else:
+                assert all(table.csv() and table.markdown() for table in use(wrong))
+    folder = tmp_path / "results/studies/one"
+    folder.mkdir(parents=True)
+    (folder / "plot.svg").write_text("<svg/>")
+    for keys in paths_in(STUDY):
+        (folder / "study.json").write_text(json.dumps(altered(STUDY, keys, CHANGES[change])))
+        try:
+            shown, _ = found_studies(tmp_path, {})
+        except CliptexError as error:
+            assert "study.json: " in str(error) and "\n" not in str(error), keys
+        else:
+            assert all(study.table.csv() is not None for study in shown)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=cmd|' /C calc'!A0",
+        "+1+cmd",
+        "-2",
+        "@SUM(A1)",
+        "\t=1",
+        "\r\n=1",
+        "cat\u202egnp",
+        "a\u2066b\u200f",
+        "</script><script>alert(1)</script>",
+        "\" onload='x'",
+        "one\ntwo\n# three",
+        "$x^2$ and `code` and ~~gone~~",
+        "![x](http://host/y) | a_b __init__ &lt;b&gt;",
+        "half an emoji \ud83d",
+        "\x00\x1b[2J\x85",
+    ],
+)
+def test_text_of_data_is_text_in_every_format(text):
+    """A name of a class or model from a file is neither markup, nor a formula, nor a control character."""
+    cells = {"x": Cell(text, note=text), "y": Cell("−1.5", -1.5)}
+    table = Table("t", text, [Column("x", text, numeric=False), Column("y", "y")], [Group([cells], text, text)])
+    rows = list(csv.reader(io.StringIO(table.csv(), newline="")))
+    assert len(rows) == 2 and rows[1][2] == "-1.5"  # a number stays one
+    assert not any(cell.startswith(FORMULA) for row in rows for cell in (row[0], row[1]))
+    markdown = table.markdown()
+    assert len(markdown.splitlines()) == 6 and not re.search(r"(?<!\\)[<~`$&\[]", markdown)
+    record = dict.fromkeys(("title", "question", "not_proved", "command", "study"), text) | {
+        "provenance": {"git": text}
+    }
+    chart = html.embedded_chart("plot", text, text, "<svg/>")
+    shown = {"lines": [text], "miniature": False, "results_table": table, "plot": chart, "version": "0"}
+    page = html.render("studies/page.html", record=record, **shown)
+    assert "<script" not in page and " onload='" not in page
+    for out in (table.csv(), markdown, page):
+        assert not CONTROLS.search(out)
+        out.encode()
+
+
+def test_an_export_takes_only_the_weights_of_its_training(run, tmp_path):
+    model_card = pytest.importorskip("cliptex.report.model_card")
+    folder = run / "results/models/cliptex/seed0"
+    for name in (model_card.CONFIG_FILE, model_card.WEIGHTS_FILE):
+        (folder / name).write_text("{}")
+    with pytest.raises(CliptexError, match=r"seed0/open_clip_model\.safetensors: is not the file that was trained"):
+        model_card.export_model(CONFIG, "cliptex", 0, tmp_path / "out", workdir=run)
+    assert not (tmp_path / "out" / model_card.WEIGHTS_FILE).exists()
+    swap(*(run / TRAIN.format(f"cliptex/seed{seed}") for seed in (0, 1)))
+    with pytest.raises(CliptexError, match=r"seed0/train\.json: is of 'cliptex', seed 1"):
+        model_card.export_model(CONFIG, "cliptex", 0, tmp_path / "out", workdir=run)
+
+
+def test_a_model_card_shows_only_results_that_are_its_own(run, caplog):
+    model_card = pytest.importorskip("cliptex.report.model_card")
+
+    def measured():
+        return model_card._results(CONFIG, "cliptex", 0, digest("cliptex", 0), run)
+
+    assert sorted(result["metric"] for result in measured()) == ["mean", "rmse", "top1"] and not caplog.records
+    set_row(run / SHOTS, -2, metrics={"top1": 90.0})
+    assert sorted(result["metric"] for result in measured()) == ["mean", "rmse"]
+    assert "left out of the card: " in caplog.text and "top1 is 90.0, but 31" in caplog.text
+    with_digest(run, TABLE, "cliptex/seed0", "e" * 64)
+    assert measured() == [] and "was evaluated with the weights eeeeeeeeeeee" in caplog.text
+
+
+def test_no_text_of_a_label_store_changes_the_layout_of_a_model_card():
+    model_card = pytest.importorskip("cliptex.report.model_card")
+    evil = "MIT |\n\n# Licence\n<b>`x`</b> [a](b) \u202e"
+    store = INDEX | {"store": "depth", "licence": evil, "expert": evil, "weights": evil, "weights_sha256": evil}
+    for text in (model_card._experts([store]), model_card._licence(evil, [store])):
+        assert not any(line.startswith("# ") for line in text.splitlines()) and "\u202e" not in text
+        assert not re.search(r"(?<!\\)[<\[]", text)
+    *_, row = model_card._experts([store]).splitlines()
+    assert len(re.findall(r"(?<!\\)\|", row)) == 8

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Brightness, drawn_pair
-from PIL import Image
+from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 from web_server import WebServer
 
@@ -21,11 +21,14 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, sha256_file, write_json
 from cliptex.core.plugins import find
+from cliptex.data.images import decode_image, has_orientation
 from cliptex.data.shard_index import read_index, read_indexed
 from cliptex.data.shards import write_shard
-from cliptex.labels.export import export_labels
+from cliptex.labels.export import _members, export_labels, upright_file
 from cliptex.labels.inspect import _spread, contact_sheet, statistics
 from cliptex.labels.store import LabelFile
+from cliptex.models.inference import read_image
+from cliptex.tasks.contact_sheet import draw_sheet, fitted, message
 
 TASKS = ("segmentation", "depth", "normals")
 FAILED = "000010003"  # conftest's experts fail on it
@@ -130,7 +133,88 @@ def test_an_export_of_what_is_not_there_is_refused_by_name(tiny, tmp_path):
         export(tiny, tmp_path / "out", shards=range(7, 9))
 
 
+ORIENTED = np.dstack([*np.meshgrid(np.arange(80) * 3, np.arange(48) * 5), np.full((48, 80), 90)]).astype(np.uint8)
+ORIENTED[:12, :12] = 255  # a mark in the upper left corner
+TURNED = {  # how a camera stores an image with this EXIF orientation
+    1: [],
+    2: [Image.Transpose.FLIP_LEFT_RIGHT],
+    3: [Image.Transpose.ROTATE_180],
+    4: [Image.Transpose.FLIP_TOP_BOTTOM],
+    5: [Image.Transpose.TRANSPOSE],
+    6: [Image.Transpose.ROTATE_90],
+    7: [Image.Transpose.TRANSVERSE],
+    8: [Image.Transpose.ROTATE_270],
+}
+
+
+def photograph(kind, orientation):
+    """`ORIENTED` as a file whose pixels are stored turned. kind: a format; PNG-late has the EXIF after the pixels."""
+    exif, out, image = Image.Exif(), io.BytesIO(), Image.fromarray(ORIENTED)
+    exif[0x0112] = orientation
+    for turn in TURNED[orientation]:
+        image = image.transpose(turn)
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    image.save(out, kind.partition("-")[0], exif=exif.tobytes(), **options)
+    data = out.getvalue()
+    if kind == "PNG-late":
+        start = data.index(b"eXIf") - 4
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        data = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+    return data
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "PNG-late", "WEBP"])
+def test_photographs_are_upright_wherever_they_leave(kind, orientation):
+    """For readers that apply the EXIF orientation and for those that do not."""
+    data = photograph(kind, orientation)
+    suffix, file = upright_file(data)
+    plain = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+    for pixels in (plain, decode_image(file), decode_image(data), read_image(Image.open(io.BytesIO(data)))):
+        assert pixels.shape == ORIENTED.shape
+        assert np.abs(pixels.astype(int) - ORIENTED).mean() < 3
+    if orientation == 1:
+        assert file == data
+    else:
+        assert suffix == ("jpg" if kind == "JPEG" else "png")
+        assert not has_orientation(Image.open(io.BytesIO(file)))
+
+
+def test_exported_photographs_and_labels_lie_alike(tiny, tmp_path):
+    photographs = [photograph("JPEG", orientation) for orientation in TURNED]
+    pairs = [replace(drawn_pair(f"{n}", n), image=data) for n, data in enumerate(photographs)]
+    write_shard(paths.shard(0), pairs)
+    for line in (
+        "build-shards --batch 0",
+        "index-shards",
+        "label --store depth --batch 0",
+        "index-labels --store depth",
+    ):
+        assert run(tiny, *line.split()).exit_code == 0
+    export(tiny, tmp_path / "out", stores=["depth"], form="npy")
+    for one in samples(tmp_path / "out"):
+        assert np.abs(np.asarray(one["jpg"]).mean(axis=-1) - one["depth.npy"]).mean() < 3, one["__key__"]
+        assert one["depth.npy"][:10, :10].min() > 245
+
+
+def test_no_key_leaves_the_folder_of_an_export():
+    for key in ("../outside", "/outside", "a/../../b"):
+        with pytest.raises(CliptexError, match=r"shard\.tar: key .* leaves the folder"):
+            list(_members("shard.tar", [drawn_pair(key, 0)], {}, {}, True))
+
+
 # ---- contact sheet
+
+
+@pytest.mark.parametrize("text", ["a\nb\r\n\tc", "x" * 8000, "word " * 2000, "e\u0301" * 4000, "\ud83d\0\x1b[31m"])
+def test_any_caption_takes_one_line_and_no_time(text, tmp_path, monkeypatch):
+    measured = []
+    usual = ImageDraw.ImageDraw.textlength
+    monkeypatch.setattr(ImageDraw.ImageDraw, "textlength", lambda *a, **b: measured.append(a[1]) or usual(*a, **b))
+    cell = fitted(ORIENTED, Image.Resampling.NEAREST)
+    draw_sheet(["image"], [(text, [cell])], [], tmp_path / "sheet.png")
+    assert message(text).size == Image.open(tmp_path / "sheet.png").crop((0, 0, 224, 224)).size
+    assert sum(map(len, measured)) < 20_000
 
 
 def test_the_contact_sheet_shows_each_label_in_its_tasks_colours(tiny, tmp_path):
@@ -183,6 +267,8 @@ HOSTILE = (
     "\u202etuo",
     "quotes'\" {shard} %s",
     "CON",
+    "long" * 40,
+    "folder/name",
 )
 """Parts of keys that mean something to a shell, a page, a terminal, a file system or a template."""
 
@@ -217,9 +303,10 @@ def test_hostile_keys_and_captions_of_good_images_do_no_harm(tiny, tmp_path, mon
     with tarfile.open("exported/00000.tar") as tar:
         # as unpackers do that trust a tar; older Pythons have no others
         tar.extractall("unpacked", **({"filter": "fully_trusted"} if hasattr(tarfile, "data_filter") else {}))
-    assert {path.name.partition(".")[0] for path in Path("unpacked").iterdir()} == set(keys)
+    unpacked = [path.relative_to("unpacked").as_posix() for path in Path("unpacked").rglob("*") if path.is_file()]
+    assert {name.partition(".")[0] for name in unpacked} == set(keys)
     after = {path.parent for path in tmp_path.rglob("*")}
-    assert after - before == {tmp_path / "exported", tmp_path / "unpacked"}
+    assert after - before == {tmp_path / name for name in ("exported", "unpacked", "unpacked/0009folder")}
     assert not list(tmp_path.rglob("pwned"))
 
 

@@ -1,17 +1,20 @@
 """Statistics an image: with weights of one the reported metric, with other weights that of the images repeated."""
 
 import copy
+import io
+import zipfile
 
 import numpy as np
 import pytest
 
 from cliptex.core.errors import CliptexError
+from cliptex.evaluation.measures import measures
 from cliptex.evaluation.metrics.depth import depth_errors, depth_metrics, depth_statistics
 from cliptex.evaluation.metrics.detection import detection_statistics
 from cliptex.evaluation.metrics.normals import angles, normals_metrics, normals_statistics
 from cliptex.evaluation.metrics.ranking import ranking_statistics, retrieval_statistics, top_metrics
 from cliptex.evaluation.metrics.segmentation import confusion_matrix, segmentation_metrics, segmentation_statistics
-from cliptex.evaluation.per_image import check, each_image, main_metric, read_per_image, write_per_image
+from cliptex.evaluation.per_image import check, each_image, main_metric, mismatch, read_per_image, write_per_image
 from cliptex.evaluation.probes.heads.detection import evaluate_detections
 from cliptex.evaluation.retrieval import recalls
 
@@ -236,6 +239,46 @@ def test_missing_and_broken_files_are_named(tmp_path):
     path = tmp_path / "linear.per_image.npz"
     with pytest.raises(CliptexError, match=r"linear\.per_image\.npz: no such file"):
         read_per_image(path)
+    for arrays in ({"ids": np.array([{}], object)}, {"others": np.ones(3)}):
+        np.savez(path, **arrays)
+        with pytest.raises(CliptexError, match=r"linear\.per_image\.npz: .*not a file of per-image parts"):
+            read_per_image(path)
     path.write_bytes(b"PK not a zip")
     with pytest.raises(CliptexError, match=r"linear\.per_image\.npz: damaged, or not a file of per-image"):
         read_per_image(path)
+
+
+def claiming(shape, dtype="|u1"):
+    """The bytes of an .npy file with three bytes of data."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue() + b"abc"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.zeros(200 << 20, np.uint8), "bytes unpacked, more than"),
+        (claiming((10**12,)), "does not fit its length"),
+        (claiming((2,)), "does not fit its length"),
+        (claiming((10**15,), "<U0"), "does not fit its length"),
+    ],
+    ids=["bomb", "longer", "shorter", "nothing"],
+)
+def test_a_file_that_claims_more_than_it_brings_takes_no_memory(tmp_path, content, message):
+    path = tmp_path / "linear.per_image.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("ids.npy", content if isinstance(content, bytes) else content.data)
+    with pytest.raises(CliptexError, match=message):
+        read_per_image(path)
+
+
+def test_every_measure_is_recomputed_from_its_parts_and_parts_of_others_are_told():
+    arrays = segmentation()[1]
+    for name, measure in measures().items():
+        assert callable(measure.from_images) and measure.main
+        if name != "semantic_segmentation":
+            assert "cannot be computed" in mismatch(name, arrays, {measure.main: 1.0})
+    cut = {name: values[:, :2] if name == "hit" else values for name, values in arrays.items()}
+    assert "cannot be computed" in mismatch("semantic_segmentation", cut, {"mIoU": 1.0})
+    assert mismatch("semantic_segmentation", arrays, {}).startswith("mIoU is None")

@@ -16,7 +16,15 @@ from cliptex.evaluation.probes.heads.detectors import Anchors, Pyramid, frames
 from cliptex.evaluation.probes.heads.maps import evaluation_window
 from cliptex.evaluation.probes.heads.normals import probe_normals
 from cliptex.evaluation.probes.heads.segmentation import build_head, class_weights
-from cliptex.evaluation.probes.training import Candidate, best_candidate, candidates, rate_factor
+from cliptex.evaluation.probes.training import (
+    Candidate,
+    NotFinite,
+    best_candidate,
+    candidates,
+    finite,
+    rate_factor,
+    train_network,
+)
 from cliptex.evaluation.probes.views import ImageView
 from cliptex.evaluation.protocols.base import Training
 from cliptex.evaluation.protocols.resolve import protocol_of
@@ -343,6 +351,61 @@ def test_a_lone_candidate_is_not_tried_and_of_many_the_best_is_taken():
     assert best == Candidate(0.2, 0.0) and len(scores) == 4
     lone = Training.model_validate({**values, "learning_rates": [0.3], "weight_decays": [0.0]})
     assert best_candidate(lone, lambda one: 1 / 0) == (Candidate(0.3, 0.0), {})
+    # of equals the first
+    assert best_candidate(options, lambda one: 1.0)[0] == Candidate(0.1, 0.0)
+
+
+def test_a_candidate_that_diverges_is_never_chosen_and_if_all_do_that_is_an_error():
+    values = {"steps": 1, "batch_size": 1, "learning_rates": [0.1, 0.2, 0.3], "weight_decays": [0.0]}
+    options = Training.model_validate(values)
+
+    def score(one):
+        finite(np.array([1.0, np.inf if one.learning_rate < 0.25 else 1.0]), "weights")
+        return -5.0
+
+    best, scores = best_candidate(options, score)
+    assert best.learning_rate == 0.3
+    assert scores == {"rate 0.1, decay 0": None, "rate 0.2, decay 0": None, "rate 0.3, decay 0": -5.0}
+    with pytest.raises(NotFinite, match="weights: has 1 NaN or infinite values; lower its learning rates"):
+        best_candidate(options, lambda one: finite(np.nan, "weights"))
+    with pytest.raises(NotFinite, match=r"score on the holdout of rate 0\.1, decay 0"):
+        best_candidate(options, lambda one: float("nan"))
+
+
+def test_heads_whose_weights_or_predictions_are_not_finite_are_refused():
+    labels, features = torch.arange(60) % 3, torch.randn(60, 15)
+    broken = features.clone()
+    broken[41, 3] = np.nan
+    task, split = protocol_of("imagenet", {}).classification, split_holdout(40, 0.3, 0)
+    for train, judged in ((features, broken), (broken.roll(30, 0), features)):
+        with pytest.raises(NotFinite):
+            probe_classification(train[:40], judged[40:], labels[:40], labels[40:], 3, task, "linear", split, 0, 0)
+    # a grid with a learning rate at which the weights overflow
+    changes = {"steps": 20, "batch_size": 32, "learning_rates": [1e30, 0.5], "blocks": [1], "mean_patch": [False]}
+    entry = {"protocol": "dinov2", "classification": {"heads": {"linear": changes}}}
+    task = protocol_of("imagenet", entry).classification
+    chosen = probe_classification(
+        features[:40] * 1e6, features[40:], labels[:40], labels[40:], 3, task, "linear", split, 0, 0
+    ).hyperparameters
+    assert chosen["learning_rate"] == 0.5 and None in chosen["holdout_top1"].values()
+    for name, truth in (("depth", np.ones((8, 9), np.float32)), ("normals", np.ones((8, 9, 3), np.float32))):
+        probe = {"depth": probe_depth, "normals": probe_normals}[name]
+        section = getattr(protocol_of("nyuv2", {name: {"heads": {"linear": {"grid": 4}}}}), name)
+        maps = torch.randn(20, 5, 2, 2)
+        maps[17, 0, 0, 0] = np.inf
+        with pytest.raises(NotFinite, match="prediction of image number 3 of the evaluation split"):
+            probe(maps[:15], maps[15:], [truth] * 15, [truth] * 5, section, "linear", split_holdout(15, 0.3, 0), 0, 0)
+    values = {"steps": 3, "batch_size": 4, "learning_rates": [1e38], "weight_decays": [0.0], "optimizer": "sgd"}
+    options = Training.model_validate(values)
+    with pytest.raises(NotFinite, match="weight weight after training"):
+        train_network(
+            lambda: torch.nn.Linear(4, 1),
+            lambda head, batch, generator: head(torch.randn(len(batch), 4)).square().mean(),
+            9,
+            options,
+            candidates(options)[0],
+            0,
+        )
 
 
 def test_class_weights_are_shares_of_valid_pixels_and_nothing_is_counted_without_balance():

@@ -19,6 +19,7 @@ from tiny import TINY
 
 from cliptex.config import Config, Student
 from cliptex.core.errors import CliptexError
+from cliptex.core.files import sha256_file
 from cliptex.core.plugins import find
 from cliptex.evaluation import probe
 from cliptex.evaluation.job import Job
@@ -514,6 +515,7 @@ def test_a_job_writes_one_file_a_model_and_head(name, models_dir, tmp_path):
         evaluated = read_per_image(per_image_path(out / file))
         assert evaluated.ids[:2].tolist() == first and len(evaluated.ids) == 8
         for row in result["results"]:
+            assert row["per_image_sha256"] == sha256_file(per_image_path(out / file))
             value = row["metrics"][measure(row["task"]).main]
             assert main_metric(row["task"], evaluated.tasks[row["task"]])[0] == pytest.approx(value)
         written = {path.name.partition(".")[2] for path in (out / file).parent.glob(f"{Path(file).stem}.*")}

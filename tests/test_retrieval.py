@@ -11,11 +11,11 @@ from PIL import Image
 from cliptex.config import Config, Student
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json
+from cliptex.core.files import read_json, sha256_file
 from cliptex.data.miniature.sets import render_captions
 from cliptex.data.shards import read_shard, write_tar
 from cliptex.evaluation import retrieval
-from cliptex.evaluation.captioned_images import open_captioned_images
+from cliptex.evaluation.captioned_images import lines_of, open_captioned_images
 from cliptex.evaluation.job import Job
 from cliptex.evaluation.per_image import main_metric, read_per_image
 from cliptex.evaluation.retrieval import TASKS, Embeddings, ReadSet, chances, kept_predictions, ranks, recalls
@@ -63,6 +63,27 @@ def test_a_model_that_says_the_same_of_everything_finds_nothing():
     assert recalls(ranks(same, same, np.arange(20), np.arange(20))) == {"R@1": 0, "R@5": 0, "R@10": 0}
 
 
+def test_embeddings_that_are_not_numbers_are_no_perfect_ranking():
+    broken, whole = unit(np.ones((20, 4))), unit(np.eye(20, 4) + 1)
+    broken[7, 2] = np.nan
+    for queries, others in ((broken, whole), (whole, broken)):
+        with pytest.raises(CliptexError, match="embeddings: has 1 NaN or infinite values"):
+            ranks(queries, others, np.arange(20), np.arange(20))
+
+
+@pytest.mark.parametrize(
+    ("text", "captions"),
+    [
+        ("a dog\r\n\r\n a cat \n", ("a dog", "a cat")),
+        ("a dog\rtwo dogs", ("a dog", "two dogs")),
+        ("an old\u2028dog\x0bof\x85mine", ("an old\u2028dog\x0bof\x85mine",)),
+        (" \n\t\n", ()),
+    ],
+)
+def test_captions_are_the_lines_of_a_text_file(text, captions):
+    assert lines_of(text) == captions
+
+
 def test_chance_is_what_drawing_at_random_gives():
     assert chances([1] * 7, 20) == pytest.approx({"R@1": 5, "R@5": 25, "R@10": 50})
     # two right ones of four, one drawn; and both kinds of query together
@@ -85,7 +106,7 @@ def write_coco_captions(root, count):
         images.append({"id": 100 - number, "file_name": name, "height": 40, "width": 56})
         for index in range(2 + number % 2):
             text = f"caption {index} \nof {100 - number} "
-            annotations.append({"id": len(annotations), "image_id": 100 - number, "caption": text})
+            annotations.append({"id": len(annotations) + 1, "image_id": 100 - number, "caption": text})
     data = {"images": images, "annotations": annotations[::-1]}
     (root / "annotations" / "captions_val2017.json").write_text(json.dumps(data))
     (root / "miniature.json").write_text("{}")
@@ -111,8 +132,8 @@ def test_cocos_captions_go_to_their_images(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"jpg": drawn_pair("", 0).image}, "sample 00000 has no caption"),
-        ({"txt": b"a caption"}, "sample 00000 has no image"),
+        ({"jpg": drawn_pair("", 0).image}, "sample 00000 cannot be used: no caption"),
+        ({"txt": b"a caption"}, "sample 00000 cannot be used: no image"),
         ({"jpg": b"not one", "txt": b"a caption"}, "image of 00000 cannot be used: not an image"),
     ],
 )
@@ -131,6 +152,26 @@ def test_a_sample_that_cannot_be_used_is_named(tmp_path, members, message):
         retrieval.run(config, Job(name="photos", models_dir=tmp_path / "models", out=tmp_path / "out.json"))
 
 
+@pytest.mark.parametrize(
+    ("tower", "message"),
+    [
+        ("visual.proj", "clip/seed0: its embedding of image b: has"),
+        ("text_projection", "clip/seed0: its embeddings of captions of photos: has"),
+    ],
+)
+def test_a_model_whose_embeddings_overflow_is_refused_by_name(tmp_path, tower, message):
+    write_tar(tmp_path / "pairs.tar", [("b.jpg", IMAGE), ("b.txt", b"\xef\xbb\xbfa caption\r\n" + b"x" * 50_000)])
+    tiny = Student(architecture=ARCHITECTURE)
+    model = student.build(tiny, 0)
+    model.get_parameter(tower).data.fill_(3e38)
+    student.export(model, tiny, tmp_path / "models" / "clip" / "seed0")
+    sets = {"photos": {"shards": [str(tmp_path / "pairs.tar")]}}
+    config = Config.load({"models": {"clip": {}}, "probes": {"baselines": []}, "zeroshot": {"retrieval": sets}})
+    with pytest.raises(CliptexError, match=message):
+        retrieval.run(config, Job(name="photos", models_dir=tmp_path / "models", out=tmp_path / "out.json"))
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_tars_of_the_users_are_called_own_and_another_number_of_images_is_refused(tmp_path):
     members = [(f"0000{n}.{kind}", data) for n in (0, 1) for kind, data in (("jpg", IMAGE), ("txt", b"a caption"))]
     write_tar(tmp_path / "pairs.tar", members)
@@ -140,7 +181,9 @@ def test_tars_of_the_users_are_called_own_and_another_number_of_images_is_refuse
     def judge(**given):
         sets = {"photos": {"shards": [str(tmp_path / "pairs.tar")], **given}}
         values = {"models": {"clip": {}}, "probes": {"baselines": []}, "zeroshot": {"retrieval": sets}}
-        retrieval.run(Config.load(values), Job(name="photos", models_dir=tmp_path / "models", out=tmp_path / "out.json"))
+        retrieval.run(
+            Config.load(values), Job(name="photos", models_dir=tmp_path / "models", out=tmp_path / "out.json")
+        )
         return read_json(tmp_path / "out.json")
 
     assert (judge()["source"], judge()["num_eval"], judge(images=1)["num_eval"]) == ("own", 2, 1)
@@ -183,6 +226,8 @@ def test_the_miniatures_held_out_captions_are_judged_like_any_others(tmp_path, m
     ]
     assert result["chance"][TASKS[0]] == pytest.approx({"R@1": 100 / 12, "R@5": 500 / 12, "R@10": 1000 / 12})
     assert len(set(result["provenance"]["model_sha256"].values())) == 4
+    parts = sha256_file(paths.RESULTS / "zeroshot/captions.per_image.npz")
+    assert {row["per_image_sha256"] for row in result["results"]} == {parts}
 
     judged = read_per_image(paths.RESULTS / "zeroshot/captions.per_image.npz")
     assert len(judged.ids) == 12

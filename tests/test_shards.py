@@ -401,6 +401,16 @@ def test_folders_are_part_of_the_key(tmp_path):
     assert [ShardOffsets(entry).at(row, key).read() for row, key in enumerate(entry["keys"])] == read_indexed(entry)
 
 
+def test_each_tar_may_have_a_readme(tmp_path):
+    names = ["README.md", "{}.jpg", "{}.txt"]
+    for tar in "01":
+        members = [(name.format(tar), JPEG if "jpg" in name else b"x") for name in names]
+        tar_of(tmp_path / f"{tar}.tar", members)
+    index = index_shards([tmp_path / "0.tar", tmp_path / "1.tar"], tmp_path / "i.json", 0.5)
+    assert [entry["keys"] for entry in index["shards"]] == [["0"], ["1"]]
+    assert index["dropped"] == {"no image": 2}
+
+
 def test_what_belongs_to_no_sample_is_counted(tmp_path):
     names = ["._1.jpg", "1.jpg", "1.txt", "sub/.DS_Store", "Thumbs.db", "__about__/x.txt", "LICENSE"]
     path = tar_of(

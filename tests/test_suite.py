@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import TINY
 
 from cliptex.config import ClipBenchmark, Config
 from cliptex.core import paths
@@ -14,6 +15,7 @@ from cliptex.core.files import read_json, write_json
 from cliptex.evaluation import clip_benchmark as suite
 from cliptex.evaluation.clip_benchmark import clip_benchmark_files, run_clip_benchmark, write_table
 from cliptex.evaluation.clip_benchmark_job import UNPICKLED, disable_unpickling, float_of_array
+from cliptex.models import clip
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def place(tmp_path, monkeypatch):
     """A working directory with the weight file of a model, and one data set."""
     monkeypatch.chdir(tmp_path)
     paths.model("clip", 0).mkdir(parents=True)
-    (paths.model("clip", 0) / "open_clip_model.safetensors").write_bytes(b"weights")
+    clip.export(clip.build(TINY, 0), TINY, paths.model("clip", 0))
     (tmp_path / "data/vtab-pets/test").mkdir(parents=True)
     (tmp_path / "data/vtab-pets/test/nshards.txt").write_text("1\n")
     return tmp_path

@@ -184,6 +184,14 @@ def test_a_member_that_is_a_file_and_a_folder_is_refused(tmp_path):
         shutil.rmtree(tmp_path / "out")
 
 
+@pytest.mark.parametrize("make", [make_tar, make_zip])
+def test_names_that_differ_in_letter_case_only_are_refused(tmp_path, make):
+    """On some file systems the second would take the place of the first."""
+    with pytest.raises(CliptexError, match=r"its member 'data/A\.TXT' has the name of another one, or differs"):
+        unpack(make(tmp_path / "a", {"data/a.txt": b"1", "data/A.TXT": b"2"}), make.__name__[5:], tmp_path / "out")
+    assert tree(tmp_path / "out") == {"data/a.txt": b"1"}
+
+
 def overlapping(path: Path, copies: int) -> Path:
     """A zip whose entries all refer to the same bytes of the file (Fifield 2019, "A better zip bomb")."""
     make_zip(path, {"a": bytes(2_000_000)})

@@ -23,6 +23,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
 from cliptex.data import web as downloader
 from cliptex.experts import dpt, mask_rcnn, nll_angmf, weights
+from cliptex.experts.tensors import read_tensors
 from cliptex.experts.training import load_expert, train_expert
 
 SHAPES, NORMALS = SMALL["mask_rcnn"], SMALL["nll_angmf"]
@@ -207,7 +208,7 @@ def test_a_dpt_folder_that_is_not_whole_is_refused_by_name(what, tmp_path):
     folder = tmp_path / "dpt"
     save_dpt(folder, LARGE)
     if what == "a weight":
-        state = weights.read_tensors(folder / "model.safetensors")
+        state = read_tensors(folder / "model.safetensors")
         del state["head.head.0.weight"]
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     elif what == "shape":
@@ -227,7 +228,7 @@ def test_weights_without_a_place_in_a_dpt_are_refused_by_name(tmp_path):
     """As of another network; but for those from which no depth is computed."""
     folder = tmp_path / "dpt"
     save_dpt(folder, LARGE)
-    state = weights.read_tensors(folder / "model.safetensors")
+    state = read_tensors(folder / "model.safetensors")
     unused = {"dpt.pooler.dense.weight": torch.zeros(32, 32), "dpt.pooler.dense.bias": torch.zeros(32)}
     save_file(state | unused, folder / "model.safetensors", metadata={"format": "pt"})
     dpt.PLUGIN({}).load(folder)
@@ -398,19 +399,19 @@ def test_a_planted_pickle_does_not_run(where, form, tmp_path):
 def test_what_is_not_a_weight_file_is_refused(content, tmp_path):
     (tmp_path / "weights.pth").write_bytes(content)
     with pytest.raises(CliptexError, match=r"weights\.pth: (not a whole file|damaged)"):
-        weights.read_tensors(tmp_path / "weights.pth")
+        read_tensors(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 3}, {"model": {"a": "b"}}, torch.zeros(2)])
 def test_what_is_not_a_state_dict_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(CliptexError, match="not a state dict"):
-        weights.read_tensors(tmp_path / "weights.pth")
+        read_tensors(tmp_path / "weights.pth")
 
 
 def test_nested_and_prefixed_names_are_read(tmp_path):
     torch.save({"state_dict": {"module.a.b": torch.ones(2)}, "epoch": 3}, tmp_path / "weights.pth")
-    assert list(weights.read_tensors(tmp_path / "weights.pth")) == ["a.b"]
+    assert list(read_tensors(tmp_path / "weights.pth")) == ["a.b"]
 
 
 def test_published_normals_by_local_file_label(tmp_path):

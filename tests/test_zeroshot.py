@@ -89,6 +89,30 @@ def test_results_equal_those_of_open_clip_by_hand(models_dir, tmp_path):
         }
 
 
+@pytest.mark.parametrize(
+    ("tower", "message"),
+    [
+        ("visual.proj", "clip/seed0: its embedding of image ILSVRC2012_val_00000001"),
+        ("text_projection", "clip/seed0: its embeddings of the class names"),
+    ],
+)
+def test_a_model_whose_embeddings_overflow_is_refused_by_name(tmp_path, tower, message):
+    write_imagenet(tmp_path / "imagenet", 3, 3)
+    model = student.build(TINY, 0)
+    model.get_parameter(tower).data.fill_(3e38)
+    student.export(model, TINY, tmp_path / "models" / "clip" / "seed0")
+    config = Config.load({"models": {"clip": {}}, "probes": {"baselines": []}})
+    job = Job(
+        name="imagenet",
+        models_dir=tmp_path / "models",
+        benchmark_dir=tmp_path / "imagenet",
+        out=tmp_path / "out.json",
+    )
+    with pytest.raises(CliptexError, match=f"{message}.* has \\d+ NaN or infinite values; check its weights"):
+        zeroshot.run(config, job)
+    assert not job.out.exists()
+
+
 def test_another_number_of_images_than_the_split_has_is_refused(models_dir, tmp_path):
     write_imagenet(tmp_path / "imagenet", 3, 3)
     (tmp_path / "imagenet/miniature.json").write_text('{"counts": {"train": 3, "val": 4}}')

@@ -34,6 +34,8 @@ class Benchmark(ABC):
         """"miniature" or "official", from the mark in `root`; None without a mark."""
         self.variant: str | None = self.mark.get("variant") or next(iter(self.variants), None)
         """The variant in `root`, one of `variants`."""
+        self.parts = ("eval",) if self.mark.get("evaluation_only") else ("train", "eval")
+        """The parts whose data are in `root`."""
 
     @property
     def identity(self) -> list[Any]:
@@ -55,6 +57,9 @@ class Benchmark(ABC):
         in docs/architecture.md, NaN = invalid), `label` (int). Raises CliptexError with the file if the layout is not
         the official one, or if the number of samples of official data is not the official number.
         """
+        if part not in self.parts:
+            remedy = f"run: cliptex fetch --benchmark {self.name} --no-evaluation-only"
+            raise CliptexError(f"{self.root}: only the data of the evaluation split were fetched; {remedy}")
         samples = self.read(part)
         official = self.official_counts.get(part)
         if self.source == "official" and official is not None and len(samples) != official:
@@ -74,7 +79,9 @@ class Benchmark(ABC):
 
     def check_apart(self) -> None:
         """Raise CliptexError if an image of official data is in both parts."""
-        if self.source == "official" and (shared := set(self.names("train")).intersection(self.names("eval"))):
+        if self.source != "official" or self.parts != ("train", "eval"):
+            return
+        if shared := set(self.names("train")).intersection(self.names("eval")):
             problem = f"{min(shared)} and {len(shared) - 1:,} other images are both in the training split and in"
             raise CliptexError(f"{self.root}: {problem} {self.eval_split}; {UNPACK}")
 

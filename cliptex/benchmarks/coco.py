@@ -97,8 +97,8 @@ class Coco(Benchmark):
 
     def prepare(self) -> dict[str, Any]:
         """Check that all annotated images exist. Returns the ids of up to 20 annotations without a segmentation."""
-        for part, folder in FOLDERS.items():
-            require_files(self.root / folder, self.names(part), UNPACK)
+        for part in self.parts:
+            require_files(self.root / FOLDERS[part], self.names(part), UNPACK)
         without = {part: {"number": len(ids), "ids": ids[:20]} for part, ids in self._without_mask.items() if ids}
         return {"without_segmentation": without} if without else {}
 

@@ -25,7 +25,7 @@ class Imagenet(Benchmark):
 
     @cached_property
     def wnids(self) -> list[str]:  # in label order
-        return folders_in(self.root / "train", UNPACK)
+        return folders_in(self.root / "train", UNPACK) if "train" in self.parts else official_wnids()
 
     @cached_property
     def class_names(self) -> list[str]:

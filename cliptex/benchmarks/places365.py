@@ -65,7 +65,7 @@ class Places365(Benchmark):
 
     def prepare(self) -> dict[str, Any]:
         """Check that all listed small images exist."""
-        for part in LISTS if self.variant == "small" else ():
+        for part in self.parts if self.variant == "small" else ():
             names = defaultdict(list)
             for path, _ in self._listed(part):
                 folder, _, name = path.rpartition("/")

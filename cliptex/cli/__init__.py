@@ -69,7 +69,8 @@ def cliptex(
     if expected := os.environ.get("CLIPTEX_CODE"):
         from cliptex.core.provenance import require_code
 
-        require_code(*expected.split(":", 1))
+        digest, _, planned_dir = expected.partition(":")
+        require_code(digest, planned_dir)
     if context.invoked_subcommand in ON_GPU:
         gpu.require_allocated_gpu()
 

@@ -1,6 +1,7 @@
 """How a function becomes a command, and what several commands share."""
 
 import inspect
+import logging
 import re
 from collections.abc import Callable
 from copy import copy
@@ -17,6 +18,7 @@ from cliptex.core.redact import escape_controls
 if TYPE_CHECKING:
     from cliptex.config import Config
 
+log = logging.getLogger("cliptex")
 Index = Annotated[int, typer.Option(min=0)]
 Count = Annotated[int, typer.Option(min=1)]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
@@ -33,6 +35,8 @@ ConfigFiles = Annotated[
 ]
 DEFAULT: list[str] = []
 """No files: the default configuration alone."""
+SHIPPED = Path(cliptex.__file__).parent / "config" / "shipped"
+"""In a clone a link to config/, in an installed package a copy of its files."""
 started_in = Path()
 """Where the command was started, relative to where --directory has led; files of --config are relative to it."""
 
@@ -70,7 +74,7 @@ def documented(function: Callable[..., Any]) -> str:
 def default_config() -> Path:
     """config/config.yaml where the command was started, else the copy in the installed package."""
     path = started_in / "config" / "config.yaml"
-    return path if path.is_file() else Path(cliptex.__file__).parent / "config" / "shipped" / "config.yaml"
+    return path if path.is_file() else SHIPPED / "config.yaml"
 
 
 def load_config(config_files: list[str]) -> "Config":
@@ -85,7 +89,10 @@ def load_config(config_files: list[str]) -> "Config":
         if len(config_files) > 1:
             raise CliptexError("--config: JSON text is a whole configuration; give it alone, or write it to a file")
         return Config.load(config_files[0])
-    return Config.from_files([started_in / name for name in config_files], default=default_config())
+    default = default_config()
+    if not config_files and SHIPPED in default.parents:
+        log.info("no config/config.yaml here and no --config: the default configuration of the installed package")
+    return Config.from_files([started_in / name for name in config_files], default=default)
 
 
 def load_config_with_protocols(config_files: list[str]) -> "Config":

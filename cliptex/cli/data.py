@@ -63,15 +63,16 @@ def render_captions(name: str, config_files: ConfigFiles = DEFAULT) -> None:
     render_captions(config.miniature, caption_set.rendered, paths.benchmark(name))
 
 
-def fetch(benchmark: str, config_files: ConfigFiles = DEFAULT) -> None:
+def fetch(benchmark: str, config_files: ConfigFiles = DEFAULT, evaluation_only: bool | None = None) -> None:
     """Download a benchmark's official data, or take them from your folder; verify and describe them.
 
     Args:
         benchmark: Name of a benchmark, such as voc.
+        evaluation_only: Only the data of the evaluation split; default: whether nothing is trained on the others.
     """
     from cliptex.data.official.fetch import fetch
 
-    fetch(load_config(config_files), benchmark, paths.benchmark(benchmark))
+    fetch(load_config(config_files), benchmark, paths.benchmark(benchmark), evaluation_only)
 
 
 def download_pairs(batch: Index, config_files: ConfigFiles = DEFAULT, processes: Count = 1) -> None:

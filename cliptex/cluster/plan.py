@@ -23,7 +23,7 @@ from cliptex.data.images import decode_image
 from cliptex.data.official.status import missing_data, official_files
 from cliptex.data.shard_index import read_index
 from cliptex.data.shard_paths import data_sha256, is_remote, num_batches, shard_paths, shard_sources
-from cliptex.data.shards import iterate_shard
+from cliptex.data.shards import KEY_AND_SUFFIX, iterate_shard
 from cliptex.experts.training import load_expert
 
 BYTES_PER_PIXEL = {"segmentation": 528 / 224**2, "depth": 9849 / 224**2, "normals": 21846 / 224**2}
@@ -131,8 +131,8 @@ def _bytes_per_sample(start: bytes) -> float | None:
     offsets: dict[str, int] = {}
     with suppress(tarfile.ReadError), tarfile.open(fileobj=io.BytesIO(start), mode="r:") as tar:  # it is truncated
         for member in tar:
-            if member.isfile():
-                offsets.setdefault(member.name.rpartition("/")[2].partition(".")[0], member.offset)
+            if member.isfile() and (named := KEY_AND_SUFFIX.match(member.name)):
+                offsets.setdefault(named[1], member.offset)
     return max(offsets.values()) / (len(offsets) - 1) if len(offsets) > 1 else None
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cliptex.config.explain import nearest, not_one_of
+from cliptex.config.files import short
 from cliptex.config.labels import ExpertConfig, LabelStore
 from cliptex.config.training import Model
 from cliptex.core.plugins import built_in
@@ -96,7 +97,7 @@ def _plugin(path: Path, kind: str, name: str) -> Iterator[Problem]:
     if ":" not in name and name not in built_in(kind):
         yield (
             path,
-            f"{name!r} is no module of cliptex/{kind}/ and no package.module:Class{nearest(name, built_in(kind))}",
+            f"{short(repr(name))} is no module of cliptex/{kind}/ and no package.module:Class{nearest(name, built_in(kind))}",
         )
 
 
@@ -157,7 +158,10 @@ def _benchmarks(config: "Config") -> Iterator[Problem]:
             places.append((("zeroshot", "retrieval", name, "benchmark"), captions.benchmark))
     for path, name in places:
         if name not in built_in("benchmarks"):
-            yield path, f"{name!r} is no module of cliptex/benchmarks/{nearest(name, built_in('benchmarks'))}"
+            yield (
+                path,
+                f"{short(repr(name))} is no module of cliptex/benchmarks/{nearest(name, built_in('benchmarks'))}",
+            )
 
 
 def _data(config: "Config") -> Iterator[Problem]:

@@ -43,7 +43,7 @@ def nearest(name: str, names: Collection[str]) -> str:
 def not_one_of(name: str, names: Collection[str], what: str = "") -> str:
     """That a name is none of those, and the nearest, as the end of a sentence."""
     listed = [*sorted(names)[:MOST_NAMES], *(["..."] if len(names) > MOST_NAMES else [])]
-    return f"{name!r} is not one of {what}[{', '.join(listed)}]{nearest(name, names)}"
+    return f"{short(repr(name))} is not one of {what}[{', '.join(listed)}]{nearest(name, names)}"
 
 
 def shown(value: Any, text: str | None = None) -> str:

@@ -145,9 +145,11 @@ def _check(number: int, path: Path, source: str, digests: dict[str, str]) -> dic
     fingerprint = without_credentials(source)  # others may read the table, and sources are signed anew each day
     table = _table(f"{number:05d}")
     packed = None
-    if not is_remote(source) and compression(path):
-        packed, path = path, paths.shard(number)
-        fingerprint = f"{fingerprint} {sha256_file(packed)}"
+    if not is_remote(source):
+        path = Path(source)
+        if compression(path):
+            packed, path = path, paths.shard(number)
+            fingerprint = f"{fingerprint} {sha256_file(packed)}"
     # the user may have replaced a tar; _existing compares its digest
     if description := _existing(path, table, fingerprint):
         return description

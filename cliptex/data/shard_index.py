@@ -47,7 +47,7 @@ from cliptex.data.shards import (
 
 log = logging.getLogger("cliptex")
 MAX_REPEATS = 10
-OK = "ok"
+OK, NO_IMAGE = "ok", "no image"
 TABLE_SCHEMA = pa.schema(
     {
         "key": pa.string(),
@@ -152,10 +152,12 @@ def write_index(
     `min_yield`, with the most common reasons.
     """
     entries: list[dict[str, Any]] = []
-    digests, hashes = [], []  # of images and keys, in arrays, so that millions of pairs fit in memory
+    digests, hashes, counts = [], [], []  # digests and hashes in arrays, so that millions of pairs fit in memory
     for description, rows in shards:
         keys, statuses = rows["key"].to_pylist(), rows["status"].to_pylist()
-        hashes.append(np.fromiter(map(hash, keys), np.int64, len(keys)))
+        named = (hash(key) for key, status in zip(keys, statuses, strict=True) if status != NO_IMAGE)
+        hashes.append(np.fromiter(named, np.int64))
+        counts.append(len(keys))
         if len(set(keys)) < len(keys):
             (duplicate, _), *_ = Counter(keys).most_common(1)
             raise _duplicate_key(description["path"], duplicate, description["path"])
@@ -176,10 +178,10 @@ def write_index(
         entry["keys"] = Keys(key for number, key in enumerate(keys) if number not in placeholders)
         dropped = dict.fromkeys(sorted(keys[number] for number in placeholders), "repeated image")
         entry["dropped"] = Reasons({**entry["dropped"], **dropped})
-    for entry, key_hashes in zip(entries, hashes, strict=True):
-        counted = len(entry["keys"]) + len(entry["dropped"])
-        if counted != len(key_hashes):
-            raise RuntimeError(f"{entry['path']}: {counted} of {len(key_hashes)} samples are usable or dropped")
+    for entry, count in zip(entries, counts, strict=True):
+        accounted = len(entry["keys"]) + len(entry["dropped"])
+        if accounted != count:
+            raise RuntimeError(f"{entry['path']}: {accounted} of {count} samples are usable or dropped")
     reasons = Counter(reason for entry in entries for reason in entry["dropped"].values())
     num_usable = sum(len(entry["keys"]) for entry in entries)
     require_yield(num_usable, reasons, min_yield)
@@ -196,14 +198,16 @@ def write_index(
 
 
 def _require_unique(entries: list[dict[str, Any]], hashes: list[np.ndarray]) -> None:
-    """Raise CliptexError if a key occurs twice. hashes: of the keys, one array per shard."""
+    """Raise CliptexError if a key occurs twice. hashes: of the keys, one array per shard. Samples without an image do
+    not matter: many tars have a README of their own."""
     all_hashes = np.sort(np.concatenate(hashes)) if hashes else np.zeros(0, np.int64)
     suspects = set(all_hashes[1:][all_hashes[1:] == all_hashes[:-1]].tolist())  # equal keys, or a hash collision
     seen: dict[str, str] = {}
     for entry, key_hashes in zip(entries, hashes, strict=True) if suspects else ():
         if suspects.isdisjoint(key_hashes.tolist()):
             continue
-        for key in sorted([*entry["keys"], *entry["dropped"]]):
+        dropped = (key for key, reason in entry["dropped"].items() if reason != NO_IMAGE)
+        for key in sorted([*entry["keys"], *dropped]):
             if key in seen:
                 raise _duplicate_key(entry["path"], key, seen[key])
             if hash(key) in suspects:

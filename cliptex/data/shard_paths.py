@@ -113,13 +113,17 @@ def _files(source: str, key: str) -> list[str]:
 
 
 def shard_paths(config: Config) -> list[Path]:
-    """Paths of all shards, in order. The user's own tars are used in place.
+    """Paths of all shards, in order. The user's own tars are used in place, unless they are compressed.
 
     Raises CliptexError if the configuration has no data for its source.
     """
     if config.dataset.source == "webdataset":
         sources = enumerate(shard_sources(config))
-        return [paths.shard(number) if is_remote(source) else Path(source) for number, source in sources]
+        brought = (".gz", ".tgz", ".bz2")
+        return [
+            paths.shard(number) if is_remote(source) or source.endswith(brought) else Path(source)
+            for number, source in sources
+        ]
     if config.dataset.source == "urls":
         if config.dataset.urls is None:
             raise CliptexError("dataset.urls: source 'urls' needs a URL list and its number of rows")

@@ -4,6 +4,7 @@ Reads   the tars or the benchmark that an entry of `zeroshot.retrieval` names.
 Holds   every image has at least one caption; an unusable sample is an error that names it, it is never skipped.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -72,8 +73,14 @@ def _from_tars(tars: list[Path]) -> Iterator[CaptionedImage]:
 
     for tar in tars:
         for pair in iterate_shard(tar):
-            captions = tuple(line.strip() for line in (pair.caption or "").splitlines() if line.strip())
-            if pair.image is None or not captions:
-                missing = "image" if pair.image is None else "caption (.txt, one per line)"
-                raise CliptexError(f"{tar}: sample {pair.key} has no {missing}; remove it from the tar")
+            captions = lines_of(pair.caption or "")
+            if pair.problem or not captions:
+                problem = pair.problem or "no caption (.txt, one per line)"
+                raise CliptexError(f"{tar}: sample {pair.key} cannot be used: {problem}; correct it, or remove it")
             yield CaptionedImage(pair.key, pair.image, captions)
+
+
+def lines_of(text: str) -> tuple[str, ...]:
+    """The captions in a text, one per line, without outer spaces and empty lines. U+2028 and the like, at which
+    `str.splitlines` would split, do not end a line, as for clip_benchmark."""
+    return tuple(line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip())

@@ -25,7 +25,8 @@ from typing import Any
 from cliptex.config import ClipBenchmark, Config, dataset_slug
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, replacing, sha256_file, write_json
+from cliptex.core.files import read_json, replacing, require_file, sha256_file, write_json
+from cliptex.core.finite import require_finite
 from cliptex.evaluation.results import OUTDATED
 
 log = logging.getLogger("cliptex")
@@ -52,12 +53,11 @@ def run_clip_benchmark(
 ) -> None:
     """Evaluate the exported model in `folder` on one data set, and write the metrics in percent to `out`."""
     from cliptex.core.provenance import provenance
-    from cliptex.models.clip import WEIGHTS_FILE
+    from cliptex.models.clip import WEIGHTS_FILE, load
 
     if find_spec("clip_benchmark") is None:
         raise CliptexError("clip-benchmark is not installed; run: pip install 'cliptex[clip-benchmark]'")
-    if not (folder / WEIGHTS_FILE).exists():
-        raise CliptexError(f"{folder / WEIGHTS_FILE}: no such file; train that model first")
+    require_file(folder / WEIGHTS_FILE, "train that model first")
     dataset_root = _dataset_root(options.root, dataset)
     if dataset.startswith("wds/") and "://" not in dataset_root:
         shard_count = Path(dataset_root) / options.split / "nshards.txt"
@@ -65,6 +65,7 @@ def run_clip_benchmark(
             raise CliptexError(
                 f"{shard_count}: no such file, so {dataset} is missing; see clip_benchmark.root in config/README.md"
             )
+    load(folder)  # for its checks: the command loads whatever the folder has
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".clip_benchmark-") as scratch:
         result_file = Path(scratch) / "result.json"
@@ -88,9 +89,12 @@ def run_clip_benchmark(
             log.error("%s", process.stdout)
             last = next((line for line in reversed(process.stdout.splitlines()) if line.strip()), "no output")
             raise CliptexError(f"clip_benchmark failed on {dataset} with {model}, seed {seed}: {last.strip()}")
-        # not read_json: top-5 is NaN for fewer than five classes
+        # not read_json: NaN is not strict JSON
         output = json.loads(result_file.read_text(encoding="utf-8"))
     scores = output["metrics"].items()
+    for name, value in scores:
+        if METRICS.get(name) in MAIN:  # others are NaN, for instance top-5 for fewer than five classes
+            require_finite(value, f"{folder}: clip_benchmark's {name} on {dataset}", "check its weights")
     metrics = {METRICS.get(name, name): 100 * value if math.isfinite(value) else None for name, value in scores}
     log.info("%s %s seed %d: %s", dataset, model, seed, metrics)
     result = {

@@ -51,6 +51,8 @@ TASKS = (IMAGE_TO_TEXT.name, TEXT_TO_IMAGE.name)
 RANKED = "the nearest by cosine; one right answer among the k is enough, wrong ones as near as it count before it"
 CHUNK = 1024
 NEAREST = 5
+MOST_CHARACTERS = 4096
+"""Characters of a caption that its model sees; a context of 77 tokens holds about 400."""
 
 
 class Embeddings(NamedTuple):
@@ -78,6 +80,8 @@ def ranks(
     An item is correct if it is of the same image. Wrong items at exactly the same distance count as nearer, so that a
     model with a constant output has the worst rank.
     """
+    for embeddings in (queries_QD, others_MD):  # comparisons with NaN are false, which would be rank 0
+        require_finite(embeddings, "embeddings", BROKEN)
     ranks_of_chunks = []
     query, other = torch.from_numpy(image_of_query), torch.from_numpy(image_of_other)
     for start in range(0, len(queries_QD), CHUNK):
@@ -163,11 +167,17 @@ def embed(
     for chunks, model in zip(images, models, strict=True):
         texts = []
         for start in range(0, len(captions), 256):
-            tokens = model.tokenizer(captions[start : start + 256]).to(device)
+            tokens = model.tokenizer([_shortened(text) for text in captions[start : start + 256]]).to(device)
             texts.append(model.model.encode_text(tokens, normalize=True).float().cpu())
             require_finite(texts[-1], f"{model.name}/seed{model.seed}: its embeddings of captions of {name}", BROKEN)
         embedded.append(Embeddings(torch.cat(chunks), torch.cat(texts)))
     return embedded, ReadSet(ids, captions, np.array(image_of_caption), first_images)
+
+
+def _shortened(caption: str) -> str:
+    """A caption as the tokenizer gets it: without the end that no context holds, since the time that CLIP's tokenizer
+    takes is quadratic in the length of a word."""
+    return caption if len(caption) <= MOST_CHARACTERS else " ".join(caption.split())[:MOST_CHARACTERS]
 
 
 def run(config: Config, job: Job) -> None:

@@ -24,7 +24,7 @@ from cliptex.benchmarks.reading import source
 from cliptex.config import PUBLISHED_TOLERANCE, Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
-from cliptex.core.files import sha256_file, sha256_json
+from cliptex.core.files import sha256_json
 from cliptex.core.finite import require_finite
 from cliptex.core.progress import track
 from cliptex.core.provenance import provenance
@@ -35,13 +35,13 @@ from cliptex.evaluation.metrics.ranking import ranking_statistics, top_metrics
 from cliptex.evaluation.per_image import check, stacked_rows, write_evaluation
 from cliptex.evaluation.probes.training import default_device
 from cliptex.evaluation.results import Row, ZeroShotResult
-from cliptex.models.clip import WEIGHTS_FILE, exported_config, exported_preprocessing, load, parameters
+from cliptex.models.clip import exported_config, exported_preprocessing, exported_tokenizer, load, parameters
 from cliptex.models.encoders import in_order, sha256_weights, untrained
 
 log = logging.getLogger("cliptex")
 TEMPLATES = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
 BATCH_SIZE = 64
-BROKEN = "its weights are broken; restore or train it again"
+BROKEN = "check its weights"
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ def load_zero_shot_model(name: str, seed: int, folder: Path) -> ZeroShotModel:
         model = untrained(folder, seed_of("random encoder", seed))
         sha256 = sha256_weights(model)
     else:
-        model, sha256 = load(folder), sha256_file(folder / WEIGHTS_FILE)
-    preprocess, tokenizer = exported_preprocessing(folder, model), open_clip.get_tokenizer(f"local-dir:{folder}")
+        model = load(folder)
+        sha256 = model.weights_sha256
+    preprocess, tokenizer = exported_preprocessing(folder, model.visual), exported_tokenizer(folder)
     quick_gelu = bool(exported_config(folder)["model_cfg"].get("quick_gelu"))
     return ZeroShotModel(name, seed, model, tokenizer, preprocess, sha256, quick_gelu)
 
@@ -109,11 +110,18 @@ def transforms_of(models: Sequence[ZeroShotModel]) -> dict[str, Callable[[Image.
     return {str(model.preprocess): image_transform_v2(model.preprocess, is_train=False) for model in models}
 
 
-def encode_images(models: Sequence[ZeroShotModel], batch: Sequence[dict[str, torch.Tensor]]) -> Iterator[torch.Tensor]:
-    """Each model's unit embeddings [B, D] of the images, whose views are by `transforms_of`."""
+def encode_images(
+    models: Sequence[ZeroShotModel], batch: Sequence[dict[str, torch.Tensor]], ids: Sequence[str]
+) -> Iterator[torch.Tensor]:
+    """Each model's unit embeddings [B, D] of the images `ids`, whose views are by `transforms_of`.
+    Raises CliptexError for one that is not finite."""
     for model in models:
         images = torch.stack([views[str(model.preprocess)] for views in batch])
-        yield model.model.encode_image(images.to(default_device()), normalize=True)
+        embeddings = model.model.encode_image(images.to(default_device()), normalize=True)
+        if not embeddings.isfinite().all():
+            for name, embedding in zip(ids, embeddings, strict=True):
+                require_finite(embedding, f"{model.name}/seed{model.seed}: its embedding of image {name}", BROKEN)
+        yield embeddings
 
 
 @torch.inference_mode()

@@ -29,7 +29,7 @@ from cliptex.experts.encoder import EncoderWithFPN
 from cliptex.experts.fitting import fit
 from cliptex.experts.network import normalise
 from cliptex.experts.options import TrainingOptions, parse_options
-from cliptex.experts.precision import mixed_precision, native_precision
+from cliptex.experts.precision import mixed_precision, native_precision, safe_precision
 from cliptex.tasks.angular_mf import angular_mf_loss, norm_normalize
 
 NUM_CLASSES = 1 + len(coco_categories())
@@ -84,6 +84,7 @@ def train_backbone(config: Config, renders: Path, out: Path, seed: int) -> None:
     training = parse_options(TrainingOptions, backbone.training, "training", "backbone")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = native_precision() if backbone.precision == "auto" else backbone.precision
+    precision = safe_precision(precision, (backbone.input_size_px,) * 2)
     torch.manual_seed(seed)
     network = DenseNetwork(backbone.encoder, backbone.encoder_options, backbone.channels)
     network = network.to(device, memory_format=torch.channels_last)

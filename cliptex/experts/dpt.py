@@ -5,7 +5,6 @@ depth, where the sky is 0. Shape suffixes: B batch, C channels, H height, W widt
 """
 
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 from transformers.utils import logging as transformers_logging
 
 from cliptex.core.errors import CliptexError
-from cliptex.experts.network import NetworkExpert, normalise, resize, resized_batch, to_host
+from cliptex.experts.network import NetworkExpert, finite, normalise, resize, resized_batch, to_host
 from cliptex.experts.options import DPTOptions
-from cliptex.experts.weights import refused
+from cliptex.experts.tensors import read_tensors, require_no_code
+from cliptex.experts.weights import digests
 
 MEAN = STD = (0.5, 0.5, 0.5)
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -140,7 +140,7 @@ class DPTExpert(NetworkExpert):
         else:
             processed = self.processor(images=images, input_data_format="channels_first", return_tensors="pt")
             inputs_BCHW = processed["pixel_values"].to(self.device)
-        out_BHW = self._forward(inputs_BCHW)
+        out_BHW = finite(self._forward(inputs_BCHW))
         return to_host(
             [_enlarged(out_HW, image_CHW.shape[-2:]) for out_HW, image_CHW in zip(out_BHW, images, strict=True)]
         )
@@ -160,6 +160,10 @@ def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor
     in a file that holds anything but tensors; no code in it is executed."""
     if not (folder / "preprocessor_config.json").is_file():
         raise CliptexError(f"{folder}: lacks preprocessor_config.json, which defines the preprocessing; copy it too")
+    require_no_code(folder)
+    for name in digests(folder):
+        if not name.endswith(".json"):
+            read_tensors(folder / name)  # only for its checks: transformers has none against NaN or code
     local = {"local_files_only": True}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # mismatches are reported below
@@ -168,8 +172,6 @@ def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor
         module, loading_info = DPTForDepthEstimation.from_pretrained(
             folder, weights_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **local
         )
-    except UnpicklingError as error:
-        raise CliptexError(f"{folder}/pytorch_model.bin: {refused(error)}") from error
     except Exception as error:  # transformers raises many types of errors for invalid folders
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CliptexError(f"{folder}: not a DPT saved by transformers ({reason}); copy the folder again") from error

@@ -21,7 +21,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from cliptex.experts.average_precision import COCO_IDS, MIN_VISIBLE_PX, average_precision, coco_results, threshold_masks
 from cliptex.experts.encoder import EncoderWithFPN
 from cliptex.experts.fitting import read_renders
-from cliptex.experts.network import NetworkExpert, to_device
+from cliptex.experts.network import NetworkExpert, finite, to_device
 from cliptex.experts.options import MaskRCNNOptions, SmallMaskRCNNOptions
 from cliptex.experts.precision import mixed_precision
 
@@ -126,9 +126,14 @@ class MaskRCNNExpert(NetworkExpert):
             module = small_mask_rcnn(options.small, **common)
         else:
             module = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=NUM_OUTPUTS, **common)
+        module.backbone.register_forward_hook(lambda _, __, maps: {name: finite(one) for name, one in maps.items()})
         for part in (module.rpn, module.roi_heads):
             part.box_coder = ExactBoxCoder(part.box_coder.weights, part.box_coder.bbox_xform_clip)
         return module
+
+    def computed_size(self, height: int, width: int) -> tuple[int, int]:
+        scale = min(self.network.min_side_px / min(height, width), self.network.max_side_px / max(height, width))
+        return round(height * scale), round(width * scale)
 
     def train_size(self) -> tuple[int, int] | None:
         # the small network is trained at its input size, not at that of the renders

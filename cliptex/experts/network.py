@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
@@ -21,8 +20,8 @@ from cliptex.experts import encoder  # noqa: F401 (registers `cliptex_resnet` wi
 from cliptex.experts.base import Expert
 from cliptex.experts.fitting import fit
 from cliptex.experts.options import UNSET, TrainingOptions, parse_options
-from cliptex.experts.precision import mixed_precision, native_precision
-from cliptex.experts.weights import read_tensors
+from cliptex.experts.precision import mixed_precision, native_precision, safe_precision
+from cliptex.experts.tensors import load_strictly, read_tensors
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,28 +30,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def load_weights(module: nn.Module, path: Path) -> None:
     """Load a weight file into `module` strictly: names and shapes must be the same. Raises CliptexError as
     `read_tensors` does, and if they do not match."""
-    tensors = read_tensors(path)
-    expected = module.state_dict()
-    problems = [f"missing {name}" for name in expected if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in expected]
-    problems += [
-        f"{name} is {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
-        for name in expected
-        if name in tensors and tensors[name].shape != expected[name].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CliptexError(
-            f"{path}: the weights do not match the expert's `network` options: {', '.join(problems[:3])}{more};"
-            " use the options they were trained with"
-        )
-    module.load_state_dict(tensors)
+    load_strictly(
+        module,
+        read_tensors(path),
+        f"{path}: the weights do not match the expert's `network` options",
+        "use the options they were trained with",
+    )
 
 
 def start_from(parts: dict[str, nn.Module], weights: Path) -> None:
     """Initialise modules from the weights of the backbone. parts: name in the backbone ("body", "fpn") -> module. A
     module may lack the last stages. Raises CliptexError if a tensor is missing or has another shape."""
-    tensors = load_file(weights)
+    tensors = read_tensors(weights)
     for part, module in parts.items():
         shared = {name: tensors.get(f"{part}.{name}") for name in module.state_dict()}
         shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
@@ -83,6 +72,14 @@ def normalise(
 ) -> torch.Tensor:
     """Images in 0..1, less `mean` and divided by `std` of each channel."""
     return (images_BCHW - images_BCHW.new_tensor(mean)[:, None, None]) / images_BCHW.new_tensor(std)[:, None, None]
+
+
+def finite(output: torch.Tensor) -> torch.Tensor:
+    """The output of a network. Raises ValueError, which becomes the reason why an image has no label, for NaN or
+    infinite values."""
+    if not output.isfinite().all():
+        raise ValueError("the network's output has NaN or infinite values")
+    return output
 
 
 def to_device(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -138,6 +135,10 @@ class NetworkExpert(Expert):
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         """Scalar loss of a batch from `cliptex.experts.fitting.augment`: `image` and `targets`."""
 
+    def computed_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size to which the network itself resizes an input of this size; by default it does not."""
+        return height, width
+
     def train_size(self) -> tuple[int, int] | None:
         """Height and width of the training batches; None for the renders' own."""
         return None
@@ -183,10 +184,11 @@ class NetworkExpert(Expert):
             groups.setdefault(self.input_size(*image.shape[:2]), []).append(index)
         batch_size = self.settings.get("batch_size", 32)
         self.module.eval()
-        with torch.inference_mode(), mixed_precision(self.precision):
-            for indices in groups.values():
-                for start in range(0, len(indices), batch_size):
-                    part = indices[start : start + batch_size]
+        for size, indices in groups.items():
+            precision = safe_precision(self.precision, self.computed_size(*size))
+            for start in range(0, len(indices), batch_size):
+                part = indices[start : start + batch_size]
+                with torch.inference_mode(), mixed_precision(precision):
                     batch = [to_device(images[index], self.device).permute(2, 0, 1) for index in part]
                     for index, image_label in zip(part, label(batch), strict=True):
                         labels[index] = image_label
@@ -196,8 +198,9 @@ class NetworkExpert(Expert):
         """Build the module and train it; on one machine, the same seed gives the same weights."""
 
         def mixed_loss(batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+            precision = safe_precision(self.precision, self.train_size() or batch["image"].shape[-2:])
             # entered for each step, since autocast caches its copies of the weights until it exits
-            with mixed_precision(self.precision):
+            with mixed_precision(precision):
                 return self.loss(batch, generator)
 
         training = parse_options(TrainingOptions, self.settings.get("training", {}), "training")

@@ -25,9 +25,9 @@ from torch import nn
 from torch.nn import functional
 
 from cliptex.core.errors import CliptexError
-from cliptex.experts.network import NetworkExpert, load_weights, normalise, resize, resized_batch, to_host
+from cliptex.experts.network import NetworkExpert, finite, load_weights, normalise, resize, resized_batch, to_host
 from cliptex.experts.options import NLLAngMFOptions
-from cliptex.experts.weights import read_tensors
+from cliptex.experts.tensors import read_tensors
 from cliptex.tasks.angular_mf import angular_mf_loss, norm_normalize
 
 
@@ -259,7 +259,7 @@ class NLLAngMFExpert(NetworkExpert):
 
     def label(self, images: list[torch.Tensor]) -> list[np.ndarray]:
         resized_BCHW = resized_batch(images, self.input_size(*images[0].shape[-2:]))
-        out_B4HW = self.module(normalise(resized_BCHW))
+        out_B4HW = finite(self.module(normalise(resized_BCHW)))
         return to_host([self._to_label(out, image.shape[-2:]) for out, image in zip(out_B4HW, images, strict=True)])
 
     def _to_label(self, out_4HW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

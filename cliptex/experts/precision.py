@@ -1,7 +1,7 @@
 """Floating-point precision of networks: autocast, and the fastest format of this machine."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -10,18 +10,28 @@ import torch
 def mixed_precision(precision: str) -> Iterator[None]:
     """Autocast for "bf16" and "fp16", nothing for "fp32". On CPUs at CLIP's short sequences, PyTorch's fused attention
     in bf16 is several times slower than plain matrix products, so the plain implementation is used there."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "fp32":
-        yield
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            yield
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.autocast(device, dtype=torch.float16 if precision == "fp16" else torch.bfloat16):
         if device == "cpu":
             with sdpa_kernel(SDPBackend.MATH):
                 yield
         else:
             yield
+
+
+def safe_precision(precision: str, size: tuple[int, int]) -> str:
+    """`precision`; "fp32" on a CPU for images (height, width) with a side below 64 pixels.
+
+    There, the last maps of a convolutional network (1/32) are one pixel high, and the 1x1 convolutions of oneDNN in
+    bf16 read beyond such maps, of 5 pixels in a row for instance: NaN, or values that differ from run to run.
+    """
+    return precision if torch.cuda.is_available() or min(size) >= 64 else "fp32"
 
 
 def native_precision() -> str:

@@ -16,7 +16,7 @@ from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.core.errors import CliptexError
 from cliptex.experts.backbone import NUM_CLASSES, depth_loss, normals_loss, segmentation_loss
 from cliptex.experts.encoder import EncoderWithFPN
-from cliptex.experts.network import NetworkExpert, normalise, resized_batch, to_host
+from cliptex.experts.network import NetworkExpert, finite, normalise, resized_batch, to_host
 from cliptex.experts.options import PyramidOptions
 from cliptex.tasks.angular_mf import norm_normalize
 
@@ -74,7 +74,7 @@ class PyramidExpert(NetworkExpert):
 
     def label(self, images: list[torch.Tensor]) -> list[np.ndarray]:
         inputs_BCHW = normalise(resized_batch(images, self.train_size()))
-        outputs = zip(self.module(inputs_BCHW), images, strict=True)
+        outputs = zip(finite(self.module(inputs_BCHW)), images, strict=True)
         return to_host([self._to_label(out_Chw, image_CHW.shape[-2:]) for out_Chw, image_CHW in outputs])
 
     def _to_label(self, out_Chw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

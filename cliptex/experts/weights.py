@@ -1,14 +1,13 @@
-"""Fetch and read an expert's weights: downloaded once, checked by SHA-256, without executing code in them.
+"""Fetch an expert's weights: downloaded once, checked by SHA-256 (`cliptex.experts.tensors` reads them).
 
 Reads   a URL, a repository of the Hugging Face hub, a file, or a folder of a saved model.
 Writes  `resources/weights/` (files from URLs); the hub has its own cache.
-Holds   files in the cache are complete; loaded weights are identified by digest; pickled code is never executed.
+Holds   files in the cache are complete; weights are identified by digest.
 """
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from cliptex.config import ExpertConfig
@@ -17,9 +16,6 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, sha256_file, sha256_json
 from cliptex.core.redact import without_secrets
 from cliptex.data.web import fetch_file
-
-if TYPE_CHECKING:
-    import torch
 
 log = logging.getLogger("cliptex")
 CONFIG_FILES = ("config.json", "preprocessor_config.json")
@@ -149,44 +145,3 @@ def _from_hub(where: str, expert_config: ExpertConfig) -> tuple[Path, str]:
             " `repo`, `revision` and `file`, or use a local copy with `weights: local`"
         ) from error
     return folder, revision
-
-
-# ---- reading
-
-
-def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
-    """Name -> tensor of a safetensors file or of a PyTorch file (read with `weights_only=True`). The state dict may be
-    nested under `model` or `state_dict`; a prefix `module.` of its names is removed. Raises CliptexError if the file is
-    missing, has neither format, or holds anything but tensors; no code in it is executed."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-        if head[8:9] == b"{":
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        with path.open("rb") as file:  # given a path, torch.load would choose the format by its suffix
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CliptexError(f"{path}: no such weight file; train the expert, or correct `path`") from error
-    except SafetensorError as error:
-        raise CliptexError(f"{path}: damaged safetensors file ({error}); copy it again") from error
-    except Exception as error:  # torch.load raises many types of errors for invalid files
-        raise CliptexError(f"{path}: {refused(error)}") from error
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise CliptexError(f"{path}: not a state dict (names and tensors); save the network's `state_dict()`")
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def refused(error: Exception) -> str:
-    """Message for a file that PyTorch cannot read with `weights_only=True`; PyTorch's own advises to disable that."""
-    return (
-        f"damaged, or not a safetensors or PyTorch file of tensors only ({type(error).__name__}); copy it again, or, if"
-        " you trust it, save its tensors as safetensors: pickled code is not executed here"
-    )

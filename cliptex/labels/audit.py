@@ -64,12 +64,12 @@ def audit_labels(
             entry = entries[shard]
             stored, pairs = open_store(out_dir / "index.json", entry, task), read_indexed(entry)
             for row in rows:
-                with working_on(f"shard {entry['shard']}, key {pairs[row].key!r}"):
-                    (again,) = labeller.label_pairs([pairs[row]])
+                with working_on(f"{entry['path']}, key {pairs[row].key!r}"):
+                    (again,) = labeller.label_pairs(entry["path"], [pairs[row]])
                     finding = _compare(task, entry["shard"], again, stored.get(row))
                     if not finding.agrees:
                         first = row - row % batch_size
-                        batch = labeller.label_pairs(pairs[first : first + batch_size])
+                        batch = labeller.label_pairs(entry["path"], pairs[first : first + batch_size])
                         finding = _compare(task, entry["shard"], batch[row - first], stored.get(row))
                 findings.append(finding)
     return findings

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cliptex.config import Config
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import read_json, sha256_file, write_json
 from cliptex.core.plugins import find
 from cliptex.core.progress import track
@@ -41,27 +41,28 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
         batch_path = out_dir / f"batch-{number // config.labels.shards_per_job:03d}.json"
         path = out_dir / f"{entry['shard']}.parquet"
         redo = f"run: rm -f {path} {batch_path}   and then the same command again"
-        record = _checked_record(path, batch_path, entry, redo)
-        file = LabelFile(path, task)
-        check_keys(file, entry, redo)
-        made = file.metadata
-        weights = weights or made["weights_sha256"]
-        recipe = label_recipe(config, store, task, weights, out_dir.parent)
-        if made["shard_sha256"] != entry["sha256"]:
-            raise CliptexError(f"{path}: made from another version of shard {entry['shard']}; {redo}")
-        problem = None
-        if made["expert"] != expert:
-            problem = f"made by the expert {made['expert']!r}, but label_stores.{store}.expert is {expert!r}"
-        elif made["weights_sha256"] != weights:
-            problem = f"made with other weights of {expert!r} than the first shards"
-        elif made["recipe_sha256"] != recipe["recipe_sha256"]:
-            problem = "made with other settings than the configuration's"
-        if problem:
-            raise CliptexError(f"{path}: {problem}; correct the configuration, or {redo}")
-        for name in file.scalars:
-            scalars.setdefault(name, []).extend(value for value in file.column(name) if value is not None)
-        records.append(record)
-        files.append({"batch": batch_path.name, **{name: record[name] for name in COPIED}})
+        with working_on(path):
+            record = _checked_record(path, batch_path, entry, redo)
+            file = LabelFile(path, task)
+            check_keys(file, entry, redo)
+            made = file.metadata
+            weights = weights or made["weights_sha256"]
+            recipe = label_recipe(config, store, task, weights, out_dir.parent)
+            if made["shard_sha256"] != entry["sha256"]:
+                raise CliptexError(f"{path}: made from another version of shard {entry['shard']}; {redo}")
+            problem = None
+            if made["expert"] != expert:
+                problem = f"made by the expert {made['expert']!r}, but label_stores.{store}.expert is {expert!r}"
+            elif made["weights_sha256"] != weights:
+                problem = f"made with other weights of {expert!r} than the first shards"
+            elif made["recipe_sha256"] != recipe["recipe_sha256"]:
+                problem = "made with other settings than the configuration's"
+            if problem:
+                raise CliptexError(f"{path}: {problem}; correct the configuration, or {redo}")
+            for name in file.scalars:
+                scalars.setdefault(name, []).extend(value for value in file.column(name) if value is not None)
+            records.append(record)
+            files.append({"batch": batch_path.name, **{name: record[name] for name in COPIED}})
     images, labelled = sum(item["rows"] for item in files), sum(item["labelled"] for item in files)
     failures = sum_counts(item["failures"] for item in files)
     if not labelled:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cliptex.config import Config
+from cliptex.core.errors import working_on
 from cliptex.core.plugins import find
 from cliptex.data.images import decode_image
 from cliptex.data.shard_index import read_index, read_indexed
@@ -33,17 +34,18 @@ def contact_sheet(
         files = {store: open_store(labels_dir / store / "index.json", entry, tasks[store]) for store in stores}
         errors = {store: file.column("error") for store, file in files.items()}
         for row in shard_rows:
-            cells = [fitted(decode_image(pairs[row].image), Image.Resampling.LANCZOS)]
-            for store, file in files.items():
-                label = file.label(row)
-                if label is None:
-                    cells.append(message(f"no label: {errors[store][row]}"))
-                    continue
-                if class_names(tasks[store]):
-                    codes_and_counts = np.unique(tasks[store].classes(label), return_counts=True)
-                    classes[store].update(dict(zip(*codes_and_counts, strict=True)))
-                cells.append(fitted(tasks[store].picture(label), Image.Resampling.NEAREST))
-            rows.append((f"{pairs[row].key}  {pairs[row].caption}", cells))
+            with working_on(f"{entry['path']}, key {pairs[row].key!r}"):
+                cells = [fitted(decode_image(pairs[row].image), Image.Resampling.LANCZOS)]
+                for store, file in files.items():
+                    label = file.label(row)
+                    if label is None:
+                        cells.append(message(f"no label: {errors[store][row]}"))
+                        continue
+                    if class_names(tasks[store]):
+                        codes_and_counts = np.unique(tasks[store].classes(label), return_counts=True)
+                        classes[store].update(dict(zip(*codes_and_counts, strict=True)))
+                    cells.append(fitted(tasks[store].picture(label), Image.Resampling.NEAREST))
+                rows.append((f"{pairs[row].key}  {pairs[row].caption}", cells))
     titles = ["image"]
     for store in stores:
         task = config.label_stores[store].task

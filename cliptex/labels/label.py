@@ -19,7 +19,7 @@ import numpy as np
 
 from cliptex.config import Config
 from cliptex.config import Labels as LabelSizes
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import sha256_file, write_json
 from cliptex.core.plugins import find
 from cliptex.core.progress import track
@@ -77,13 +77,12 @@ def label_batch(
             path = out_dir / f"{entry['shard']}.parquet"
             metadata = {**recipe, "store": store, "shard": entry["shard"], "shard_sha256": entry["sha256"]}
             metadata["extra_columns"] = list(expert.extra_columns())
-            for partial_file in out_dir.glob(f".{entry['shard']}.*.parquet"):  # left by a job that was killed
-                partial_file.unlink(missing_ok=True)
-            if resumed := _is_complete(path, entry, metadata, scalars, expert.extra_columns()):
-                log.info("%s: already labelled", path)
-            else:
-                labeller.label_shard(entry, metadata, path)
-            records.append({**describe_labels(path, entry, task), "resumed": resumed})
+            with working_on(f"{entry['path']} and {path}"):
+                if resumed := _is_complete(path, entry, metadata, scalars, expert.extra_columns()):
+                    log.info("%s: already labelled", path)
+                else:
+                    labeller.label_shard(entry, metadata, path)
+                records.append({**describe_labels(path, entry, task), "resumed": resumed})
     seconds = time.monotonic() - start
     images = sum(record["rows"] for record in records)
     num_new = sum(record["rows"] for record in records if not record["resumed"])
@@ -182,7 +181,7 @@ class Labeller:
         batches = [pairs[i : i + self.batch_size] for i in range(0, len(pairs), self.batch_size)]
         scalars = list(self.task.scalars(self.task.missing(1)))
         with open_label_writer(path, scalars, self.expert.extra_columns(), metadata) as write:
-            labelled = self.pipeline.rows(batches, self._predict)
+            labelled = self.pipeline.rows(entry["path"], batches, self._predict)
             try:
                 for rows in track(labelled, f"{metadata['store']} {entry['shard']}", len(batches)):
                     for row in rows:
@@ -195,9 +194,9 @@ class Labeller:
                     " same command again, which resumes at this shard"
                 ) from error
 
-    def label_pairs(self, pairs: list[Pair]) -> list[dict[str, Any]]:
-        """The rows of some pairs, labelled as one batch; see `Pipeline.rows`."""
-        (rows,) = self.pipeline.rows([pairs], self._predict)
+    def label_pairs(self, shard: str, pairs: list[Pair]) -> list[dict[str, Any]]:
+        """The rows of some pairs of a shard, labelled as one batch; see `Pipeline.rows`."""
+        (rows,) = self.pipeline.rows(shard, [pairs], self._predict)
         return rows
 
     def _count_failure(self, row: dict[str, Any], entry: dict[str, Any]) -> None:
@@ -210,7 +209,7 @@ class Labeller:
                 f"{entry['path']}: {FAILURES_IN_A_ROW} images in a row failed, the last one {row['key']!r}"
                 f" ({row['error']}); fix the expert {self.name!r} (the log has the traceback)"
             )
-        log.warning("%s: %s has no label: %s", entry["path"], row["key"], row["error"])
+        log.warning("%s: %r has no label: %s", entry["path"], row["key"], row["error"])
 
     def _predict(self, images: dict[str, np.ndarray]) -> dict[str, Predicted]:
         """Key -> label and extra columns, or the reason why there is no label. If a batch fails, its images are tried
@@ -226,7 +225,7 @@ class Labeller:
                     f"experts.{self.name}.batch_size: {len(images)} images do not fit into memory; lower it"
                 ) from error
             if len(images) == 1:
-                log.warning("%s failed on %s", self.name, *images, exc_info=True)
+                log.warning("%s failed on %r", self.name, *images, exc_info=True)
                 return dict.fromkeys(images, f"expert failed: {type(error).__name__}: {error}"[:200])
             singles: dict[str, Predicted] = {}
             for key, image in images.items():

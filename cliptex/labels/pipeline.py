@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from cliptex.core.errors import working_on
 from cliptex.data.images import BadImage, open_image, shrunk
 from cliptex.data.shards import Pair
 from cliptex.tasks.base import Task
@@ -52,12 +53,16 @@ class Pipeline:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def rows(
-        self, batches: Iterable[list[Pair]], predict: Callable[[dict[str, np.ndarray]], dict[str, Predicted]]
+        self,
+        shard: str,
+        batches: Iterable[list[Pair]],
+        predict: Callable[[dict[str, np.ndarray]], dict[str, Predicted]],
     ) -> Iterator[list[dict[str, Any]]]:
         """Yield the rows of each batch, in order: `key`, and either `error` or `height width payload`, the task's
         scalars and the expert's extra columns.
 
-        predict: called once for each batch, in the calling thread, with the images that could be decoded, by key.
+        shard: for errors. predict: called once for each batch, in the calling thread, with the images that could be
+        decoded, by key.
         """
         remaining = iter(batches)
         decoding: deque[list[tuple[str, Future]]] = deque()
@@ -70,15 +75,15 @@ class Pipeline:
 
         decode_more(AHEAD)
         while decoding:
-            decoded = [(key, future.result()) for key, future in decoding.popleft()]
+            decoded = [(key, _result(future, shard, key)) for key, future in decoding.popleft()]
             decode_more(1)
             images = {key: image for key, image in decoded if not isinstance(image, str)}
             predicted = predict(images) if images else {}
             encoding.append([(key, self._submit(key, image, predicted)) for key, image in decoded])
             if len(encoding) > AHEAD:
-                yield _finished(encoding.popleft())
+                yield _finished(encoding.popleft(), shard)
         while encoding:
-            yield _finished(encoding.popleft())
+            yield _finished(encoding.popleft(), shard)
 
     def _submit(self, key: str, image: np.ndarray | str, predicted: dict[str, Predicted]) -> Submitted:
         outcome = image if isinstance(image, str) else predicted[key]
@@ -90,14 +95,19 @@ class Pipeline:
         return extras, self._pool.submit(encode, self.task, label, self.max_side_px)
 
 
-def _finished(batch: list[tuple[str, Submitted]]) -> list[dict[str, Any]]:
+def _result(future: Future, shard: str, key: str) -> Any:
+    with working_on(f"{shard}, key {key!r}"):
+        return future.result()
+
+
+def _finished(batch: list[tuple[str, Submitted]], shard: str) -> list[dict[str, Any]]:
     rows = []
     for key, submitted in batch:
         if isinstance(submitted, str):
             rows.append({"key": key, "error": submitted})
         else:
             extras, future = submitted
-            encoded = future.result()
+            encoded = _result(future, shard, key)
             rows.append({"key": key, **({} if "error" in encoded else extras), **encoded})
     return rows
 

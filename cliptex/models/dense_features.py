@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
 from torch import nn
 from torch.func import functional_call
 
@@ -47,6 +49,8 @@ def layer_tokens(
     with resized position embedding. Raises CliptexError for a size that the encoder does not support.
     """
     indices = indices if isinstance(indices, int) else list(indices)
+    # timm's towers without such tokens fail, each in its own way, if asked for them
+    class_tokens = class_tokens and (not is_timm(visual) or getattr(visual.trunk, "num_prefix_tokens", 0) > 0)
     options = {"indices": indices, "normalize_intermediates": normalised, "intermediates_only": True}
     options |= {"stop_early": True, "output_extra_tokens": class_tokens}
     resized = resized_positions(visual, tuple(images_BCHW.shape[-2:]))
@@ -95,8 +99,17 @@ def resized_positions(visual: nn.Module, size: tuple[int, int]) -> torch.Tensor 
 
 def number_of_blocks(visual: nn.Module) -> int:
     """Number of blocks that `layer_features` can select from."""
-    trunk = getattr(visual, "trunk", None)
-    return len(trunk.feature_info if trunk is not None else visual.transformer.resblocks)
+    return len(visual.trunk.feature_info) if is_timm(visual) else len(visual.transformer.resblocks)
+
+
+def is_timm(visual: nn.Module) -> bool:
+    """Whether an image tower is timm's, not open_clip's own vision transformer. Raises CliptexError for others."""
+    if not isinstance(visual, TimmModel | VisionTransformer):
+        raise CliptexError(
+            "student.architecture: training with tasks and probes support open_clip's vision transformers and timm"
+            f" towers, not {type(visual).__name__}; choose one of those"
+        )
+    return isinstance(visual, TimmModel)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -114,4 +127,5 @@ def features_and_embedding(visual: nn.Module, images_BCHW: torch.Tensor) -> tupl
 
 def width(visual: nn.Module) -> int:
     """Channels C of the encoder's dense features."""
-    return visual.ln_post.normalized_shape[0] if hasattr(visual, "ln_post") else visual.trunk.num_features
+    # not `num_features`, which is that after a last convolution where there is one (FastViT)
+    return visual.trunk.feature_info[-1]["num_chs"] if is_timm(visual) else visual.ln_post.normalized_shape[0]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from open_clip.pos_embed import get_2d_sincos_pos_embed_from_grid
 from PIL import Image
@@ -19,10 +18,10 @@ from torch.func import functional_call
 
 from cliptex.config import Student
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import sha256_file, sha256_json
+from cliptex.core.files import sha256_json
 from cliptex.core.seeds import seed_of
-from cliptex.models.clip import CONFIG_FILE, WEIGHTS_FILE, build, exported_config, load
-from cliptex.models.dense_features import dense_features, layer_tokens, number_of_blocks, resized_positions
+from cliptex.models.clip import CONFIG_FILE, build, exported_config, exported_preprocessing, load
+from cliptex.models.dense_features import dense_features, is_timm, layer_tokens, number_of_blocks, resized_positions
 
 BASELINES = ("random", "position")
 INTERPOLATION = {
@@ -57,13 +56,12 @@ class Encoder:
         height, width = (size, size) if isinstance(size, int) else size
         if height != width:
             raise CliptexError(f"{folder / CONFIG_FILE}: probes need a square image_size, this is {height} x {width}")
-        config = exported_config(folder)
-        preprocess = config.get("preprocess_cfg", {})
-        self.config_sha256 = sha256_json(config["model_cfg"])
+        preprocess = exported_preprocessing(folder, visual)
+        self.config_sha256 = sha256_json(exported_config(folder)["model_cfg"])
         self.image_size: int = height
-        self.mean: tuple[float, ...] = tuple(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN))
-        self.std: tuple[float, ...] = tuple(preprocess.get("std", open_clip.OPENAI_DATASET_STD))
-        self.interpolation: str = preprocess.get("interpolation", "bicubic")
+        self.mean: tuple[float, ...] = tuple(preprocess.mean)
+        self.std: tuple[float, ...] = tuple(preprocess.std)
+        self.interpolation: str = preprocess.interpolation
         self.sha256 = sha256
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._trainable = False
@@ -204,7 +202,8 @@ def load_encoder(kind_or_path: str | Path, *, reference: Path | None = None, see
     """
     if kind_or_path not in BASELINES:
         folder = Path(kind_or_path)
-        return Encoder(load(folder).visual, folder, sha256_file(folder / WEIGHTS_FILE))
+        model = load(folder)
+        return Encoder(model.visual, folder, model.weights_sha256)
     visual = untrained(reference, seed).visual
     if kind_or_path == "position":
         return PositionEncoder(visual, reference)
@@ -257,15 +256,10 @@ def sha256_weights(module: torch.nn.Module) -> str:
 
 def _split_projection(visual: torch.nn.Module) -> tuple[torch.nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
     """Remove the final projection from `visual`; return both."""
-    if isinstance(visual, open_clip.timm_model.TimmModel):
+    if is_timm(visual):
         project, visual.head = visual.head, torch.nn.Identity()
-    elif isinstance(getattr(visual, "proj", None), torch.nn.Parameter):
-        project, visual.proj = partial(torch.matmul, other=visual.proj), None
     else:
-        raise CliptexError(
-            f"student.architecture: probes support open_clip's vision transformers and timm towers, "
-            f"not {type(visual).__name__}; choose one of those"
-        )
+        project, visual.proj = partial(torch.matmul, other=visual.proj), None
     return visual, project
 
 

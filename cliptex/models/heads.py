@@ -4,18 +4,21 @@ Shapes: B images, C encoder width, h x w the patch grid, D output channels of th
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from cliptex.core.files import read_error, replacing
-from cliptex.core.plugins import find
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_error
+from cliptex.core.plugins import built_in, find
+from cliptex.experts.tensors import load_strictly, read_tensors
+from cliptex.models.clip import save_weights
 from cliptex.tasks.base import Task
 
 METADATA_KEY = "cliptex"
@@ -137,9 +140,7 @@ def save_heads(heads: DenseHeads, path: Path, tasks: dict[str, str], losses: dic
     of output channels.
     """
     metadata = {"arguments": heads.arguments, "tasks": tasks, "losses": losses}
-    tensors = {name: tensor.contiguous() for name, tensor in heads.state_dict().items()}
-    with replacing(path) as scratch:
-        save_file(tensors, scratch, metadata={METADATA_KEY: json.dumps(metadata)})
+    save_weights(heads.state_dict(), path, {METADATA_KEY: json.dumps(metadata)})
 
 
 def load_heads(path: Path) -> tuple[DenseHeads, dict[str, Task]]:
@@ -148,16 +149,32 @@ def load_heads(path: Path) -> tuple[DenseHeads, dict[str, Task]]:
     Raises CliptexError if the file is damaged or lacks the metadata.
     """
     try:
+        tensors = read_tensors(path)
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})[METADATA_KEY])
+        with torch.device("meta"):  # takes no memory, whatever width the file claims
             heads = DenseHeads(**metadata["arguments"])
-            heads.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        load_strictly(heads, tensors, f"{path}: its tensors do not match its metadata", "restore a copy")
         losses = metadata["losses"]
         tasks = {
-            store: find("tasks", task)().with_loss(losses.get(store, {}), f"{path}: {store}")
+            store: _task(task, path).with_loss(losses.get(store, {}), f"{path}: {store}")
             for store, task in metadata["tasks"].items()
         }
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         remedy = "restore a copy, or use the version of cliptex that wrote it (train.json names it)"
         raise read_error(error, path, "a heads file of this version", remedy) from error
     return heads.eval(), tasks
+
+
+def _task(name: str, path: Path) -> Task:
+    """The task that a heads file names: a built-in one, or one that this process has imported, since a file must not
+    choose which modules are imported."""
+    module, _, attribute = name.partition(":")
+    if name in built_in("tasks"):
+        return find("tasks", name)()
+    task = getattr(sys.modules.get(module), attribute, None)
+    if not (isinstance(task, type) and issubclass(task, Task)):
+        raise CliptexError(
+            f"{path}: its task {name!r} is not one of cliptex; import {module} before you load the model"
+        )
+    return task()

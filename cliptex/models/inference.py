@@ -16,9 +16,9 @@ from PIL import Image
 
 from cliptex.core.errors import CliptexError
 from cliptex.data.images import BadImage, decode_image, upright_rgb
-from cliptex.models.clip import HEADS_FILE, exported_preprocessing, load
+from cliptex.models.clip import HEADS_FILE, exported_preprocessing, exported_tokenizer, load
 from cliptex.models.dense_features import dense_features
-from cliptex.models.encoders import INTERPOLATION, squash
+from cliptex.models.encoders import squash
 from cliptex.models.heads import DenseHeads, load_heads
 from cliptex.tasks.base import Task
 
@@ -37,9 +37,9 @@ class TrainedModel:
         self.folder = Path(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = load(self.folder).to(self.device).requires_grad_(False)
-        self.preprocess_cfg = exported_preprocessing(self.folder, self.model)
+        self.preprocess_cfg = exported_preprocessing(self.folder, self.model.visual)
         self.preprocess = open_clip.transform.image_transform_v2(self.preprocess_cfg, is_train=False)
-        self.tokenizer = open_clip.get_tokenizer(f"local-dir:{self.folder}")
+        self.tokenizer = exported_tokenizer(self.folder)
         size = self.preprocess_cfg.size
         self.image_size: int = size if isinstance(size, int) else size[0]
         self.tasks: dict[str, Task] = {}
@@ -90,8 +90,7 @@ class TrainedModel:
     def _whole(self, images: Sequence[ImageInput]) -> torch.Tensor:
         """Normalised [N, 3, S, S] of images squashed to a square."""
         config = self.preprocess_cfg
-        interpolation = config.interpolation if config.interpolation in INTERPOLATION else "bicubic"
-        squashed = [squash(pixels, self.image_size, interpolation) for pixels in _read(images)]
+        squashed = [squash(pixels, self.image_size, config.interpolation) for pixels in _read(images)]
         pixels = torch.from_numpy(np.stack(squashed)).to(self.device).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(value, device=self.device).view(3, 1, 1) for value in (config.mean, config.std))
         return (pixels - mean) / std

@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_error, read_json, replacing, sha256_file, write_json
+from cliptex.core.files import read_json, sha256_file, write_json
 from cliptex.core.provenance import provenance
-from cliptex.models.clip import CONFIG_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
+from cliptex.experts.tensors import read_tensors
+from cliptex.models.clip import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    copy_tokenizer,
+    exported_config,
+    require_recorded,
+    save_weights,
+)
 
 
 def interpolate(config: Config, name: str, seed: int, workdir: Path = Path()) -> None:
@@ -33,19 +39,20 @@ def interpolate(config: Config, name: str, seed: int, workdir: Path = Path()) ->
     start = time.monotonic()
     tuned, plain = (workdir / paths.model(other, seed) for other in (options.of, options.with_))
     open_clip_config = exported_config(tuned)
-    records = [read_json(folder / "train.json") for folder in (tuned, plain)]
+    record = read_json(tuned / "train.json")
     for part in ("model_cfg", "preprocess_cfg"):
         if differing := _differences(open_clip_config.get(part, {}), exported_config(plain).get(part, {})):
             raise CliptexError(
                 f"models.{name}.interpolate: {options.of} and {options.with_} differ in {part}"
                 f" ({', '.join(differing)}); only models of one architecture can be interpolated"
             )
-    weights = between(_weights(plain), _weights(tuned), options.alpha, f"models.{name}.interpolate")
+    digests = [require_recorded(folder / WEIGHTS_FILE) for folder in (tuned, plain)]
+    start_weights, end_weights = (read_tensors(folder / WEIGHTS_FILE) for folder in (plain, tuned))
+    weights = between(start_weights, end_weights, options.alpha, f"models.{name}.interpolate")
     folder = workdir / paths.model(name, seed)
     write_json(folder / CONFIG_FILE, open_clip_config)
     copy_tokenizer(tuned, folder)
-    with replacing(folder / WEIGHTS_FILE) as scratch:
-        save_file(weights, scratch)
+    save_weights(weights, folder / WEIGHTS_FILE)
     write_json(
         folder / "train.json",
         {
@@ -56,8 +63,8 @@ def interpolate(config: Config, name: str, seed: int, workdir: Path = Path()) ->
             "init": f"{options.alpha:g} x {options.of} + {1 - options.alpha:g} x {options.with_}",
             "interpolate": {
                 **options.model_dump(mode="json", by_alias=True),
-                "of_sha256": records[0]["model_sha256"],
-                "with_sha256": records[1]["model_sha256"],
+                "of_sha256": digests[0],
+                "with_sha256": digests[1],
             },
             "steps": 0,
             "tasks": {},
@@ -65,7 +72,7 @@ def interpolate(config: Config, name: str, seed: int, workdir: Path = Path()) ->
             "images_per_s": None,
             "peak_memory_mb": 0.0,
             "parameters": {
-                part: count if part in ("encoder", "text") else 0 for part, count in records[0]["parameters"].items()
+                part: count if part in ("encoder", "text") else 0 for part, count in record["parameters"].items()
             },
             "model_sha256": sha256_file(folder / WEIGHTS_FILE),
             "provenance": provenance(config.plain()),
@@ -95,14 +102,6 @@ def between(
         else:
             out[name] = tensor
     return out
-
-
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(folder / WEIGHTS_FILE)
-    except (OSError, SafetensorError) as error:
-        remedy = "restore a copy, or train that model again"
-        raise read_error(error, folder / WEIGHTS_FILE, "safetensors", remedy, "train that model first") from error
 
 
 def _differences(first: dict[str, Any], second: dict[str, Any], prefix: str = "") -> list[str]:

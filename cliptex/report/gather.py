@@ -14,7 +14,7 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
 from cliptex.evaluation.measures import measures
 from cliptex.evaluation.metrics.base import Arrays
-from cliptex.evaluation.per_image import PerImage, per_image_path, read_per_image
+from cliptex.evaluation.per_image import PerImage, num_images, per_image_path, read_per_image
 from cliptex.evaluation.probes.tasks import load_tasks
 from cliptex.evaluation.results import SAME, AnyResult, Provenance, Row, read_result
 from cliptex.labels.store import read_label_index
@@ -99,7 +99,10 @@ class Scores(AnyResult):
             return None
         if row.task not in file.tasks or (self.folder is None and name not in file.rows):
             raise CliptexError(f"{path}: has nothing of {row.task}, {name}; {PUT_BACK}, or evaluate that model again")
-        return file.of(row.task, name if self.folder is None else None)
+        arrays = file.of(row.task, name if self.folder is None else None)
+        if num_images(arrays) != len(file.ids):
+            raise CliptexError(f"{path}: {row.task} has {num_images(arrays)} images, not {len(file.ids)}; {PUT_BACK}")
+        return arrays
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import sha256_file
 from cliptex.evaluation.measures import measures
+from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.per_image import mismatch, per_image_path
 from cliptex.evaluation.results import Row, read_result
 from cliptex.report import names
@@ -59,16 +60,17 @@ def check_identity(path: Path, record: dict[str, Any], name: str, seed: int) -> 
         raise CliptexError(f"{path}: is of {of}; {PUT_BACK}, or train {name} with seed {seed} again")
 
 
-def check_metric(path: Path, parts: Path, row: Row, arrays: Any) -> None:
-    """Raise CliptexError unless a row's main metric follows from its per-image parts."""
-    try:
-        wrong = mismatch(row.task, arrays, row.metrics)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise CliptexError(f"{parts}: {row.task}: not parts of this task ({error!r}); {PUT_BACK}") from error
-    if wrong:
+def check_metric(path: Path, parts: Path, row: Row, arrays: Arrays) -> None:
+    """Raise CliptexError unless a row's main metric follows from its per-image parts, and these are its own."""
+    if wrong := mismatch(row.task, arrays, row.metrics):
         raise CliptexError(
             f"{path}: {row.task} of {row.model}, seed {row.seed}, {row.head}: {wrong} in {parts}; {PUT_BACK}, or "
             "evaluate that model again"
+        )
+    if row.per_image_sha256 and row.per_image_sha256 != sha256_file(parts):
+        raise CliptexError(
+            f"{parts}: is not the file that was written with the results of {row.model}, seed {row.seed}: its SHA-256 "
+            f"is not that in {path}; {PUT_BACK}, or evaluate that model again"
         )
 
 

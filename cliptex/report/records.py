@@ -6,7 +6,7 @@ A record stays the dictionary that was read; keys that are not named may have an
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
@@ -24,6 +24,12 @@ def _record(base: type[Record] = Record, **keys: Any) -> type[Record]:
     """A type with keys -> type, or (type, value of a key that may be missing)."""
     fields = {key: value if isinstance(value, tuple) else (value, ...) for key, value in keys.items()}
     return create_model("Record", __base__=base, **fields)
+
+
+def _with_step(line: dict[str, float | None]) -> dict[str, float | None]:
+    if line.get("step") is None:
+        raise ValueError("no step")
+    return line
 
 
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]  # the square of a larger one could overflow
@@ -50,7 +56,8 @@ TRAINING = _record(
 """train.json."""
 TRAINED = _record(TRAINING, batch_size=Size, learning_rate=Number)
 """train.json of a model that was trained for some steps."""
-LOGGED = list[dict[str, Annotated[Number | None, Field(allow_inf_nan=False, strict=True)]]]
+_Line = dict[str, Annotated[Number | None, Field(allow_inf_nan=False, strict=True)]]
+LOGGED = list[Annotated[_Line, AfterValidator(_with_step)]]
 """The lines of metrics.jsonl; the first index of an error is the line, from 0."""
 SHARD_INDEX = _record(num_samples=Size, dropped=Counts, shards=list[_record(shard=str, path=str, keys=list)])
 LABEL_INDEX = _record(

@@ -73,8 +73,6 @@ class Checkpoints:
 
         Raises CliptexError if it cannot be written, e.g. because the disk is full; earlier checkpoints are kept.
         """
-        for partial in self.folder.glob(".step-*"):  # left by a kill during a save
-            partial.unlink(missing_ok=True)
         path = self._path(state["step"])
         try:
             with replacing(path) as scratch:

@@ -17,7 +17,12 @@ from cliptex.config import Config, dataset_slug
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import put_on_path
 from cliptex.core.provenance import code_sha256, require_code
-from cliptex.data.official.status import benchmark_marks, is_published, missing_data
+from cliptex.data.official.status import (
+    benchmark_marks,
+    evaluation_only,
+    is_published,
+    missing_data,
+)
 from cliptex.data.shard_paths import (
     INDEX_KEYS,
     SHARD_KEYS,

@@ -153,11 +153,22 @@ rule fetch_benchmark:
         ),
         runtime="48h",
         how=unrecorded(CONFIG.subset("benchmark_data", "dataset.source")),
+        splits=lambda wildcards: (
+            "--evaluation-only"
+            if evaluation_only(CONFIG, wildcards.benchmark)
+            else "--no-evaluation-only"
+        ),
     params:
-        variant=lambda wildcards: CONFIG.benchmark_source(wildcards.benchmark).variant,
+        # when more is needed than was fetched, this is fetched
+        variant=lambda wildcards: (
+            "evaluation only"
+            if evaluation_only(CONFIG, wildcards.benchmark)
+            else CONFIG.benchmark_source(wildcards.benchmark).variant
+        ),
         version=versions.FETCH,
     shell:
         "cliptex --log {log} --threads {threads} fetch --benchmark {wildcards.benchmark} --config {resources.how:q}"
+        " {resources.splits}"
 
 
 rule render_benchmark:

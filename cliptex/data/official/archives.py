@@ -37,6 +37,7 @@ class Archive:
     digest: str  # "md5:" or "sha256:" and hexadecimal digits; empty where none is known
     url: str  # empty if the download requires accepting terms, or a browser
     terms: str  # licence or terms of use, and where to find them
+    part: str = ""  # "train": only the training split needs it
 
     @property
     def alternatives(self) -> list[list[str]]:
@@ -67,7 +68,7 @@ def archives(benchmark: str, variant: str | None, table: str | None = None) -> l
     for where, values in _rows(Path(table)) if table else ():
         key = (values.get("benchmark"), values.get("file"))
         same = [number for number, row in enumerate(rows) if (row.benchmark, row.file) == key]
-        if not same and (missing := [name for name in COLUMNS if name not in values]):
+        if not same and (missing := [name for name in COLUMNS if name not in values and name != "part"]):
             raise CliptexError(f"{where}: a new file needs all columns; missing: {', '.join(missing)}")
         for number in same:
             rows[number] = _archive(vars(rows[number]) | values, where)
@@ -111,6 +112,7 @@ def _archive(values: dict[str, Any], where: str) -> Archive:
         "kind": row.kind not in KINDS,
         "gives": not row.gives or any(path.is_absolute() or ".." in path.parts for path in paths),
         "bytes": bool(size) and not size.isdigit(),
+        "part": row.part not in ("", "train"),
         "digest": bool(row.digest) and not (len(digits) == DIGESTS.get(algorithm) and set(digits) <= set(HEX)),
         "url": bool(row.url) and not row.url.startswith(("http://", "https://")),
     }

@@ -23,7 +23,7 @@ from cliptex.core.progress import track
 from cliptex.core.redact import without_secrets
 from cliptex.data.miniature.layouts import SEAL
 from cliptex.data.official.archives import RECEIPTS, Archive, ArchiveLocation, archives, locate, receipt
-from cliptex.data.official.status import chosen_variant
+from cliptex.data.official.status import chosen_variant, evaluation_only
 from cliptex.data.official.unpack import unpack
 from cliptex.data.web import check_digest, fetch_file
 
@@ -34,9 +34,10 @@ NUM_CHECKED = 16
 """Number of samples of each part that are read as a check."""
 
 
-def fetch(config: Config, name: str, benchmark_dir: Path) -> dict[str, Any]:
+def fetch(config: Config, name: str, benchmark_dir: Path, evaluation: bool | None = None) -> dict[str, Any]:
     """Install the data of the benchmark `name` in `benchmark_dir`. Returns the content of `official.json`.
 
+    evaluation: only the data of the evaluation split; default: `evaluation_only`.
     Raises CliptexError if an archive must be downloaded manually, has a wrong digest, or does not fit on the disk.
     """
     from filelock import FileLock
@@ -53,14 +54,18 @@ def fetch(config: Config, name: str, benchmark_dir: Path) -> dict[str, Any]:
     if source.path and not Path(source.path).is_dir():
         raise CliptexError(f"benchmark_data.benchmarks.{name}.path: {source.path} is not a folder")
     rows = archives(name, variant, config.benchmark_data.archives)
+    needed = rows
+    if evaluation_only(config, name) if evaluation is None else evaluation:
+        needed = [row for row in rows if row.part != "train"]
     keep = config.benchmark_data.keep_archives
     (benchmark_dir / RECEIPTS).mkdir(parents=True, exist_ok=True)
     with FileLock(benchmark_dir / RECEIPTS / "lock"):
         if rows:
-            records = [_install(row, benchmark_dir, name, source.path, keep) for row in rows]
+            records = [_install(row, benchmark_dir, name, source.path, keep) for row in needed]
         else:
             records = [_link_all(benchmark_dir, name, source.path)]
         mark: dict[str, Any] = {"schema_version": 1, "source": "official", "benchmark": name, "variant": variant}
+        mark |= {"evaluation_only": True} if needed != rows else {}
         mark |= find("benchmarks", name)(benchmark_dir, mark).prepare()
         mark["counts"] = _check(find("benchmarks", name)(benchmark_dir, mark))
         mark["archives"] = [record for record in records if record]
@@ -75,7 +80,7 @@ def _check(data: Any) -> dict[str, int]:
     Raises CliptexError also if an image is in both parts."""
     counts = {}
     data.check_apart()
-    for part in ("train", "eval"):
+    for part in data.parts:
         samples = data.samples(part)
         counts[part] = len(samples)
         step = max(1, len(samples) // NUM_CHECKED)

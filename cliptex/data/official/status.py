@@ -9,6 +9,7 @@ from typing import Any
 from cliptex.config import Config, Student
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json
 from cliptex.core.plugins import find
 from cliptex.data.official.archives import archives, locate
 
@@ -30,6 +31,18 @@ def benchmarks_in_use(config: Config) -> list[str]:
     return list(dict.fromkeys(name for name in (*names, config.train.watch.zero_shot) if name))
 
 
+def evaluation_only(config: Config, name: str) -> bool:
+    """Whether the official data of a benchmark are installed without archives that only its training split needs: no
+    probe and no fine-tuning trains on it, and that split is not there already."""
+    if name in (*config.probes.benchmarks, *config.finetune.benchmarks) or name not in benchmarks_in_use(config):
+        return False
+    mark = paths.benchmark_mark(name, "official")
+    if mark.exists():
+        return bool(read_json(mark).get("evaluation_only"))
+    rows = archives(name, chosen_variant(config, name), config.benchmark_data.archives)
+    return any(row.part == "train" for row in rows)
+
+
 def benchmark_marks(config: Config) -> dict[str, str]:
     """Benchmark -> the file that marks its data as complete. Raises CliptexError for an unknown variant."""
     out = {}
@@ -49,6 +62,8 @@ def official_files(config: Config) -> dict[str, list[dict[str, Any]]]:
             continue
         benchmark_dir = paths.benchmark(name)
         rows = archives(name, chosen_variant(config, name), config.benchmark_data.archives)
+        if evaluation_only(config, name):
+            rows = [row for row in rows if row.part != "train"]
         locations = [(row, locate(row, benchmark_dir, source.path)) for row in rows]
         out[name] = [
             {"file": row.file, "how": location.how, "bytes": row.bytes, "gives": row.gives, "terms": row.terms}

@@ -26,7 +26,7 @@ from cliptex.core.progress import track
 
 BROKEN = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-    *(EOFError, NotImplementedError, UnicodeDecodeError),
+    *(EOFError, NotImplementedError, UnicodeDecodeError, MemoryError),
 )
 """Errors of the libraries for damaged archives and unsupported features."""
 
@@ -110,6 +110,7 @@ class _Unpacker:
         self.max_bytes = limits.ratio * archive.stat().st_size + limits.always_allowed
         self.folders = {into}
         self.members, self.bytes = 0, 0
+        self.names: set[int] = set()  # hashes, since there are millions
         self.done = Unpacked()
 
     def tar(self, tar: tarfile.TarFile, below: PurePosixPath, nested: bool = False) -> None:
@@ -186,6 +187,9 @@ class _Unpacker:
         """Write one file, unless it exists with the right size. It is renamed into place when complete."""
         if not name.parts:
             self.refuse(member, "has no name")
+        if (key := hash(str(name).casefold())) in self.names:
+            self.refuse(member, "has the name of another one, or differs from it only in letter case")
+        self.names.add(key)
         target = self.into / name
         try:
             self.folder(member, target.parent)

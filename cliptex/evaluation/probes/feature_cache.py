@@ -32,6 +32,7 @@ import torch
 
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import sha256_json, write_json
+from cliptex.core.finite import require_finite
 
 log = logging.getLogger("cliptex")
 KINDS = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
@@ -93,18 +94,20 @@ class Writer:
         self._view_shape: tuple[int, int] | None = None
         self._parts: list[np.ndarray] = []
         self._scales: list[np.ndarray] = []
+        self._checksums: dict[str, int] = {}
 
-    def append(self, tokens_BTC: torch.Tensor) -> None:
-        """Append the features of the next views. Raises CliptexError for values that the precision cannot hold."""
+    def append(self, tokens_BTC: torch.Tensor, subject: str = "features") -> None:
+        """Append the features of the next views. Raises CliptexError for values that the precision cannot hold.
+        subject: names model and images in the error."""
         values = tokens_BTC.float().cpu().numpy()
         self.views, self._view_shape = self.views + len(values), values.shape[1:]
         largest = np.abs(values).max(initial=0)
         if not np.isfinite(largest):
-            raise CliptexError("the encoder returned features that are not finite; check its weights")
+            require_finite(values, subject, "check the weights of the model")
         if self.precision == "fp16" and largest > np.finfo(np.float16).max:
             raise CliptexError(
-                f"{subject}: up to {largest:g}, which exceeds the range of fp16; set features.precision to fp32 or int8"
-                " in the protocol"
+                f"{subject}: values of up to {largest:g} exceed the range of fp16; set features.precision to fp32 or"
+                " int8 in the protocol"
             )
         if self.precision == "int8":
             scales = np.abs(values).max(1) / 127
