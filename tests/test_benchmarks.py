@@ -6,9 +6,14 @@ import json
 import multiprocessing
 import pickle
 import re
+import resource
 import shutil
+import struct
+import time
+import zlib
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import scipy.io.matlab
@@ -37,7 +42,7 @@ from cliptex.benchmarks.nyuv2_normals import (
     store_ladicky,
 )
 from cliptex.benchmarks.places365 import category_name
-from cliptex.benchmarks.reading import Lazy, read_mat, source
+from cliptex.benchmarks.reading import Lazy, read_mat, read_rgb, source
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
 
@@ -255,6 +260,7 @@ def test_coco_objects_without_a_polygon_are_counted_by_id_and_have_an_empty_mask
             others | {"id": 79, "segmentation": [[], [1, 2, 3, 4]], "area": 5},
             others | {"id": 80, "segmentation": {"size": [48, 48], "counts": [3, 4]}},  # the rest is off
         ]
+
     coco = coco_with(tmp_path, change)
     sample = coco.samples("train")[0]
     assert sample["masks"].any((1, 2)).tolist()[-3:] == [False, False, True] and not sample["masks"][0].any()
@@ -305,6 +311,7 @@ def runs(counts, side=48):
         (lambda data, item: data["categories"].append({"id": 1, "name": "x"}), "categories: two have the id 1"),
         (lambda data, item: data["categories"][0].pop("name"), "categories: one has no name"),
         (lambda data, item: data["images"][0].update(file_name="../x.jpg"), "image 3: '../x.jpg' is not a file name"),
+        (lambda data, item: data["images"][0].update(file_name=".."), "image 3: '..' is not a file name"),
         (lambda data, item: data["images"][0].update(height="48"), r"image 3: its height and width are \('48', 48\)"),
         (lambda data, item: data["images"][0].pop("width"), r"image 3: its height and width are \(48, None\)"),
         (lambda data, item: data.update(annotations={}), "lacks annotations, a list of objects"),
@@ -473,6 +480,78 @@ def test_nyuv2_black_normals_are_invalid_and_others_are_unit_vectors():
     assert normals[0, 1, 0] < -0.99
 
 
+def nyuv2_file(tmp_path, change):
+    """The reader of a file whose content `change(file)` altered."""
+    path = write_nyuv2(tmp_path, 2, 2) / "nyu_depth_v2_labeled.mat"
+    with h5py.File(path, "r+") as file:
+        change(file)
+    return reader("nyuv2", tmp_path)
+
+
+EMPTY = {"data": None, "shape": (4, 3, 48, 36), "dtype": "u1"}
+
+
+def replaced(name, **options):
+    def change(file):
+        data = file[name][:]
+        del file[name]
+        file.create_dataset(name, **{"data": data} | options)
+
+    return change
+
+
+def linked(link):
+    def change(file):
+        del file["images"]
+        file["images"] = link
+
+    return change
+
+
+def virtual(source):
+    def change(file):
+        layout = h5py.VirtualLayout(file["images"].shape, "u1")
+        layout[...] = h5py.VirtualSource(source or file.filename, "images", file["images"].shape)
+        del file["images"]
+        file.create_virtual_dataset("images", layout)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (virtual(None), "'images' is not an array that is stored in the file"),  # of itself: ends the process
+        (virtual("elsewhere.h5"), "'images' is not an array that is stored in the file"),  # read as zeros
+        (linked(h5py.ExternalLink("elsewhere.h5", "images")), "has no 'images' of its own"),
+        (linked(h5py.SoftLink("/images")), "has no 'images' of its own"),
+        (replaced("images", **EMPTY, external="raw"), "'images' is not an array that is stored in the file"),
+        (replaced("images", **EMPTY), "'images' is incomplete: 0 of 20,736 bytes"),
+        (replaced("images", **EMPTY, chunks=(1, 3, 48, 36)), "'images' is incomplete: 0 of 4 chunks"),
+        (replaced("images", data=np.zeros((4, 3, 48, 36))), r"'images' is float64 \(4, 3, 48, 36\), not"),
+        (replaced("images", data=np.zeros((4, 3, 48, 36), "u2")), "images uint16 .* do not match"),
+        (replaced("depths", data=np.zeros((4, 48, 36), "u2")), r"'depths' is uint16 \(4, 48, 36\), not"),
+        (replaced("depths", data=np.zeros((4, 36, 48), "f4")), "images .* and depths .* do not match"),
+        (replaced("depths", data=np.full((4, 48, 36), 2345, "f4")), "image 1 has depths up to 2,345, but must be in"),
+        (replaced("depths", data=np.full((4, 48, 36), np.nan, "f4")), "image 1 has no valid depth"),
+        (replaced("depths", data=np.full((4, 48, 36), np.inf, "f4")), "image 1 has no valid depth"),
+        (lambda file: file["images"].parent.create_group("x") and linked(file["x"])(file), "'images' is not an array"),
+    ],
+)
+def test_nyuv2_images_and_depths_that_are_not_in_the_file_or_in_metres_are_refused(tmp_path, change, message):
+    nyu = nyuv2_file(tmp_path, change)
+    with pytest.raises(CliptexError, match=rf"nyu_depth_v2_labeled\.mat: .*({message})"):
+        [sample for part in ("train", "eval") for sample in nyu.samples(part)]
+
+
+@pytest.mark.parametrize("numbers", [[1, 2, 2], [0, 1], [5], [1.5], [np.nan], [1 + 2j], [], "12"])
+def test_nyuv2_splits_are_distinct_numbers_of_images(tmp_path, numbers):
+    write_nyuv2(tmp_path, 2, 2)
+    savemat(tmp_path / "splits.mat", {"trainNdxs": numbers, "testNdxs": [[3], [4]]})
+    with pytest.raises(CliptexError, match=r"splits\.mat: (trainNdxs must contain distinct|has no numeric)"):
+        reader("nyuv2", tmp_path).samples("train")
+
+
 def test_nyuv2_wrong_files_are_refused_by_name(tmp_path):
     write_nyuv2(tmp_path, 2, 2)
     (tmp_path / "nyu_dataset/test/norm").rename(tmp_path / "elsewhere")
@@ -560,6 +639,73 @@ def test_no_damage_of_a_mat_file_ends_the_process(tmp_path, content):
     assert process.exitcode == 0
     tally = json.loads((tmp_path / "tally.json").read_text())
     assert min(tally.values()) > 100, tally
+
+
+def matlab_file(array: bytes) -> bytes:
+    """A MATLAB 5 file with one compressed array."""
+    packed = zlib.compress(struct.pack("<II", 14, len(array)) + array, 1)
+    return b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + struct.pack("<II", 15, len(packed)) + packed
+
+
+def matlab_cells(count: int, content: bytes) -> bytes:
+    head = struct.pack("<IIII", 6, 8, 1, 0) + struct.pack("<IIii", 5, 8, count, 1) + struct.pack("<II", 1, 0)
+    return head + content
+
+
+def write_bombs(root: Path) -> None:
+    """Small files that declare gigabytes, or cost minutes; each belongs to a benchmark in a folder of its own."""
+    deep = b""
+    for _ in range(3000):
+        deep = matlab_cells(1, struct.pack("<II", 14, len(deep)) + deep)
+    (root / "zeros.mat").write_bytes(matlab_file(bytes(70 << 20)))
+    (root / "cells.mat").write_bytes(matlab_file(matlab_cells(1_000_000, struct.pack("<II", 14, 0) * 1_000_000)))
+    (root / "deep.mat").write_bytes(matlab_file(deep))
+    with gzip.open(root / "zeros.pklz", "wb", 1) as file:
+        file.write(b"\x8e" + struct.pack("<Q", 40 << 20) + bytes(40 << 20) + b".")
+    Image.new("1", (20_000, 20_000)).save(root / "large.png")
+    Image.new("L", (4000, 4000)).save(root / "scans.jpg")
+    (root / "scans.jpg").write_bytes((root / "scans.jpg").read_bytes() + b"\xff\xda" * 300)
+    (root / "program.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n")
+    write_nyuv2(root / "chunks", 1, 1)
+    with h5py.File(root / "chunks/nyu_depth_v2_labeled.mat", "w") as file:
+        file.create_dataset("images", (4, 3, 6000, 6000), "u1", chunks=(4, 3, 6000, 6000), compression="gzip")
+    for name, change in (
+        ("outline", lambda data, item: item.update(segmentation=[[1, 1, 1e7, 1, 1, 1e7]])),
+        ("runs", lambda data, item: item.update(segmentation={"size": [10**6] * 2, "counts": [10**12]})),
+        ("string", lambda data, item: item.update(segmentation={"size": [48, 48], "counts": "o" * 1_000_000})),
+        ("objects", lambda data, item: data["images"][-1].update(height=40_000, width=40_000)),
+    ):
+        (root / name).mkdir()
+        coco_with(root / name, change)
+
+
+def read_bombs(root: Path) -> None:
+    """Read each with 3 GB of memory; found.json has the error and the seconds of each."""
+    found = {}
+    resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+    for path in sorted(root.iterdir()):
+        read = {".mat": lambda path: read_mat(path, "unpack"), ".pklz": read_arrays, ".png": read_rgb, ".jpg": read_rgb}
+        benchmark = "nyuv2" if path.name == "chunks" else "coco"
+        start, error = time.monotonic(), None
+        try:
+            read.get(path.suffix, lambda path, name=benchmark: reader(name, path).samples("train")[0])(path)
+        except CliptexError as raised:
+            error = str(raised)
+        found[path.name] = [error, time.monotonic() - start]
+    (root.parent / "found.json").write_text(json.dumps(found))
+
+
+def test_small_files_that_declare_gigabytes_are_refused_by_name_in_little_time_and_memory(tmp_path):
+    (tmp_path / "bombs").mkdir()
+    write_bombs(tmp_path / "bombs")
+    process = multiprocessing.get_context("spawn").Process(target=read_bombs, args=(tmp_path / "bombs",))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found.keys() == {path.name for path in (tmp_path / "bombs").iterdir()}
+    for name, (error, seconds) in found.items():
+        assert error and name in error and "memory" not in error and seconds < 30, (name, error, seconds)
 
 
 def test_files_that_matlab_wrote_are_sound():
@@ -652,6 +798,43 @@ def test_places365_sub_levels_come_first_in_the_name_and_ids_are_unique(tmp_path
     (tmp_path / "places365_standard/val" / CATEGORIES[1]).rename(tmp_path / "places365_standard/val/bog")
     with pytest.raises(CliptexError, match=r"bog.*not a category"):
         places.samples("eval")
+
+
+def described(name, root, mark):
+    data = find("benchmarks", name)(root, mark)
+    samples = [*data.samples("train"), *data.samples("eval")]
+    return data.class_names, [(sample["id"], sample.get("label")) for sample in samples]
+
+
+TRAINAUG, SMALL = {"variant": "trainaug"}, {"variant": "small"}
+VOC = "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt"
+TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
+
+
+@pytest.mark.parametrize(
+    ("name", "mark", "file", "wrong"),
+    [
+        ("voc", TRAINAUG, VOC, ["2007_000003 -1", "../x", "2007_000002"]),  # a list of Main, another folder, twice
+        ("voc", TRAINAUG, "benchmark_RELEASE/dataset/val.txt", ["2007_000001  1"]),
+        ("ade20k", {}, "ADEChallengeData2016/objectInfo150.txt", ["151\t0.0002\t421\t56\tflag", "150 flag"]),
+        ("imagenet", {}, TRUTH, ["n01440764", "1001", "-1", "9" * 5000, "\u0661"]),
+        ("imagenet", {}, "LOC_synset_mapping.txt", ["n02958343", "car, auto"]),
+        ("places365", SMALL, "categories_places365.txt", ["/a/airfield 3", "living_room 2", "/b/beach 2"]),
+        ("places365", SMALL, "places365_train_standard.txt", ["/a/x.jpg 3", "/a/x.jpg", "/../x.jpg 0", "/a/x.jpg -1"]),
+    ],
+)
+def test_a_list_that_was_edited_elsewhere_is_read_alike_and_a_wrong_line_is_refused(tmp_path, name, mark, file, wrong):
+    """Alike: with a byte order mark, line ends of Windows, comments and empty lines."""
+    root = WRITERS[name](tmp_path, 3, 3, **{"voc": {"sbd": 2}, "places365": mark}.get(name, {}))
+    path, expected = root / file, described(name, root, mark)
+    text = path.read_text()
+    path.write_bytes(b"\xef\xbb\xbf# a comment\r\n" + text.replace("\n", "\r\n").encode() + b"\r\n \r\n\r\n")
+    assert described(name, root, mark) == expected
+    for line in wrong:
+        path.write_text("\n".join([*text.splitlines()[:-1], line]))
+        with pytest.raises(CliptexError, match=rf"{path.name}: .*(unpack|add a line)") as raised:
+            described(name, root, mark)
+        assert len(str(raised.value)) < 500
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -181,6 +181,8 @@ def test_what_nobody_foresaw_is_one_line_and_its_traceback_in_the_log_file(tmp_p
 
     monkeypatch.setattr("cliptex.config.Config.from_files", broken)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.yaml").touch()
     for options, shown in ((["--log", "a.log"], False), (["--debug"], True), ([], False)):
         with fresh_logging(), pytest.raises(SystemExit) as end:
             monkeypatch.setattr(sys, "argv", ["cliptex", *options, "plan"])

@@ -260,12 +260,15 @@ def test_paths_may_have_variables_and_the_home_folder(monkeypatch):
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     config = Config.load(
         {
-            "dataset": {"shards": ["~/cc3m/{000..331}.tar", "${SCRATCH}/x.tar", "https://a.org/$b.tar"]},
+            "dataset": {
+                "shards": ["~/cc3m/{000..331}.tar", "${SCRATCH}/x.tar", "https://a.org/$b.tar", "pipe:cut -c$1 ~/x"]
+            },
             "experts": {"dpt": {"weights": "local", "path": "$SCRATCH/dpt.pth"}},
             "student": {"pretrained": "~/clip"},
         }
     )
-    assert config.dataset.shards == ["/home/me/cc3m/{000..331}.tar", "/scratch/me/x.tar", "https://a.org/$b.tar"]
+    local = ["/home/me/cc3m/{000..331}.tar", "/scratch/me/x.tar"]
+    assert config.dataset.shards == [*local, "https://a.org/$b.tar", "pipe:cut -c$1 ~/x"]
     assert (config.experts["dpt"].path, config.student.pretrained) == ("/scratch/me/dpt.pth", "/home/me/clip")
 
 

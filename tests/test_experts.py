@@ -1,5 +1,8 @@
 """Experts: the formulas of their losses, the published shapes, the painting rule, training, labelling."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -18,11 +21,12 @@ from cliptex.core.files import read_json
 from cliptex.experts import average_precision, dpt, mask_rcnn, nll_angmf, truth
 from cliptex.experts.fitting import augment
 from cliptex.experts.network import load_weights
-from cliptex.experts.options import TrainingOptions
+from cliptex.experts.options import TrainingOptions, problems
 from cliptex.experts.training import load_expert, train_expert
 from cliptex.tasks import angular_mf
 
 pytestmark = pytest.mark.xdist_group("experts")
+ROOT = Path(__file__).parents[1]
 
 EXPERTS = {"mask_rcnn": mask_rcnn.PLUGIN, "dpt": dpt.PLUGIN, "nll_angmf": nll_angmf.PLUGIN}
 
@@ -491,6 +495,33 @@ def test_labels_are_what_the_task_encodes_at_any_size(name, trained):
         assert all(np.allclose(np.linalg.norm(label[..., :3], axis=-1), 1, atol=1e-4) for label in labels)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only on CPUs")
+@pytest.mark.parametrize(
+    ("size", "narrow"), [((31, 640), True), ((640, 40), True), ((64, 64), False), ((96, 128), False)]
+)
+def test_narrow_images_are_not_labelled_in_bf16_on_a_cpu(size, narrow):
+    """There, PyTorch's convolutions in bf16 read beyond maps of one row: NaN, or values that differ from run to run."""
+    for name, network in (("nll_angmf", SMALL["nll_angmf"]), ("mask_rcnn", SMALL["mask_rcnn"] | {"min_side_px": 64})):
+        one = EXPERTS[name]({"network": network, "precision": "bf16"})
+        one.randomise(0)
+        used = []
+        one.module.register_forward_pre_hook(lambda *_, used=used: used.append(torch.is_autocast_enabled("cpu")))
+        with one.session():
+            one.predict([np.zeros((*size, 3), np.uint8)], ["a"])
+            assert torch.is_autocast_enabled("cpu")
+        assert used == [not narrow]
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_a_network_without_finite_output_gives_no_label(name):
+    one = EXPERTS[name]({"network": SMALL[name], "precision": "fp32"})
+    one.randomise(0)
+    with torch.no_grad():
+        next(parameter for parameter in one.module.parameters() if parameter.ndim == 4)[:] = torch.inf
+    with pytest.raises(ValueError, match="output has NaN or infinite values"):
+        one.predict([np.full((64, 64, 3), 99, np.uint8)], ["a"])
+
+
 @pytest.mark.parametrize("name", EXPERTS)
 def test_a_label_does_not_depend_on_batch_mates(name, trained):
     one = trained[name][0]
@@ -686,3 +717,44 @@ def test_the_truth_is_the_pair_rendered_again(tmp_path):
         assert_array_equal(np.isnan(normals[..., 0]), depth == 0)
         # what lies in the sky belongs to no object
         assert not segmentation[depth == 0].any()
+
+
+# options
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("experts.dpt.network.confg", {}, "unknown key; did you mean config"),
+        ("experts.mask_rcnn.network.small.encodr", "x", "unknown key; did you mean encoder"),
+        ("experts.mask_rcnn.network.score_threshold", 2, "at most 1"),
+        ("experts.nll_angmf.training.learning_rate", float("nan"), "finite"),
+        ("experts.nll_angmf.network", {}, "network.encoder: set it for a network that is trained here"),
+        ("experts.mask_rcnn.network.keep_scores", True, "makes scored_segmentation.*but the task is 'segmentation'"),
+        ("experts.dpt.plugin", "no.such.module:Expert", "'no.such.module' is not importable"),
+        ("backbone.training.stepz", 3, "unknown key; did you mean steps"),
+        ("label_stores.normals.expert", "dpt", "makes depth, but the task is 'normals'"),
+        ("label_stores.normals.of", "depth", "labels images itself"),
+        ("models.cliptex.losses", {"depth": {"alignment": "best"}}, "losses.depth.alignment: must be one of target"),
+        ("models.cliptex.losses", {"depth": {"gradient_weight": -1}}, "at least 0"),
+    ],
+)
+def test_mistakes_in_options_are_found_before_any_job(key, value, problem):
+    plain = Config.load(ROOT / "config/config.yaml").plain()
+    assert not list(problems(Config.load(plain)))
+    section, *parents, name = key.split(".")
+    section = plain[section]
+    for parent in parents:
+        section = section[parent]
+    section[name] = value
+    found = [f"{'.'.join(path)}: {sentence}" for path, sentence in problems(Config.load(plain))]
+    assert len([one for one in found if re.search(problem, one)]) == 1, found
+
+
+def test_options_are_checked_without_pytorch():
+    code = (
+        "import sys; from cliptex.config import Config; from cliptex.experts.options import problems;"
+        " list(problems(Config.load('config/config.yaml')));"
+        " print(sorted({'torch', 'timm', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"

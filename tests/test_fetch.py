@@ -28,7 +28,13 @@ from cliptex.data import web as downloader
 from cliptex.data.official import fetch as fetching
 from cliptex.data.official.archives import archives, receipt
 from cliptex.data.official.fetch import fetch
-from cliptex.data.official.status import benchmark_marks, chosen_variant, missing_data, official_files
+from cliptex.data.official.status import (
+    benchmark_marks,
+    chosen_variant,
+    evaluation_only,
+    missing_data,
+    official_files,
+)
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -65,18 +71,23 @@ def trees(tmp_path_factory):
 
 
 def pack(tree: Path, name: str, variant: str | None, folder: Path) -> dict[str, bytes]:
-    """The official archives of a tree, by name; also written to a folder."""
+    """The official archives of a tree, by name; also written to a folder.
+
+    As the publishers': folders are members, files are in no order, and there are further members.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for row in archives(name, variant):
         target = folder / row.file
         names = next(found for found in row.alternatives if all((tree / one).exists() for one in found))
-        parts = [path for one in names for path in [tree / one, *(tree / one).rglob("*")] if path.is_file()]
+        parts = [path for one in names for path in [tree / one, *sorted((tree / one).rglob("*"), reverse=True)]]
         if row.kind == "file":
             shutil.copy(tree / names[0], target)
         elif row.kind == "zip":
             with zipfile.ZipFile(target, "w") as file:
                 for path in parts:
                     file.write(path, path.relative_to(tree))
+                if row.file == "annotations_trainval2017.zip":
+                    file.writestr("annotations/person_keypoints_val2017.json", "{}")
         elif row.kind == "tars":
             with tarfile.open(target, "w") as tar:
                 for one in sorted((tree / row.into).iterdir()):
@@ -91,7 +102,9 @@ def pack(tree: Path, name: str, variant: str | None, folder: Path) -> dict[str, 
         else:
             with tarfile.open(target, "w:gz" if target.suffix in (".gz", ".tgz") else "w") as tar:
                 for path in parts:
-                    tar.add(path, path.relative_to(tree / row.into))
+                    tar.add(path, path.relative_to(tree / row.into), recursive=False)
+                if row.file == "filelist_places365-standard.tar":
+                    tar.add(tree / names[0], "places365_test.txt")
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -202,6 +215,48 @@ def test_a_folder_of_the_users_is_used_and_not_touched(tmp_path, monkeypatch, tr
         assert record["from"].startswith(str(users))
     shutil.rmtree(root)  # what the remedy of an error may be: the user's files stay
     assert everything(users) == before
+
+
+EVALUATIONS = {
+    ("coco", None): {"retrieval": {"captions": None, "coco_captions": {"benchmark": "coco"}}},
+    ("imagenet", None): {"benchmarks": ["imagenet"]},
+    ("places365", "small"): {"benchmarks": ["places365"]},
+}
+
+
+@pytest.mark.parametrize(("name", "variant"), EVALUATIONS)
+def test_a_benchmark_that_is_only_evaluated_needs_no_training_split(tmp_path, monkeypatch, trees, small, name, variant):
+    """Later the training split is added, and what is there is kept."""
+    monkeypatch.chdir(tmp_path)
+    small(name, variant)
+    monkeypatch.setattr("cliptex.benchmarks.imagenet.official_wnids", lambda: WNIDS)
+    pack(trees[name, variant], name, variant, tmp_path / "packed")
+    train = [row for row in archives(name, variant) if row.part == "train"]
+    kept = tmp_path / "packed" / train[0].file
+    kept.rename(tmp_path / kept.name)
+    files = {path.name: path.read_bytes() for path in [*(tmp_path / "packed").iterdir(), tmp_path / kept.name]}
+    data = {"source": "official", "archives": table(tmp_path / "digests.tsv", name, files)}
+    data["benchmarks"] = {name: {"variant": variant, "path": str(tmp_path / "packed")}}
+    evaluated = Config.load({"benchmark_data": data, "zeroshot": EVALUATIONS[name, variant]})
+    planned = [file["file"] for file in official_files(evaluated)[name]]
+    assert len(train) == 1 and planned == [row.file for row in archives(name, variant) if row.part != "train"]
+    root = paths.benchmark(name)
+    mark = fetch(evaluated, name, root)
+    assert mark["counts"] == {"eval": EVAL} and mark["evaluation_only"] is True
+    reader, whole = find("benchmarks", name)(root), find("benchmarks", name)(trees[name, variant], {"variant": variant})
+    assert [sample["id"] for sample in reader.samples("eval")] == [sample["id"] for sample in whole.samples("eval")]
+    assert name == "imagenet" or reader.class_names == whole.class_names
+    if name == "coco":
+        assert len(reader.captions("eval")) == EVAL
+    with pytest.raises(CliptexError, match=f"{name}: only the data of the evaluation split were fetched; run:"):
+        reader.samples("train")
+    assert evaluation_only(evaluated, name) and official_files(evaluated) == {}
+    probed = Config.load({"benchmark_data": data, "probes": {"benchmarks": {name: {}}}})
+    assert not evaluation_only(probed, name)
+    (tmp_path / kept.name).rename(kept)
+    assert "evaluation_only" not in fetch(probed, name, root)
+    assert len(find("benchmarks", name)(root).samples("train")) == TRAIN
+    assert not evaluation_only(evaluated, name)  # what is there stays
 
 
 def test_what_lies_in_place_is_checked_and_marked(tmp_path, monkeypatch, trees, small):
@@ -473,15 +528,12 @@ def test_a_plan_says_what_is_downloaded_and_what_must_be_got(tmp_path, monkeypat
         "nyuv2": [
             *(("splits.mat", "download"), ("nyu_depth_v2_labeled.mat", "download"), ("nyu_dataset.zip", "missing")),
         ],
-        "imagenet": [
-            ("ILSVRC2012_img_train.tar", "missing"),
-            ("ILSVRC2012_img_val.tar", "missing"),
-            ("ILSVRC2012_devkit_t12.tar.gz", "missing"),
-        ],
+        # nothing is trained on it
+        "imagenet": [("ILSVRC2012_img_val.tar", "missing"), ("ILSVRC2012_devkit_t12.tar.gz", "missing")],
     }
     assert [line.split("; ")[0] for line in missing_data(config)] == [
         "nyuv2: download nyu_dataset.zip manually",
-        "imagenet: download ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz manually",
+        "imagenet: download ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz manually",
     ]
     assert benchmark_marks(config) == {
         "voc": "resources/voc/official.json",

@@ -192,6 +192,7 @@ BAD = {
     "Photoshop": (b"8BPS\0\1" + bytes(200), "format not supported: psd"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "format not supported: eps"),
     "floating point": (encoded(Image.new("F", (20, 20)), "TIFF"), "format not supported: floating-point pixels"),
+    "text pixels": (b"P2\n9 9\n255\n" + b"1 " * 81, "format not supported: pixels as text"),
     "scans without end": (PROGRESSIVE[:-2] + LAST_SCAN * 200 + PROGRESSIVE[-2:], "too many scans"),
     "bomb": (BOMB, "too large"),
     "1x1": (encoded(Image.new("RGB", (1, 1)), "GIF"), "too small"),

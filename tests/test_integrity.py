@@ -21,8 +21,8 @@ from cliptex.core.redact import CONTROLS
 from cliptex.evaluation.per_image import read_per_image, write_per_image
 from cliptex.report import html, records
 from cliptex.report.found_studies import found_studies
-from cliptex.report.gather import gather
-from cliptex.report.integrity import check
+from cliptex.report.gather import FinishedRun, gather
+from cliptex.report.integrity import _check_sources, check
 from cliptex.report.page import Parts, make_parts
 from cliptex.report.table import FORMULA, Cell, Column, Group, Table
 from cliptex.report.tables.data import dropped_table, experts_table, labels_table
@@ -292,6 +292,15 @@ def test_what_is_only_missing_is_said_on_the_page(name, run):
         assert parts.verdict.counts["real"] == 0
 
 
+def test_two_heads_that_are_shown_alike_count_twice(run):
+    rows = json.loads((run / TABLE).read_text())["results"]
+    for parts in (run / FOLDER).glob("*/*/linear.per_image.npz"):
+        for head in ("psp", "pspnet"):
+            shutil.copy(parts, parts.with_name(f"{head}.per_image.npz"))
+    edit(run / TABLE, results=[row | {"head": head} for row in rows for head in ("psp", "pspnet")])
+    assert parts_of(run).verdict.counts["cells"] == 4
+
+
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -1])
 @pytest.mark.parametrize("name", ["probes/nyuv2/cliptex/seed0/linear", "zeroshot/imagenet"])
 def test_cut_parts_are_named(run, name, kept):
@@ -452,6 +461,23 @@ def test_text_of_data_is_text_in_every_format(text):
     for out in (table.csv(), markdown, page):
         assert not CONTROLS.search(out)
         out.encode()
+
+
+def test_sources_that_have_changed_since_are_named():
+    def run(sha256, **more):
+        return {0: FinishedRun({"model_sha256": sha256} | more, [])}
+
+    mixture = {"of": "cliptex", "with": "clip", "alpha": 0.5, "of_sha256": "aa", "with_sha256": "bb"}
+    runs = {"cliptex": run("aa"), "clip": run("cc"), "wise": run("dd", interpolate=mixture)}
+    stores = {name: INDEX | {"weights_sha256": "ee"} for name in ("depth", "mine")} | {"old": INDEX}
+    results = SimpleNamespace(stores=stores, experts={"dpt": {"weights_sha256": "ff"}}, runs=runs)
+    assert _check_sources(results) == [
+        "The label store depth is of other weights than dpt has now.",
+        "The label store mine is of other weights than dpt has now.",
+        "wise, seed 0, is interpolated from an earlier clip than the page's.",
+    ]
+    same = SimpleNamespace(stores=stores, experts={"dpt": {"weights_sha256": "ee"}}, runs={"wise": runs["wise"]})
+    assert _check_sources(same) == []
 
 
 def test_an_export_takes_only_the_weights_of_its_training(run, tmp_path):

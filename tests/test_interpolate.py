@@ -110,13 +110,15 @@ def test_weights_that_do_not_pair_are_refused(two):
     path = paths.model("cliptex", 0) / student.WEIGHTS_FILE
     state = weights("cliptex")
     save_file(state | {"further": torch.zeros(1)}, path)
-    with pytest.raises(CliptexError, match=r"models\.wise\.interpolate: only one of the two models has 'further'"):
+    with pytest.raises(CliptexError, match=r"open_clip_model\.safetensors: not the weights that train\.json records"):
         interpolate(configured(), "wise", 0)
+    path.unlink()
+    with pytest.raises(CliptexError, match=r"no such file; train that model first"):
+        interpolate(configured(), "wise", 0)
+    with pytest.raises(CliptexError, match=r"here: only one of the two models has 'b'"):
+        between({"a": torch.zeros(3)}, {"a": torch.zeros(3), "b": torch.zeros(3)}, 0.5, "here")
     with pytest.raises(CliptexError, match=r"here: 'a' is \[2\] in one and \[3\] in the other"):
         between({"a": torch.zeros(3)}, {"a": torch.zeros(2)}, 0.5, "here")
-    path.write_bytes(b"cut")
-    with pytest.raises(CliptexError, match=r"cannot be read.*train that model first"):
-        interpolate(configured(), "wise", 0)
 
 
 def test_whole_numbers_are_not_mixed():

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import drawn_pair
 from PIL import features
@@ -520,6 +521,72 @@ def test_training_refuses_labels_that_are_not_those_indexed(work):
         open_store(index, work.entries[1])
 
 
+def test_another_file_of_the_same_size_is_refused_when_its_labels_are_read(work):
+    work.label_all()
+    whole = work.file(0).read_bytes()
+    other = bytearray(whole)
+    other[whole.index(b"RIFF") + 40] ^= 1
+    work.file(0).write_bytes(other)
+    for read in (lambda file: file.get(0), lambda file: file.get_many([3]), lambda file: file.label(5)):
+        with pytest.raises(
+            CliptexError, match=r"00000\.parquet: differs from the file that was indexed.*put the indexed"
+        ):
+            read(open_store(work.out / "index.json", work.entries[0], find("tasks", "depth")()))
+
+
+def columns_of(keys):
+    """The columns of a label file without labels; keys: an array."""
+    count, text = len(keys), pa.string()
+    empty = {"payload": pa.nulls(count, pa.binary()), "error": pa.nulls(count, text)}
+    sides = {name: pa.array([8] * count, pa.int32()) for name in ("height", "width")}
+    return {"key": keys, **sides, **empty}
+
+
+LONG_KEY = "k" * 250_000
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "problem"),
+    [
+        (columns_of(pa.array([1, 2])), {}, "column key is int64"),
+        (columns_of(pa.array(["a"])) | {"payload": pa.array(["x"])}, {}, "column payload is string"),
+        (columns_of(pa.array(["a", None])), {}, "a row without a key"),
+        (columns_of(pa.DictionaryArray.from_arrays([0] * 4000, [LONG_KEY])), {}, "encodings that repeat values"),
+        (columns_of(pa.array([LONG_KEY] * 200)), {"compression": "zstd"}, "uncompressed more than 64 times"),
+    ],
+)
+def test_a_crafted_label_file_is_one_line_before_it_takes_memory(columns, options, problem, tmp_path):
+    """The last two are 1 GB and 50 MB of keys in some kB."""
+    path, is_dictionary = tmp_path / "00000.parquet", pa.types.is_dictionary(columns["key"].type)
+    schema = pa.schema(
+        {name: array.type for name, array in columns.items()}, metadata={"cliptex": '{"task": 1, "codec": 2}'}
+    )
+    options = {"use_dictionary": is_dictionary, "store_schema": not is_dictionary} | options
+    parquet.write_table(pa.table(columns, schema=schema), path, **options)
+    before = pa.total_allocated_bytes()
+    with pytest.raises(CliptexError, match=rf"00000\.parquet: label file is damaged \(.*{problem}") as found:
+        LabelFile(path)
+    assert "\n" not in str(found.value)
+    assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(CliptexError, match="is not a file"):
+            LabelFile(path)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1 << 30, 1 << 30), (0, 8), (-8, 8), (8, None)])
+def test_a_label_of_an_impossible_size_is_refused_by_key(work, height, width):
+    work.label_all()
+    file = LabelFile(work.file(0), find("tasks", "depth")())
+    payload, *_ = file.get(2)
+    file.get = lambda row: (payload, height, width)
+    with pytest.raises(CliptexError, match=f"label of '{keys_of(work, 0)[2]}' cannot be decoded"):
+        file.label(2)
+
+
 def test_payloads_are_read_when_asked_for(work, monkeypatch):
     monkeypatch.setattr(files, "ROWS_PER_GROUP", 3)
     work.label_all(raises=[keys_of(work, 0)[4]])
@@ -624,6 +691,18 @@ def test_the_audit_wants_the_same_class_and_nearly_the_same_score():
     assert differing(flat, flat + np.array([0, 2], np.uint8)) == 20
 
 
+def test_the_audit_labels_in_the_stores_batches_what_differs_alone(work):
+    class BatchDependent(Brightness):
+        def predict(self, images, keys):
+            labels = super().predict(images, keys)
+            return [label.T.copy().reshape(label.shape) for label in labels] if len(labels) == 1 else labels
+
+    work.label_all()
+    found = audit_labels(work.config(), "depth", work.index, BatchDependent({"network": {}}), work.out, samples=16)
+    assert all(one.identical for one in found)
+    assert {len(keys) for keys in calls[-32:]} == {1, 2, 3}  # batches of 3 of 8 images
+
+
 @pytest.mark.parametrize("task", ["segmentation", "depth", "normals"])
 def test_the_audit_calls_one_step_of_the_codec_rounding_and_finds_one_changed_block(task):
     """Also where the whole image is one flat wall, of which the range is a single step."""
@@ -690,14 +769,6 @@ def test_a_worker_that_is_killed_ends_the_job_with_a_remedy(work):
     record = work.label(0, shards_per_job=2)
     assert [shard["resumed"] for shard in record["shards"]] == [True, False]
     assert work.file(0).stat().st_mtime_ns == before
-
-
-def test_what_a_killed_job_left_half_made_is_swept_away(work):
-    work.out.mkdir(parents=True)
-    left = work.out / ".00000.0123456789abcdef.parquet"
-    left.write_bytes(b"half")
-    work.label(0)
-    assert sorted(path.name for path in work.out.iterdir()) == ["00000.parquet", "batch-000.json"]
 
 
 def test_rows_go_to_disk_a_group_at_a_time(work, monkeypatch):

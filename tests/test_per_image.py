@@ -3,13 +3,20 @@
 import copy
 import io
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
 
 from cliptex.core.errors import CliptexError
 from cliptex.evaluation.measures import measures
-from cliptex.evaluation.metrics.depth import depth_errors, depth_metrics, depth_statistics
+from cliptex.evaluation.metrics.depth import (
+    DEPTH_METRICS,
+    affine_aligned,
+    depth_errors,
+    depth_metrics,
+    depth_statistics,
+)
 from cliptex.evaluation.metrics.detection import detection_statistics
 from cliptex.evaluation.metrics.normals import angles, normals_metrics, normals_statistics
 from cliptex.evaluation.metrics.ranking import ranking_statistics, retrieval_statistics, top_metrics
@@ -38,22 +45,23 @@ def segmentation():
     return "semantic_segmentation", arrays, confusions, lambda some: segmentation_metrics(sum(some))["mIoU"]
 
 
-def depth():
+def depth(averaging="image"):
     pairs = [(RNG.uniform(1, 12, (6, 7)), RNG.uniform(1, 9, (6, 7))) for _ in range(COUNT)]
     pairs[2][0][:] = np.nan
-    arrays = depth_statistics(*depth_errors(pairs, 1e-3, 10), "image")
-    return "depth", arrays, pairs, lambda some: depth_metrics(some, 1e-3, 10)["rmse"]
+    arrays = depth_statistics(*depth_errors(pairs, 1e-3, 10), averaging)
+    return "depth", arrays, pairs, lambda some: depth_metrics(some, 1e-3, 10, averaging)["rmse"]
 
 
-def normals():
+def normals(averaging="pooled"):
     pairs = []
     for _ in range(COUNT):
         pair = RNG.normal(size=(2, 5, 6, 3))
         pair /= np.linalg.norm(pair, axis=-1, keepdims=True)
         pair[0][RNG.random((5, 6)) < RNG.random()] = np.nan
         pairs.append(tuple(pair))
-    arrays = normals_statistics([angles(*pair).astype(np.float32) for pair in pairs], "pooled")
-    return "normals", arrays, pairs, lambda some: normals_metrics(some)["mean"]
+    pairs[4][0][:] = np.nan
+    arrays = normals_statistics([angles(*pair).astype(np.float32) for pair in pairs], averaging)
+    return "normals", arrays, pairs, lambda some: normals_metrics(some, averaging)["mean"]
 
 
 def classification():
@@ -75,7 +83,11 @@ def retrieval():
     return "text_to_image_retrieval", arrays, captions, lambda some: recalls(np.concatenate(some))["R@1"]
 
 
-@pytest.mark.parametrize("make", [segmentation, depth, normals, classification, retrieval])
+CASES = [segmentation, depth, normals, classification, retrieval]
+OTHER_AVERAGES = [partial(depth, "pooled"), partial(normals, "image")]
+
+
+@pytest.mark.parametrize("make", CASES + OTHER_AVERAGES)
 def test_weights_are_how_often_an_image_is_there(make):
     task, arrays, images, reported = make()
     assert main_metric(task, arrays)[0] == pytest.approx(reported(images), rel=1e-6)
@@ -282,3 +294,55 @@ def test_every_measure_is_recomputed_from_its_parts_and_parts_of_others_are_told
     cut = {name: values[:, :2] if name == "hit" else values for name, values in arrays.items()}
     assert "cannot be computed" in mismatch("semantic_segmentation", cut, {"mIoU": 1.0})
     assert mismatch("semantic_segmentation", arrays, {}).startswith("mIoU is None")
+
+
+def test_depth_of_four_pixels_by_hand():
+    truth, predicted = np.array([[1.0, 2.0, 4.0, 8.0, 8.1]]), np.array([[1.25, 2.0, 2.1, 9.0, 3.0]])
+    # depths at both ends of the range count, those beyond do not; the prediction is clipped
+    errors, pixels = depth_errors([(truth, predicted), (truth[:, 4:], truth[:, 4:])], 1.0, 8.0)
+    assert pixels.tolist() == [4, 0] and np.isnan(errors[1]).all()
+    differences = [0.25, 0, 1.9, 0]
+    assert dict(zip(DEPTH_METRICS, errors[0], strict=True)) == pytest.approx(
+        {
+            "delta1": 50,  # 1.25 itself is not within
+            "delta2": 75,
+            "delta3": 100,
+            "rmse": np.sqrt(sum(value**2 for value in differences) / 4),
+            "absrel": (0.25 / 1 + 1.9 / 4) / 4,
+            "log10": (np.log10(1.25) + np.log10(4 / 2.1)) / 4,
+        }
+    )
+
+
+def test_scale_and_shift_are_fitted_to_the_valid_pixels():
+    truth = np.array([[1.0, 2, 3, 50]])
+    prediction = np.array([[5.0, 3, 1, 7]])
+    assert affine_aligned(truth, prediction, 0.5, 10)[0].tolist() == pytest.approx([1, 2, 3, 0])
+    assert affine_aligned(truth, np.full((1, 4), 7.0), 0.5, 10).tolist() == [[2, 2, 2, 2]]
+    assert affine_aligned(truth, prediction, 60, 70) is prediction
+
+
+def test_normals_of_six_pixels_by_hand():
+    degrees = np.array([5.5, 8, 12, 23, 30.5, 40, 77])  # each threshold is half a degree to a degree below one
+    radians = np.radians(degrees)
+    predicted = np.stack([np.sin(radians), np.zeros(7), np.cos(radians)], -1)[None]
+    truth = np.tile([0.0, 0, 1], (1, 7, 1))
+    truth[0, 6, 1] = np.nan
+    used = degrees[:6]
+    assert normals_metrics([(truth, predicted)]) == pytest.approx(
+        {"mean": used.mean(), "median": 17.5, "rmse": np.sqrt((used**2).mean())}
+        | {f"within_{name}": 100 * n / 6 for n, name in enumerate(("5", "7_5", "11_25", "22_5", "30"))},
+        rel=1e-5,
+    )
+
+
+def test_a_confusion_matrix_and_its_metrics_by_hand():
+    truth, predicted = np.array([[0, 0, 0, 1, 255, 2]]), np.array([[0, 0, 1, 1, 2, 0]])
+    confusion = confusion_matrix(truth, predicted, 4)
+    assert confusion.tolist() == [[2, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    metrics = {"mIoU": 100 * (2 / 4 + 1 / 2 + 0) / 3, "mAcc": 100 * (2 / 3 + 1 + 0) / 3, "aAcc": 100 * 3 / 5}
+    assert segmentation_metrics(confusion) == pytest.approx(metrics)
+    arrays = segmentation_statistics([confusion])[1]
+    assert measures()["semantic_segmentation"].per_class(arrays).tolist() == pytest.approx(
+        [50, 50, 0, np.nan], nan_ok=True
+    )

@@ -488,11 +488,14 @@ def test_what_is_not_one_tar_is_an_error(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     files = {"two": whole + whole, "long": header(b"L", 6 << 30) + whole, "pax": header(b"x", 6 << 30) + whole}
+    files |= {"digits": header(b"x", 1 << 19) + b"1" * (1 << 19) + whole}  # would take an hour
     files |= {"back": header(b"0", -512) + whole, "chain": header(b"x", 0) * 3000 + whole, "gz": gzip.compress(whole)}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     wrong = {"folder": "is a folder", "pipe": "is a device or pipe", "two": "data after the end of the tar"}
-    wrong |= dict.fromkeys(("long", "pax", "back", "chain"), "truncated or not a tar") | {"gz": "compressed with gzip"}
+    wrong |= dict.fromkeys(("long", "pax", "digits", "back", "chain"), "truncated or not a tar") | {
+        "gz": "compressed with gzip"
+    }
     for name, message in wrong.items():
         with pytest.raises(CliptexError, match=rf"{name}: .*{message}"):
             read_shard(tmp_path / name)

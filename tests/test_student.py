@@ -57,14 +57,14 @@ def test_what_does_not_exist_is_named(settings, message):
 
 def test_a_checkpoint_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"not weights")
-    with pytest.raises(CliptexError, match=r"weights\.pt cannot be loaded"):
+    with pytest.raises(CliptexError, match=r"student\.pretrained: .*weights\.pt: damaged, or not a safetensors"):
         student.build(Student(architecture=TINY, pretrained=str(tmp_path / "weights.pt")), 0)
 
 
 def test_an_export_without_weights_is_refused(tmp_path):
     student.export(student.build(Student(architecture=TINY), 0), Student(architecture=TINY), tmp_path)
     (tmp_path / student.WEIGHTS_FILE).write_bytes(b"cut")
-    with pytest.raises(CliptexError, match="restore those that differ"):
+    with pytest.raises(CliptexError, match=r"has 3 bytes for a network of [\d,]+ parameters; copy its folder again"):
         student.load(tmp_path)
     (tmp_path / student.WEIGHTS_FILE).unlink()
     with pytest.raises(CliptexError, match="train that model first"):
@@ -224,7 +224,7 @@ def test_a_file_that_lacks_a_tensor_is_refused(given, tmp_path):
     _, state = given
     del state["visual.conv1.weight"]
     save_file(state, tmp_path / "weights.safetensors")
-    with pytest.raises(CliptexError, match=r"(?s)weights\.safetensors cannot be loaded.*conv1"):
+    with pytest.raises(CliptexError, match=r"weights\.safetensors: the weights do not match .*missing visual\.conv1\.weight;"):
         student.build(Student(architecture=TINY, pretrained=str(tmp_path / "weights.safetensors")), 0)
 
 
@@ -265,7 +265,7 @@ def test_a_planted_pickle_is_not_run(given, tmp_path, name, form):
     if name.startswith("open_clip"):
         (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
     path = tmp_path if name.startswith("open_clip") else tmp_path / name
-    with pytest.raises(CliptexError, match=r"not a loadable|cannot be loaded"):
+    with pytest.raises(CliptexError, match="pickled code is not executed here"):
         student.build(Student(architecture=TINY, pretrained=str(path)), 0)
     assert not ran.exists()
     torch.load(tmp_path / name, weights_only=False)
@@ -341,7 +341,7 @@ def test_published_weights_are_fetched_before_any_job_needs_them(tagged, tmp_pat
     assert found["num_parameters"] == student.parameters(tagged)
     record.unlink()
     (tmp_path / "made.safetensors").write_bytes(b"broken")
-    with pytest.raises(CliptexError, match=r"student.pretrained: made cannot be loaded into tiny"):
+    with pytest.raises(CliptexError, match=r"student\.pretrained: .*made\.safetensors: damaged"):
         student.fetch(Student(architecture="tiny", pretrained="made"), record)
     assert not record.exists()
 

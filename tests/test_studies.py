@@ -13,7 +13,7 @@ from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import write_json
 from cliptex.core.plugins import find
-from cliptex.evaluation.per_image import per_image_path, write_per_image
+from cliptex.evaluation.per_image import main_metric, per_image_path, read_per_image, write_per_image
 from cliptex.evaluation.protocols.resolve import with_protocols
 from cliptex.report.bootstrap import Interval
 from cliptex.report.studies import study_config, study_of
@@ -246,6 +246,19 @@ def test_the_sentence_names_each_model_once_with_its_numbers():
     assert line == f"{nothing.title}: no difference in 2"
 
 
+def test_a_label_is_text_in_the_plot():
+    labels = {"base": "base", "good": "costs $5 & <b> $6"}
+    form = FORMS["differences"](results_of("differences", labels, findings_of(made_up({"good": 0.1}, noise=0.1))))
+    assert "costs $5 &amp; &lt;b&gt; $6" in form.chart.svg
+
+
+def test_seeds_that_do_not_differ_prove_nothing():
+    measure = made_up({"good": 0.1})
+    twice = {model: seeds * 2 for model, seeds in measure.statistics.items()}
+    found = compare(StudyMeasure("nyuv2", "depth", "linear", twice), "base", ["good"], 200)["good"]
+    assert found.bounds.excludes_zero and found.spread == 0 and found.state == "no difference seen"
+
+
 def test_of_many_models_the_sentence_names_the_ends():
     gains = {f"model{number}": 0.05 * number for number in range(1, 6)}
     measure = made_up({**gains, **dict.fromkeys(("same0", "same1", "same2", "same3"), 0.0)}, noise=0.02)
@@ -417,6 +430,33 @@ def test_images_that_differ_between_models_are_refused(tmp_path):
     counts = dict.fromkeys(("hit", "truth", "predicted"), np.ones((80, 1), np.int32))
     write_per_image(path, [f"x{number}" for number in range(80)], {"semantic_segmentation": counts})
     with pytest.raises(CliptexError, match=r"heavy/seed0/linear.json: evaluated on other images than"):
+        build_study(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"metrics": {"mIoU": 90.0}},
+            r"heavy/seed0/linear\.json: .* mIoU is 90\.0, but \d+\.\d+ from its per-image parts",
+        ),
+        ({"model": "light"}, r"heavy/seed0/linear\.json: is not of heavy/seed0; put the file of that run back"),
+        (
+            {"sha256": "e" * 64},
+            r"linear\.json: heavy/seed0 was evaluated with the weights e{12}, but .*train\.json is of 0",
+        ),
+    ],
+)
+def test_results_of_another_model_or_edited_ones_are_refused(tmp_path, keys, message):
+    config = study_config(study("heads"))
+    results(tmp_path, config, dict.fromkeys(config.study.compared, 0.4))
+    path = tmp_path / "results/studies/heads/probes/voc/heavy/seed0/linear.json"
+    counts = read_per_image(per_image_path(path)).tasks["semantic_segmentation"]
+    right = {"mIoU": float(main_metric("semantic_segmentation", counts)[0])}
+    row = {"task": "semantic_segmentation", "head": "linear", "model": "heavy", "seed": 0, "metrics": right}
+    evaluated = {"model_sha256": {"heavy/seed0": keys.get("sha256", "")}}
+    write_json(path, RESULT | {"results": [row | keys], "provenance": evaluated})
+    with pytest.raises(CliptexError, match=message):
         build_study(config, tmp_path)
 
 

@@ -16,7 +16,7 @@ MAX_MASKS_BYTES = 2 << 30
 def check_images(data: Any) -> dict[int, tuple[int, int]]:
     """Height and width of each image by its id. Raises ValueError if an image or an id is not valid."""
     _rows(data, "annotations")
-    shapes, names = {}, set()
+    shapes, names = {}, {"", ".."}
     for image in _rows(data, "images"):
         name, shape = image.get("file_name"), (image.get("height"), image.get("width"))
         if not isinstance(name, str) or Path(name).name != name or name in names:

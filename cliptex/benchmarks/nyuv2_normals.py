@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_error, replacing
+from cliptex.core.files import read_error, replacing, require_file
 from cliptex.core.progress import track
 
 FOCAL, CENTRE = (518.858, 519.470), (325.582, 253.736)
@@ -132,6 +132,7 @@ def store_ladicky(source: Path, target: Path) -> None:
 def read_arrays(path: Path) -> dict[str, Any]:
     """Read a gzipped pickle of a dictionary of arrays, strings and numbers, without importing or calling what it names.
     Raises CliptexError if it names anything but NumPy's arrays. It is unpacked twice: objects are counted first."""
+    require_file(path, "download it (docs/data.md)")
     try:
         limit = min(MAX_PICKLE, MAX_RATIO * path.stat().st_size + (1 << 20))
         with gzip.open(path) as file:
@@ -142,7 +143,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
             content = _Arrays(_Bounded(file, limit), encoding="latin1").load()
     except Exception as error:  # damaged pickles raise many kinds of errors
         remedy = "nothing in it was executed; download it again"
-        raise read_error(error, path, "a pickle of plain arrays", remedy, "download it (docs/data.md)") from error
+        raise read_error(error, path, "a pickle of plain arrays", remedy) from error
     if not isinstance(content, dict):
         raise CliptexError(f"{path}: not a dictionary of arrays; download it again")
     return {str(name): value.array if isinstance(value, _Array) else value for name, value in content.items()}

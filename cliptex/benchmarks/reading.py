@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cliptex.benchmarks.mat_structure import MAX_BYTES, check_structure
 from cliptex.core.errors import CliptexError
@@ -116,7 +116,10 @@ def _pixels(path: Path, kind: str, convert: Callable[[Image.Image], Image.Image]
         data = path.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about broken EXIF data of some official images
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            try:
+                image = Image.open(io.BytesIO(data), formats=FORMATS)
+            except UnidentifiedImageError:
+                raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
             # each scan of a progressive JPEG costs as much as decoding it
             if image.width * image.height * data.count(JPEG_SCAN) > MAX_SCANNED_PIXELS and image.format != "PNG":
                 raise ValueError(f"{image.width} x {image.height} pixels in {data.count(JPEG_SCAN)} scans")
@@ -142,7 +145,7 @@ def read_names(path: Path, remedy: str) -> list[str]:
     a name that is listed twice."""
     names = read_lines(path, remedy)
     for name, count in Counter(names).items():
-        if count > 1 or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        if count > 1 or not re.fullmatch(r"\w[\w.-]*", name):
             problem = f"is listed {count} times" if count > 1 else "is not the name of an image"
             raise CliptexError(f"{path}: {name[:80]!r} {problem}; {remedy}")
     return names

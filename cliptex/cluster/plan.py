@@ -23,7 +23,7 @@ from cliptex.data.images import decode_image
 from cliptex.data.official.status import missing_data, official_files
 from cliptex.data.shard_index import read_index
 from cliptex.data.shard_paths import data_sha256, is_remote, num_batches, shard_paths, shard_sources
-from cliptex.data.shards import KEY_AND_SUFFIX, iterate_shard
+from cliptex.data.shards import KEY_AND_SUFFIX, compression, iterate_shard
 from cliptex.experts.training import load_expert
 
 BYTES_PER_PIXEL = {"segmentation": 528 / 224**2, "depth": 9849 / 224**2, "normals": 21846 / 224**2}
@@ -93,7 +93,7 @@ def _index(config: Config) -> dict[str, Any] | None:
         return None
     index = read_index(paths.SHARD_INDEX)
     is_same = index.get("data_sha256") in (None, data_sha256(config))
-    same_paths = [entry["path"] for entry in index["shards"]] == [str(path) for path in shard_paths(config)]
+    same_paths = [entry["path"] for entry in index["shards"]] == [str(path) for path in _plain_shards(config)]
     return index if is_same and same_paths else None
 
 
@@ -105,7 +105,12 @@ def _is_other_run(config: Config) -> bool:
 def _existing(config: Config) -> list[Path]:
     """The shards that exist; those in results/ count only if they are of this configuration's data."""
     made = paths.SHARDS if _is_other_run(config) else None
-    return [path for path in shard_paths(config) if path.is_file() and path.parent != made]
+    return [path for path in _plain_shards(config) if path.is_file() and path.parent != made]
+
+
+def _plain_shards(config: Config) -> list[Path]:
+    """The paths of all shards; of compressed tars those of their decompressed copies."""
+    return [paths.shard(n) if compression(path) else path for n, path in enumerate(shard_paths(config))]
 
 
 def _remote_shards(sources: list[str], shards: int) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def _unique(values: Items) -> Items:
 
 
 def _expanded(path: str) -> str:
-    if "://" in path:
+    if "://" in path or path.startswith("pipe:"):
         return path
     try:
         out = os.path.expandvars(str(Path(path).expanduser()) if path.startswith("~") else path)
@@ -67,7 +67,7 @@ Rates = Annotated[tuple[Rate, Rate], AfterValidator(_in_order)]
 Unique = AfterValidator(_unique)
 """A list in which no value is given twice."""
 Pattern = Annotated[str, AfterValidator(_expanded)]
-"""A path, or paths with a pattern: ~ and $VARIABLE are expanded. URLs are left as they are."""
+"""A path, or paths with a pattern: ~ and $VARIABLE are expanded. URLs and pipe: are left as they are."""
 FilePath = Annotated[Pattern, AfterValidator(_single)]
 """A single path; ~ and $VARIABLE are expanded."""
 

@@ -95,10 +95,8 @@ def _runs(parent: Path, runs: Runs, is_whole: bool, own: Runs | None = None) -> 
 
 def _plugin(path: Path, kind: str, name: str) -> Iterator[Problem]:
     if ":" not in name and name not in built_in(kind):
-        yield (
-            path,
-            f"{short(repr(name))} is no module of cliptex/{kind}/ and no package.module:Class{nearest(name, built_in(kind))}",
-        )
+        problem = f"{short(repr(name))} is no module of cliptex/{kind}/ and no package.module:Class"
+        yield path, f"{problem}{nearest(name, built_in(kind))}"
 
 
 def _model(path: Path, name: str, model: Model, runs: Runs, is_whole: bool) -> Iterator[Problem]:

@@ -76,8 +76,8 @@ class Dataset(Section):
     source: Literal["miniature", "webdataset", "urls"] = "miniature"
     """`miniature`: rendered. `webdataset`: existing tars. `urls`: downloaded with img2dataset."""
     shards: list[Pattern] = []
-    """Tars of source `webdataset`, in order: paths (also *.tar and ~), http(s) URLs, hf://datasets/owner/name/file.tar or
-    pipe:COMMAND, with brace patterns such as {00000..00331}."""
+    """Tars of source `webdataset`, in order: paths (also *.tar and ~), http(s) URLs, hf://datasets/owner/name/file.tar
+    or pipe:COMMAND, with brace patterns such as {00000..00331}."""
     sha256: dict[str, str] = {}
     """Expected SHA-256 of downloaded tars, by URL; other tars are only checked for completeness."""
     urls: Urls | None = None

@@ -43,7 +43,8 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """Of a TIFF file, and of EXIF data in any file; the last two with 64-bit offsets."""
 TIFF_VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Of the types of values; of all others 1."""
-MAX_DIRECTORY_BYTES = 1 << 26
+MAX_DIRECTORY_BYTES, HEADER_COST = 1 << 25, 256
+"""What the directories of a file may hold beyond four times its bytes; what finding one counts as, in bytes."""
 TIFF_DIRECTORIES = (0x8769, 0x8825, 0xA005)
 """Tags that point to a further directory."""
 
@@ -93,7 +94,7 @@ def open_image(data: bytes) -> Image.Image:
     except BadImage as error:
         if "MAX_TEXT" not in str(error.__cause__):
             raise
-        # Pillow refuses a PNG with a large text or colour profile, of which the pixels do not depend
+        # Pillow refuses a PNG with a large text or colour profile, on which the pixels do not depend
         return _opened(_without_texts(data))
 
 
@@ -117,6 +118,8 @@ def _opened(data: bytes) -> Image.Image:
         raise BadImage("too small")
     if image.mode == "F":
         raise BadImage("format not supported: floating-point pixels")
+    if data.startswith((b"P1", b"P2", b"P3")):  # Pillow reads these in Python, a second per megabyte
+        raise BadImage("format not supported: pixels as text")
     if image.format in ("JPEG", "MPO") and _num_scans(data) > min(MAX_SCANS, MAX_SCANNED_PIXELS // (width * height)):
         raise BadImage("too many scans")
     try:
@@ -171,34 +174,38 @@ def _directories_fit(data: bytes) -> bool:
     """Whether the values of TIFF and EXIF directories, which Pillow copies one by one, do not far exceed the file."""
     if data.startswith(b"\xff\xd8") and data.count(b"Exif\0\0") < 2:
         return True  # at most 64 kB
+    left = 4 * len(data) + MAX_DIRECTORY_BYTES
     for start in TIFF_STARTS:
-        at = -1
-        while (at := data.find(start, at + 1)) >= 0:
-            if not _directory_fits(memoryview(data)[at:]):
-                return False
-    return True
+        at = data.find(start)
+        while at >= 0 and left >= 0:
+            left -= _directory_bytes(memoryview(data)[at:], left)
+            at = data.find(start, at + 1)
+    return left >= 0
 
 
-def _directory_fits(data: memoryview) -> bool:
+def _directory_bytes(data: memoryview, limit: int) -> int:
+    """Bytes of the values and rows of a TIFF directory and those that it points to, as far as they lie in `data`; of
+    more than `limit`, any number above it."""
     order, big = "<" if data[0] == ord("I") else ">", 43 in data[2:4].tobytes()
     first, number, row, inline = (8, "Q", "HHQQ", 8) if big else (4, "H", "HHII", 4)
-    todo, done, total = list(struct.unpack_from(order + row[-1], data, first)) if len(data) >= 16 else [], set(), 0
+    row_bytes, total, seen = struct.calcsize(order + row), HEADER_COST, set()
+    todo = list(struct.unpack_from(order + row[-1], data, first)) if len(data) >= 16 else []
     while todo:
         offset = todo.pop()
-        if offset in done or offset + 8 > len(data):
+        if offset in seen or offset + 8 > len(data):
             continue
-        done.add(offset)
+        seen.add(offset)
         (count,) = struct.unpack_from(order + number, data, offset)
-        start, bytes_a_row = offset + struct.calcsize(order + number), struct.calcsize(order + row)
-        end = start + min(count, (len(data) - start) // bytes_a_row) * bytes_a_row
+        start = offset + struct.calcsize(order + number)
+        end = start + min(count, (len(data) - start) // row_bytes) * row_bytes
         for tag, kind, values, value in struct.iter_unpack(order + row, data[start:end]):
             size = values * TIFF_VALUE_BYTES.get(kind, 1)
-            total += bytes_a_row + (max(0, min(size, len(data) - value)) if size > inline else 0)
-            if total > 4 * len(data) + MAX_DIRECTORY_BYTES:
-                return False
+            total += row_bytes + (max(0, min(size, len(data) - value)) if size > inline else 0)
+            if total > limit:
+                return total
             if tag in TIFF_DIRECTORIES:
                 todo.append(value)
-    return True
+    return total
 
 
 def shrunk(image: Image.Image, width: int, height: int) -> Image.Image:

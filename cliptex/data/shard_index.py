@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
-from cliptex.core.files import read_error, read_json, replacing, sha256_file, write_json
+from cliptex.core.files import read_error, read_json, replacing, require_file, sha256_file, write_json
 from cliptex.core.progress import track
 from cliptex.core.redact import without_credentials
 from cliptex.data.images import BadImage, open_image, require_codecs
@@ -107,6 +107,7 @@ def write_shard_table(path: Path, rows: pa.Table, shard: dict[str, Any]) -> None
 
 def read_shard_table(path: Path) -> tuple[dict[str, Any], pa.Table]:
     """Read the file that `write_shard_table` wrote: the shard's description and its rows."""
+    require_file(path)
     try:
         table = pq.read_table(path)
         return json.loads(table.schema.metadata[b"cliptex"]), table

@@ -34,6 +34,8 @@ LITTER = ("thumbs.db", "desktop.ini")
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
 MAX_HEADER_BYTES = 1 << 20
 """Longest extended header of a member; Python's tarfile reads one into memory whatever length it claims."""
+LONG_NUMBER = re.compile(rb"\d{300}")
+"""Of which tarfile's search in an extended header takes quadratic time in some versions of Python."""
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 MAX_IMAGE_BYTES, MAX_TEXT_BYTES = 1 << 29, 1 << 23
 """Largest image, and largest caption or metadata, that is read."""
@@ -127,7 +129,10 @@ class _Headers(io.FileIO):
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        return super().read(size)
+        data = super().read(size)
+        if LONG_NUMBER.search(data):
+            raise tarfile.ReadError("a long number in a header")
+        return data
 
 
 def samples(file: io.FileIO, ignored: Counter[str] | None = None) -> Iterator[Sample]:

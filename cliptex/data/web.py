@@ -109,7 +109,7 @@ def _check_url(url: str, key: str) -> None:
 def check_digest(path: Path, digest: str, subject: str, remedy: str, remove: bool = False) -> None:
     """Raise CliptexError, from `subject` to `remedy`, if a file has another digest ("sha256:..." or "md5:...").
 
-    remove: delete such a file.
+    remove: whether to delete such a file.
     """
     algorithm, _, expected = digest.partition(":")
     actual = digest_file(path, algorithm)

@@ -25,7 +25,7 @@ from typing import Any
 from cliptex.config import ClipBenchmark, Config, dataset_slug
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, replacing, require_file, sha256_file, write_json
+from cliptex.core.files import read_json, replacing, require_file, write_json
 from cliptex.core.finite import require_finite
 from cliptex.evaluation.results import OUTDATED
 
@@ -34,6 +34,7 @@ METRICS = {"acc1": "top1", "acc5": "top5", "mean_average_precision": "mAP"}
 METRICS |= {f"text_retrieval_recall@{k}": f"image_to_text R@{k}" for k in (1, 5, 10)}
 METRICS |= {f"image_retrieval_recall@{k}": f"text_to_image R@{k}" for k in (1, 5, 10)}
 """Name of a metric in clip_benchmark -> name here. Text retrieval is from an image to its captions."""
+COLUMNS = ("dataset", "task", "split", "model", "seed", "metrics", "clip_benchmark")
 MAIN = ("top1", "mAP", "image_to_text R@1")
 """The metrics of the mean: of each data set the first one that it has."""
 
@@ -65,7 +66,7 @@ def run_clip_benchmark(
             raise CliptexError(
                 f"{shard_count}: no such file, so {dataset} is missing; see clip_benchmark.root in config/README.md"
             )
-    load(folder)  # for its checks: the command loads whatever the folder has
+    sha256 = load(folder).weights_sha256  # with its checks: the command loads whatever the folder has
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".clip_benchmark-") as scratch:
         result_file = Path(scratch) / "result.json"
@@ -107,8 +108,7 @@ def run_clip_benchmark(
         "seed": seed,
         "metrics": metrics,
         "clip_benchmark": version("clip-benchmark"),
-        "provenance": provenance({"arguments": arguments})
-        | {"model_sha256": {f"{model}/seed{seed}": sha256_file(folder / WEIGHTS_FILE)}},
+        "provenance": provenance({"arguments": arguments}) | {"model_sha256": {f"{model}/seed{seed}": sha256}},
     }
     write_json(out, result)
 
@@ -130,17 +130,18 @@ def write_table(files: Sequence[Path], out: Path) -> None:
     digests: dict[str, str] = {}
     for path in files:
         result = read_json(path)
+        if missing := [key for key in (*COLUMNS, "provenance") if key not in result]:
+            raise CliptexError(f"{path}: {missing[0]} is missing; {OUTDATED}")
         first = rows[0] if rows else result
         if result["clip_benchmark"] != first["clip_benchmark"]:
             raise CliptexError(f"{path}: another version of clip_benchmark than {files[0]}; {OUTDATED}")
         digests |= result["provenance"]["model_sha256"]
         rows.append(result)
-    columns = ("dataset", "task", "split", "model", "seed", "metrics", "clip_benchmark")
     runs = list(dict.fromkeys((row["model"], row["seed"]) for row in rows))
     means = [{"model": model, "seed": seed} | _mean(rows, model, seed) for model, seed in runs]
     table = {
         "schema_version": 1,
-        "results": [{key: row[key] for key in columns} for row in rows],
+        "results": [{key: row[key] for key in COLUMNS} for row in rows],
         "means": means,
         "provenance": rows[0]["provenance"] | {"model_sha256": digests},
     }

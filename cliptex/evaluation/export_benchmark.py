@@ -21,7 +21,7 @@ from PIL import Image
 from cliptex.benchmarks.reading import source
 from cliptex.config import Config
 from cliptex.core import paths
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import replacing, sha256_file, sha256_json, write_json
 from cliptex.core.plugins import find
 from cliptex.core.progress import track
@@ -77,17 +77,20 @@ def export_benchmark(
         part = PARTS[split]
         split_description = description | {"split": data.eval_split if part == "eval" else "train"}
         samples = data.samples(part)
-        classified = map(_classified, _each(samples))
+        # by index: iterating a Sequence would treat an IndexError inside a reader as its end
+        classified = (_classified(samples, index, f"{name}, {split}") for index in range(len(samples)))
         counts[split] = _write_split(out / split, classified, len(samples), per_tar, split_description)
     return counts
 
 
-def _each(samples: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    # by index: iterating a Sequence would treat an IndexError inside a reader as its end
-    return (samples[index] for index in range(len(samples)))
+def _classified(samples: Sequence[dict[str, Any]], index: int, where: str) -> Sample:
+    with working_on(f"{where} sample {index}"):
+        sample = samples[index]
+    with working_on(f"{where} image {sample['id']}"):
+        return _members_of(sample)
 
 
-def _classified(sample: dict[str, Any]) -> Sample:
+def _members_of(sample: dict[str, Any]) -> Sample:
     label = ("cls", str(sample["label"]).encode())
     if "file" in sample:
         data = Path(sample["file"]).read_bytes()

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_error, replacing, sha256_file
+from cliptex.core.files import read_error, replacing, require_file, sha256_file
 from cliptex.evaluation.measures import measure
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.results import Result, write_result
@@ -89,6 +89,7 @@ def write_evaluation(
 
 def read_per_image(path: Path) -> PerImage:
     """Read a file. Raises CliptexError that names the file if it is missing, broken or too large unpacked."""
+    require_file(path)
     try:
         arrays = _read_arrays(Path(path))
         ids, rows = arrays.pop("ids"), arrays.pop("rows", np.array([], str))

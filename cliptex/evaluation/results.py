@@ -46,7 +46,7 @@ class Row(Schema):
     protocol_digest: str | None = None
     """Probes: digest of the protocol's values. Rows with the same digest are comparable"""
     hyperparameters: dict[str, Any] = {}
-    """Probes: what was chosen, and the scores on the holdout by which"""
+    """Probes: what was chosen, and the scores on the holdout by which; null where training diverged"""
     frozen: bool = True
     """false after fine-tuning"""
     per_image_sha256: str | None = None
@@ -71,7 +71,7 @@ class Provenance(Schema):
     machine: str | None = None
     """Architecture of the processor"""
     model_sha256: dict[str, str | None] = {}
-    """By `{model}/seed{seed}`, the digest of the weights"""
+    """By `{model}/seed{seed}`, the digest of the weights that were used; the model's train.json has the same"""
 
 
 class Result(Schema):
@@ -200,6 +200,8 @@ def tabulate(benchmark: str, files: Sequence[Path], out: Path) -> None:
     results = [read_result(path, ProbeResult) for path in files]
     first = results[0]
     for path, result in zip(files, results, strict=True):
+        if not isinstance(result.settings.get("protocol"), dict) or "model_sha256" not in result.provenance:
+            raise CliptexError(f"{path}: settings.protocol or provenance.model_sha256 is missing; {OUTDATED}")
         for key in SAME:
             if getattr(result, key) != getattr(first, key):
                 raise CliptexError(f"{path}: its {key} differs from that of {files[0]}; {OUTDATED}")

@@ -116,8 +116,9 @@ def encode_images(
     """Each model's unit embeddings [B, D] of the images `ids`, whose views are by `transforms_of`.
     Raises CliptexError for one that is not finite."""
     for model in models:
-        images = torch.stack([views[str(model.preprocess)] for views in batch])
-        embeddings = model.model.encode_image(images.to(default_device()), normalize=True)
+        with working_on(f"{model.name}/seed{model.seed}, images {ids[0]} to {ids[-1]}"):
+            images = torch.stack([views[str(model.preprocess)] for views in batch])
+            embeddings = model.model.encode_image(images.to(default_device()), normalize=True)
         if not embeddings.isfinite().all():
             for name, embedding in zip(ids, embeddings, strict=True):
                 require_finite(embedding, f"{model.name}/seed{model.seed}: its embedding of image {name}", BROKEN)
@@ -198,6 +199,10 @@ def run(config: Config, job: Job) -> None:
     if data.tasks != ("classification",):
         raise CliptexError(f"zeroshot.benchmarks: {job.name!r} is not a classification benchmark; remove it")
     names, templates = data.class_names, TEMPLATES[config.zeroshot.templates]
+    if empty := [number for number, name in enumerate(names) if not name.strip()]:
+        raise CliptexError(
+            f"{job.name}: class {empty[0]} has an empty name, which no prompt can be made of; correct it"
+        )
     device = default_device()
     models = load_zero_shot_models(config, job)
     start = time.perf_counter()

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_error
+from cliptex.core.files import read_error, require_file
 from cliptex.core.progress import track
 from cliptex.experts.options import TrainingOptions
 
@@ -73,6 +73,7 @@ def fit(
 
 def read_renders(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Read datasets of a file of labelled renders. Raises CliptexError if it is missing or broken, or lacks one."""
+    require_file(path)
     try:
         with h5py.File(path) as file:
             missing = [name for name in names if name not in file]

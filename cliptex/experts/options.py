@@ -1,8 +1,11 @@
 """Options of the experts in `network` and `training`, and their checks. Imports nothing heavy, so that the workflow can
 check them before its first job."""
 
+import os
+import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationError
@@ -212,9 +215,9 @@ def problems(config: Config) -> Iterator[Problem]:
     if config.backbone is not None:
         yield from _wrong(TrainingOptions, config.backbone.training, ("backbone", "training"))
     for name, expert in config.experts.items():
-        yield from _expert(name, expert)
+        yield from _expert(name, expert, config.plugins)
     for name, store in config.label_stores.items():
-        yield from _not_found(store.task, ("label_stores", name, "task"))
+        yield from _not_found(store.task, ("label_stores", name, "task"), config.plugins)
         if store.expert in config.experts:
             yield from _store(config, name)
     for name, model in config.models.items():
@@ -224,19 +227,18 @@ def problems(config: Config) -> Iterator[Problem]:
                 yield from find("tasks", task)().wrong_options(options, ("models", name, "losses", store))
 
 
-def _not_found(plugin: str, path: tuple[str, ...]) -> Iterator[Problem]:
+def _not_found(plugin: str, path: tuple[str, ...], folders: list[Path]) -> Iterator[Problem]:
+    """Whether the module of an own class is in none of the folders, of PYTHONPATH or of this Python."""
     module, colon, _ = plugin.partition(":")
-    try:
-        found = not colon or find_spec(module) is not None
-    except (ImportError, ValueError):
-        found = False
-    if not found:
+    package = module.partition(".")[0]
+    places = [*map(str, folders), *os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
+    if colon and package not in sys.modules and PathFinder.find_spec(package, places) is None:
         yield path, f"module {module!r} is not importable; install it, or put its folder in PYTHONPATH"
 
 
-def _expert(name: str, expert: ExpertConfig) -> Iterator[Problem]:
+def _expert(name: str, expert: ExpertConfig, folders: list[Path]) -> Iterator[Problem]:
     path, plugin = ("experts", name), expert.plugin or name
-    yield from _not_found(plugin, (*path, "plugin"))
+    yield from _not_found(plugin, (*path, "plugin"), folders)
     if expert.weights == "local" and expert.path is not None and not expert.path.exists():
         yield (*path, "path"), f"{expert.path} does not exist"
     if (model := BUILT_IN.get(plugin)) is None:

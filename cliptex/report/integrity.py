@@ -28,7 +28,7 @@ RECORDED = ("interpolate", "steps", "learning_rate", "tasks", "losses", "shuffle
 
 def check(results: Results) -> list[str]:
     """Sentences for the page on what could not be checked. Raises CliptexError for the first file that does not fit."""
-    notes = _check_runs(results)
+    notes = [*_check_runs(results), *_check_sources(results)]
     for _, scores in results.all_scores:
         with working_on(scores.path):
             notes += _check_weights(results, scores)
@@ -119,6 +119,23 @@ def _check_runs(results: Results) -> list[str]:
             if differing := config_differences(results.config, name, run.record):
                 notes.append(f"{names.model(name)}, seed {seed}, was trained with {'; '.join(differing)}.")
         check_seeds(results.workdir, name, {seed: run.record for seed, run in runs.items()})
+    return notes
+
+
+def _check_sources(results: Results) -> list[str]:
+    """What label stores and interpolated models were made from, where that has changed since."""
+    notes = []
+    for store, index in results.stores.items():
+        pair = index.get("weights_sha256"), (results.experts.get(index["expert"]) or {}).get("weights_sha256")
+        if None not in pair and pair[0] != pair[1]:
+            notes.append(f"The label store {store} is of other weights than {index['expert']} has now.")
+    for name, runs in results.runs.items():
+        for seed, run in runs.items():
+            for part in ("of", "with") if (mixed := run.record.get("interpolate")) else ():
+                source = results.runs.get(mixed[part], {}).get(seed)
+                pair = mixed.get(f"{part}_sha256"), source and source.record.get("model_sha256")
+                if None not in pair and pair[0] != pair[1]:
+                    notes.append(f"{name}, seed {seed}, is interpolated from an earlier {mixed[part]} than the page's.")
     return notes
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from cliptex.tasks import grid
 from cliptex.tasks.base import LossOptions, Task, View
@@ -28,7 +29,7 @@ class DepthLoss(LossOptions):
     alignment: Literal["target", "robust", "least_squares"] = "target"
     """`target`: the head predicts the normalised map. `robust`: the prediction is normalised like the target.
     `least_squares`: the prediction is aligned to the target by scale and shift."""
-    gradient_weight: float = 0.5
+    gradient_weight: Annotated[float, Field(ge=0)] = 0.5
     """Weight of the gradient term; 0 disables it."""
 
 

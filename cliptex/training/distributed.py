@@ -77,7 +77,7 @@ class World:
 def init_distributed() -> Iterator[World]:
     """Join torchrun's process group; without torchrun, a group of one.
 
-    Raises CliptexError if only some of torchrun's variables are set.
+    Raises CliptexError if only some of torchrun's variables are set, or if they contradict each other.
     """
     missing = [name for name in (*RANKS, *RENDEZVOUS) if name not in os.environ]
     if missing and any(name in os.environ for name in RANKS):
@@ -85,13 +85,17 @@ def init_distributed() -> Iterator[World]:
         raise CliptexError(
             f"{present}: set without {', '.join(missing)}; start several processes with torchrun, or unset {present}"
         )
-    for name in RANKS:
-        environment_number(name, 0)
+    rank, size, local_rank, _ = (environment_number(name, 0) for name in (*RANKS, "MASTER_PORT"))
     cuda = torch.cuda.is_available()
-    if missing or int(os.environ["WORLD_SIZE"]) == 1:
+    if not missing and (rank >= size or (cuda and size > 1 and local_rank >= torch.cuda.device_count())):
+        raise CliptexError(
+            f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local_rank}: not those of a process that torchrun starts with"
+            " a GPU for each; start it with torchrun, or unset them"
+        )
+    if missing or size == 1:
         yield World(0, 1, torch.device("cuda" if cuda else "cpu"))
         return
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():

@@ -21,7 +21,7 @@ import torch
 
 from cliptex.config import Config
 from cliptex.core import paths, progress
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import replacing, write_json
 from cliptex.core.plugins import find
 from cliptex.core.progress import track
@@ -179,7 +179,8 @@ class _Run:
                 wait_start = time.monotonic()
                 batch = next(batches)
                 self.seconds_loading += time.monotonic() - wait_start
-                losses = self.trainer.step(batch, step)
+                with working_on(f"{self.label}: step {step}"):
+                    losses = self.trainer.step(batch, step)
                 if not _is_finite(losses):
                     raise self._not_finite_error(batch, step, losses)
                 self._log_step(batch, step, losses, loggers)

@@ -5,7 +5,6 @@ Holds   the global batch gives the same losses and weights (up to rounding) on o
 Shapes  B rows of this process, S image side, L tokens.
 """
 
-import copy
 import math
 import time
 from contextlib import nullcontext
@@ -270,7 +269,9 @@ class Trainer:
         Uses the minimum of `repeats` alternating runs. Weights, running statistics and random state are restored;
         gradients are cleared. Every process must call it.
         """
-        statistics, random_state = copy.deepcopy(self.heads.state_dict()), _random_state(self.device)
+        modules = nn.ModuleList([self.model, self.heads])
+        statistics = {name: buffer.clone() for name, buffer in modules.named_buffers()}
+        random_state = _random_state(self.device)
         tasks = self.tasks
         seconds: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(repeats):
@@ -281,7 +282,9 @@ class Trainer:
                 measured.append(self._clock() - start)
         self._image_tower.dense, self.tasks = bool(tasks), tasks
         self.optimizer.zero_grad(set_to_none=True)
-        self.heads.load_state_dict(statistics)
+        with torch.no_grad():
+            for name, buffer in modules.named_buffers():
+                buffer.copy_(statistics[name])
         _set_random_state(random_state, self.device)
         return min(seconds[True]) / min(seconds[False])
 

@@ -16,7 +16,7 @@ from cliptex import versions
 from cliptex.benchmarks.reading import SOURCES
 from cliptex.config import Config
 from cliptex.core import paths
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import digest_file, read_json, write_json
 from cliptex.core.plugins import find
 from cliptex.core.progress import track
@@ -85,7 +85,8 @@ def _check(data: Any) -> dict[str, int]:
         counts[part] = len(samples)
         step = max(1, len(samples) // NUM_CHECKED)
         for index in track(range(0, len(samples), step), f"check {data.name} {part}"):
-            samples[index]
+            with working_on(f"{data.root}: sample {index} of {part}"):
+                samples[index]
     return counts
 
 

@@ -157,7 +157,8 @@ class Reader:
             for name, (encoder, writer) in sinks.items():
                 start = time.perf_counter()
                 subject = f"features of {name} for {self.data.name}, {self.part} images {ids[0]} to {ids[-1]}"
-                writer.append(self.encode(encoder, images), subject)
+                with working_on(subject):
+                    writer.append(self.encode(encoder, images), subject)
                 seconds[name] += time.perf_counter() - start
 
         read = partial(self._read, with_images=bool(sinks), with_truths=truths)
@@ -192,9 +193,10 @@ class ComputedFeatures(FeatureSource):
         images = []
         for view in index.tolist():
             sample = self._owner[view]
-            if sample not in decoded:
-                decoded[sample] = self._reader.samples[self._reader.indices[sample]]["image"]
-            images.append(self._reader.pixels(decoded[sample], self._part.views[view]))
+            with working_on(f"{self._reader.data.name}, {self._reader.part} image {self._part.ids[sample]}"):
+                if sample not in decoded:
+                    decoded[sample] = self._reader.samples[self._reader.indices[sample]]["image"]
+                images.append(self._reader.pixels(decoded[sample], self._part.views[view]))
         return self._reader.encode(self._encoder, np.stack(images)).float().cpu()
 
     def read(self, index: np.ndarray) -> torch.Tensor:
