@@ -34,7 +34,7 @@ GOOD = {
     ("over", "sentence"),
     [
         ({}, None),
-        ({"student": {"architecture": "RN50"}}, "RN50"),
+        ({"student": {"architecture": "RN50"}}, "timm towers, not ModifiedResNet"),
         ({"student": {"architecture": "ViT-B-61"}}, "student.architecture: open_clip has no 'ViT-B-61'"),
         (
             {"student": {"architecture": "ViT-B-32", "pretrained": "laoin2b"}},

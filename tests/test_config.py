@@ -35,6 +35,12 @@ def test_shipped_configurations_are_valid(path):
     Config.load(merged(base, yaml.safe_load(path.read_text())))
 
 
+@pytest.fixture(autouse=True)
+def _in_the_clone(monkeypatch):
+    """Where the default configuration is."""
+    monkeypatch.chdir(ROOT)
+
+
 WRONG = re.findall(r"(.+?)\n=> ([^\n]+)\n", (Path(__file__).parent / "wrong_configurations.txt").read_text(), re.S)
 WRONG = [(text.strip("\n"), line) for text, line in WRONG]
 """Configurations as users write them, and the line about each, after the name of the file."""
@@ -192,6 +198,8 @@ def test_values_of_the_command_line_come_last_and_are_read_as_yaml(tmp_path):
     config = Config.from_files([tmp_path / "mine.yaml"], values)
     assert (config.train.batch_size, config.train.flip, config.train.compile) == (16, 0.1, True)
     assert config.seeds == [1, 2] and list(config.models) == ["clip", "cliptex"]
+    texts = Config.from_files([], parse_config(['report={title: "2024"}', 'experts={dpt: {revision: "2024-01-01"}}']))
+    assert (texts.report.title, texts.experts["dpt"].revision) == ("2024", "2024-01-01")
     with pytest.raises(ConfigError, match=r"^--config: train\.flip: must be a number, got false$"):
         Config.from_files([], parse_config(["train={flip: no}"]))
     with pytest.raises(ConfigError, match=r"^--config: train\.batch_size: unknown key; write train: {batch_size: "):
@@ -208,6 +216,13 @@ def test_a_mapping_is_replaced_where_it_says_so(tmp_path):
     alone = Config.from_files(files)
     assert alone == Config.load({"seeds": [0], "models": {"clip": {"steps": 3}}})
     assert Config.from_files(files[:1], {"train": {"_replace": "true"}}).train == Train()
+
+
+def test_tasks_without_label_stores_are_an_error_that_names_both(tmp_path):
+    (tmp_path / "mine.yaml").write_text("label_stores: {_replace: true}")
+    message = r"models\.cliptex\.tasks\.depth: label_stores is empty; add label_stores\.depth"
+    with pytest.raises(ConfigError, match=message):
+        Config.from_files([tmp_path / "mine.yaml"])
 
 
 NAMED = {
@@ -322,6 +337,14 @@ def test_data_that_are_not_there_are_named(tmp_path, monkeypatch):
     (tmp_path / "list.tsv").touch()
     assert [line.partition(":")[0] for line in missing_data(Config.load(given))] == ["imagenet"]
     assert missing_data(Config.load({**given, "dataset": {}})) == []
+
+
+def test_an_emoji_reaches_a_job(tmp_path):
+    (tmp_path / "mine.yaml").write_text("report: {title: 😀 é}", encoding="utf-8")
+    config = Config.from_files([tmp_path / "mine.yaml"])
+    assert Config.load(config.subset("report")).report.title == "😀 é"
+    with pytest.raises(ConfigError, match=r"^configuration:1: report\.title: half a character"):
+        Config.load(r'{"report": {"title": "\ud83d"}}')
 
 
 def test_a_subset_is_what_it_was_cut_from():

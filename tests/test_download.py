@@ -434,7 +434,9 @@ def test_a_killed_download_goes_on_to_the_same_shards(tmp_path, monkeypatch):
         paths.shard(1).unlink()  # the workflow is tested with its remedy below
         with pytest.raises(CliptexError, match=r"00001\.tar: missing or changed since"):
             index_of_again(config)
-        with pytest.raises(CliptexError, match=r"its download was deleted; restore it, or run: rm -f resources/pairs/batch-\*"):
+        with pytest.raises(
+            CliptexError, match=r"its download was deleted; restore it, or run: rm -f resources/pairs/batch-\*"
+        ):
             build_shards(config, 0)
 
 
@@ -534,7 +536,7 @@ def test_without_img2dataset_the_job_says_what_to_install(tmp_path, monkeypatch)
 # Building, without img2dataset: raw shards in its layout
 
 
-def raw_shard(config: Config, bodies: list[bytes | str], broken: bool = False) -> None:
+def raw_shard(config: Config, bodies: list[bytes | str], query: str = "") -> None:
     """A shard in img2dataset's format, samples in order of arrival; a string is a failure message."""
     folder = Path("resources/pairs/batch-000/raw")
     folder.mkdir(parents=True)
@@ -544,7 +546,7 @@ def raw_shard(config: Config, bodies: list[bytes | str], broken: bool = False) -
         for number in order:
             body, key = bodies[number], f"{number:09d}"
             failed = isinstance(body, str)
-            row = {"row": number, "caption": f"caption {number}", "url": f"http://a/{number}.jpg", "key": key}
+            row = {"row": number, "caption": f"caption {number}", "url": f"http://a/{number}.jpg{query}", "key": key}
             row |= {"status": "failed_to_download" if failed else "success", "error_message": body if failed else None}
             rows.append(row | {"sha256": None if failed else hashlib.sha256(body).hexdigest()})
             if not failed:
@@ -592,6 +594,29 @@ def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     stamp = paths.shard(0).stat().st_mtime_ns
     build_shards(config, 0)
     assert paths.shard(0).stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("source", ["urls", "webdataset"])
+def test_no_result_has_the_signature_of_an_address(source, tmp_path, monkeypatch, server):
+    monkeypatch.chdir(tmp_path)
+    if source == "urls":
+        config = settings_for(server, tmp_path, [("x", "/ok/1.jpg")] * 3)
+        message = "URL can't contain control characters. '/a b.jpg?sig=secret' (found at least ' ')"
+        raw_shard(config, [picture(1), message, picture(2)], query="?X-Amz-Credential=AK-secret&X-Amz-Signature=secret")
+    else:
+        server.files = {"/a.tar": tar_bytes(tmp_path, 0)}
+        config = tars_config([f"{server.url}/a.tar?token=secret"])
+    index_of_again(config) if build_shards(config, 0) else None
+    files = [path for path in Path("results").rglob("*") if path.is_file()]
+    assert len(files) >= 4
+    for path in files:
+        assert b"secret" not in path.read_bytes(), path
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            assert "secret" not in str(table.to_pylist()) + str(table.schema.metadata), path
+    if source == "webdataset":  # signed anew, it is not downloaded again
+        before = server.requests.copy()
+        assert build_shards(tars_config([f"{server.url}/a.tar?token=another"]), 0) and server.requests == before
 
 
 def test_a_yield_that_is_too_low_stops_the_job_early_and_says_why(tmp_path, monkeypatch):

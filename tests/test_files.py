@@ -258,6 +258,8 @@ def test_where_nothing_may_be_written_the_file_is_named():
     said = str(write_error(PermissionError(errno.EACCES, "Permission denied", "results/a.json")))
     assert said.startswith("results/a.json: Permission denied; correct its permissions")
     assert write_error(ValueError("no such thing")) is None
+    nowhere = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+    assert str(write_error(nowhere)).startswith("TMPDIR: No usable temporary directory found in ['/tmp']; make room")
     assert write_error(FileNotFoundError(errno.ENOENT, "No such file", "a")) is None
 
 

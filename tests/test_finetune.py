@@ -184,11 +184,11 @@ def test_the_same_seed_gives_the_same_result(place):
 
 def test_of_several_rates_the_one_best_on_the_holdout_is_taken(place):
     prepared("imagenet", 42, 7)
-    config = configured("imagenet", encoder_rates=[1e-4, 3.0], steps=12)
+    config = configured("imagenet", encoder_rates=[1e30, 1e-4, 3.0], steps=12)
     found = run(config, "imagenet")["classification"]["hyperparameters"]
     scores = found["holdout_score"]
-    best, other = (f"encoder {rate}, head 0.001, decay 0" for rate in ("0.0001", "3"))
-    assert found["encoder_rate"] == 1e-4 and scores[best] > scores[other]
+    diverged, best, other = (f"encoder {rate}, head 0.001, decay 0" for rate in ("1e+30", "0.0001", "3"))
+    assert found["encoder_rate"] == 1e-4 and scores[best] > scores[other] and scores[diverged] is None
 
 
 def test_what_cannot_be_tuned_is_refused_by_name(place):

@@ -322,6 +322,17 @@ def test_scale_and_shift_are_fitted_to_the_valid_pixels():
     assert affine_aligned(truth, prediction, 60, 70) is prediction
 
 
+def test_ranks_and_hits_by_hand():
+    ranking, labels = np.array([[3, 1, 0, 2, 4], [1, 0, 3, 2, 4], [0, 1, 2, 3, 4]]), np.array([3, 4, 5])
+    assert top_metrics(ranking, labels) == pytest.approx({"top1": 100 / 3, "top5": 200 / 3})
+    found = retrieval_statistics(np.array([0, 1, 4, 5]), np.array([0, 0, 1, 1]), 3, (1, 5))
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "queries": [2, 2, 0],
+        "R@1": [1, 0, 0],
+        "R@5": [2, 1, 0],
+    }
+
+
 def test_normals_of_six_pixels_by_hand():
     degrees = np.array([5.5, 8, 12, 23, 30.5, 40, 77])  # each threshold is half a degree to a degree below one
     radians = np.radians(degrees)

@@ -15,10 +15,13 @@ from cliptex.evaluation.probes.heads.detection import build_detector, detect, tr
 from cliptex.evaluation.probes.heads.detectors import Anchors, Pyramid, frames
 from cliptex.evaluation.probes.heads.maps import evaluation_window
 from cliptex.evaluation.probes.heads.normals import probe_normals
+from cliptex.evaluation.probes.heads.ridge import fit_ridge, regressed
 from cliptex.evaluation.probes.heads.segmentation import build_head, class_weights
 from cliptex.evaluation.probes.training import (
     Candidate,
     NotFinite,
+    Optimisation,
+    batches,
     best_candidate,
     candidates,
     finite,
@@ -324,7 +327,67 @@ def test_the_best_of_the_grid_is_chosen_on_the_holdout_and_by_nothing_else():
     assert isinstance(grid_of(task.heads["linear"], 15, 4)[0][0], GridPoint)
 
 
+# Ridge regression
+
+
+def test_ridge_regression_is_its_normal_equations():
+    """On maps of the grid's size, so that nothing is interpolated, and more views than one chunk has."""
+    rng = np.random.default_rng(0)
+    maps, views = rng.normal(1, 2, (150, 3, 2, 2)).astype(np.float32), np.arange(150)
+    weights = rng.normal(size=(3, 2))
+    targets = np.moveaxis(maps, 1, 3) @ weights + rng.normal(0.5, 3, (150, 2, 2, 2))
+    targets = targets.astype(np.float32)
+    targets[::7, 0, 1, 0] = np.nan
+    x, y = np.moveaxis(maps, 1, 3), targets
+
+    def solved(chosen, penalty):
+        known = np.isfinite(y[chosen]).all(-1)
+        points, values = x[chosen][known].astype(np.float64), y[chosen][known].astype(np.float64)
+        centred = points - points.mean(0)
+        covariance = centred.T @ centred / len(points) + penalty * np.eye(3)
+        found = np.linalg.solve(covariance, centred.T @ (values - values.mean(0)) / len(points))
+        return found, values.mean(0) - points.mean(0) @ found, points, values
+
+    def error(truth, prediction):
+        return float(np.abs(truth - prediction).mean())
+
+    fit, held, penalties = views[:100], views[100:], (0.01, 2.0, 500.0)
+    errors, best, (found, bias) = fit_ridge(torch.from_numpy(maps), targets, fit, held, penalties, error)
+    _, _, points, values = solved(held, 0)
+    for penalty in penalties:
+        slope, shift, _, _ = solved(fit, penalty)
+        assert errors[str(penalty)] == pytest.approx(error(values, points @ slope + shift), rel=1e-4)
+    assert best == min(penalties, key=lambda penalty: errors[str(penalty)]) < 500
+    slope, shift, _, _ = solved(views, best)
+    np.testing.assert_allclose(found.numpy(), slope, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(bias.numpy(), shift, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        regressed(torch.from_numpy(maps), (found, bias)).permute(0, 2, 3, 1), x @ slope + shift, rtol=1e-3, atol=1e-3
+    )
+
+
 # Training
+
+
+def test_batches_are_full_and_cut_from_permutations_of_all_views():
+    cut = batches(10, 4, 6, torch.Generator().manual_seed(0))
+    assert [len(batch) for batch in cut] == [4] * 6
+    drawn = torch.cat(cut)
+    assert sorted(drawn[:10].tolist()) == sorted(drawn[10:20].tolist()) == list(range(10))
+    assert len(set(drawn[20:].tolist())) == 4 and drawn[:10].tolist() != drawn[10:20].tolist()
+    assert [sorted(batch.tolist()) for batch in batches(3, 8, 2, torch.Generator())] == [[0, 1, 2]] * 2
+
+
+@pytest.mark.parametrize(("clip", "step"), [(None, 0.1 * (3 + 0.5 * 2)), (1.0, 0.1 * (1 + 0.5 * 2))])
+def test_a_step_of_sgd_has_its_rate_decay_and_clipping(clip, step):
+    values = {"steps": 4, "batch_size": 1, "learning_rates": [0.2], "weight_decays": [0.5], "warmup": 0.5}
+    options = Training.model_validate({**values, "optimizer": "sgd", "momentum": 0.0, "clip": clip})
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+    optimisation = Optimisation([weight], options, candidates(options)[0])
+    optimisation.step(3 * weight.sum())  # at half the rate, in the warm-up
+    assert weight.item() == pytest.approx(2 - step, rel=1e-5)
+    optimisation.step(0 * weight.sum())
+    assert weight.item() == pytest.approx((2 - step) * (1 - 0.2 * 0.5), rel=1e-5)
 
 
 def test_rates_rise_and_fall_as_they_should():

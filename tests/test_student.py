@@ -1,6 +1,5 @@
 import copy
 import json
-import os
 import shutil
 
 import huggingface_hub
@@ -9,11 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import cliptex
 from cliptex.config import Student
 from cliptex.core.errors import CliptexError
+from cliptex.core.files import write_json
 from cliptex.data.official.status import is_published
+from cliptex.evaluation.zeroshot import load_zero_shot_model
 from cliptex.models import clip as student
-from cliptex.models.dense_features import dense_features, features_and_embedding, width
+from cliptex.models.dense_features import dense_features, features_and_embedding, layer_tokens, width
+from cliptex.models.encoders import load_encoder
 
 TINY = {
     "embed_dim": 16,
@@ -64,7 +67,7 @@ def test_a_checkpoint_that_is_no_model_is_refused(tmp_path):
 def test_an_export_without_weights_is_refused(tmp_path):
     student.export(student.build(Student(architecture=TINY), 0), Student(architecture=TINY), tmp_path)
     (tmp_path / student.WEIGHTS_FILE).write_bytes(b"cut")
-    with pytest.raises(CliptexError, match=r"has 3 bytes for a network of [\d,]+ parameters; copy its folder again"):
+    with pytest.raises(CliptexError, match="damaged, or not a safetensors"):
         student.load(tmp_path)
     (tmp_path / student.WEIGHTS_FILE).unlink()
     with pytest.raises(CliptexError, match="train that model first"):
@@ -140,6 +143,37 @@ def test_every_vision_transformer_of_open_clip_has_dense_features_and_an_embeddi
         assert map_BChw.shape[2] == map_BChw.shape[3] >= 7, name
         kinds.add(type(model.visual).__name__)
     assert kinds == {"VisionTransformer", "TimmModel"}
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "has_class_token"),
+    [
+        ("MobileCLIP-S1", 512, False),
+        ("convnext_tiny", 768, False),
+        ("swin_base_patch4_window7_224", 1024, False),
+        ("ViTamin-S", 384, False),
+        ("vit_medium_patch16_gap_256", 512, False),
+        ("EVA02-B-16", 768, True),
+        ("PE-Core-T-16-384", 192, True),
+    ],
+)
+def test_timms_other_towers_have_dense_features(name, channels, has_class_token):
+    with torch.device("meta"):
+        visual = student.build(Student(architecture=name), 0).visual.eval()
+        images = torch.zeros(1, 3, *visual.image_size)
+        map_BChw, vector_BD = features_and_embedding(visual, images)
+        tokens = layer_tokens(visual, images, 1, class_tokens=True)
+    assert map_BChw.shape[1] == width(visual) == channels
+    assert tokens["image_intermediates"][0].shape == map_BChw.shape
+    assert ("image_intermediates_prefix" in tokens) == has_class_token
+    assert vector_BD.ndim == 2
+
+
+def test_openais_residual_networks_have_none():
+    with torch.device("meta"):
+        visual = student.build(Student(architecture="RN50"), 0).visual
+    with pytest.raises(CliptexError, match=r"student\.architecture: training with tasks and .* not ModifiedResNet"):
+        width(visual)
 
 
 def test_a_captioner_is_refused():
@@ -224,7 +258,9 @@ def test_a_file_that_lacks_a_tensor_is_refused(given, tmp_path):
     _, state = given
     del state["visual.conv1.weight"]
     save_file(state, tmp_path / "weights.safetensors")
-    with pytest.raises(CliptexError, match=r"weights\.safetensors: the weights do not match .*missing visual\.conv1\.weight;"):
+    with pytest.raises(
+        CliptexError, match=r"weights\.safetensors: the weights do not match .*missing visual\.conv1\.weight;"
+    ):
         student.build(Student(architecture=TINY, pretrained=str(tmp_path / "weights.safetensors")), 0)
 
 
@@ -246,30 +282,102 @@ def test_a_folder_as_the_hub_gives_it_says_its_own_architecture(given, tmp_path,
     assert same(model, student.load(tmp_path / "out"))
 
 
-class Planted:
-    """Makes a file when it is unpickled."""
+def test_weights_that_train_json_does_not_record_are_used_by_nothing(given, tmp_path):
+    model, state = given
+    digest = student.export(model, Student(architecture=TINY), tmp_path)
+    write_json(tmp_path / "train.json", {"model_sha256": digest})
+    assert student.load(tmp_path).weights_sha256 == load_encoder(tmp_path).sha256 == digest
+    assert load_zero_shot_model("clip", 0, tmp_path).sha256 == digest
+    save_file({name: tensor + 1 for name, tensor in state.items()}, tmp_path / student.WEIGHTS_FILE)
+    for use in (
+        student.load,  # of training, for `init`
+        load_encoder,
+        cliptex.load,
+        lambda folder: load_zero_shot_model("clip", 0, folder),
+        lambda folder: student.build(Student(pretrained=str(folder)), 0),
+    ):
+        with pytest.raises(CliptexError, match=r"model\.safetensors: not the weights that train\.json records"):
+            use(tmp_path)
 
-    def __init__(self, path):
-        self.path = path
 
-    def __reduce__(self):
-        return os.mknod, (str(self.path),)
+def test_weights_that_are_not_finite_are_not_exported(given, tmp_path):
+    model, _ = given
+    model.visual.conv1.weight.data[0, 0, 0, 0] = float("nan")
+    with pytest.raises(CliptexError, match=r"visual\.conv1\.weight: has 1 NaN or infinite values; nothing was saved"):
+        student.export(model, Student(architecture=TINY), tmp_path)
+    assert not (tmp_path / student.WEIGHTS_FILE).exists()
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "weights.bin", "open_clip_pytorch_model.bin"])
-@pytest.mark.parametrize("form", ["zip", "old"])
-def test_a_planted_pickle_is_not_run(given, tmp_path, name, form):
-    _, state = given
-    ran = tmp_path / "ran"
-    torch.save(state | {"x": Planted(ran)}, tmp_path / name, _use_new_zipfile_serialization=form == "zip")
-    if name.startswith("open_clip"):
-        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
-    path = tmp_path if name.startswith("open_clip") else tmp_path / name
-    with pytest.raises(CliptexError, match="pickled code is not executed here"):
-        student.build(Student(architecture=TINY, pretrained=str(path)), 0)
-    assert not ran.exists()
-    torch.load(tmp_path / name, weights_only=False)
-    assert ran.exists()  # the plant works
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "model.safetensors"])
+def test_a_folder_is_loaded_as_open_clip_does(given, tmp_path, name):
+    """Sizes in `preprocess_cfg`, keys of later versions and null are ignored; weights may have other names."""
+    model, state = given
+    preprocess = {"size": 64, "mode": "RGB", "mean": [0.5] * 3, "std": None, "resize_mode": "squash", "later": 1}
+    write_json(tmp_path / student.CONFIG_FILE, {"model_cfg": TINY, "preprocess_cfg": preprocess})
+    if name.endswith("bin"):
+        torch.save(state, tmp_path / name)
+    else:
+        save_file(state, tmp_path / name)
+        save_file({"a": torch.zeros(1)}, tmp_path / "heads.safetensors")
+        (tmp_path / "heads.safetensors").rename(tmp_path / "adapter.safetensors")
+    theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}", require_pretrained=True)
+    ours = cliptex.load(tmp_path)
+    assert same(theirs, ours.model)
+    assert str(ours.preprocess) == str(preprocess)
+    assert load_encoder(tmp_path).std == open_clip.OPENAI_DATASET_STD
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_cfg": {"layers": 2_000}}, "more than 1,000 layers"),
+        ({"vision_cfg": {"width": 10**9}}, r"vision_cfg\.width: 1000000000 is out of range"),
+        ({"vision_cfg": {"width": 2**17, "layers": 24}}, r"bytes for a network of [\d,]{15,} parameters"),
+        ({"vision_cfg": {"patch_size": 0}}, r"open_clip_config\.json: cannot be built"),
+        ({"embed_dim": "x"}, r"open_clip_config\.json: cannot be built"),
+        ({"multimodal_cfg": {}}, r"open_clip_config\.json is CoCa"),
+        ({"vision_cfg": {"later": 1}}, r"the option vision_cfg\.later is not supported"),
+        ({"vision_cfg": None}, "needs embed_dim, vision_cfg and text_cfg"),
+    ],
+)
+def test_a_folders_description_is_bounded_and_checked(given, tmp_path, change, message):
+    merged = {
+        key: TINY[key] | value if isinstance(value, dict) and key in TINY else value for key, value in change.items()
+    }
+    write_json(tmp_path / student.CONFIG_FILE, {"model_cfg": TINY | merged})
+    save_file(given[1], tmp_path / student.WEIGHTS_FILE)
+    with pytest.raises(CliptexError, match=message) as caught:
+        student.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"std": [0, 1, 1]}, {"mean": ["a"] * 3}, {"resize_mode": "x"}, {"interpolation": 1}]
+)
+def test_a_preprocessing_that_gives_no_numbers_is_refused(given, tmp_path, change):
+    write_json(tmp_path / student.CONFIG_FILE, {"model_cfg": TINY, "preprocess_cfg": change})
+    with pytest.raises(CliptexError, match=rf"preprocess_cfg\.{next(iter(change))}: "):
+        student.load(tmp_path)
+
+
+def test_a_bare_file_is_told_apart_from_one_trained_with_quickgelu(given, tmp_path, monkeypatch, caplog):
+    """`ViT-B-32` has weights of both kinds, and a file does not say of which it is."""
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", TINY)
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32-quickgelu", TINY | {"quick_gelu": True})
+    path = tmp_path / "weights.safetensors"
+    save_file(given[1], path)
+    with caplog.at_level("WARNING", "cliptex"):
+        student.build(Student(architecture="ViT-B-32-quickgelu", pretrained=str(path)), 0)
+        assert not caplog.records
+        student.build(Student(architecture="ViT-B-32", pretrained=str(path)), 0)
+    assert "GELU is used. For weights of OpenAI, DFN or MetaCLIP, set student.architecture: ViT-B-32-quickgelu" in (
+        caplog.text
+    )
+    snapshot = tmp_path / "models--timm--vit_base_patch32_clip_224.openai" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    path.rename(snapshot / path.name)
+    with pytest.raises(CliptexError, match=r"of open_clip's tag 'openai', which was trained with QuickGELU; set stud"):
+        student.build(Student(architecture="ViT-B-32", pretrained=str(snapshot / path.name)), 0)
 
 
 @pytest.fixture

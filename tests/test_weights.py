@@ -2,10 +2,12 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
 from cliptex.data import web as downloader
 from cliptex.experts import dpt, mask_rcnn, nll_angmf, weights
+from cliptex.experts.network import load_weights
 from cliptex.experts.tensors import read_tensors
 from cliptex.experts.training import load_expert, train_expert
 
@@ -365,8 +368,7 @@ def test_a_network_made_here_needs_a_size(name, source, tmp_path):
 # reading
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-@pytest.mark.parametrize("where", ["file", "folder"])
+@pytest.mark.parametrize(("where", "form"), [("file", "zip"), ("folder", "legacy"), ("folder", "pickle")])
 def test_a_planted_pickle_does_not_run(where, form, tmp_path):
     import pickle
 
@@ -407,6 +409,76 @@ def test_what_is_not_a_state_dict_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(CliptexError, match="not a state dict"):
         read_tensors(tmp_path / "weights.pth")
+
+
+WRONG = {
+    "nan": (torch.tensor([1.0, float("nan")]), "a: has 1 NaN or infinite values"),
+    "infinity": (torch.full((2, 3), float("-inf"), dtype=torch.float16), "a: has 6 NaN or infinite values"),
+    "int8": (torch.ones(3, dtype=torch.int8), r"a is torch\.int8; only floating-point"),
+    "bool": (torch.ones(3, dtype=torch.bool), r"a is torch\.bool; only floating-point"),
+    "complex": (torch.ones(3, dtype=torch.complex64), r"a is torch\.complex64; only floating-point"),
+    "sparse": (torch.eye(3).to_sparse(), "a is not a plain tensor"),
+    "meta": (torch.empty(3, device="meta"), "a is not a plain tensor"),
+    "quantised": (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "a is not a plain tensor"),
+    "strided": (torch.ones(1).expand(2**40), "tensors have 4,398,046,511,104 bytes"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["safetensors", "pth"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_tensors_that_no_network_is_made_of_are_refused_by_name(wrong, form, tmp_path):
+    tensor, message = WRONG[wrong]
+    path = tmp_path / f"weights.{form}"
+    if form == "pth":
+        torch.save({"state_dict": {"module.a": tensor}}, path)
+    elif wrong in ("sparse", "meta", "quantised", "strided"):
+        return  # safetensors has none
+    else:
+        save_file({"a": tensor}, path)
+    with pytest.raises(CliptexError, match=rf"weights\.{form}: .*{message}"):
+        read_tensors(path)
+
+
+def test_a_sum_that_overflows_is_finite(tmp_path):
+    save_file({"a": torch.full((4,), 60000, dtype=torch.float16)}, tmp_path / "a.safetensors")
+    assert read_tensors(tmp_path / "a.safetensors")["a"].isfinite().all()
+
+
+def test_names_that_collide_without_their_prefix_are_refused(tmp_path):
+    torch.save({"a": torch.zeros(1), "module.a": torch.ones(1)}, tmp_path / "weights.pth")
+    with pytest.raises(CliptexError, match=r"has both a and module\.a"):
+        read_tensors(tmp_path / "weights.pth")
+
+
+def test_integers_in_the_place_of_weights_are_refused(tmp_path):
+    save_file({"weight": torch.ones(1, 1, dtype=torch.int64), "bias": torch.ones(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(CliptexError, match=r"weight is torch\.int64 instead of torch\.float32"):
+        load_weights(torch.nn.Linear(1, 1), tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("bomb", ["deflated", "overlapping", "holes", "header"])
+def test_a_file_costs_no_more_than_its_bytes(bomb, tmp_path):
+    path, start = tmp_path / "weights.pth", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if bomb == "header":
+        path.write_bytes((2**62).to_bytes(8, "little") + b"{" + bytes(100))
+    elif bomb == "holes":
+        torch.save({"a": torch.zeros(8)}, path)
+        header = json.dumps({"a": {"dtype": "F32", "shape": [2**28], "data_offsets": [0, 2**30]}}).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+        os.truncate(path, 8 + len(header) + 2**30)
+    else:
+        torch.save({"a": torch.zeros(2**18)}, tmp_path / "plain.pth")
+        with ZipFile(tmp_path / "plain.pth") as plain, ZipFile(path, "w", ZIP_DEFLATED) as archive:
+            for name in plain.namelist():
+                data = plain.read(name) if bomb == "deflated" else plain.read(name)[:64]
+                archive.writestr(name, data, ZIP_DEFLATED if bomb == "deflated" else None)
+            if bomb == "overlapping":
+                for member in archive.infolist():
+                    member.file_size = 2**31
+    with pytest.raises(CliptexError, match=r"weights\.pth: "):
+        read_tensors(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start < 300 * 1024
 
 
 def test_nested_and_prefixed_names_are_read(tmp_path):

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
 from types import ModuleType
@@ -109,6 +109,14 @@ def require_store(config: "Config", name: str, option: str = "--store") -> str:
 
         raise CliptexError(f"{option}: {not_one_of(name, config.label_stores)}")
     return name
+
+
+def require_model(config: "Config", name: str, baselines: Sequence[str] = ()) -> None:
+    """Raise CliptexError if a configuration with models has none of this name, and it is not a baseline."""
+    if config.models and name not in (*config.models, *baselines):
+        from cliptex.config.explain import not_one_of
+
+        raise CliptexError(f"models: {not_one_of(name, [*config.models, *baselines])}")
 
 
 def echo(text: str) -> None:

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cliptex.cli.common import DEFAULT, ConfigFiles, Count, Model, Seed, echo, load_config, load_config_with_protocols
+from cliptex.cli.common import (
+    DEFAULT,
+    ConfigFiles,
+    Count,
+    Model,
+    Seed,
+    echo,
+    load_config,
+    load_config_with_protocols,
+    require_model,
+)
 from cliptex.core import paths
 
 if TYPE_CHECKING:
@@ -44,6 +54,8 @@ def probe(
     limits = {"cache_gb": cache_gb, "memory_gb": memory_gb}
     limits = {name: value for name, value in limits.items() if value is not None}
     config = config.model_copy(update={"probes": config.probes.model_copy(update=limits)})
+    for name in models.split(","):
+        require_model(config, name, config.probes.baselines)
     data = _corrupted(benchmark, corruptions)
     probe.run(config, Job(name=benchmark, models=tuple(models.split(",")), seeds=(seed,), out=out, data=data))
 
@@ -67,6 +79,7 @@ def finetune(benchmark: Tuned, model: str, config_files: ConfigFiles = DEFAULT, 
     from cliptex.evaluation.job import Job
 
     config = load_config_with_protocols(config_files)
+    require_model(config, model, config.finetune.baselines)
     finetune.run(config, Job(name=benchmark, models=(model,), seeds=(seed,)))
 
 
@@ -136,7 +149,9 @@ def clip_benchmark(
     from cliptex.evaluation.clip_benchmark import run_clip_benchmark
 
     out = paths.clip_benchmark(dataset_slug(dataset), model, seed)
-    config = load_config(config_files).clip_benchmark
+    whole = load_config(config_files)
+    require_model(whole, model)
+    config = whole.clip_benchmark
     run_clip_benchmark(config, dataset, task, model, seed, paths.model(model, seed), out)
 
 
@@ -166,6 +181,10 @@ def _corrupted(benchmark: str, corruptions: str) -> "CorruptedBenchmark | None":
     if corruptions == "null":
         return None
     from cliptex.config import Corruptions
+    from cliptex.config.explain import validated
+    from cliptex.config.files import dotted, parse
     from cliptex.evaluation.corruptions import CorruptedBenchmark
 
-    return CorruptedBenchmark.of(benchmark, Corruptions.model_validate_json(corruptions), paths.RESOURCES)
+    values = parse(corruptions, "--corruptions").values
+    section = validated(Corruptions, values, lambda path: f"--corruptions: {dotted(path)}: ")
+    return CorruptedBenchmark.of(benchmark, section, paths.RESOURCES)

@@ -93,7 +93,8 @@ def _index(config: Config) -> dict[str, Any] | None:
         return None
     index = read_index(paths.SHARD_INDEX)
     is_same = index.get("data_sha256") in (None, data_sha256(config))
-    same_paths = [entry["path"] for entry in index["shards"]] == [str(path) for path in _plain_shards(config)]
+    indexed = [Path(entry["path"]).absolute() for entry in index["shards"]]
+    same_paths = indexed == [path.absolute() for path in _plain_shards(config)]
     return index if is_same and same_paths else None
 
 

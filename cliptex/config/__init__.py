@@ -7,6 +7,7 @@ sections are in one module per stage; all of them can be imported from here.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -95,9 +96,15 @@ class Config(Section):
         Raises ConfigError with file, line, key and remedy; also for references to entries that do not exist.
         """
         layers = [read(file) for file in files]
-        if values:
-            layers.append(given(values))
-        return cls._checked(Layers(layers, None if default is None else read(default)), is_whole=True)
+        base = None if default is None else read(default)
+        if not values:
+            return cls._checked(Layers(layers, base), is_whole=True)
+        try:
+            return cls._checked(Layers([*layers, given(values)], base), is_whole=True)
+        except ConfigError as error:
+            with suppress(ConfigError):  # a text such as title: "2024", whose quotes Snakemake has removed
+                return cls._checked(Layers([*layers, given(values, as_text=True)], base), is_whole=True)
+            raise error from None
 
     @classmethod
     def _checked(cls, layers: Layers, is_whole: bool) -> Self:

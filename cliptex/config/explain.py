@@ -2,13 +2,16 @@
 
 import difflib
 import types
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from cliptex.config.files import LONGEST, short
+from cliptex.config.files import LONGEST, Keys, short
+from cliptex.core.errors import ConfigError
+
+Section = TypeVar("Section", bound=BaseModel)
 
 MOST_NAMES = 20
 KINDS = {
@@ -56,21 +59,30 @@ def shown(value: Any, text: str | None = None) -> str:
 
 
 def explain(
-    error: ValidationError, model: Any, values: Any, texts: Mapping[tuple[str | int, ...], str] | None = None
-) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    error: ValidationError, model: Any, values: Any, texts: Mapping[Keys, str] | None = None
+) -> Iterator[tuple[Keys, str]]:
     """The path of each wrong value, and what is wrong with it.
 
     model: the class, or the type, that was validated. values: what was validated. texts: how values are written, by
     path.
     """
-    problems: dict[tuple[str | int, ...], list[Any]] = {}
+    problems: dict[Keys, list[Any]] = {}
     for item in error.errors(include_url=False):
         problems.setdefault(_path(values, item), []).append(item)
     for path, items in problems.items():
         yield path, _sentence(path, items, model, (texts or {}).get(path))
 
 
-def _sentence(path: tuple[str | int, ...], items: list[Any], model: Any, text: str | None) -> str:
+def validated(model: type[Section], values: Mapping[str, Any], where: Callable[[Keys], str]) -> Section:
+    """`values` as a section. where: begins the line about a wrong value, by its path. Raises ConfigError."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        problems = explain(error, model, values)
+        raise ConfigError([f"{where(path)}{problem}" for path, problem in problems]) from error
+
+
+def _sentence(path: Keys, items: list[Any], model: Any, text: str | None) -> str:
     item = items[0]
     kind, value, context = item["type"], item["input"], item.get("ctx", {})
     got = f", got {shown(value, text)}"
@@ -132,7 +144,7 @@ def _path(values: Any, item: Any) -> tuple[int | str, ...]:
     return tuple(out)
 
 
-def _elsewhere(path: tuple[str | int, ...], model: Any) -> str:
+def _elsewhere(path: Keys, model: Any) -> str:
     """Where an unknown key belongs."""
     *parents, name = path
     name = str(name)

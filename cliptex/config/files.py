@@ -190,18 +190,23 @@ def _not_yaml(error: yaml.YAMLError, name: str) -> str:
     return f"{name}{line}: not valid YAML: {' '.join(problem.split())}"
 
 
-def given(values: Mapping[str, Any]) -> ConfigFile:
-    """The values of Snakemake's `--config key=value`, in which most scalars are still text."""
-    return ConfigFile("--config", _resolved(values, ()))
+def given(values: Mapping[str, Any], as_text: bool = False) -> ConfigFile:
+    """The values of Snakemake's `--config key=value`, in which most scalars are still text.
+
+    as_text: leave them so, but for null.
+    """
+    return ConfigFile("--config", _resolved(values, (), as_text))
 
 
-def _resolved(values: Any, path: Keys) -> Any:
+def _resolved(values: Any, path: Keys, as_text: bool) -> Any:
     if isinstance(values, Mapping):
-        return {str(name): _resolved(value, (*path, name)) for name, value in values.items()}
+        return {str(name): _resolved(value, (*path, name), as_text) for name, value in values.items()}
     if isinstance(values, list | tuple):
-        return [_resolved(value, (*path, number)) for number, value in enumerate(values)]
+        return [_resolved(value, (*path, number), as_text) for number, value in enumerate(values)]
+    if not isinstance(values, str) or (as_text and not NULL.fullmatch(values)):
+        return values
     try:
-        return resolve(values) if isinstance(values, str) else values
+        return resolve(values)
     except ValueError as error:
         raise ConfigError([f"--config: {dotted(path)}: {short(values)}: {error}"]) from None
 
@@ -268,7 +273,11 @@ class _Reader:
 
     def _scalar(self, node: yaml.ScalarNode, path: Keys) -> Any:
         if node.style is not None:
-            return node.value
+            # JSON writes an emoji as two escapes, which YAML does not join
+            text = node.value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            if "\ufffd" in text and "\ufffd" not in node.value:
+                self._problem(node, path, "half a character: an escape such as \\ud83d without its second half")
+            return text
         try:
             return resolve(node.value)
         except ValueError as error:

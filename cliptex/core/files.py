@@ -100,10 +100,13 @@ def _start_of(process: int) -> str | None:
 def _remove_abandoned(folder: Path) -> None:
     """Delete the scratch files in `folder` whose process has ended. Nothing is known of processes on other machines:
     theirs are deleted if nothing was written to them for a week. Once for each folder, since listing takes time."""
-    with suppress(OSError):  # the folder cannot be listed, or another job was faster
-        for path in folder.iterdir():
-            if found := SCRATCH.match(path.name):
-                machine, process, start = found.groups()
+    found_there: list[Path] = []
+    with suppress(OSError):  # it cannot be listed
+        found_there = list(folder.iterdir())
+    for path in found_there:
+        if found := SCRATCH.match(path.name):
+            machine, process, start = found.groups()
+            with suppress(OSError):  # another job was faster
                 if machine == _machine():
                     abandoned = _start_of(int(process)) not in ("0", start)
                 else:
@@ -120,6 +123,10 @@ def write_error(error: Exception, path: Path | None = None) -> CliptexError | No
     """
     if isinstance(error, CliptexError):
         return None
+    if "No usable temporary directory" in str(error):  # of Python's tempfile
+        return CliptexError(
+            f"TMPDIR: {getattr(error, 'strerror', error)}; make room there, or set it to another folder"
+        )
     number = getattr(error, "errno", None)
     if number is None:  # not an OSError: safetensors, HDF5
         text = str(error)

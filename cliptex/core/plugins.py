@@ -1,5 +1,6 @@
 """Load tasks, experts and benchmarks by name: built-in modules, or the user's own classes by import path."""
 
+import difflib
 import importlib
 import os
 import re
@@ -21,6 +22,9 @@ def find(kind: str, name: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            if close := difflib.get_close_matches(name, built_in(kind), 1):
+                message = f"{kind}: {name!r} is neither a module of cliptex/{kind}/ nor an importable class"
+                raise CliptexError(f"{message}; did you mean {close[0]}?") from error
             raise CliptexError(
                 f"{kind}: {name!r} is neither a module of cliptex/{kind}/ nor an importable 'package.module:Class';"
                 " your own module must be installed, or its folder must be in PYTHONPATH"

@@ -29,7 +29,7 @@ from PIL import Image
 
 from cliptex.config import Config, Urls
 from cliptex.core import paths
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import NO_SPACE, read_json, sha256_file, write_json
 from cliptex.core.progress import track
 from cliptex.core.redact import without_credentials
@@ -78,18 +78,19 @@ def build_shards(config: Config, batch: int, threads: int = 1, min_yield: float 
     `dataset.min_yield`).
     """
     require_codecs()
-    numbers = shards_of_download(config, batch)
+    numbers, shards = shards_of_download(config, batch), []
     try:
         if config.dataset.source == "urls":
             downloaded = read_json(paths.RESOURCES / "pairs" / f"batch-{batch:03d}.json")
             items = [{**item, "folder": Path(downloaded["folder"])} for item in downloaded["shards"]]
-            shards = [_build(config.dataset.urls, item, threads) for item in items]
+            for item in items:
+                with working_on(paths.shard(int(item["shard"]))):
+                    shards.append(_build(config.dataset.urls, item, threads))
         else:
             targets, sources = shard_paths(config), shard_sources(config)
-            shards = [
-                _check(number, targets[number], sources[number], config.dataset.sha256)
-                for number in track(numbers, "check shards")
-            ]
+            for number in track(numbers, "check shards"):
+                with working_on(sources[number]):
+                    shards.append(_check(number, targets[number], sources[number], config.dataset.sha256))
     except OSError as error:
         if error.errno in NO_SPACE:
             raise CliptexError(

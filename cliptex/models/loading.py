@@ -6,10 +6,10 @@ not fit. open_clip passes most of it on to transformers and timm, which would ru
 
 import inspect
 import math
-import zipfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import open_clip
 import timm
@@ -42,6 +42,8 @@ TOWER_KEYS = {
 TOKENIZER_KEYS = {"clean", "strip_sep_token", "language", "additional_special_tokens"}
 """Options of open_clip's tokenizers that may be set; HFTokenizer would pass all others on to transformers."""
 MAX_LAYERS, MAX_NUMBER = 1_000, 10_000_000
+CHEAP = 50_000_000
+"""Parameters of a network that may be built whatever the size of its weight file."""
 
 
 def check_model_config(config: Any, where: str) -> None:
@@ -118,10 +120,10 @@ def _skeleton(config: dict[str, Any], pretrained_text: bool) -> torch.nn.Module:
 
 
 def require_size(config: dict[str, Any], path: Path) -> None:
-    """Raise CliptexError if a network is far larger than its weight file, before it takes memory."""
+    """Raise CliptexError if a large network is far larger than its weight file, before it takes memory."""
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in skeleton(config, str(path)).parameters())
-    if count > (size := path.stat().st_size):
+    if count > max(CHEAP, size := path.stat().st_size):
         raise CliptexError(f"{path}: has {size:,} bytes for a network of {count:,} parameters; copy its folder again")
 
 
@@ -134,7 +136,7 @@ def fill(model: torch.nn.Module, path: Path) -> None:
         require_bounded(path)
         try:
             open_clip.load_checkpoint(model, str(path))
-        except (OSError, ValueError, LookupError, AssertionError, RuntimeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, BadZipFile) as error:
             raise CliptexError(f"{path}: not weights of big_vision for this network ({_line(error)})") from error
         for name, tensor in model.state_dict().items():
             require_finite(tensor, f"{path}: {name}", "use another copy")

@@ -5,17 +5,17 @@ holds every value of the benchmark's tasks, and a digest of them. Imports nothin
 on every start.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, create_model
+from pydantic import create_model
 
 from cliptex.config import Config, Positive, Section
-from cliptex.config.explain import explain
+from cliptex.config.explain import validated
 from cliptex.config.files import Keys, Layers, dotted, read
-from cliptex.core.errors import CliptexError, ConfigError
+from cliptex.core.errors import CliptexError
 from cliptex.core.files import sha256_json
 from cliptex.evaluation.probes.base import ProbeTask
 from cliptex.evaluation.probes.tasks import built_in, tasks_of
@@ -98,17 +98,17 @@ def protocol_of(benchmark: str, values: Mapping[str, Any], folders: Iterable[Pat
     known = tuple((built_in() | tasks).values())
     model = with_sections(Entry, known)
     if values.get("digest"):
-        return _validated(model, values, where)
+        return validated(model, values, where)
     name = values.get("protocol", DEFAULT)
     path = _path(name, folders, f"{entry_key}.protocol")
     layers = Layers([read(path)])
     file = layers.values
-    _validated(with_sections(ProtocolFile, known), file, layers.where)
+    validated(with_sections(ProtocolFile, known), file, layers.where)
     for task in built_in().keys() - tasks.keys():
         if task in values:
             raise CliptexError(f"{entry_key}.{task}: {benchmark} has no such task; it has {', '.join(tasks)}")
     base = {key: file[key] for key in ("about", *tasks) if file.get(key) is not None}
-    entry = _validated(model, _merged(base, {**values, "protocol": name}), where)
+    entry = validated(model, _merged(base, {**values, "protocol": name}), where)
     if not entry.tasks:
         needed = " or ".join(map(repr, tasks))
         raise CliptexError(f"{path}: has no section {needed}, which {benchmark} needs ({entry_key}.protocol names it)")
@@ -152,12 +152,3 @@ def _merged(base: Any, over: Any) -> Any:
     if isinstance(out.get("heads"), Mapping):
         out["heads"] = {name: head for name, head in out["heads"].items() if head is not None}
     return out
-
-
-def _validated(model: type[ProtocolFile], values: Mapping[str, Any], where: Callable[[Keys], str]) -> Any:
-    """where: begins the line about a wrong value, by its path."""
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        problems = explain(error, model, values)
-        raise ConfigError([f"{where(path)}{problem}" for path, problem in problems]) from error
