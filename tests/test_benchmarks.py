@@ -272,7 +272,7 @@ def test_coco_objects_without_a_polygon_are_counted_by_id_and_have_an_empty_mask
     assert "instances_train2017.json: annotation 77 and 2 others have no segmentation" in caplog.text
 
 
-def test_coco_masks_are_evaluated_as_by_pycocotools_also_without_a_polygon(tmp_path):
+def test_a_coco_object_without_a_polygon_counts_for_boxes_alone(tmp_path):
     from cliptex.evaluation.probes.heads.detection import evaluate_detections
 
     coco = coco_with(tmp_path, lambda _, item: item.update({"segmentation": []}))
@@ -943,7 +943,8 @@ def test_hidden_files_and_folders_are_no_samples(tmp_path):
     assert len(reader("ade20k", tmp_path / "ade").samples("train")) == 2
     write_imagenet(tmp_path / "imagenet", 6, 4)
     (tmp_path / "imagenet/train/.cache").mkdir()
-    assert len(reader("imagenet", tmp_path / "imagenet").samples("train")) == 6
+    (tmp_path / "imagenet/val/.cache").mkdir()
+    assert [len(reader("imagenet", tmp_path / "imagenet").samples(part)) for part in ("train", "eval")] == [6, 4]
 
 
 def test_broken_image_is_refused_by_name(tmp_path):

@@ -319,7 +319,7 @@ def test_no_cached_features_run(plant):
 
 
 def test_commands_do_not_import_what_lies_in_the_data(plant):
-    """`cliptex` as it is installed: the working directory, with sitecustomize.py and others in it, is not on its path."""
+    """The installed command does not have the working directory, here full of modules, on its path."""
     import subprocess
 
     for name in ("torch.py", "yaml.py", "typer.py", "cliptex.py"):

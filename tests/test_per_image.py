@@ -2,8 +2,10 @@
 
 import copy
 import io
+import pickle
 import zipfile
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,6 +262,28 @@ def test_missing_and_broken_files_are_named(tmp_path):
         read_per_image(path)
 
 
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_in_a_file_is_not_executed(tmp_path):
+    data, ran = pickle.dumps(Touch(tmp_path / "ran")), tmp_path / "ran"
+    data += b" " * (-len(data) % 8)  # as long as its header says
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": (len(data) // 8,)})
+    with zipfile.ZipFile(tmp_path / "linear.per_image.npz", "w") as archive:
+        archive.writestr("ids.npy", file.getvalue() + data)
+    with pytest.raises(CliptexError, match="Object arrays cannot be loaded"):
+        read_per_image(tmp_path / "linear.per_image.npz")
+    assert not ran.exists()
+
+
 def claiming(shape, dtype="|u1"):
     """The bytes of an .npy file with three bytes of data."""
     file = io.BytesIO()
@@ -331,6 +355,11 @@ def test_ranks_and_hits_by_hand():
         "R@1": [1, 0, 0],
         "R@5": [2, 1, 0],
     }
+
+
+def test_vectors_that_rounding_made_too_long_have_an_angle():
+    truth = np.array([[0.0, 0, 1], [0, 0, 1]])
+    assert angles(truth, np.array([[0, 0, 1.001], [0, 0, -1.001]])).tolist() == [0, 180]
 
 
 def test_normals_of_six_pixels_by_hand():

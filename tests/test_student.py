@@ -311,7 +311,7 @@ def test_weights_that_are_not_finite_are_not_exported(given, tmp_path):
 @pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "model.safetensors"])
 def test_a_folder_is_loaded_as_open_clip_does(given, tmp_path, name):
     """Sizes in `preprocess_cfg`, keys of later versions and null are ignored; weights may have other names."""
-    model, state = given
+    _, state = given
     preprocess = {"size": 64, "mode": "RGB", "mean": [0.5] * 3, "std": None, "resize_mode": "squash", "later": 1}
     write_json(tmp_path / student.CONFIG_FILE, {"model_cfg": TINY, "preprocess_cfg": preprocess})
     if name.endswith("bin"):

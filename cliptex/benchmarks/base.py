@@ -58,7 +58,7 @@ class Benchmark(ABC):
         the official one, or if the number of samples of official data is not the official number.
         """
         if part not in self.parts:
-            remedy = f"run: cliptex fetch --benchmark {self.name} --no-evaluation-only"
+            remedy = f"with your --config, run: cliptex fetch --benchmark {self.name} --no-evaluation-only"
             raise CliptexError(f"{self.root}: only the data of the evaluation split were fetched; {remedy}")
         samples = self.read(part)
         official = self.official_counts.get(part)

@@ -1,5 +1,6 @@
 """ImageNet-1k classification: train/<wnid>/, and val flat with the development kit's labels or as val/<wnid>/."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ class Imagenet(Benchmark):
     def read(self, part: str) -> Sequence[dict[str, Any]]:
         if part == "train":
             items = self._in_folders(self.root / "train")
-        elif any(path.is_dir() for path in existing(self.root / "val", UNPACK).iterdir()):
+        elif any(entry.is_dir() and entry.name[0] != "." for entry in os.scandir(existing(self.root / "val", UNPACK))):
             items = self._in_folders(self.root / "val")
         else:
             items = list(zip(*self._flat_val(), strict=True))

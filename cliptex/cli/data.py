@@ -68,7 +68,7 @@ def fetch(benchmark: str, config_files: ConfigFiles = DEFAULT, evaluation_only: 
 
     Args:
         benchmark: Name of a benchmark, such as voc.
-        evaluation_only: Only the data of the evaluation split; default: whether nothing is trained on the others.
+        evaluation_only: Only the data of the evaluation split; the default if no probe of the configuration needs more.
     """
     from cliptex.data.official.fetch import fetch
 

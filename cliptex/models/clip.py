@@ -218,7 +218,7 @@ def load(folder: Path) -> torch.nn.Module:
 def _open(folder: Path) -> torch.nn.Module:
     config, path = exported_config(folder), _weights_of(folder)
     sha256 = require_recorded(path)
-    loading.require_size(config["model_cfg"], path)
+    loading.require_size(config["model_cfg"], path, str(folder / CONFIG_FILE))
     model = loading.skeleton(config["model_cfg"], str(folder / CONFIG_FILE))
     loading.fill(model, path)
     set_model_preprocess_cfg(model, asdict(_preprocessing(config.get("preprocess_cfg") or {}, model.visual)))

@@ -59,8 +59,7 @@ def check_model_config(config: Any, where: str) -> None:
         if unknown := sorted(set(values) - allowed):
             key = f"{part}.{unknown[0]}".lstrip(".")
             raise CliptexError(f"{where}: the option {key} is not supported; remove it, or use another model")
-        for key, value in values.items():
-            _require_bounded(value, f"{where}: {part}.{key}".replace(": .", ": "))
+    _require_bounded(config, f"{where}: ")
     layers = vision.get("layers", 0)
     if max(sum(layers) if isinstance(layers, list) else layers, text.get("layers", 0)) > MAX_LAYERS:
         raise CliptexError(f"{where}: has more than {MAX_LAYERS:,} layers; correct vision_cfg and text_cfg")
@@ -69,9 +68,9 @@ def check_model_config(config: Any, where: str) -> None:
 
 
 def _require_bounded(value: Any, key: str) -> None:
-    if isinstance(value, list | tuple | dict):
-        for inner in value.values() if isinstance(value, dict) else value:
-            _require_bounded(inner, key)
+    if isinstance(value, list | dict):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _require_bounded(inner, f"{key}{name}" if key.endswith(" ") else f"{key}.{name}")
     elif isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:  # NaN, too
         raise CliptexError(f"{key}: {value} is out of range; correct it")
 
@@ -119,10 +118,10 @@ def _skeleton(config: dict[str, Any], pretrained_text: bool) -> torch.nn.Module:
     return (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
 
 
-def require_size(config: dict[str, Any], path: Path) -> None:
+def require_size(config: dict[str, Any], path: Path, where: str) -> None:
     """Raise CliptexError if a large network is far larger than its weight file, before it takes memory."""
     with torch.device("meta"):
-        count = sum(parameter.numel() for parameter in skeleton(config, str(path)).parameters())
+        count = sum(parameter.numel() for parameter in skeleton(config, where).parameters())
     if count > max(CHEAP, size := path.stat().st_size):
         raise CliptexError(f"{path}: has {size:,} bytes for a network of {count:,} parameters; copy its folder again")
 
