@@ -47,7 +47,16 @@ def drawn(rows=4, names=NAMES, seed=0, size=SIZE_PX):
 
 
 def trainer(
-    weights=None, *, architecture=STUDENT, model=None, precision="fp32", steps=10, rate=1e-3, patch_dropout=0.0, **train
+    weights=None,
+    *,
+    architecture=STUDENT,
+    model=None,
+    precision="fp32",
+    steps=10,
+    rate=1e-3,
+    patch_dropout=0.0,
+    prior_cells=0,
+    **train,
 ):
     """A trainer with the tasks in `weights`, and further options of `train`."""
     weights, options = weights or {}, Train.model_validate({"warmup_steps": 2, "target_size_px": GRID, **train})
@@ -61,6 +70,7 @@ def trainer(
         16,
         options.heads,
         (1, 2),
+        prior_cells,
     )
     settings = Model(
         steps=steps, learning_rate=rate, tasks=weights, contrastive_weight=0.5, patch_dropout=patch_dropout
@@ -90,6 +100,8 @@ def test_the_rate_warms_up_linearly_and_falls_by_a_cosine_to_zero():
     assert [run.learning_rate(step) for step in (1, 5, 10)] == pytest.approx([2e-4, 1e-3, 2e-3])
     cosine = [1e-3 + 1e-3 * math.cos(math.pi / 4), 1e-3, 0]
     assert [run.learning_rate(step) for step in (35, 60, 110)] == pytest.approx(cosine)
+    short = trainer(steps=10, rate=1e-3, warmup_steps=50)  # at most half of the steps
+    assert [short.learning_rate(step) for step in (1, 5, 10)] == pytest.approx([2e-4, 1e-3, 0])
     weights = {"depth": 1.0}
     used = trainer(weights, steps=110, rate=2e-3, warmup_steps=10, head_rate_factor=4.0)
     used.step(drawn(names=("depth",)), 5)
@@ -159,6 +171,19 @@ def test_a_gradient_that_fp16_cannot_hold_is_left_out_and_the_scale_lowered():
     assert all(torch.equal(before[name], tensor) for name, tensor in run.model.state_dict().items())
 
 
+def test_a_step_clips_the_gradient_and_the_logit_scale_and_decays_no_prior():
+    run = trainer({"depth": 1.0}, grad_clip=1e-3, prior_cells=2)
+    run.model.logit_scale.data.fill_(math.log(100) + 1)
+    assert run.step(drawn(names=("depth",)), 1)["grad_norm"] > 1e-3
+    gradients = [parameter.grad for parameter in (*run.model.parameters(), *run.heads.parameters())]
+    assert torch.nn.utils.get_total_norm(gradients).item() == pytest.approx(1e-3, rel=1e-2)
+    assert run.model.logit_scale.exp().item() == pytest.approx(100)
+    assert {group["betas"] for group in run.optimizer.param_groups} == {(0.9, run.train_config.beta2)}
+    prior = run.heads.priors["depth"]
+    (group,) = (group for group in run.optimizer.param_groups if any(one is prior for one in group["params"]))
+    assert group["weight_decay"] == 0
+
+
 def test_norms_of_the_parts_add_up_to_that_of_the_whole():
     found = trainer(dict.fromkeys(NAMES, 1.0)).step(drawn(), 1)
     parts = [found[f"grad_norm/{part}"] for part in ("encoder", "text", "heads")]
@@ -168,7 +193,11 @@ def test_norms_of_the_parts_add_up_to_that_of_the_whole():
     assert [key for key in plain if key.startswith("grad_norm/")] == ["grad_norm/encoder", "grad_norm/text"]
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2}])
+FASTVIT = TIMM | {"vision_cfg": {"image_size": SIZE_PX, "timm_model_name": "fastvit_t8"}}
+"""MobileCLIP's kind of tower, which has batch normalisation."""
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"architecture": FASTVIT}])
 def test_measuring_what_tasks_cost_changes_nothing(options):
     runs = [trainer(dict.fromkeys(NAMES, 1.0), ema=0.5, **options) for _ in range(2)]
     for step in (1, 2):

@@ -1,9 +1,11 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from cliptex.models.heads import DenseHeads, DilatedPooling, PyramidPooling
 
-MODULES = {"ppm": lambda c, d: PyramidPooling(c, d), "aspp": lambda c, d: DilatedPooling(c, d, (2, 4))}
+RATES = (2, 4)
+MODULES = {"ppm": PyramidPooling, "aspp": lambda c, d: DilatedPooling(c, d, RATES)}
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (1, 1)])
@@ -32,6 +34,68 @@ def test_dilated_convolutions_reach_as_far_as_their_rates():
     seen = features.grad[0].abs().sum(dim=0) > 0
     rows, columns = torch.nonzero(seen, as_tuple=True)
     assert set((rows - 4).abs().tolist()) == set((columns - 4).abs().tolist()) == {0, 2, 3}
+
+
+def as_published(kind, state, features):
+    """The module written with torch's functions, in evaluation mode: Zhao et al. 2017, figure 3; Chen et al. 2017,
+    figure 5. Every convolution is followed by batch normalisation and ReLU."""
+
+    def block(maps, convolution, norm, dilation=1):
+        weight = state[f"{convolution}.weight"]
+        maps = F.conv2d(maps, weight, padding=dilation * (weight.shape[-1] // 2), dilation=dilation)
+        statistics = [state[f"{norm}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(maps, *statistics).clamp(min=0)
+
+    def enlarged(maps):
+        return F.interpolate(maps, size=features.shape[-2:], mode="bilinear", align_corners=False)
+
+    if kind == "ppm":
+        pooled = [F.adaptive_avg_pool2d(features, bins) for bins in (1, 2, 3, 6)]
+        maps = [block(each, f"branches.{n}.1.0", f"branches.{n}.1.1") for n, each in enumerate(pooled)]
+        return block(torch.cat([features, *map(enlarged, maps)], 1), "fuse.0", "fuse.1")
+    maps = [block(features, f"convs.{n}.0", f"convs.{n}.1", dilation) for n, dilation in enumerate((1, *RATES))]
+    mean = features.mean((2, 3), keepdim=True)
+    return block(torch.cat([*maps, enlarged(block(mean, "convs.3.1", "convs.3.2"))], 1), "project.0", "project.1")
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_a_module_computes_what_its_paper_describes(kind):
+    torch.manual_seed(0)
+    module = MODULES[kind](80, 24)
+    for _ in range(3):
+        module(torch.randn(4, 80, 9, 7) + 1)  # moves the running statistics
+    state = module.eval().state_dict()
+    if kind == "ppm":
+        assert {tuple(state[f"branches.{n}.1.0.weight"].shape) for n in range(4)} == {(16, 80, 1, 1)}
+        assert state["fuse.0.weight"].shape == (24, 80 + 4 * 16, 3, 3)
+    else:
+        shapes = [tuple(state[f"convs.{n}.0.weight"].shape) for n in range(3)]
+        assert shapes == [(24, 80, 1, 1), (24, 80, 3, 3), (24, 80, 3, 3)]
+    assert not any(name.endswith(".0.bias") for name in state)
+    features = torch.randn(2, 80, 9, 7)
+    torch.testing.assert_close(module(features), as_published(kind, state, features))
+
+
+@pytest.mark.parametrize("kind", ["heavy", "heavier"])
+def test_heavy_heads_are_convolutions_with_norm_and_activation_on_the_own_grid(kind):
+    heads = DenseHeads(8, {"depth": 3}, "none", 16, kind).eval()
+    layers = [(type(layer).__name__, getattr(layer, "kernel_size", None)) for layer in heads.heads["depth"].modules()]
+    inner = [("Sequential", None), ("Conv2d", (3, 3)), ("BatchNorm2d", None), ("ReLU", None)]
+    assert layers == [("Sequential", None), *inner * {"heavy": 2, "heavier": 4}[kind], ("Conv2d", (1, 1))]
+    widths = [layer.weight.shape[:2] for layer in heads.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert widths == [(16, 8), *[(16, 16)] * (len(widths) - 2), (3, 16)]
+
+
+@pytest.mark.parametrize("kind", ["light", "heavy"])
+def test_with_a_prior_the_prediction_starts_as_the_prior_and_adds_to_it(kind):
+    heads = DenseHeads(8, {"depth": 2}, "none", 16, kind, prior_cells=3).eval()
+    heads.priors["depth"].data.normal_()
+    features = torch.randn(2, 8, 6, 4)
+    prior = F.interpolate(heads.priors["depth"][None], size=(6, 4), mode="bilinear")
+    assert torch.equal(heads(features)["depth"], prior.expand(2, -1, -1, -1))
+    last = heads.heads["depth"] if kind == "light" else heads.heads["depth"][-1]
+    last.bias.data += 1
+    assert torch.equal(heads(features)["depth"], (prior + 1).expand(2, -1, -1, -1))
 
 
 def test_the_same_input_gives_the_same_output_in_training():

@@ -186,6 +186,8 @@ def refusals(folder: Path) -> list[str]:
 
 def test_a_folder_without_code_is_read_by_all(folder):
     assert refusals(folder) == []
+    write_json(folder / "config.json", {"auto_map": AUTO})  # of a repository that serves transformers, too
+    assert refusals(folder) == []
 
 
 @pytest.mark.parametrize("way", MODELS)

@@ -15,7 +15,7 @@ from cliptex.core.files import write_json
 from cliptex.data.official.status import is_published
 from cliptex.evaluation.zeroshot import load_zero_shot_model
 from cliptex.models import clip as student
-from cliptex.models.dense_features import dense_features, features_and_embedding, layer_tokens, width
+from cliptex.models.dense_features import dense_features, features_and_embedding, layer_features, layer_tokens, width
 from cliptex.models.encoders import load_encoder
 
 TINY = {
@@ -282,6 +282,15 @@ def test_a_folder_as_the_hub_gives_it_says_its_own_architecture(given, tmp_path,
     assert same(model, student.load(tmp_path / "out"))
 
 
+def test_maps_of_blocks_are_normalised_on_request(given):
+    visual, images = given[0].visual, torch.randn(2, 3, 32, 32)
+    raw, normalised = (layer_features(visual, images, [0, 1], normalised=flag) for flag in (False, True))
+    for one, other in zip(raw, normalised, strict=True):
+        assert torch.equal(visual.ln_post(one.movedim(1, 3)).movedim(3, 1), other)
+        assert not torch.equal(one, other)
+    assert torch.equal(features_and_embedding(visual, images)[0], normalised[1])
+
+
 def test_weights_that_train_json_does_not_record_are_used_by_nothing(given, tmp_path):
     model, state = given
     digest = student.export(model, Student(architecture=TINY), tmp_path)
@@ -373,11 +382,26 @@ def test_a_bare_file_is_told_apart_from_one_trained_with_quickgelu(given, tmp_pa
     assert "GELU is used. For weights of OpenAI, DFN or MetaCLIP, set student.architecture: ViT-B-32-quickgelu" in (
         caplog.text
     )
-    snapshot = tmp_path / "models--timm--vit_base_patch32_clip_224.openai" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    path.rename(snapshot / path.name)
-    with pytest.raises(CliptexError, match=r"of open_clip's tag 'openai', which was trained with QuickGELU; set stud"):
-        student.build(Student(architecture="ViT-B-32", pretrained=str(snapshot / path.name)), 0)
+    caplog.clear()
+    for repository, quick in (
+        ("vit_base_patch32_clip_224.openai", True),
+        ("vit_base_patch32_clip_224.laion2b_e16", False),
+    ):
+        snapshot = tmp_path / f"models--timm--{repository}" / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        path = path.rename(snapshot / path.name)
+        settings = Student(architecture="ViT-B-32", pretrained=str(path))
+        if quick:
+            with pytest.raises(
+                CliptexError, match=r"was trained with QuickGELU; set student\.architecture: ViT-B-32-q"
+            ):
+                student.build(settings, 0)
+        else:
+            student.build(settings, 0)
+    assert not caplog.records
+    path = path.rename(tmp_path / "vit_b_32-quickgelu-laion400m_e32-46683a32.safetensors")
+    with pytest.raises(CliptexError, match="was trained with QuickGELU"):
+        student.build(Student(architecture="ViT-B-32", pretrained=str(path)), 0)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from cliptex.config import Config
 from cliptex.core import paths
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, subject
 from cliptex.core.files import read_json, sha256_file
 from cliptex.evaluation import zeroshot
 from cliptex.evaluation.job import Job
@@ -547,6 +547,24 @@ def test_half_of_torchruns_variables_are_refused(monkeypatch):
         distributed.init_distributed().__enter__()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"RANK": "one"}, "RANK='one': must be a whole number"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK='-1': must be"),
+        ({"MASTER_PORT": "²"}, "MASTER_PORT='²': must be"),
+        ({"WORLD_SIZE": "0"}, "RANK=0, WORLD_SIZE=0, LOCAL_RANK=0: not those of a process that torchrun starts"),
+        ({"RANK": "2"}, "RANK=2, WORLD_SIZE=2, LOCAL_RANK=0: not those"),
+    ],
+)
+def test_variables_of_torchrun_that_make_no_sense_are_one_line(monkeypatch, given, message):
+    sensible = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in (sensible | given).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CliptexError, match=message), distributed.init_distributed():
+        pass
+
+
 def watched(config, **watch):
     return changed(config, train={"watch": {"zero_shot": "imagenet", **watch}})
 
@@ -705,3 +723,13 @@ def test_wandb_that_is_not_installed_is_named(clip, monkeypatch):
 def test_crop_sizes_are_whole_patches(clip):
     with pytest.raises(CliptexError, match=r"crop_sizes_px: 20 is not a multiple of the patch size 8"):
         train(changed(clip, train={"crop_sizes_px": [20]}), "cliptex", 0)
+
+
+def test_an_unforeseen_error_names_the_step(tiny, monkeypatch):
+    def fails(self, batch, step):
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(Trainer, "step", fails)
+    with pytest.raises(KeyError) as caught:
+        train(tiny, "clip", 0)
+    assert subject(caught.value) == "clip/seed0: step 1"

@@ -24,6 +24,7 @@ from cliptex.cluster import gpu
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
+from cliptex.core.files import require_file
 
 COMMANDS = ("sbatch", "srun", "squeue", "sacct", "sinfo", "scancel")
 MIN_FREE_GB = 2.0
@@ -59,11 +60,12 @@ class Submission:
         """Read `default-resources` of a Snakemake profile (a folder, or its file)."""
         path = profile / "config.yaml" if profile.is_dir() else profile
         try:
+            require_file(path)
             resources = yaml.safe_load(path.read_text(encoding="utf-8")).get("default-resources") or {}
-        except (OSError, yaml.YAMLError, AttributeError) as error:
+            return cls(*(resources.get(key) for key in ("slurm_account", "slurm_partition", "constraint")))
+        except (OSError, ValueError, RecursionError, TypeError, AttributeError, yaml.YAMLError) as error:
             problem = f"--profile {profile}: cannot be read ({error}); give the folder of a profile"
             raise CliptexError(problem) from error
-        return cls(*(resources.get(key) for key in ("slurm_account", "slurm_partition", "constraint")))
 
 
 def examine(config: Config, submission: Submission | None, kind: str | None, wants_gpu: bool) -> dict[str, Any]:

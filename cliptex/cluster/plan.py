@@ -173,7 +173,9 @@ def _image_size(config: Config) -> tuple[int, int]:
 def _finished(config: Config, name: str) -> list[dict[str, Any]]:
     if _is_other_run(config):
         return []
-    records = [read_json(path) for path in sorted(paths.labels(name).glob("batch-*.json"))]
+    number = int | float | None
+    form = {"expert": str, "labelled": int, "images": int, "bytes_per_image": number, "images_per_second": number}
+    records = [read_record(path, form) for path in sorted(paths.labels(name).glob("batch-*.json"))]
     return [record for record in records if record["expert"] == config.label_stores[name].expert]
 
 

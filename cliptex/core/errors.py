@@ -9,20 +9,29 @@ from cliptex.core.redact import without_credentials
 SUBJECT = "while working on "
 
 
+LONGEST = 2000
+"""Characters of a message; of a longer one, which quotes a broken file, the end with the remedy is kept."""
+
+
 class CliptexError(Exception):
-    """An error that the user can fix: the message names the file or the key, the problem and the remedy. Credentials in
-    URLs are replaced by ***."""
+    """An error that the user can fix: one line that names the file or the key, the problem and the remedy, whatever
+    line breaks a library's own message has. Credentials in URLs are replaced by ***."""
 
     def __init__(self, message: str):
-        super().__init__(without_credentials(message))
+        super().__init__(_line(without_credentials(message)))
+
+
+def _line(text: str) -> str:
+    text = " ".join(text.split("\n"))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 class ConfigError(CliptexError):
     """Mistakes in a configuration, a line each."""
 
     def __init__(self, lines: list[str]):
-        super().__init__("\n".join(lines))
-        self.lines = lines
+        self.lines = [_line(line) for line in lines]
+        Exception.__init__(self, without_credentials("\n".join(self.lines)))
 
 
 def environment_number(name: str, default: int) -> int:

@@ -206,9 +206,20 @@ def read_error(
         problem = "not enough memory to read it; request more"
     if not problem:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, KeyError):
+            reason = f"it has no {reason}"
         remedy = remedy or (RESTORE if _is_ours(path) else "replace it with a complete copy")
         problem = f"damaged, or not {kind} ({reason}); {remedy}"
     return CliptexError(f"{path}: {problem}")
+
+
+@contextmanager
+def reading(path: Path, kind: str, remedy: str | None = None) -> Iterator[None]:
+    """Any error in this context, which must only read `path`, becomes a `read_error`."""
+    try:
+        yield
+    except Exception as error:
+        raise read_error(error, path, kind, remedy) from error
 
 
 def _is_ours(path: Path) -> bool:
@@ -263,8 +274,31 @@ def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
         return value
     except RecursionError as error:
         raise read_error(ValueError("nested too deeply"), path, "valid JSON") from error
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, ValueError, MemoryError, TypeError, AttributeError) as error:  # also of `object_hook`
         raise read_error(error, path, "valid JSON") from error
+
+
+def read_record(path: Path, form: Any, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """`read_json` of a file of this package, which must have the given form: a type, or a list of one form, or a
+    dictionary with the form of each key that is needed. Raises CliptexError that names the key."""
+    value = read_json(path, object_hook)
+    if problem := _unlike(value, form, ""):
+        remedy = RESTORE if _is_ours(path) else "replace it with a complete copy"
+        raise CliptexError(f"{path}: {problem}; {remedy}")
+    return value
+
+
+def _unlike(value: Any, form: Any, key: str) -> str | None:
+    kind = type(form) if isinstance(form, dict | list) else form
+    if not isinstance(value, kind):
+        return f"{key or 'its content'} is wrong ({str(value)[:60]!r})"
+    if isinstance(form, dict):
+        if missing := [name for name in form if name not in value]:
+            return f"{f'{key}.{missing[0]}'.lstrip('.')} is missing"
+        inner = ((value[name], of, f"{key}.{name}".lstrip(".")) for name, of in form.items())
+    else:
+        inner = ((item, form[0], f"{key}[{number}]") for number, item in enumerate(value if kind is list else ()))
+    return next(filter(None, (_unlike(*item) for item in inner)), None)
 
 
 def _refuse(constant: str) -> None:

@@ -30,7 +30,7 @@ from PIL import Image
 from cliptex.config import Config, Urls
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
-from cliptex.core.files import NO_SPACE, read_json, sha256_file, write_json
+from cliptex.core.files import NO_SPACE, read_record, reading, require_file, sha256_file, write_json
 from cliptex.core.progress import track
 from cliptex.core.redact import without_credentials
 from cliptex.data.foreign import copy_tar, decompress
@@ -52,6 +52,8 @@ from cliptex.data.web import PAUSES_S, check_digest, fetch_file, start_of_file
 log = logging.getLogger("cliptex")
 CHUNK = 256
 """Samples converted at a time, which bounds the memory."""
+RAW_COLUMNS = {"row": pa.int64(), **dict.fromkeys(("key", "status", "error_message", "url", "caption", "sha256"), pa.string())}
+"""The columns of img2dataset's tables that are used."""
 MIN_ROWS_FOR_YIELD = 1000
 """Number of samples from which a job's yield is checked; of fewer it is too noisy."""
 
@@ -81,7 +83,8 @@ def build_shards(config: Config, batch: int, threads: int = 1, min_yield: float 
     numbers, shards = shards_of_download(config, batch), []
     try:
         if config.dataset.source == "urls":
-            downloaded = read_json(paths.RESOURCES / "pairs" / f"batch-{batch:03d}.json")
+            form = {"folder": str, "shards": [{"shard": str, "part": int | None, "rows": int, "fingerprint": str}]}
+            downloaded = read_record(paths.RESOURCES / "pairs" / f"batch-{batch:03d}.json", form)
             items = [{**item, "folder": Path(downloaded["folder"])} for item in downloaded["shards"]]
             for item in items:
                 with working_on(paths.shard(int(item["shard"]))):
@@ -112,7 +115,8 @@ def build_shards(config: Config, batch: int, threads: int = 1, min_yield: float 
 def built_shards(batches: int) -> Iterator[tuple[dict[str, Any], pa.Table]]:
     """Descriptions and rows of all shards, in order, for `cliptex.data.shard_index.write_index`."""
     for batch in track(range(batches), "index shards"):
-        for shard in read_json(paths.SHARDS / f"batch-{batch:03d}.json")["shards"]:
+        form = {"shards": [{"shard": str, "path": str, "bytes": int}]}
+        for shard in read_record(paths.SHARDS / f"batch-{batch:03d}.json", form)["shards"]:
             path = Path(shard["path"])
             if not path.exists() or path.stat().st_size != shard["bytes"]:
                 raise CliptexError(
@@ -274,13 +278,13 @@ def _raw(item: dict[str, Any], suffix: str) -> Path:
 
 def _pairs(urls: Urls, item: dict[str, Any], rows: list[tuple], threads: int) -> Iterator[Pair]:
     """Yield the usable pairs of a shard in the order of the list; append every row to `rows` (see `TABLE_SCHEMA`)."""
-    raw = {row["row"]: row for row in pq.read_table(_raw(item, ".parquet")).to_pylist()}
+    raw = _raw_rows(_raw(item, ".parquet"))
     first = min(raw)
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads))
         bodies = _bodies(stack, _raw(item, ".tar"), raw)
         for table in sorted((item["folder"] / "again").glob("*.parquet")):
-            second = {row["row"]: row for row in pq.read_table(table).to_pylist() if row["row"] in raw}
+            second = {number: row for number, row in _raw_rows(table).items() if number in raw}
             if second:
                 raw |= second
                 bodies |= _bodies(stack, table.with_suffix(".tar"), second)
@@ -305,12 +309,26 @@ def _pairs(urls: Urls, item: dict[str, Any], rows: list[tuple], threads: int) ->
                 yield Pair(key, image, caption, source)
 
 
+def _raw_rows(path: Path) -> dict[int, dict[str, Any]]:
+    """The rows of img2dataset's table by their number in the list."""
+    require_file(path)
+    with reading(path, "a table of img2dataset"):
+        table = pq.read_table(path)
+        columns = {name: table[name].cast(kind).to_pylist() for name, kind in RAW_COLUMNS.items()}
+        rows = {row[0]: dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)}
+        if not rows or None in rows or any(row["status"] == "success" and not row["key"] for row in rows.values()):
+            raise ValueError("no rows, or one without number or key")
+        return rows
+
+
 def _bodies(stack: ExitStack, path: Path, rows: dict[int, dict[str, Any]]) -> dict[int, Callable[[], IO[bytes]]]:
     """Row number -> a function that opens its image in the tar; img2dataset's tars are in order of arrival."""
-    tar = stack.enter_context(tarfile.TarFile.open(path, "r:"))
-    members = {member.name: member for member in tar}
-    names = {number: f"{row['key']}.jpg" for number, row in rows.items() if row["status"] == "success"}
-    return {number: partial(tar.extractfile, members[name]) for number, name in names.items()}
+    require_file(path)
+    with reading(path, "a tar of img2dataset with an image for each row"):
+        tar = stack.enter_context(tarfile.TarFile.open(path, "r:"))
+        members = {member.name: member for member in tar if member.isreg()}
+        names = {number: f"{row['key']}.jpg" for number, row in rows.items() if row["status"] == "success"}
+        return {number: partial(tar.extractfile, members[name]) for number, name in names.items()}
 
 
 def _converted(data: bytes | None, urls: Urls) -> tuple[bytes | None, tuple[int, int] | None, str]:

@@ -291,8 +291,8 @@ def read_list(path: Path, columns: list[str]):
                 parse_options=pa.csv.ParseOptions(delimiter="\t" if tabs else ",", **quoting),
                 convert_options=pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False),
             )
-    except ValueError as error:
-        raise SystemExit(f"{path}: {error}; correct the list") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SystemExit(f"{path}: {' '.join(str(error).split())[:500]}; correct the list") from None
 
 
 def read_rows(urls: dict, first: int, count: int):
@@ -316,7 +316,10 @@ def read_rows(urls: dict, first: int, count: int):
                 )
             low, high = max(first - seen, 0), min(first + count - seen, batch.num_rows)
             if low < high:
-                table = pa.table({new: batch.column(old).cast(pa.string()) for new, old in columns.items()})
+                try:
+                    table = pa.table({new: batch.column(old).cast(pa.string()) for new, old in columns.items()})
+                except (ValueError, RuntimeError) as error:  # not UTF-8, or lists
+                    raise SystemExit(f"{path}: {' '.join(str(error).split())[:500]}; correct the list") from None
                 parts.append(table.slice(low, high - low))
             seen += batch.num_rows
             if seen >= first + count:
@@ -349,7 +352,7 @@ def is_complete(folder: Path, number: int, count: int) -> bool:
             ended = tar.read() == b"\0" * 1024
     except (OSError, ValueError):
         return False
-    return stats["count"] == rows == count and ended
+    return isinstance(stats, dict) and stats.get("count") == rows == count and ended
 
 
 def fetch(parts: list, folder: Path, urls: dict, how: dict, processes: int) -> None:
@@ -450,8 +453,8 @@ def is_built(item: dict) -> bool:
     try:
         metadata = pyarrow.parquet.read_schema(FINAL / f"{item['shard']}.parquet").metadata or {}
         shard = json.loads(metadata.get(b"cliptex", b"{}"))
-        return shard.get("fingerprint") == item["fingerprint"] and shard["bytes"] == Path(shard["path"]).stat().st_size
-    except (OSError, ValueError):
+        return shard["fingerprint"] == item["fingerprint"] and shard["bytes"] == Path(shard["path"]).stat().st_size
+    except (OSError, ValueError, LookupError, TypeError):
         return False
 
 

@@ -91,8 +91,8 @@ def run_clip_benchmark(
             last = next((line for line in reversed(process.stdout.splitlines()) if line.strip()), "no output")
             raise CliptexError(f"clip_benchmark failed on {dataset} with {model}, seed {seed}: {last.strip()}")
         # not read_json: NaN is not strict JSON
-        output = json.loads(result_file.read_text(encoding="utf-8"))
-    scores = output["metrics"].items()
+        with reading(result_file, "a result of clip_benchmark", "report it there"):
+            scores = json.loads(result_file.read_text(encoding="utf-8"))["metrics"].items()
     for name, value in scores:
         if METRICS.get(name) in MAIN:  # others are NaN, for instance top-5 for fewer than five classes
             require_finite(value, f"{folder}: clip_benchmark's {name} on {dataset}", "check its weights")
@@ -129,13 +129,14 @@ def write_table(files: Sequence[Path], out: Path) -> None:
     rows: list[dict[str, Any]] = []
     digests: dict[str, str] = {}
     for path in files:
-        result = read_json(path)
+        result = read_record(path, dict)
         if missing := [key for key in (*COLUMNS, "provenance") if key not in result]:
             raise CliptexError(f"{path}: {missing[0]} is missing; {OUTDATED}")
         first = rows[0] if rows else result
         if result["clip_benchmark"] != first["clip_benchmark"]:
             raise CliptexError(f"{path}: another version of clip_benchmark than {files[0]}; {OUTDATED}")
-        digests |= result["provenance"]["model_sha256"]
+        with reading(path, "a result of clip_benchmark", OUTDATED):
+            digests |= result["provenance"]["model_sha256"]
         rows.append(result)
     runs = list(dict.fromkeys((row["model"], row["seed"]) for row in rows))
     means = [{"model": model, "seed": seed} | _mean(rows, model, seed) for model, seed in runs]

@@ -143,7 +143,9 @@ def load_strictly(module: torch.nn.Module, tensors: dict[str, torch.Tensor], pro
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CliptexError(f"{problem}: {', '.join(problems[:3])}{more}; {remedy}")
-    module.load_state_dict(tensors, assign=any(own.is_meta for own in expected.values()))
+    if any(own.is_meta for own in expected.values()):
+        module.to_empty(device="cpu")  # a copy: sums over the file's own, unaligned memory are made in another order
+    module.load_state_dict(tensors)
 
 
 def refused(error: Exception) -> str:
@@ -169,8 +171,8 @@ def require_names_no_code(value: Any, where: str) -> None:
             kernel = key.endswith("_implementation") and "/" in str(inner)
             if kernel or (key in ("auto_map", "trust_remote_code", "custom_pipelines") and inner):
                 raise CliptexError(
-                    f"{where}: {key} names code, and code of a model is never executed; use a model with transformers'"
-                    " own classes, or convert its weights"
+                    f"{where}: {key} names code, and code of a model is never executed; remove the key if the model"
+                    " works without, or use one with transformers' own classes"
                 )
             require_names_no_code(inner, where)
     elif isinstance(value, list):

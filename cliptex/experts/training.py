@@ -151,7 +151,7 @@ def _save(expert: Expert, path: Path) -> None:
 def load_expert(name: str, expert_config: ExpertConfig, folder: Path) -> Expert:
     """The expert in `folder` with its weights loaded and the attribute `weights_sha256` set. Raises CliptexError if the
     folder is incomplete, or if the weights differ from those recorded or do not match `expert_config`."""
-    record = read_json(folder / "expert.json")
+    record = read_record(folder / "expert.json", {"weights": str | None, "weights_sha256": str})
     expert = _build(expert_config.plugin or name, expert_config, record.get("miniature"))
     path = folder / record["weights"] if record["weights"] else None  # absolute if not in the folder
     if path is not None:

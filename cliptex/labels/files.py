@@ -46,7 +46,7 @@ def label_recipe(
     }
     weights = expert.weights
     if (source := config.label_stores[store].of) is not None:
-        index = read_json(labels_dir / source / "index.json")
+        index = read_record(labels_dir / source / "index.json", {"weights": str})
         recipe["of"] = {"store": source, "index_sha256": sha256_json(index)}
         # labels derived from those of a random network are as meaningless as these
         weights = "random" if index["weights"] == "random" else weights

@@ -102,7 +102,8 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
 
 def _checked_record(path: Path, batch_path: Path, entry: dict[str, Any], redo: str) -> dict[str, Any]:
     """The batch file's record of a label file. Raises CliptexError if it is missing or the file differs from it."""
-    record = next((item for item in read_json(batch_path)["shards"] if item["shard"] == entry["shard"]), None)
+    form = {"shards": [INDEXED | {"rows": int, "labelled": int, "failures": dict, "payload_bytes": int}]}
+    record = next((item for item in read_record(batch_path, form)["shards"] if item["shard"] == entry["shard"]), None)
     if record is None:
         raise CliptexError(f"{batch_path}: lacks shard {entry['shard']}; {redo}")
     if not path.is_file():

@@ -224,7 +224,7 @@ def read_label_index(config: Config, store: str, path: Path) -> dict[str, Any]:
     """The index.json of a store. Raises CliptexError if its expert, task or codec differs from the config's."""
     store_config = config.label_stores[store]
     task: Task = find("tasks", store_config.task)()
-    index = read_json(path)
+    index = read_record(path, {"expert": str, "task": str, "codec": {"name": str}, "files": [INDEXED]})
     for name, actual, expected in (
         ("expert", index["expert"], store_config.expert),
         ("task", index["task"], task.name),
@@ -241,7 +241,7 @@ def read_label_index(config: Config, store: str, path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def _files_of(index: Path, mtime_ns: int) -> dict[str, dict[str, Any]]:
-    return {item["shard"]: item for item in read_json(index)["files"]}
+    return {item["shard"]: item for item in read_record(index, {"files": [INDEXED]})["files"]}
 
 
 def open_store(index: Path, entry: dict[str, Any], task: Task | None = None) -> LabelFile:

@@ -123,22 +123,20 @@ def build(student: Student, seed: int) -> torch.nn.Module:
 def _require_activation(student: Student, config: dict[str, Any], path: Path) -> None:
     """Whether QuickGELU is right for a bare file, which does not say with which activation it was trained.
 
-    Raises CliptexError if the file is one that open_clip lists as trained with QuickGELU; otherwise warns if the
-    architecture is published with both.
+    Raises CliptexError if the name of the file, or its place in the hub's cache, tells that it was QuickGELU; otherwise
+    warns if the architecture is published with both.
     """
-    if "quick_gelu" in config or not isinstance(student.architecture, str):
+    if "quick_gelu" in config or f"{student.architecture}-quickgelu" not in open_clip.list_models():
         return
-    remedy = f"set student.architecture: {student.architecture}-quickgelu"
+    cached = {}
     for name in open_clip.list_pretrained_tags_by_model(student.architecture):
         tag = open_clip.get_pretrained_cfg(student.architecture, name)
-        url, repository = tag.get("url", ""), tag.get("hf_hub", "").strip("/")
-        ours = repository and f"models--{repository.replace('/', '--')}" in path.resolve().parts
-        if tag.get("quick_gelu") and (ours or (url and Path(url).name == path.name)):
-            raise CliptexError(
-                f"student.pretrained: {path} is the file of open_clip's tag {name!r}, which was trained with QuickGELU;"
-                f" {remedy}, or student.pretrained: {name}"
-            )
-    if f"{student.architecture}-quickgelu" in open_clip.list_models():
+        cached[f"models--{tag.get('hf_hub', '').strip('/').replace('/', '--')}"] = bool(tag.get("quick_gelu"))
+    known = [cached[part] for part in path.resolve().parts if part in cached]
+    remedy = f"set student.architecture: {student.architecture}-quickgelu"
+    if any(known) or "quickgelu" in path.name.lower():
+        raise CliptexError(f"student.pretrained: {path} was trained with QuickGELU; {remedy}")
+    if not known:
         log.warning(
             "student.pretrained: %s does not say with which activation it was trained; GELU is used. For weights of"
             " OpenAI, DFN or MetaCLIP, %s",
@@ -273,8 +271,8 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 def exported_config(folder: Path) -> dict[str, Any]:
     """`open_clip_config.json` of an exported folder.
 
-    Raises CliptexError if it is missing, broken, or has options that are not allowed, and if a file next to it names
-    Python code.
+    Raises CliptexError if it is missing, broken, or has options that are not allowed, and if a file next to it from
+    which transformers reads the tokenizer names Python code.
     """
     path = Path(folder) / CONFIG_FILE
     require_file(path, "train that model first")
@@ -283,7 +281,8 @@ def exported_config(folder: Path) -> dict[str, Any]:
         raise CliptexError(f"{path}: not an open_clip model; it needs model_cfg and preprocess_cfg")
     loading.check_model_config(config.get("model_cfg"), str(path))
     loading.check_preprocessing(config.get("preprocess_cfg") or {}, str(path))
-    require_no_code(Path(folder))
+    if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
+        require_no_code(Path(folder))
     return config
 
 

@@ -160,7 +160,7 @@ def load_heads(path: Path) -> tuple[DenseHeads, dict[str, Task]]:
             store: _task(task, path).with_loss(losses.get(store, {}), f"{path}: {store}")
             for store, task in metadata["tasks"].items()
         }
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         remedy = "restore a copy, or use the version of cliptex that wrote it (train.json names it)"
         raise read_error(error, path, "a heads file of this version", remedy) from error
     return heads.eval(), tasks

@@ -26,13 +26,7 @@ from open_clip.tokenizer import HFTokenizer
 
 from cliptex.core.errors import CliptexError
 from cliptex.core.finite import require_finite
-from cliptex.experts.tensors import (
-    load_strictly,
-    read_tensors,
-    require_bounded,
-    require_names_no_code,
-    require_no_code,
-)
+from cliptex.experts.tensors import load_strictly, read_tensors, require_bounded, require_names_no_code, require_no_code
 
 MODEL_KEYS = {"custom_text", *inspect.signature(open_clip.CLIP).parameters} - {"cast_dtype", "output_dict"}
 TOWER_KEYS = {

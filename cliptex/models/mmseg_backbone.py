@@ -51,7 +51,8 @@ class CliptexBackbone(BaseModule):
         init_cfg: dict[str, Any] | None = None,
     ):
         super().__init__(init_cfg)
-        network, preprocessing = _load(model, pretrained)
+        network = _load(model, pretrained)
+        preprocessing = student.preprocessing(network)
         self.visual = network.visual
         # unused here, and parameters without gradients stop mmengine's distributed training
         for name in ("proj", "head"):
@@ -91,12 +92,9 @@ class CliptexBackbone(BaseModule):
         return self
 
 
-def _load(model: str, pretrained: str | None) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The open_clip model, and its `preprocess_cfg`."""
+def _load(model: str, pretrained: str | None) -> torch.nn.Module:
     if (Path(model) / student.CONFIG_FILE).exists():
-        network = student.load(Path(model))
-        return network, student.PREPROCESS | student.exported_config(Path(model)).get("preprocess_cfg", {})
+        return student.load(Path(model))
     if "/" in model:
         raise CliptexError(f"model: {Path(model) / student.CONFIG_FILE}: no such file; train that model first")
-    network = student.build(Student(architecture=model, pretrained=pretrained), seed=0)
-    return network, student.preprocessing(network)
+    return student.build(Student(architecture=model, pretrained=pretrained), seed=0)

@@ -45,6 +45,7 @@ def found_studies(workdir: Path, weights: Mapping[str, str]) -> tuple[list[Found
             )
             continue
         try:
+            require_file(plot)
             shown.append(_found(study, plot.read_text(encoding="utf-8")))
         except OSError as error:
             raise CliptexError(f"{plot}: cannot be read ({error}); run {study['command']} again") from error

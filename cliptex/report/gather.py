@@ -261,12 +261,11 @@ def _run(folder: Path) -> FinishedRun:
     if record.get("interpolate"):  # not trained, so there are no losses
         return FinishedRun(record, [])
     path = folder / "metrics.jsonl"
+    require_file(path, "run the training first")
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         history = [json.loads(line) for line in lines]
-    except FileNotFoundError as error:
-        raise CliptexError(f"{path}: no such file; run the training first") from error
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CliptexError(f"{path}: not lines of JSON ({error}); {PUT_BACK}, or run the training again") from error
     records.validate(path, history, records.LOGGED)
     return FinishedRun(record, history)
@@ -278,7 +277,8 @@ def _timings(folder: Path) -> list[Timing]:
     for rule in sorted(path for path in folder.glob("*") if path.is_dir()):
         wall, cpu, jobs = 0.0, 0.0, 0
         for path in sorted(rule.rglob("*.tsv")):
-            with working_on(path), path.open(newline="", encoding="utf-8", errors="replace") as file:
+            require_file(path)
+            with reading(path, "a table of times"), path.open(newline="", encoding="utf-8", errors="replace") as file:
                 for line in csv.DictReader(file, delimiter="\t"):
                     jobs += 1
                     wall += _seconds(line.get("s")) or 0.0

@@ -1,4 +1,4 @@
-"""Rolling checkpoints of a run, and graceful stop on SIGTERM and SIGUSR1.
+"""Rolling checkpoints of a run, its fingerprint, and graceful stop on SIGTERM and SIGUSR1.
 
 Writes  step-{step}.pt, of which the newest two are kept; each is renamed into place after fsync.
 Holds   a run resumes only from a checkpoint with the same fingerprint (configuration and data).
@@ -14,13 +14,20 @@ from typing import Any, Self
 
 import torch
 
+from cliptex.config import Config
+from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import replacing, require_file
+from cliptex.core.files import read_json, replacing, require_file, sha256_json
+from cliptex.experts.tensors import refused, require_bounded
+from cliptex.labels.store import read_label_index
+from cliptex.versions import TRAIN
 
 log = logging.getLogger("cliptex")
 EXIT_STOPPED = 75
 """EX_TEMPFAIL of sysexits.h: not finished, try again."""
 SHOWN_DIFFERENCES = 3
+EXCLUDED = {"log_every", "checkpoint_every", "trackers", "watch", "compile"}
+"""Keys of `train` that may change when a run is resumed."""
 
 
 class Stopped(SystemExit):
@@ -93,9 +100,11 @@ class Checkpoints:
         for path in sorted(self.folder.glob("step-*.pt"), reverse=True):
             require_file(path)  # otherwise it may be good, and must not be skipped
             try:
+                require_bounded(path)
                 state = torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # a truncated zip, a missing record, a pickle of other objects
-                log.warning("%s: unreadable checkpoint skipped (%s)", path, error)
+                reason = error if isinstance(error, CliptexError) else refused(error)
+                log.warning("%s: unreadable checkpoint skipped (%s)", path, reason)
                 continue
             return self._checked(path, state)
         return None
@@ -129,6 +138,30 @@ class Checkpoints:
                 f" mv {self.folder} {self.folder}.old"
             )
         return state
+
+
+def fingerprint(config: Config, name: str, seed: int, precision: str) -> dict[str, Any]:
+    """The configuration of a run, and digests of its data and of the model that it starts from, as JSON values.
+
+    Raises CliptexError if a label store was not made with this configuration.
+    """
+    model = config.models[name]
+    shards = [entry["sha256"] for entry in read_json(paths.SHARD_INDEX)["shards"]]
+    init = paths.model(model.init, seed) / "train.json" if model.init else None
+    return {
+        "version": TRAIN,
+        "seed": seed,
+        "precision": precision,
+        "models": {name: model.model_dump(mode="json")},
+        "train": config.train.model_dump(mode="json", exclude=EXCLUDED),
+        "student": config.student.model_dump(mode="json"),
+        "label_stores": {
+            store: {"index_sha256": sha256_json(read_label_index(config, store, paths.labels(store) / "index.json"))}
+            for store in model.tasks
+        },
+        "shards": {"number": len(shards), "sha256": sha256_json(shards)},
+        "init": {"model_sha256": read_json(init).get("model_sha256")} if init is not None and init.exists() else {},
+    }
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

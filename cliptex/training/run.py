@@ -34,9 +34,8 @@ from cliptex.tasks.base import Task
 from cliptex.tasks.batch_mean import local_only
 from cliptex.training import cost
 from cliptex.training.batch import Batch
-from cliptex.training.checkpoints import Checkpoints, Stopped, StopRequest
+from cliptex.training.checkpoints import Checkpoints, Stopped, StopRequest, fingerprint
 from cliptex.training.distributed import World, init_distributed
-from cliptex.training.fingerprint import fingerprint
 from cliptex.training.loader import JointLoader
 from cliptex.training.loggers import Loggers
 from cliptex.training.position_prior import BATCHES, fit_position_prior

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cliptex.core.errors import CliptexError
+from cliptex.core.files import require_file
 
 KINDS = ("tar", "tars", "zip", "file")
 DIGESTS = {"md5": 32, "sha256": 64}
@@ -86,9 +87,10 @@ def _package_table() -> tuple[Archive, ...]:
 def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     """File and line of each row of a table, and its values by column."""
     try:
+        require_file(path, "correct benchmark_data.archives")
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise CliptexError(f"benchmark_data.archives: {path} cannot be read ({error.strerror})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CliptexError(f"benchmark_data.archives: {path} cannot be read ({error}); correct it") from error
     reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     if unknown := [name for name in reader.fieldnames or ["nothing"] if name not in COLUMNS]:
         columns = f"the columns are {', '.join(COLUMNS)}, separated by tabs"

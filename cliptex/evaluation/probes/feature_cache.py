@@ -156,11 +156,14 @@ class FeatureCache:
         One that has changed since it was written is deleted, so that it is made again."""
         folder = self.folder / key
         try:
+            for name in (ABOUT, TOKENS, SCALES):
+                if (folder / name).exists() and not (folder / name).is_file():  # reading a pipe would wait for ever
+                    raise ValueError(f"{name} is not a file")
             os.utime(folder / ABOUT)  # mark as used
             features = StoredFeatures.opened(folder)
         except FileNotFoundError:
             return None
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, OSError) as error:
             log.warning("%s: %s; the features are computed again", folder, error)
             _remove(folder)
             return None
