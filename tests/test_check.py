@@ -68,7 +68,7 @@ def test_an_accepted_configuration_is_not_checked_again(tmp_path, monkeypatch):
     wrong = Config.load(
         GOOD | {"student": {"architecture": "ViT-B-61"}, "experts": {}, "label_stores": {}, "models": {"a": {}}}
     )
-    with pytest.raises(CliptexError, match="^student.architecture: open_clip has no 'ViT-B-61'"):
+    with pytest.raises(CliptexError, match=r"^student\.architecture: open_clip has no 'ViT-B-61'"):
         require_checked(wrong)
     calls = []
     good = subprocess.CompletedProcess([], 0, "", "")

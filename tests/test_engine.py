@@ -139,6 +139,7 @@ def test_a_timm_tower_with_siglips_bias_learns_and_decays_only_matrices():
     found = run.step(drawn(names=("depth",), size=224), 1)
     assert math.isfinite(found["loss"])
     assert run.model.logit_bias.item() == -10
+    assert not run.model.logit_bias.requires_grad  # several processes would wait for its gradient
     decayed = {id(p) for group in run.optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     names = {name for name, parameter in run.model.visual.named_parameters() if id(parameter) in decayed}
     assert {"trunk.patch_embed.proj.weight", "trunk.blocks.0.mlp.fc1.weight", "trunk.attn_pool.q.weight"} <= names

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cliptex.benchmarks.mat_structure import MAX_BYTES, check_structure
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_error, read_record, require_file
+from cliptex.core.files import read_checked, read_error, require_file
 
 SOURCES = ("miniature", "official")
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -44,7 +44,7 @@ def read_mark(benchmark_dir: Path) -> dict[str, Any]:
     if len(marks) > 1:
         problem = f"the folder also has {marks[1].name}, but must have either rendered or official data"
         raise CliptexError(f"{marks[0]}: {problem}")
-    return read_record(marks[0], dict) | {"source": marks[0].stem} if marks else {}
+    return read_checked(marks[0], dict) | {"source": marks[0].stem} if marks else {}
 
 
 def source(benchmark_dir: Path) -> str:

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
+from cliptex.cluster.precheck import light_problems
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
 from cliptex.data.official.status import benchmarks_in_use
-from cliptex.data.shard_paths import caption_tars
-from cliptex.experts import options
 from cliptex.models import clip
 from cliptex.models.dense_features import width
 from cliptex.models.heads import DenseHeads
@@ -24,10 +23,9 @@ log = logging.getLogger("cliptex")
 
 def problems(config: Config) -> Iterator[str]:
     """The mistakes of a configuration, a line each, with key and remedy."""
-    yield from (f"{'.'.join(path)}: {problem}" for path, problem in options.problems(config))
+    yield from light_problems(config)
     yield from _own_classes(config)
     yield from _benchmarks(config)
-    yield from _captions(config)
     yield from _student(config)
 
 
@@ -71,14 +69,6 @@ def _benchmarks(config: Config) -> Iterator[str]:
             continue
         if "classification" not in tasks:
             yield f"{key}: {name} has no image classes ({', '.join(tasks)}); choose imagenet or places365"
-
-
-def _captions(config: Config) -> Iterator[str]:
-    for name, captions in config.zeroshot.retrieval.items():
-        if captions and captions.shards:
-            for tar in caption_tars(config, name):
-                if not tar.is_file():
-                    yield f"zeroshot.retrieval.{name}.shards: {tar} does not exist"
 
 
 def _student(config: Config) -> Iterator[str]:

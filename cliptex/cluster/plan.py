@@ -16,7 +16,7 @@ import numpy as np
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json
+from cliptex.core.files import read_checked
 from cliptex.core.plugins import find
 from cliptex.data.download import start_of_tar
 from cliptex.data.images import decode_image
@@ -175,7 +175,7 @@ def _finished(config: Config, name: str) -> list[dict[str, Any]]:
         return []
     number = int | float | None
     form = {"expert": str, "labelled": int, "images": int, "bytes_per_image": number, "images_per_second": number}
-    records = [read_record(path, form) for path in sorted(paths.labels(name).glob("batch-*.json"))]
+    records = [read_checked(path, form) for path in sorted(paths.labels(name).glob("batch-*.json"))]
     return [record for record in records if record["expert"] == config.label_stores[name].expert]
 
 

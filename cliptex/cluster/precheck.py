@@ -4,59 +4,75 @@ The check imports torch and the plugins, which takes seconds, so the workflow ru
 the digest of what it accepted in the user's cache.
 """
 
-import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cliptex.config import Config
 from cliptex.core.errors import ConfigError
 from cliptex.core.files import sha256_json
 from cliptex.core.provenance import code_sha256, versions
-from cliptex.experts.options import problems
+from cliptex.data.official.status import benchmarks_in_use
+from cliptex.data.shard_paths import caption_tars
+from cliptex.experts import options
 
 CHECKED = (
-    "backbone",
-    "experts",
-    "label_stores",
-    "student",
-    "models",
-    *(
-        f"train.{key}"
-        for key in ("heads", "multi_scale", "multi_scale_channels", "multi_scale_rates", "watch.zero_shot")
-    ),
-    *(f"{section}.benchmarks" for section in ("probes", "zeroshot", "finetune")),
-    "zeroshot.retrieval",
-    "plugins",
+    *("student", "models", "train.heads", "train.multi_scale", "train.multi_scale_channels", "train.multi_scale_rates"),
+    *("experts", "label_stores", "zeroshot", "train.watch.zero_shot", "probes.benchmarks", "finetune.benchmarks"),
 )
 """The keys of the configuration that `cliptex.cluster.check` reads."""
+
+
+def light_problems(config: Config) -> Iterator[str]:
+    """The mistakes that are found without torch and the user's own classes, a line each."""
+    yield from (f"{'.'.join(path)}: {problem}" for path, problem in options.problems(config))
+    for name, captions in config.zeroshot.retrieval.items():
+        for tar in caption_tars(config, name) if captions and captions.shards else ():
+            if not tar.is_file():
+                yield f"zeroshot.retrieval.{name}.shards: {tar} does not exist"
 
 
 def require_checked(config: Config) -> None:
     """Raise ConfigError with the mistakes that `cliptex check` finds.
 
     What needs no torch is checked at every start. The rest of an accepted configuration is not checked again, unless it
-    has plugins, which may change.
+    has classes of the user's own, which may change.
     """
-    if found := [f"{'.'.join(path)}: {problem}" for path, problem in problems(config)]:
+    if found := list(light_problems(config)):
         raise ConfigError(found)
-    text = config.subset(*CHECKED)
-    accepted = _cache_dir() / sha256_json([json.loads(text), code_sha256(), versions()])
+    accepted = _cache_dir() / sha256_json([_imported(config), code_sha256(), versions()])
     if accepted.exists():
         return
-    command = [sys.executable, "-m", "cliptex", "check", "--config", text]
+    command = [sys.executable, "-m", "cliptex", "check", "--config", config.subset(*CHECKED)]
     result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     # 1: mistakes of the configuration. Other codes: this machine cannot check, for example a login node without torch
     if result.returncode == 1:
         lines = [line.partition("error: ")[2] for line in result.stderr.splitlines()]
         raise ConfigError(list(filter(None, lines)))
-    if result.returncode == 0 and not config.plugins:
+    if result.returncode == 0 and not _has_own_classes(config):
         try:
             accepted.parent.mkdir(parents=True, exist_ok=True)
             accepted.touch()
         except OSError:  # it is checked again by the next command
             pass
+
+
+def _imported(config: Config) -> list[Any]:
+    """What `cliptex check` tests beyond `light_problems`; configurations that differ elsewhere share a result."""
+    models = [model for model in config.models.values() if model.interpolate is None]
+    heads = {(model.multi_scale, model.heads) for model in models if model.tasks}
+    train = config.train.model_dump(mode="json", include={"heads", "multi_scale", "multi_scale_channels"})
+    rates, student = config.train.multi_scale_rates, config.student.model_dump(mode="json")
+    names = [config.zeroshot.benchmarks, config.train.watch.zero_shot, benchmarks_in_use(config)]
+    return [bool(models), sorted(heads, key=str), train, rates, student, names]
+
+
+def _has_own_classes(config: Config) -> bool:
+    plugins = [expert.plugin or "" for expert in config.experts.values()]
+    return any(":" in name for name in [*plugins, *(store.task for store in config.label_stores.values())])
 
 
 def _cache_dir() -> Path:

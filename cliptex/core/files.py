@@ -278,12 +278,14 @@ def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
         raise read_error(error, path, "valid JSON") from error
 
 
-def read_record(path: Path, form: Any, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """`read_json` of a file of this package, which must have the given form: a type, or a list of one form, or a
-    dictionary with the form of each key that is needed. Raises CliptexError that names the key."""
+def read_checked(
+    path: Path, form: Any, object_hook: Callable[[dict[str, Any]], Any] | None = None, remedy: str | None = None
+) -> Any:
+    """`read_json` of a file of this package, which must have the given form: a type, a list of one form, a dictionary
+    with the form of each key that is needed, or {str: form} for any keys. Raises CliptexError that names the key."""
     value = read_json(path, object_hook)
     if problem := _unlike(value, form, ""):
-        remedy = RESTORE if _is_ours(path) else "replace it with a complete copy"
+        remedy = remedy or (RESTORE if _is_ours(path) else "replace it with a complete copy")
         raise CliptexError(f"{path}: {problem}; {remedy}")
     return value
 
@@ -293,6 +295,8 @@ def _unlike(value: Any, form: Any, key: str) -> str | None:
     if not isinstance(value, kind):
         return f"{key or 'its content'} is wrong ({str(value)[:60]!r})"
     if isinstance(form, dict):
+        if str in form:
+            form = dict.fromkeys(value, form[str])
         if missing := [name for name in form if name not in value]:
             return f"{f'{key}.{missing[0]}'.lstrip('.')} is missing"
         inner = ((value[name], of, f"{key}.{name}".lstrip(".")) for name, of in form.items())

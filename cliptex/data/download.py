@@ -30,7 +30,7 @@ from PIL import Image
 from cliptex.config import Config, Urls
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
-from cliptex.core.files import NO_SPACE, read_record, reading, require_file, sha256_file, write_json
+from cliptex.core.files import NO_SPACE, read_checked, reading, require_file, sha256_file, write_json
 from cliptex.core.progress import track
 from cliptex.core.redact import without_credentials
 from cliptex.data.foreign import copy_tar, decompress
@@ -52,7 +52,8 @@ from cliptex.data.web import PAUSES_S, check_digest, fetch_file, start_of_file
 log = logging.getLogger("cliptex")
 CHUNK = 256
 """Samples converted at a time, which bounds the memory."""
-RAW_COLUMNS = {"row": pa.int64(), **dict.fromkeys(("key", "status", "error_message", "url", "caption", "sha256"), pa.string())}
+RAW_COLUMNS = dict.fromkeys(("row", "key", "status", "error_message", "url", "caption", "sha256"), pa.string())
+RAW_COLUMNS["row"] = pa.int64()
 """The columns of img2dataset's tables that are used."""
 MIN_ROWS_FOR_YIELD = 1000
 """Number of samples from which a job's yield is checked; of fewer it is too noisy."""
@@ -84,7 +85,7 @@ def build_shards(config: Config, batch: int, threads: int = 1, min_yield: float 
     try:
         if config.dataset.source == "urls":
             form = {"folder": str, "shards": [{"shard": str, "part": int | None, "rows": int, "fingerprint": str}]}
-            downloaded = read_record(paths.RESOURCES / "pairs" / f"batch-{batch:03d}.json", form)
+            downloaded = read_checked(paths.RESOURCES / "pairs" / f"batch-{batch:03d}.json", form)
             items = [{**item, "folder": Path(downloaded["folder"])} for item in downloaded["shards"]]
             for item in items:
                 with working_on(paths.shard(int(item["shard"]))):
@@ -116,7 +117,7 @@ def built_shards(batches: int) -> Iterator[tuple[dict[str, Any], pa.Table]]:
     """Descriptions and rows of all shards, in order, for `cliptex.data.shard_index.write_index`."""
     for batch in track(range(batches), "index shards"):
         form = {"shards": [{"shard": str, "path": str, "bytes": int}]}
-        for shard in read_record(paths.SHARDS / f"batch-{batch:03d}.json", form)["shards"]:
+        for shard in read_checked(paths.SHARDS / f"batch-{batch:03d}.json", form)["shards"]:
             path = Path(shard["path"])
             if not path.exists() or path.stat().st_size != shard["bytes"]:
                 raise CliptexError(

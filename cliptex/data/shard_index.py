@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
-from cliptex.core.files import read_error, read_record, replacing, require_file, sha256_file, write_json
+from cliptex.core.files import read_checked, read_error, replacing, require_file, sha256_file, write_json
 from cliptex.core.progress import track
 from cliptex.core.redact import without_credentials
 from cliptex.data.images import BadImage, open_image, require_codecs
@@ -251,7 +251,7 @@ def read_index(index: Path) -> dict[str, Any]:
         return item
 
     entry = {"shard": str, "path": str, "bytes": int, "sha256": str, "keys": Keys, "dropped": Reasons}
-    return read_record(index, {"shards": [entry]}, pack)
+    return read_checked(index, {"shards": [entry]}, pack)
 
 
 def read_indexed(entry: dict[str, Any]) -> list[Pair]:

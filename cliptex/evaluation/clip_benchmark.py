@@ -25,7 +25,7 @@ from typing import Any
 from cliptex.config import ClipBenchmark, Config, dataset_slug
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, replacing, require_file, write_json
+from cliptex.core.files import read_checked, reading, replacing, require_file, write_json
 from cliptex.core.finite import require_finite
 from cliptex.evaluation.results import OUTDATED
 
@@ -35,6 +35,9 @@ METRICS |= {f"text_retrieval_recall@{k}": f"image_to_text R@{k}" for k in (1, 5,
 METRICS |= {f"image_retrieval_recall@{k}": f"text_to_image R@{k}" for k in (1, 5, 10)}
 """Name of a metric in clip_benchmark -> name here. Text retrieval is from an image to its captions."""
 COLUMNS = ("dataset", "task", "split", "model", "seed", "metrics", "clip_benchmark")
+FORM = {**dict.fromkeys(COLUMNS, str), "seed": int, "metrics": {str: int | float | None}}
+FORM |= {"provenance": {"model_sha256": dict}}
+"""Of the result of a data set, a model and a seed (`cliptex.core.files.read_checked`)."""
 MAIN = ("top1", "mAP", "image_to_text R@1")
 """The metrics of the mean: of each data set the first one that it has."""
 
@@ -91,8 +94,9 @@ def run_clip_benchmark(
             last = next((line for line in reversed(process.stdout.splitlines()) if line.strip()), "no output")
             raise CliptexError(f"clip_benchmark failed on {dataset} with {model}, seed {seed}: {last.strip()}")
         # not read_json: NaN is not strict JSON
-        with reading(result_file, "a result of clip_benchmark", "report it there"):
-            scores = json.loads(result_file.read_text(encoding="utf-8"))["metrics"].items()
+        with reading(result_file, "a result of clip_benchmark", "reinstall clip_benchmark"):
+            output = json.loads(result_file.read_text(encoding="utf-8"))
+            scores, task = output["metrics"].items(), output["task"]
     for name, value in scores:
         if METRICS.get(name) in MAIN:  # others are NaN, for instance top-5 for fewer than five classes
             require_finite(value, f"{folder}: clip_benchmark's {name} on {dataset}", "check its weights")
@@ -101,7 +105,7 @@ def run_clip_benchmark(
     result = {
         "schema_version": 1,
         "dataset": dataset,
-        "task": output["task"],
+        "task": task,
         "split": options.split,
         "root": dataset_root,
         "model": model,
@@ -129,14 +133,16 @@ def write_table(files: Sequence[Path], out: Path) -> None:
     rows: list[dict[str, Any]] = []
     digests: dict[str, str] = {}
     for path in files:
-        result = read_record(path, dict)
-        if missing := [key for key in (*COLUMNS, "provenance") if key not in result]:
-            raise CliptexError(f"{path}: {missing[0]} is missing; {OUTDATED}")
+        result = read_checked(path, FORM, remedy=OUTDATED)
+        place = dataset_slug(result["dataset"]), result["model"], f"seed{result['seed']}.json"
+        if place != path.parts[-3:]:
+            raise CliptexError(f"{path}: is of {'/'.join(place)}; put that file back, or {OUTDATED}")
+        if not any(result["metrics"].get(name) is not None for name in MAIN):
+            raise CliptexError(f"{path}: metrics has none of {', '.join(MAIN)}; {OUTDATED}")
         first = rows[0] if rows else result
         if result["clip_benchmark"] != first["clip_benchmark"]:
             raise CliptexError(f"{path}: another version of clip_benchmark than {files[0]}; {OUTDATED}")
-        with reading(path, "a result of clip_benchmark", OUTDATED):
-            digests |= result["provenance"]["model_sha256"]
+        digests |= result["provenance"]["model_sha256"]
         rows.append(result)
     runs = list(dict.fromkeys((row["model"], row["seed"]) for row in rows))
     means = [{"model": model, "seed": seed} | _mean(rows, model, seed) for model, seed in runs]

@@ -15,7 +15,7 @@ from cliptex import versions
 from cliptex.config import Config, ExpertConfig
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, replacing, sha256_file, sha256_json, write_json
+from cliptex.core.files import read_checked, replacing, sha256_file, sha256_json, write_json
 from cliptex.core.plugins import find
 from cliptex.core.provenance import provenance
 from cliptex.experts.base import Expert
@@ -151,7 +151,7 @@ def _save(expert: Expert, path: Path) -> None:
 def load_expert(name: str, expert_config: ExpertConfig, folder: Path) -> Expert:
     """The expert in `folder` with its weights loaded and the attribute `weights_sha256` set. Raises CliptexError if the
     folder is incomplete, or if the weights differ from those recorded or do not match `expert_config`."""
-    record = read_record(folder / "expert.json", {"weights": str | None, "weights_sha256": str})
+    record = read_checked(folder / "expert.json", {"weights": str | None, "weights_sha256": str})
     expert = _build(expert_config.plugin or name, expert_config, record.get("miniature"))
     path = folder / record["weights"] if record["weights"] else None  # absolute if not in the folder
     if path is not None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from cliptex import versions
 from cliptex.config import Config
-from cliptex.core.files import read_json, replacing, sha256_file, sha256_json
+from cliptex.core.files import read_checked, replacing, sha256_file, sha256_json
 from cliptex.labels.store import COLUMNS, METADATA_KEY, SCHEMA_VERSION, LabelFile
 from cliptex.tasks.base import Task
 
@@ -46,7 +46,7 @@ def label_recipe(
     }
     weights = expert.weights
     if (source := config.label_stores[store].of) is not None:
-        index = read_record(labels_dir / source / "index.json", {"weights": str})
+        index = read_checked(labels_dir / source / "index.json", {"weights": str})
         recipe["of"] = {"store": source, "index_sha256": sha256_json(index)}
         # labels derived from those of a random network are as meaningless as these
         weights = "random" if index["weights"] == "random" else weights

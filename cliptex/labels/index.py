@@ -13,12 +13,12 @@ import numpy as np
 
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError, working_on
-from cliptex.core.files import read_json, sha256_file, write_json
+from cliptex.core.files import read_checked, sha256_file, write_json
 from cliptex.core.plugins import find
 from cliptex.core.progress import track
 from cliptex.data.shard_index import read_index
 from cliptex.labels.files import class_statistics, label_recipe, sum_counts
-from cliptex.labels.store import SCHEMA_VERSION, LabelFile, check_keys
+from cliptex.labels.store import INDEXED, SCHEMA_VERSION, LabelFile, check_keys
 from cliptex.tasks.base import Task
 
 log = logging.getLogger("cliptex")
@@ -103,7 +103,7 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
 def _checked_record(path: Path, batch_path: Path, entry: dict[str, Any], redo: str) -> dict[str, Any]:
     """The batch file's record of a label file. Raises CliptexError if it is missing or the file differs from it."""
     form = {"shards": [INDEXED | {"rows": int, "labelled": int, "failures": dict, "payload_bytes": int}]}
-    record = next((item for item in read_record(batch_path, form)["shards"] if item["shard"] == entry["shard"]), None)
+    record = next((item for item in read_checked(batch_path, form)["shards"] if item["shard"] == entry["shard"]), None)
     if record is None:
         raise CliptexError(f"{batch_path}: lacks shard {entry['shard']}; {redo}")
     if not path.is_file():

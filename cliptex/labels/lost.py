@@ -4,6 +4,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import require_file
+
 
 def batches_to_redo(folders: Iterable[Path | str]) -> dict[Path, list[Path]]:
     """Batch file -> its label files that are lost, for the label stores in `folders`; intact batches are left out.
@@ -14,21 +17,22 @@ def batches_to_redo(folders: Iterable[Path | str]) -> dict[Path, list[Path]]:
     """
     redo: dict[Path, list[Path]] = {}
     for folder in map(Path, folders):
-        for batch in sorted(folder.glob("batch-*.json")):
+        for batch in sorted(path for path in folder.glob("batch-*.json") if path.is_file()):
             try:
                 records = json.loads(batch.read_text(encoding="utf-8"))["shards"]
                 files = {folder / item["file"]: item["bytes"] for item in records}
-            except (ValueError, LookupError, TypeError):
+            except (ValueError, LookupError, TypeError, RecursionError):
                 redo[batch] = [batch]
                 continue
             if lost := [path for path, size in files.items() if not path.is_file() or path.stat().st_size != size]:
                 redo[batch] = lost
         try:
+            require_file(folder / "index.json")  # reading a pipe would wait for ever
             indexed = json.loads((folder / "index.json").read_text(encoding="utf-8"))["files"]
-        except (OSError, ValueError, LookupError, TypeError):
+            files = [(folder / item["batch"], folder / item["file"]) for item in indexed]
+        except (CliptexError, OSError, ValueError, LookupError, TypeError, RecursionError):
             continue  # missing, or unreadable and so rewritten
-        for item in indexed:
-            batch, path = folder / item["batch"], folder / item["file"]
+        for batch, path in files:
             if not batch.exists() and not path.is_file():
                 redo.setdefault(batch, []).append(path)
     return redo

@@ -16,7 +16,7 @@ import numpy as np
 
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, sha256_file
+from cliptex.core.files import read_checked, sha256_file
 from cliptex.core.plugins import find
 from cliptex.data.packed import Keys
 from cliptex.tasks.base import Task
@@ -29,6 +29,8 @@ SCHEMA_VERSION = 1
 METADATA_KEY = b"cliptex"
 COLUMNS = ("key", "height", "width", "payload", "error")
 COLUMN_TYPES = ("string", "int32", "int32", "binary", "string")
+INDEXED = {"shard": str, "file": str, "sha256": str, "bytes": int, "shard_sha256": str}
+"""What the index and a batch file have of each label file (`cliptex.core.files.read_checked`)."""
 MAX_RATIO, MAX_EXTRA_BYTES = 64, 1 << 22
 """Of the uncompressed data to the file: payloads are not compressed, so that label files are far below."""
 
@@ -224,7 +226,7 @@ def read_label_index(config: Config, store: str, path: Path) -> dict[str, Any]:
     """The index.json of a store. Raises CliptexError if its expert, task or codec differs from the config's."""
     store_config = config.label_stores[store]
     task: Task = find("tasks", store_config.task)()
-    index = read_record(path, {"expert": str, "task": str, "codec": {"name": str}, "files": [INDEXED]})
+    index = read_checked(path, {"expert": str, "task": str, "codec": {"name": str}, "files": [INDEXED]})
     for name, actual, expected in (
         ("expert", index["expert"], store_config.expert),
         ("task", index["task"], task.name),
@@ -241,7 +243,7 @@ def read_label_index(config: Config, store: str, path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def _files_of(index: Path, mtime_ns: int) -> dict[str, dict[str, Any]]:
-    return {item["shard"]: item for item in read_record(index, {"files": [INDEXED]})["files"]}
+    return {item["shard"]: item for item in read_checked(index, {"files": [INDEXED]})["files"]}
 
 
 def open_store(index: Path, entry: dict[str, Any], task: Task | None = None) -> LabelFile:

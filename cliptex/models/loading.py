@@ -42,6 +42,13 @@ CHEAP = 50_000_000
 
 def check_model_config(config: Any, where: str) -> None:
     """Raise CliptexError, beginning with `where`, if an open_clip `model_cfg` has options that are not allowed."""
+    try:
+        _check_model_config(config, where)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CliptexError(f"{where}: an option of model_cfg has the wrong type ({error}); correct it") from error
+
+
+def _check_model_config(config: Any, where: str) -> None:
     if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in TOWER_KEYS):
         raise CliptexError(f"{where}: not an open_clip model; it needs embed_dim, vision_cfg and text_cfg")
     if "multimodal_cfg" in config:
@@ -163,8 +170,11 @@ def make_tokenizer(text_config: dict[str, Any], source: str) -> Any:
         return open_clip.SimpleTokenizer(**options)
     if Path(source).is_dir():
         require_no_code(Path(source))
+    mode = text_config.get("tokenizer_mode")
     try:
-        return HFTokenizer(source, tokenizer_mode=text_config.get("tokenizer_mode"), trust_remote_code=False, **options)
+        tokenizer = HFTokenizer(source, tokenizer_mode=mode, trust_remote_code=False, **options)
+        tokenizer(["é, \U0001f600 and more"])  # without a token for padding or for unknown words, this fails
+        return tokenizer
     except Exception as error:  # transformers and the hub raise different types
         reason = _line(error)
         if "trust_remote_code" in reason:  # transformers' advice is to run it

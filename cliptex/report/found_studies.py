@@ -11,6 +11,7 @@ from typing import Any
 
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
+from cliptex.core.files import require_file
 from cliptex.report.html import embedded_chart
 from cliptex.report.records import STUDY, read_record
 from cliptex.report.table import Cell, Column, Group, Table

@@ -10,6 +10,7 @@ import numpy as np
 
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
+from cliptex.core.files import reading
 from cliptex.core.plugins import find
 from cliptex.data.images import decode_image
 from cliptex.data.shards import iterate_shard
@@ -184,11 +185,11 @@ def _add_albums(out: Albums, results: Results, comparison: Comparison, samples: 
     models = [model for model in results.models if model in names.MODELS] or results.models
     seed = results.config.seeds[0]
     folder, result = comparison.scores.folder, f"seed{seed}/{comparison.head}.json"
-    files = {model: read_per_image(thumbnails_path(folder / model / result)) for model in models}
+    places = {model: thumbnails_path(folder / model / result) for model in models}
+    files = {model: read_per_image(path) for model, path in places.items()}
     for model, file in files.items():
         if comparison.task not in file.tasks or len(file.ids) != comparison.scores.num_eval:
-            path = thumbnails_path(folder / model / result)
-            raise CliptexError(f"{path}: not of {comparison.task} and the images of the results; {PUT_BACK}")
+            raise CliptexError(f"{places[model]}: not of {comparison.task} and the images of the results; {PUT_BACK}")
     drawing = probe_task(comparison.task).drawing()
     note = f"{names.head(comparison.head)} heads, models of seed {seed}"
     if len(results.config.seeds) > 1:
@@ -197,7 +198,7 @@ def _add_albums(out: Albums, results: Results, comparison: Comparison, samples: 
 
     def items(indices: Sequence[int], shown: Sequence[str], prefixes: Sequence[str]) -> list[GalleryItem]:
         kept = {model: files[model] for model in shown}
-        images = [_evaluated(comparison, samples[index], kept, index) for index in indices]
+        images = [_evaluated(comparison, samples[index], kept, places, index) for index in indices]
         drawn = draw(drawing, comparison.scores.class_names, images)
         titles = [f"{prefix}{image.name}" for prefix, image in zip(prefixes, images, strict=True)]
         return [GalleryItem(title, *row) for title, row in zip(titles, drawn, strict=True)]
@@ -221,7 +222,7 @@ def _add_albums(out: Albums, results: Results, comparison: Comparison, samples: 
 
 
 def _evaluated(
-    comparison: Comparison, sample: dict[str, Any], files: dict[str, PerImage], index: int
+    comparison: Comparison, sample: dict[str, Any], files: dict[str, PerImage], places: dict[str, Path], index: int
 ) -> EvaluatedImage:
     metric = metric_of(comparison.task, comparison.metric)
     unit = f" {metric.unit}" if metric.unit not in ("", "°") else metric.unit
@@ -232,7 +233,8 @@ def _evaluated(
                 f"{comparison.scores.path}: was made with other images than are in place now ({sample['id']} where it "
                 f"has {file.ids[index]}); run the probe again"
             )
-        predictions[model] = probe_task(comparison.task).thumbnail(file.tasks[comparison.task], index)
+        with reading(places[model], f"thumbnails of {comparison.task}"):
+            predictions[model] = probe_task(comparison.task).thumbnail(file.tasks[comparison.task], index)
         value = comparison.values[model][index]
         values[model] = f"{metric.title} {f'{metric.format(value)}{unit}' if np.isfinite(value) else MISSING}"
     return EvaluatedImage(sample, predictions, values)

@@ -11,7 +11,8 @@ from pydantic import PrivateAttr
 
 from cliptex.config import Config
 from cliptex.core import paths
-from cliptex.core.errors import CliptexError, working_on
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import reading, require_file
 from cliptex.evaluation.measures import measures
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.per_image import PerImage, num_images, per_image_path, read_per_image

@@ -113,9 +113,14 @@ class Checkpoints:
         """Load the checkpoint of a given step (other ranks get the step from rank 0)."""
         path = self._path(step)
         try:
-            return self._checked(path, torch.load(path, map_location="cpu", weights_only=True))
-        except FileNotFoundError as error:
-            raise CliptexError(f"{path}: no such file; all processes need the same working directory") from error
+            require_file(path, "all processes need the same working directory")
+            require_bounded(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except CliptexError:
+            raise
+        except Exception as error:
+            raise CliptexError(f"{path}: {refused(error)}") from error
+        return self._checked(path, state)
 
     def remove(self) -> None:
         """Delete the run's files in the folder, and the folder unless it has other files."""

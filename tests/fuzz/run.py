@@ -5,6 +5,7 @@ number of inputs, and the faults, each with the input's number and the place whe
 """
 
 import argparse
+import contextlib
 import faulthandler
 import json
 import logging
@@ -22,11 +23,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "fuzz")]
 
-import numpy as np
-from mutations import damaged
-from readers import READERS
+import numpy as np  # noqa: E402
+from mutations import damaged  # noqa: E402
+from readers import READERS  # noqa: E402
 
-from cliptex.core.errors import CliptexError, ConfigError
+from cliptex.core.errors import CliptexError, ConfigError  # noqa: E402
 
 LIMIT_S = 20
 """Longest time for one input."""
@@ -115,10 +116,8 @@ def main() -> None:
     os.chdir(work)
     reader = READERS[given.reader](work)
     whole = {path: path.read_bytes() for path in reader.files}
-    try:
-        reader.read()  # libraries are imported, and the files are valid
-    except reader.also:
-        pass
+    with contextlib.suppress(*reader.also):
+        reader.read()  # the files are valid, and libraries are imported before memory is limited
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, resource.RLIM_INFINITY))

@@ -12,7 +12,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import available_cpu_count
 
 from cliptex import versions
-from cliptex.cluster.precheck import CHECKED, require_checked
+from cliptex.cluster.precheck import require_checked
 from cliptex.config import Config, dataset_slug
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import put_on_path
@@ -153,11 +153,9 @@ if CONFIG.plugins:
 
 if workflow.is_main_process:
     try:
-        for checked in {
-            CONFIG.subset(*CHECKED): CONFIG,
-            STUDY.subset(*CHECKED): STUDY,
-        }.values():
-            require_checked(checked)
+        require_checked(CONFIG)
+        if CONFIG.study:
+            require_checked(STUDY)
     except CliptexError as error:
         raise WorkflowError(str(error)) from None
 
