@@ -311,7 +311,7 @@ def test_results_of_weights_that_are_no_more_are_left_out(exported, caplog):
         write_json(path, read_json(path) | {"provenance": {"model_sha256": {"cliptex/seed0": sha}}})
         card = model_card(config, "cliptex", 0, record, True, "")
         assert ("Pascal VOC" in card, "NYUv2" in card) == (told, True)
-    assert "left out of the card: results/probes/voc.json: cliptex/seed0 was evaluated with the weights 0000" in caplog.text
+    assert "left out of the card: results/probes/voc.json: cliptex/seed0 was evaluated with" in caplog.text
     assert "evaluate cliptex/seed0 again" in caplog.text  # the weights are those of train.json
 
 

@@ -151,11 +151,13 @@ def _show_unexpected(error: Exception) -> int:
         typer.echo(_usage_error(error), err=True)
         return error.exit_code
     message = str(error).strip().partition("\n")[0]
-    where = f"{subject(error)}: " if subject(error) else ""
+    # without a file that was worked on, at least the stage and its options; not the configuration, which is long
+    options = [text for text in sys.argv[1:] if len(text) <= 200 and not text.startswith("{")]
+    where = subject(error) or " ".join(["cliptex", *options])
     files = [handler.baseFilename for handler in logging.root.handlers if isinstance(handler, logging.FileHandler)]
     hint = f"the traceback is in {files[0]}" if files else "cliptex --debug ... shows the traceback"
     log.error("%s", traceback.format_exc(), extra={"is_traceback": True})
-    log.error("error: %s%s%s (%s)", where, type(error).__name__, f": {message}" if message else "", hint)
+    log.error("error: %s: %s%s (%s)", where, type(error).__name__, f": {message}" if message else "", hint)
     return 2
 
 

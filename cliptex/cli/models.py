@@ -11,6 +11,7 @@ from cliptex.cli import common
 from cliptex.cli.common import DEFAULT, ConfigFiles, Count, Index, Model, Seed, echo, load_config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import find
 
 
 def fetch_student(config_files: ConfigFiles = DEFAULT) -> None:
@@ -60,8 +61,15 @@ def interpolate(model: str, config_files: ConfigFiles = DEFAULT, seed: Seed = 0)
     interpolate(load_config(config_files), model, seed)
 
 
-def predict(images: Annotated[list[Path], typer.Argument()], model: Path, out: Path = Path("predictions.png")) -> None:
+def predict(
+    images: Annotated[list[Path], typer.Argument()],
+    model: Path,
+    out: Path = Path("predictions.png"),
+    config_files: ConfigFiles = DEFAULT,
+) -> None:
     """Draw images next to the predictions of a model's heads: segmentation, depth, normals.
+
+    Tasks of your own are only used if a configuration of --config names them: a model's files may not import modules.
 
     Args:
         images: Images to draw, one per row.
@@ -71,6 +79,9 @@ def predict(images: Annotated[list[Path], typer.Argument()], model: Path, out: P
     from cliptex.models.inference import TrainedModel
     from cliptex.models.predict import draw_predictions
 
+    if config_files:
+        for store in load_config(config_files).label_stores.values():
+            find("tasks", store.task)
     classes_by_store = draw_predictions(TrainedModel(model), images, out)
     lines = [f"{store}: {', '.join(classes)}" for store, classes in classes_by_store.items()]
     echo("\n".join([*lines, f"sheet: {out}"]))

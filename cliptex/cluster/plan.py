@@ -194,7 +194,7 @@ def _bytes_per_image(config: Config, name: str) -> tuple[float | None, str]:
 
 
 def _rate(config: Config, name: str, measure: bool) -> tuple[float | None, str]:
-    records = [record for record in _finished(config, name) if record["images_per_second"]]
+    records = [record for record in _finished(config, name) if record["images_per_second"] and record["images"]]
     if records:
         seconds = sum(record["images"] / record["images_per_second"] for record in records)
         return sum(record["images"] for record in records) / seconds, f"{len(records)} finished jobs"

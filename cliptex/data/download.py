@@ -3,9 +3,8 @@
 Reads   resources/pairs/batch-000.json and the files it names (source `urls`), tars at URLs or paths (`webdataset`).
 Writes  results/shards/{shard}.tar and .parquet (one row per sample, with the reason if it is dropped),
         then results/shards/batch-000.json, last.
-Holds   the same downloads give the same bytes, whatever their order of arrival and however often the job was killed;
-        each row of the URL list is a row of a table. Failures of the web are counted; local failures (disk full, codec
-        missing, unreadable shard) stop the job.
+Holds   the same downloads give the same bytes, in whatever order they arrived; each row of the URL list is a row of a
+        table. Failures of the web are counted; local failures (disk full, codec missing) stop the job.
 """
 
 import hashlib
@@ -82,25 +81,18 @@ def build_shards(config: Config, batch: int, threads: int = 1, min_yield: float 
     """
     require_codecs()
     numbers, shards = shards_of_download(config, batch), []
-    try:
-        if config.dataset.source == "urls":
-            form = {"folder": str, "shards": [{"shard": str, "part": int | None, "rows": int, "fingerprint": str}]}
-            downloaded = read_checked(paths.RESOURCES / "pairs" / f"batch-{batch:03d}.json", form)
-            items = [{**item, "folder": Path(downloaded["folder"])} for item in downloaded["shards"]]
-            for item in items:
-                with working_on(paths.shard(int(item["shard"]))):
-                    shards.append(_build(config.dataset.urls, item, threads))
-        else:
-            targets, sources = shard_paths(config), shard_sources(config)
-            for number in track(numbers, "check shards"):
-                with working_on(sources[number]):
-                    shards.append(_check(number, targets[number], sources[number], config.dataset.sha256))
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise CliptexError(
-                f"{error.filename or paths.SHARDS}: {error.strerror}; make room, then run the same command again"
-            ) from error
-        raise
+    if config.dataset.source == "urls":
+        form = {"folder": str, "shards": [{"shard": str, "part": int | None, "rows": int, "fingerprint": str}]}
+        downloaded = read_checked(paths.RESOURCES / "pairs" / f"batch-{batch:03d}.json", form)
+        items = [{**item, "folder": Path(downloaded["folder"])} for item in downloaded["shards"]]
+        for item in items:
+            with working_on(paths.shard(int(item["shard"]))):
+                shards.append(_build(config.dataset.urls, item, threads))
+    else:
+        targets, sources = shard_paths(config), shard_sources(config)
+        for number in track(numbers, "check shards"):
+            with working_on(sources[number]):
+                shards.append(_check(number, targets[number], sources[number], config.dataset.sha256))
     reasons = Counter()
     for shard in shards:
         reasons.update(read_shard_table(_table(shard["shard"]))[1]["status"].to_pylist())
@@ -293,7 +285,8 @@ def _pairs(urls: Urls, item: dict[str, Any], rows: list[tuple], threads: int) ->
         for start in track(range(0, len(order), CHUNK), f"build shard {item['shard']}"):
             chunk = [raw[number] for number in order[start : start + CHUNK]]
             data = [bodies[row["row"]]().read() if row["row"] in bodies else None for row in chunk]
-            for row, (image, size, status) in zip(chunk, pool.map(_converted, data, [urls] * len(chunk)), strict=True):
+            converted = pool.map(partial(_converted_row, urls, _raw(item, ".tar")), chunk, data)
+            for row, (image, size, status) in zip(chunk, converted, strict=True):
                 key = f"{item['shard']}{row['row'] - first:04d}"
                 url, detail = (without_credentials(row[name] or "") or None for name in ("url", "error_message"))
                 caption = (row["caption"] or "").strip()
@@ -330,6 +323,11 @@ def _bodies(stack: ExitStack, path: Path, rows: dict[int, dict[str, Any]]) -> di
         members = {member.name: member for member in tar if member.isreg()}
         names = {number: f"{row['key']}.jpg" for number, row in rows.items() if row["status"] == "success"}
         return {number: partial(tar.extractfile, members[name]) for number, name in names.items()}
+
+
+def _converted_row(urls: Urls, tar: Path, row: dict[str, Any], data: bytes | None) -> tuple:
+    with working_on(f"{tar}, key {row['key']}"):
+        return _converted(data, urls)
 
 
 def _converted(data: bytes | None, urls: Urls) -> tuple[bytes | None, tuple[int, int] | None, str]:

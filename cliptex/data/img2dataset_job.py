@@ -305,7 +305,7 @@ def read_rows(urls: dict, first: int, count: int):
     parts, seen = [], 0
     for name in urls["files"]:
         path = Path(name)
-        if not path.exists():
+        if not path.is_file():
             raise SystemExit(f"{path}: no such file; set dataset.urls.files to the URL lists")
         for batch in read_list(path, urls["columns"]):
             missing = [column for column in columns.values() if column not in batch.schema.names]
@@ -344,6 +344,8 @@ def is_complete(folder: Path, number: int, count: int) -> bool:
     """Whether img2dataset has finished a shard: statistics, a table with all rows, a tar with its end mark."""
     import pyarrow.parquet
 
+    if not all((folder / f"{number:05d}{suffix}").is_file() for suffix in ("_stats.json", ".parquet", ".tar")):
+        return False
     try:
         stats = json.loads((folder / f"{number:05d}_stats.json").read_text(encoding="utf-8"))
         rows = pyarrow.parquet.ParquetFile(folder / f"{number:05d}.parquet").metadata.num_rows

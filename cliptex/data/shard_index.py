@@ -131,8 +131,9 @@ def index_shards(
     def verified() -> Iterator[tuple[dict[str, Any], pa.Table]]:
         for number, path in enumerate(track(shards, "index shards")):
             ignored = Counter()
-            rows = verify_shard(path, ignored)
-            yield describe_shard(number, path, ignored), rows
+            with working_on(path):
+                described = verify_shard(path, ignored), describe_shard(number, path, ignored)
+            yield described[::-1]
 
     return write_index(verified(), index, min_yield, max_repeats, data_sha256)
 

@@ -109,8 +109,9 @@ def open_tar(path: Path) -> io.FileIO:
         file = _Headers(path)
     except FileNotFoundError as error:
         raise CliptexError(f"{path}: shard is missing; {remedy(path)}") from error
-    except OSError as error:
-        raise CliptexError(f"{path}: cannot be read ({error.strerror}); make it readable") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero character in the path
+        reason = getattr(error, "strerror", error)
+        raise CliptexError(f"{path}: cannot be read ({reason}); make it readable") from error
     return file
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import read_error, require_file
 from cliptex.core.progress import track
 from cliptex.experts.options import TrainingOptions
@@ -54,8 +54,9 @@ def fit(
     losses, recent = [], []
     batches = _batches(data, size or data["image"].shape[1:3], training, generator)
     for step in track(range(1, training.steps + 1), f"train on {renders}"):
-        batch = {name: tensor.to(device) for name, tensor in next(batches).items()}
-        value = loss(batch, generator)
+        with working_on(f"{renders}, step {step}"):
+            batch = {name: tensor.to(device) for name, tensor in next(batches).items()}
+            value = loss(batch, generator)
         if not torch.isfinite(value):
             raise CliptexError(f"training on {renders}: the loss is {value.item()} at step {step}; lower learning_rate")
         optimizer.zero_grad()

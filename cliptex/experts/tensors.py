@@ -3,6 +3,7 @@
 Holds   nothing in a file runs; a file that unpacks to more than its own size is refused before memory is taken.
 """
 
+import io
 import os
 import zipfile
 from pathlib import Path
@@ -24,6 +25,15 @@ CODE_CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.jso
 """Files in which transformers looks for the names of classes and of Python files."""
 
 
+class _File(io.BufferedReader):
+    """Reads what the file has: Python takes the memory of all that is asked for, which may be a length in the file."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > HOLE:
+            size = min(size, os.fstat(self.fileno()).st_size)
+        return super().read(size)
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Name -> tensor of a safetensors file or of a PyTorch file (read with `weights_only=True`), told apart by content.
 
@@ -41,7 +51,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             with safe_open(path, framework="pt") as file:
                 state: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         else:
-            with path.open("rb") as file:  # given a path, torch.load would choose the format by its suffix
+            with _File(io.FileIO(path)) as file:  # given a path, torch.load would choose the format by its suffix
                 state = torch.load(file, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise CliptexError(f"{path}: damaged safetensors file ({error}); copy it again") from error

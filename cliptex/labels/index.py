@@ -102,8 +102,11 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
 
 def _checked_record(path: Path, batch_path: Path, entry: dict[str, Any], redo: str) -> dict[str, Any]:
     """The batch file's record of a label file. Raises CliptexError if it is missing or the file differs from it."""
-    form = {"shards": [INDEXED | {"rows": int, "labelled": int, "failures": dict, "payload_bytes": int}]}
+    form = INDEXED | {"rows": int, "labelled": int, "failures": {str: int}, "payload_bytes": int}
+    form = {"shards": [form | {"classes": {str: [int]}}]}
     record = next((item for item in read_checked(batch_path, form)["shards"] if item["shard"] == entry["shard"]), None)
+    if record is not None and any(len(counts) != 2 for counts in record.get("classes", {}).values()):
+        raise CliptexError(f"{batch_path}: classes of shard {entry['shard']} must have two numbers each; {redo}")
     if record is None:
         raise CliptexError(f"{batch_path}: lacks shard {entry['shard']}; {redo}")
     if not path.is_file():

@@ -256,7 +256,7 @@ def open_store(index: Path, entry: dict[str, Any], task: Task | None = None) -> 
     if item is None or item["shard_sha256"] != entry["sha256"]:
         problem = "does not hold" if item is None else "was made from another version of"
         raise CliptexError(f"{index}: {problem} shard {entry['shard']}, first key {entry['keys'][0]!r}; {redo}")
-    path = index.parent / item["file"]
+    path = index.parent / f"{entry['shard']}.parquet"
     if path.is_file() and path.stat().st_size != item["bytes"]:
         problem = f"labels of shard {entry['shard']} changed since they were indexed"
         raise CliptexError(f"{path}: {problem}; {again_without(path, index)}")

@@ -80,8 +80,11 @@ def check_preprocessing(config: dict[str, Any], where: str) -> None:
     """Raise CliptexError unless mean, std, interpolation and resize mode, as far as given, are usable."""
     for key in ("mean", "std"):
         values = config.get(key) or (1.0,)
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in values) or (
-            key == "std" and min(values) <= 0
+        is_list = isinstance(values, list | tuple)
+        if (
+            not is_list
+            or not all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+            or (key == "std" and min(values) <= 0)
         ):
             raise CliptexError(f"{where}: preprocess_cfg.{key}: {values} is wrong; write a number for each channel")
     allowed = {"interpolation": ("bicubic", "bilinear", "nearest"), "resize_mode": ("shortest", "longest", "squash")}
@@ -173,7 +176,7 @@ def make_tokenizer(text_config: dict[str, Any], source: str) -> Any:
     mode = text_config.get("tokenizer_mode")
     try:
         tokenizer = HFTokenizer(source, tokenizer_mode=mode, trust_remote_code=False, **options)
-        tokenizer(["é, \U0001f600 and more"])  # without a token for padding or for unknown words, this fails
+        tokenizer(["", 100 * "é, \U0001f600 and more "])  # fails without the tokens for padding and unknown words
         return tokenizer
     except Exception as error:  # transformers and the hub raise different types
         reason = _line(error)

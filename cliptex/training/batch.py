@@ -4,6 +4,7 @@ An image and its pseudo-labels are cropped and flipped alike; the view depends o
 """
 
 import signal
+import traceback
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from cliptex.config import Train
+from cliptex.core.errors import SUBJECT, CliptexError, subject, working_on
 from cliptex.data.images import decode_image
 from cliptex.data.shard_index import SampleLocation
 from cliptex.tasks.base import Task, View
@@ -73,6 +75,25 @@ class EncodedSample:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """An error of a worker process, to be raised in the main process."""
+
+    message: str
+    is_expected: bool
+    """Whether it is a `CliptexError`."""
+    subject: str | None
+    trace: str
+
+    def raised(self) -> Exception:
+        if self.is_expected:
+            return CliptexError(self.message)
+        error = RuntimeError(self.message)
+        error.add_note(f"{SUBJECT}{self.subject}")
+        error.add_note(self.trace)
+        return error
+
+
+@dataclass(frozen=True)
 class SampleDecoder:
     """Decodes the samples of a step into a batch. A map-style dataset for torch's DataLoader.
 
@@ -85,13 +106,24 @@ class SampleDecoder:
     tokenizer: Callable[[list[str]], torch.Tensor] | None = None
     augment: bool = True
 
-    def __getitem__(self, samples_and_step: tuple[list[EncodedSample], Step]) -> Batch:
-        samples, step = samples_and_step
+    def __getitem__(self, samples_and_step: tuple[list[EncodedSample], Step]) -> "Batch | Failure":
+        """A batch; in a worker process, an error is returned, since torch would pass on neither file nor key."""
+        try:
+            return self._batch(*samples_and_step)
+        except Exception as error:
+            if torch.utils.data.get_worker_info() is None:
+                raise
+            is_expected = isinstance(error, CliptexError)
+            message = str(error) if is_expected else f"{type(error).__name__}: {error}"
+            return Failure(message, is_expected, subject(error), traceback.format_exc())
+
+    def _batch(self, samples: list[EncodedSample], step: Step) -> Batch:
         images, captions = [], []
         for sample in samples:
-            pair = sample.location.read()
-            images.append(crop_image(decode_image(pair.image), self._view(step.epoch, pair.key), step.size))
-            captions.append(pair.caption)
+            with working_on(f"{sample.location.path}, key {sample.location.key!r}"):
+                pair = sample.location.read()
+                images.append(crop_image(decode_image(pair.image), self._view(step.epoch, pair.key), step.size))
+                captions.append(pair.caption)
         return Batch(
             [sample.location.key for sample in samples],
             torch.from_numpy(np.stack(images)),
@@ -111,7 +143,8 @@ class SampleDecoder:
             view = self._view(epoch, sample.label_key)
             for store, task in self.tasks.items():
                 label = sample.labels[store]
-                targets[store].append(task.missing(size) if label is None else task.target(*label, view, size))
+                with working_on(f"label store {store}, key {sample.label_key!r}"):
+                    targets[store].append(task.missing(size) if label is None else task.target(*label, view, size))
         return {store: np.stack(store_targets) for store, store_targets in targets.items()}
 
     def _view(self, epoch: int, key: str) -> View:

@@ -24,7 +24,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.data.shard_index import ShardOffsets, check_indexed, read_index
 from cliptex.labels.store import LabelFile, open_store
 from cliptex.tasks.base import Task
-from cliptex.training.batch import Batch, EncodedLabel, EncodedSample, SampleDecoder, Step, start_worker
+from cliptex.training.batch import Batch, EncodedLabel, EncodedSample, Failure, SampleDecoder, Step, start_worker
 
 BATCH_UNIT = 64
 """Batch sizes at other crop sizes are multiples of gcd(`batch_size`, this)."""
@@ -169,7 +169,7 @@ class JointLoader:
             multiprocessing_context="forkserver",  # forking is unsafe in a process that uses CUDA or threads
             worker_init_fn=start_worker,
         )
-        return iter(loaded)
+        return map(_without_failure, loaded)
 
     def label_batches(self, count: int) -> Iterator[dict[str, np.ndarray]]:
         """The targets of the first `count` batches, of all processes, without decoding images."""
@@ -268,3 +268,9 @@ class JointLoader:
         location = self._shard_offsets[shard].at(row, loaded[shard].keys[row])
         labels = {store: rows[label_row] for store, rows in loaded[label_shard].labels.items()}
         return EncodedSample(location, loaded[label_shard].keys[label_row], labels)
+
+
+def _without_failure(batch: Batch | Failure) -> Batch:
+    if isinstance(batch, Failure):
+        raise batch.raised()
+    return batch

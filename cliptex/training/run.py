@@ -176,7 +176,8 @@ class _Run:
             start = time.monotonic()
             for step in track(range(self.first_step + 1, steps + 1), f"train {self.name} seed {self.seed}"):
                 wait_start = time.monotonic()
-                batch = next(batches)
+                with working_on(f"{self.label}: step {step}"):
+                    batch = next(batches)
                 self.seconds_loading += time.monotonic() - wait_start
                 with working_on(f"{self.label}: step {step}"):
                     losses = self.trainer.step(batch, step)

@@ -931,7 +931,7 @@ def studies(folder: Path) -> Reader:
 
     study = {
         "study": "losses", "title": "T", "question": "Q", "seen": "S", "not_proved": "N", "command": "C",
-        "table": {"caption": "c", "columns": ["model", "mIoU"], "rows": [[["clip", "", ""], ["1", "n", "good"]]], "notes": ["n"]},
+        "table": {"caption": "c", "columns": ["a", "b"], "rows": [[["x", "", ""], ["1", "n", "good"]]], "notes": ["n"]},
         "plot": {"caption": "c", "alt": "a"},
         "provenance": {"model_sha256": {"clip": "0"}, "cliptex": "0.1", "versions": {}},
     }  # fmt: skip

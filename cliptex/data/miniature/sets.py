@@ -13,7 +13,7 @@ import numpy as np
 
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.config import Miniature
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import replacing, write_json
 from cliptex.core.progress import track
 from cliptex.data.images import encode_jpeg
@@ -31,7 +31,8 @@ KIND_COCO = {kind.name: COCO_CLASS[kind.coco] for kind in KINDS if kind.coco}
 
 def _pair_scene(miniature: Miniature, index: int) -> Scene:
     size = miniature.image_size_px
-    return render(miniature.seed, "pairs", PAIRS, index, size, size)
+    with working_on(f"pair {index:09d}"):
+        return render(miniature.seed, "pairs", PAIRS, index, size, size)
 
 
 def render_pairs(miniature: Miniature, shard_number: int, path: Path) -> None:
@@ -137,7 +138,8 @@ def render_expert_set(miniature: Miniature, part: str, path: Path) -> None:
             stop = min(start + chunk, count)
             rows = {name: np.zeros((stop - start, *shape), dtype) for name, (shape, dtype) in columns.items()}
             for row, index in enumerate(range(start, stop)):
-                scene = render(miniature.seed, "experts", EXPERT_PARTS[part], index, size, size)
+                with working_on(f"{path}, image {index}"):
+                    scene = render(miniature.seed, "experts", EXPERT_PARTS[part], index, size, size)
                 rows["image"][row] = scene.image
                 rows["instance"][row] = np.where(scene.instances <= max_instances, scene.instances, 0)
                 for number, seen in enumerate(scene.objects[:max_instances]):

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from cliptex.config import Miniature
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import read_json, sha256_file, write_json
 from cliptex.data.images import encode_jpeg
 from cliptex.data.miniature.looks import SHIFTED
@@ -37,7 +37,7 @@ class Renderer:
     """Renders the scenes of one benchmark."""
 
     def __init__(self, miniature: Miniature, name: str, look: str = "benchmark"):
-        self.look = look
+        self.name, self.look = name, look
         self.seed = miniature.seed
         self.size = miniature.image_size_px
         self.counts = {"train": miniature.benchmarks[name].train, "val": miniature.benchmarks[name].val}
@@ -49,7 +49,8 @@ class Renderer:
 
     def scene(self, split: str, index: int, options: SceneOptions, width: int | None = None) -> Scene:
         """Render scene `index` of a split, with height `size`, and width `width` or `size`."""
-        return render(self.seed, self.look, self.stream(split), index, self.size, width or self.size, options)
+        with working_on(f"{self.name}, {split} scene {index}"):
+            return render(self.seed, self.look, self.stream(split), index, self.size, width or self.size, options)
 
 
 def render_benchmark(miniature: Miniature, name: str, benchmark_dir: Path, look: str = "benchmark") -> None:
