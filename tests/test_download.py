@@ -29,6 +29,7 @@ from web_server import WebServer, picture
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
+from cliptex.core.files import write_error
 from cliptex.data import download, img2dataset_job
 from cliptex.data import web as downloader
 from cliptex.data.download import build_shards, built_shards, fetch_tar

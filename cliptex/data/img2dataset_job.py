@@ -308,19 +308,23 @@ def read_rows(urls: dict, first: int, count: int):
         if not path.is_file():
             raise SystemExit(f"{path}: no such file; set dataset.urls.files to the URL lists")
         for batch in read_list(path, urls["columns"]):
-            missing = [column for column in columns.values() if column not in batch.schema.names]
-            if missing:
-                raise SystemExit(
-                    f"{path}: no column {missing[0]!r} among {batch.schema.names}; set dataset.urls.columns (a list"
-                    " without a header), url_column and caption_column"
-                )
-            low, high = max(first - seen, 0), min(first + count - seen, batch.num_rows)
-            if low < high:
-                try:
+            try:
+                missing = [column for column in columns.values() if column not in batch.schema.names]
+                if missing:
+                    raise SystemExit(
+                        f"{path}: no column {missing[0]!r} among {str(batch.schema.names)[:500]}; set"
+                        " dataset.urls.columns (a list without a header), url_column and caption_column"
+                    )
+                low, high = max(first - seen, 0), min(first + count - seen, batch.num_rows)
+                if low < high:
                     table = pa.table({new: batch.column(old).cast(pa.string()) for new, old in columns.items()})
-                except (ValueError, RuntimeError) as error:  # not UTF-8, or lists
-                    raise SystemExit(f"{path}: {' '.join(str(error).split())[:500]}; correct the list") from None
-                parts.append(table.slice(low, high - low))
+                    parts.append(table.slice(low, high - low))
+            except (
+                ValueError,
+                RuntimeError,
+                LookupError,
+            ) as error:  # not UTF-8, lists, a column twice
+                raise SystemExit(f"{path}: {' '.join(str(error).split())[:500]}; correct the list") from None
             seen += batch.num_rows
             if seen >= first + count:
                 table = pa.concat_tables(parts).combine_chunks()
@@ -352,7 +356,7 @@ def is_complete(folder: Path, number: int, count: int) -> bool:
         with (folder / f"{number:05d}.tar").open("rb") as tar:
             tar.seek(-1024, os.SEEK_END)
             ended = tar.read() == b"\0" * 1024
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(stats, dict) and stats.get("count") == rows == count and ended
 
@@ -456,7 +460,7 @@ def is_built(item: dict) -> bool:
         metadata = pyarrow.parquet.read_schema(FINAL / f"{item['shard']}.parquet").metadata or {}
         shard = json.loads(metadata.get(b"cliptex", b"{}"))
         return shard["fingerprint"] == item["fingerprint"] and shard["bytes"] == Path(shard["path"]).stat().st_size
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
 

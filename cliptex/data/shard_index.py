@@ -111,7 +111,7 @@ def read_shard_table(path: Path) -> tuple[dict[str, Any], pa.Table]:
     try:
         table = pq.read_table(path)
         return json.loads(table.schema.metadata[b"cliptex"]), table
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         files = f"{path} {path.parent}/index.json {path.parent}/batch-*.json"
         redo = f"run: rm -f {files}   and then the same command again"
         raise read_error(error, path, "a shard's table", redo) from error

@@ -20,7 +20,7 @@ def batches_to_redo(folders: Iterable[Path | str]) -> dict[Path, list[Path]]:
         for batch in sorted(path for path in folder.glob("batch-*.json") if path.is_file()):
             try:
                 records = json.loads(batch.read_text(encoding="utf-8"))["shards"]
-                files = {folder / item["file"]: item["bytes"] for item in records}
+                files = {folder / _name(item["file"]): item["bytes"] for item in records}
             except (ValueError, LookupError, TypeError, RecursionError):
                 redo[batch] = [batch]
                 continue
@@ -29,10 +29,16 @@ def batches_to_redo(folders: Iterable[Path | str]) -> dict[Path, list[Path]]:
         try:
             require_file(folder / "index.json")  # reading a pipe would wait for ever
             indexed = json.loads((folder / "index.json").read_text(encoding="utf-8"))["files"]
-            files = [(folder / item["batch"], folder / item["file"]) for item in indexed]
+            files = [(folder / _name(item["batch"]), folder / _name(item["file"])) for item in indexed]
         except (CliptexError, OSError, ValueError, LookupError, TypeError, RecursionError):
             continue  # missing, or unreadable and so rewritten
         for batch, path in files:
             if not batch.exists() and not path.is_file():
                 redo.setdefault(batch, []).append(path)
     return redo
+
+
+def _name(text: str) -> str:
+    if Path(text).name != text or not 0 < len(text.encode()) < 256:
+        raise ValueError(f"{text[:80]!r} is not the name of a file")
+    return text
