@@ -191,7 +191,8 @@ def test_what_nobody_foresaw_is_one_line_and_its_traceback_in_the_log_file(tmp_p
         said = capsys.readouterr().err
         assert ("Traceback" in said) is shown
         where = f"the traceback is in {tmp_path / 'a.log'}" if "--log" in options else "cliptex --debug ... shows"
-        assert f"error: RuntimeError: the first line ({where}" in said.splitlines()[-1]
+        named = " ".join(["error: cliptex", *options, "plan"])
+        assert f"{named}: RuntimeError: the first line ({where}" in said.splitlines()[-1]
         assert shown or len(said.splitlines()) == 1
     assert "in broken" in (tmp_path / "a.log").read_text()
 

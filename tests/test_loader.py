@@ -1,6 +1,8 @@
 import dataclasses
 import gc
 import itertools
+import pickle
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -14,7 +16,7 @@ from pyarrow import parquet
 
 from cliptex.config import Train
 from cliptex.core import paths
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, subject
 from cliptex.core.files import read_json, write_json
 from cliptex.core.plugins import find
 from cliptex.data.images import decode_image
@@ -169,6 +171,20 @@ def test_workers_change_nothing(tiny):
     alone, helped = take(loader(tiny).batches(3), 5), take(loader(tiny, workers=2).batches(3), 5)
     for one, other in zip(alone, helped, strict=True):
         assert_same(one, other)
+
+
+def test_an_error_of_a_worker_process_keeps_file_and_key(tiny, monkeypatch):
+    def planted(*_):
+        raise error
+
+    monkeypatch.setattr("torch.utils.data.get_worker_info", lambda: "a worker")
+    monkeypatch.setattr("cliptex.training.batch.crop_image", planted)
+    for error in (ValueError("planted"), CliptexError("a.tar: planted; mend it")):
+        (failure,) = pickle.loads(pickle.dumps(take(loader(tiny).batches(0), 1)))
+        assert isinstance(failure.raised(), CliptexError if isinstance(error, CliptexError) else RuntimeError)
+        assert "planted" in str(failure.raised())
+        if not failure.is_expected:
+            assert re.search(r"0000\d\.tar, key '\d{9}'", subject(failure.raised()))
 
 
 ONE_THREAD = """

@@ -279,7 +279,8 @@ def test_packed_keys_and_reasons_are_what_lists_and_dictionaries_are(names):
 def test_the_index_of_many_pairs_takes_little_memory(tmp_path):
     """Python strings would take 66 bytes per key, and a dictionary more than twice as much."""
     names = [f"{number:09d}" for number in range(20_000)]
-    entry = {"keys": names, "dropped": {f"x{name}": "HTTP 404" for name in names}}
+    entry = {"shard": "00000", "path": "0.tar", "sha256": "", "bytes": 1}
+    entry |= {"keys": names, "dropped": {f"x{name}": "HTTP 404" for name in names}}
     write_json(tmp_path / "index.json", {"shards": [entry] * 5})
     tracemalloc.start()
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cliptex.benchmarks.base import Benchmark
-from cliptex.benchmarks.reading import Lazy, existing, files_in, folders_in, read_lines, read_mat, read_rgb
+from cliptex.benchmarks.reading import Lazy, existing, files_in, folders_in, is_folder, read_lines, read_mat, read_rgb
 from cliptex.core.errors import CliptexError
 
 SUFFIXES = (".jpeg", ".jpg")
@@ -47,7 +47,7 @@ class Imagenet(Benchmark):
     def read(self, part: str) -> Sequence[dict[str, Any]]:
         if part == "train":
             items = self._in_folders(self.root / "train")
-        elif any(entry.is_dir() and entry.name[0] != "." for entry in os.scandir(existing(self.root / "val", UNPACK))):
+        elif any(map(is_folder, os.scandir(existing(self.root / "val", UNPACK)))):
             items = self._in_folders(self.root / "val")
         else:
             items = list(zip(*self._flat_val(), strict=True))

@@ -136,8 +136,9 @@ def read_arrays(path: Path) -> dict[str, Any]:
     try:
         limit = min(MAX_PICKLE, MAX_RATIO * path.stat().st_size + (1 << 20))
         with gzip.open(path) as file:
-            for number, _ in enumerate(pickletools.genops(_Bounded(file, limit))):
-                if number > MAX_OPERATIONS:
+            for number, (operation, argument, _) in enumerate(pickletools.genops(_Bounded(file, limit))):
+                # the C reader keeps a list up to the largest number of a PUT
+                if number > MAX_OPERATIONS or ("PUT" in operation.name and not 0 <= int(argument) <= MAX_OPERATIONS):
                     raise pickle.UnpicklingError(f"it has over {MAX_OPERATIONS:,} operations")
         with gzip.open(path) as file:
             content = _Arrays(_Bounded(file, limit), encoding="latin1").load()

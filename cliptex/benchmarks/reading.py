@@ -160,9 +160,17 @@ def files_in(folder: Path, suffixes: tuple[str, ...], remedy: str) -> list[str]:
     raise CliptexError(f"{folder}: no {' or '.join(suffixes)} files; {remedy}")
 
 
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder that is not hidden."""
+    try:
+        return not entry.name.startswith(".") and entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def folders_in(folder: Path, remedy: str) -> list[str]:
     """Names of the sub-folders, sorted. Raises CliptexError if there are none."""
     entries = os.scandir(existing(folder, remedy))
-    if names := sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")):
+    if names := sorted(entry.name for entry in entries if is_folder(entry)):
         return names
     raise CliptexError(f"{folder}: no class folders; {remedy}")

@@ -24,7 +24,6 @@ from cliptex.cluster import gpu
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import require_file
 
 COMMANDS = ("sbatch", "srun", "squeue", "sacct", "sinfo", "scancel")
 MIN_FREE_GB = 2.0
@@ -60,7 +59,8 @@ class Submission:
         """Read `default-resources` of a Snakemake profile (a folder, or its file)."""
         path = profile / "config.yaml" if profile.is_dir() else profile
         try:
-            require_file(path)
+            if not path.is_file():  # reading a pipe would wait for ever
+                raise FileNotFoundError(f"{path} is not a file")
             resources = yaml.safe_load(path.read_text(encoding="utf-8")).get("default-resources") or {}
             return cls(*(resources.get(key) for key in ("slurm_account", "slurm_partition", "constraint")))
         except (OSError, ValueError, RecursionError, TypeError, AttributeError, yaml.YAMLError) as error:

@@ -49,13 +49,11 @@ from cliptex.data.shards import Pair, compression, write_shard
 from cliptex.data.web import PAUSES_S, check_digest, fetch_file, start_of_file
 
 log = logging.getLogger("cliptex")
-CHUNK = 256
-"""Samples converted at a time, which bounds the memory."""
+CHUNK = 256  # samples converted at a time, which bounds the memory
 RAW_COLUMNS = dict.fromkeys(("row", "key", "status", "error_message", "url", "caption", "sha256"), pa.string())
 RAW_COLUMNS["row"] = pa.int64()
 """The columns of img2dataset's tables that are used."""
-MIN_ROWS_FOR_YIELD = 1000
-"""Number of samples from which a job's yield is checked; of fewer it is too noisy."""
+MIN_ROWS_FOR_YIELD = 1000  # samples from which a job's yield is checked; of fewer it is too noisy
 
 
 def run_img2dataset(config: Config, batch: int, processes: int) -> None:
@@ -84,10 +82,9 @@ def build_shards(config: Config, batch: int, threads: int = 1, min_yield: float 
     if config.dataset.source == "urls":
         form = {"folder": str, "shards": [{"shard": str, "part": int | None, "rows": int, "fingerprint": str}]}
         downloaded = read_checked(paths.RESOURCES / "pairs" / f"batch-{batch:03d}.json", form)
-        items = [{**item, "folder": Path(downloaded["folder"])} for item in downloaded["shards"]]
-        for item in items:
+        for item in downloaded["shards"]:
             with working_on(paths.shard(int(item["shard"]))):
-                shards.append(_build(config.dataset.urls, item, threads))
+                shards.append(_build(config.dataset.urls, {**item, "folder": Path(downloaded["folder"])}, threads))
     else:
         targets, sources = shard_paths(config), shard_sources(config)
         for number in track(numbers, "check shards"):

@@ -34,6 +34,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "Intel/dpt-hybrid-midas": {"image_size": 384, "is_hybrid": True, "neck_hidden_sizes": [256, 512, 768, 768]},
 }
 """Repository on the hub -> arguments of DPTConfig from its config.json, to build the network without its weights."""
+LAYERS, PARAMETERS = 100, 50_000_000
+"""Of a network beyond those of its weights, which are then reported as missing."""
 UNUSED = "neck.fusion_stage.layers.0.residual_layer1."
 """The first fusion block has no skip input, so these layers are never called; published files lack them."""
 NOT_FOR_DEPTH = ("dpt.pooler.", UNUSED)
@@ -155,20 +157,38 @@ def _enlarged(depth_HW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return depth_HW.clamp(min=0)
 
 
+def _require_size(config: DPTConfig, sizes: dict[str, int]) -> None:
+    """Raise ValueError if a network is far larger than its weights, before it takes time and memory. sizes: tensor ->
+    number of values."""
+
+    def layers(values: dict[str, Any]) -> int:
+        own = [values.get("num_hidden_layers") or 0, *(values.get("depths") or ())]
+        return sum(own) + sum(layers(inner) for inner in values.values() if isinstance(inner, dict))
+
+    if (number := layers(config.to_dict())) > len(sizes) + LAYERS:
+        raise ValueError(f"{number:,} layers for {len(sizes):,} tensors")
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in DPTForDepthEstimation(config).parameters())
+    if count > 2 * sum(sizes.values()) + PARAMETERS:
+        raise ValueError(f"a network of {count:,} parameters, {sum(sizes.values()):,} in the file")
+
+
 def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor]:
     """Network and preprocessing saved by transformers. Raises CliptexError if weights are missing, do not match, or are
     in a file that holds anything but tensors; no code in it is executed."""
     if not (folder / "preprocessor_config.json").is_file():
         raise CliptexError(f"{folder}: lacks preprocessor_config.json, which defines the preprocessing; copy it too")
     require_no_code(folder)
+    sizes: dict[str, int] = {}
     for name in digests(folder):
-        if not name.endswith(".json"):
-            read_tensors(folder / name)  # only for its checks: transformers has none against NaN or code
+        if not name.endswith(".json"):  # transformers has no checks against NaN or code
+            sizes |= {key: tensor.numel() for key, tensor in read_tensors(folder / name).items()}
     local = {"local_files_only": True}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # mismatches are reported below
     try:
         processor = DPTImageProcessor.from_pretrained(folder, **local)
+        _require_size(DPTConfig.from_pretrained(folder, **local), sizes)
         module, loading_info = DPTForDepthEstimation.from_pretrained(
             folder, weights_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **local
         )
@@ -189,6 +209,8 @@ def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor
             f" {len(unknown)} in all; copy the config.json that belongs to them"
         )
     size, side = processor.size, module.config.image_size
+    if not size or not {"height", "width"} <= set(size):
+        raise CliptexError(f"{folder}/preprocessor_config.json: set height and width of `size`")
     if processor.keep_aspect_ratio or size["height"] != size["width"]:
         raise CliptexError(
             f"{folder}/preprocessor_config.json: transformers' DPT takes square images; set keep_aspect_ratio to false,"

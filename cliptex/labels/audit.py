@@ -62,7 +62,8 @@ def audit_labels(
     with labelling(name, expert, task, batch_size, config.labels, 0) as labeller:
         for shard, rows in rows_by_shard(sizes, chosen).items():
             entry = entries[shard]
-            stored, pairs = open_store(out_dir / "index.json", entry, task), read_indexed(entry)
+            with working_on(entry["path"]):
+                stored, pairs = open_store(out_dir / "index.json", entry, task), read_indexed(entry)
             for row in rows:
                 with working_on(f"{entry['path']}, key {pairs[row].key!r}"):
                     (again,) = labeller.label_pairs(entry["path"], [pairs[row]])

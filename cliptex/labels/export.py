@@ -95,9 +95,10 @@ def export_labels(
         raise CliptexError(f"{shard_index}: has none of the requested shards")
     files = []
     for entry in track(entries, "export labels"):
-        opened = {store: open_store(index, entry, tasks[store]) for store, index in indices.items()}
         path = out / f"{entry['shard']}.tar"
-        write_tar(path, _members(entry["path"], read_indexed(entry), opened, forms, images))
+        with working_on(f"{entry['path']} and {path}"):
+            opened = {store: open_store(index, entry, tasks[store]) for store, index in indices.items()}
+            write_tar(path, _members(entry["path"], read_indexed(entry), opened, forms, images))
         files.append({"file": path.name, "sha256": sha256_file(path), "samples": len(entry["keys"])})
     copied = ("task", "expert", "weights_sha256", "licence", "recipe_sha256", "codec")
     record = {

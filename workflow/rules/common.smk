@@ -117,7 +117,7 @@ if placeholders := [
 # The modules of this clone plan, and the installed package works: they must be the same code. The package of this
 # environment is compared now; `cliptex` compares itself in every job, whose environment may be another.
 if (clone := Path(workflow.basedir) / "cliptex").is_dir():
-    os.environ["CLIPTEX_CODE"] = f"{code_sha256(clone)}:{workflow.basedir}"
+    os.environ.update(CLIPTEX_CODE=f"{code_sha256(clone)}:{workflow.basedir}")
     # sys.path also has folders of this clone, put there by Snakemake
     search = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), *getsitepackages()]
     for package_dir in (Path(entry) / "cliptex" for entry in search if entry):

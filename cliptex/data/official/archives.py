@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import require_file
 
 KINDS = ("tar", "tars", "zip", "file")
 DIGESTS = {"md5": 32, "sha256": 64}
@@ -87,7 +86,8 @@ def _package_table() -> tuple[Archive, ...]:
 def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     """File and line of each row of a table, and its values by column."""
     try:
-        require_file(path, "correct benchmark_data.archives")
+        if not path.is_file():  # reading a pipe would wait for ever
+            raise FileNotFoundError("it is not a file")
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CliptexError(f"benchmark_data.archives: {path} cannot be read ({error}); correct it") from error

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import NO_SPACE
+from cliptex.core.files import NO_SPACE, require_file
 from cliptex.core.progress import track
 
 BROKEN = (
@@ -69,6 +69,7 @@ def unpack(
     allowed directly in `into`. check_space: check the free disk space first. Raises CliptexError with the archive and
     the member.
     """
+    require_file(archive, "download it again")
     into.mkdir(parents=True, exist_ok=True)
     unpacker = _Unpacker(archive, into, only, reserved, limits)
     try:
