@@ -845,7 +845,9 @@ def test_the_workflow_downloads_builds_and_indexes(tmp_path):
         urls["allow_private"] = ["127.0.0.1"]
         dataset = {"source": "urls", "min_yield": min_yield, "urls": urls}
         download = {"shards_per_job": 1, "python": sys.executable, **how}
-        (tmp_path / "data.json").write_text(json.dumps({"dataset": dataset, "download": download}))
+        (tmp_path / "data.json").write_text(
+            json.dumps({"dataset": dataset, "download": download, "train": {"batch_size": 8, "held_out": 0}})
+        )
         command = [Path(sys.executable).parent / "snakemake", "results/shards/index.json", "--cores", "2"]
         command += ["--snakefile", ROOT / "Snakefile", "--directory", tmp_path, "--configfile", tmp_path / "data.json"]
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -59,9 +59,12 @@ def source(benchmark_dir: Path) -> str:
 
 def existing(path: Path, remedy: str) -> Path:
     """Return `path`; raises CliptexError if it does not exist. remedy: ends the message."""
-    if not path.exists():
-        raise CliptexError(f"{path}: not found; {remedy}")
-    return path
+    try:
+        if path.exists():
+            return path
+    except OSError as error:  # a name that is too long, or no permission
+        raise CliptexError(f"{path}: {error.strerror}; {remedy}") from error
+    raise CliptexError(f"{path}: not found; {remedy}")
 
 
 def read_mat(path: Path, remedy: str, **options: Any) -> dict[str, Any]:

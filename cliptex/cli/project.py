@@ -32,15 +32,15 @@ def doctor(
         kind: Kind of this job, for the record.
         out: JSON file for the results.
     """
-    from cliptex.cluster.doctor import Submission, examine, table
-    from cliptex.core.files import read_json, write_json
+    from cliptex.cluster.doctor import RECORD, Submission, examine, table
+    from cliptex.core.files import read_checked, write_json
 
     submission = Submission.of_profile(profile) if profile else None
     if account or partition or constraint:
         base = submission or Submission()
         submission = Submission(account or base.account, partition or base.partition, constraint or base.constraint)
     here = examine(load_config(config_files), submission, kind, needs_gpu)
-    places = [here, *(read_json(path) for path in records or [])]
+    places = [here, *(read_checked(path, RECORD) for path in records or [])]
     is_ok = all(place["ok"] for place in places)
     if out is not None:
         write_json(out, {"schema_version": 1, "ok": is_ok, "places": places} if records else here)

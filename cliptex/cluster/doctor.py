@@ -46,6 +46,10 @@ class Check:
     remedy: str = ""
 
 
+RECORD = {"kind": str, "host": str, "ok": bool, "checks": [dict.fromkeys(("name", "status", "found", "remedy"), str)]}
+"""The form of the record of a machine (`cliptex.core.files.read_checked`)."""
+
+
 @dataclass(frozen=True)
 class Submission:
     """Where jobs are submitted. None: the scheduler's default."""
@@ -98,7 +102,7 @@ def table(places: list[dict[str, Any]]) -> str:
     for place in places:
         lines.append(f"{place['kind']} ({place['host']})")
         for check in place["checks"]:
-            status = {"ok": "ok", "failed": "FAILED", "note": "-"}[check["status"]]
+            status = {"ok": "ok", "failed": "FAILED"}.get(check["status"], "-")
             lines.append(f"  {status:7} {check['name']:10} {check['found']}")
             if check["remedy"]:
                 lines.append(f"  {'':7} {'':10} remedy: {check['remedy']}")

@@ -1,4 +1,4 @@
-"""Run `cliptex check` before the first job, once per configuration and code. Imports nothing heavy.
+"""Run `cliptex check` before the first job, once per configuration. Imports nothing heavy.
 
 The check imports torch and the plugins, which takes seconds, so the workflow runs it in a process of its own and keeps
 the digest of what it accepted in the user's cache.
@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import cliptex
 from cliptex.config import Config
 from cliptex.core.errors import ConfigError
 from cliptex.core.files import sha256_json
-from cliptex.core.provenance import code_sha256, versions
 from cliptex.data.official.status import benchmarks_in_use
 from cliptex.data.shard_paths import caption_tars
 from cliptex.experts import options
@@ -43,7 +44,7 @@ def require_checked(config: Config) -> None:
     """
     if found := list(light_problems(config)):
         raise ConfigError(found)
-    accepted = _cache_dir() / sha256_json([_imported(config), code_sha256(), versions()])
+    accepted = _cache_dir() / sha256_json([cliptex.__version__, version("open_clip_torch"), _imported(config)])
     if accepted.exists():
         return
     command = [sys.executable, "-m", "cliptex", "check", "--config", config.subset(*CHECKED)]

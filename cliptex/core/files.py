@@ -175,6 +175,8 @@ def _no_access(path: Path, missing: str) -> str | None:
         return f"no such file; {missing}"
     except OSError as error:
         return _no_fault(error)
+    except ValueError:
+        return "its name has a zero character; correct the file that names it"
     return None
 
 

@@ -209,9 +209,11 @@ def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor
             f" {len(unknown)} in all; copy the config.json that belongs to them"
         )
     size, side = processor.size, module.config.image_size
-    if not size or not {"height", "width"} <= set(size):
-        raise CliptexError(f"{folder}/preprocessor_config.json: set height and width of `size`")
-    if processor.keep_aspect_ratio or size["height"] != size["width"]:
+    try:
+        is_square = size["height"] == size["width"]
+    except (TypeError, LookupError) as error:
+        raise CliptexError(f"{folder}/preprocessor_config.json: set height and width of `size`") from error
+    if processor.keep_aspect_ratio or not is_square:
         raise CliptexError(
             f"{folder}/preprocessor_config.json: transformers' DPT takes square images; set keep_aspect_ratio to false,"
             " and height and width of `size` to the same value"

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from cliptex.config import ExpertConfig
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, sha256_file, sha256_json
+from cliptex.core.files import read_checked, sha256_file, sha256_json
 from cliptex.core.redact import without_secrets
 from cliptex.data.web import fetch_file
 
@@ -95,7 +95,8 @@ def shards(index: Path) -> list[str]:
     """File names listed in the index of sharded weights; none if `index` is itself a weight file."""
     if index.suffix != ".json":
         return []
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    form = {"weight_map": {str: str}}
+    names = sorted(set(read_checked(index, form, remedy="copy the folder again")["weight_map"].values()))
     if not names or any(Path(name).name != name for name in names):
         raise CliptexError(f"{index}: lists no files of its own folder; copy the folder again")
     return names

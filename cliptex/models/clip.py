@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from cliptex.config import Student
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, replacing, require_file, sha256_file, write_json
+from cliptex.core.files import read_checked, read_json, replacing, require_file, sha256_file, write_json
 from cliptex.core.finite import require_finite
 from cliptex.experts.tensors import require_no_code
 from cliptex.models import loading
@@ -235,10 +235,10 @@ def require_recorded(path: Path) -> str:
     """SHA-256 of a model's weight file. Raises CliptexError if the train.json next to it records other weights."""
     require_file(path, "train that model first")
     sha256, record = sha256_file(path), path.with_name("train.json")
-    recorded = read_json(record).get("model_sha256") if record.exists() and path.name == WEIGHTS_FILE else None
+    recorded = read_checked(record, dict).get("model_sha256") if record.exists() and path.name == WEIGHTS_FILE else None
     if recorded not in (None, sha256):
         raise CliptexError(
-            f"{path}: not the weights that {record.name} records (SHA-256 {sha256[:8]} instead of {recorded[:8]});"
+            f"{path}: not the weights that {record.name} records (SHA-256 {sha256[:8]} instead of {str(recorded)[:8]});"
             " restore the file, or use a folder of its own, without train.json, for other weights"
         )
     return sha256

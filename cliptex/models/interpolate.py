@@ -14,7 +14,7 @@ import torch
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, sha256_file, write_json
+from cliptex.core.files import read_checked, sha256_file, write_json
 from cliptex.core.provenance import provenance
 from cliptex.experts.tensors import read_tensors
 from cliptex.models.clip import (
@@ -39,7 +39,7 @@ def interpolate(config: Config, name: str, seed: int, workdir: Path = Path()) ->
     start = time.monotonic()
     tuned, plain = (workdir / paths.model(other, seed) for other in (options.of, options.with_))
     open_clip_config = exported_config(tuned)
-    record = read_json(tuned / "train.json")
+    record = read_checked(tuned / "train.json", dict)
     for part in ("model_cfg", "preprocess_cfg"):
         if differing := _differences(open_clip_config.get(part, {}), exported_config(plain).get(part, {})):
             raise CliptexError(

@@ -17,7 +17,7 @@ import torch
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json, replacing, require_file, sha256_json
+from cliptex.core.files import read_checked, replacing, require_file, sha256_json
 from cliptex.experts.tensors import refused, require_bounded
 from cliptex.labels.store import read_label_index
 from cliptex.versions import TRAIN
@@ -151,8 +151,10 @@ def fingerprint(config: Config, name: str, seed: int, precision: str) -> dict[st
     Raises CliptexError if a label store was not made with this configuration.
     """
     model = config.models[name]
-    shards = [entry["sha256"] for entry in read_json(paths.SHARD_INDEX)["shards"]]
+    form = {"shards": [{"sha256": str}]}
+    shards = [entry["sha256"] for entry in read_checked(paths.SHARD_INDEX, form)["shards"]]
     init = paths.model(model.init, seed) / "train.json" if model.init else None
+    start = read_checked(init, dict) if init is not None and init.exists() else None
     return {
         "version": TRAIN,
         "seed": seed,
@@ -165,7 +167,7 @@ def fingerprint(config: Config, name: str, seed: int, precision: str) -> dict[st
             for store in model.tasks
         },
         "shards": {"number": len(shards), "sha256": sha256_json(shards)},
-        "init": {"model_sha256": read_json(init).get("model_sha256")} if init is not None and init.exists() else {},
+        "init": {"model_sha256": start.get("model_sha256")} if start is not None else {},
     }
 
 

@@ -82,6 +82,16 @@ def profile_of_the_cluster(folder: Path) -> Reader:
 
 
 @reader
+def records_of_the_doctor(folder: Path) -> Reader:
+    from cliptex.cluster.doctor import RECORD, table
+    from cliptex.core.files import read_checked
+
+    checks = [{"name": "python", "status": "ok", "found": "3.11", "remedy": ""}]
+    write_json(folder / "gpu.json", {"kind": "gpu", "host": "a", "ok": True, "checks": checks})
+    return Reader(files_in(folder), lambda: table([read_checked(folder / "gpu.json", RECORD)]))
+
+
+@reader
 def table_of_archives(folder: Path) -> Reader:
     from cliptex.data.official.archives import archives
 

@@ -17,7 +17,7 @@ from cliptex.benchmarks.reading import SOURCES
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
-from cliptex.core.files import digest_file, read_json, write_json
+from cliptex.core.files import digest_file, read_checked, write_json
 from cliptex.core.plugins import find
 from cliptex.core.progress import track
 from cliptex.core.redact import without_secrets
@@ -96,7 +96,7 @@ def _install(archive: Archive, benchmark_dir: Path, name: str, path: str | None,
     if location.how == "superfluous":
         return None
     if location.how == "done":
-        record = read_json(receipt(benchmark_dir, archive))
+        record = read_checked(receipt(benchmark_dir, archive), {"from": str})
         _clean(archive, benchmark_dir, record, keep)
         return record
     key = f"benchmark_data.benchmarks.{name}.path"

@@ -9,7 +9,7 @@ from typing import Any
 from cliptex.config import Config, Student
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_json
+from cliptex.core.files import read_checked
 from cliptex.core.plugins import find
 from cliptex.data.official.archives import archives, locate
 
@@ -38,7 +38,7 @@ def evaluation_only(config: Config, name: str) -> bool:
         return False
     mark = paths.benchmark_mark(name, "official")
     if mark.exists():
-        return bool(read_json(mark).get("evaluation_only"))
+        return bool(read_checked(mark, dict).get("evaluation_only"))
     rows = archives(name, chosen_variant(config, name), config.benchmark_data.archives)
     return any(row.part == "train" for row in rows)
 
