@@ -15,6 +15,7 @@ pytestmark = pytest.mark.faults
 TARGET = "results/labels/depth/index.json"
 CONFIG = {
     "miniature": {"pairs": 24, "pairs_per_shard": 12, "image_size_px": 48, "expert_train": 8, "expert_val": 4},
+    "train": {"batch_size": 8, "held_out": 0},
     "backbone": {"training": {"steps": 1, "batch_size": 4}},
     "experts": {"flat": {"plugin": "conftest:Brightness", "network": {"task": "depth"}}},
     "label_stores": {"depth": {"task": "depth", "expert": "flat"}},
