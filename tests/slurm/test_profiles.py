@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,12 @@ def test_commands_of_the_documentation_can_be_planned(plugin, sbatch, tmp_path, 
     (tmp_path / "resources/cc3m").mkdir(parents=True)
     (tmp_path / "resources/cc3m/Train_GCC-training.tsv").touch()
     here = ["--dry-run", "--directory", str(tmp_path)] if command[0] == "snakemake" else []
+    if here:  # the commands come after section 2, in which account and partition are set
+        edited = tmp_path / "profiles"
+        shutil.copytree(PROFILES, edited)
+        path = edited / "slurm/config.yaml"
+        path.write_text(path.read_text().replace("CHANGE_ME", "lab"))
+        command = [word.replace("workflow/profiles", str(edited)) for word in command]
     done = subprocess.run(
         [sys.executable, "-m", *command, *here], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
