@@ -2,6 +2,9 @@
 
 import os
 import random
+import shutil
+from contextlib import chdir
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -37,15 +40,17 @@ def drawn_pair(key: str, seed: int, height: int = 40, width: int = 56) -> Pair:
     return Pair(key, encode_jpeg(pixels), f"a picture number {seed}", {"width": width, "height": height})
 
 
+def write_shards(folder: Path) -> list[Path]:
+    paths = [folder / "results" / "shards" / f"{shard:05d}.tar" for shard in range(2)]
+    for shard, path in enumerate(paths):
+        write_shard(path, [drawn_pair(f"{shard:05d}{i:04d}", 8 * shard + i) for i in range(8)])
+    return paths
+
+
 @pytest.fixture
 def shard_paths(tmp_path):
     """Two shards of eight pairs."""
-    paths = []
-    for shard in range(2):
-        path = tmp_path / "results" / "shards" / f"{shard:05d}.tar"
-        write_shard(path, [drawn_pair(f"{shard:05d}{i:04d}", 8 * shard + i) for i in range(8)])
-        paths.append(path)
-    return paths
+    return write_shards(tmp_path)
 
 
 @pytest.fixture
@@ -121,37 +126,52 @@ STUDENT = {
 }
 
 
-@pytest.fixture
-def tiny(tmp_path, shard_paths, monkeypatch):
-    """A working directory with two shards, three label stores and a configuration of small models."""
-    monkeypatch.chdir(tmp_path)
-    index = paths.SHARD_INDEX
-    index_shards([path.relative_to(tmp_path) for path in shard_paths], index, 0.5)
-    tasks = ("segmentation", "depth", "normals")
-    config = Config.load(
+TASKS = ("segmentation", "depth", "normals")
+
+
+def tiny_config(shard_paths: list[Path]) -> Config:
+    return Config.load(
         {
             "dataset": {"source": "webdataset", "shards": [str(path) for path in shard_paths]},
             "experts": {
                 f"bright_{task}": {"plugin": "conftest:Brightness", "network": {"task": task, "fail": ["000010003"]}}
-                for task in tasks
+                for task in TASKS
             },
-            "label_stores": {task: {"task": task, "expert": f"bright_{task}"} for task in tasks},
+            "label_stores": {task: {"task": task, "expert": f"bright_{task}"} for task in TASKS},
             "student": {"architecture": STUDENT},
             "train": {"batch_size": 4, "warmup_steps": 2, "target_size_px": 8, "checkpoint_every": 2, "log_every": 1},
             "models": {
                 "clip": {"steps": 3},
                 "clip_ft": {"init": "clip", "steps": 6},
-                "cliptex": {"init": "clip", "steps": 6, "tasks": dict.fromkeys(tasks, 1.0)},
+                "cliptex": {"init": "clip", "steps": 6, "tasks": dict.fromkeys(TASKS, 1.0)},
                 "shuffled": {"init": "clip", "steps": 6, "tasks": {"depth": 1.0}, "shuffle_labels": True},
             },
         }
     )
-    for task in tasks:
-        folder = paths.expert(f"bright_{task}")
-        train_expert(config, f"bright_{task}", paths.EXPERT_RENDERS, folder, 0)
-        label_batch(config, task, 0, index, folder, paths.labels(task))
-        index_labels(config, task, index, paths.labels(task))
-    return config
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """The folder that is copied for `tiny`."""
+    folder, index = tmp_path_factory.mktemp("tiny"), paths.SHARD_INDEX
+    shard_paths = write_shards(folder)
+    config = tiny_config(shard_paths)
+    with chdir(folder):
+        index_shards([path.relative_to(folder) for path in shard_paths], index, 0.5)
+        for task in TASKS:
+            expert = paths.expert(f"bright_{task}")
+            train_expert(config, f"bright_{task}", paths.EXPERT_RENDERS, expert, 0)
+            label_batch(config, task, 0, index, expert, paths.labels(task))
+            index_labels(config, task, index, paths.labels(task))
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path, shard_paths, tiny_run, monkeypatch):
+    """A working directory with two shards, three label stores and a configuration of small models."""
+    shutil.copytree(tiny_run, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tiny_config(shard_paths)
 
 
 @pytest.fixture(scope="session")

@@ -213,10 +213,18 @@ def room(index: int, height: int = 120, width: int = 160) -> tuple[np.ndarray, n
 
 
 def write_nyuv2(
-    root: Path, train: int, test: int, height: int = 36, width: int = 48, variant: str = "bae", rooms: bool = False
+    root: Path,
+    train: int,
+    test: int,
+    height: int = 36,
+    width: int = 48,
+    variant: str = "bae",
+    rooms: bool = False,
+    noise: float = 0.0,
 ) -> Path:
     """nyu_depth_v2_labeled.mat with MATLAB's axes reversed, 1-based splits.mat, normals in one of the published forms,
-    which count from 0 (but for Ladicky's, whose names count from 1). rooms: depth and normals that fit together.
+    which count from 0 (but for Ladicky's, whose names count from 1). rooms: depth and normals that fit together. noise:
+    deviation of Ladicky's normals, without which they compress far better than estimates do.
 
     MATLAB 7.3 writes its header into a block of 512 bytes before the HDF5 file, compressed chunks, and cells of text as
     references; splits.mat has compressed doubles (cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html lists the variables).
@@ -239,6 +247,7 @@ def write_nyuv2(
         normals[0, :] = 0
         split = "train" if index + 1 in order[:train] else "test"
         published[index] = normals.astype(np.float32) / 255 * 2 - 1
+        published[index] += noise * np.random.default_rng(index).standard_normal(normals.shape, np.float32)
         if variant == "bae":
             save(root / "nyu_dataset" / split / "norm" / f"{index:06d}.png", normals)
         elif variant == "dsine":

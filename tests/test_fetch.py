@@ -1,5 +1,6 @@
 """Installing official data: from the web, from the user's folder, from the benchmark's folder; with small trees."""
 
+import csv
 import hashlib
 import importlib
 import io
@@ -165,7 +166,7 @@ def assert_same_samples(name: str, root: Path, tree: Path, variant: str | None) 
         assert [sample["id"] for sample in ours] == [sample["id"] for sample in theirs]
         for one, other in zip(ours, theirs, strict=True):
             assert one.keys() == other.keys()
-            for key in one.keys() - {"file"}:
+            for key in one.keys() - {"file", "truth_file"}:
                 np.testing.assert_array_equal(one[key], other[key])
 
 
@@ -278,6 +279,38 @@ def test_a_wrong_number_of_samples_is_an_error_with_both_numbers(tmp_path, monke
     assert not paths.benchmark_mark("ade20k", "official").exists()
     with pytest.raises(CliptexError, match="has neither miniature"):
         source(paths.benchmark("ade20k"))
+
+
+@pytest.mark.parametrize("name", ["ade20k", "coco", "nyuv2"])
+def test_a_users_subset_needs_no_official_number_or_digest(tmp_path, monkeypatch, trees, name):
+    """The official counts are in force here, which the small trees do not have."""
+    monkeypatch.chdir(tmp_path)
+    variant = "bae" if name == "nyuv2" else None
+    tree, root = trees[name, variant], paths.benchmark(name)
+    config = settings(name, path=tree)
+    entry = config.benchmark_data.benchmarks[name].model_copy(update={"source": "subset"})
+    config = config.model_copy(
+        update={"benchmark_data": config.benchmark_data.model_copy(update={"benchmarks": {name: entry}})}
+    )
+    assert {file["how"] for file in official_files(config)[name]} == {"tree"} and missing_data(config) == []
+    mark = fetch(config, name, root)
+    assert mark["source"] == source(root) == "subset" and mark["counts"] == counts(name, variant)
+    data = find("benchmarks", name)(root)
+    assert len(data.samples("eval")) == EVAL and data.expected("eval") is None
+    assert benchmark_marks(config)[name] == str(paths.benchmark_mark(name, "subset"))
+    with pytest.raises(CliptexError, match=r"has source 'subset', the configuration 'official'; move resources"):
+        benchmark_marks(settings(name, path=tree))
+
+
+def test_a_subset_is_not_completed_from_the_web(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine/ADEChallengeData").mkdir(parents=True)
+    given = {"ade20k": {"source": "subset", "path": str(tmp_path / "mine")}}
+    config = Config.load({"benchmark_data": {"benchmarks": given}, "probes": {"benchmarks": {"ade20k": {}}}})
+    (line,) = missing_data(config)
+    assert line.endswith("has no ADEChallengeData2016, which a subset needs in the official layout, unpacked")
+    with pytest.raises(CliptexError, match=r"mine: contains no ADEChallengeData2016, which a subset needs"):
+        fetch(config, "ade20k", paths.benchmark("ade20k"))
 
 
 def test_an_archive_of_another_digest_is_not_unpacked(tmp_path, monkeypatch, trees, server, small):
@@ -459,18 +492,22 @@ def test_a_benchmark_is_one_file_and_its_data_a_folder(tmp_path, monkeypatch):
 # ---- tables and plans
 
 
-def test_the_packages_table_is_whole():
-    """Each archive has a digest, unless it needs a browser or none was published; sizes and terms are known.
-
-    ImageNet has no URL."""
-    for (name, variant), _ in WRITERS.items():
-        rows = archives(name, variant)
-        assert rows and all(row.terms for row in rows)
-        for row in rows:
-            unsigned = ("nyuv2_surfacenormal_metadata.zip", "places365standard_easyformat.tar")
-            assert row.digest or not row.url or row.file in unsigned
-            assert row.bytes or row.file in ("splits.mat", "nyu_dataset.zip")
-            assert bool(row.url) != (name == "imagenet" or row.file in ("nyu_dataset.zip", "dsine_eval.zip"))
+def test_the_packages_table_is_what_the_sources_say():
+    """Sizes and digests are those of published_archives.tsv, which names a source for each file; a size with "~" is a
+    rounded one. ImageNet has no URL, and neither has what needs a browser."""
+    with (ROOT / "tests/published_archives.tsv").open() as file:
+        published = {row["file"]: row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
+    assert all(row["source"] for row in published.values())
+    rows = {row.file: (name, row) for name, variant in WRITERS for row in archives(name, variant)}
+    assert rows.keys() == published.keys()
+    for file, (name, row) in rows.items():
+        size, digest = published[file]["bytes"], published[file]["digest"]
+        assert row.digest == digest and row.terms, file
+        if size.startswith("~"):
+            assert row.bytes == pytest.approx(int(size[1:]), rel=0.05), file
+        else:
+            assert row.bytes == (int(size) if size else None), file
+        assert bool(row.url) != (name == "imagenet" or file in ("nyu_dataset.zip", "dsine_eval.zip"))
 
 
 @pytest.mark.parametrize(

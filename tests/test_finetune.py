@@ -1,6 +1,7 @@
 """Fine-tuning: the encoder learns, the start is the frozen probe, and nothing is mixed with frozen results."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from cliptex.core.plugins import find
 from cliptex.evaluation import finetune, probe
 from cliptex.evaluation.finetune import train_jointly
 from cliptex.evaluation.job import Job
+from cliptex.evaluation.probes import tuning
 from cliptex.evaluation.probes.parts import Reader
 from cliptex.evaluation.probes.training import candidates
 from cliptex.evaluation.probes.tuning import Recipe, Tuned
@@ -163,6 +165,48 @@ def test_the_encoder_learns_what_its_frozen_features_cannot_tell(place):
     frozen_best = float((cells @ best - target.reshape(-1, 1)).square().mean())
     assert sum(losses[-4:]) / 4 < 0.8 * frozen_best
     assert not torch.equal(tuned.network.conv1.weight, before)
+
+
+def test_features_are_read_in_parts_unless_gradients_need_one_batch(place, monkeypatch):
+    prepared("nyuv2", 16, 2)
+    data, section = find("benchmarks", "nyuv2")(paths.benchmark("nyuv2")), protocol_of("nyuv2", {}).depth
+    encoder = load_encoder(paths.model("clip", 0))
+    counts = (("train", 16), ("eval", 2))
+    readers = tuple(Reader(data, part, range(count), section, encoder, {}) for part, count in counts)
+    tuned = Tuned(encoder, readers, tuple(reader.read({})[0] for reader in readers))
+    with torch.no_grad():
+        whole = tuned.train[:]
+    whole_tokens, sizes = tuning.TrainableFeatures._tokens, []
+    monkeypatch.setattr(tuning, "BATCH_SIZE", 5)
+    monkeypatch.setattr(
+        tuning.TrainableFeatures, "_tokens", lambda self, index: sizes.append(len(index)) or whole_tokens(self, index)
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(tuned.train[:], whole)
+    assert sizes == [5, 5, 5, 1]
+    assert tuned.train[:].requires_grad and sizes[4:] == [16]
+
+
+def test_a_score_is_a_mean_over_images_whatever_the_batches(monkeypatch):
+    class Value(tuning.Tuner):
+        task, prepare, start, outcomes = "depth", None, None, None
+
+        def __init__(self):
+            """Without a run."""
+
+        def loss(self, head, features, batch, generator):
+            return features.mean()
+
+    monkeypatch.setattr(tuning, "BATCH_SIZE", 4)
+    tuned = SimpleNamespace(train=torch.arange(10.0), encoder=SimpleNamespace(device="cpu"))
+    assert Value().score(None, tuned, np.array([0, 2, 3, 5, 9])) == pytest.approx(-19 / 5)
+
+
+def test_a_solved_head_is_trained_further_by_the_options_of_fine_tuning():
+    options = FineTuning(steps=7, batch_size=3, warmup=0.2, head_rate=0.5, encoder_rates=[0.1], weight_decay=0.3)
+    training = tuning.training_of_solved_head(options)
+    assert (training.steps, training.batch_size, training.warmup) == (7, 3, 0.2)
+    assert (list(training.learning_rates), list(training.weight_decays)) == ([0.5], [0.0])
 
 
 def test_a_frozen_encoder_has_no_gradients(place):

@@ -469,12 +469,14 @@ def test_sources_that_have_changed_since_are_named():
 
     mixture = {"of": "cliptex", "with": "clip", "alpha": 0.5, "of_sha256": "aa", "with_sha256": "bb"}
     runs = {"cliptex": run("aa"), "clip": run("cc"), "wise": run("dd", interpolate=mixture)}
+    runs |= {"tuned": run("gg", init="clip", init_sha256="bb"), "again": run("hh", init="clip", init_sha256="cc")}
     stores = {name: INDEX | {"weights_sha256": "ee"} for name in ("depth", "mine")} | {"old": INDEX}
     results = SimpleNamespace(stores=stores, experts={"dpt": {"weights_sha256": "ff"}}, runs=runs)
     assert _check_sources(results) == [
         "The label store depth is of other weights than dpt has now.",
         "The label store mine is of other weights than dpt has now.",
         "wise, seed 0, is interpolated from an earlier clip than the page's.",
+        "tuned, seed 0, started from an earlier clip than the page's.",
     ]
     same = SimpleNamespace(stores=stores, experts={"dpt": {"weights_sha256": "ee"}}, runs={"wise": runs["wise"]})
     assert _check_sources(same) == []

@@ -132,6 +132,21 @@ def test_heads_without_a_description_are_refused(tmp_path):
         load_heads(path)
 
 
+def test_heads_of_another_training_are_refused(trained, tmp_path):
+    shutil.copytree("results", tmp_path / "copy/results")
+    folder = tmp_path / "copy" / paths.model("cliptex", 0)
+    (folder / "heads.safetensors").write_bytes((paths.model("clip", 0) / "heads.safetensors").read_bytes())
+    with pytest.raises(CliptexError, match=r"seed0/heads\.safetensors: not the weights that train\.json records"):
+        cliptex.load(folder)
+    with pytest.raises(CliptexError, match=r"seed0/heads\.safetensors: is not the file that was trained"):
+        export_model(trained, "cliptex", 0, tmp_path / "out", workdir=tmp_path / "copy")
+    assert not (tmp_path / "out/heads.safetensors").exists()
+    record = read_json(folder / "train.json")
+    del record["heads_sha256"]  # as in models of earlier versions
+    write_json(folder / "train.json", record)
+    assert cliptex.load(folder).tasks == {}
+
+
 def test_the_sheet_shows_every_head_and_names_the_classes(trained, pictures, tmp_path):
     model = cliptex.load(paths.model("cliptex", 0))
     found = draw_predictions(model, pictures, tmp_path / "out.png")

@@ -520,6 +520,8 @@ def test_a_job_writes_one_file_a_model_and_head(name, models_dir, tmp_path):
             assert main_metric(row["task"], evaluated.tasks[row["task"]])[0] == pytest.approx(value)
         written = {path.name.partition(".")[2] for path in (out / file).parent.glob(f"{Path(file).stem}.*")}
         assert written == {*kinds(name), "npz"}
+        digest = sha256_file(thumbnails_path(out / file)) if "thumbnails.npz" in written else None
+        assert {row.get("thumbnails_sha256") for row in result["results"]} == {digest}
         if "thumbnails.npz" in written:
             shown = read_per_image(thumbnails_path(out / file))
             assert shown.ids.tolist() == evaluated.ids.tolist()

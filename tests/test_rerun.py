@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forked_jobs import forked
 
 pytestmark = pytest.mark.xdist_group("rerun")
 
@@ -33,8 +34,9 @@ LABELLING = {"label": 6, "index_labels": 3}
 class Run:
     """A directory with a finished run, and a copy of the workflow that can be edited."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.code = folder / "run", folder / "code"
+    def __init__(self, folder: Path, program: Path | None = None):
+        """program: Snakemake, by default a fork."""
+        self.folder, self.code, self.program = folder / "run", folder / "code", program or forked("snakemake")
         self.folder.mkdir()
         for name in ("workflow", "config", "profiles", "envs", "cliptex"):
             shutil.copytree(ROOT / name, self.code / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -50,7 +52,7 @@ class Run:
     def snakemake(self, *arguments: str, config: dict | None = None, targets: list[str] = MODELS) -> str:
         (self.folder / "config.json").write_text(json.dumps(config or CONFIG))
         command = [
-            BIN / "snakemake",
+            self.program,
             "--cores",
             "2",
             "--snakefile",
@@ -218,7 +220,7 @@ def test_a_lost_label_file_redoes_its_batch_alone(run):
 @pytest.mark.parametrize(("shards", "budget_s"), [(331, 5), (1242, 10)])
 def test_a_plan_of_a_large_data_set_is_quick(tmp_path, shards, budget_s):
     """CC3M and CC12M, all of the study at full size; by processor time, since the tests share the machine."""
-    run = Run(tmp_path)
+    run = Run(tmp_path, BIN / "snakemake")
     for number in range(shards):
         run.write(f"data/{number:05d}.tar", "tar")
     config = yaml.safe_load((ROOT / "config/paper.yaml").read_text())

@@ -1,9 +1,10 @@
+import functools
+import io
 import json
 import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,8 +13,10 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from commands import PATIENCE_S, PROCESSES, begin, command_line
 from official_layouts import write_imagenet
 from safetensors.torch import load_file
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from cliptex.config import Config
 from cliptex.core import paths
@@ -23,7 +26,7 @@ from cliptex.evaluation import zeroshot
 from cliptex.evaluation.job import Job
 from cliptex.models import clip as student
 from cliptex.models.heads import DenseHeads
-from cliptex.training import distributed
+from cliptex.training import cost, distributed
 from cliptex.training.checkpoints import EXIT_STOPPED, Checkpoints, Stopped, StopRequest
 from cliptex.training.run import train
 from cliptex.training.trainer import Trainer
@@ -53,6 +56,8 @@ def test_every_model_is_exported_with_its_record(clip):
         record = read_json(folder / "train.json")
         assert record["init"] == "clip"
         assert record["model_sha256"] == sha256_file(folder / "open_clip_model.safetensors")
+        assert record["heads_sha256"] == sha256_file(folder / "heads.safetensors")
+        assert record["init_sha256"] == read_json(paths.model("clip", 0) / "train.json")["model_sha256"]
         assert 1e-310 * 1.0 > 0, "flushing of denormals is switched off again"
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
@@ -114,8 +119,7 @@ def train_until(config, name, step, monkeypatch):
     monkeypatch.setattr(Trainer, "step", original)
 
 
-@pytest.mark.parametrize("step", [1, 3, 5])
-@pytest.mark.parametrize("name", ["clip_ft", "cliptex"])
+@pytest.mark.parametrize(("name", "step"), [("clip_ft", 1), ("cliptex", 3), ("cliptex", 5)])
 def test_a_killed_run_goes_on_to_the_same_weights(clip, monkeypatch, name, step):
     train(clip, name, 0)
     whole, lines = weights(name), (paths.model(name, 0) / "metrics.jsonl").read_text()
@@ -141,7 +145,6 @@ def test_a_truncated_checkpoint_is_left_out_and_the_one_before_is_used(clip, mon
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("cliptex", {}),
         ("cliptex", {"ema": 0.9, "accumulate": 2, "crop_sizes_px": [24, 32]}),
         ("cliptex", {"ema": 0.9, "precision": "fp16"}),
         ("clip_ft", {"precision": "fp32"}),
@@ -385,50 +388,51 @@ def test_decay_spares_norms_biases_embeddings_and_the_logit_scale(tiny):
     assert len(everything) == len([*model.parameters(), *heads.parameters()])
 
 
-def command(config, name):
+def arguments_of(config, name):
     text = config.subset("dataset", "student", "train", "models", "label_stores")
-    return [sys.executable, "-m", "cliptex", "--threads", "1", "train", "--model", name, "--config", text]
+    return ["--threads", "1", "train", "--model", name, "--config", text]
 
 
-KILLED_WHILE_SAVING = """
-import io, os, runpy, signal, sys, torch
-whole, saves = torch.save, []
+def killed_in_the_third_save(*command):
+    """A command of which half a checkpoint is written when it dies."""
+    whole, saves = torch.save, []
 
-def half(state, path):
-    data = io.BytesIO()
-    whole(state, data)
-    saves.append(path)
-    with open(path, "wb") as file:
-        file.write(data.getvalue() if len(saves) < 3 else data.getvalue()[: data.tell() // 2])
-    if len(saves) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def half(state, path):
+        data = io.BytesIO()
+        whole(state, data)
+        saves.append(path)
+        with open(path, "wb") as file:  # noqa: PTH123, as torch.save does
+            file.write(data.getvalue() if len(saves) < 3 else data.getvalue()[: data.tell() // 2])
+        if len(saves) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-torch.save = half
-sys.argv = sys.argv[1:]
-runpy.run_module("cliptex", run_name="__main__")
-"""
+    torch.save = half
+    command_line(*command)
 
 
-def test_sigkill_in_a_save_loses_one_interval_and_sigterm_nothing(clip):
+def test_sigkill_in_a_save_loses_one_interval_and_sigterm_nothing(clip, tmp_path):
     """A real process, killed when half a checkpoint is written, then stopped, then run to its end."""
     config = changed(clip, "clip_ft", steps=200)
     folder = paths.model("clip_ft", 0) / "checkpoints"
-    _, _, *arguments = command(config, "clip_ft")
-    process = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, *arguments], stderr=subprocess.DEVNULL)
-    assert process.returncode == -signal.SIGKILL
+    arguments, (_, tell) = arguments_of(config, "clip_ft"), PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=killed_in_the_third_save, args=(tmp_path, arguments, 0, {}, tell))
+    process.start()
+    process.join(PATIENCE_S)
+    assert process.exitcode == -signal.SIGKILL
     assert not (paths.model("clip_ft", 0) / "train.json").exists()
     (left,) = folder.glob(".step-00000006.*.pt")
     assert left.stat().st_size > 1000
     newest = max(int(path.stem[5:]) for path in folder.glob("step-*.pt"))
     assert newest == 4
 
-    process = subprocess.Popen(command(config, "clip_ft"), stderr=subprocess.PIPE, text=True)
+    process, _ = begin(tmp_path, arguments, said=tmp_path / "said.txt")
     begun = max(folder.glob("step-*.pt"))
-    while process.poll() is None and begun.exists():  # until newer checkpoints have replaced it
+    while process.is_alive() and begun.exists():  # until newer checkpoints have replaced it
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, log_text = process.communicate(timeout=120)
-    assert process.returncode == EXIT_STOPPED, log_text
+    process.terminate()
+    process.join(120)
+    log_text = (tmp_path / "said.txt").read_text()
+    assert process.exitcode == EXIT_STOPPED, log_text
     assert f"resuming from step {newest}" in log_text
     assert "SIGTERM after step" in log_text
     assert not (paths.model("clip_ft", 0) / "train.json").exists()
@@ -484,33 +488,38 @@ def test_micro_batches_equal_one_big_batch(tiny, name):
     assert_close(outcome(name), whole)
 
 
-BOTH = """
-import functools, os, signal, sys, torch
-from cliptex.training import cost
-from cliptex.training.checkpoints import Stopped
-from cliptex.config import Config
-from cliptex.training.trainer import Trainer
-from cliptex.training.run import train
+def rank_of_two(*given):
+    """What each of two processes does: train models, given as configuration, name, configuration, ..."""
+    signalled, original = [], Trainer.step
 
-signalled, original = [], Trainer.step
+    def step(self, batch, number):
+        if number == 2 and self.world.rank == 1 and self.tasks and not signalled:
+            signalled.append(number)
+            signal.raise_signal(signal.SIGUSR1)
+        return original(self, batch, number)
 
-def step(self, batch, number):
-    if number == 2 and self.world.rank == 1 and self.tasks and not signalled:
-        signalled.append(number)
-        signal.raise_signal(signal.SIGUSR1)
-    return original(self, batch, number)
+    Trainer.step = step
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")  # without minutes of compilation
+    for text, name in zip(given[::2], given[1::2], strict=True):
+        if name == "cliptex":
+            cost.peak_memory_mb = lambda: 1000.0 + int(os.environ["RANK"])
+        try:
+            train(Config.load(text), name, 0)
+        except Stopped as stopped:
+            assert stopped.step == 2
+            train(Config.load(text), name, 0)
 
-Trainer.step = step
-torch.compile = functools.partial(torch.compile, backend="aot_eager")  # without minutes of compilation
-for text, name in zip(sys.argv[1::2], sys.argv[2::2]):
-    if name == "cliptex":
-        cost.peak_memory_mb = lambda: 1000.0 + int(os.environ["RANK"])
-    try:
-        train(Config.load(text), name, 0)
-    except Stopped as stopped:
-        assert stopped.step == 2
-        train(Config.load(text), name, 0)
-"""
+
+def two_ranks(folder, given):
+    """What torchrun does, but that its processes are forks."""
+    os.chdir(folder)
+    os.environ.update(SLURM)
+    printed = os.open("said.txt", os.O_WRONLY | os.O_CREAT)
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
+    standalone = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(os.getpid())}
+    options = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, start_method="fork", **standalone)
+    elastic_launch(options, rank_of_two)(*given)
 
 
 def test_two_processes_equal_one(tiny, tmp_path, monkeypatch):
@@ -521,12 +530,12 @@ def test_two_processes_equal_one(tiny, tmp_path, monkeypatch):
     micro = watched(changed(config, train=MICRO))
     eager = changed(config, "shuffled", train=MICRO, steps=3, learning_rate=1e-4)
     compiled = changed(eager, train={"compile": True})
-    (tmp_path / "both.py").write_text(BOTH)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "both.py"]
-    launch += [json.dumps(config.plain()), "clip", json.dumps(micro.plain()), "cliptex"]
-    launch += [json.dumps(compiled.plain()), "shuffled"]
-    ended = subprocess.run(launch, env={**os.environ, **SLURM}, capture_output=True, text=True, timeout=1200)
-    assert ended.returncode == 0, ended.stderr
+    given = [json.dumps(config.plain()), "clip", json.dumps(micro.plain()), "cliptex"]
+    given += [json.dumps(compiled.plain()), "shuffled"]
+    process = PROCESSES.Process(target=two_ranks, args=(tmp_path, given))
+    process.start()
+    process.join(1200)
+    assert process.exitcode == 0, (tmp_path / "said.txt").read_text()
     shared = {name: outcome(name) for name in ("clip", "cliptex", "shuffled")}
     record = read_json(paths.model("cliptex", 0) / "train.json")
     assert (record["processes"], record["peak_memory_mb"]) == (2, 1001.0), "the maximum of both"

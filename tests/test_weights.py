@@ -17,7 +17,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import save_file
 from tiny import DPT as LARGE
 from tiny import hybrid_dpt
-from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+from transformers import (
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    DPTConfig,
+    DPTForDepthEstimation,
+    DPTImageProcessor,
+)
 from web_server import PlannedServer
 
 from cliptex.config import Config
@@ -44,6 +50,48 @@ PREPROCESSING = {
     "do_normalize": True,
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
+}
+
+
+# config.json and preprocessor_config.json of depth-anything/Depth-Anything-V2-Small-hf
+DEPTH_ANYTHING = {
+    "architectures": ["DepthAnythingForDepthEstimation"],
+    "backbone": None,
+    "backbone_config": {
+        "architectures": ["Dinov2Model"],
+        "hidden_size": 384,
+        "image_size": 518,
+        "model_type": "dinov2",
+        "num_attention_heads": 6,
+        "out_features": ["stage3", "stage6", "stage9", "stage12"],
+        "out_indices": [3, 6, 9, 12],
+        "patch_size": 14,
+        "reshape_hidden_states": False,
+        "torch_dtype": "float32",
+    },
+    "fusion_hidden_size": 64,
+    "head_hidden_size": 32,
+    "head_in_index": -1,
+    "initializer_range": 0.02,
+    "model_type": "depth_anything",
+    "neck_hidden_sizes": [48, 96, 192, 384],
+    "patch_size": 14,
+    "reassemble_factors": [4, 2, 1, 0.5],
+    "reassemble_hidden_size": 384,
+    "torch_dtype": "float32",
+    "transformers_version": None,
+    "use_pretrained_backbone": False,
+}
+KEEPS_ASPECT = PREPROCESSING | {
+    "_valid_processor_keys": ["images", "do_resize", "size", "keep_aspect_ratio", "ensure_multiple_of"],
+    "size": {"height": 518, "width": 518},
+    "keep_aspect_ratio": True,
+    "ensure_multiple_of": 14,
+    "resample": 3,
+    "do_pad": False,
+    "size_divisor": None,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
 }
 
 
@@ -81,6 +129,25 @@ def save_dpt(folder: Path, config: dict, form: str = "safetensors", seed: int = 
         index = {"metadata": {}, "weight_map": {name: file for file, kept in parts.items() for name in kept}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
+    return module
+
+
+def save_depth_anything(
+    folder: Path, change: dict | None = None, processor: dict | None = None
+) -> DepthAnythingForDepthEstimation:
+    """A folder as on the hub, with random weights."""
+    given = DEPTH_ANYTHING | (change or {})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = DepthAnythingForDepthEstimation(DepthAnythingConfig(**given)).eval()
+        for part in module.neck.modules():  # as in `save_dpt`
+            if isinstance(part, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                torch.nn.init.kaiming_normal_(part.weight)
+        torch.nn.init.constant_(module.head.conv3.bias, 3.0)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(module.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(given, indent=2))
+    (folder / "preprocessor_config.json").write_text(json.dumps(KEEPS_ASPECT | (processor or {}), indent=2))
     return module
 
 
@@ -204,6 +271,70 @@ def test_a_preprocessing_that_transformers_cannot_do_is_refused(kind, change, me
     (tmp_path / "dpt" / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING | change))
     with pytest.raises(CliptexError, match=message):
         dpt.PLUGIN({}).load(tmp_path / "dpt")
+
+
+def test_depth_anything_labels_as_transformers_does(tmp_path):
+    """With the published config.json and preprocessing, on a landscape and a portrait."""
+    module = save_depth_anything(tmp_path / "hub")
+    given = {"plugin": "dpt", "weights": "local", "path": str(tmp_path / "hub"), "precision": "fp32"}
+    settings = config(small=given)
+    train_expert(settings, "small", tmp_path / "no renders", tmp_path / "out", seed=0)
+    assert read_json(tmp_path / "out" / "expert.json")["num_parameters"] == 24_785_089
+    expert = load_expert("small", settings.experts["small"], tmp_path / "out")
+    processor = DPTImageProcessor.from_pretrained(tmp_path / "hub")
+    images = [pictures(1)[0], np.ascontiguousarray(pictures(1)[0].transpose(1, 0, 2))]
+    assert [expert.input_size(*image.shape[:2]) for image in images] == [(308, 518), (518, 308)]
+    for image, label in zip(images, expert.predict(images, ["a", "b"]), strict=True):
+        with torch.inference_mode():
+            outputs = module(**processor(images=image, return_tensors="pt"))
+        (expected,) = processor.post_process_depth_estimation(outputs, target_sizes=[image.shape[:2]])
+        assert label.shape == image.shape[:2]
+        assert label.std() > 1e-3
+        assert_allclose(label, expected["predicted_depth"].clamp(min=0), atol=5e-4)
+
+
+@pytest.mark.parametrize("height", [37, 200, 518, 700])
+def test_the_input_of_depth_anything_has_the_size_of_transformers(height):
+    expert = dpt.PLUGIN({"repo": "depth-anything/Depth-Anything-V2-Small-hf"})
+    for width in (53, 300, 518, 683, 1333):
+        processed = expert.processor(images=torch.zeros(3, height, width), return_tensors="pt")["pixel_values"]
+        assert expert.input_size(height, width) == tuple(processed.shape[-2:])
+
+
+def test_depth_anything_labels_an_image_of_a_few_rows(tmp_path):
+    """transformers resizes it to no rows at all."""
+    small = {"size": {"height": 56, "width": 56}}
+    save_depth_anything(tmp_path, processor=small)
+    expert = dpt.PLUGIN({"precision": "fp32"})
+    expert.load(tmp_path)
+    image = np.kron(np.arange(5, 245, 12)[None, :, None], np.ones((2, 20, 3))).astype(np.uint8)
+    assert expert.input_size(*image.shape[:2]) == (14, 56)
+    (label,) = expert.predict([image], ["a"])
+    assert label.shape == (2, 400)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"depth_estimation_type": "metric", "max_depth": 20}, "predicts metres"),
+        ("config.json", {"backbone_config": {"model_type": "timm_backbone", "backbone": "x"}}, "model_type dinov2"),
+        ("config.json", {"backbone": "facebook/dinov2-small"}, "model_type dinov2"),
+        (
+            "config.json",
+            {"model_type": "zoedepth"},
+            "use a network of dpt or depth_anything",
+        ),
+        ("config.json", {"model_type": {}}, "use a network of dpt or depth_anything"),
+        ("config.json", {"patch_size": 0}, "patch"),
+        ("preprocessor_config.json", {"ensure_multiple_of": 1}, "`ensure_multiple_of` to .* 14"),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 518}}, "height and width of `size`"),
+    ],
+)
+def test_another_depth_anything_is_refused(file, change, message, tmp_path):
+    save_depth_anything(tmp_path)
+    (tmp_path / file).write_text(json.dumps(read_json(tmp_path / file) | change))
+    with pytest.raises(CliptexError, match=f"{file}: .*{message}"):
+        dpt.PLUGIN({}).load(tmp_path)
 
 
 @pytest.mark.parametrize("what", ["a weight", "config.json", "preprocessor_config.json", "model.safetensors", "shape"])

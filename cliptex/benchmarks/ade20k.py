@@ -63,7 +63,7 @@ class Ade20k(Benchmark):
         pixels = read_rgb(image)
         check_size(path, mask, pixels)
         # uint8 arithmetic wraps 0 - 1 to 255, which is the ignore label
-        return {"id": image.stem, "image": pixels, "mask": mask - np.uint8(1)}
+        return {"id": image.stem, "image": pixels, "mask": mask - np.uint8(1), "truth_file": path}
 
 
 PLUGIN = Ade20k

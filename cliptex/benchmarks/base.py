@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cliptex.benchmarks.checked import Checked
 from cliptex.benchmarks.reading import read_mark
 from cliptex.core.errors import CliptexError
 
@@ -31,7 +32,7 @@ class Benchmark(ABC):
         self.root = Path(root)
         self.mark = dict(read_mark(self.root) if mark is None else mark)
         self.source: str | None = self.mark.get("source")
-        """"miniature" or "official", from the mark in `root`; None without a mark."""
+        """One of `SOURCES` in `cliptex.benchmarks.reading`, from the mark in `root`; None without a mark."""
         self.variant: str | None = self.mark.get("variant") or next(iter(self.variants), None)
         """The variant in `root`, one of `variants`."""
         self.parts = ("eval",) if self.mark.get("evaluation_only") else ("train", "eval")
@@ -47,20 +48,26 @@ class Benchmark(ABC):
     def class_names(self) -> list[str]:
         """Names in label order, with background first if it is a class; empty without classes."""
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, which samples are checked against."""
+        return len(self.class_names)
+
     def samples(self, part: str) -> Sequence[dict[str, Any]]:
         """The samples of `part` ("train" or "eval") in the official order, read on access.
 
-        A sample has `id` (str), `image` (uint8 RGB [H, W, 3]), optionally `file` (Path of the stored image), and per
-        task: `mask` (uint8 [H, W], 255 = ignore), `boxes` (float32 [N, 4] xyxy), `labels` (int64 [N], index into
-        class_names), `masks` (bool [N, H, W]), `crowd` (bool [N]), `depth` (float32 [H, W] metres, NaN = invalid),
-        `normals` (float32 [H, W, 3] unit vectors, x right, y down, z forward, away from the surface's visible side as
-        in docs/architecture.md, NaN = invalid), `label` (int). Raises CliptexError with the file if the layout is not
-        the official one, or if the number of samples of official data is not the official number.
+        A sample has `id` (str), `image` (uint8 RGB [H, W, 3]), optionally `file` (Path of the stored image) and
+        `truth_file` (Path of its ground truth, for messages), and per task: `mask` (uint8 [H, W], 255 = ignore),
+        `boxes` (float32 [N, 4] xyxy), `labels` (int64 [N], index into class_names), `masks` (bool [N, H, W]), `crowd`
+        (bool [N]), `depth` (float32 [H, W] metres, NaN = invalid), `normals` (float32 [H, W, 3] unit vectors, x right,
+        y down, z forward, away from the surface's visible side as in docs/architecture.md, NaN = invalid), `label`
+        (int). Raises CliptexError with the file if the layout is not the official one, if a value cannot be ground
+        truth, or if the number of samples of official data is not the official number.
         """
         if part not in self.parts:
             remedy = f"with your --config, run: cliptex fetch --benchmark {self.name} --no-evaluation-only"
             raise CliptexError(f"{self.root}: only the data of the evaluation split were fetched; {remedy}")
-        samples = self.read(part)
+        samples = Checked(self.read(part), self)
         official = self.official_counts.get(part)
         if self.source == "official" and official is not None and len(samples) != official:
             problem = f"{len(samples):,} samples to {part}, officially {official:,}; files are missing or belong to"
@@ -69,6 +76,8 @@ class Benchmark(ABC):
 
     def expected(self, part: str) -> int | None:
         """Expected number of samples of a part, official or rendered; None if unknown."""
+        if self.source in ("subset", "own"):
+            return None
         if self.source == "official":
             return self.official_counts.get(part)
         return self.mark.get("counts", {}).get({"train": "train", "eval": "val"}[part])
@@ -78,8 +87,8 @@ class Benchmark(ABC):
         return ()
 
     def check_apart(self) -> None:
-        """Raise CliptexError if an image of official data is in both parts."""
-        if self.source != "official" or self.parts != ("train", "eval"):
+        """Raise CliptexError if an image of data that are not rendered is in both parts."""
+        if self.source in (None, "miniature") or self.parts != ("train", "eval"):
             return
         if shared := set(self.names("train")).intersection(self.names("eval")):
             problem = f"{min(shared)} and {len(shared) - 1:,} other images are both in the training split and in"

@@ -28,6 +28,10 @@ class Imagenet(Benchmark):
     def wnids(self) -> list[str]:  # in label order
         return folders_in(self.root / "train", UNPACK) if "train" in self.parts else official_wnids()
 
+    @property
+    def num_classes(self) -> int:
+        return len(self.wnids)  # they may have no names, which probes do not need
+
     @cached_property
     def class_names(self) -> list[str]:
         """open_clip's names for the 1000 official classes, else the first synonym in LOC_synset_mapping.txt."""

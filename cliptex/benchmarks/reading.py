@@ -16,7 +16,9 @@ from cliptex.benchmarks.mat_structure import MAX_BYTES, check_structure
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_checked, read_error, require_file
 
-SOURCES = ("miniature", "official")
+MARKS = ("miniature", "official")
+SOURCES = (*MARKS, "subset", "own")
+"""Where a benchmark's data come from. All that are not rendered have the mark `official.json`, which says which."""
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are decoded; for others, such as EPS, it starts programs."""
 JPEG_SCAN = b"\xff\xda"
@@ -40,15 +42,18 @@ class Lazy(Sequence):
 def read_mark(benchmark_dir: Path) -> dict[str, Any]:
     """The mark in a benchmark's folder, which the renderer (`miniature.json`) or `cliptex fetch` (`official.json`)
     writes last. It has at least `source`; empty without a mark. Raises CliptexError if there are both."""
-    marks = [path for path in (Path(benchmark_dir) / f"{source}.json" for source in SOURCES) if path.exists()]
+    marks = [path for path in (Path(benchmark_dir) / f"{name}.json" for name in MARKS) if path.exists()]
     if len(marks) > 1:
         problem = f"the folder also has {marks[1].name}, but must have either rendered or official data"
         raise CliptexError(f"{marks[0]}: {problem}")
-    return read_checked(marks[0], dict) | {"source": marks[0].stem} if marks else {}
+    if not marks:
+        return {}
+    mark, is_rendered = read_checked(marks[0], dict), marks[0].stem == "miniature"
+    return mark | {"source": mark["source"] if not is_rendered and mark.get("source") in SOURCES[2:] else marks[0].stem}
 
 
 def source(benchmark_dir: Path) -> str:
-    """Source of the data, "miniature" or "official". Raises CliptexError without a mark."""
+    """Source of the data, one of `SOURCES`. Raises CliptexError without a mark."""
     if mark := read_mark(benchmark_dir):
         return mark["source"]
     raise CliptexError(

@@ -88,7 +88,7 @@ class Voc(Benchmark):
             raise CliptexError(f"{path}: has values other than 0..20 and 255; unpack the official archive again")
         image = read_rgb(self.folder / "JPEGImages" / f"{name}.jpg")
         check_size(path, mask, image)
-        return {"id": name, "image": image, "mask": mask}
+        return {"id": name, "image": image, "mask": mask, "truth_file": path}
 
 
 def read_sbd_mask(path: Path) -> np.ndarray:

@@ -72,6 +72,10 @@ def cliptex(
         digest, _, planned_dir = expected.partition(":")
         require_code(digest, planned_dir)
     if context.invoked_subcommand in ON_GPU:
+        # train takes as many as it is told
+        if context.invoked_subcommand != "train" and "--help" not in sys.argv:
+            for lock in gpu.take(1):
+                context.call_on_close(lock.close)
         gpu.require_allocated_gpu()
 
 

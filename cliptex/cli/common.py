@@ -13,6 +13,7 @@ import typer
 
 import cliptex
 from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import put_on_path
 from cliptex.core.redact import escape_controls
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ ConfigFiles = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
-        help="YAML file laid over the default configuration; several in their order. Or a whole one as JSON.",
+        help="YAML file laid over the default configuration; several in their order, then key=value, as for Snakemake."
+        " Or a whole one as JSON.",
         show_default=False,
     ),
 ]
@@ -39,6 +41,8 @@ SHIPPED = Path(cliptex.__file__).parent / "config" / "shipped"
 """In a clone a link to config/, in an installed package a copy of its files."""
 started_in = Path()
 """Where the command was started, relative to where --directory has led; files of --config are relative to it."""
+VALUE = re.compile(r"[a-zA-Z_]\w*=.*", re.DOTALL)
+"""What is `key=value` and no file."""
 
 
 def commands_of(module: ModuleType) -> list[Callable[..., Any]]:
@@ -77,13 +81,20 @@ def default_config() -> Path:
     return path if path.is_file() else SHIPPED / "config.yaml"
 
 
+def files_and_values(config_files: list[str]) -> tuple[list[Path], list[str]]:
+    """The files of --config, and its `key=value`."""
+    values = [text for text in config_files if VALUE.fullmatch(text) and not (started_in / text).exists()]
+    return [started_in / text for text in config_files if text not in values], values
+
+
 def load_config(config_files: list[str]) -> "Config":
-    """The checked configuration: the files laid over the default one, as by Snakemake, or a whole one as JSON text.
+    """The checked configuration: files, then `key=value`, over the default one, as by Snakemake; or JSON text.
 
     A job's JSON may be a part of a configuration. Raises CliptexError for JSON together with files.
     """
     # imported here, since pydantic's models take longer than `cliptex --help` may
     from cliptex.config import Config
+    from cliptex.config.files import parse_values
 
     if any(text.lstrip().startswith("{") for text in config_files):
         if len(config_files) > 1:
@@ -92,7 +103,10 @@ def load_config(config_files: list[str]) -> "Config":
     default = default_config()
     if not config_files and SHIPPED in default.parents:
         log.info("no config/config.yaml here and no --config: the default configuration of the installed package")
-    return Config.from_files([started_in / name for name in config_files], default=default)
+    files, values = files_and_values(config_files)
+    config = Config.from_files(files, parse_values(values), default)
+    put_on_path(config.plugin_folders(started_in))
+    return config
 
 
 def load_config_with_protocols(config_files: list[str]) -> "Config":

@@ -56,14 +56,26 @@ def index_labels(store: Store, config_files: ConfigFiles = DEFAULT) -> None:
 
 
 def plan(config_files: ConfigFiles = DEFAULT, measure: bool = True) -> None:
-    """Estimate a run before it starts: shards, jobs, bytes of images, labels and features, and the experts' time.
+    """Estimate a run before it starts: jobs, downloads, bytes of images, labels and features, and the experts' time.
+
+    The jobs are those of Snakemake's dry run of the target `all`.
 
     Args:
         measure: Read tars on the web, and run untrained experts, for numbers that are not known yet.
     """
+    from cliptex.cluster.dry_run import MissingInput, planned_jobs, workflow_dir
     from cliptex.cluster.plan import make_plan, shown
 
     config = common.load_config_with_protocols(config_files)
     if not (config.label_stores or config.models or config.probes.benchmarks):
         raise CliptexError("configuration: no label stores, models or benchmarks, so there is nothing to plan")
-    echo(shown(make_plan(config, measure)))
+    jobs: dict[str, int] | str = "the package is installed without the workflow; start this command in a clone"
+    workflow = workflow_dir(common.default_config())
+    if any(text.lstrip().startswith("{") for text in config_files):
+        jobs = "the configuration is JSON text; write it to a file"
+    elif workflow is not None:
+        try:
+            jobs = planned_jobs(workflow, *common.files_and_values(config_files))
+        except MissingInput as error:
+            jobs = str(error)
+    echo(shown(make_plan(config, measure) | {"jobs": jobs}))

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from cliptex.cli import common
-from cliptex.cli.common import DEFAULT, ConfigFiles, Count, Index, Model, Seed, echo, load_config
+from cliptex.cli.common import DEFAULT, ConfigFiles, Count, Index, Model, Seed, echo, load_config, require_model
+from cliptex.cluster import gpu
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
@@ -29,6 +30,7 @@ def train(
     workers: Annotated[int | None, typer.Option(min=0)] = None,
     nodes: Count = 1,
     gpus: Index = 1,
+    same_as_seed: Annotated[int | None, typer.Option(min=0)] = None,
 ) -> None:
     """Train a model, or resume its training, and export it for open_clip. Exit code 75: stopped, state saved.
 
@@ -36,10 +38,20 @@ def train(
         workers: Processes that decode; default: --threads on a GPU, none on a CPU.
         nodes: Nodes of the SLURM job to train on, by srun and torchrun.
         gpus: GPUs on all nodes together, one process each; 0: all visible GPUs.
+        same_as_seed: Copy the export of this seed, for a model that is not trained and the same for every seed.
     """
     config = load_config(config_files)
+    if same_as_seed is not None:
+        from cliptex.training.start import copy_untrained
+
+        require_model(config, model)
+        copy_untrained(config, model, seed, same_as_seed)
+        return
     if model in config.models and config.models[model].interpolate is not None:
         raise CliptexError(f"models.{model}: is interpolated, not trained; run: cliptex interpolate --model {model}")
+    if nodes == 1:
+        for lock in gpu.take(gpus):
+            context.call_on_close(lock.close)
     if (nodes, gpus) != (1, 1):
         from cliptex.cluster.launch import launch
 

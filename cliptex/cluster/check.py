@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cliptex.benchmarks.base import Benchmark
 from cliptex.cluster.precheck import light_problems
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
@@ -45,7 +46,11 @@ def _own_classes(config: Config) -> Iterator[str]:
     for name, expert in config.experts.items():
         if ":" in (plugin := expert.plugin or name):
             values = expert.model_dump(mode="json")
-            yield from _problem(f"experts.{name}", lambda plugin=plugin, values=values: find("experts", plugin)(values))
+
+            def build(plugin: str = plugin, values: dict[str, Any] = values) -> None:
+                find("experts", plugin)(values).check_methods(values["weights"], config.backbone is not None)
+
+            yield from _problem(f"experts.{name}", build)
     for name, store in config.label_stores.items():
         if ":" in store.task:
             yield from _problem(f"label_stores.{name}.task", lambda store=store: find("tasks", store.task)())
@@ -58,7 +63,7 @@ def _own_classes(config: Config) -> Iterator[str]:
 
 def _benchmarks(config: Config) -> Iterator[str]:
     for name in benchmarks_in_use(config):
-        yield from _problem(f"benchmark {name}", lambda name=name: find("benchmarks", name))
+        yield from _problem(f"benchmark {name}", lambda name=name: _benchmark(name))
     zero_shot = {f"zeroshot.benchmarks: {name!r}": name for name in config.zeroshot.benchmarks}
     if config.train.watch.zero_shot:
         zero_shot["train.watch.zero_shot"] = config.train.watch.zero_shot
@@ -69,6 +74,16 @@ def _benchmarks(config: Config) -> Iterator[str]:
             continue
         if "classification" not in tasks:
             yield f"{key}: {name} has no image classes ({', '.join(tasks)}); choose imagenet or places365"
+
+
+def _benchmark(name: str) -> None:
+    """Raise CliptexError if a benchmark cannot be found, or if a class of the user's own is not one."""
+    plugin = find("benchmarks", name)
+    key = f"benchmark_data.benchmarks.{name}.plugin: {plugin.__name__}"
+    if not issubclass(plugin, Benchmark):
+        raise CliptexError(f"{key} does not extend cliptex.benchmarks.base.Benchmark")
+    if lacks := [*plugin.__abstractmethods__, *(() if hasattr(plugin, "tasks") else ("tasks",))]:
+        raise CliptexError(f"{key} lacks {min(lacks)!r}; define it")
 
 
 def _student(config: Config) -> Iterator[str]:

@@ -1,9 +1,18 @@
-"""GPU checks: whether PyTorch can use the GPUs of this machine or job. Imports torch only if necessary."""
+"""GPUs of this machine or job: whether PyTorch can use them, and which ones a command takes.
 
+Imports torch only if necessary.
+"""
+
+import errno
 import importlib.util
 import logging
 import os
+import random
 import re
+import shutil
+import socket
+import subprocess
+import time
 from pathlib import Path
 
 from cliptex.core.errors import CliptexError
@@ -11,6 +20,11 @@ from cliptex.core.errors import CliptexError
 log = logging.getLogger("cliptex")
 DRIVERS = {"/dev/nvidiactl": "CUDA", "/dev/kfd": "ROCm"}
 """Device file of each loaded driver, and the PyTorch build for it."""
+NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
+"""The driver's own list, for containers without nvidia-smi."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+WAIT_S = 1.0
+"""Mean time between two looks for a free GPU."""
 
 
 def loaded_driver() -> str | None:
@@ -73,3 +87,111 @@ def require_allocated_gpu() -> None:
     if is_allocated() and (reason := unusable_gpu()):
         remedy = "install a matching build (https://pytorch.org/get-started), see `cliptex doctor`"
         raise CliptexError(f"{reason}; {remedy}")
+
+
+def cards() -> list[str]:
+    """UUIDs of the NVIDIA GPUs, or of their MIG devices, that CUDA_VISIBLE_DEVICES leaves to this process.
+
+    Its numbers are those of nvidia-smi. Empty without an NVIDIA driver. Raises CliptexError if it names an unknown GPU.
+    """
+    gpus = _listed()
+    visible = os.environ.get(VISIBLE)
+    if not gpus or visible is None:
+        return [card for parts in gpus.values() for card in parts]
+    chosen: list[str] = []
+    for name in filter(None, map(str.strip, visible.split(","))):
+        if name in ("-1", "NoDevFiles"):  # CUDA ignores what follows
+            break
+        found = _named(name, gpus)
+        if not found:
+            problem = f"{VISIBLE}={visible}: no GPU {name} among the {len(gpus)} of this machine"
+            raise CliptexError(f"{problem}; choose from `nvidia-smi -L`, or unset it")
+        chosen += [card for card in found if card not in chosen]
+    return chosen
+
+
+def _listed() -> dict[str, list[str]]:
+    """The UUID of each GPU in the driver's order, with the UUIDs of its MIG devices, or its own."""
+    if shutil.which("nvidia-smi"):
+        try:
+            process = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired):
+            return {}
+        found = re.findall(r"UUID: ((?:GPU|MIG)-[\w/-]+)", process.stdout) if process.returncode == 0 else []
+    else:
+        texts = [path.read_text(encoding="utf-8") for path in sorted(NVIDIA_GPUS.glob("*/information"))]
+        found = [name for text in texts for name in re.findall(r"GPU UUID:\s*(GPU-[\w-]+)", text)]
+    gpus: dict[str, list[str]] = {}
+    for name in found:
+        if name.startswith("GPU-"):
+            gpus[name] = []
+        elif gpus:
+            gpus[list(gpus)[-1]].append(name)
+    return {name: parts or [name] for name, parts in gpus.items()}
+
+
+def _named(name: str, gpus: dict[str, list[str]]) -> list[str]:
+    """The cards of a number, or of a UUID or its beginning."""
+    if name.isdecimal():
+        return list(gpus.values())[int(name)] if int(name) < len(gpus) else []
+    whole = next((parts for gpu, parts in gpus.items() if gpu.startswith(name)), [])
+    return whole or [card for parts in gpus.values() for card in parts if card == name]
+
+
+def require_cards(count: int, asked: str) -> None:
+    """Raise CliptexError if `asked` needs more GPUs than there are; without any, everything runs on the CPU."""
+    found = len(cards())
+    if found and count > found:
+        gpus = "1 GPU" if found == 1 else f"{found} GPUs"
+        limit = f" in {VISIBLE}" if VISIBLE in os.environ else ""
+        raise CliptexError(f"{asked}: this machine has {gpus}{limit}; ask for at most {found}")
+
+
+def take(count: int) -> list[socket.socket]:
+    """Take `count` free GPUs, 0: all, wait until they are free, and set CUDA_VISIBLE_DEVICES to them.
+
+    They are taken until the sockets are closed or the process has ended, also across exec. Does nothing without NVIDIA
+    GPUs, in a process of torchrun, and in a SLURM job with no more GPUs than `count`, where nothing is left to choose.
+    Call it before CUDA is initialised. Raises CliptexError if there are fewer.
+    """
+    if "RANK" in os.environ:
+        return []
+    available = cards()
+    if not available or ("SLURM_JOB_ID" in os.environ and not 0 < count < len(available)):
+        return []
+    require_cards(count, f"--gpus {count}")
+    count = count or len(available)
+    is_waiting = False
+    while len(held := _lock(available, count)) < count:
+        # all or none: two commands that each keep a part would wait for each other for ever
+        for lock in held.values():
+            lock.close()
+        if not is_waiting:
+            log.info("waiting for %d of %d GPUs: the others are used by other cliptex commands", count, len(available))
+        is_waiting = True
+        time.sleep(WAIT_S * random.uniform(0.5, 1.5))
+    os.environ[VISIBLE] = ",".join(held)
+    log.info("%s=%s", VISIBLE, os.environ[VISIBLE])
+    return list(held.values())
+
+
+def _lock(available: list[str], count: int) -> dict[str, socket.socket]:
+    """Locks of at most `count` free cards.
+
+    A lock is a name in Linux's abstract namespace: it needs no file, and the kernel releases it when its holder ends.
+    """
+    held: dict[str, socket.socket] = {}
+    for card in available:
+        if len(held) == count:
+            break
+        lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            lock.bind(f"\0cliptex-{card}")
+        except OSError as error:
+            lock.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            continue
+        lock.set_inheritable(True)  # torchrun replaces this process
+        held[card] = lock
+    return held

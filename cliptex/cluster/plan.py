@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from cliptex.config import Config
+from cliptex.cluster.dry_run import described
+from cliptex.config import Config, Model
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_checked
 from cliptex.core.plugins import find
 from cliptex.data.download import start_of_tar
 from cliptex.data.images import decode_image
-from cliptex.data.official.status import missing_data, official_files
+from cliptex.data.official.status import missing_data, needs_pairs, official_files, weights_to_fetch
 from cliptex.data.shard_index import read_index
 from cliptex.data.shard_paths import data_sha256, is_remote, num_batches, shard_paths, shard_sources
 from cliptex.data.shards import KEY_AND_SUFFIX, compression, iterate_shard
@@ -41,9 +42,11 @@ TYPICAL_SIZE_PX = (288, 384)
 
 
 def make_plan(config: Config, measure: bool = True) -> dict[str, Any]:
-    """The plan: `images`, `stores`, `benchmarks`, `features` and `missing`, what the user must provide first.
+    """The plan: `images`, `stores`, `models`, `weights`, `benchmarks`, `features` and `missing`, what the user must
+    provide first.
 
-    `benchmarks`: `cliptex.data.official.status.official_files`; `features`, by benchmark: `plan_features`.
+    `weights`: names of experts, and `student`, whose published weights are to download; `benchmarks`:
+    `cliptex.data.official.status.official_files`; `features`, by benchmark: `plan_features`.
     Each figure has its origin in `*_from`. measure: read the beginning of a few tars if all are remote, and run each
     expert, untrained, on a few images if its rate is not known from finished jobs.
     """
@@ -53,13 +56,27 @@ def make_plan(config: Config, measure: bool = True) -> dict[str, Any]:
     return {
         "images": images,
         "stores": {name: _store(config, name, images, measure) for name in config.label_stores},
+        "models": {name: _training(config, model, images) for name, model in config.models.items() if model.is_trained},
+        "weights": weights_to_fetch(config),
         "benchmarks": official_files(config),
         "features": {name: plan_features(config, name) for name in config.probes.benchmarks},
         "missing": missing_data(config),
     }
 
 
+def _training(config: Config, model: Model, images: dict[str, Any]) -> dict[str, Any]:
+    """A model's `steps`, and of how many `pairs`; None if these are not known. They are what `images` says."""
+    pairs = None if images["number"] is None else max(0, images["number"] - config.train.held_out)
+    steps = model.steps if model.epochs is None else None
+    if steps is None and pairs is not None:
+        steps = model.num_steps(pairs, config.train.batch_size)
+    return {"steps": steps, "epochs": model.epochs, "pairs": pairs, "batch_size": config.train.batch_size}
+
+
 def _images(config: Config, measure: bool) -> dict[str, Any]:
+    if not needs_pairs(config):
+        no_pairs = "none needed: no model is trained, and there is no label store"
+        return {"shards": 0, "number": 0, "bytes": 0, "number_from": no_pairs, "bytes_from": no_pairs}
     shards = shard_paths(config)
     out: dict[str, Any] = {"shards": len(shards), "number": None, "bytes": None, "bytes_from": "unknown"}
     out["number_from"] = "unknown until results/shards/index.json exists"
@@ -233,8 +250,9 @@ def shown(plan: dict[str, Any]) -> str:
     images = plan["images"]
     number = "?" if images["number"] is None else f"{images['number']:,}"
     lines = [
+        *([described(plan["jobs"])] if "jobs" in plan else []),
         f"images  {images['shards']:,} shards; {number} images ({images['number_from']});"
-        f" {_bytes(images['bytes'])} ({images['bytes_from']})"
+        f" {_bytes(images['bytes'])} ({images['bytes_from']})",
     ]
     for name, store in plan["stores"].items():
         rate = "?" if store["images_a_second"] is None else f"{store['images_a_second']:.3g}"
@@ -248,8 +266,19 @@ def shown(plan: dict[str, Any]) -> str:
     totals = {key: [store[key] for store in plan["stores"].values()] for key in ("jobs", "bytes", "seconds")}
     jobs, size, seconds = (None if None in values else sum(values) for values in totals.values())
     lines.append(f"total  {jobs:,} labelling jobs, labels {_bytes(size)}, experts {_hours(seconds)}")
+    lines += [f"{name}  {_training_line(model, images)}" for name, model in plan["models"].items()]
+    if plan["weights"]:
+        lines.append(f"weights  {', '.join(plan['weights'])} to download")
     lines += [*_benchmark_lines(plan["benchmarks"]), *_feature_lines(plan["features"])]
     return "\n".join([*lines, *(f"missing  {line}" for line in plan["missing"])])
+
+
+def _training_line(model: dict[str, Any], images: dict[str, Any]) -> str:
+    steps, pairs = ("?" if model[key] is None else f"{model[key]:,}" for key in ("steps", "pairs"))
+    line = f"{steps} steps of {model['batch_size']:,} pairs"
+    if model["epochs"] is None:
+        return line
+    return f"{line}: {model['epochs']:g} epochs of {pairs} pairs ({images['number_from']})"
 
 
 STORAGE = {

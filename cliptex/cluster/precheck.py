@@ -22,7 +22,9 @@ from cliptex.experts import options
 
 CHECKED = (
     *("student", "models", "train.heads", "train.multi_scale", "train.multi_scale_channels", "train.multi_scale_rates"),
-    *("experts", "label_stores", "zeroshot", "train.watch.zero_shot", "probes.benchmarks", "finetune.benchmarks"),
+    *("backbone", "experts", "label_stores", "zeroshot"),
+    *("train.watch.zero_shot", "probes.benchmarks", "finetune.benchmarks"),
+    *("dataset.source", "benchmark_data", "miniature.benchmarks"),
 )
 """The keys of the configuration that `cliptex.cluster.check` reads."""
 
@@ -30,6 +32,9 @@ CHECKED = (
 def light_problems(config: Config) -> Iterator[str]:
     """The mistakes that are found without torch and the user's own classes, a line each."""
     yield from (f"{'.'.join(path)}: {problem}" for path, problem in options.problems(config))
+    for name in benchmarks_in_use(config):
+        if config.benchmark_source(name).source == "miniature" and name not in config.miniature.benchmarks:
+            yield f"miniature.benchmarks: has no {name}, which is to be rendered; add its numbers of images, or drop it"
     for name, captions in config.zeroshot.retrieval.items():
         for tar in caption_tars(config, name) if captions and captions.shards else ():
             if not tar.is_file():
@@ -44,7 +49,7 @@ def require_checked(config: Config) -> None:
     """
     if found := list(light_problems(config)):
         raise ConfigError(found)
-    accepted = _cache_dir() / sha256_json([cliptex.__version__, version("open_clip_torch"), _imported(config)])
+    accepted = accepted_mark(config)
     if accepted.exists():
         return
     command = [sys.executable, "-m", "cliptex", "check", "--config", config.subset(*CHECKED)]
@@ -61,6 +66,11 @@ def require_checked(config: Config) -> None:
             pass
 
 
+def accepted_mark(config: Config) -> Path:
+    """The file that is there when a configuration has been accepted."""
+    return _cache_dir() / sha256_json([cliptex.__version__, version("open_clip_torch"), _imported(config)])
+
+
 def _imported(config: Config) -> list[Any]:
     """What `cliptex check` tests beyond `light_problems`; configurations that differ elsewhere share a result."""
     models = [model for model in config.models.values() if model.interpolate is None]
@@ -73,6 +83,7 @@ def _imported(config: Config) -> list[Any]:
 
 def _has_own_classes(config: Config) -> bool:
     plugins = [expert.plugin or "" for expert in config.experts.values()]
+    plugins += config.own_benchmarks.values()
     return any(":" in name for name in [*plugins, *(store.task for store in config.label_stores.values())])
 
 

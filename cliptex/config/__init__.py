@@ -34,6 +34,7 @@ from cliptex.config.labels import Backbone, ExpertConfig, Labels, LabelStore
 from cliptex.config.study import Study
 from cliptex.config.training import HeadKind, Interpolation, Model, MultiScale, Student, Train, Watch
 from cliptex.core.errors import ConfigError
+from cliptex.core.plugins import name_benchmarks
 
 DEFAULT = "config/config.yaml"
 """The default configuration, relative to the repository."""
@@ -116,22 +117,43 @@ class Config(Section):
             problems = list(checks.problems(config, is_whole))
         if problems:
             raise ConfigError([f"{layers.where(path)}{problem}" for path, problem in problems])
+        name_benchmarks(config.own_benchmarks)
         return config
 
     def benchmark_source(self, benchmark: str) -> BenchmarkSource:
         """Source of a benchmark's data, with `source` filled in."""
         section = self.benchmark_data.benchmarks.get(benchmark, BenchmarkSource())
         default = "miniature" if self.dataset.source == "miniature" else "official"
-        return section.model_copy(update={"source": section.source or self.benchmark_data.source or default})
+        default = "own" if section.plugin else self.benchmark_data.source or default
+        return section.model_copy(update={"source": section.source or default})
+
+    def plugin_folders(self, base: str | Path) -> list[str]:
+        """The folders in `plugins`, absolute. base: folder of those that are not in the working directory."""
+        return [str((folder if folder.exists() else base / folder).resolve()) for folder in map(Path, self.plugins)]
+
+    def is_seedless(self, model: str) -> bool:
+        """Whether a model's weights are the same for every seed: given ones that are not trained, without heads."""
+        chosen = self.models[model]
+        if chosen.is_trained or chosen.tasks or chosen.interpolate is not None:
+            return False
+        if chosen.init is None:
+            return self.student.pretrained is not None
+        return chosen.init in self.models and self.is_seedless(chosen.init)
+
+    @property
+    def own_benchmarks(self) -> dict[str, str]:
+        """Benchmark from outside the package -> its import path."""
+        return {name: entry.plugin for name, entry in self.benchmark_data.benchmarks.items() if entry.plugin}
 
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON values, including defaults."""
         return self.model_dump(mode="json", by_alias=True)
 
-    def subset(self, *keys: str) -> str:
+    def subset(self, *keys: str, naming: str | None = None) -> str:
         """JSON text of only these dotted keys, e.g. `subset("train", "models.clip")`.
 
         The workflow passes it to a stage as a parameter, so that a job runs again exactly when a value it uses changes.
+        It has the import paths of the user's own benchmarks that these values name, or `naming`.
         """
         plain = self.plain()
         out: dict[str, Any] = {}
@@ -141,4 +163,17 @@ class Config(Section):
             for parent in parents:
                 source, target = source[parent], target.setdefault(parent, {})
             target[last] = source[last]
+        own = self.own_benchmarks.keys() & {naming, *_words(out)}
+        for name in own:
+            benchmarks = out.setdefault("benchmark_data", {}).setdefault("benchmarks", {})
+            benchmarks.setdefault(name, {})["plugin"] = self.own_benchmarks[name]
         return json.dumps(out, sort_keys=True, separators=(",", ":"))
+
+
+def _words(value: Any) -> set[str]:
+    """All keys and texts in nested JSON values."""
+    if isinstance(value, dict):
+        return set(value).union(*map(_words, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(_words, value))
+    return {value} if isinstance(value, str) else set()

@@ -110,6 +110,8 @@ def _model(path: Path, name: str, model: Model, runs: Runs, is_whole: bool) -> I
     for store in model.losses:
         if store not in model.tasks:
             yield (*path, "losses", store), not_one_of(store, model.tasks, "its tasks, ")
+    if model.epochs is not None and "steps" in model.model_fields_set:
+        yield (*path, "epochs"), "not allowed together with `steps`; remove one of them (`steps: null` in an overlay)"
     if model.tasks and model.patch_dropout:
         yield (*path, "patch_dropout"), "models with tasks need all patches; set it to 0"
     if model.interpolate is not None:
@@ -155,11 +157,21 @@ def _benchmarks(config: "Config") -> Iterator[Problem]:
         if captions and captions.benchmark:
             places.append((("zeroshot", "retrieval", name, "benchmark"), captions.benchmark))
     for path, name in places:
-        if name not in built_in("benchmarks"):
-            yield (
-                path,
-                f"{short(repr(name))} is no module of cliptex/benchmarks/{nearest(name, built_in('benchmarks'))}",
-            )
+        if name not in built_in("benchmarks") and (path[0] == "miniature" or name not in config.own_benchmarks):
+            known = nearest(name, built_in("benchmarks"))
+            problem = f"{short(repr(name))} is no module of cliptex/benchmarks/{known}"
+            own = f"; of your own, name the class in benchmark_data.benchmarks.{name}.plugin"
+            yield path, problem + ("" if known or not name.isidentifier() else own)
+    for name, entry in config.benchmark_data.benchmarks.items():
+        path = ("benchmark_data", "benchmarks", name)
+        if entry.plugin and name in built_in("benchmarks"):
+            yield (*path, "plugin"), f"{name!r} is a benchmark of the package; choose another name for yours"
+        if entry.plugin and entry.source in ("miniature", "subset"):
+            yield (*path, "source"), f"{entry.source!r} is not for a benchmark of your own; remove the key"
+        if entry.source == "own" and not entry.plugin and name in built_in("benchmarks"):
+            yield (*path, "source"), f"{name!r} is a benchmark of the package; use official, subset or miniature"
+        if entry.source == "subset" and not entry.path:
+            yield (*path, "path"), "is not set; 'subset' needs the folder of your images in the official layout"
 
 
 def _data(config: "Config") -> Iterator[Problem]:
@@ -172,7 +184,7 @@ def _data(config: "Config") -> Iterator[Problem]:
         pairs, key = config.miniature.pairs, "miniature.pairs"
     elif dataset.source == "urls" and dataset.urls is not None:
         pairs, key = dataset.urls.rows, "dataset.urls.rows"
-    if pairs is None or not any(model.steps for model in config.models.values()):
+    if pairs is None or not any(model.is_trained for model in config.models.values()):
         return
     batch_size, held_out = config.train.batch_size, config.train.held_out
     if batch_size > pairs:

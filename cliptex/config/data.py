@@ -1,8 +1,8 @@
 """Configuration of the data: the miniature, the image-caption pairs and their download, the benchmarks' data."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from cliptex.config.base import FilePath, Name, Pattern, Positive, Section, Share, Unique
 
@@ -110,13 +110,24 @@ class Download(Section):
 class BenchmarkSource(Section):
     """Source of one benchmark's data."""
 
-    source: Literal["miniature", "official"] | None = None
-    """Overrides `benchmark_data.source`."""
+    plugin: Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")] | None = None
+    """Class of your own benchmark, "package.module:Class"; null: the module in cliptex/benchmarks/ with this name."""
+    source: Literal["miniature", "official", "subset", "own"] | None = None
+    """`subset`: fewer images in the official layout, in `path`. `own`: your own benchmark, the default with `plugin`.
+    The others override `benchmark_data.source`."""
     variant: str | None = None
     """Variant of the official data; null: the first. voc: `train`, or `trainaug` with SBD's masks. nyuv2: publication
     of the normals, `bae`, `dsine` or `ladicky`. places365: `easyformat`, or `small` with lists of files."""
     path: FilePath | None = None
     """Folder with official archives or their contents, never modified; what it lacks is downloaded if permitted."""
+
+    @model_serializer(mode="wrap")
+    def _without_unset_plugin(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A benchmark of the package has no `plugin`, so that nothing depends on that key."""
+        values = handler(self)
+        if self.plugin is None:
+            values.pop("plugin", None)
+        return values
 
 
 class BenchmarkData(Section):

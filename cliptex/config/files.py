@@ -7,7 +7,7 @@ Holds   every value has its file and line; what YAML reads in a surprising way i
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,18 @@ def _not_yaml(error: yaml.YAMLError, name: str) -> str:
         problem += "; a text with a colon needs quotes"
     line = f":{mark.line + 1}" if mark else ""
     return f"{name}{line}: not valid YAML: {' '.join(problem.split())}"
+
+
+def parse_values(entries: Sequence[str]) -> dict[str, Any]:
+    """What Snakemake makes of `--config key=value ...`: scalars are still text. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    for entry in entries:
+        name, _, text = entry.partition("=")
+        try:
+            overlay(values, {name: yaml.load(text.strip("'\""), yaml.BaseLoader) if text else None})
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ConfigError([_not_yaml(error, f"--config {name}")]) from error
+    return values
 
 
 def given(values: Mapping[str, Any], as_text: bool = False) -> ConfigFile:

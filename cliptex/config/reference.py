@@ -8,13 +8,14 @@ from cliptex.config import Config
 HEAD = """# Configuration
 
 `config.yaml` is the default run, the miniature. Snakemake lays other files over it, `--configfile FILE FILE`, and
-values over those, `--config 'train={batch_size: 64}'`. The commands of `cliptex` do the same with `--config FILE`,
-which may be given several times: `cliptex plan --config mine.yaml` plans the run of `snakemake --configfile mine.yaml`.
+values over those, `--config 'train={batch_size: 64}'`. The commands of `cliptex` do the same with `--config FILE`
+and `--config key=value`, each of which may be given several times: `cliptex plan --config mine.yaml` plans the run of `snakemake --configfile mine.yaml`.
 Where there is no `config/config.yaml`, they use the one of the installed package.
 
 Mappings are merged, key by key; lists and other values are replaced. Two words change this:
 
-- `null` removes an entry of a mapping of names: `probes: {benchmarks: {coco: null}}`, `models: {clip_ft: null}`;
+- `null` removes an entry of a mapping of names: `probes: {benchmarks: {coco: null}}`, `models: {clip_ft: null}`.
+  What still names it is an error; remove that as well. `steps: null` of a model makes room for its `epochs`;
 - `_replace: true` makes a mapping replace the one below it: `models: {cliptex: {tasks: {_replace: true, depth: 1.0}}}`
   learns from depth alone. At the top of a file it leaves nothing of the default configuration.
 
@@ -26,6 +27,7 @@ For a run with `snakemake --directory mine`, give the commands the same: `clipte
 --config mine.yaml`. As with Snakemake, all other paths are relative to that folder.
 
 - `test.yaml`: the same run in a minute or two, for tests; its numbers are meaningless
+- `one_gpu.yaml`: photographs, published experts and real benchmarks in a night on one GPU
 - `paper.yaml`: the study at full size
 - `studies/seeds.yaml`: three seeds
 - `studies/controls.yaml`: shuffled labels, exact labels, equal compute

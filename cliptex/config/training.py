@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from cliptex.config.base import FilePath, Name, Positive, Rate, Section, Share, Shares
 
@@ -121,7 +121,10 @@ class Model(Section):
     init: Name | None = None
     """Model to start from (its final weights, same seed); null: `student`."""
     steps: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps; 0 exports the initial weights."""
+    """Optimizer steps; 0 exports the initial weights, for which no pairs are needed. null: not set, for `epochs`."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Training length in place of `steps`: passes over the usable pairs without `train.held_out`, in steps of full
+    batches; see docs/training.md."""
     learning_rate: Rate = 1e-3
     """Peak learning rate."""
     patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -138,6 +141,33 @@ class Model(Section):
     """Overrides `train.heads`."""
     multi_scale: MultiScale | None = None
     """Overrides `train.multi_scale`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unset(cls, values: Any) -> Any:
+        """`steps: null` in an overlay removes the steps of the file below."""
+        if isinstance(values, dict):
+            return {key: value for key, value in values.items() if key != "steps" or value is not None}
+        return values
+
+    @model_serializer(mode="wrap")
+    def _only_length_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Either `steps` or `epochs`: what does not count is not recorded, so that jobs do not depend on it."""
+        values = handler(self)
+        values.pop("epochs" if self.epochs is None else "steps", None)
+        return values
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is trained on pairs, for at least a step."""
+        return self.interpolate is None and (self.epochs is not None or self.steps > 0)
+
+    def num_steps(self, pairs: int, batch_size: int) -> int:
+        """Optimizer steps on `pairs` pairs. An epoch has the full batches among them; the product is rounded to the
+        nearest step, and is at least one."""
+        if self.epochs is None:
+            return self.steps
+        return max(1, round(self.epochs * (pairs // batch_size)))
 
     def sources(self) -> list[str]:
         """Models that this one is made from: `init`, or the two that are interpolated."""

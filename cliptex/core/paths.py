@@ -57,5 +57,6 @@ def clip_benchmark(slug: str, name: str, seed: int) -> Path:
 
 
 def benchmark_mark(name: str, source: str) -> Path:
-    """The file that marks the benchmark's folder as complete. source: "miniature" or "official"."""
-    return benchmark(name) / f"{source}.json"
+    """The file that marks the benchmark's folder as complete. source: as in the configuration; data that are not
+    rendered have one mark."""
+    return benchmark(name) / ("miniature.json" if source == "miniature" else "official.json")

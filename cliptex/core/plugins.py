@@ -4,19 +4,34 @@ import difflib
 import importlib
 import os
 import re
+import sys
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cliptex.core.errors import CliptexError
 
+_own_benchmarks: dict[str, str] = {}
+
+
+def name_benchmarks(own: Mapping[str, str]) -> None:
+    """Let `find` know the benchmarks outside the package by their names. own: name -> "package.module:Class"."""
+    _own_benchmarks.update(own)
+
 
 def find(kind: str, name: str) -> Any:
     """Return the class of a plugin.
 
     kind: "tasks", "experts" or "benchmarks". name: a module in `cliptex/<kind>/`, whose `PLUGIN` is the class, or
-    "package.module:Class" for a class outside the package. Raises CliptexError if there is no such class.
+    "package.module:Class" for a class outside the package, or a name given to `name_benchmarks`, which the class then
+    has as its `name`. Raises CliptexError if there is no such class.
     """
+    if kind == "benchmarks" and name in _own_benchmarks:
+        try:
+            return _named(find(kind, _own_benchmarks[name]), name)
+        except CliptexError as error:
+            raise CliptexError(f"benchmark_data.benchmarks.{name}.plugin: {error}") from error
     module_name, _, attribute = name.partition(":") if ":" in name else (f"cliptex.{kind}.{name}", "", "PLUGIN")
     try:
         module = importlib.import_module(module_name)
@@ -36,12 +51,21 @@ def find(kind: str, name: str) -> Any:
 
 
 @cache
+def _named(plugin: type, name: str) -> type:
+    """The class itself if it has this `name`, else a subclass that has: a class may read several data sets."""
+    return plugin if getattr(plugin, "name", None) == name else type(plugin.__name__, (plugin,), {"name": name})
+
+
+@cache
 def built_in(kind: str) -> tuple[str, ...]:
     """Names of the plugins in `cliptex/<kind>/`, without importing them."""
     files = sorted((Path(__file__).parent.parent / kind).glob("*.py"))
     return tuple(file.stem for file in files if re.search(r"^PLUGIN\b", file.read_text(encoding="utf-8"), re.M))
 
 
-def put_on_path(folders: list[str]) -> None:
-    """Put `folders` first on the Python path of all processes that this one starts."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
+def put_on_path(folders: Iterable[str]) -> None:
+    """Put `folders` first on the Python path of all processes that this one starts, and last on its own."""
+    new = [folder for folder in folders if folder not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    if new:
+        os.environ["PYTHONPATH"] = os.pathsep.join([*new, *filter(None, [os.environ.get("PYTHONPATH")])])
+    sys.path += [folder for folder in new if folder not in sys.path]

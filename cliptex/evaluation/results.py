@@ -51,6 +51,8 @@ class Row(Schema):
     """false after fine-tuning"""
     per_image_sha256: str | None = None
     """Digest of the file with the per-image parts next to the result; null in results of earlier versions"""
+    thumbnails_sha256: str | None = None
+    """Probes: digest of the file with small predictions, if there is one; null in results of earlier versions"""
 
 
 class Provenance(Schema):
@@ -82,7 +84,7 @@ class Result(Schema):
     benchmark: str
     """Name in the configuration"""
     source: str | None
-    """`miniature` (rendered), `official`, or in retrieval `own`: the user's tars"""
+    """`miniature` (rendered), `official`, `subset` (fewer images than the official ones) or `own` (the user's)"""
     variant: str | None = None
     """Form of the official data, or null; not in retrieval"""
     split: str

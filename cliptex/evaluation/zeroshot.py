@@ -20,7 +20,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from cliptex.benchmarks.reading import source
+from cliptex.benchmarks.reading import read_mark, source
 from cliptex.config import PUBLISHED_TOLERANCE, Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
@@ -194,7 +194,9 @@ def check_published(model: ZeroShotModel, benchmark: str, top1: float, published
 def run(config: Config, job: Job) -> None:
     """Evaluate every model and seed on the evaluation split of a classification benchmark.
     The results file is `results/zeroshot/{benchmark}.json` by default."""
-    published_top1 = config.zeroshot.published if job.data is None else {}
+    # published figures are of all images
+    is_whole = job.data is None and read_mark(job.folder).get("source") != "subset"
+    published_top1 = config.zeroshot.published if is_whole else {}
     data, out = job.benchmark(), job.out or paths.RESULTS / "zeroshot" / f"{job.name}.json"
     if data.tasks != ("classification",):
         raise CliptexError(f"zeroshot.benchmarks: {job.name!r} is not a classification benchmark; remove it")
@@ -205,15 +207,19 @@ def run(config: Config, job: Job) -> None:
         )
     device = default_device()
     models = load_zero_shot_models(config, job)
+    # a model that is not trained may have the same weights for every seed: those are evaluated once
+    distinct = list({(model.name, model.sha256): model for model in reversed(models)}.values())[::-1]
     start = time.perf_counter()
     classifiers = [
         open_clip.build_zero_shot_classifier(model.model.to(device), model.tokenizer, names, templates, device=device)
-        for model in models
+        for model in distinct
     ]
-    for model, classifier in zip(models, classifiers, strict=True):
+    for model, classifier in zip(distinct, classifiers, strict=True):
         require_finite(classifier, f"{model.name}/seed{model.seed}: its embeddings of the class names", BROKEN)
     samples, keep = data.samples("eval"), config.probes.save_predictions
-    ids, ranked, labels = rankings(models, samples, classifiers, job.name)
+    ids, found, labels = rankings(distinct, samples, classifiers, job.name)
+    rankings_of = {(model.name, model.sha256): ranking for model, ranking in zip(distinct, found, strict=True)}
+    ranked = [rankings_of[model.name, model.sha256] for model in models]
     expected = data.expected("eval")
     if expected is not None and len(ids) != expected:
         raise CliptexError(f"{job.folder}: {len(ids):,} images were evaluated, not {expected:,}; restore the data")

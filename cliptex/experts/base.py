@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from cliptex.core.errors import CliptexError
+
 
 class SourceLabels(Protocol):
     """Labels of another store, for an expert that changes them."""
@@ -73,6 +75,19 @@ class Expert(ABC):
     def own_quality(self, renders: Path) -> dict[str, float]:
         """Metrics on labelled renders in addition to the task's, e.g. average precision of instances."""
         return {}
+
+    def check_methods(self, weights: str, has_backbone: bool) -> None:
+        """Raise CliptexError if the class lacks what this source of weights (config: `weights`) needs of it.
+        has_backbone: whether training starts from the config's `backbone`."""
+        lacks = self._lacks(weights, has_backbone) if self.trainable else []
+        if lacks:
+            does = "trained" if weights == "trained" else "initialised"
+            remedy = "define it, give `weights` as local, url or hub, or set `trainable = False` if it has none"
+            raise CliptexError(f"{type(self).__name__} cannot be {does} here, since it lacks {lacks[0]!r}; {remedy}")
+
+    def _lacks(self, weights: str, has_backbone: bool) -> list[str]:
+        needed = {"trained": ("fit", "state"), "random": ("randomise", "state")}.get(weights, ())
+        return [name for name in needed if getattr(type(self), name) is getattr(Expert, name)]
 
     def state(self) -> dict[str, Any]:
         """Name -> tensor, as `load` expects them."""

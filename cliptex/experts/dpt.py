@@ -1,7 +1,8 @@
-"""Relative inverse depth by DPT (Ranftl, Bochkovskiy, Koltun, ICCV 2021), transformers' `DPTForDepthEstimation`.
+"""Relative inverse depth by DPT (Ranftl, Bochkovskiy, Koltun, ICCV 2021), transformers' `DPTForDepthEstimation`, or by
+Depth Anything (Yang et al., V1 arXiv 2401.10891, V2 arXiv 2406.09414), a DINOv2 with a DPT decoder.
 
-Trained with the scale- and shift-invariant loss of MiDaS (Ranftl et al., TPAMI 2020, arXiv 1907.01341) on inverse
-depth, where the sky is 0. Shape suffixes: B batch, C channels, H height, W width.
+A DPT trained here learns with the scale- and shift-invariant loss of MiDaS (Ranftl et al., TPAMI 2020, arXiv
+1907.01341) on inverse depth, where the sky is 0. Shape suffixes: B batch, C channels, H height, W width.
 """
 
 from pathlib import Path
@@ -11,11 +12,27 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+from transformers import (
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    DPTConfig,
+    DPTForDepthEstimation,
+    DPTImageProcessor,
+)
 from transformers.utils import logging as transformers_logging
 
 from cliptex.core.errors import CliptexError
-from cliptex.experts.network import NetworkExpert, finite, normalise, resize, resized_batch, to_host
+from cliptex.core.files import read_json
+from cliptex.experts.network import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NetworkExpert,
+    finite,
+    normalise,
+    resize,
+    resized_batch,
+    to_host,
+)
 from cliptex.experts.options import DPTOptions
 from cliptex.experts.tensors import read_tensors, require_no_code
 from cliptex.experts.weights import digests
@@ -32,8 +49,33 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "neck_hidden_sizes": [256, 512, 1024, 1024],
     },
     "Intel/dpt-hybrid-midas": {"image_size": 384, "is_hybrid": True, "neck_hidden_sizes": [256, 512, 768, 768]},
+    "depth-anything/Depth-Anything-V2-Small-hf": {
+        "model_type": "depth_anything",
+        "backbone_config": {
+            "model_type": "dinov2",
+            "hidden_size": 384,
+            "image_size": 518,
+            "num_attention_heads": 6,
+            "out_indices": [3, 6, 9, 12],
+            "reshape_hidden_states": False,
+        },
+    },
 }
-"""Repository on the hub -> arguments of DPTConfig from its config.json, to build the network without its weights."""
+"""Repository on the hub -> values of its config.json, to build the network without its weights. The defaults of
+DepthAnythingConfig are those of the small networks."""
+NETWORKS = {
+    "dpt": (DPTConfig, DPTForDepthEstimation),
+    "depth_anything": (DepthAnythingConfig, DepthAnythingForDepthEstimation),
+}
+"""`model_type` in config.json -> classes of transformers; none of them runs code of the folder."""
+DEPTH_ANYTHING: dict[str, Any] = {
+    "size": {"height": 518, "width": 518},
+    "keep_aspect_ratio": True,
+    "ensure_multiple_of": 14,
+    "image_mean": IMAGENET_MEAN,
+    "image_std": IMAGENET_STD,
+}
+"""The published preprocessor_config.json of Depth Anything, to run the network without its folder; bicubic."""
 LAYERS, PARAMETERS = 100, 50_000_000
 """Of a network beyond those of its weights, which are then reported as missing."""
 UNUSED = "neck.fusion_stage.layers.0.residual_layer1."
@@ -84,9 +126,9 @@ def inverse_depth(depth: torch.Tensor) -> torch.Tensor:
 
 
 class DPTExpert(NetworkExpert):
-    """Labels float32 [H, W] >= 0: inverse depth up to scale and shift, larger = nearer. The image is squashed to a
-    square, as in the published weights' preprocessing. For the folder of a saved model, its preprocessor_config.json is
-    used."""
+    """Labels float32 [H, W] >= 0: inverse depth up to scale and shift, larger = nearer. As in the published weights'
+    preprocessing, DPT squashes the image to a square, and Depth Anything keeps its aspect ratio. For the folder of a
+    saved model, its preprocessor_config.json is used."""
 
     task = "depth"
     Network = DPTOptions
@@ -99,8 +141,8 @@ class DPTExpert(NetworkExpert):
             raise CliptexError(f"experts.network.config: DPTConfig has no {', '.join(unknown)}")
         # replaced in `load` by the config.json of a saved model
         options = self.network.config or PUBLISHED.get(settings.get("repo") or "")
-        self.config = DPTConfig(**options) if options else None
-        self.processor: DPTImageProcessor | None = None
+        self.config = NETWORKS[options.get("model_type", "dpt")][0](**options) if options else None
+        self.processor = DPTImageProcessor(**DEPTH_ANYTHING) if self._keeps_aspect else None
 
     def build(self) -> nn.Module:
         if self.config is None:  # DPTConfig's defaults are not those of a published network
@@ -108,7 +150,9 @@ class DPTExpert(NetworkExpert):
                 "experts.*.network.config: missing; set it, or use as `path` the folder of a saved model, which has a"
                 " config.json"
             )
-        module = DPTForDepthEstimation(self.config)
+        module = NETWORKS[self.config.model_type][1](self.config)
+        if self._keeps_aspect:
+            return module
         # start above zero: the last layer is a ReLU, whose gradient is zero below
         nn.init.constant_(module.head.head[-2].bias, 1.0)
         return module
@@ -133,14 +177,24 @@ class DPTExpert(NetworkExpert):
         prediction_BHW = self._forward(normalise(resize(batch["image"], self.train_size()), MEAN, STD))
         return scale_shift_invariant_loss(prediction_BHW, inverse_depth(batch["depth"]))
 
+    @property
+    def _keeps_aspect(self) -> bool:
+        return self.config is not None and self.config.model_type == "depth_anything"
+
     def input_size(self, height: int, width: int) -> tuple[int, int]:
+        if self._keeps_aspect:
+            return _resized(height, width, self.processor)
         return self.train_size()  # independent of the image's size
 
     def label(self, images: list[torch.Tensor]) -> list[np.ndarray]:
         if self.processor is None:
             inputs_BCHW = normalise(resized_batch(images, self.train_size()), MEAN, STD)
         else:
-            processed = self.processor(images=images, input_data_format="channels_first", return_tensors="pt")
+            own = {}
+            if self._keeps_aspect:  # all of them have this size; the processor's own may be 0 for very long images
+                height, width = self.input_size(*images[0].shape[-2:])
+                own = {"size": {"height": height, "width": width}, "keep_aspect_ratio": False}
+            processed = self.processor(images=images, input_data_format="channels_first", return_tensors="pt", **own)
             inputs_BCHW = processed["pixel_values"].to(self.device)
         out_BHW = finite(self._forward(inputs_BCHW))
         return to_host(
@@ -157,7 +211,20 @@ def _enlarged(depth_HW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return depth_HW.clamp(min=0)
 
 
-def _require_size(config: DPTConfig, sizes: dict[str, int]) -> None:
+def _resized(height: int, width: int, processor: DPTImageProcessor) -> tuple[int, int]:
+    """Size of the input for an image: as `processor` resizes it, but at least one patch high and wide.
+
+    With `keep_aspect_ratio` the side that needs less resizing gets its size in `size`; sides are rounded to multiples.
+    """
+    scale_y, scale_x = processor.size["height"] / height, processor.size["width"] / width
+    if processor.keep_aspect_ratio:
+        scale_y = scale_x = scale_x if abs(1 - scale_x) < abs(1 - scale_y) else scale_y
+    multiple = processor.ensure_multiple_of
+    sides = (round(scale_y * height / multiple), round(scale_x * width / multiple))
+    return multiple * max(1, sides[0]), multiple * max(1, sides[1])
+
+
+def _require_size(config: DPTConfig | DepthAnythingConfig, sizes: dict[str, int]) -> None:
     """Raise ValueError if a network is far larger than its weights, before it takes time and memory. sizes: tensor ->
     number of values."""
 
@@ -168,17 +235,19 @@ def _require_size(config: DPTConfig, sizes: dict[str, int]) -> None:
     if (number := layers(config.to_dict())) > len(sizes) + LAYERS:
         raise ValueError(f"{number:,} layers for {len(sizes):,} tensors")
     with torch.device("meta"):
-        count = sum(parameter.numel() for parameter in DPTForDepthEstimation(config).parameters())
+        module = NETWORKS[config.model_type][1](config)
+    count = sum(parameter.numel() for parameter in module.parameters())
     if count > 2 * sum(sizes.values()) + PARAMETERS:
         raise ValueError(f"a network of {count:,} parameters, {sum(sizes.values()):,} in the file")
 
 
-def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor]:
+def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation | DepthAnythingForDepthEstimation, DPTImageProcessor]:
     """Network and preprocessing saved by transformers. Raises CliptexError if weights are missing, do not match, or are
-    in a file that holds anything but tensors; no code in it is executed."""
+    in a file that holds anything but tensors, and for networks of other types; no code in it is executed."""
     if not (folder / "preprocessor_config.json").is_file():
         raise CliptexError(f"{folder}: lacks preprocessor_config.json, which defines the preprocessing; copy it too")
     require_no_code(folder)
+    config_class, network_class = NETWORKS[_model_type(folder / "config.json")]
     sizes: dict[str, int] = {}
     for name in digests(folder):
         if not name.endswith(".json"):  # transformers has no checks against NaN or code
@@ -188,8 +257,8 @@ def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor
     transformers_logging.set_verbosity_error()  # mismatches are reported below
     try:
         processor = DPTImageProcessor.from_pretrained(folder, **local)
-        _require_size(DPTConfig.from_pretrained(folder, **local), sizes)
-        module, loading_info = DPTForDepthEstimation.from_pretrained(
+        _require_size(config_class.from_pretrained(folder, **local), sizes)
+        module, loading_info = network_class.from_pretrained(
             folder, weights_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **local
         )
     except Exception as error:  # transformers raises many types of errors for invalid folders
@@ -208,6 +277,9 @@ def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor
             f"{folder}: unexpected weights, not in the network of its config.json: {', '.join(unknown[:3])},"
             f" {len(unknown)} in all; copy the config.json that belongs to them"
         )
+    if network_class is DepthAnythingForDepthEstimation:
+        _require_patches(folder, processor, module.config)
+        return module.float(), processor
     size, side = processor.size, module.config.image_size
     try:
         is_square = size["height"] == size["width"]
@@ -221,6 +293,37 @@ def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation, DPTImageProcessor
     if module.config.is_hybrid and size["height"] != side:
         raise CliptexError(f"{folder}/preprocessor_config.json: set `size` to the image_size of a hybrid DPT, {side}")
     return module.float(), processor
+
+
+def _model_type(path: Path) -> str:
+    """The type of network of a config.json, a key of NETWORKS. Raises CliptexError for another one, and for a Depth
+    Anything that is not of relative depth, or has a backbone of others."""
+    config = read_json(path)
+    config = config if isinstance(config, dict) else {}
+    kind = config.get("model_type", "dpt")
+    if not isinstance(kind, str) or kind not in NETWORKS:
+        raise CliptexError(f"{path}: model_type {kind!r} cannot be read; use a network of {' or '.join(NETWORKS)}")
+    if kind == "depth_anything":
+        backbone = config.get("backbone_config")
+        if not isinstance(backbone, dict) or backbone.get("model_type") != "dinov2" or config.get("backbone"):
+            raise CliptexError(f"{path}: its backbone is not described by `backbone_config`, of model_type dinov2")
+        if config.get("depth_estimation_type", "relative") != "relative":
+            raise CliptexError(
+                f"{path}: predicts metres, which grow with the distance; use the weights for relative depth"
+            )
+    return kind
+
+
+def _require_patches(folder: Path, processor: DPTImageProcessor, config: DepthAnythingConfig) -> None:
+    """Raise CliptexError unless the preprocessing makes inputs of whole patches."""
+    path, patch, multiple = folder / "preprocessor_config.json", config.patch_size, processor.ensure_multiple_of
+    sides = [processor.size.get(name) for name in ("height", "width")]
+    if not all(isinstance(side, int) and side > 0 for side in sides):
+        raise CliptexError(f"{path}: set height and width of `size`")
+    if not isinstance(patch, int) or patch < 1:
+        raise CliptexError(f"{folder}/config.json: set `patch_size` to the side of the network's patches")
+    if not isinstance(multiple, int) or multiple < 1 or multiple % patch:
+        raise CliptexError(f"{path}: set `ensure_multiple_of` to the side of the network's patches, {patch}")
 
 
 PLUGIN = DPTExpert

@@ -125,6 +125,7 @@ class MaskRCNNExpert(NetworkExpert):
         if options.architecture == "small":
             module = small_mask_rcnn(options.small, **common)
         else:
+            common["rpn_post_nms_top_n_test"] = options.proposals
             module = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=NUM_OUTPUTS, **common)
         module.backbone.register_forward_hook(lambda _, __, maps: {name: finite(one) for name, one in maps.items()})
         for part in (module.rpn, module.roi_heads):

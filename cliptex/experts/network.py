@@ -101,11 +101,11 @@ def to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
 
 class NetworkExpert(Expert):
     """An expert that is one PyTorch module, built from `settings["network"]`. A subclass defines how to build the
-    module (`build`), the size of its input (`input_size`), how to label images of one input size (`label`), and the
-    loss on labelled renders (`loss`). Images are batched by input size, without padding; if all are squashed to one
-    size, images of all shapes share a forward pass."""
+    module (`build`), the size of its input (`input_size`), how to label images of one input size (`label`), and, only
+    to be trained here, the loss on labelled renders (`loss`, `targets`, `shared`). Images are batched by input size,
+    without padding; if all are squashed to one size, images of all shapes share a forward pass."""
 
-    Network: ClassVar[type[Section]]
+    Network: ClassVar[type[Section]] = Section
     """Class of the options in `settings["network"]`. Its `size_options`, if any, must be set if the network is trained
     or initialised here: their defaults are the published sizes, too large for a small machine."""
     targets: ClassVar[tuple[str, ...]]
@@ -131,9 +131,9 @@ class NetworkExpert(Expert):
         """Height and width of the network's input for an image of this size; by default the image's own."""
         return height, width
 
-    @abstractmethod
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        """Scalar loss of a batch from `cliptex.experts.fitting.augment`: `image` and `targets`."""
+        """Scalar loss of a batch from `cliptex.experts.fitting.augment`: `image` and `targets`. Only for training."""
+        raise NotImplementedError
 
     def computed_size(self, height: int, width: int) -> tuple[int, int]:
         """The size to which the network itself resizes an input of this size; by default it does not."""
@@ -143,9 +143,16 @@ class NetworkExpert(Expert):
         """Height and width of the training batches; None for the renders' own."""
         return None
 
-    @abstractmethod
     def shared(self) -> dict[str, nn.Module]:
-        """Modules to initialise from the backbone: `body`, a timm network in `features_only` form, and maybe `fpn`."""
+        """Modules to initialise from the backbone: `body`, a timm network in `features_only` form, and maybe `fpn`.
+        Only for training from a backbone."""
+        raise NotImplementedError
+
+    def _lacks(self, weights: str, has_backbone: bool) -> list[str]:
+        lacks = super()._lacks(weights, has_backbone)
+        needed = ("loss", "targets", *(["shared"] if has_backbone else [])) if weights == "trained" else ()
+        own = [getattr(type(self), name, None) is not getattr(NetworkExpert, name, None) for name in needed]
+        return lacks + [name for name, is_own in zip(needed, own, strict=True) if not is_own]
 
     def load(self, weights: Path | None) -> None:
         self.module = self.build().to(self.device, memory_format=torch.channels_last)

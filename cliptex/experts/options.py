@@ -101,6 +101,8 @@ class MaskRCNNOptions(Section):
     """Images are resized so that the short side has this many pixels ..."""
     max_side_px: Positive = 1333
     """... but the long side at most this many."""
+    proposals: Positive = 1000
+    """Proposals kept per image in prediction by torchvision's network; with fewer, its box head costs less."""
     score_threshold: Share = 0.5
     """Smallest score of the instances that are painted."""
     ignore_below: Share | None = None
@@ -239,7 +241,7 @@ def _not_found(plugin: str, path: tuple[str, ...], folders: list[Path]) -> Itera
 def _expert(name: str, expert: ExpertConfig, folders: list[Path]) -> Iterator[Problem]:
     path, plugin = ("experts", name), expert.plugin or name
     yield from _not_found(plugin, (*path, "plugin"), folders)
-    if expert.weights == "local" and expert.path is not None and not expert.path.exists():
+    if expert.weights == "local" and expert.path is not None and not Path(expert.path).exists():
         yield (*path, "path"), f"{expert.path} does not exist"
     if (model := BUILT_IN.get(plugin)) is None:
         return

@@ -14,7 +14,7 @@ from typing import Any
 from cliptex import versions
 from cliptex.config import Config, ExpertConfig
 from cliptex.core import paths
-from cliptex.core.errors import CliptexError
+from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import read_checked, replacing, sha256_file, sha256_json, write_json
 from cliptex.core.plugins import find
 from cliptex.core.provenance import provenance
@@ -38,6 +38,8 @@ def train_expert(config: Config, name: str, renders: Path, out: Path, seed: int)
     expert_config = config.experts[name]
     plugin = expert_config.plugin or name
     expert = _build(plugin, expert_config, config.miniature.model_dump(mode="json"))
+    with working_on(f"experts.{name}"):
+        expert.check_methods(expert_config.weights, config.backbone is not None)
     record: dict[str, Any] = {
         "schema_version": 1,
         "version": versions.EXPERT,
@@ -175,8 +177,10 @@ def _build(plugin: str, expert_config: ExpertConfig, miniature: dict[str, Any] |
 def _num_parameters(expert: Expert) -> int:
     import torch
 
-    # without buffers; of an expert without a `module`, all of its state
+    # without buffers; of an expert without a `module`, all of its state; 0, which is unknown, without either
     module = getattr(expert, "module", None)
     if isinstance(module, torch.nn.Module):
         return sum(parameter.numel() for parameter in module.parameters())
+    if type(expert).state is Expert.state:
+        return 0
     return sum(tensor.numel() for tensor in expert.state().values())

@@ -232,10 +232,14 @@ def _weights_of(folder: Path) -> Path:
 
 
 def require_recorded(path: Path) -> str:
-    """SHA-256 of a model's weight file. Raises CliptexError if the train.json next to it records other weights."""
+    """SHA-256 of a model's weight file, or of that of its heads.
+
+    Raises CliptexError if the train.json next to it records another.
+    """
     require_file(path, "train that model first")
     sha256, record = sha256_file(path), path.with_name("train.json")
-    recorded = read_checked(record, dict).get("model_sha256") if record.exists() and path.name == WEIGHTS_FILE else None
+    key = {WEIGHTS_FILE: "model_sha256", HEADS_FILE: "heads_sha256"}.get(path.name)
+    recorded = read_checked(record, dict).get(key) if record.exists() and key else None
     if recorded not in (None, sha256):
         raise CliptexError(
             f"{path}: not the weights that {record.name} records (SHA-256 {sha256[:8]} instead of {str(recorded)[:8]});"

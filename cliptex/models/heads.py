@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_error
+from cliptex.core.files import read_error, sha256_file
 from cliptex.core.plugins import built_in, find
 from cliptex.experts.tensors import load_strictly, read_tensors
 from cliptex.models.clip import save_weights
@@ -133,14 +133,17 @@ class DenseHeads(nn.Module):
         return out
 
 
-def save_heads(heads: DenseHeads, path: Path, tasks: dict[str, str], losses: dict[str, dict[str, Any]]) -> None:
-    """Write module and heads as safetensors; the metadata have the arguments, tasks and losses for `load_heads`.
+def save_heads(heads: DenseHeads, path: Path, tasks: dict[str, str], losses: dict[str, dict[str, Any]]) -> str:
+    """Write module and heads as safetensors, and return the file's SHA-256.
+
+    The metadata have the arguments, tasks and losses for `load_heads`.
 
     tasks: label store -> name of its task. losses: label store -> options of its loss, which may determine the number
     of output channels.
     """
     metadata = {"arguments": heads.arguments, "tasks": tasks, "losses": losses}
     save_weights(heads.state_dict(), path, {METADATA_KEY: json.dumps(metadata)})
+    return sha256_file(path)
 
 
 def load_heads(path: Path) -> tuple[DenseHeads, dict[str, Task]]:

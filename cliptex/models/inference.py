@@ -16,7 +16,7 @@ from PIL import Image
 
 from cliptex.core.errors import CliptexError
 from cliptex.data.images import BadImage, decode_image, upright_rgb
-from cliptex.models.clip import HEADS_FILE, exported_preprocessing, exported_tokenizer, load
+from cliptex.models.clip import HEADS_FILE, exported_preprocessing, exported_tokenizer, load, require_recorded
 from cliptex.models.dense_features import dense_features
 from cliptex.models.encoders import squash
 from cliptex.models.heads import DenseHeads, load_heads
@@ -45,6 +45,7 @@ class TrainedModel:
         self.tasks: dict[str, Task] = {}
         self._heads: DenseHeads | None = None
         if (self.folder / HEADS_FILE).exists():
+            require_recorded(self.folder / HEADS_FILE)
             heads, self.tasks = load_heads(self.folder / HEADS_FILE)
             self._heads = heads.to(self.device).requires_grad_(False)
 

@@ -43,7 +43,7 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        return f"{names.benchmark(self.scores.benchmark)}: {names.task(self.task).lower()}"
+        return f"{names.benchmark(self.scores.benchmark, self.scores.source)}: {names.task(self.task).lower()}"
 
     @property
     def differences(self) -> np.ndarray | None:

@@ -114,7 +114,8 @@ def gains_chart(results: Results, probes: Sequence[ProbeGain]) -> Chart | None:
             tick += 1.0 if previous in (None, probe.benchmark) else 1.5
             previous = probe.benchmark
             positions.append(tick)
-            labels.append(f"{names.benchmark(probe.benchmark)}  {names.task(probe.task)}, {names.head(probe.head)}")
+            benchmark = names.benchmark(probe.benchmark, probe.source)
+            labels.append(f"{benchmark}  {names.task(probe.task)}, {names.head(probe.head)}")
         blue, orange = MODELS["cliptex"], MODELS["clip_ft"]
         wide = {"color": blue, "linewidth": 5, "alpha": 0.35, "solid_capstyle": "butt"}
         axes.axvline(0, color=orange, linewidth=1.4, zorder=1)
@@ -224,7 +225,7 @@ def _steps_before(results: Results, name: str) -> int:
     """Training steps of the models that this one starts from."""
     models, steps = results.config.models, 0
     while (name := models[name].init) in models:
-        steps += models[name].steps
+        steps += next(iter(results.runs[name].values())).record["steps"]
     return steps
 
 

@@ -30,10 +30,13 @@ class ProbeGain:
     values: dict[str, list[float]]
     gain: Gain
     draws: dict[str, np.ndarray]
+    source: str | None = None
+    """Of the benchmark's data."""
 
     @property
     def label(self) -> str:
-        return f"{names.benchmark(self.benchmark)} {names.task(self.task).lower()}, {names.head(self.head)}"
+        benchmark = names.benchmark(self.benchmark, self.source)
+        return f"{benchmark} {names.task(self.task).lower()}, {names.head(self.head)}"
 
     @property
     def dense(self) -> bool:
@@ -69,7 +72,7 @@ def _gains(
             drawn = _drawn(results, scores, task, head, metric)
             pair = {"subject": names.SUBJECT, "reference": names.REFERENCE}
             gain = gain_over(values, direction(metric), **pair, baselines=baselines, needed=needed, draws=drawn)
-            out.append(ProbeGain(name, task, head, metric, values, gain, drawn))
+            out.append(ProbeGain(name, task, head, metric, values, gain, drawn, scores.source))
     return out
 
 
@@ -97,7 +100,7 @@ def zeroshot_results(results: Results) -> list[ZeroShot]:
             title = metric_of(task, metric).title
             out.append(
                 ZeroShot(
-                    names.benchmark(name) + (f" ({names.task(task).lower()})" if several else ""),
+                    names.benchmark(name, scores.source) + (f" ({names.task(task).lower()})" if several else ""),
                     values.get(names.SUBJECT, []),
                     values.get(names.REFERENCE, []),
                     scores.chance_level(task, metric),

@@ -32,6 +32,7 @@ from cliptex.labels.store import LabelFile, open_store
 from cliptex.report import names
 from cliptex.report.differences import Comparison
 from cliptex.report.gather import PUT_BACK, Results
+from cliptex.report.integrity import check_thumbnails
 from cliptex.report.table import MISSING
 from cliptex.tasks.base import Task
 
@@ -186,6 +187,9 @@ def _add_albums(out: Albums, results: Results, comparison: Comparison, samples: 
     seed = results.config.seeds[0]
     folder, result = comparison.scores.folder, f"seed{seed}/{comparison.head}.json"
     places = {model: thumbnails_path(folder / model / result) for model in models}
+    for row in comparison.scores.results:
+        if (row.head, row.seed) == (comparison.head, seed) and row.model in places:
+            check_thumbnails(comparison.scores.path, places[row.model], row)
     files = {model: read_per_image(path) for model, path in places.items()}
     for model, file in files.items():
         if comparison.task not in file.tasks or len(file.ids) != comparison.scores.num_eval:

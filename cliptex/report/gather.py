@@ -13,6 +13,7 @@ from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import reading, require_file
+from cliptex.data.official.status import needs_pairs
 from cliptex.evaluation.measures import measures
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.per_image import PerImage, num_images, per_image_path, read_per_image
@@ -188,7 +189,9 @@ def gather(config: Config, workdir: Path) -> Results:
             name: _store(config, name, workdir / paths.labels(name) / "index.json") for name in config.label_stores
         },
         experts={name: _expert(workdir / paths.expert(name)) for name in config.experts},
-        shards=records.read_record(workdir / paths.SHARD_INDEX, records.SHARD_INDEX),
+        shards=records.read_record(workdir / paths.SHARD_INDEX, records.SHARD_INDEX)
+        if needs_pairs(config) or (workdir / paths.SHARD_INDEX).exists()
+        else {"num_samples": 0, "dropped": {}, "shards": []},
         timings=_timings(workdir / paths.RESULTS / "timings"),
     )
 

@@ -22,7 +22,7 @@ from cliptex.report import names
 from cliptex.report.gather import PUT_BACK, Results, Scores
 
 log = logging.getLogger("cliptex")
-RECORDED = ("interpolate", "steps", "learning_rate", "tasks", "losses", "shuffle_labels", "batch_size", "ema")
+RECORDED = ("interpolate", "steps", "epochs", "learning_rate", "tasks", "losses", "shuffle_labels", "batch_size", "ema")
 """Config keys of a model and of `train` that train.json records, too."""
 
 
@@ -43,6 +43,8 @@ def config_differences(config: Config, name: str, record: dict[str, Any]) -> lis
     plain = config.plain()
     if mixed := record.get("interpolate"):
         record = record | {"interpolate": {key: mixed.get(key) for key in ("of", "with", "alpha")}}
+    # in train.json, `epochs` is the number that was reached
+    record = record | {"epochs": record.get("epochs_configured")}
     out = []
     for where, now in ((f"models.{name}", plain["models"][name]), ("train", plain["train"])):
         keys = [key for key in RECORDED if key in record and key in now and record[key] != now[key]]
@@ -71,6 +73,15 @@ def check_metric(path: Path, parts: Path, row: Row, arrays: Arrays) -> None:
         raise CliptexError(
             f"{parts}: is not the file that was written with the results of {row.model}, seed {row.seed}: its SHA-256 "
             f"is not that in {path}; {PUT_BACK}, or evaluate that model again"
+        )
+
+
+def check_thumbnails(path: Path, thumbnails: Path, row: Row) -> None:
+    """Raise CliptexError unless a row's thumbnails are those that were written with it, if it says so."""
+    if row.thumbnails_sha256 and thumbnails.exists() and row.thumbnails_sha256 != sha256_file(thumbnails):
+        raise CliptexError(
+            f"{thumbnails}: is not the file that was written with the results of {row.model}, seed {row.seed}: its "
+            f"SHA-256 is not that in {path}; {PUT_BACK}, or evaluate that model again"
         )
 
 
@@ -131,6 +142,10 @@ def _check_sources(results: Results) -> list[str]:
             notes.append(f"The label store {store} is of other weights than {index['expert']} has now.")
     for name, runs in results.runs.items():
         for seed, run in runs.items():
+            start = results.runs.get(run.record.get("init"), {}).get(seed)
+            pair = run.record.get("init_sha256"), start and start.record.get("model_sha256")
+            if None not in pair and pair[0] != pair[1]:
+                notes.append(f"{name}, seed {seed}, started from an earlier {run.record['init']} than the page's.")
             for part in ("of", "with") if (mixed := run.record.get("interpolate")) else ():
                 source = results.runs.get(mixed[part], {}).get(seed)
                 pair = mixed.get(f"{part}_sha256"), source and source.record.get("model_sha256")

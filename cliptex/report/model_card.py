@@ -95,10 +95,11 @@ def export_model(
             raise CliptexError(f"{folder / file}: no such file; train that model first")
         with replacing(out / file) as scratch:
             shutil.copyfile(folder / file, scratch)
-            if file == WEIGHTS_FILE and record.get("model_sha256") not in (None, digest := sha256_file(scratch)):
+            recorded = record.get({WEIGHTS_FILE: "model_sha256", HEADS_FILE: "heads_sha256"}.get(file, ""))
+            if recorded not in (None, digest := sha256_file(scratch)):
                 raise CliptexError(
                     f"{folder / file}: is not the file that was trained: its SHA-256 is {digest[:12]}, train.json has "
-                    f"{record['model_sha256'][:12]}; {PUT_BACK}, or train the model again"
+                    f"{recorded[:12]}; {PUT_BACK}, or train the model again"
                 )
     copy_tokenizer(folder, out)
     if not with_heads:
@@ -305,7 +306,7 @@ def _results(config: Config, name: str, seed: int, sha256: str | None, workdir: 
 
 def _dataset(result: dict[str, Any]) -> str:
     stand_in = " (rendered stand-in)" if result["source"] == "miniature" else ""
-    return f"{names.benchmark(result['benchmark'])}{stand_in}"
+    return f"{names.benchmark(result['benchmark'], result['source'])}{stand_in}"
 
 
 def _measured(results: list[dict[str, Any]]) -> str:

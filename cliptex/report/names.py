@@ -37,8 +37,9 @@ def model(name: str) -> str:
     return MODELS.get(name, name)
 
 
-def benchmark(name: str) -> str:
-    return BENCHMARKS.get(name, name)
+def benchmark(name: str, source: str | None = None) -> str:
+    """source: of its data, as in the results: a user's subset of an official data set is called so."""
+    return BENCHMARKS.get(name, name) + (" (subset)" if source == "subset" else "")
 
 
 def task(name: str) -> str:

@@ -50,6 +50,8 @@ TRAINING = _record(
     flops_over_contrastive=(Number | None, None),
     time_over_contrastive=(Number | None, None),
     model_sha256=(str | None, None),
+    heads_sha256=(str | None, None),
+    init_sha256=(str | None, None),
     interpolate=(_record(of=str, alpha=Number, **{"with": str}) | None, None),
     provenance=(Provenance, Provenance()),
 )

@@ -23,14 +23,11 @@ from cliptex.config import Config
 from cliptex.core import paths, progress
 from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import replacing, write_json
-from cliptex.core.plugins import find
 from cliptex.core.progress import track
 from cliptex.core.provenance import provenance
 from cliptex.experts.precision import native_precision
 from cliptex.models import clip as student
-from cliptex.models.dense_features import width as feature_width
 from cliptex.models.heads import DenseHeads, save_heads
-from cliptex.tasks.base import Task
 from cliptex.tasks.batch_mean import local_only
 from cliptex.training import cost
 from cliptex.training.batch import Batch
@@ -39,6 +36,7 @@ from cliptex.training.distributed import World, init_distributed
 from cliptex.training.loader import JointLoader
 from cliptex.training.loggers import Loggers
 from cliptex.training.position_prior import BATCHES, fit_position_prior
+from cliptex.training.start import export_untrained, initial_network, new_heads, tasks_of
 from cliptex.training.trainer import Trainer
 from cliptex.training.validator import TOP1, Validator, valid_shares
 
@@ -49,7 +47,7 @@ def train(config: Config, name: str, seed: int, workers: int | None = None) -> N
     """Train model `name` with `seed` and export it. Under torchrun, the processes share each batch.
 
     Resumes from the newest readable checkpoint. workers: number of decoding processes, 0 for none; default: as many as
-    compute threads if there is a GPU, else 0.
+    compute threads if there is a GPU, else 0. A model without steps is exported as it starts, without any pairs.
     Raises CliptexError if an input is missing or does not match, if the checkpoint was made with another configuration
     or other data, and if the loss becomes non-finite; Stopped (exit code 75) after SIGTERM or SIGUSR1, once the state
     is saved.
@@ -60,6 +58,11 @@ def train(config: Config, name: str, seed: int, workers: int | None = None) -> N
         if not world.is_main:
             progress.bars = False
             log.setLevel(logging.ERROR)
+        if not config.models[name].is_trained:
+            if world.is_main:
+                export_untrained(config, name, seed)
+            world.barrier()
+            return
         if workers is None:
             workers = torch.get_num_threads() if world.device.type == "cuda" else 0
         run = _Run(config, name, seed, world, workers)
@@ -88,7 +91,7 @@ class _Run:
         self.model_config, self.train_config = config.models[name], config.train
         self.label = f"{name}/seed{seed}"
         self.folder = paths.model(name, seed)
-        self.tasks = _tasks(config, name)
+        self.tasks = tasks_of(config, name)
         auto = self.train_config.precision == "auto"
         self.precision = native_precision() if auto else self.train_config.precision
         self.fingerprint = fingerprint(config, name, seed, self.precision)
@@ -100,33 +103,16 @@ class _Run:
         """Time spent on validation since this process started, which does not count as training."""
         self.overhead: float | None = None
         self.alarms: list[str] = []
-        network = self._initial_network()
-        heads = self._new_heads(network)
-        self.trainer = Trainer(network, heads, self.tasks, self.model_config, self.train_config, self.precision, world)
+        network, self.started_from = initial_network(config, name, seed)
+        heads = new_heads(config, name, seed, network, self.tasks)
         self.loader = self._new_loader(network, workers)
+        steps = self.model_config.num_steps(self.loader.num_samples, self.train_config.batch_size)
+        self.model_config = self.model_config.model_copy(update={"steps": steps})
+        self.trainer = Trainer(network, heads, self.tasks, self.model_config, self.train_config, self.precision, world)
         self.validator = Validator(config, self.trainer, self.loader)
         self._resume()
         if not self.first_step and heads.priors:
             self._fit_position_prior(heads)
-
-    def _initial_network(self) -> torch.nn.Module:
-        if self.model_config.init is None:
-            self.started_from = self.config.student.pretrained or "random weights"
-            return student.build(self.config.student, self.seed)
-        self.started_from = self.model_config.init
-        return student.load(paths.model(self.model_config.init, self.seed))
-
-    def _new_heads(self, network: torch.nn.Module) -> DenseHeads:
-        torch.manual_seed(self.seed)
-        return DenseHeads(
-            feature_width(network.visual),
-            {store: task.channels for store, task in self.tasks.items()},
-            (self.model_config.multi_scale or self.train_config.multi_scale) if self.tasks else "none",
-            self.train_config.multi_scale_channels,
-            self.model_config.heads or self.train_config.heads,
-            self.train_config.multi_scale_rates,
-            self.train_config.label_prior_cells,
-        )
 
     def _new_loader(self, network: torch.nn.Module, workers: int) -> JointLoader:
         image_size = network.visual.image_size
@@ -289,13 +275,14 @@ class _Run:
         network, heads = self.trainer.averaged()
         weights_sha256 = student.export(network, self.config.student, self.folder)
         stores = {store: self.config.label_stores[store].task for store in self.model_config.tasks}
-        save_heads(heads, self.folder / student.HEADS_FILE, stores, self.model_config.losses)
+        heads_sha256 = save_heads(heads, self.folder / student.HEADS_FILE, stores, self.model_config.losses)
         self._write_history(self.folder)
-        write_json(self.folder / "train.json", self._record(weights_sha256, peak_memory_mb))
+        digests = {"model_sha256": weights_sha256, "heads_sha256": heads_sha256}
+        write_json(self.folder / "train.json", self._record(digests, peak_memory_mb))
         self.checkpoints.remove()
 
-    def _record(self, weights_sha256: str, peak_memory_mb: float) -> dict[str, Any]:
-        """The content of train.json."""
+    def _record(self, digests: dict[str, str], peak_memory_mb: float) -> dict[str, Any]:
+        """The content of train.json. digests: SHA-256 of the exported files."""
         model = self.model_config
         network, heads = self.trainer.averaged()
         seen, distinct = self.loader.samples_seen(model.steps)
@@ -306,7 +293,7 @@ class _Run:
             "model": self.name,
             "seed": self.seed,
             "source": self.config.dataset.source,
-            "init": self.started_from,
+            **self.started_from,
             "steps": model.steps,
             "batch_size": self.train_config.batch_size,
             "learning_rate": model.learning_rate,
@@ -320,16 +307,17 @@ class _Run:
             "images_seen": seen,
             "unique_images": distinct,
             "epochs": round(seen / self.loader.num_samples, 4),
+            **({} if model.epochs is None else {"epochs_configured": model.epochs}),
             "seconds": round(self.seconds, 2),
             "seconds_loading": round(self.seconds_loading, 2),
-            "images_per_s": round(seen / self.seconds, 2) if model.steps and self.seconds else None,
+            "images_per_s": round(seen / self.seconds, 2) if self.seconds else None,
             "peak_memory_mb": round(peak_memory_mb, 1),
             "parameters": cost.parameters_of(network, heads),
             "flops": flops,
             "flops_over_contrastive": round(sum(flops.values()) / contrastive_flops, 4),
             "time_over_contrastive": None if self.overhead is None else round(self.overhead, 4),
             "alarms": self.alarms,
-            "model_sha256": weights_sha256,
+            **digests,
             "provenance": provenance(self.config.plain()),
         }
 
@@ -338,13 +326,3 @@ def _is_finite(losses: dict[str, float]) -> bool:
     """Whether loss and gradient are finite. In fp16 the gradient may overflow while the loss scale is still large."""
     may_overflow = losses.get("loss_scale", 0.0) >= 1
     return math.isfinite(losses["loss"]) and (may_overflow or math.isfinite(losses.get("grad_norm", 0.0)))
-
-
-def _tasks(config: Config, name: str) -> dict[str, Task]:
-    model = config.models[name]
-    return {
-        store: find("tasks", config.label_stores[store].task)().with_loss(
-            model.losses.get(store, {}), f"models.{name}.losses.{store}"
-        )
-        for store in model.tasks
-    }

@@ -1,11 +1,15 @@
-"""Counts floating-point operations an image, at full size: of config/paper.yaml's experts, and of a training step.
+"""Counts floating-point operations an image, at full size: of a configuration's experts, and of a forward pass of the
+student.
 
-    python docs/figures/operations.py
+    python docs/figures/operations.py                             # config/paper.yaml
+    python docs/figures/operations.py config/one_gpu.yaml 512 683  # for images of this height and width
 
-docs/scaling.md is computed from these. Weights are random: nothing is downloaded. A minute on one thread.
+docs/scaling.md and the head of config/one_gpu.yaml are computed from these. Weights are random: nothing is downloaded.
+A minute on one thread.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +26,25 @@ from cliptex.training.cost import forward_flops
 ROOT = Path(__file__).parent.parent.parent
 
 
-def of_an_expert(settings: dict) -> int:
-    """One image of the web's typical size, through the expert's own preprocessing."""
+def of_an_expert(settings: dict, size: tuple[int, int]) -> int:
+    """One image of this height and width, through the expert's own preprocessing."""
     expert = find("experts", settings["plugin"])(settings | {"precision": "fp32"})
     expert.load(None)
-    image = np.random.default_rng(0).integers(0, 256, (*TYPICAL_SIZE_PX, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     with FlopCounterMode(display=False) as counter:
         expert.predict([image], ["000000000"])
     return counter.get_total_flops()
 
 
-def main() -> None:
+def main(path: Path = ROOT / "config/paper.yaml", *size: str) -> None:
     """Print one JSON object: operations, two a multiply-add."""
     torch.manual_seed(0)
-    paper = yaml.safe_load((ROOT / "config/paper.yaml").read_text(encoding="utf-8"))
-    found = {name: of_an_expert(dict(settings)) for name, settings in paper["experts"].items()}
-    name, options = paper["student"]["architecture"], paper["train"]
+    config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    shape = (int(size[0]), int(size[1])) if size else TYPICAL_SIZE_PX
+    found = {name: of_an_expert(dict(given), shape) for name, given in config["experts"].items() if given}
+    name, options = config["student"]["architecture"], config["train"]
     model = open_clip.create_model(name)
-    channels = {store: find("tasks", given["task"])().channels for store, given in paper["label_stores"].items()}
+    channels = {store: find("tasks", given["task"])().channels for store, given in config["label_stores"].items()}
     heads = DenseHeads(
         open_clip.get_model_config(name)["vision_cfg"]["width"],
         channels,
@@ -52,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import defaultdict
 
 import pytest
 from pipeline import SAID, SURVIVED, Pipeline, Stage, planned, say
@@ -9,6 +10,9 @@ from test_fetch import table, tiny_voc
 from web_server import WebServer
 
 BEGAN = time.monotonic()
+TRIED: list[str] = []
+RESULTS: dict[str, list[bool]] = defaultdict(list)
+"""As `SAID` and `SURVIVED`, of all processes."""
 
 
 @pytest.fixture(scope="session")
@@ -56,21 +60,33 @@ def web(pipeline, tmp_path_factory):
         yield Pipeline(folder, stages)
 
 
-@pytest.hookimpl(hookwrapper=True)
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    outcome = yield
-    if call.when == "call" and outcome.get_result().skipped:
+    """What was tried goes with the report, which pytest-xdist sends to the process that prints the summary."""
+    report = yield
+    if call.when == "call" and report.skipped:
         say(f"{item.name}: skipped")
+    report.user_properties.append(("faults", [list(SAID), dict(SURVIVED)]))
+    SAID.clear()
+    SURVIVED.clear()
+    return report
+
+
+def pytest_runtest_logreport(report):
+    for lines, kinds in (value for name, value in report.user_properties if name == "faults"):
+        TRIED.extend(lines)
+        for kind, results in kinds.items():
+            RESULTS[kind] += results
 
 
 def pytest_terminal_summary(terminalreporter):
     """survived/total by kind of fault, and of all."""
-    if not SURVIVED:
+    if not RESULTS:
         return
     terminalreporter.section("faults survived")
-    for line in SAID:
+    for line in TRIED:
         terminalreporter.write_line(line)
-    for kind, results in sorted(SURVIVED.items()):
+    for kind, results in sorted(RESULTS.items()):
         terminalreporter.write_line(f"{sum(results):4d}/{len(results):<4d} {kind}")
-    every = [one for results in SURVIVED.values() for one in results]
+    every = [one for results in RESULTS.values() for one in results]
     terminalreporter.write_line(f"{sum(every):4d}/{len(every):<4d} survived/total, in {time.monotonic() - BEGAN:.0f} s")

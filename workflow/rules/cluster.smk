@@ -6,14 +6,19 @@ import time
 rule fetch:
     # on a machine with internet, before the run: snakemake --cores 8 fetch
     input:
-        FETCHED_SHARDS,
+        FETCHED_SHARDS if needs_pairs(CONFIG) else [],
         [
-            mark
-            for name, mark in MARKS.items()
-            if CONFIG.benchmark_source(name).source == "official"
+            MARKS[name]
+            for name in benchmarks_in_use(CONFIG)
+            if CONFIG.benchmark_source(name).source != "miniature"
         ],
-        expand("results/experts/{expert}/expert.json", expert=FETCHED),
-        FETCHED_STUDENT,
+        # of the experts that label
+        [
+            f"results/experts/{expert}/expert.json"
+            for expert in FETCHED
+            if expert in {store.expert for store in STUDY.label_stores.values()}
+        ],
+        FETCHED_STUDENT if starts_from_student(CONFIG) else [],
     localrule: True
 
 

@@ -12,6 +12,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import available_cpu_count
 
 from cliptex import versions
+from cliptex.cluster.gpu import cards, require_cards
 from cliptex.cluster.precheck import require_checked
 from cliptex.config import Config, dataset_slug
 from cliptex.core.errors import CliptexError
@@ -19,9 +20,13 @@ from cliptex.core.plugins import put_on_path
 from cliptex.core.provenance import code_sha256, require_code
 from cliptex.data.official.status import (
     benchmark_marks,
+    benchmarks_in_use,
     evaluation_only,
     is_published,
     missing_data,
+    needs_pairs,
+    starts_from_student,
+    trains_models,
 )
 from cliptex.data.shard_paths import (
     INDEX_KEYS,
@@ -46,7 +51,7 @@ from cliptex.evaluation.targets import (
 from cliptex.labels.lost import batches_to_redo
 from cliptex.report.studies import study_config, study_of
 
-# Snakemake's internals. These two functions change attributes of `workflow` that Snakemake does not document, so a new
+# Snakemake's internals. These functions change attributes of `workflow` that Snakemake does not document, so a new
 # version of Snakemake may break them; tests/test_workflow.py fails then. The rules also read `workflow.remote_exec` and
 # `workflow.is_main_process`, which are undocumented, too.
 
@@ -60,6 +65,26 @@ def limit_cores():
         workflow.register_resource(
             "_cores", min(workflow._cores, available_cpu_count())
         )
+
+
+def limit_gpus():
+    """Let local jobs share this machine's GPUs, `gpu` of each rule, and no two jobs one GPU.
+
+    Nothing on a cluster, or without a GPU. Raises CliptexError if a profile or an option asks for more than there are.
+    """
+    if workflow.nodes is not None or not workflow.is_main_process:
+        return
+    limit = workflow.global_resources.get("gpu").value
+    asked = {"--resources": limit} | {
+        f"set-resources: {rule}": resources["gpu"].value
+        for rule, resources in workflow.resource_settings.overwrite_resources.items()
+        if "gpu" in resources and not resources["gpu"].is_evaluable()
+    }
+    for option, count in asked.items():
+        if isinstance(count, int):
+            require_cards(count, f"{option}: gpu={count}")
+    if limit is None and (count := len(cards())):
+        workflow.register_resource("gpu", count)
 
 
 def inherit_profile(kind, names):
@@ -81,23 +106,24 @@ def inherit_profile(kind, names):
 try:
     # Read again, as Snakemake merges the files: its own reader accepts keys given twice and other mistakes, and does not
     # keep the lines, which an error names.
-    # the values of a protocol instead of its name, so that a changed file reruns the probes that use it
-    CONFIG = with_protocols(
-        Config.from_files(
-            workflow.overwrite_configfiles,
-            workflow.config_settings.config,
-            (
-                None
-                if workflow.config_settings.replace_workflow_config
-                else f"{workflow.basedir}/config/config.yaml"
-            ),
+    CONFIG = Config.from_files(
+        workflow.overwrite_configfiles,
+        workflow.config_settings.config,
+        (
+            None
+            if workflow.config_settings.replace_workflow_config
+            else f"{workflow.basedir}/config/config.yaml"
         ),
-        [Path(workflow.basedir) / "config" / "protocols"],
     )
+    # the user's own modules, for this process and all jobs
+    put_on_path(CONFIG.plugin_folders(workflow.basedir))
+    # the values of a protocol instead of its name, so that a changed file reruns the probes that use it
+    CONFIG = with_protocols(CONFIG, [Path(workflow.basedir) / "config" / "protocols"])
     # the configuration of a study's jobs; equal to CONFIG without a study
     STUDY = study_config(CONFIG)
     shard_paths(CONFIG)
     MARKS = benchmark_marks(CONFIG)
+    limit_gpus()
 except CliptexError as error:
     raise WorkflowError(str(error)) from None
 
@@ -139,18 +165,6 @@ if shutil.which("cliptex") is None:
 if workflow.remote_exec:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# the user's own modules, for all jobs
-if CONFIG.plugins:
-    folders = [
-        str(
-            Path(
-                folder if exists(folder) else Path(workflow.basedir) / folder
-            ).resolve()
-        )
-        for folder in CONFIG.plugins
-    ]
-    put_on_path(folders)
-
 if workflow.is_main_process:
     try:
         require_checked(CONFIG)
@@ -161,7 +175,8 @@ if workflow.is_main_process:
 
 MODELS = list(CONFIG.models)
 INTERPOLATED = [name for name, model in STUDY.models.items() if model.interpolate]
-TRAINED = [name for name in STUDY.models if name not in INTERPOLATED]
+TRAINED = [name for name, model in STUDY.models.items() if model.is_trained]
+UNTRAINED = [name for name in STUDY.models if name not in (*TRAINED, *INTERPOLATED)]
 COMPARED = CONFIG.probes.models or MODELS
 PROBED = [*CONFIG.probes.baselines, *COMPARED]
 # models of one probing job
@@ -203,11 +218,11 @@ NONE = r"(?!)"
 wildcard_constraints:
     shard=r"\d+",
     part="train|val",
-    benchmark="|".join(MARKS),
-    expert="|".join(STUDY.experts),
-    store="|".join(STUDY.label_stores),
+    benchmark="|".join(MARKS) or NONE,
+    expert="|".join(STUDY.experts) or NONE,
+    store="|".join(STUDY.label_stores) or NONE,
     batch=r"\d\d\d+",
-    model="|".join(STUDY.models),
+    model="|".join(STUDY.models) or NONE,
     seed=r"\d+",
 
 
@@ -224,12 +239,21 @@ def lineage(model):
     return list(models)
 
 
-def subset(*keys, of=CONFIG):
+def is_copy(wildcards):
+    """Whether a model without training steps is the same as that of the first seed."""
+    return STUDY.is_seedless(wildcards.model) and int(wildcards.seed) != CONFIG.seeds[0]
+
+
+def subset(*keys, of=CONFIG, naming=""):
     """A param: JSON of the configuration keys that a job uses, with the wildcards in them filled in.
+
+    naming: the benchmark that a job reads, where none of the keys names it.
 
     A function, since Snakemake would take braces in a plain string for wildcards.
     """
-    return lambda wildcards: of.subset(*(key.format(**wildcards) for key in keys))
+    return lambda wildcards: of.subset(
+        *(key.format(**wildcards) for key in keys), naming=naming.format(**wildcards)
+    )
 
 
 def unrecorded(value):
@@ -264,6 +288,8 @@ def own_tars(batch):
 
 def encoders(models, seed):
     """Weights that the probes of models and baselines need; an untrained one has the shape of the first model."""
+    if not MODELS:
+        raise WorkflowError("models: there are none to evaluate; add at least one")
     return sorted(
         {weights(model if model in MODELS else MODELS[0], seed) for model in models}
     )

@@ -104,7 +104,7 @@ rule zeroshot:
         runtime="4h",
         gpu=1,
     params:
-        config=CONFIG.subset(
+        config=subset(
             "zeroshot.templates",
             "zeroshot.published",
             "probes.save_predictions",
@@ -112,6 +112,7 @@ rule zeroshot:
             "probes.baselines",
             "seeds",
             "models",
+            naming="{benchmark}",
         ),
         version=versions.ZEROSHOT,
     shell:

@@ -111,6 +111,7 @@ for benchmark in STUDY_SECTION.zeroshot if STUDY_SECTION else []:
                 "probes.baselines",
                 "seeds",
                 of=STUDY,
+                naming=benchmark,
             ),
             benchmark=benchmark,
             out=f"results/studies/{STUDY_SECTION.name}/zeroshot/{benchmark}.json",

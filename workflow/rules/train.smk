@@ -1,6 +1,7 @@
 # Training of CLIP models. Checkpoints are not declared as outputs, since Snakemake deletes outputs before a retry.
+# Models without training steps are exported without any pairs; those that no seed changes once, and copied.
 
-VALIDATED = CONFIG.train.watch.zero_shot
+VALIDATED = CONFIG.train.watch.zero_shot if trains_models(CONFIG) else None
 
 
 rule train:
@@ -33,7 +34,7 @@ rule train:
     benchmark:
         "results/timings/train/{model}-seed{seed}.tsv"
     wildcard_constraints:
-        model="|".join(TRAINED),
+        model="|".join(TRAINED) or NONE,
     # most other jobs wait for these
     priority: 100
     conda:
@@ -60,6 +61,61 @@ rule train:
     shell:
         "cliptex --log {log} --threads {threads} train --model {wildcards.model} --seed {wildcards.seed}"
         " --nodes {resources.nodes} --gpus {resources.gpu} --config {params.config:q}"
+
+
+rule export_untrained:
+    input:
+        lambda wildcards: (
+            weights(wildcards.model, CONFIG.seeds[0])
+            if is_copy(wildcards)
+            else (
+                weights(STUDY.models[wildcards.model].init, wildcards.seed)
+                if STUDY.models[wildcards.model].init
+                else FETCHED_STUDENT
+            )
+        ),
+    output:
+        weights="results/models/{model}/seed{seed}/open_clip_model.safetensors",
+        config="results/models/{model}/seed{seed}/open_clip_config.json",
+        heads="results/models/{model}/seed{seed}/heads.safetensors",
+        metrics="results/models/{model}/seed{seed}/metrics.jsonl",
+        record=report(
+            "results/models/{model}/seed{seed}/train.json",
+            caption="../report/training.rst",
+            category="Training",
+            labels={"model": "{model}", "seed": "{seed}"},
+        ),
+    log:
+        "logs/export_untrained/{model}/seed{seed}.log",
+    benchmark:
+        "results/timings/export_untrained/{model}-seed{seed}.tsv"
+    wildcard_constraints:
+        model="|".join(UNTRAINED) or NONE,
+    priority: 100
+    conda:
+        "../../envs/cliptex.yaml"
+    resources:
+        mem="8GB",
+        runtime="1h",
+    params:
+        config=lambda wildcards: STUDY.subset(
+            "dataset.source",
+            "student",
+            *(f"models.{model}" for model in lineage(wildcards.model)),
+            # of its heads
+            *(["train"] if STUDY.models[wildcards.model].tasks else []),
+            *(
+                f"label_stores.{store}"
+                for store in STUDY.models[wildcards.model].tasks
+            ),
+        ),
+        copied=lambda wildcards: (
+            f"--same-as-seed {CONFIG.seeds[0]}" if is_copy(wildcards) else ""
+        ),
+        version=versions.TRAIN,
+    shell:
+        "cliptex --log {log} --threads {threads} train --model {wildcards.model} --seed {wildcards.seed}"
+        " {params.copied} --config {params.config:q}"
 
 
 rule fetch_student:

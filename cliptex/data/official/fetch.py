@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cliptex import versions
-from cliptex.benchmarks.reading import SOURCES
+from cliptex.benchmarks.reading import MARKS
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
@@ -28,7 +28,7 @@ from cliptex.data.official.unpack import unpack
 from cliptex.data.web import check_digest, fetch_file
 
 log = logging.getLogger("cliptex")
-RESERVED = (RECEIPTS, SEAL, *(f"{source}.json" for source in SOURCES))
+RESERVED = (RECEIPTS, SEAL, *(f"{name}.json" for name in MARKS))
 DOWNLOAD = "download"
 NUM_CHECKED = 16
 """Number of samples of each part that are read as a check."""
@@ -43,7 +43,7 @@ def fetch(config: Config, name: str, benchmark_dir: Path, evaluation: bool | Non
     from filelock import FileLock
 
     source = config.benchmark_source(name)
-    if source.source != "official":
+    if source.source == "miniature":
         problem = f"{name}'s data are rendered in this configuration"
         raise CliptexError(f"benchmark_data: {problem}; set benchmark_data.source: official")
     variant = chosen_variant(config, name)
@@ -61,10 +61,11 @@ def fetch(config: Config, name: str, benchmark_dir: Path, evaluation: bool | Non
     (benchmark_dir / RECEIPTS).mkdir(parents=True, exist_ok=True)
     with FileLock(benchmark_dir / RECEIPTS / "lock"):
         if rows:
-            records = [_install(row, benchmark_dir, name, source.path, keep) for row in needed]
+            install = _install_subset if source.source == "subset" else _install
+            records = [install(row, benchmark_dir, name, source.path, keep) for row in needed]
         else:
             records = [_link_all(benchmark_dir, name, source.path)]
-        mark: dict[str, Any] = {"schema_version": 1, "source": "official", "benchmark": name, "variant": variant}
+        mark: dict[str, Any] = {"schema_version": 1, "source": source.source, "benchmark": name, "variant": variant}
         mark |= {"evaluation_only": True} if needed != rows else {}
         mark |= find("benchmarks", name)(benchmark_dir, mark).prepare()
         mark["counts"] = _check(find("benchmarks", name)(benchmark_dir, mark))
@@ -119,6 +120,24 @@ def _install(archive: Archive, benchmark_dir: Path, name: str, path: str | None,
         record |= _unpack(archive, benchmark_dir, location, key)
     write_json(receipt(benchmark_dir, archive), record)
     _clean(archive, benchmark_dir, record, keep)
+    return record
+
+
+def _install_subset(archive: Archive, benchmark_dir: Path, name: str, path: str, keep: bool) -> dict[str, Any] | None:
+    """Install the user's own files in place of what is in one archive, which has all images. Returns their record."""
+    location = locate(archive, benchmark_dir, path)
+    if location.how == "superfluous":
+        return None
+    if location.how == "done":
+        return read_checked(receipt(benchmark_dir, archive), {"from": str})
+    if location.how != "tree":
+        contents = " or ".join(", ".join(names) for names in archive.alternatives)
+        problem = f"contains no {contents}, which a subset needs in the official layout, unpacked"
+        raise CliptexError(f"{Path(path).absolute()}: {problem} (benchmark_data.benchmarks.{name}.path)")
+    _link(benchmark_dir, location)
+    record = {"file": archive.file, "terms": archive.terms, "url": None, "from": str(location.path.absolute())}
+    record |= {"unpacked_by": "the user", "digest": None}
+    write_json(receipt(benchmark_dir, archive), record)
     return record
 
 

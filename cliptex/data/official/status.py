@@ -11,7 +11,8 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_checked
 from cliptex.core.plugins import find
-from cliptex.data.official.archives import archives, locate
+from cliptex.data.official.archives import ArchiveLocation, archives, locate
+from cliptex.data.shard_paths import is_remote, shard_sources
 
 
 def chosen_variant(config: Config, name: str) -> str | None:
@@ -24,11 +25,24 @@ def chosen_variant(config: Config, name: str) -> str | None:
     return variant or next(iter(variants), None)
 
 
+def trains_models(config: Config) -> bool:
+    """Whether any model, also of a study, is trained on pairs."""
+    models = [*config.models.values(), *(config.study.models.values() if config.study else ())]
+    return any(model.is_trained for model in models)
+
+
+def needs_pairs(config: Config) -> bool:
+    """Whether the image-caption pairs are needed: to train a model, or to label them."""
+    stores = [*config.label_stores, *(config.study.label_stores if config.study else ())]
+    return bool(stores) or trains_models(config)
+
+
 def benchmarks_in_use(config: Config) -> list[str]:
-    """The benchmarks on which this configuration evaluates models."""
+    """The benchmarks on which this configuration evaluates models, and validates their training."""
     names = [*config.probes.benchmarks, *config.zeroshot.benchmarks, *config.finetune.benchmarks]
     names += [captions.benchmark for captions in config.zeroshot.retrieval.values() if captions]
-    return list(dict.fromkeys(name for name in (*names, config.train.watch.zero_shot) if name))
+    validated = config.train.watch.zero_shot if trains_models(config) else None
+    return list(dict.fromkeys(name for name in (*names, validated) if name))
 
 
 def evaluation_only(config: Config, name: str) -> bool:
@@ -48,8 +62,20 @@ def benchmark_marks(config: Config) -> dict[str, str]:
     out = {}
     for name in (*benchmarks_in_use(config), *config.miniature.benchmarks, *config.benchmark_data.benchmarks):
         chosen_variant(config, name)
+        _require_same_source(name, config.benchmark_source(name).source)
         out[name] = str(paths.benchmark_mark(name, config.benchmark_source(name).source))
     return out
+
+
+def _require_same_source(name: str, source: str) -> None:
+    """Raise CliptexError if the data there are a subset and the configuration has official ones, or the reverse."""
+    mark = paths.benchmark_mark(name, source)
+    if "miniature" in (source, mark.stem) or not mark.exists():
+        return
+    there = read_checked(mark, dict).get("source")
+    if there != source and "subset" in (there, source):
+        remedy = f"move {mark.parent} away, or use another directory (snakemake --directory)"
+        raise CliptexError(f"{mark}: has source {there!r}, the configuration {source!r}; {remedy}")
 
 
 def official_files(config: Config) -> dict[str, list[dict[str, Any]]]:
@@ -58,13 +84,16 @@ def official_files(config: Config) -> dict[str, list[dict[str, Any]]]:
     out = {}
     for name in benchmarks_in_use(config):
         source = config.benchmark_source(name)
-        if source.source != "official" or paths.benchmark_mark(name, "official").exists():
+        if source.source == "miniature" or paths.benchmark_mark(name, "official").exists():
             continue
         benchmark_dir = paths.benchmark(name)
         rows = archives(name, chosen_variant(config, name), config.benchmark_data.archives)
         if evaluation_only(config, name):
             rows = [row for row in rows if row.part != "train"]
         locations = [(row, locate(row, benchmark_dir, source.path)) for row in rows]
+        if source.source == "subset":  # nothing of all images is used in place of what the user's folder lacks
+            usable = ("done", "superfluous", "tree")
+            locations = [(row, at if at.how in usable else ArchiveLocation("missing")) for row, at in locations]
         out[name] = [
             {"file": row.file, "how": location.how, "bytes": row.bytes, "gives": row.gives, "terms": row.terms}
             for row, location in locations
@@ -77,19 +106,51 @@ def official_files(config: Config) -> dict[str, list[dict[str, Any]]]:
 
 
 def missing_data(config: Config) -> list[str]:
-    """One line per missing URL list, and per benchmark of which the user must download archives manually."""
-    lists = config.dataset.urls.files if config.dataset.source == "urls" and config.dataset.urls else []
+    """One line per missing URL list, for missing tars, and per benchmark with archives to download manually."""
+    is_list = config.dataset.source == "urls" and config.dataset.urls is not None and needs_pairs(config)
+    lists = config.dataset.urls.files if is_list else []
     problem = "does not exist; the download needs this URL list (dataset.urls.files, docs/data.md)"
     lines = [f"{name}: {problem}" for name in lists if not Path(name).exists()]
+    lines += _missing_tars(config)
     for name, files in official_files(config).items():
         manual = [file["file"] for file in files if file["how"] == "missing"]
         key, path = f"benchmark_data.benchmarks.{name}.path", config.benchmark_source(name).path
         if path and not Path(path).is_dir():
             lines.append(f"{key}: {path} is not a folder")
+        elif manual and config.benchmark_source(name).source == "subset":
+            gives = ", ".join(file["gives"] for file in files if file["how"] == "missing")
+            lines.append(f"{key}: {path} has no {gives}, which a subset needs in the official layout, unpacked")
         elif manual:
             remedy = f"put the archives, or their unpacked contents, into a folder and set {key} to it (docs/data.md)"
             lines.append(f"{name}: download {', '.join(manual)} manually; {remedy}")
     return lines
+
+
+def _missing_tars(config: Config) -> list[str]:
+    """A line for the user's own tars that are not there, before they are indexed."""
+    if config.dataset.source != "webdataset" or not needs_pairs(config) or paths.SHARD_INDEX.exists():
+        return []
+    tars = [tar for tar in shard_sources(config) if not is_remote(tar) and not Path(tar).exists()]
+    more = f" and {len(tars) - 1} more" if len(tars) > 1 else ""
+    return [f"{tars[0]}{more}: does not exist; correct dataset.shards, or put it in place"] if tars else []
+
+
+def weights_to_fetch(config: Config) -> list[str]:
+    """The experts of label stores, and `student`, whose published weights are to be downloaded first."""
+    fetched = []
+    for name in dict.fromkeys(store.expert for store in config.label_stores.values()):
+        is_there = (paths.expert(name) / "expert.json").exists()
+        if config.experts[name].weights in ("url", "hub") and not is_there:
+            fetched.append(name)
+    if is_published(config.student) and starts_from_student(config) and not paths.STUDENT.exists():
+        fetched.append("student")
+    return fetched
+
+
+def starts_from_student(config: Config) -> bool:
+    """Whether any model starts from `student`."""
+    models = [*config.models.values(), *(config.study.models.values() if config.study else ())]
+    return any(not model.sources() for model in models)
 
 
 def is_published(student: Student) -> bool:

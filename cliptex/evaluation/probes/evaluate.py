@@ -12,6 +12,7 @@ import numpy as np
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.reading import source
 from cliptex.core.errors import CliptexError, working_on
+from cliptex.core.files import sha256_file
 from cliptex.core.provenance import provenance
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.per_image import check, num_images, write_evaluation, write_per_image
@@ -104,6 +105,8 @@ def evaluate_head(
     path = folder / f"{head}.json"
     if thumbnails:
         write_per_image(thumbnails_path(path), evaluated.ids, thumbnails)
+        for row in rows:
+            row.thumbnails_sha256 = sha256_file(thumbnails_path(path))
     images = _images(run.kept, evaluated, protocol.section(tasks[0]))
     write_evaluation(path, result, evaluated.ids, per_image, images, predictions)
 

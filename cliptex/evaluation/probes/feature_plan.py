@@ -56,7 +56,9 @@ def _counts(config: Config, benchmark: str, max_train: int | None, max_eval: int
         split = config.miniature.benchmarks.get(benchmark)
         counts = {} if split is None else {"train": split.train, "eval": split.val}
     else:
-        metadata = {"source": "official", "variant": data.variant}
+        if data.source == "subset":
+            return None
+        metadata = {"source": data.source, "variant": data.variant}
         counts = dict(find("benchmarks", benchmark)(paths.benchmark(benchmark), metadata).official_counts)
     limits = {"train": max_train, "eval": max_eval}
     if not counts:

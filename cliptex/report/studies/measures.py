@@ -84,7 +84,7 @@ class StudyMeasure:
     def title(self) -> str:
         """`mIoU on Pascal VOC (linear)`."""
         head = "" if self.head == "zero_shot" else f" ({names.head(self.head)})"
-        return f"{self.metric_title} on {names.benchmark(self.benchmark)}{head}"
+        return f"{self.metric_title} on {names.benchmark(self.benchmark, self.source)}{head}"
 
 
 @dataclass(frozen=True)

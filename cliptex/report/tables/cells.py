@@ -116,7 +116,10 @@ def probe_groups(
     rows = {
         name: [row(scores, gain) for gain in gains if gain.benchmark == name] for name, scores in benchmarks.items()
     }
-    return [Group(rows[name], names.benchmark(name), image_counts(scores)) for name, scores in benchmarks.items()]
+    return [
+        Group(rows[name], names.benchmark(name, scores.source), image_counts(scores))
+        for name, scores in benchmarks.items()
+    ]
 
 
 # ---- how a result was measured
@@ -141,8 +144,9 @@ def protocol_cells(results: Results, scores: Scores, task: str, head: str, metri
 
 def image_counts(scores: Scores) -> str:
     """Source of the data and numbers of images, in words."""
-    parts = ["rendered stand-in"] if scores.source == "miniature" else []
-    if scores.variant and scores.source == "official":
+    described = {"miniature": ["rendered stand-in"], "subset": ["a subset of the official images"]}
+    parts = list(described.get(scores.source, []))
+    if scores.variant and scores.source != "miniature":
         parts.append(f"variant {scores.variant}")
     evaluated = f"evaluated on {count(scores.num_eval)}"
     if scores.num_train:
@@ -158,9 +162,11 @@ def fine_notes(results: Results, benchmarks: Iterable[Scores]) -> list[str]:
     notes = []
     for scores in benchmarks:
         protocols = [f"{tasks}: {protocol}" for protocol, tasks in _protocols(scores).items()]
-        notes.append(f"{names.benchmark(scores.benchmark)}: {'. '.join([image_counts(scores), *protocols])}.")
+        benchmark = names.benchmark(scores.benchmark, scores.source)
+        notes.append(f"{benchmark}: {'. '.join([image_counts(scores), *protocols])}.")
     config = results.config
-    notes.append(f"Encoders were trained on {_training_set(results)}.")
+    if results.shards["num_samples"]:
+        notes.append(f"Encoders were trained on {_training_set(results)}.")
     for name, model in config.models.items():
         if model.tasks:
             stores = [f"{store} by {names.head(config.label_stores[store].expert)}" for store in model.tasks]

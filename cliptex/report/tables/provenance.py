@@ -54,7 +54,7 @@ def provenance_table(results: Results) -> Table:
     """The code and configuration that made each result."""
     kinds = {"probe": "Probes", "finetuned": "Fine-tuning", "zeroshot": "Zero-shot"}
     rows = [
-        _provenance_row(f"{kinds[kind]}, {names.benchmark(scores.benchmark)}", scores.provenance)
+        _provenance_row(f"{kinds[kind]}, {names.benchmark(scores.benchmark, scores.source)}", scores.provenance)
         for kind, scores in results.all_scores
     ]
     rows += [

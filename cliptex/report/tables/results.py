@@ -189,7 +189,7 @@ def zeroshot_table(results: Results, zeroshot: Sequence[ZeroShot]) -> Table | No
             for metric in scores.metric_names(task, head)
         ]
         classes = f", {len(scores.class_names)} classes" if scores.class_names else ""
-        groups.append(Group(rows, names.benchmark(name), image_counts(scores) + classes))
+        groups.append(Group(rows, names.benchmark(name, scores.source), image_counts(scores) + classes))
     notes = [
         "Last column, for the first metric of each task: difference of the means in points, its "
         f"{LEVEL:.0f} % interval over {resampled_over(results.config.seeds)} (paired bootstrap), and whether zero-shot "
@@ -246,7 +246,7 @@ def metrics_table(results: Results, scores: Scores, models: Sequence[str]) -> Ta
     ]
     return Table(
         f"{'probes' if scores.frozen else 'finetuned'}_{scores.benchmark}",
-        f"{names.benchmark(scores.benchmark)}{'' if scores.frozen else ', fine-tuned'}, all metrics",
+        f"{names.benchmark(scores.benchmark, scores.source)}{'' if scores.frozen else ', fine-tuned'}, all metrics",
         [task_column(), *model_columns(models), *value_columns(models)],
         [Group(rows)],
         fine=fine_notes(results, [scores]),
