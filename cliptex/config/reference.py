@@ -9,7 +9,8 @@ HEAD = """# Configuration
 
 `config.yaml` is the default run, the miniature. Snakemake lays other files over it, `--configfile FILE FILE`, and
 values over those, `--config 'train={batch_size: 64}'`. The commands of `cliptex` do the same with `--config FILE`
-and `--config key=value`, each of which may be given several times: `cliptex plan --config mine.yaml` plans the run of `snakemake --configfile mine.yaml`.
+and `--config key=value`, each of which may be given several times: `cliptex plan --config mine.yaml` plans the run of
+`snakemake --configfile mine.yaml`.
 Where there is no `config/config.yaml`, they use the one of the installed package.
 
 Mappings are merged, key by key; lists and other values are replaced. Two words change this:

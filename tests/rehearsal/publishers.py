@@ -145,7 +145,7 @@ def write_archives(folder: Path) -> dict[str, dict[str, Path]]:
     for tree in trees.values():
         tree.mkdir(parents=True)
     write_voc(trees["voc"], TRAIN, EVAL, sbd=SBD, height=375, width=500)
-    write_ade20k(trees["ade20k"], TRAIN, EVAL, height=512, width=683)
+    write_ade20k(trees["ade20k"], TRAIN, EVAL, height=256, width=341)
     write_coco(trees["coco"], TRAIN, EVAL, **VGA)
     write_nyuv2(trees["nyuv2"], TRAIN, EVAL, **VGA, variant="ladicky", rooms=True, noise=0.02)
     write_imagenet(trees["imagenet"], 2 * TRAIN, 2 * EVAL, odd=True, height=375, width=500)

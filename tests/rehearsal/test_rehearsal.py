@@ -15,6 +15,7 @@ numbers in the published files' forms. What is smaller than in reality:
 | steps and batch of probes' heads | 20,000 to 90,000, 16 or 64 | 2,000, 4,000, 16 | 1 or 2, 1 or 2 |
 | views of a training image, proposals, regions | 4, 1000, 512 | 2 | 1, 100, 64 |
 | images of a split | 654 to 1,803,460 | the same | 2 to 6 |
+| ADE20K's images, shorter side | 512 px | the same | 256 px |
 | classes of ImageNet, Places365 | 1000, 365 | 365 | 3 |
 | prompts of zero-shot | 80 a class | the same | the same |
 | published accuracy of the CLIP | compared | not compared | not compared: the weights are random |
@@ -22,7 +23,7 @@ numbers in the published files' forms. What is smaller than in reality:
 | weights | trained | trained | random |
 
 The official numbers of images would refuse such archives: in the processes of a rehearsal, and by nothing else, they
-are replaced (`counts/sitecustomize.py`). Their names of three classes of ImageNet are put next to the data.
+are replaced (`counts/sitecustomize.py`). The names of three classes of ImageNet are put next to the data.
 """
 
 import json
