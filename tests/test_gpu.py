@@ -64,6 +64,8 @@ def test_a_divided_gpu_is_its_parts(machine, tmp_path):
     lines = [f"GPU 0: NVIDIA A100 (UUID: {machine[0]})", part.format(0, "a-0"), part.format(1, "b-1")]
     write_list(tmp_path / "bin", [*lines, f"GPU 1: NVIDIA A100 (UUID: {machine[1]})"])
     assert gpu.cards() == ["MIG-a-0", "MIG-b-1", machine[1]]
+    with pytest.raises(CliptexError, match="--gpus 2: CUDA lets a process use only one MIG device"):
+        gpu.take(2)
 
 
 def test_without_nvidia_smi_the_driver_is_asked(tmp_path, monkeypatch):
@@ -74,6 +76,9 @@ def test_without_nvidia_smi_the_driver_is_asked(tmp_path, monkeypatch):
     (tmp_path / "0000:3b:00.0").mkdir()
     text = "Model: \t\t NVIDIA A100\nIRQ:   \t\t 150\nGPU UUID: \t GPU-0a1b-2c\nVideo BIOS: \t 92.00\n"
     (tmp_path / "0000:3b:00.0/information").write_text(text)
+    assert gpu.cards() == ["GPU-0a1b-2c"]
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
     assert gpu.cards() == ["GPU-0a1b-2c"]
 
 
@@ -123,18 +128,41 @@ def test_more_than_there_are_is_one_line(machine):
     assert result.stderr.splitlines()[-1].endswith("--gpus 3: this machine has 2 GPUs; ask for at most 2")
 
 
-@pytest.mark.parametrize("option", [["--set-resources", "train:gpu=3"], ["--resources", "gpu=3"]])
-def test_snakemake_starts_nothing_if_more_are_asked_than_there_are(machine, tmp_path, option):
-    command = [SNAKEMAKE, "--directory", tmp_path, "--cores", "4", *option, "--", "all"]
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--set-resources", "train:gpu=3"], "gpu=3: this machine has 2 GPUs; ask for at most 2"),
+        (["--resources", "gpu=3"], "gpu=3: this machine has 2 GPUs; ask for at most 2"),
+        (
+            ["--resources", "gpu=1", "--set-resources", "train:gpu=2"],
+            "train: gpu=2: more than --resources gpu=1 allows",
+        ),
+    ],
+)
+def test_snakemake_starts_nothing_if_more_are_asked_than_there_are(machine, tmp_path, options, sentence):
+    command = [SNAKEMAKE, "--directory", tmp_path, "--cores", "4", *options, "--", "all"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 1
-    assert "gpu=3: this machine has 2 GPUs; ask for at most 2" in result.stderr
+    assert sentence in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_profile_of_a_workstation_is_planned(machine, tmp_path):
+    command = [SNAKEMAKE, "--workflow-profile", ROOT / "workflow/profiles/workstation", "--cores", "32", "--dry-run"]
+    result = subprocess.run(
+        [*map(str, command), "--directory", str(tmp_path), "results/models/clip/seed0/train.json"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert result.returncode == 0, result.stderr
+    training = result.stdout[result.stdout.index("rule train:") :]
+    assert "gpu=1" in training.partition("resources: ")[2].partition("\n")[0]
 
 
 WORKFLOW = """
 import sys
-from cliptex.cluster.gpu import cards, require_cards
+from cliptex.cluster.gpu import cards, require_cards, require_whole_gpus
 {limit}
 limit_gpus()
 sys.stderr.write(f"limit: gpu={{workflow.global_resources.get('gpu').value}}\\n")

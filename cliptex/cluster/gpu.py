@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from cliptex.core.errors import CliptexError
@@ -21,7 +22,7 @@ log = logging.getLogger("cliptex")
 DRIVERS = {"/dev/nvidiactl": "CUDA", "/dev/kfd": "ROCm"}
 """Device file of each loaded driver, and the PyTorch build for it."""
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
-"""The driver's own list, for containers without nvidia-smi."""
+"""The driver's own list, for containers without an nvidia-smi that works."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 WAIT_S = 1.0
 """Mean time between two looks for a free GPU."""
@@ -112,13 +113,12 @@ def cards() -> list[str]:
 
 def _listed() -> dict[str, list[str]]:
     """The UUID of each GPU in the driver's order, with the UUIDs of its MIG devices, or its own."""
+    found: list[str] = []
     if shutil.which("nvidia-smi"):
-        try:
+        with suppress(OSError, subprocess.TimeoutExpired):
             process = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
-        except (OSError, subprocess.TimeoutExpired):
-            return {}
-        found = re.findall(r"UUID: ((?:GPU|MIG)-[\w/-]+)", process.stdout) if process.returncode == 0 else []
-    else:
+            found = re.findall(r"UUID: ((?:GPU|MIG)-[\w/-]+)", process.stdout) if process.returncode == 0 else []
+    if not found:
         texts = [path.read_text(encoding="utf-8") for path in sorted(NVIDIA_GPUS.glob("*/information"))]
         found = [name for text in texts for name in re.findall(r"GPU UUID:\s*(GPU-[\w-]+)", text)]
     gpus: dict[str, list[str]] = {}
@@ -147,6 +147,15 @@ def require_cards(count: int, asked: str) -> None:
         raise CliptexError(f"{asked}: this machine has {gpus}{limit}; ask for at most {found}")
 
 
+def require_whole_gpus(count: int, asked: str) -> None:
+    """Raise CliptexError if one training would get several MIG devices: CUDA shows a process only the first.
+
+    Source: NVIDIA's Multi-Instance GPU user guide, "CUDA Device Enumeration".
+    """
+    if count > 1 and any(name.startswith("MIG-") for name in cards()):
+        raise CliptexError(f"{asked}: CUDA lets a process use only one MIG device; ask for 1, or turn MIG off")
+
+
 def take(count: int) -> list[socket.socket]:
     """Take `count` free GPUs, 0: all, wait until they are free, and set CUDA_VISIBLE_DEVICES to them.
 
@@ -161,6 +170,7 @@ def take(count: int) -> list[socket.socket]:
         return []
     require_cards(count, f"--gpus {count}")
     count = count or len(available)
+    require_whole_gpus(count, f"--gpus {count}")
     is_waiting = False
     while len(held := _lock(available, count)) < count:
         # all or none: two commands that each keep a part would wait for each other for ever

@@ -12,7 +12,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import available_cpu_count
 
 from cliptex import versions
-from cliptex.cluster.gpu import cards, require_cards
+from cliptex.cluster.gpu import cards, require_cards, require_whole_gpus
 from cliptex.cluster.precheck import require_checked
 from cliptex.config import Config, dataset_slug
 from cliptex.core.errors import CliptexError
@@ -83,6 +83,13 @@ def limit_gpus():
     for option, count in asked.items():
         if isinstance(count, int):
             require_cards(count, f"{option}: gpu={count}")
+            if option != "--resources":
+                require_whole_gpus(count, f"{option}: gpu={count}")
+            if isinstance(limit, int) and count > limit:
+                # Snakemake would give the job fewer without a word
+                raise CliptexError(
+                    f"{option}: gpu={count}: more than --resources gpu={limit} allows; change one of them"
+                )
     if limit is None and (count := len(cards())):
         workflow.register_resource("gpu", count)
 
