@@ -53,8 +53,6 @@ NOT_RUN = {
     "cliptex fetch": "downloads",
     "cliptex doctor --profile": "asks the scheduler; tests/slurm",
     "cliptex --directory": "for a run elsewhere; test_cli",
-    "cliptex labels inspect --config config/one_gpu.yaml": "of another run",
-    "cliptex plan --no-measure --config config/one_gpu.yaml": "lies on another default here; test_one_gpu",
     "cliptex train": "on several GPUs or nodes; tests/slurm",
     "import pyarrow.parquet as pq\nfrom pycocotools": "of an expert that keeps its instances; test_experts",
     "# roofs.py": "below",

@@ -58,24 +58,31 @@ def evaluation_only(config: Config, name: str) -> bool:
 
 
 def benchmark_marks(config: Config) -> dict[str, str]:
-    """Benchmark -> the file that marks its data as complete. Raises CliptexError for an unknown variant."""
-    out = {}
-    for name in (*benchmarks_in_use(config), *config.miniature.benchmarks, *config.benchmark_data.benchmarks):
+    """Benchmark -> the file that marks its data as complete. Raises CliptexError for an unknown variant, and if the
+    folder of a benchmark in use has data of another source."""
+    out, in_use = {}, benchmarks_in_use(config)
+    for name in (*in_use, *config.miniature.benchmarks, *config.benchmark_data.benchmarks):
         chosen_variant(config, name)
-        _require_same_source(name, config.benchmark_source(name).source)
-        out[name] = str(paths.benchmark_mark(name, config.benchmark_source(name).source))
+        source = config.benchmark_source(name).source
+        if name in in_use:
+            _require_same_source(name, source)
+        out[name] = str(paths.benchmark_mark(name, source))
     return out
 
 
 def _require_same_source(name: str, source: str) -> None:
-    """Raise CliptexError if the data there are a subset and the configuration has official ones, or the reverse."""
-    mark = paths.benchmark_mark(name, source)
-    if "miniature" in (source, mark.stem) or not mark.exists():
+    """Raise CliptexError if the data there are rendered, a subset or official, and the configuration has others."""
+    rendered, mark = paths.benchmark_mark(name, "miniature"), paths.benchmark_mark(name, "official")
+    if source != "miniature" and rendered.exists():
+        mark, there = rendered, "miniature"
+    elif mark.exists():
+        there = read_checked(mark, dict).get("source")
+        if there == source or ("subset" not in (there, source) and source != "miniature"):
+            return
+    else:
         return
-    there = read_checked(mark, dict).get("source")
-    if there != source and "subset" in (there, source):
-        remedy = f"move {mark.parent} away, or use another directory (snakemake --directory)"
-        raise CliptexError(f"{mark}: has source {there!r}, the configuration {source!r}; {remedy}")
+    remedy = "use another directory (snakemake --directory), or move this one away"
+    raise CliptexError(f"{mark}: has source {there!r}, the configuration {source!r}; {remedy}")
 
 
 def official_files(config: Config) -> dict[str, list[dict[str, Any]]]:
