@@ -298,7 +298,10 @@ def test_a_users_subset_needs_no_official_number_or_digest(tmp_path, monkeypatch
     data = find("benchmarks", name)(root)
     assert len(data.samples("eval")) == EVAL and data.expected("eval") is None
     assert benchmark_marks(config)[name] == str(paths.benchmark_mark(name, "subset"))
-    with pytest.raises(CliptexError, match=r"has source 'subset', the configuration 'official'; move resources"):
+    with pytest.raises(CliptexError, match=r"has source 'subset', the configuration 'official'; use another"):
+        benchmark_marks(settings(name, path=tree))
+    paths.benchmark_mark(name, "miniature").write_text("{}")
+    with pytest.raises(CliptexError, match=rf"source 'miniature', .* 'official'; .* or move resources/{name} away"):
         benchmark_marks(settings(name, path=tree))
 
 

@@ -81,7 +81,7 @@ def _require_same_source(name: str, source: str) -> None:
             return
     else:
         return
-    remedy = "use another directory (snakemake --directory), or move this one away"
+    remedy = f"use another directory (snakemake --directory), or move {mark.parent} away"
     raise CliptexError(f"{mark}: has source {there!r}, the configuration {source!r}; {remedy}")
 
 
