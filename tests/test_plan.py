@@ -154,6 +154,7 @@ def test_the_plan_prints_the_jobs_of_the_run(tmp_path, monkeypatch, capsys):
     """As `cliptex plan` is called, with files and values, before and after the list is there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(common, "started_in", tmp_path)
+    (tmp_path / "config").symlink_to(ROOT / "config")  # as in a clone
     urls = {"files": ["list.tsv"], "rows": 20_000}
     over = {"dataset": {"source": "urls", "urls": urls}, "train": {"held_out": 32}}
     over["models"] = {"clip": None, "clip_ft": {"init": None, "steps": None, "epochs": 1.5}, "cliptex": None}
