@@ -22,7 +22,7 @@ from cliptex.evaluation.per_image import read_per_image, write_per_image
 from cliptex.report import html, records
 from cliptex.report.found_studies import found_studies
 from cliptex.report.gather import FinishedRun, gather
-from cliptex.report.integrity import _check_sources, check
+from cliptex.report.integrity import _check_sources, check, check_thumbnails
 from cliptex.report.page import Parts, make_parts
 from cliptex.report.table import FORMULA, Cell, Column, Group, Table
 from cliptex.report.tables.data import dropped_table, experts_table, labels_table
@@ -461,6 +461,16 @@ def test_text_of_data_is_text_in_every_format(text):
     for out in (table.csv(), markdown, page):
         assert not CONTROLS.search(out)
         out.encode()
+
+
+def test_thumbnails_of_other_results_are_refused(tmp_path):
+    path = tmp_path / "linear.thumbnails.npz"
+    path.write_bytes(b"images")
+    row = SimpleNamespace(model="cliptex", seed=0, thumbnails_sha256=sha256_file(path))
+    check_thumbnails(TABLE, path, row)
+    path.write_bytes(b"others")
+    with pytest.raises(CliptexError, match=r"linear.thumbnails.npz: is not the file .* of cliptex, seed 0: its SHA-256"):
+        check_thumbnails(TABLE, path, row)
 
 
 def test_sources_that_have_changed_since_are_named():

@@ -526,6 +526,13 @@ def test_official_data_are_not_called_miniature(three_seeds, tmp_path):
     assert "the published value of CLIP is 30.1\u00a0%; ours is within 0.2 points" in page
     assert "(miniature)" not in page
     assert "MINIATURE" not in page
+    assert "(subset)" not in page
+    for path in copy.glob("results/probes/**/*.json"):
+        content = json.loads(path.read_text())
+        write_json(path, content | {"source": "subset"} if content.get("benchmark") == "voc" else content)
+    build_report(official, copy)
+    assert "Pascal VOC (subset)" in (copy / "results/report.html").read_text()
+    assert "subset" in {row["source"] for row in csv.DictReader((copy / "results/report/all_metrics.csv").open())}
 
 
 def test_main_table_holds_the_numbers_of_the_results_files(three_seeds, parsed):

@@ -142,6 +142,10 @@ def test_a_released_model_has_its_published_accuracy_or_there_is_no_result(model
         with pytest.raises(CliptexError, match=r"published.clip.imagenet: .* published, .* measured \(seed 0; .*gelu"):
             judged({"clip": {"imagenet": top1 + off}})
     assert not out.exists()
+    # a user's subset has no published accuracy
+    (root / "miniature.json").unlink()
+    (root / "official.json").write_text('{"source": "subset", "counts": {"train": 9, "val": 20}}')
+    assert judged({"clip": {"imagenet": top1 + 0.25}})["published"] == {}
 
 
 def test_prompts_digest_follows_the_templates(models_dir, tmp_path):
