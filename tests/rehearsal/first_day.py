@@ -30,6 +30,7 @@ COUNTED: dict[str, dict[str, Any]] = {
         "models": {"clip_ft": {"epochs": 1}, "cliptex": {"epochs": 1}},
         "seeds": [0],
         "probes": {
+            "baselines": [],
             "benchmarks": {
                 "voc": {"semantic_segmentation": SEGMENTATION},
                 "ade20k": {"semantic_segmentation": SEGMENTATION},
@@ -41,9 +42,9 @@ COUNTED: dict[str, dict[str, Any]] = {
                         }
                     }
                 },
-            }
+            },
         },
-        "zeroshot": {"published": {"clip": None}},
+        "zeroshot": {"published": {"clip": None}, "templates": "simple"},
         "report": {"resamples": 100},
     },
     "one_gpu": {
@@ -51,11 +52,13 @@ COUNTED: dict[str, dict[str, Any]] = {
         "train": {"batch_size": 2, "held_out": 2, "watch": {"zero_shot_images": 4}},
         "models": {"clip_ft": {"epochs": 1}, "cliptex": {"epochs": 1}},
         "probes": {
+            "baselines": [],
             "benchmarks": {
                 "voc": {"semantic_segmentation": {"augment": {"views": 1}, "heads": heads(linear=2, deeplabv3=1)}},
                 "ade20k": {"semantic_segmentation": {"augment": {"views": 1}, "heads": heads(linear=2, deeplabv3=1)}},
-            }
+            },
         },
+        "zeroshot": {"templates": "simple"},
         "report": {"resamples": 100},
     },
 }

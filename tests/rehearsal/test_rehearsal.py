@@ -17,7 +17,8 @@ numbers in the published files' forms. What is smaller than in reality:
 | images of a split | 654 to 1,803,460 | the same | 2 to 6 |
 | ADE20K's images, shorter side | 512 px | the same | 256 px |
 | classes of ImageNet, Places365 | 1000, 365 | 365 | 3 |
-| prompts of zero-shot | 80 a class | the same | the same |
+| baselines of the probes | 2 | 1 | 0 |
+| prompts of zero-shot | 80 a class | the same | 7 |
 | published accuracy of the CLIP | compared | not compared | not compared: the weights are random |
 | resamples of the report | 1000 | 1000 | 100 |
 | weights | trained | trained | random |
