@@ -469,7 +469,7 @@ def test_thumbnails_of_other_results_are_refused(tmp_path):
     row = SimpleNamespace(model="cliptex", seed=0, thumbnails_sha256=sha256_file(path))
     check_thumbnails(TABLE, path, row)
     path.write_bytes(b"others")
-    with pytest.raises(CliptexError, match=r"linear.thumbnails.npz: is not the file .* of cliptex, seed 0: its SHA-256"):
+    with pytest.raises(CliptexError, match=r"thumbnails.npz: is not the file .* of cliptex, seed 0: its SHA-256"):
         check_thumbnails(TABLE, path, row)
 
 
