@@ -10,7 +10,7 @@ from pathlib import Path
 from cliptex.core.errors import CliptexError
 
 STATS = re.compile(r"^Job stats:\njob +count\n[- ]+\n(.*?)\n\n", re.M | re.S)
-ERROR = re.compile(r"^(\w+(?:Exception|Error)) in (?:rule|file) [^\n]*:\n(.*)", re.M | re.S)
+ERROR = re.compile(r"^(\w+(?:Exception|Error)) in (?:rule|file) [^\n]*:\n(.*?)(?:\n +File \"[^\n]*)?\s*\Z", re.M | re.S)
 PROBE = re.compile(r"probe_.*_\d+")
 AFFECTED = re.compile(r"affected files:\n((?: +\S[^\n]*\n?)+)")
 
