@@ -14,19 +14,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from forked_jobs import PRELOADED
+
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [
-        "cliptex.evaluation.probe",
-        "cliptex.evaluation.probes.heads.maps",
-        "cliptex.evaluation.probes.heads.detection",
-        "cliptex.evaluation.zeroshot",
-        "cliptex.report.page",
-        "cliptex.experts.training",
-        "cliptex.training.run",
-        "cliptex.data.miniature",
-    ]
-)
+PROCESSES.set_forkserver_preload(PRELOADED["cliptex"])
 PATIENCE_S = 900
 """A command that has not ended after so long hangs, however loaded the machine is."""
 TIMES = (

@@ -128,24 +128,24 @@ def test_a_released_model_has_its_published_accuracy_or_there_is_no_result(model
     root, out = tmp_path / "imagenet", tmp_path / "out.json"
     write_imagenet(root, 9, 20, classes=7, height=40, width=64)
 
-    def judged(published):
+    def evaluated(published):
         sections = {"models": {"clip": {}, "other": {}}, "probes": {"models": ["clip"], "baselines": []}}
         job = Job(name="imagenet", models_dir=models_dir, benchmark_dir=root, out=out)
         zeroshot.run(Config.load(sections | {"zeroshot": {"published": published}}), job)
         return json.loads(out.read_text())
 
-    top1 = judged({})["results"][0]["metrics"]["top1"]
-    assert judged({"clip": {"imagenet": top1 + 0.15}})["published"] == {"clip": top1 + 0.15}
-    assert judged({"clip": {"places365": 0.0}, "other": {"imagenet": 99.0}})["published"] == {}
+    top1 = evaluated({})["results"][0]["metrics"]["top1"]
+    assert evaluated({"clip": {"imagenet": top1 + 0.15}})["published"] == {"clip": top1 + 0.15}
+    assert evaluated({"clip": {"places365": 0.0}, "other": {"imagenet": 99.0}})["published"] == {}
     out.unlink()
     for off in (-0.25, 0.25):
         with pytest.raises(CliptexError, match=r"published.clip.imagenet: .* published, .* measured \(seed 0; .*gelu"):
-            judged({"clip": {"imagenet": top1 + off}})
+            evaluated({"clip": {"imagenet": top1 + off}})
     assert not out.exists()
     # a user's subset has no published accuracy
     (root / "miniature.json").unlink()
     (root / "official.json").write_text('{"source": "subset", "counts": {"train": 9, "val": 20}}')
-    assert judged({"clip": {"imagenet": top1 + 0.25}})["published"] == {}
+    assert evaluated({"clip": {"imagenet": top1 + 0.25}})["published"] == {}
 
 
 def test_prompts_digest_follows_the_templates(models_dir, tmp_path):

@@ -72,7 +72,7 @@ def cliptex(
         digest, _, planned_dir = expected.partition(":")
         require_code(digest, planned_dir)
     if context.invoked_subcommand in ON_GPU:
-        # train takes as many as it is told
+        # train takes the number in --gpus
         if context.invoked_subcommand != "train" and "--help" not in sys.argv:
             for lock in gpu.take(1):
                 context.call_on_close(lock.close)
