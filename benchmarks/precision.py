@@ -1,12 +1,12 @@
 """Whether `precision: auto` selects the faster precision on this machine.
 
-    python benchmarks/precision.py [--batch-size 128] [--steps 3] [--repeats 3]
+    python benchmarks/precision.py [--quick] [--batch-size 128] [--steps 3] [--repeats 3]
 
 `precision/train`  CPU seconds of a contrastive step of the miniature's CLIP in the precision that `auto` selects,
                    relative to the other one. The two alternate; the ratio is the median over repeats, the spread
                    minimum and maximum.
 
-Random weights and images, on one thread. The last line is a JSON object.
+Random weights and images, on one thread. `--quick` takes one step of 32 images. The last line is a JSON object.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,12 +42,15 @@ def seconds(trainer: Trainer, batch: Batch, steps: int) -> float:
     return time.process_time() - start
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one step of 32 images per repeat")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.batch_size, arguments.steps = 32, 1
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # as training does
     config = Config.load(yaml.safe_load(CONFIG.read_text()))

@@ -1,11 +1,11 @@
 """Rendering and encoding an image, compared with only casting its rays: the overhead of the renderer over Embree.
 
-    python benchmarks/render.py [--images 60]
+    python benchmarks/render.py [--quick] [--images 60]
 
 `bare` builds Embree's tree over the same triangles and casts the same camera rays and as many shadow rays. `full`
 builds the scene, chooses the camera, casts, shades, annotates, writes the caption and encodes as JPEG. Repeats
 alternate in one process on one thread; times are CPU time. The ratio is bare time over full time (1 = no overhead).
-The last line is a JSON list.
+`--quick` takes 20 images. The last line is a JSON list.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
@@ -95,10 +95,13 @@ def measure(images: int, side: int) -> dict:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="20 images")
     parser.add_argument("--images", type=int, default=60, help="images per repeat")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.images = 20
     render(0, "pairs", 0, 0, 32, 32)  # primitives and noise are cached
     results = [measure(options.images, side) for side in GOALS]
     for result in results:

@@ -1,6 +1,6 @@
 """Compare label codecs with PNG and float16: bytes per image, error, and time to encode and decode.
 
-    python benchmarks/store.py [--images 24] [--side 224] [--results DIR]
+    python benchmarks/store.py [--quick] [--images 24] [--side 224] [--results DIR]
 
 Labels are those of rendered scenes, exact and with errors like an expert's:
 
@@ -10,7 +10,8 @@ Labels are those of rendered scenes, exact and with errors like an expert's:
 `noisy`   the same with noise of 0.5 % of the range and 2 degrees in every pixel, more than networks produce
 
 With `--results`, labels of a run's stores are used instead. The reference PNGs are 8-bit classes, 16-bit depth between
-the label's minimum and maximum, and 3 x 8-bit normals without kappa; the store's normals include it.
+the label's minimum and maximum, and 3 x 8-bit normals without kappa; the store's normals include it. `--quick` takes
+a quarter of the labels.
 
 `bytes` is the size of the three labels divided by that of the PNGs; `decode` is the time to decode them to the arrays
 used in training, divided by that of the PNGs (repeats alternate; the spread is minimum and maximum). `candidates` lists
@@ -24,7 +25,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -385,12 +386,15 @@ def results_of(content: str, labels: dict[str, list[np.ndarray]]) -> list[dict]:
     ]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="six labels a task")
     parser.add_argument("--images", type=int, default=24, help="labels a task")
     parser.add_argument("--side", type=int, default=224, help="side of the rendered labels, pixels")
     parser.add_argument("--results", type=Path, help="results folder of a run whose label stores to use")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.images = 6
     results = []
     if options.results is not None:
         labels = {

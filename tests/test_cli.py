@@ -13,7 +13,8 @@ import typer
 
 from cliptex import __version__
 from cliptex.cli import app, main
-from cliptex.core import progress
+from cliptex.core import paths, progress
+from cliptex.core.files import read_json
 
 ROOT = Path(__file__).parent.parent
 
@@ -241,6 +242,26 @@ def test_the_log_file_holds_the_error_too(tmp_path):
     assert result.returncode == 1
     assert "results/shards/00000.tar: shard is missing" in result.stderr
     assert "results/shards/00000.tar: shard is missing" in (tmp_path / "logs/a.log").read_text()
+    # in the folder of the log, and of a job that failed, too
+    assert read_json(tmp_path / "results/timings/a/all.json")["processor_seconds"] > 0
+
+
+def test_a_job_records_its_processor_seconds_with_those_of_its_subprocesses(tmp_path):
+    burn = "import time\nwhile time.process_time() < 0.5: pass"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])\n"
+    code += "from pathlib import Path; from cliptex.core.provenance import record_usage\n"
+    code += "record_usage(Path('a.json')); record_usage(Path('/proc/none/a.json'))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    assert 0.5 <= read_json(tmp_path / "a.json")["processor_seconds"] < 20
+
+
+def test_a_jobs_record_is_next_to_snakemakes_own():
+    text = "".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
+    pairs = re.findall(r'log:\s+f?"(logs/[^"]+)",?\s+benchmark:\s+f?"([^"]+)"', text)
+    assert len(pairs) > 15
+    for log, table in pairs:
+        assert paths.job_usage(Path(log)) == Path(table).with_suffix(".json")
+    assert paths.job_usage(Path("mine.log")) is paths.job_usage(Path("/logs/label/a.log")) is None
 
 
 def test_the_workflow_is_parsed_without_heavy_imports():

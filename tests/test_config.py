@@ -360,6 +360,15 @@ def test_an_emoji_reaches_a_job(tmp_path):
         Config.load(r'{"report": {"title": "\ud83d"}}')
 
 
+def test_the_default_decoder_is_not_recorded():
+    config = Config.load({"train": {"decoder": "torchvision"}})
+    assert json.loads(config.subset("train.decoder"))["train"] == {"decoder": "torchvision"}
+    assert Config.load(config.subset("train")).train.decoder == "torchvision"
+    assert "decoder" not in Config().subset("train", "train.decoder") + Config.load(
+        {"train": {"decoder": "pillow"}}
+    ).subset("train")
+
+
 def test_a_subset_is_what_it_was_cut_from():
     config = Config.load(ROOT / "config/config.yaml")
     text = config.subset("train", "models.clip")

@@ -220,7 +220,28 @@ def test_sparse_and_contiguous_classes_are_inverse():
     assert mask_rcnn.CONTIGUOUS[[1, 11, 12, 13, 90]].tolist() == [1, 11, 0, 12, 80]
 
 
-# the painting rule
+# masks and the painting rule
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1.0])
+def test_masks_within_boxes_are_those_that_torchvision_pastes(threshold):
+    """Also of boxes that reach beyond the image, and of narrow ones."""
+    from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+    generator, (height, width) = torch.Generator().manual_seed(0), (37, 53)
+    corners_NC2 = torch.rand((40, 2, 2), generator=generator).sort(dim=1).values * torch.tensor([width, height])
+    boxes_N4 = torch.cat([corners_NC2.flatten(1), torch.tensor([[0, 0, width, height], [5, 0, 5, height]])])
+    output = {"boxes": boxes_N4, "masks": torch.rand((42, 1, 28, 28), generator=generator)}
+    found = mask_rcnn.masks_in_boxes(output, (height, width), threshold)
+    expected = paste_masks_in_image(output["masks"], boxes_N4, (height, width))[:, 0] >= threshold
+    assert_array_equal(found.whole(), expected)
+    none = {"boxes": boxes_N4[:0], "masks": output["masks"][:0]}
+    assert mask_rcnn.masks_in_boxes(none, (height, width), threshold).whole().shape == (0, height, width)
+
+
+def placed(masks_NHW: np.ndarray) -> mask_rcnn.Masks:
+    """Masks whose windows are the whole image."""
+    return mask_rcnn.Masks(masks_NHW.shape[1:], [(slice(None),) * 2] * len(masks_NHW), list(masks_NHW))
 
 
 def test_the_surest_instance_lies_on_top_and_unsure_ones_are_left_out():
@@ -228,24 +249,24 @@ def test_the_surest_instance_lies_on_top_and_unsure_ones_are_left_out():
     for index in range(4):
         masks[index, :, index : index + 3] = True
     classes, scores = np.array([5, 6, 7, 8]), np.array([0.5, 0.9, 0.2, 0.5])
-    assert mask_rcnn.paint(masks, classes, scores, 0.4)[0].tolist() == [5, 6, 6, 6, 8, 8]
-    assert mask_rcnn.paint(masks, classes, scores, 0.95).max() == 0
+    assert mask_rcnn.paint(placed(masks), classes, scores, 0.4)[0].tolist() == [5, 6, 6, 6, 8, 8]
+    assert mask_rcnn.paint(placed(masks), classes, scores, 0.95).max() == 0
 
 
 def test_of_equal_scores_the_first_lies_on_top():
     masks = np.ones((2, 2, 2), bool)
-    assert (mask_rcnn.paint(masks, np.array([3, 4]), np.array([0.7, 0.7]), 0.5) == 3).all()
+    assert (mask_rcnn.paint(placed(masks), np.array([3, 4]), np.array([0.7, 0.7]), 0.5) == 3).all()
 
 
 def test_pixels_that_only_unsure_instances_claim_can_be_ignored():
     masks = np.zeros((3, 1, 4), bool)
     masks[0, :, :2] = masks[1, :, 1:3] = masks[2, :, 3:] = True
-    label = mask_rcnn.paint(masks, np.array([9, 8, 7]), np.array([0.8, 0.3, 0.1]), 0.5, ignore_below=0.2)
+    label = mask_rcnn.paint(placed(masks), np.array([9, 8, 7]), np.array([0.8, 0.3, 0.1]), 0.5, ignore_below=0.2)
     assert label[0].tolist() == [9, 9, 255, 0]
 
 
 def test_no_instance_is_all_background():
-    label = mask_rcnn.paint(np.zeros((0, 4, 5), bool), np.zeros(0), np.zeros(0), 0.5)
+    label = mask_rcnn.paint(placed(np.zeros((0, 4, 5), bool)), np.zeros(0), np.zeros(0), 0.5)
     assert label.shape == (4, 5)
     assert label.dtype == np.uint8
     assert not label.any()
@@ -255,19 +276,19 @@ def test_an_unsure_instance_never_covers_a_sure_one():
     masks = np.ones((2, 1, 3), bool)
     for order in ([0, 1], [1, 0]):
         scores, classes = np.array([0.9, 0.4])[order], np.array([4, 5])[order]
-        assert mask_rcnn.paint(masks, classes, scores, 0.5, ignore_below=0.3).tolist() == [[4, 4, 4]]
+        assert mask_rcnn.paint(placed(masks), classes, scores, 0.5, ignore_below=0.3).tolist() == [[4, 4, 4]]
 
 
 def test_a_pixel_has_the_score_of_what_was_painted_there():
     masks = np.zeros((3, 1, 5), bool)
     masks[0, 0, :2], masks[1, 0, 1:4], masks[2, 0, 3:] = True, True, True
     scores = np.array([0.6, 0.8, 0.4])
-    painted = mask_rcnn.paint(masks, np.array([3, 4, 5]), scores, 0.5)[0]
+    painted = mask_rcnn.paint(placed(masks), np.array([3, 4, 5]), scores, 0.5)[0]
     assert painted.tolist() == [3, 4, 4, 4, 0]
-    sure = mask_rcnn.paint_scores(masks, scores, 0.5)[0] / 255
+    sure = mask_rcnn.paint_scores(placed(masks), scores, 0.5)[0] / 255
     assert_allclose(sure, [0.6, 0.8, 0.8, 0.8, 0.6], atol=0.002)  # the background is doubted by 0.4
-    assert mask_rcnn.paint_scores(masks, scores, 0.5, ignore_below=0.3)[0, 4] == 0
-    assert (mask_rcnn.paint_scores(np.zeros((0, 2, 2), bool), np.zeros(0), 0.5) == 255).all()
+    assert mask_rcnn.paint_scores(placed(masks), scores, 0.5, ignore_below=0.3)[0, 4] == 0
+    assert (mask_rcnn.paint_scores(placed(np.zeros((0, 2, 2), bool)), np.zeros(0), 0.5) == 255).all()
 
 
 def test_a_store_with_scores_has_the_same_classes_as_one_without(tiny):

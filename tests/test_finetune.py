@@ -17,7 +17,7 @@ from cliptex.core.plugins import find
 from cliptex.evaluation import finetune, probe
 from cliptex.evaluation.finetune import train_jointly
 from cliptex.evaluation.job import Job
-from cliptex.evaluation.probes import tuning
+from cliptex.evaluation.probes import finished_heads, tuning
 from cliptex.evaluation.probes.parts import Reader
 from cliptex.evaluation.probes.training import candidates
 from cliptex.evaluation.probes.tuning import Recipe, Tuned
@@ -224,6 +224,19 @@ def test_the_same_seed_gives_the_same_result(place):
     config = configured("voc")
     first = run(config, "voc")["semantic_segmentation"]["metrics"]
     assert run(config, "voc")["semantic_segmentation"]["metrics"] == first
+
+
+@pytest.mark.parametrize("name", ["voc", "imagenet"])
+def test_a_job_that_starts_again_does_not_repeat_what_it_finished(place, name, monkeypatch):
+    prepared(name)
+    config = configured(name, encoder_rates=[1e-4, 1e-3], steps=4)
+    monkeypatch.setattr(finished_heads, "remove", lambda folder: None)
+    first = run(config, name)
+    monkeypatch.setattr(finetune, "train_jointly", lambda *args: pytest.fail("trained again"))
+    again = run(config, name)
+    for row in (*first.values(), *again.values()):
+        row.pop("seconds")
+    assert again == first
 
 
 def test_of_several_rates_the_one_best_on_the_holdout_is_taken(place):

@@ -6,11 +6,22 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, features
 
 from cliptex.core.errors import CliptexError
 from cliptex.data import images
-from cliptex.data.images import BadImage, decode_image, encode_jpeg, encode_png, open_image, require_codecs
+from cliptex.data.images import (
+    BadImage,
+    decode_image,
+    encode_jpeg,
+    encode_png,
+    open_image,
+    require_codecs,
+    require_decoder,
+)
 
 RED, GREEN, BLUE, WHITE = (220, 20, 30), (10, 200, 40), (20, 30, 210), (255, 255, 255)
 
@@ -251,3 +262,72 @@ def test_too_little_memory_is_no_bad_image(monkeypatch):
     monkeypatch.setattr(Image.Image, "load", load)
     with pytest.raises(MemoryError):
         open_image(encoded(quarters(), "BMP"))
+
+
+def files_of_many_kinds() -> dict[str, bytes]:
+    photo = quarters()
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    return {
+        "baseline": encoded(photo, "JPEG", quality=95),
+        "progressive": encoded(photo, "JPEG", progressive=True),
+        "no chroma subsampling": encoded(photo, "JPEG", subsampling=0),
+        "RGB, not YCbCr": encoded(photo, "JPEG", keep_rgb=True),
+        "grey": encoded(photo.convert("L"), "JPEG"),
+        "CMYK": encoded(photo.convert("CMYK"), "JPEG"),
+        "rotated": encoded(photo, "JPEG", exif=rotated),
+        "bytes after the end": encoded(photo, "JPEG") + b"more",
+        "truncated": encoded(photo, "JPEG")[:-40],
+        "truncated, with an end": encoded(photo, "JPEG")[:-60] + b"\xff\xd9",
+        "palette": encoded(photo.quantize(8), "PNG"),
+        "transparent": encoded(photo.convert("RGBA"), "PNG"),
+        "16 bits": encode_png(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50),
+        "WebP": encoded(photo, "WEBP"),
+        "GIF": encoded(photo, "GIF"),
+        "too small": encoded(quarters(6, 6), "JPEG"),
+        "no image": b"<html>\xff\xd9",
+        "nothing": b"",
+    }
+
+
+def outcome(data: bytes, decoder: str) -> np.ndarray | str:
+    try:
+        return decode_image(data, decoder)
+    except BadImage as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("kind", files_of_many_kinds())
+def test_every_decoder_gives_the_same_pixels_or_reason(kind):
+    data = files_of_many_kinds()[kind]
+    np.testing.assert_array_equal(outcome(data, "torchvision"), outcome(data, "pillow"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_every_decoder_treats_a_damaged_jpeg_alike(seed):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (int(rng.integers(8, 70)), int(rng.integers(8, 70)), 3), np.uint8)
+    data = bytearray(encoded(Image.fromarray(pixels), "JPEG", progressive=bool(rng.integers(2))))
+    for at in rng.integers(2, len(data) - 2, rng.integers(0, 4)):
+        data[at] = rng.integers(256)
+    np.testing.assert_array_equal(outcome(bytes(data), "torchvision"), outcome(bytes(data), "pillow"))
+
+
+def test_a_bomb_is_refused_before_torchvision_sees_it(monkeypatch):
+    monkeypatch.setattr("torchvision.io.decode_jpeg", lambda *_: pytest.fail("it was decoded"))
+    data = bytearray(encoded(quarters(), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = b"\xff\xdc" * 2  # height and width 65500
+    assert outcome(bytes(data), "torchvision") == "too large"
+    progressive = encoded(quarters(), "JPEG", progressive=True)
+    scans = progressive.index(b"\xff\xda")
+    assert outcome(progressive[:-2] + progressive[scans:-2] * 20 + b"\xff\xd9", "torchvision") == "too many scans"
+
+
+def test_a_torchvision_without_jpeg_is_an_error_with_a_remedy(monkeypatch):
+    require_decoder("torchvision")
+    monkeypatch.setattr(torch.ops, "image", object())
+    require_decoder("pillow")
+    with pytest.raises(CliptexError, match=r"train\.decoder: torchvision was built without JPEG; reinstall it"):
+        require_decoder("torchvision")

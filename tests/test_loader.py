@@ -1,17 +1,21 @@
 import dataclasses
 import gc
 import itertools
+import json
 import pickle
 import re
 import subprocess
 import sys
 import tracemalloc
+from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import drawn_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 from pyarrow import parquet
 
 from cliptex.config import Train
@@ -19,10 +23,11 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError, subject
 from cliptex.core.files import read_json, write_json
 from cliptex.core.plugins import find
-from cliptex.data.images import decode_image
-from cliptex.data.shard_index import read_index, read_indexed
+from cliptex.data.images import open_image
+from cliptex.data.shard_index import index_shards, read_index, read_indexed
+from cliptex.data.shards import write_shard
 from cliptex.tasks.base import View
-from cliptex.training.batch import crop_image, draw_view
+from cliptex.training.batch import crop_image, crop_pixels, draw_view
 from cliptex.training.loader import JointLoader
 from cliptex.training.run import train
 from cliptex.training.trainer import Trainer
@@ -65,6 +70,65 @@ def test_a_restart_continues_with_the_same_batches(tiny, start):
             assert np.array_equal(one.targets[store], other.targets[store], equal_nan=True)
 
 
+ORDERS = {
+    "f7b04f16f9fd9286": ({}, False, [(18, 18), (48, 33), (120, 33)]),
+    "50677f16a744c0fc": ({}, True, [(18, 18), (48, 33), (120, 33)]),
+    "4b1b4e3c4fdc812f": ({"held_out": 0, "shuffle_shards": 2, "batch_size": 4}, False, [(12, 12), (32, 32), (80, 37)]),
+}
+"""Digest of 20 steps, options, and samples seen after 3, 8 and 20 steps, from a version that drew whole epochs."""
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Seven shards of one to nine pairs, indexed, and the same index in the form of an earlier version."""
+    folder = tmp_path_factory.mktemp("uneven")
+    shards = [folder / f"{number}.tar" for number in range(7)]
+    for number, (path, count) in enumerate(zip(shards, (5, 1, 9, 4, 7, 3, 8), strict=True)):
+        write_shard(path, [drawn_pair(f"k{number}{row}", 1 + row) for row in range(count)])
+    index_shards(shards, folder / "index.json", 0.5, max_repeats=100)
+    index = read_index(folder / "index.json")
+    entries = [{**entry, "keys": list(entry["keys"]), "dropped": dict(entry["dropped"])} for entry in index["shards"]]
+    earlier = {name: value for name, value in index.items() if name not in ("samples", "held_out_order")}
+    write_json(folder / "earlier.json", earlier | {"shards": entries})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["index.json", "earlier.json"])
+@pytest.mark.parametrize("digest", ORDERS)
+def test_the_order_is_that_of_earlier_versions(uneven, digest, name):
+    options, shuffle_labels, seen = ORDERS[digest]
+    options = Train(**{"batch_size": 6, "shuffle_shards": 3, "held_out": 4} | options)
+    joint = JointLoader(uneven / name, {}, options, 32, 11, shuffle_labels)
+
+    def drawn(start, count, **part):
+        return list(itertools.islice(joint._samples(joint.steps(start), **part), count))
+
+    def numbers(samples):
+        return [
+            "".join(f"{key[1:]}," for key in keys)
+            for keys in ([sample.location.key for sample in samples], [sample.label_key for sample in samples])
+        ]
+
+    order = drawn(0, 20)
+    assert sha256(json.dumps([numbers(samples) for samples, _ in order]).encode()).hexdigest()[:16] == digest
+    assert [joint.samples_seen(steps) for steps in (3, 8, 20)] == seen
+    assert joint.held_out.tolist() == ([8, 15, 16, 32] if options.held_out else [])
+    for start in (1, 7, 13):
+        assert drawn(start, 4) == order[start : start + 4]
+    halves = [drawn(0, 20, rank=rank, processes=2) for rank in range(2)]
+    assert [[*one[0], *other[0]] for one, other in zip(*halves, strict=True)] == [samples for samples, _ in order]
+
+
+def test_an_earlier_version_s_index_gives_the_same_batches(uneven):
+    new, old = (
+        take(JointLoader(uneven / name, {}, Train(batch_size=6), 32, 1).batches(2), 4)
+        for name in ("index.json", "earlier.json")
+    )
+    for one, other in zip(new, old, strict=True):
+        assert (one.keys, one.captions) == (other.keys, other.captions)
+        assert np.array_equal(one.images, other.images)
+
+
 def test_the_order_does_not_depend_on_how_many_shards_are_in_memory_beyond_all(tiny):
     few = tiny.model_copy(update={"train": tiny.train.model_copy(update={"shuffle_shards": 1})})
     keys = [key for batch in take(loader(few).batches(0), 4) for key in batch.keys]
@@ -89,7 +153,7 @@ def test_captions_and_labels_are_those_of_the_image(tiny):
 
 def test_a_flip_mirrors_the_picture_and_turns_the_normals(tiny):
     entry = read_index(paths.SHARD_INDEX)["shards"][0]
-    image = decode_image(read_indexed(entry)[0].image)
+    image = open_image(read_indexed(entry)[0].image)
     plain, flipped = (View(0.1, 0.2, 0.6, 0.7, flip) for flip in (False, True))
     assert np.array_equal(crop_image(image, flipped, 16), crop_image(image, plain, 16)[:, ::-1])
     task = find("tasks", "normals")()
@@ -167,7 +231,33 @@ def assert_same(one, other):
         assert np.array_equal(one.targets[store], other.targets[store], equal_nan=True)
 
 
-def test_workers_change_nothing(tiny):
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([16, 48, 224]))
+def test_crops_by_torch_are_those_of_pillow(seed, size):
+    """The bounds of docs/training.md, for noise; the crop of torch begins and ends at a whole pixel."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (int(rng.integers(8, 300)), int(rng.integers(8, 300)), 3), np.uint8)
+    height, width = pixels.shape[:2]
+    view = draw_view(Train(crop_scale=(0.1, 1.0)), 0, 0, str(seed))
+    sides = (view.left * width, view.top * height, (view.left + view.width) * width, (view.top + view.height) * height)
+    part = Image.fromarray(pixels).crop([round(side) for side in sides])
+    expected = crop_image(part, View(0, 0, 1, 1, view.flip), size)
+    difference = np.abs(crop_pixels(pixels, view, size).numpy().astype(int) - expected)
+    assert difference.mean() <= 1
+    assert difference.max() <= 32
+
+
+def test_a_crop_by_pillow_is_that_of_the_decoded_pixels():
+    """Golden: what the loader did before it resized the decoded image without a copy."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    view, box = View(0.1, 0.2, 0.6, 0.7, True), (12.0, 4.0, 54.0, 28.0)
+    expected = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC, box=box))[:, ::-1]
+    assert np.array_equal(crop_image(Image.fromarray(pixels), view, 32), expected)
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "torchvision"])
+def test_workers_change_nothing(tiny, decoder):
+    tiny = with_train(tiny, decoder=decoder)
     alone, helped = take(loader(tiny).batches(3), 5), take(loader(tiny, workers=2).batches(3), 5)
     for one, other in zip(alone, helped, strict=True):
         assert_same(one, other)
@@ -357,7 +447,9 @@ def test_a_flip_commutes_with_prediction(name, view, seed):
     label, of_flipped = expert_of(name, image), expert_of(name, image[:, ::-1])
     np.testing.assert_allclose(task.crop(label, View(0, 0, 1, 1, True), 21), of_flipped, atol=1e-5)
     mirror = dataclasses.replace(view, left=1 - view.left - view.width, flip=not view.flip)
-    rounding = crop_image(image, mirror, 16).astype(int) - crop_image(image[:, ::-1], view, 16)
+    rounding = crop_image(Image.fromarray(image), mirror, 16).astype(int) - crop_image(
+        ImageOps.mirror(Image.fromarray(image)), view, 16
+    )
     assert np.abs(rounding).max() <= 2
     if name != "segmentation":  # if a pixel centre is on a border, rounding decides
         np.testing.assert_allclose(task.crop(label, mirror, 8), task.crop(of_flipped, view, 8), atol=1e-5)
@@ -408,7 +500,7 @@ def test_a_marked_place_lands_in_the_label_where_it_does_in_the_image(view, row,
     mask = np.zeros((64, 96), bool)
     mask[8 * row : 8 * row + 8, 12 * column : 12 * column + 12] = True
     image = np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
-    seen = crop_image(image, view, 32)[..., 0] / 255
+    seen = crop_image(Image.fromarray(image), view, 32)[..., 0] / 255
     classes = find("tasks", "segmentation")().crop(mask.astype(np.uint8), view, 32)
     depth = find("tasks", "depth")().crop(mask.astype(np.float32), view, 32)
     # equal except for partly covered border pixels

@@ -2,10 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cliptex.models.heads import DenseHeads, DilatedPooling, PyramidPooling
+from cliptex.models.heads import DenseHeads, DilatedPooling, FactoredPyramidPooling, PyramidPooling
 
 RATES = (2, 4)
-MODULES = {"ppm": PyramidPooling, "aspp": lambda c, d: DilatedPooling(c, d, RATES)}
+MODULES = {
+    "ppm": PyramidPooling,
+    "ppm_factored": FactoredPyramidPooling,
+    "aspp": lambda c, d: DilatedPooling(c, d, RATES),
+}
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (1, 1)])
@@ -49,7 +53,7 @@ def as_published(kind, state, features):
     def enlarged(maps):
         return F.interpolate(maps, size=features.shape[-2:], mode="bilinear", align_corners=False)
 
-    if kind == "ppm":
+    if kind != "aspp":
         pooled = [F.adaptive_avg_pool2d(features, bins) for bins in (1, 2, 3, 6)]
         maps = [block(each, f"branches.{n}.1.0", f"branches.{n}.1.1") for n, each in enumerate(pooled)]
         return block(torch.cat([features, *map(enlarged, maps)], 1), "fuse.0", "fuse.1")
@@ -65,7 +69,7 @@ def test_a_module_computes_what_its_paper_describes(kind):
     for _ in range(3):
         module(torch.randn(4, 80, 9, 7) + 1)  # moves the running statistics
     state = module.eval().state_dict()
-    if kind == "ppm":
+    if kind != "aspp":
         assert {tuple(state[f"branches.{n}.1.0.weight"].shape) for n in range(4)} == {(16, 80, 1, 1)}
         assert state["fuse.0.weight"].shape == (24, 80 + 4 * 16, 3, 3)
     else:

@@ -463,8 +463,8 @@ def test_heads_whose_weights_or_predictions_are_not_finite_are_refused():
     with pytest.raises(NotFinite, match="weight weight after training"):
         train_network(
             lambda: torch.nn.Linear(4, 1),
-            lambda head, batch, generator: head(torch.randn(len(batch), 4)).square().mean(),
-            9,
+            lambda head, features, batch, generator: head(features).square().mean(),
+            torch.randn(9, 4),
             options,
             candidates(options)[0],
             0,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,10 +28,12 @@ from cliptex.evaluation.measures import measure
 from cliptex.evaluation.metrics.normals import normals_metrics
 from cliptex.evaluation.metrics.ranking import top_metrics
 from cliptex.evaluation.per_image import main_metric, per_image_path, read_per_image
-from cliptex.evaluation.probes.feature_cache import StoredFeatures
+from cliptex.evaluation.probes import features as probe_features
+from cliptex.evaluation.probes import training
+from cliptex.evaluation.probes.feature_cache import FeatureCache, StoredFeatures
 from cliptex.evaluation.probes.feature_plan import plan_features
-from cliptex.evaluation.probes.features import split_holdout, standardised
-from cliptex.evaluation.probes.heads import ridge
+from cliptex.evaluation.probes.features import Features, batches_on, split_holdout, standardised, statistics
+from cliptex.evaluation.probes.heads import classification, ridge
 from cliptex.evaluation.probes.heads.classification import fit_logistic, probe_classification
 from cliptex.evaluation.probes.heads.depth import probe_depth
 from cliptex.evaluation.probes.heads.detection import detect, evaluate_detections, train_detector, training_objects
@@ -144,6 +147,24 @@ def test_logistic_regression_equals_scikit_learn():
         np.testing.assert_allclose(weights[:-1].T, official.coef_, atol=2e-3)
 
 
+def test_a_solver_gives_the_same_result_wherever_its_features_are_held(monkeypatch):
+    monkeypatch.setattr(classification, "CHUNK", 100)
+    x, labels = torch.randn(330, 6).half().numpy(), torch.arange(330) % 4
+    source, split = StoredFeatures(x[:, None], None), split_holdout(330, 0.2, 0)
+    options = head_of("classification", "linear")
+    solved = []
+    # as float32 in memory; as stored, in memory; from a file; on a GPU with space for them
+    for memory_bytes, free in ((1e9, 0), (330 * 6 * 2, 0), (1, 0), (1, 1e9)):
+        monkeypatch.setattr(probe_features, "free_bytes", lambda device, free=free: free)
+        (values,) = standardised([source], None, memory_bytes=memory_bytes)
+        held = probe_features.held_on(values, torch.device("cpu"))
+        assert isinstance(values, torch.Tensor) == (memory_bytes == 1e9)
+        assert isinstance(held, torch.Tensor) == (memory_bytes == 1e9 or free > 0)
+        solved.append(classification.solve_logistic(values, labels, 4, options, split))
+    for weights, chosen in solved[1:]:
+        assert torch.equal(weights, solved[0][0]) and chosen == solved[0][1]
+
+
 def test_regression_and_resizing_commute():
     features = torch.randn(2, 5, 4, 4)
     weights, bias = torch.randn(5, 3), torch.randn(3)
@@ -184,6 +205,41 @@ def test_standardised_features_have_zero_mean_and_unit_variance_over_the_trainin
     assert (scaled[:, 2] == 0).all() and (scaled_other[:, 2] == 0).all()
     expected = (other[:, 0] - train[:, 0].mean()) / train[:, 0].std(correction=0)
     torch.testing.assert_close(scaled_other[:, 0], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("cls", [False, True])
+def test_stored_features_become_what_they_were_where_they_are_used(precision, cls, tmp_path):
+    tokens, cache = torch.randn(9, 6 + cls, 5) * 3, FeatureCache(tmp_path, 1e9)
+    with cache.new("a", precision, 1, {}) as writer:
+        writer.append(tokens)
+    source = cache.find("a")
+    mean, scale = statistics(source, cls)
+    features = Features(source, (2, 3), cls, mean, scale)
+    index = np.array([7, 0, 3, 3])
+    # as NumPy computes it, one operation after the other in float32
+    values = np.array(source.tokens[index]).astype(np.float32)
+    if precision == "int8":
+        values *= source.scales[index][:, None]
+    if cls:
+        values = np.concatenate([values[:, 1:], values[:, :1].repeat(6, 1)], 2)
+    expected = ((values - mean.numpy()) * scale.numpy()).transpose(0, 2, 1).reshape(4, -1, 2, 3)
+    assert np.array_equal(features[index].numpy(), expected)
+    assert features.load(index)[0].dtype == getattr(
+        torch, {"fp32": "float32", "fp16": "float16"}.get(precision, precision)
+    )
+    # as a GPU does: all views at once; and read ahead, also of some views and of a copy in memory
+    index = torch.from_numpy(index)
+    for those in (features, features.take(np.arange(9)), Features(source.in_memory(), (2, 3), cls, mean, scale)):
+        read = list(batches_on(those, [index, slice(2, 4), index], "cpu"))
+        assert [len(part) for part in read] == [4, 2, 4] and torch.equal(read[1], features[2:4])
+        assert all(np.array_equal(part.numpy(), expected) for part in read[::2])
+    loaded = features.load(index)
+    if precision == "fp32":
+        loaded = loaded[0].requires_grad_(), None
+        (total := features.standardised(loaded).sum()).backward()
+        assert np.array_equal(features.standardised(loaded).detach().numpy(), expected) and total.isfinite()
+        assert loaded[0].grad.abs().min() > 0
 
 
 def test_the_class_token_stands_beside_every_cell():
@@ -607,6 +663,74 @@ def test_heads_share_features_and_so_do_seeds_of_an_encoder_that_is_not_trained(
     assert scores[0] != scores[1]  # first weights and batches are the seed's
 
 
+TWO_RATES = {"semantic_segmentation": {"heads": {"linear": {"learning_rates": [0.01, 0.05]}}}}
+KILLED_BEFORE = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+import test_probes
+from cliptex.evaluation.probes import training
+
+torch.set_num_threads({threads})
+class Optimisation(training.Optimisation):
+    number = 0
+    def __init__(self, *args):
+        Optimisation.number += 1
+        if Optimisation.number == {number}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().__init__(*args)
+
+training.Optimisation = Optimisation
+test_probes.run("voc", Path({models_dir!r}), Path({tmp_path!r}), ["clip"], **test_probes.TWO_RATES)
+"""
+
+
+def test_a_killed_job_does_not_train_its_finished_heads_again(models_dir, tmp_path, monkeypatch):
+    started = []
+
+    class Optimisation(training.Optimisation):
+        def __init__(self, parameters, options, candidate):
+            started.append((type(options).__name__, options.steps, candidate.learning_rate))
+            super().__init__(parameters, options, candidate)
+
+    monkeypatch.setattr(training, "Optimisation", Optimisation)
+
+    def outputs(tmp_path, **changes):
+        """What was trained, and the bytes of the results, without times."""
+        started.clear()
+        folder = run("voc", models_dir, tmp_path, ["clip"], **{**TWO_RATES, **changes}) / "clip/seed0"
+        assert not (folder / ".heads").exists()
+        files = {path.name: path.read_bytes() for path in folder.glob("*.npz")}
+        results = {path.name: json.loads(path.read_text())["results"] for path in folder.glob("*.json")}
+        for row in (row for rows in results.values() for row in rows):
+            assert row.pop("seconds") > 0
+        return started.copy(), files, results
+
+    all_started, *uninterrupted = outputs(tmp_path / "uninterrupted")
+    assert len(all_started) == 3 + 2
+    # two rates and the final training of the first head are done, and one of the second
+    values = {"models_dir": str(models_dir), "tmp_path": str(tmp_path / "killed"), "threads": torch.get_num_threads()}
+    script = KILLED_BEFORE.format(number=5, **values)
+    ended = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    folder = tmp_path / "killed/results/probes/voc/clip/seed0"
+    assert len(list((folder / ".heads").glob("*.safetensors"))) == 4
+    for path in folder.glob("*.*"):  # as Snakemake does before it starts the job again
+        if path.is_file():
+            path.unlink()
+    shutil.copytree(tmp_path / "killed", tmp_path / "other")
+    shutil.copytree(tmp_path / "killed", tmp_path / "damaged")
+    again, *resumed = outputs(tmp_path / "killed")
+    assert again == all_started[4:] and resumed == uninterrupted
+    # those of other settings are not used, nor are damaged ones
+    assert len(outputs(tmp_path / "other", limits={"holdout": 0.4})[0]) == 5
+    for path in (tmp_path / "damaged/results/probes/voc/clip/seed0/.heads").iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    again, *repaired = outputs(tmp_path / "damaged")
+    assert again == all_started and repaired == uninterrupted
+
+
 encode = Reader.encode
 SHIPPED_RUNS = [
     *[("paper", name) for name in ("voc", "coco", "nyuv2", "imagenet")],
@@ -726,8 +850,13 @@ def test_a_plan_of_official_data_has_their_numbers_and_says_what_it_does_not_kno
     assert planned["bytes_a_model"] == (4 * 1_464 + 3 * 1_449) * 768 * (32 * 32 + 4)
     assert planned["memory"] == (4 * 1_464 + 3 * 1_449) * 768 * 32 * 32 * 4 and planned["place"] == "disk"
     unknown = config.model_copy(update={"student": Student(architecture="ViT-B-16-SigLIP")})
-    not_known = dict.fromkeys(("bytes_a_model", "memory", "truths", "place"))
+    not_known = dict.fromkeys(("bytes_a_model", "memory", "truths", "place", "views_read", "bytes_read"))
     assert plan_features(unknown, "voc") == {**planned, **not_known}
+    paper = {"probes": {"benchmarks": {name: {"protocol": "paper"} for name in ("coco", "imagenet")}}}
+    config = Config.load({**given, **paper})
+    # Mask R-CNN and SSD, and the evaluation images for both; what fits in memory as stored is read once
+    assert plan_features(config, "coco")["views_read"] == 90_000 * (16 + 64) + 2 * 5_000
+    assert plan_features(config, "imagenet")["views_read"] == 0
 
 
 @pytest.mark.parametrize(("counts", "part"), [({"train": 17, "val": 8}, "17"), ({"train": 16, "val": 9}, "9")])

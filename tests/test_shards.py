@@ -2,7 +2,6 @@ import bz2
 import gzip
 import hashlib
 import io
-import json
 import os
 import subprocess
 import sys
@@ -22,9 +21,9 @@ from hypothesis import strategies as st
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import write_json
-from cliptex.data import shard_index
 from cliptex.data.download import build_shards, built_shards
-from cliptex.data.packed import Keys, Reasons, plain
+from cliptex.data.packed import Keys, Reasons
+from cliptex.data.samples_file import LOCATION, StoredKeys
 from cliptex.data.shard_index import (
     TABLE_SCHEMA,
     ShardOffsets,
@@ -226,6 +225,11 @@ def test_samples_are_found_where_they_lie(tmp_path):
     assert [pair.caption for pair in found] == ["from json", "spaced é", "more"]
 
 
+def of_earlier_version(entry):
+    """Which had keys and reasons in index.json."""
+    return {**entry, "keys": list(entry["keys"]), "dropped": dict(entry["dropped"])}
+
+
 def test_a_shard_that_changed_is_named_also_when_one_sample_is_read(shard_index, shard_paths):
     entry = read_index(shard_index)["shards"][0]
     location = ShardOffsets(entry).at(7, entry["keys"][7])
@@ -238,8 +242,10 @@ def test_a_shard_that_changed_is_named_also_when_one_sample_is_read(shard_index,
     shard_paths[0].write_bytes(whole)
     *pairs, last = read_indexed(entry)
     write_shard(shard_paths[0], [*pairs, replace(last, key="00000000a")])
+    with pytest.raises(CliptexError, match=r"has no key '000000007' where the index says"):
+        ShardOffsets(entry).at(7, "000000007").read()
     with pytest.raises(CliptexError, match=r"has no key '000000007', which is in the index"):
-        ShardOffsets(entry)
+        ShardOffsets(of_earlier_version(entry))
     shard_paths[0].unlink()
     with pytest.raises(CliptexError, match=r"00000\.tar: shard is missing"):
         ShardOffsets(entry)
@@ -271,9 +277,6 @@ def test_packed_keys_and_reasons_are_what_lists_and_dictionaries_are(names):
     assert reasons == given
     assert (len(reasons), list(reasons), reasons.values()) == (len(given), list(given), list(given.values()))
     assert all(reasons[name] == given[name] for name in names)
-    assert json.loads(json.dumps([keys, reasons], default=plain)) == [names, given]
-    with pytest.raises(TypeError):
-        json.dumps({1}, default=plain)
 
 
 def test_the_index_of_many_pairs_takes_little_memory(tmp_path):
@@ -293,15 +296,84 @@ def test_the_index_of_many_pairs_takes_little_memory(tmp_path):
     assert most < 200_000 * 100
 
 
+ODD_KEYS = st.text(st.characters(codec="utf-8", exclude_characters="./\0\n"), min_size=1, max_size=6) | st.sampled_from(
+    ["a/b/1", "é/ü", "x" * 300, "folder/" + "y" * 120, "猫", " "]
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(ODD_KEYS, min_size=1, max_size=8, unique=True), st.sets(st.integers(0, 7)))
+@example(["a/b/1", "x" * 300, "猫", "folder/" + "y" * 120], {1})
+def test_an_index_has_what_was_given_and_finds_each_sample(tmp_path_factory, keys, dropped):
+    folder = tmp_path_factory.mktemp("index")
+    keys = [key for key in keys if not (key.startswith(("._", "__")) or key.lower() == "thumbs")]
+    pairs = [drawn_pair(key, number) for number, key in enumerate(keys)]
+    pairs = [replace(pair, caption="") if number in dropped else pair for number, pair in enumerate(pairs)]
+    usable = sorted((pair for pair in pairs if pair.caption), key=lambda pair: pair.key)
+    if not usable:
+        return
+    shards = [folder / "a.tar", folder / "b.tar"]
+    write_shard(shards[0], pairs)
+    write_shard(shards[1], [drawn_pair("in b", 9)])
+    index_shards(shards, folder / "index.json", 0.1)
+    entry, other = read_index(folder / "index.json")["shards"]
+    assert entry["keys"] == [pair.key for pair in usable]
+    assert dict(entry["dropped"]) == {pair.key: "no caption" for pair in pairs if not pair.caption}
+    assert (len(entry["keys"]), len(entry["dropped"])) == (len(usable), len(pairs) - len(usable))
+    assert (list(other["keys"]), read_index(folder / "index.json")["num_samples"]) == (["in b"], len(usable) + 1)
+    offsets, walked = ShardOffsets(entry), ShardOffsets(of_earlier_version(entry))
+    for row, pair in enumerate(usable):
+        assert offsets.at(row, pair.key) == walked.at(row, pair.key)
+        read = offsets.at(row, pair.key).read()
+        assert (read.key, read.image, read.caption) == (pair.key, pair.image, pair.caption)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "byte", "footer", "of another index", "no Arrow file"])
+def test_a_samples_file_that_is_not_the_index_s_is_named_with_the_remedy(shard_index, shard_paths, tmp_path, damage):
+    path = shard_index.with_name("samples.arrow")
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "of another index":  # with rows of the same sizes
+        write_shard(shard_paths[0], [drawn_pair(f"0{number}", number) for number in range(8)])
+        index_shards(shard_paths, tmp_path / "other" / "index.json", 0.5)
+        path.write_bytes((tmp_path / "other" / "samples.arrow").read_bytes())
+    else:
+        place = whole.index(b"000000003") if damage == "byte" else len(whole) - 60
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        data = {"cut": whole[:-100], "empty": b"", "no Arrow file": bytes(len(whole))}
+        path.write_bytes(data.get(damage, bytes(changed)))
+    said = "is missing" if damage == "missing" else "is damaged, or not of this index"
+    entry = read_index(shard_index)["shards"][0]
+    assert len(entry["keys"]) == 8
+    for read in (lambda: list(entry["keys"]), lambda: ShardOffsets(entry)):
+        with pytest.raises(
+            CliptexError, match=rf"samples\.arrow: the samples' file {said}.*run: rm -f \S*index\.json "
+        ):
+            read()
+
+
+def test_keys_are_not_in_memory(shard_index):
+    read = read_index(shard_index)
+    assert "000000003" not in shard_index.read_text(encoding="utf-8")
+    assert all(isinstance(entry["keys"], StoredKeys) for entry in read["shards"])
+    shard_index.with_name("samples.arrow").unlink()
+    assert [len(entry["keys"]) for entry in read["shards"]] == [8, 8]
+    assert read["num_samples"] == 16
+
+
 @pytest.mark.parametrize("where", ["another shard", "the same shard"])
 def test_a_key_that_is_there_twice_is_named_with_its_shards(tmp_path, where):
     def table(keys, status="ok"):
         none = pa.nulls(len(keys), pa.string())
         size = pa.array([9] * len(keys), pa.int32())
         digests = [hashlib.sha256(key.encode()).hexdigest() for key in keys]
-        return pa.table(
-            [pa.array(keys), pa.array([status] * len(keys)), none, none, digests, size, size], schema=TABLE_SCHEMA
-        )
+        columns = [pa.array(keys), pa.array([status] * len(keys)), none, none, digests, size, size]
+        rows = pa.table(columns, schema=TABLE_SCHEMA)
+        for name in LOCATION:
+            rows = rows.append_column(name, pa.array([0] * len(keys)))
+        return rows
 
     again = ["a", "b", "b"] if where == "the same shard" else ["a", "b"]
     shards = [({"shard": "00000", "path": "0.tar", "sha256": "", "bytes": 1}, table(again))]
@@ -503,13 +575,6 @@ def test_what_is_not_one_tar_is_an_error(tmp_path):
         entry = {"path": str(tmp_path / name), "keys": ["1"], "dropped": {}, "bytes": (tmp_path / name).stat().st_size}
         with pytest.raises(CliptexError, match=rf"{name}: "):
             ShardOffsets(entry)
-
-
-def test_an_index_that_loses_a_sample_is_an_internal_error(tmp_path, monkeypatch):
-    write_shard(tmp_path / "a.tar", [drawn_pair("1", 1), drawn_pair("2", 2)])
-    monkeypatch.setattr(shard_index, "Keys", lambda keys: Keys(list(keys)[1:]))
-    with pytest.raises(RuntimeError, match="1 of 2 samples"):
-        index_shards([tmp_path / "a.tar"], tmp_path / "i.json", 0.1)
 
 
 BOMBS = """

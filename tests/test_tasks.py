@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cliptex.benchmarks.coco_names import coco_categories
 from cliptex.core.errors import CliptexError
@@ -276,7 +277,7 @@ def test_a_mark_lands_where_the_images_crop_puts_it(name, view, spot):
     column = centre_between(view.left * width, (view.left + view.width) * width, radius, spot[1])
     marked = np.zeros((height, width), bool)
     marked[row - radius : row + radius + 1, column - radius : column + radius + 1] = True
-    image = crop_image(np.repeat(marked[..., None], 3, axis=-1).astype(np.uint8) * 255, view, size)
+    image = crop_image(Image.fromarray(marked.astype(np.uint8) * 255).convert("RGB"), view, size)
     if name == "segmentation":
         found = TASKS[name].crop(marked.astype(np.uint8), view, size)
     elif name == "depth":

@@ -1,5 +1,6 @@
 import functools
 import io
+import itertools
 import json
 import os
 import resource
@@ -10,11 +11,14 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from commands import PATIENCE_S, PROCESSES, begin, command_line
 from official_layouts import write_imagenet
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
 from safetensors.torch import load_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -26,11 +30,11 @@ from cliptex.evaluation import zeroshot
 from cliptex.evaluation.job import Job
 from cliptex.models import clip as student
 from cliptex.models.heads import DenseHeads
-from cliptex.training import cost, distributed
+from cliptex.training import cost, distributed, validator
 from cliptex.training.checkpoints import EXIT_STOPPED, Checkpoints, Stopped, StopRequest
 from cliptex.training.run import train
 from cliptex.training.trainer import Trainer
-from cliptex.training.validator import EvenlySpaced, Validator
+from cliptex.training.validator import EvenlySpaced, KeptImages, Validator, own_blocks
 
 
 def weights(name, seed=0):
@@ -595,6 +599,32 @@ def test_zero_shot_before_step_1_is_the_start_models_and_looking_changes_nothing
 def test_some_images_of_a_benchmark_sorted_by_class_are_of_all_classes():
     assert list(EvenlySpaced(range(0, 100, 10), 4)) == [0, 20, 50, 70]
     assert list(EvenlySpaced(range(3), 1000)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("count", "processes"), [(0, 3), (1, 3), (130, 2), (640, 3), (5000, 8)])
+def test_the_batches_of_all_processes_in_validation_are_those_of_one(count, processes):
+    parts = [own_blocks(count, 64, rank, processes) for rank in range(processes)]
+    assert list(itertools.chain(*parts)) == list(range(count))
+    assert all(part.start % 64 == 0 for part in parts if part)
+
+
+def test_kept_images_are_read_once_up_to_a_limit_and_give_the_same_input(monkeypatch):
+    size, seen = 24, []
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 40, 31, 3), np.uint8)
+
+    class Samples:
+        def __getitem__(self, index):
+            seen.append(index)
+            return {"id": str(index), "label": index, "image": pixels[index]}
+
+    transform = image_transform_v2(PreprocessCfg(size=(size, size)), is_train=False)
+    monkeypatch.setattr(validator, "KEPT_BYTES", 2 * size * size * 3)
+    kept = KeptImages(Samples(), range(2, 5), transform)
+    for _ in range(2):
+        for index in range(3):
+            whole = transform(Image.fromarray(pixels[index + 2]))
+            assert torch.equal(transform(Image.fromarray(kept[index]["image"])), whole)
+    assert seen == [2, 3, 4, 4]
 
 
 def test_a_fall_in_zero_shot_is_an_alarm_or_the_end(clip, monkeypatch, caplog):

@@ -26,6 +26,27 @@ TINY = Student(
 )
 
 
+def test_half_precision_is_close_and_recorded_and_the_default_is_not(models_dir, tmp_path):
+    root = tmp_path / "imagenet"
+    write_imagenet(root, 5, 8, classes=5, height=40, width=64)
+    config = Config.load({"models": {"clip": {}}, "probes": {"baselines": [], "save_predictions": 0}})
+    half = config.model_copy(update={"zeroshot": config.zeroshot.model_copy(update={"precision": "bf16"})})
+    assert config.subset("zeroshot.precision", "zeroshot.templates") == config.subset("zeroshot.templates")
+    assert "precision" not in config.subset("zeroshot")
+    assert half.subset("zeroshot.precision") == '{"zeroshot":{"precision":"bf16"}}'
+    zeroshot.run(half, Job(name="imagenet", models_dir=models_dir, benchmark_dir=root, out=tmp_path / "out.json"))
+    (row,) = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert "(simple), towers in bf16; the shorter" in row["protocol"]
+    model = zeroshot.load_zero_shot_model("clip", 0, models_dir / "clip" / "seed0")
+    views = [{str(model.preprocess): view} for view in torch.randn(4, 3, 48, 48)]
+    with torch.no_grad():
+        (whole,), (rounded,) = (
+            list(zeroshot.encode_images([model], views, "abcd", precision)) for precision in ("fp32", "bf16")
+        )
+    assert rounded.dtype == torch.float32 and not torch.equal(whole, rounded)
+    assert (whole * rounded).sum(1).min() > 0.999
+
+
 @pytest.fixture
 def models_dir(tmp_path):
     for seed in (0, 1):

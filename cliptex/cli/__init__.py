@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 from cliptex.cli import common, data, evaluation, labels, models, project, stores
 from cliptex.cli.common import commands_of, documented
 from cliptex.cluster import gpu
-from cliptex.core import progress
+from cliptex.core import paths, progress
 from cliptex.core.errors import CliptexError, ConfigError, environment_number, subject
 from cliptex.core.files import write_error
 from cliptex.core.redact import Formatter
@@ -61,6 +62,8 @@ def cliptex(
     if threads is not None:
         _limit_threads(threads)
     _set_up_logging(log_file, debug)
+    if log_file is not None and "RANK" not in os.environ:
+        _record_usage(context, log_file)
     if directory is not None:
         if not directory.is_dir():
             raise CliptexError(f"--directory {directory}: no such folder; give the one that Snakemake was given")
@@ -77,6 +80,17 @@ def cliptex(
             for lock in gpu.take(1):
                 context.call_on_close(lock.close)
         gpu.require_allocated_gpu()
+
+
+def _record_usage(context: typer.Context, log_file: Path) -> None:
+    """A job of the workflow records its processor seconds when it ends, with or without an error: Snakemake's own are
+    samples, of which the last may be half a minute old."""
+    if (path := paths.job_usage(log_file)) is not None:
+        from cliptex.core.provenance import record_usage
+
+        path = path.absolute()  # the log's folder, whatever --directory is
+        path.unlink(missing_ok=True)
+        context.call_on_close(partial(record_usage, path))
 
 
 def _limit_threads(threads: int) -> None:

@@ -14,6 +14,7 @@ from cliptex.cluster.precheck import light_problems
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
+from cliptex.data.images import require_decoder
 from cliptex.data.official.status import benchmarks_in_use
 from cliptex.models import clip
 from cliptex.models.dense_features import width
@@ -27,6 +28,7 @@ def problems(config: Config) -> Iterator[str]:
     yield from light_problems(config)
     yield from _own_classes(config)
     yield from _benchmarks(config)
+    yield from _problem("train.decoder", lambda: require_decoder(config.train.decoder))
     yield from _student(config)
 
 

@@ -289,8 +289,13 @@ STORAGE = {
 }
 
 
+READ_BYTES_S = 1e9
+"""Assumed rate at which stored features are read from disk."""
+
+
 def _feature_lines(features: dict[str, dict[str, Any]]) -> list[str]:
-    """The sizes of the features on which each benchmark's probes are trained."""
+    """The sizes of the features on which each benchmark's probes are trained, and what is read of those that do not fit
+    in memory."""
     lines = []
     for name, plan in features.items():
         if (views := plan["views"]) is None:
@@ -300,6 +305,10 @@ def _feature_lines(features: dict[str, dict[str, Any]]) -> list[str]:
         memory = _bytes(plan["memory"])
         truths = f", training truths {_bytes(plan['truths'])}" if plan["truths"] else ""
         lines.append(f"{name}  features per model {size}, as float32 {memory}{truths}; {STORAGE[plan['place']]}")
+        if plan["place"] == "disk" and plan["bytes_read"]:
+            hours = _hours(plan["bytes_read"] / READ_BYTES_S)
+            read = f"{plan['views_read']:,} views, {_bytes(plan['bytes_read'])}: {hours} at 1 GB/s (assumed)"
+            lines.append(f"{name}  heads of a model read {read}, in the background")
     return lines
 
 

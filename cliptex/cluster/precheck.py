@@ -22,7 +22,7 @@ from cliptex.experts import options
 
 CHECKED = (
     *("student", "models", "train.heads", "train.multi_scale", "train.multi_scale_channels", "train.multi_scale_rates"),
-    *("backbone", "experts", "label_stores", "zeroshot"),
+    *("backbone", "experts", "label_stores", "zeroshot", "train.decoder"),
     *("train.watch.zero_shot", "probes.benchmarks", "finetune.benchmarks"),
     *("dataset.source", "benchmark_data", "miniature.benchmarks"),
 )
@@ -75,7 +75,7 @@ def _imported(config: Config) -> list[Any]:
     """What `cliptex check` tests beyond `light_problems`; configurations that differ elsewhere share a result."""
     models = [model for model in config.models.values() if model.interpolate is None]
     heads = {(model.multi_scale, model.heads) for model in models if model.tasks}
-    train = config.train.model_dump(mode="json", include={"heads", "multi_scale", "multi_scale_channels"})
+    train = config.train.model_dump(mode="json", include={"decoder", "heads", "multi_scale", "multi_scale_channels"})
     rates, student = config.train.multi_scale_rates, config.student.model_dump(mode="json")
     names = [config.zeroshot.benchmarks, config.train.watch.zero_shot, benchmarks_in_use(config)]
     return [bool(models), sorted(heads, key=str), train, rates, student, names]

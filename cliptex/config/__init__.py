@@ -162,7 +162,8 @@ class Config(Section):
             source, target = plain, out
             for parent in parents:
                 source, target = source[parent], target.setdefault(parent, {})
-            target[last] = source[last]
+            if last in source:  # some keys are only recorded if they are set
+                target[last] = source[last]
         own = self.own_benchmarks.keys() & {naming, *_words(out)}
         for name in own:
             benchmarks = out.setdefault("benchmark_data", {}).setdefault("benchmarks", {})

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+EncoderPrecision = Literal["fp32", "bf16", "fp16", "auto"]
+"""Precision of a frozen encoder."""
 
 
 def _in_order(limits: tuple[float, float]) -> tuple[float, float]:
@@ -70,6 +72,13 @@ Pattern = Annotated[str, AfterValidator(_expanded)]
 """A path, or paths with a pattern: ~ and $VARIABLE are expanded. URLs and pipe: are left as they are."""
 FilePath = Annotated[Pattern, AfterValidator(_single)]
 """A single path; ~ and $VARIABLE are expanded."""
+
+
+def without(values: dict[str, Any], key: str, default: Any) -> dict[str, Any]:
+    """A section's values without a newer key that has its default, so that recorded values stay what they were."""
+    if values.get(key) == default:
+        del values[key]
+    return values
 
 
 class Section(BaseModel):

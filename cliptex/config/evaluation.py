@@ -3,9 +3,9 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from cliptex.config.base import FilePath, Name, Pattern, Positive, Rate, Section, Unique
+from cliptex.config.base import EncoderPrecision, FilePath, Name, Pattern, Positive, Rate, Section, Unique, without
 
 PUBLISHED_TOLERANCE = 0.2
 """Allowed difference of measured and published top-1, percentage points; covers half precision and JPEG decoding."""
@@ -95,6 +95,13 @@ class Zeroshot(Section):
     """Published top-1 (percent) by model and benchmark; a measured value off by more than 0.2 points is an error."""
     retrieval: dict[Name, CaptionSet | None] = {}
     """Caption sets for image-text retrieval, by name; null: skip."""
+
+    precision: EncoderPrecision = "fp32"
+    """Precision of the frozen towers. `auto`: bf16 on GPUs that support it and on processors with AMX, else fp32."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(handler(self), "precision", "fp32")
 
     @property
     def caption_sets(self) -> list[str]:

@@ -7,7 +7,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from cliptex.config.base import FilePath, Name, Positive, Rate, Section, Share, Shares
 
 HeadKind = Literal["light", "heavy", "heavier"]
-MultiScale = Literal["ppm", "aspp", "none"]
+MultiScale = Literal["ppm", "ppm_factored", "aspp", "none"]
 
 
 class Student(Section):
@@ -66,10 +66,14 @@ class Train(Section):
     """Area of the random crop as a share of the image: minimum and maximum."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
+    decoder: Literal["pillow", "torchvision"] = "pillow"
+    """Decodes and resizes the images. `torchvision` takes about half the time; pixels differ slightly, see
+    docs/training.md."""
     target_size_px: Positive = 32
     """Side of the grid on which dense losses are computed, pixels."""
     multi_scale: MultiScale = "ppm"
-    """Shared module between the encoder and the task heads: `ppm` (pyramid pooling, PSPNet), `aspp` (dilated
+    """Shared module between the encoder and the task heads: `ppm` (pyramid pooling, PSPNet), `ppm_factored` (the
+    same module, computed in 0.6 of the time on grids such as 14 x 14; losses differ by rounding), `aspp` (dilated
     convolutions, DeepLabV3), or `none`."""
     multi_scale_channels: Positive = 128
     """Output channels of the multi-scale module and of the hidden layers of heavy heads."""
@@ -100,6 +104,14 @@ class Train(Section):
     """Number of shards that are shuffled together. Each process holds the labels of its own rows of them in memory."""
     watch: Watch = Watch()
     """Validation during training."""
+
+    @model_serializer(mode="wrap")
+    def _without_default_decoder(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Trainings from before there was a choice keep their recorded values."""
+        values = handler(self)
+        if self.decoder == "pillow":
+            values.pop("decoder", None)
+        return values
 
 
 class Interpolation(Section):

@@ -286,10 +286,15 @@ def read_checked(
     """`read_json` of a file of this package, which must have the given form: a type, a list of one form, a dictionary
     with the form of each key that is needed, or {str: form} for any keys. Raises CliptexError that names the key."""
     value = read_json(path, object_hook)
+    check_form(path, value, form, remedy)
+    return value
+
+
+def check_form(path: Path, value: Any, form: Any, remedy: str | None = None) -> None:
+    """Raise CliptexError unless `value`, read from `path`, has a form (see `read_checked`)."""
     if problem := _unlike(value, form, ""):
         remedy = remedy or (RESTORE if _is_ours(path) else "replace it with a complete copy")
         raise CliptexError(f"{path}: {problem}; {remedy}")
-    return value
 
 
 def _unlike(value: Any, form: Any, key: str) -> str | None:

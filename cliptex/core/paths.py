@@ -11,9 +11,19 @@ BACKBONE = RESULTS / "backbone" / "backbone.safetensors"
 LABELS = RESULTS / "labels"
 FEATURES = RESULTS / "features"
 REPORT = RESULTS / "report"
+TIMINGS = RESULTS / "timings"
+LOGS = Path("logs")
 WEIGHTS = RESOURCES / "weights"
 STUDENT = WEIGHTS / "student.json"
 ARCHIVES = RESOURCES / "archives"
+
+
+def job_usage(log: Path) -> Path | None:
+    """The record of a job's processor seconds, next to Snakemake's own of that job; None if `log` is not in `logs`."""
+    if log.parts[:1] != LOGS.parts or len(log.parts) < 2:
+        return None
+    rule, *rest = log.with_suffix("").parts[1:]
+    return TIMINGS / rule / f"{'-'.join(rest) or 'all'}.json"
 
 
 def shard(number: int) -> Path:

@@ -1,7 +1,9 @@
 """Provenance of results: versions, state of the code, digest of the configuration."""
 
 import platform
+import resource
 import subprocess
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import cliptex
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import sha256_file, sha256_json
+from cliptex.core.files import sha256_file, sha256_json, write_json
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "mmsegmentation", "numpy", "pillow")
 
@@ -82,3 +84,11 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
+
+
+def record_usage(path: Path) -> None:
+    """Write the processor seconds, user and system, that this process and its ended subprocesses have taken so far. A
+    file that cannot be written is left out: it is no result."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    with suppress(OSError):
+        write_json(path, {"processor_seconds": round(sum(one.ru_utime + one.ru_stime for one in used), 2)})

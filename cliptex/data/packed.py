@@ -62,12 +62,3 @@ class Reasons(Mapping[str, str]):
 
     def __repr__(self) -> str:
         return repr(dict(self.items()))
-
-
-def plain(value: Any) -> Any:
-    """Convert to a JSON value; for the `default` of `json.dump`."""
-    if isinstance(value, Keys):
-        return list(value)
-    if isinstance(value, Reasons):
-        return dict(value.items())
-    raise TypeError(f"{type(value).__name__} is not a JSON value")

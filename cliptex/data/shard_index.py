@@ -2,10 +2,12 @@
 
 Reads   results/shards/{shard}.tar (or existing tars, source `webdataset`).
 Writes  results/shards/{shard}.parquet (sources `urls` and `webdataset`): one row per sample, with the reason if it is
-        dropped; results/shards/index.json, last: each shard's digest, keys, and dropped samples with the reason.
+        dropped; results/shards/samples.arrow: keys, byte offsets, and reasons of all samples; index.json, last: each
+        shard's digest and counts, and what identifies samples.arrow.
 Holds   keys are unique over all shards and in order; each sample in the index has a caption and an image that decodes.
 
-Single samples are read by byte offsets from the tars' headers, which are read once.
+Single samples are read by byte offsets, which are recorded by shard. An index of an earlier version has keys and
+reasons in index.json; for it the tars' headers are read.
 """
 
 import hashlib
@@ -13,8 +15,9 @@ import io
 import json
 import logging
 import os
+import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,11 +31,13 @@ import pyarrow.parquet as pq
 
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
-from cliptex.core.files import read_checked, read_error, replacing, require_file, sha256_file, write_json
+from cliptex.core.files import check_form, read_checked, read_error, replacing, require_file, sha256_file, write_json
 from cliptex.core.progress import track
 from cliptex.core.redact import without_credentials
 from cliptex.data.images import BadImage, open_image, require_codecs
-from cliptex.data.packed import Keys, Reasons, plain
+from cliptex.data.index_writer import OK, FirstPass, SecondPass
+from cliptex.data.packed import Keys, Reasons
+from cliptex.data.samples_file import LOCATION, SCHEMA, Entries, SamplesFile, StoredKeys, checksums, footer_sha256
 from cliptex.data.shards import (
     IMAGE_SUFFIXES,
     Pair,
@@ -47,7 +52,9 @@ from cliptex.data.shards import (
 
 log = logging.getLogger("cliptex")
 MAX_REPEATS = 10
-OK, NO_IMAGE = "ok", "no image"
+NAMED = ("key", "status")
+MAX_PLAIN_NAME = 90
+"""Longest key, bytes, of which the name in a tar's header is whole, with a suffix."""
 TABLE_SCHEMA = pa.schema(
     {
         "key": pa.string(),
@@ -101,6 +108,7 @@ def describe_shard(number: int, path: Path, ignored: Mapping[str, int] = Mapping
 
 def write_shard_table(path: Path, rows: pa.Table, shard: dict[str, Any]) -> None:
     """Write a shard's table, with its description `shard` as Parquet metadata under `cliptex`."""
+    rows = with_locations(rows, Path(shard["path"]))
     with replacing(path) as scratch:
         pq.write_table(rows.replace_schema_metadata({"cliptex": json.dumps(shard)}), scratch, compression="zstd")
 
@@ -147,88 +155,43 @@ def write_index(
 ) -> dict[str, Any]:
     """Write the index. shards: descriptions and rows of all shards, in order. data_sha256: see `shard_paths`.
 
-    The index holds `shards` (a list of {shard, path, sha256, bytes, keys, dropped: {key: reason}}, and `ignored` where
-    members belong to no sample), `num_samples` (usable), `dropped` (reason -> count) and `repeated` (SHA-256 -> count).
+    samples.arrow is written first. The index holds `shards` (a list of {shard, path, sha256, bytes, num_samples,
+    num_dropped, crc32}, and `ignored` where members belong to no sample), `samples` (what identifies samples.arrow),
+    `num_samples` (usable), `dropped` (reason -> count), `repeated` (SHA-256 -> count), and `held_out_order` (ids of the
+    samples with the smallest key digests, numbered over all shards). Returns `read_index`.
     Images that occur more than `max_repeats` times are all dropped as "repeated image", since servers replace deleted
     images with a placeholder. Raises CliptexError for duplicate keys, or if the share of usable samples is below
     `min_yield`, with the most common reasons.
     """
-    entries: list[dict[str, Any]] = []
-    digests, hashes, counts = [], [], []  # digests and hashes in arrays, so that millions of pairs fit in memory
-    for description, rows in shards:
-        keys, statuses = rows["key"].to_pylist(), rows["status"].to_pylist()
-        named = (hash(key) for key, status in zip(keys, statuses, strict=True) if status != NO_IMAGE)
-        hashes.append(np.fromiter(named, np.int64))
-        counts.append(len(keys))
-        if len(set(keys)) < len(keys):
-            (duplicate, _), *_ = Counter(keys).most_common(1)
-            raise _duplicate_key(description["path"], duplicate, description["path"])
-        usable_rows = [number for number, status in enumerate(statuses) if status == OK]
-        dropped = {key: status for key, status in zip(keys, statuses, strict=True) if status != OK}
-        image_digests = bytes.fromhex("".join(rows["sha256"].take(pa.array(usable_rows, pa.int64())).to_pylist()))
-        digests.append(np.frombuffer(image_digests, np.uint8).reshape(-1, 32))
-        names = ("shard", "path", "sha256", "bytes", "ignored")
+    index, samples_path = Path(index), Path(index).with_name("samples.arrow")
+    located = ((description, with_locations(rows, Path(description["path"]))) for description, rows in shards)
+    first = FirstPass(located, index.parent)
+    try:
+        second = SecondPass(first, max_repeats)
+        with replacing(samples_path) as scratch:
+            second.write(scratch)
+            num_usable = sum(usable for usable, _ in second.counts)
+            require_yield(num_usable, second.dropped, min_yield)
+            checks, size, footer = checksums(scratch), scratch.stat().st_size, footer_sha256(scratch)
+    finally:
+        first.close()
+    names, entries = ("shard", "path", "sha256", "bytes", "ignored"), []
+    for description, (usable, dropped), crc32 in zip(first.descriptions, second.counts, checks, strict=True):
         entry = {name: description[name] for name in names if name in description}
-        entries.append({**entry, "keys": Keys(keys[number] for number in usable_rows), "dropped": Reasons(dropped)})
-    _require_unique(entries, hashes)
-    frequent = _frequent(digests, max_repeats)
-    repeated: Counter[str] = Counter()
-    for entry, image_digests in zip(entries, digests, strict=True) if frequent else ():
-        placeholders = {n for n, value in enumerate(_short(image_digests).tolist()) if value in frequent}
-        repeated.update(image_digests[number].tobytes().hex() for number in sorted(placeholders))
-        keys = list(entry["keys"])
-        entry["keys"] = Keys(key for number, key in enumerate(keys) if number not in placeholders)
-        dropped = dict.fromkeys(sorted(keys[number] for number in placeholders), "repeated image")
-        entry["dropped"] = Reasons({**entry["dropped"], **dropped})
-    for entry, count in zip(entries, counts, strict=True):
-        accounted = len(entry["keys"]) + len(entry["dropped"])
-        if accounted != count:
-            raise RuntimeError(f"{entry['path']}: {accounted} of {count} samples are usable or dropped")
-    reasons = Counter(reason for entry in entries for reason in entry["dropped"].values())
-    num_usable = sum(len(entry["keys"]) for entry in entries)
-    require_yield(num_usable, reasons, min_yield)
+        entries.append(entry | {"num_samples": usable, "num_dropped": dropped, "crc32": crc32})
+    samples_file = {"file": samples_path.name, "bytes": size, "footer_sha256": footer, "reasons": list(first.reasons)}
     out = {
         "schema_version": 1,
         "data_sha256": data_sha256,
         "num_samples": num_usable,
-        "dropped": dict(reasons.most_common()),
-        "repeated": dict(repeated.most_common()),
+        "dropped": dict(second.dropped.most_common()),
+        "repeated": dict(second.repeated.most_common()),
+        "samples": samples_file,
+        "held_out_order": second.held_out_order,
         "shards": entries,
     }
-    write_json(index, out, plain)
-    return out
-
-
-def _require_unique(entries: list[dict[str, Any]], hashes: list[np.ndarray]) -> None:
-    """Raise CliptexError if a key occurs twice. hashes: of the keys, one array per shard. Samples without an image do
-    not matter: many tars have a README of their own."""
-    all_hashes = np.sort(np.concatenate(hashes)) if hashes else np.zeros(0, np.int64)
-    suspects = set(all_hashes[1:][all_hashes[1:] == all_hashes[:-1]].tolist())  # equal keys, or a hash collision
-    seen: dict[str, str] = {}
-    for entry, key_hashes in zip(entries, hashes, strict=True) if suspects else ():
-        if suspects.isdisjoint(key_hashes.tolist()):
-            continue
-        dropped = (key for key, reason in entry["dropped"].items() if reason != NO_IMAGE)
-        for key in sorted([*entry["keys"], *dropped]):
-            if key in seen:
-                raise _duplicate_key(entry["path"], key, seen[key])
-            if hash(key) in suspects:
-                seen[key] = entry["path"]
-
-
-def _duplicate_key(path: str, key: str, other: str) -> CliptexError:
-    return CliptexError(f"{path}: key {key!r} is also in {other}; keys must be unique over all shards")
-
-
-def _short(digests: np.ndarray) -> np.ndarray:
-    """The first 64 bits of SHA-256 digests [N, 32], enough to find repeated images."""
-    return np.ascontiguousarray(digests[:, :8]).view(np.uint64)[:, 0]
-
-
-def _frequent(digests: list[np.ndarray], max_repeats: int) -> set[int]:
-    """Short forms (`_short`) of the digests that occur more than `max_repeats` times."""
-    short = np.sort(np.concatenate([_short(part) for part in digests])) if digests else np.zeros(0, np.uint64)
-    return set(short[max_repeats:][short[max_repeats:] == short[: max(len(short) - max_repeats, 0)]].tolist())
+    write_json(index, out)
+    return read_index(index)
 
 
 def require_yield(usable: int, reasons: Counter[str], min_yield: float, prefix: str = "") -> None:
@@ -244,15 +207,30 @@ def require_yield(usable: int, reasons: Counter[str], min_yield: float, prefix: 
 
 
 def read_index(index: Path) -> dict[str, Any]:
-    """Read the shard index; see `write_index`. Keys and reasons are packed, see `cliptex.data.packed`."""
+    """Read the shard index; see `cliptex.data.index_writer.write_index`. Keys and reasons of a shard are read from
+    samples.arrow when needed; of an earlier version's index they are packed (`cliptex.data.packed`)."""
 
-    def pack(item: dict[str, Any]) -> dict[str, Any]:
+    def pack(item: dict[str, Any]) -> Any:
         if "keys" in item and "dropped" in item:  # a shard, packed before the next one is parsed
             item |= {"keys": Keys(item["keys"]), "dropped": Reasons(item["dropped"])}
-        return item
+        return Entries.pack(item) if "crc32" in item else item
 
+    out = read_checked(index, {"shards": [object]}, pack)
+    if "samples" in out:
+        form = {"file": str, "bytes": int, "footer_sha256": str, "reasons": [str]}
+        check_form(index, out, {"num_samples": int, "samples": form, "shards": [tuple]})
+        samples = out["samples"]
+        name = Path(samples["file"]).name  # beside the index, whatever the file says
+        file = SamplesFile(Path(index).parent / name, samples["bytes"], samples["footer_sha256"], samples["reasons"])
+        return out | {"shards": Entries(out["shards"], file)}
     entry = {"shard": str, "path": str, "bytes": int, "sha256": str, "keys": Keys, "dropped": Reasons}
-    return read_checked(index, {"shards": [entry]}, pack)
+    check_form(index, out, {"shards": [entry]})
+    return out
+
+
+def num_usable(entries: Sequence[dict[str, Any]]) -> list[int]:
+    """Number of usable samples of each shard of an index, without reading keys."""
+    return entries.sizes() if isinstance(entries, Entries) else [len(entry["keys"]) for entry in entries]
 
 
 def read_indexed(entry: dict[str, Any]) -> list[Pair]:
@@ -300,9 +278,18 @@ class SampleLocation:
 
     def read(self) -> Pair:
         """Read the sample, with metadata only if the caption is part of them. Raises CliptexError if the file is
-        truncated or cannot be read."""
+        truncated or cannot be read, or if the image's header has the name of another sample."""
+        file = _open(self.path, self.modified_ns)
         members = {IMAGE_SUFFIXES[0]: self.image, self.caption_suffix: self.caption}
-        return read_pair(_open(self.path, self.modified_ns), self.key, members)
+        if self.key.isascii() and len(self.key) < MAX_PLAIN_NAME and not self._is_named(file):
+            there = [sample for sample in samples(file) if sample.key == self.key]  # an extended header can have it
+            if not there or self.image not in there[0].members.values():
+                raise CliptexError(f"{self.path}: has no key {self.key!r} where the index says; {reindex_command()}")
+        return read_pair(file, self.key, members)
+
+    def _is_named(self, file: io.FileIO) -> bool:
+        offset = self.image[0] - tarfile.BLOCKSIZE
+        return offset >= 0 and os.pread(file.fileno(), 100, offset).startswith(f"{self.key}.".encode())
 
 
 @lru_cache(maxsize=256)
@@ -311,27 +298,50 @@ def _open(path: str, modified_ns: int) -> io.FileIO:
     return open_tar(Path(path))
 
 
-class ShardOffsets:
-    """The locations of a shard's usable samples, in the order of keys; 25 bytes per sample in memory.
+def with_locations(rows: pa.Table, path: Path) -> pa.Table:
+    """A shard's table with the columns `LOCATION` of the samples' file, 0 for dropped samples. Reads the tar's headers,
+    unless the table has them. Raises CliptexError if a usable sample is not in the tar."""
+    if set(LOCATION) <= set(rows.column_names):
+        return rows
+    keys = [key if status == OK else None for key, status in zip(*(rows[n].to_pylist() for n in NAMED), strict=True)]
+    located = _located(path, keys)
+    for number, name in enumerate(LOCATION):
+        rows = rows.append_column(SCHEMA.field(name), pa.array(located[:, number]).cast(SCHEMA.field(name).type))
+    return rows
 
-    Reads the tar's headers once. Raises CliptexError if the shard differs from the index.
+
+def _located(path: Path, keys: list[str | None]) -> np.ndarray:
+    """The columns `LOCATION` of samples as int64 [N, 5]; 0 for None. Reads the tar's headers."""
+    wanted, locations = set(keys) - {None}, {None: (0,) * 5}
+    if wanted:
+        with open_tar(path) as file, suppress(Unusable, KeyError):  # the shard was usable when it was indexed
+            for key, members, _ in samples(file):
+                if key in wanted:
+                    text = "txt" if "txt" in members else "json"
+                    locations[key] = (*members[image_suffix(members)], *members[text], text == "json")
+    if missing := next((key for key in keys if key not in locations), None):
+        raise CliptexError(f"{path}: has no key {missing!r}, which is in the index; {reindex_command()}")
+    return np.array([locations[key] for key in keys], np.int64).reshape(-1, 5)
+
+
+class ShardOffsets:
+    """The locations of a shard's usable samples, in the order of keys.
+
+    Reads them from the samples' file; for an earlier version's index, from the tar's headers. Raises CliptexError if
+    the shard differs from the index.
     """
 
     def __init__(self, entry: dict[str, Any]):
         check_indexed(entry)
-        path = Path(entry["path"]).absolute()
-        self._path, self._modified_ns, self._count = str(path), path.stat().st_mtime_ns, len(entry["keys"])
-        keys, locations = set(entry["keys"]), {}
-        with open_tar(path) as file, suppress(Unusable, KeyError):  # the shard was usable when it was indexed
-            for key, members, _ in samples(file):
-                if key in keys:
-                    text = "txt" if "txt" in members else "json"
-                    locations[key] = (*members[image_suffix(members)], *members[text], text == "json")
-        if missing := next((key for key in entry["keys"] if key not in locations), None):
-            raise CliptexError(f"{self._path}: has no key {missing!r}, which is in the index; {reindex_command()}")
-        rows = np.array([locations[key] for key in entry["keys"]], np.int64).reshape(-1, 5)
-        self._offsets, self._sizes = rows[:, 0:4:2].copy(), rows[:, 1:4:2].astype(np.uint32)
-        self._in_json = rows[:, 4] > 0
+        path, keys = Path(entry["path"]).absolute(), entry["keys"]
+        self._path, self._modified_ns, self._count = str(path), path.stat().st_mtime_ns, len(keys)
+        if isinstance(keys, StoredKeys):
+            rows = keys.file.usable(keys.rows)
+            columns = [rows[name].to_numpy(zero_copy_only=False) for name in LOCATION]
+        else:
+            columns = list(_located(path, list(keys)).T)
+        self._offsets, self._sizes = np.stack(columns[0:4:2], 1), np.stack(columns[1:4:2], 1).astype(np.uint32)
+        self._in_json = columns[4] > 0
 
     def __len__(self) -> int:
         return self._count

@@ -9,6 +9,7 @@ Holds   head, loss, batches, steps and evaluation are those of the probe of a fr
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +22,13 @@ from cliptex.core.progress import track
 from cliptex.core.seeds import seed_of
 from cliptex.evaluation.job import Job
 from cliptex.evaluation.probe import prepare_run
+from cliptex.evaluation.probes import finished_heads
 from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.evaluate import Subject, evaluate_head
 from cliptex.evaluation.probes.parts import Part, Reader
 from cliptex.evaluation.probes.tasks import probe_task
 from cliptex.evaluation.probes.training import Optimisation, batches, best_of, rate_factor, require_trained
-from cliptex.evaluation.probes.tuning import Loss, Recipe, Tuned
+from cliptex.evaluation.probes.tuning import Loss, Recipe, Tuned, Tuner
 from cliptex.evaluation.protocols.resolve import protocol_of
 from cliptex.evaluation.targets import tuned_heads
 from cliptex.models.encoders import Encoder, load_encoders
@@ -71,11 +73,16 @@ def _finetune(config: Config, job: Job, options: FineTuning, model: str, seed: i
     def tune(task: str, head: str) -> list[Outcome]:
         return _tune(run_, task, head, lambda: Tuned(new_encoder(), *inputs[task]), options)
 
+    def depends_on(task: str) -> Any:
+        (reader, _), (train, _) = inputs[task]
+        return [reader.depends_on(encoder), finished_heads.digest(train.truths[task])]
+
     folder = (job.out or paths.RESULTS / "finetuned" / job.name) / model / f"seed{seed}"
     subject, extra = Subject(model, seed, encoder, frozen=False), {"frozen": False, "settings": settings}
     for head, tasks in heads.items():
         parts = inputs[tasks[0]][1]
-        evaluate_head(run_, subject, head, tasks, parts, partial(tune, head=head), extra, folder)
+        evaluate_head(run_, subject, head, tasks, parts, partial(tune, head=head), extra, folder, depends_on)
+    finished_heads.remove(folder)
 
 
 def _tune(run: Run, name: str, head: str, new: Callable[[], Tuned], options: FineTuning) -> list[Outcome]:
@@ -92,14 +99,18 @@ def _tune(run: Run, name: str, head: str, new: Callable[[], Tuned], options: Fin
         return network
 
     def score(pair: tuple[Recipe, float]) -> float:
-        candidate = new()
-        network = trained(candidate, *pair, fit)
-        with torch.no_grad():
-            return tuner.score(network, candidate, held)
+        def scored() -> dict[str, torch.Tensor]:
+            candidate = new()
+            network = trained(candidate, *pair, fit)
+            with torch.no_grad():
+                return {"score": torch.tensor(tuner.score(network, candidate, held), dtype=torch.float64)}
+
+        # the score alone: the weights of every candidate's encoder would take gigabytes
+        return finished_heads.trained(scored, "score", _described(pair))["score"].item()
 
     grid = [(recipe, rate) for recipe in tuner.recipes for rate in options.encoder_rates]
     (recipe, rate), scores = best_of(grid, score, _described) if len(grid) > 1 else (grid[0], {})
-    network = trained(tuned, recipe, rate, np.arange(len(tuned.train)))
+    network = _kept(tuned, tuner, lambda: trained(tuned, recipe, rate, np.arange(len(tuned.train))), (recipe, rate))
     chosen = {
         "encoder_rate": rate,
         "head_rate": recipe.head.learning_rate,
@@ -109,6 +120,26 @@ def _tune(run: Run, name: str, head: str, new: Callable[[], Tuned], options: Fin
     }
     with torch.no_grad():
         return tuner.outcomes(network, tuned, chosen, len(run.kept))
+
+
+def _kept(
+    tuned: Tuned, tuner: Tuner, train: Callable[[], torch.nn.Module], pair: tuple[Recipe, float]
+) -> torch.nn.Module:
+    """The head that `train` returns; encoder and head from the file of an earlier training if there is one."""
+    found: list[torch.nn.Module] = []
+
+    def tensors() -> dict[str, torch.Tensor]:
+        found.append(train())
+        parts = {"encoder": tuned.network, "head": found[0]}
+        return {f"{part}.{name}": value for part, net in parts.items() for name, value in net.state_dict().items()}
+
+    state = finished_heads.trained(tensors, "all", _described(pair))
+    if found:
+        return found[0]
+    head = tuner.start()
+    for part, network in (("encoder", tuned.network), ("head", head)):
+        network.load_state_dict({name[len(part) + 1 :]: v for name, v in state.items() if name.startswith(f"{part}.")})
+    return head.eval()
 
 
 def _described(pair: tuple[Recipe, float]) -> str:

@@ -10,6 +10,10 @@ The .npz file has the first `probes.save_predictions` evaluation samples: `ids` 
 the data set), and the arrays listed at the top of the task's file, cliptex/evaluation/probes/*.py.
 """
 
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
@@ -19,6 +23,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.progress import track
 from cliptex.core.seeds import seed_of
 from cliptex.evaluation.job import Job
+from cliptex.evaluation.probes import finished_heads
 from cliptex.evaluation.probes.base import Data, Outcome, Run
 from cliptex.evaluation.probes.evaluate import Subject, evaluate_head
 from cliptex.evaluation.probes.feature_cache import FeatureCache
@@ -26,7 +31,7 @@ from cliptex.evaluation.probes.parts import Reader, features_of, standardised_pa
 from cliptex.evaluation.probes.tasks import probe_task, tasks_of
 from cliptex.evaluation.protocols.base import PooledTask
 from cliptex.evaluation.protocols.resolve import Entry, protocol_of
-from cliptex.models.encoders import load_encoders
+from cliptex.models.encoders import Encoder, load_encoders
 
 
 def run(config: Config, job: Job) -> None:
@@ -38,21 +43,24 @@ def run(config: Config, job: Job) -> None:
         raise CliptexError(f"{job.name}: classification and dense tasks cannot be in one benchmark; split it in two")
     data.check_apart()
     protocol = protocol_of(job.name, config.probes.benchmarks.get(job.name, {}))
-    for seed in job.seeds_of(config):
-        _probe_seed(config, job, data, protocol, seed)
+    folders = [_probe_seed(config, job, data, protocol, seed) for seed in job.seeds_of(config)]
+    for folder in chain.from_iterable(folders):  # at the end of the job: a killed one loses its finished results
+        finished_heads.remove(folder)
 
 
-def _probe_seed(config: Config, job: Job, data: Benchmark, protocol: Entry, seed: int) -> None:
+def _probe_seed(config: Config, job: Job, data: Benchmark, protocol: Entry, seed: int) -> list[Path]:
+    """Probe the models of a seed; returns the folders of their results."""
     models, memory = job.models_of(config), config.probes.memory_gb * 1e9
     encoders = load_encoders(models, seed, job.models_dir)
     first = encoders[models[0]]
     run_, indices = prepare_run(config, job.name, data, protocol, seed)
     cache = FeatureCache(job.cache_dir, config.probes.cache_gb * 1e9)
-    streams = {}
+    streams, training_readers = {}, {}
     for tasks in protocol.tasks_by_features:
         section = protocol.section(tasks[0])
         truths = {task: probe_task(task).truth(run_, first) for task in tasks}
         readers = tuple(Reader(data, part, indices[part], section, first, truths) for part in ("train", "eval"))
+        training_readers |= dict.fromkeys(tasks, readers[0])
         streams[tuple(tasks)] = features_of(readers, encoders, cache, memory)
     settings = {
         "benchmark": job.name,
@@ -79,7 +87,13 @@ def _probe_seed(config: Config, job: Job, data: Benchmark, protocol: Entry, seed
                 return probe_task(task).outcomes(run_, head, by_task[task])
 
             subject, folder = Subject(model, seed, encoder), out / model / f"seed{seed}"
-            evaluate_head(run_, subject, head, tasks, parts, outcomes, extra, folder)
+
+            def depends_on(task: str, encoder: Encoder = encoder, by_task: dict[str, Data] = features_by_task) -> Any:
+                truths = by_task[task].train.truths[task]
+                return [training_readers[task].depends_on(encoder), finished_heads.digest(truths)]
+
+            evaluate_head(run_, subject, head, tasks, parts, outcomes, extra, folder, depends_on)
+    return [out / model / f"seed{seed}" for model in encoders]
 
 
 def prepare_run(

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 from cliptex.config import Config
 from cliptex.core import paths
@@ -39,12 +40,15 @@ from cliptex.evaluation.zeroshot import (
     BATCH_SIZE,
     BROKEN,
     ZeroShotModel,
+    described_precision,
     encode_images,
     load_zero_shot_models,
+    precision_of,
     preprocessing_keys,
     row_of,
     transforms_of,
 )
+from cliptex.experts.precision import mixed_precision
 
 KS = (1, 5, 10)
 TASKS = (IMAGE_TO_TEXT.name, TEXT_TO_IMAGE.name)
@@ -126,11 +130,12 @@ def kept_predictions(read: ReadSet, embedded: Sequence[Embeddings]) -> dict[str,
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def embed(
-    models: Sequence[ZeroShotModel], captioned: CaptionedImages, name: str, keep: int
+    models: Sequence[ZeroShotModel], captioned: CaptionedImages, name: str, keep: int, precision: str = "fp32"
 ) -> tuple[list[Embeddings], ReadSet]:
-    """The embeddings of each model, and the set that was read. Images are decoded once. keep: number of images kept."""
+    """The embeddings of each model, and the set that was read. Images are decoded once. keep: number of images kept.
+    precision: in which the towers run."""
     device, transforms = default_device(), transforms_of(models)
     for model in models:
         model.model.to(device)
@@ -138,8 +143,8 @@ def embed(
     ids, image_of_caption, captions, first_images, batch = [], [], [], [], []
 
     def flush() -> None:
-        for chunks, embeddings in zip(images, encode_images(models, batch, ids[-len(batch) :]), strict=True):
-            chunks.append(embeddings.float().cpu())
+        for chunks, embeddings in zip(images, encode_images(models, batch, ids[-len(batch) :], precision), strict=True):
+            chunks.append(embeddings.cpu())
         batch.clear()
 
     for number, item in enumerate(track(captioned.items, f"read {name}", captioned.count)):
@@ -168,7 +173,9 @@ def embed(
         texts = []
         for start in range(0, len(captions), 256):
             tokens = model.tokenizer([_shortened(text) for text in captions[start : start + 256]]).to(device)
-            texts.append(model.model.encode_text(tokens, normalize=True).float().cpu())
+            with mixed_precision(precision_of(model, precision)):
+                embeddings = model.model.encode_text(tokens)
+            texts.append(normalize(embeddings.float(), dim=-1).cpu())
             require_finite(texts[-1], f"{model.name}/seed{model.seed}: its embeddings of captions of {name}", BROKEN)
         embedded.append(Embeddings(torch.cat(chunks), torch.cat(texts)))
     return embedded, ReadSet(ids, captions, np.array(image_of_caption), first_images)
@@ -188,7 +195,8 @@ def run(config: Config, job: Job) -> None:
     models = load_zero_shot_models(config, job)
     start = time.perf_counter()
     keep = config.probes.save_predictions
-    embedded, read = embed(models, captions, job.name, keep)
+    precision = config.zeroshot.precision
+    embedded, read = embed(models, captions, job.name, keep, precision)
     image_of_caption = read.image_of_caption
     images = np.arange(len(embedded[0].images))
     rows = []
@@ -203,7 +211,7 @@ def run(config: Config, job: Job) -> None:
             metrics = recalls(ranked)
             statistics[task].append(retrieval_statistics(ranked, direction[2], len(images), KS))
             check(task, statistics[task][-1], metrics)
-            rows.append(row_of(model, job.name, task, metrics, RANKED))
+            rows.append(row_of(model, job.name, task, metrics, RANKED + described_precision(model, precision)))
     seconds = (time.perf_counter() - start) / len(rows)
     captions_per_image = np.bincount(image_of_caption, minlength=len(images))
     dependencies = {"retrieval": config.plain()["zeroshot"]["retrieval"][job.name], "seeds": config.seeds}

@@ -19,6 +19,7 @@ import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from torch.nn.functional import normalize
 
 from cliptex.benchmarks.reading import read_mark, source
 from cliptex.config import PUBLISHED_TOLERANCE, Config
@@ -35,6 +36,7 @@ from cliptex.evaluation.metrics.ranking import ranking_statistics, top_metrics
 from cliptex.evaluation.per_image import check, stacked_rows, write_evaluation
 from cliptex.evaluation.probes.training import default_device
 from cliptex.evaluation.results import Row, ZeroShotResult
+from cliptex.experts.precision import frozen_precision, mixed_precision
 from cliptex.models.clip import exported_config, exported_preprocessing, exported_tokenizer, load, parameters
 from cliptex.models.encoders import in_order, sha256_weights, untrained
 
@@ -111,23 +113,44 @@ def transforms_of(models: Sequence[ZeroShotModel]) -> dict[str, Callable[[Image.
 
 
 def encode_images(
-    models: Sequence[ZeroShotModel], batch: Sequence[dict[str, torch.Tensor]], ids: Sequence[str]
+    models: Sequence[ZeroShotModel],
+    batch: Sequence[dict[str, torch.Tensor]],
+    ids: Sequence[str],
+    precision: str = "fp32",
 ) -> Iterator[torch.Tensor]:
-    """Each model's unit embeddings [B, D] of the images `ids`, whose views are by `transforms_of`.
-    Raises CliptexError for one that is not finite."""
+    """Each model's unit embeddings float32 [B, D] of the images `ids`, whose views are by `transforms_of`.
+    precision: in which the towers run. Raises CliptexError for one that is not finite."""
     for model in models:
         with working_on(f"{model.name}/seed{model.seed}, images {ids[0]} to {ids[-1]}"):
             images = torch.stack([views[str(model.preprocess)] for views in batch])
-            embeddings = model.model.encode_image(images.to(default_device()), normalize=True)
+            with mixed_precision(precision_of(model, precision)):
+                embeddings = model.model.encode_image(images.to(default_device()))
+            embeddings = normalize(embeddings.float(), dim=-1)
         if not embeddings.isfinite().all():
             for name, embedding in zip(ids, embeddings, strict=True):
                 require_finite(embedding, f"{model.name}/seed{model.seed}: its embedding of image {name}", BROKEN)
         yield embeddings
 
 
-@torch.inference_mode()
+def precision_of(model: ZeroShotModel, precision: str) -> str:
+    """`precision`, an option of `zeroshot`, for a model's images: "auto" is the machine's."""
+    size = model.preprocess.size
+    return frozen_precision(precision, (size, size) if isinstance(size, int) else tuple(size))
+
+
+def described_precision(model: ZeroShotModel, precision: str) -> str:
+    """The precision in words, for the key `protocol` of a row; empty for fp32."""
+    actual = precision_of(model, precision)
+    return "" if actual == "fp32" else f", towers in {actual}"
+
+
+@torch.no_grad()  # inference_mode would make bf16 several times slower on a CPU
 def rankings(
-    models: list[ZeroShotModel], samples: Any, classifiers: list[torch.Tensor], benchmark: str = "zero-shot"
+    models: list[ZeroShotModel],
+    samples: Any,
+    classifiers: list[torch.Tensor],
+    benchmark: str = "zero-shot",
+    precision: str = "fp32",
 ) -> tuple[list[str], list[np.ndarray], np.ndarray]:
     """The samples' ids, the five best classes [N, 5] of each model, best first, and the labels [N].
     Images are decoded once for all models. classifiers: text embeddings [D, K] of each model."""
@@ -151,7 +174,7 @@ def rankings(
         if len(batch) < BATCH_SIZE and number < len(samples):
             continue
         for chunks, embeddings, classifier in zip(
-            best, encode_images(models, batch, ids[-len(batch) :]), classifiers, strict=True
+            best, encode_images(models, batch, ids[-len(batch) :], precision), classifiers, strict=True
         ):
             scores = embeddings @ classifier
             chunks.append(scores.topk(min(5, scores.shape[1]), dim=1).indices.cpu())
@@ -210,14 +233,17 @@ def run(config: Config, job: Job) -> None:
     # a model that is not trained may have the same weights for every seed: those are evaluated once
     distinct = list({(model.name, model.sha256): model for model in reversed(models)}.values())[::-1]
     start = time.perf_counter()
-    classifiers = [
-        open_clip.build_zero_shot_classifier(model.model.to(device), model.tokenizer, names, templates, device=device)
-        for model in distinct
-    ]
+    classifiers, precision = [], config.zeroshot.precision
+    for model in distinct:
+        network = model.model.to(device)
+        with mixed_precision(precision_of(model, precision)):
+            classifier = open_clip.build_zero_shot_classifier(network, model.tokenizer, names, templates, device=device)
+        # in bf16 lengths are rounded, too
+        classifiers.append(classifier if classifier.dtype == torch.float32 else normalize(classifier.float(), dim=0))
     for model, classifier in zip(distinct, classifiers, strict=True):
         require_finite(classifier, f"{model.name}/seed{model.seed}: its embeddings of the class names", BROKEN)
     samples, keep = data.samples("eval"), config.probes.save_predictions
-    ids, found, labels = rankings(distinct, samples, classifiers, job.name)
+    ids, found, labels = rankings(distinct, samples, classifiers, job.name, precision)
     rankings_of = {(model.name, model.sha256): ranking for model, ranking in zip(distinct, found, strict=True)}
     ranked = [rankings_of[model.name, model.sha256] for model in models]
     expected = data.expected("eval")
@@ -225,7 +251,7 @@ def run(config: Config, job: Job) -> None:
         raise CliptexError(f"{job.folder}: {len(ids):,} images were evaluated, not {expected:,}; restore the data")
     seconds = (time.perf_counter() - start) / len(models)
     method = f"the class nearest by cosine to the image, each class the mean of {len(templates)} prompts"
-    method += f" ({config.zeroshot.templates})"
+    method += f" ({config.zeroshot.templates}){described_precision(models[0], precision)}"
     rows, hits, published = [], [], {}
     for model, ranking in zip(models, ranked, strict=True):
         metrics = top_metrics(ranking, labels)

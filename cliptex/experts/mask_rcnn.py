@@ -15,12 +15,14 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from cliptex.experts.average_precision import COCO_IDS, MIN_VISIBLE_PX, average_precision, coco_results, threshold_masks
+from cliptex.experts.average_precision import COCO_IDS, MIN_VISIBLE_PX, average_precision, coco_results
 from cliptex.experts.encoder import EncoderWithFPN
 from cliptex.experts.fitting import read_renders
+from cliptex.experts.masks import BoxTransform, Masks, masks_in_boxes
 from cliptex.experts.network import NetworkExpert, finite, to_device
 from cliptex.experts.options import MaskRCNNOptions, SmallMaskRCNNOptions
 from cliptex.experts.precision import mixed_precision
@@ -32,37 +34,37 @@ AP_MIN_SCORE = 0.05
 
 
 def paint(
-    masks_NHW: np.ndarray,
+    masks: Masks,
     classes_N: np.ndarray,
     scores_N: np.ndarray,
     threshold: float,
     ignore_below: float | None = None,
 ) -> np.ndarray:
-    """Class map uint8 [H, W] of instances (bool masks, contiguous classes 1..80, scores). Instances with a score of at
+    """Class map uint8 [H, W] of instances (masks, contiguous classes 1..80, scores). Instances with a score of at
     least `threshold` are painted in ascending order of score; of equal scores, the one listed first is painted last.
     Other pixels are background, 0. With `ignore_below`, pixels that are covered only by instances with `ignore_below`
     <= score < `threshold` are 255 (ignore): there may be an object."""
-    label = np.zeros(masks_NHW.shape[1:], np.uint8)
+    label = np.zeros(masks.size, np.uint8)
     for index in np.argsort(-scores_N, kind="stable")[::-1]:
+        within_box = label[masks.windows[index]]
         if scores_N[index] >= threshold:
-            label[masks_NHW[index]] = classes_N[index]
+            within_box[masks.inside[index]] = classes_N[index]
         elif ignore_below is not None and scores_N[index] >= ignore_below:
-            label[masks_NHW[index]] = 255
+            within_box[masks.inside[index]] = 255
     return label
 
 
-def paint_scores(
-    masks_NHW: np.ndarray, scores_N: np.ndarray, threshold: float, ignore_below: float | None = None
-) -> np.ndarray:
+def paint_scores(masks: Masks, scores_N: np.ndarray, threshold: float, ignore_below: float | None = None) -> np.ndarray:
     """Confidence of each pixel of `paint`, uint8 [H, W], 255 for a score of 1. A painted pixel has the score of its
     instance. A background pixel has 1 minus the highest score of the instances below the threshold that cover it. An
     ignored pixel has 0."""
-    doubt = np.zeros(masks_NHW.shape[1:], np.float32)
-    score, painted = doubt.copy(), np.zeros(masks_NHW.shape[1:], bool)
+    doubt = np.zeros(masks.size, np.float32)
+    score, painted = doubt.copy(), np.zeros(masks.size, bool)
     for index in np.argsort(-scores_N, kind="stable")[::-1]:
-        plane = score if scores_N[index] >= threshold else doubt
-        plane[masks_NHW[index]] = scores_N[index]
-        painted |= masks_NHW[index] & (scores_N[index] >= threshold)
+        window, inside, is_painted = masks.windows[index], masks.inside[index], scores_N[index] >= threshold
+        plane = score if is_painted else doubt
+        plane[window][inside] = scores_N[index]
+        painted[window] |= inside & is_painted
     unsure = np.zeros_like(painted) if ignore_below is None else doubt >= ignore_below
     background = np.where(unsure, 0.0, 1 - doubt)
     return np.rint(255 * np.clip(np.where(painted, score, background), 0, 1)).astype(np.uint8)
@@ -130,6 +132,8 @@ class MaskRCNNExpert(NetworkExpert):
         module.backbone.register_forward_hook(lambda _, __, maps: {name: finite(one) for name, one in maps.items()})
         for part in (module.rpn, module.roi_heads):
             part.box_coder = ExactBoxCoder(part.box_coder.weights, part.box_coder.bbox_xform_clip)
+        own = module.transform
+        module.transform = BoxTransform(own.min_size, own.max_size, own.image_mean, own.image_std)
         return module
 
     def computed_size(self, height: int, width: int) -> tuple[int, int]:
@@ -165,17 +169,17 @@ class MaskRCNNExpert(NetworkExpert):
 
     def _label_rows(self, images: list[torch.Tensor]) -> list[tuple[np.ndarray, dict[str, Any]]]:
         options, rows = self.network, []
-        for output in self.module([image_CHW / 255 for image_CHW in images]):
+        for image_CHW, output in zip(images, self.module([image / 255 for image in images]), strict=True):
             known = torch.from_numpy(CONTIGUOUS > 0).to(output["labels"].device)[output["labels"]]
             output = {name: tensor[known] for name, tensor in output.items()}  # ten ids are not used by COCO
-            masks_NHW = threshold_masks(output, options.mask_threshold)
+            masks = masks_in_boxes(output, image_CHW.shape[-2:], options.mask_threshold)
             ids_N = output["labels"].cpu().numpy()
             scores_N = output["scores"].float().cpu().numpy()
-            label = paint(masks_NHW, CONTIGUOUS[ids_N], scores_N, options.score_threshold, options.ignore_below)
+            label = paint(masks, CONTIGUOUS[ids_N], scores_N, options.score_threshold, options.ignore_below)
             if options.keep_scores:
-                score = paint_scores(masks_NHW, scores_N, options.score_threshold, options.ignore_below)
+                score = paint_scores(masks, scores_N, options.score_threshold, options.ignore_below)
                 label = np.stack([label, score], axis=-1)
-            extras = {"instances": coco_results(output, masks_NHW)} if options.keep_instances else {}
+            extras = {"instances": coco_results(output, masks.whole())} if options.keep_instances else {}
             rows.append((label, extras))
         return rows
 
@@ -187,7 +191,9 @@ class MaskRCNNExpert(NetworkExpert):
         with torch.inference_mode(), mixed_precision(self.precision):
             for start in range(0, len(data["image"]), 32):
                 pixels = to_device(data["image"][start : start + 32], self.device)
-                outputs += self.module(list(pixels.permute(0, 3, 1, 2).float() / 255))
+                found = self.module(list(pixels.permute(0, 3, 1, 2).float() / 255))
+                size = tuple(pixels.shape[1:3])
+                outputs += [one | {"masks": paste_masks_in_image(one["masks"], one["boxes"], size)} for one in found]
         self.module.roi_heads.score_thresh = score_threshold
         return average_precision(data, outputs, self.network.mask_threshold)
 

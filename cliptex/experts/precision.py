@@ -1,4 +1,8 @@
-"""Floating-point precision of networks: autocast, and the fastest format of this machine."""
+"""Floating-point precision of networks: autocast, and the fastest format of this machine.
+
+TF32, of NVIDIA GPUs since Ampere, is as in torch, and nothing here changes it: matrix products in fp32 are in fp32,
+convolutions in fp32 (a vision transformer has one, the patch embedding) may use TF32. bf16 and fp16 are not affected.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -32,6 +36,11 @@ def safe_precision(precision: str, size: tuple[int, int]) -> str:
     bf16 read beyond such maps, of 5 pixels in a row for instance: NaN, or values that differ from run to run.
     """
     return precision if torch.cuda.is_available() or min(size) >= 64 else "fp32"
+
+
+def frozen_precision(precision: str, size: tuple[int, int]) -> str:
+    """The precision in which a frozen encoder of images (height, width) runs: "auto" is the fastest that is safe."""
+    return safe_precision(native_precision(), size) if precision == "auto" else precision
 
 
 def native_precision() -> str:

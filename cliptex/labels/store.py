@@ -7,7 +7,10 @@ then the task's scalars and the expert's extra columns. The file's metadata hold
 """
 
 import json
-from collections.abc import Callable, Iterable
+import mmap
+import re
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,9 +19,10 @@ import numpy as np
 
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_checked, sha256_file
+from cliptex.core.files import check_form, read_checked, sha256_file
 from cliptex.core.plugins import find
 from cliptex.data.packed import Keys
+from cliptex.labels.payloads import Unlike, read_payloads
 from cliptex.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -31,6 +35,8 @@ COLUMNS = ("key", "height", "width", "payload", "error")
 COLUMN_TYPES = ("string", "int32", "int32", "binary", "string")
 INDEXED = {"shard": str, "file": str, "sha256": str, "bytes": int, "shard_sha256": str}
 """What the index and a batch file have of each label file (`cliptex.core.files.read_checked`)."""
+FEW = 8
+"""Of more than so many rows, one is read by its place instead of all in its row group."""
 MAX_RATIO, MAX_EXTRA_BYTES = 64, 1 << 22
 """Of the uncompressed data to the file: payloads are not compressed, so that label files are far below."""
 
@@ -59,16 +65,20 @@ class LabelFile:
     """One label file. Keys are read at once, payloads on first access.
 
     task: needed for `label`; a file of another task or codec is then rejected. sha256: of the file, compared before the
-    first payload is read. Raises CliptexError, naming the file and the remedy, if it is missing, truncated, corrupt,
-    not what it should be, or has another schema version.
+    first payload is read. keys: those that the file is known to have, which are then not read. Raises CliptexError,
+    naming the file and the remedy, if it is missing, truncated, corrupt, not what it should be, or has another schema
+    version.
     """
 
-    def __init__(self, path: Path, task: Task | None = None, sha256: str | None = None):
+    def __init__(
+        self, path: Path, task: Task | None = None, sha256: str | None = None, keys: Sequence[str] | None = None
+    ):
         self.path, self.task, self._sha256 = Path(path), task, sha256
         self.metadata: dict[str, Any] = {}
         self._rows: tuple[Any, list[int | None], list[int | None]] | None = None
-        (keys,) = self._read(["key"])
-        self.keys = Keys(keys.to_pylist())
+        self.keys = Keys(self._read(["key"])[0].to_pylist()) if keys is None else keys
+        if keys is not None and self.read_with(self._described) != len(keys):
+            raise CliptexError(f"{path}: has not {len(keys)} rows, as its shard has; {again_without(path)}")
         if self.metadata.get("schema_version") != SCHEMA_VERSION:
             raise CliptexError(
                 f"{path}: label schema {self.metadata.get('schema_version')} is not {SCHEMA_VERSION}, the one this"
@@ -109,12 +119,17 @@ class LabelFile:
         return None if payload is None else (payload, heights[row], widths[row])
 
     def get_many(self, rows: Iterable[int]) -> dict[int, tuple[bytes, int, int] | None]:
-        """Row -> `get(row)`. Reads only the row groups needed, and caches nothing."""
+        """Row -> `get(row)`. Reads only what is needed, and caches nothing."""
         self._check_digest()
         requested = np.unique(np.fromiter(rows, np.int64))
         result: dict[int, tuple[bytes, int, int] | None] = {}
 
         def read(file: "parquet.ParquetFile") -> None:
+            if len(requested) * FEW < file.metadata.num_rows and (payloads := self._few(file, requested.tolist())):
+                sides = file.read(["height", "width"], use_threads=False).take(requested)
+                columns = (payloads, *(sides[name].to_pylist() for name in ("height", "width")))
+                result.update(zip(requested.tolist(), zip(*columns, strict=True), strict=True))
+                return
             first = 0
             for group in range(file.num_row_groups):
                 end = first + file.metadata.row_group(group).num_rows
@@ -131,6 +146,14 @@ class LabelFile:
         self.read_with(read)
         return result
 
+    def _few(self, file: "parquet.ParquetFile", rows: list[int]) -> list[bytes] | None:
+        """Payloads by their places in the file; None if it is not laid out as expected, or damaged."""
+        with self.path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                return read_payloads(data, file.metadata, rows)
+            except (Unlike, IndexError, struct.error, RecursionError):
+                return None
+
     def label(self, row: int) -> np.ndarray | None:
         """The decoded label of a row; None if it has no label."""
         encoded = self.get(row)
@@ -144,16 +167,21 @@ class LabelFile:
 
     def _read(self, columns: list[str]) -> list[Any]:
         def read(file: "parquet.ParquetFile") -> list[Any]:
-            self.metadata = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
-            self._names = file.schema_arrow.names
-            if not isinstance(self.metadata, dict) or not {"task", "codec"} <= set(self.metadata):
-                raise ValueError("no metadata of a label file")
+            self._described(file)
             columns_read = file.read(columns).columns
             if columns[0] == "key" and columns_read[0].null_count:
                 raise ValueError("a row without a key")
             return columns_read
 
         return self.read_with(read)
+
+    def _described(self, file: "parquet.ParquetFile") -> int:
+        """Take over the metadata; return the number of rows."""
+        self.metadata = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
+        self._names = file.schema_arrow.names
+        if not isinstance(self.metadata, dict) or not {"task", "codec"} <= set(self.metadata):
+            raise ValueError("no metadata of a label file")
+        return file.metadata.num_rows
 
     def read_with(self, read: "Callable[[parquet.ParquetFile], T]") -> T:
         """Call `read` on the open Parquet file; errors become CliptexError with the file and the remedy."""
@@ -242,25 +270,45 @@ def read_label_index(config: Config, store: str, path: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=16)
-def _files_of(index: Path, mtime_ns: int) -> dict[str, dict[str, Any]]:
-    return {item["shard"]: item for item in read_checked(index, {"files": [INDEXED]})["files"]}
+def _files_of(index: Path, mtime_ns: int) -> dict[str, tuple[bytes, bytes, int]]:
+    """Shard -> SHA-256 of file and shard, and bytes; 300 bytes of memory each."""
+
+    def pack(item: dict[str, Any]) -> Any:
+        if not set(INDEXED) <= set(item) or not all(isinstance(item[name], kind) for name, kind in INDEXED.items()):
+            return item
+        return item["shard"], (_digest(item["sha256"]), _digest(item["shard_sha256"]), item["bytes"])
+
+    read = read_checked(index, {"files": [object]}, pack)
+    if not all(isinstance(item, tuple) for item in read["files"]):
+        check_form(index, read, {"files": [INDEXED]})
+    return dict(read["files"])
 
 
-def open_store(index: Path, entry: dict[str, Any], task: Task | None = None) -> LabelFile:
+def _digest(digest: str) -> bytes:
+    return bytes.fromhex(digest) if re.fullmatch("[0-9a-f]{64}", digest) else digest.encode("utf-8", "replace")
+
+
+def open_store(index: Path, entry: dict[str, Any], task: Task | None = None, trusted: bool = False) -> LabelFile:
     """The label file of one shard (an entry of the shard index) in an indexed store. Raises CliptexError, naming shard
-    and key, if the store does not hold exactly the shard's keys, or if the file has changed since it was indexed."""
+    and key, if the store does not hold exactly the shard's keys, or if the file has changed since it was indexed.
+
+    trusted: compare sizes and numbers of rows only, since another process compares keys and digest.
+    """
     index = Path(index)
     files = _files_of(index, index.stat().st_mtime_ns if index.exists() else 0)
     item = files.get(entry["shard"])
     redo = f"run: rm -f {index}   and then the same command again"
-    if item is None or item["shard_sha256"] != entry["sha256"]:
+    if item is None or item[1] != _digest(entry["sha256"]):
         problem = "does not hold" if item is None else "was made from another version of"
         raise CliptexError(f"{index}: {problem} shard {entry['shard']}, first key {entry['keys'][0]!r}; {redo}")
+    digest, _, num_bytes = item
     path = index.parent / f"{entry['shard']}.parquet"
-    if path.is_file() and path.stat().st_size != item["bytes"]:
+    if path.is_file() and path.stat().st_size != num_bytes:
         problem = f"labels of shard {entry['shard']} changed since they were indexed"
         raise CliptexError(f"{path}: {problem}; {again_without(path, index)}")
-    file = LabelFile(path, task, item["sha256"])
+    if trusted:
+        return LabelFile(path, task, keys=entry["keys"])
+    file = LabelFile(path, task, digest.hex())
     check_keys(file, entry, redo)
     file.keys = entry["keys"]  # equal; all stores share one copy in memory
     return file

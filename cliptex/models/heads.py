@@ -5,6 +5,7 @@ Shapes: B images, C encoder width, h x w the patch grid, D output channels of th
 
 import json
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,44 @@ class PyramidPooling(nn.Module):
         return self.fuse(torch.cat(maps, dim=1))
 
 
+class FactoredPyramidPooling(PyramidPooling):
+    """`PyramidPooling` with the same weights and, up to rounding, the same output, in fewer operations.
+
+    The fusing convolution is linear, so its part of a pooled map is the product of the b x b pooled cells with the
+    weights of each of the 9 taps, followed by a fixed matrix that resizes and shifts: 50 cells instead of 4 h w. At
+    ViT-B-16's 14 x 14 patches and 512 channels, this is 0.57 of the module's operations.
+    """
+
+    def forward(self, features_BChw: torch.Tensor) -> torch.Tensor:
+        rows, columns = features_BChw.shape[-2:]
+        convolution, norm, activation = self.fuse
+        own, *parts = convolution.weight.split(
+            [features_BChw.shape[1], *(branch[1][0].out_channels for branch in self.branches)], dim=1
+        )
+        taps = []
+        for branch, weight_DK33 in zip(self.branches, parts, strict=True):
+            cells_BNK = branch(features_BChw).flatten(2).transpose(1, 2)
+            taps.append((cells_BNK @ weight_DK33.permute(1, 2, 3, 0).flatten(1)).flatten(1))
+        taps_BTD = torch.cat(taps, dim=1).unflatten(1, (-1, convolution.out_channels))
+        spread_PT = _resize_and_shift(self.BINS, rows, columns, features_BChw.device)
+        pooled = (spread_PT.to(taps_BTD.dtype) @ taps_BTD).transpose(1, 2).unflatten(2, (rows, columns))
+        return activation(norm(F.conv2d(features_BChw, own, padding=1) + pooled))
+
+
+@lru_cache(maxsize=16)
+def _resize_and_shift(bins: tuple[int, ...], rows: int, columns: int, device: torch.device) -> torch.Tensor:
+    """float32 [rows * columns, T]: what each place gets from tap t of a cell; T counts bins, their cells, and taps.
+
+    That is the bilinear resize of the cells, shifted by the tap, with zeros beyond the border.
+    """
+    parts = []
+    for side in bins:
+        cells = torch.eye(side * side).view(-1, 1, side, side)
+        resized = F.interpolate(cells, size=(rows, columns), mode="bilinear", align_corners=False)
+        parts.append(F.unfold(resized, 3, padding=1).flatten(0, 1))  # cells, then taps
+    return torch.cat(parts).T.contiguous().to(device)
+
+
 class DilatedPooling(ASPP):
     """Atrous spatial pyramid pooling of DeepLabV3 (Chen et al. 2017, section 3.3): [B, C, h, w] -> [B, D, h, w].
 
@@ -83,10 +122,11 @@ def _head(kind: str, in_channels: int, width: int, out_channels: int) -> nn.Modu
 class DenseHeads(nn.Module):
     """One multi-scale module for all tasks, and one head per label store.
 
-    channels: label store -> output channels of its task. multi_scale: "ppm", "aspp" or "none". width: output channels
-    of the module, and of the inner layers of heavy heads. heads: "light", "heavy" or "heavier". rates: dilations of
-    "aspp". prior_cells: side of the grid of the position prior, a learned bias for each position that is added to the
-    output of a head (`cliptex.training.position_prior`); the last layers of the heads then start at zero. 0: no prior.
+    channels: label store -> output channels of its task. multi_scale: "ppm", "ppm_factored", "aspp" or "none". width:
+    output channels of the module, and of the inner layers of heavy heads. heads: "light", "heavy" or "heavier". rates:
+    dilations of "aspp". prior_cells: side of the grid of the position prior, a learned bias for each position that is
+    added to the output of a head (`cliptex.training.position_prior`); the last layers of the heads then start at zero.
+    0: no prior.
     """
 
     def __init__(
@@ -114,7 +154,8 @@ class DenseHeads(nn.Module):
         elif multi_scale == "aspp":
             self.multi_scale, out_channels = DilatedPooling(in_channels, width, rates), width
         else:
-            self.multi_scale, out_channels = PyramidPooling(in_channels, width), width
+            pooling = FactoredPyramidPooling if multi_scale == "ppm_factored" else PyramidPooling
+            self.multi_scale, out_channels = pooling(in_channels, width), width
         self.heads = nn.ModuleDict({store: _head(heads, out_channels, width, n) for store, n in channels.items()})
         self.priors = nn.ParameterDict()
         if prior_cells:

@@ -14,6 +14,7 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import reading, require_file
 from cliptex.data.official.status import needs_pairs
+from cliptex.data.shard_index import read_index
 from cliptex.evaluation.measures import measures
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.per_image import PerImage, num_images, per_image_path, read_per_image
@@ -116,12 +117,14 @@ class FinishedRun:
 
 
 class Timing(NamedTuple):
-    """Wall and CPU seconds of all jobs of one rule; cpu is None if not measured."""
+    """Wall and CPU seconds of all jobs of one rule; cpu is None if not measured. sampled: whether those of a job are
+    only Snakemake's last sample, a lower bound."""
 
     rule: str
     jobs: int
     wall: float
     cpu: float | None
+    sampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,11 +192,16 @@ def gather(config: Config, workdir: Path) -> Results:
             name: _store(config, name, workdir / paths.labels(name) / "index.json") for name in config.label_stores
         },
         experts={name: _expert(workdir / paths.expert(name)) for name in config.experts},
-        shards=records.read_record(workdir / paths.SHARD_INDEX, records.SHARD_INDEX)
+        shards=_shards(workdir / paths.SHARD_INDEX)
         if needs_pairs(config) or (workdir / paths.SHARD_INDEX).exists()
         else {"num_samples": 0, "dropped": {}, "shards": []},
-        timings=_timings(workdir / paths.RESULTS / "timings"),
+        timings=_timings(workdir / paths.TIMINGS),
     )
+
+
+def _shards(index: Path) -> dict[str, Any]:
+    """The shard index; a shard's keys are read when needed."""
+    return records.read_record(index, records.SHARD_INDEX) | {"shards": read_index(index)["shards"]}
 
 
 def _in_order(selected: Collection[str], known: Iterable[str]) -> list[str]:
@@ -276,21 +284,30 @@ def _run(folder: Path) -> FinishedRun:
 
 
 def _timings(folder: Path) -> list[Timing]:
-    """Snakemake's benchmark files `{rule}/**/*.tsv`, summed by rule; empty without them."""
+    """Snakemake's benchmark files `{rule}/**/*.tsv` with the jobs' own records of CPU seconds, summed by rule; empty
+    without them."""
     out = []
     for rule in sorted(path for path in folder.glob("*") if path.is_dir()):
-        wall, cpu, jobs = 0.0, 0.0, 0
+        wall, cpu, jobs, sampled = 0.0, 0.0, 0, False
         for path in sorted(rule.rglob("*.tsv")):
             require_file(path)
+            own = _own_seconds(path.with_suffix(".json"))
+            sampled |= own is None
             with reading(path, "a table of times"), path.open(newline="", encoding="utf-8", errors="replace") as file:
                 for line in csv.DictReader(file, delimiter="\t"):
                     jobs += 1
                     wall += _seconds(line.get("s")) or 0.0
-                    seconds = _seconds(line.get("cpu_time"))
-                    cpu = None if cpu is None or seconds is None else cpu + seconds
+                    # both are lower bounds: a sample may be old, and a job does not see processes on other nodes
+                    known = [one for one in (_seconds(line.get("cpu_time")), own) if one is not None]
+                    cpu = None if cpu is None or not known else cpu + max(known)
         if jobs:
-            out.append(Timing(rule.name, jobs, wall, cpu))
+            out.append(Timing(rule.name, jobs, wall, cpu, sampled))
     return out
+
+
+def _own_seconds(path: Path) -> float | None:
+    """What a job recorded of itself; None for jobs of older runs, and without cliptex."""
+    return records.read_record(path, records.USAGE)["processor_seconds"] if path.exists() else None
 
 
 def _seconds(text: str | None) -> float | None:

@@ -61,7 +61,7 @@ TRAINED = _record(TRAINING, batch_size=Size, learning_rate=Number)
 _Line = dict[str, Annotated[Number | None, Field(allow_inf_nan=False, strict=True)]]
 LOGGED = list[Annotated[_Line, AfterValidator(_with_step)]]
 """The lines of metrics.jsonl; the first index of an error is the line, from 0."""
-SHARD_INDEX = _record(num_samples=Size, dropped=Counts, shards=list[_record(shard=str, path=str, keys=list)])
+SHARD_INDEX = _record(num_samples=Size, dropped=Counts, shards=list[_record(shard=str, path=str)])
 LABEL_INDEX = _record(
     task=str,
     expert=str,
@@ -82,6 +82,8 @@ EXPERT = _record(num_parameters=(Count | None, None), weights_sha256=(str | None
 QUALITY = _record(
     task=str, source=str, split=str, quality=Numbers, prior=(Numbers, {}), images_per_cpu_second=(Number, 0.0)
 )
+USAGE = _record(processor_seconds=Annotated[float, Field(ge=0, le=1e15)])
+"""What a job recorded of itself, next to Snakemake's table of times."""
 STUDY = _record(
     **dict.fromkeys(("study", "title", "question", "seen", "not_proved", "command"), str),
     table=_record(caption=str, columns=list[str], rows=list[list[list[str]]], notes=list[str]),

@@ -8,15 +8,17 @@ import traceback
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Self
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from cliptex.config import Train
 from cliptex.core.errors import SUBJECT, CliptexError, subject, working_on
-from cliptex.data.images import decode_image
+from cliptex.data.images import decode_image, open_image, require_decoder
 from cliptex.data.shard_index import SampleLocation
 from cliptex.tasks.base import Task, View
 from cliptex.tasks.grid import WHOLE
@@ -106,6 +108,9 @@ class SampleDecoder:
     tokenizer: Callable[[list[str]], torch.Tensor] | None = None
     augment: bool = True
 
+    def __post_init__(self) -> None:
+        require_decoder(self.train.decoder)
+
     def __getitem__(self, samples_and_step: tuple[list[EncodedSample], Step]) -> "Batch | Failure":
         """A batch; in a worker process, an error is returned, since torch would pass on neither file nor key."""
         try:
@@ -118,17 +123,18 @@ class SampleDecoder:
             return Failure(message, is_expected, subject(error), traceback.format_exc())
 
     def _batch(self, samples: list[EncodedSample], step: Step) -> Batch:
-        images, captions = [], []
-        for sample in samples:
+        images, captions = torch.empty(len(samples), step.size, step.size, 3, dtype=torch.uint8), []
+        views = cache(lambda key: self._view(step.epoch, key))
+        for row, sample in enumerate(samples):
             with working_on(f"{sample.location.path}, key {sample.location.key!r}"):
                 pair = sample.location.read()
-                images.append(crop_image(decode_image(pair.image), self._view(step.epoch, pair.key), step.size))
+                images[row] = self._crop(pair.image, views(pair.key), step.size)
                 captions.append(pair.caption)
         return Batch(
             [sample.location.key for sample in samples],
-            torch.from_numpy(np.stack(images)),
+            images,
             captions,
-            {store: torch.from_numpy(target) for store, target in self.targets(samples, step.epoch).items()},
+            {store: torch.from_numpy(target) for store, target in self._targets(samples, views).items()},
             None if self.tokenizer is None else self.tokenizer(captions),
             step.epoch,
             step.ends_epoch,
@@ -136,16 +142,24 @@ class SampleDecoder:
 
     def targets(self, samples: list[EncodedSample], epoch: int) -> dict[str, np.ndarray]:
         """The stacked targets of the samples, by store."""
+        return self._targets(samples, lambda key: self._view(epoch, key))
+
+    def _targets(self, samples: list[EncodedSample], views: Callable[[str], View]) -> dict[str, np.ndarray]:
         size = self.train.target_size_px
         targets: dict[str, list[np.ndarray]] = {store: [] for store in self.tasks}
         for sample in samples:
             # shuffled labels use the view of their own image: a shared crop would reveal where this image was cropped
-            view = self._view(epoch, sample.label_key)
+            view = views(sample.label_key)
             for store, task in self.tasks.items():
                 label = sample.labels[store]
                 with working_on(f"label store {store}, key {sample.label_key!r}"):
                     targets[store].append(task.missing(size) if label is None else task.target(*label, view, size))
         return {store: np.stack(store_targets) for store, store_targets in targets.items()}
+
+    def _crop(self, image: bytes, view: View, size: int) -> torch.Tensor:
+        if self.train.decoder == "torchvision":
+            return crop_pixels(decode_image(image, "torchvision"), view, size)
+        return torch.from_numpy(crop_image(open_image(image), view, size))
 
     def _view(self, epoch: int, key: str) -> View:
         return draw_view(self.train, self.seed, epoch, key) if self.augment else WHOLE
@@ -171,10 +185,27 @@ def draw_view(train: Train, seed: int, epoch: int, key: str) -> View:
     return View(float(top), float(left), float(height), float(width), bool(rng.random() < train.flip))
 
 
-def crop_image(image_HWC: np.ndarray, view: View, size: int) -> np.ndarray:
-    """Crop uint8 RGB [H, W, 3] to `view` and resize to [size, size, 3]: bicubic with antialiasing."""
-    height, width = image_HWC.shape[:2]
+def crop_image(image: Image.Image, view: View, size: int) -> np.ndarray:
+    """Crop an RGB image to `view` and resize to uint8 [size, size, 3], writable: bicubic with antialiasing."""
+    box = _box(view, image.height, image.width)
+    cropped = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return np.array(cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else cropped)
+
+
+def crop_pixels(pixels_HWC: np.ndarray, view: View, size: int) -> torch.Tensor:
+    """`crop_image` by torch, in a fourth of the time. The crop is rounded to whole pixels."""
+    height, width = pixels_HWC.shape[:2]
+    left, top, right, bottom = (round(side) for side in _box(view, height, width))
+    left, top = min(left, width - 1), min(top, height - 1)
+    part_HWC = pixels_HWC[top : max(bottom, top + 1), left : max(right, left + 1)]
+    # contiguous with channels last, so that the result is, too, and is copied faster
+    part_BCHW = torch.from_numpy(np.array(part_HWC, order="C", ndmin=4)).permute(0, 3, 1, 2)
+    crop_BCHW = functional.interpolate(part_BCHW, (size, size), mode="bicubic", antialias=True)
+    (crop_HWC,) = crop_BCHW.permute(0, 2, 3, 1)
+    return crop_HWC.flip(1) if view.flip else crop_HWC
+
+
+def _box(view: View, height: int, width: int) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the view, pixels."""
     left, top = view.left * width, view.top * height
-    box = (left, top, min(width, left + view.width * width), min(height, top + view.height * height))
-    cropped = np.asarray(Image.fromarray(image_HWC).resize((size, size), Image.Resampling.BICUBIC, box=box))
-    return cropped[:, ::-1] if view.flip else cropped
+    return left, top, min(width, left + view.width * width), min(height, top + view.height * height)

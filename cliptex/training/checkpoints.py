@@ -18,6 +18,7 @@ from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_checked, replacing, require_file, sha256_json
+from cliptex.data.shard_index import read_index
 from cliptex.experts.tensors import refused, require_bounded
 from cliptex.labels.store import read_label_index
 from cliptex.versions import TRAIN
@@ -151,8 +152,7 @@ def fingerprint(config: Config, name: str, seed: int, precision: str) -> dict[st
     Raises CliptexError if a label store was not made with this configuration.
     """
     model = config.models[name]
-    form = {"shards": [{"sha256": str}]}
-    shards = [entry["sha256"] for entry in read_checked(paths.SHARD_INDEX, form)["shards"]]
+    shards = [entry["sha256"] for entry in read_index(paths.SHARD_INDEX)["shards"]]
     init = paths.model(model.init, seed) / "train.json" if model.init else None
     start = read_checked(init, dict) if init is not None and init.exists() else None
     return {

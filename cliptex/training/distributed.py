@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -65,6 +65,22 @@ class World:
         if self.size > 1:
             for parameter in parameters:
                 dist.broadcast(parameter.data, 0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in the order of ranks. It is pickled; tensors must be on the CPU."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def gather_to_main(self, value: Any) -> list[Any]:
+        """`gather` on rank 0; empty elsewhere."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values)
+        return values or []
 
     def barrier(self) -> None:
         """Wait for all processes."""

@@ -6,57 +6,36 @@ Holds   a sample depends only on (seed, epoch, key), the order of keys only on (
         batches, and the number of processes or workers changes nothing.
 """
 
-import bisect
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import lru_cache
 from hashlib import sha256
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from cliptex.config import Train
 from cliptex.core.errors import CliptexError
-from cliptex.data.shard_index import ShardOffsets, check_indexed, read_index
+from cliptex.data.samples_file import StoredKeys
+from cliptex.data.shard_index import ShardOffsets, check_indexed, num_usable, read_index
 from cliptex.labels.store import LabelFile, open_store
 from cliptex.tasks.base import Task
-from cliptex.training.batch import Batch, EncodedLabel, EncodedSample, Failure, SampleDecoder, Step, start_worker
+from cliptex.training.batch import Batch, EncodedSample, Failure, SampleDecoder, Step, start_worker
+from cliptex.training.windows import EpochOrder, LoadedWindow, Segment, load_ahead
 
 BATCH_UNIT = 64
 """Batch sizes at other crop sizes are multiples of gcd(`batch_size`, this)."""
 
 
-class LoadedShard(NamedTuple):
-    """The part of a shard that is in memory while its samples are drawn: all keys, and this process' labels by row."""
-
-    keys: list[str]
-    labels: dict[str, dict[int, EncodedLabel]]
-
-
-@dataclass(frozen=True)
-class EpochOrder:
-    """The samples of an epoch in order, as ids (numbered over all shards), and the ids of the samples' labels.
-
-    windows: the shards of each window. ends: position after the last sample of each window.
-    """
-
-    sample_ids: np.ndarray
-    label_ids: np.ndarray
-    windows: list[list[int]]
-    ends: list[int]
-
-    def bounds(self, window: int) -> tuple[int, int]:
-        """The first position of a window, and the one after its last."""
-        return self.ends[window - 1] if window else 0, self.ends[window]
-
-    def windows_of(self, step: Step) -> range:
-        """The windows that a step draws from."""
-        first, last = (bisect.bisect_right(self.ends, at) for at in (step.start, step.start + step.rows - 1))
-        return range(first, last + 1)
+CHECKED_AT_START = 64
+"""Shards whose first sample and labels a process checks before training; it checks the others when it loads them."""
+OPEN_LABEL_FILES = 4096
+"""Label files of which a process keeps path, metadata and digest."""
 
 
 class JointLoader:
@@ -83,24 +62,39 @@ class JointLoader:
         processes: int = 1,
         workers: int = 0,
     ):
-        self.entries = read_index(index)["shards"]
+        read = read_index(index)
+        self.entries = read["shards"]
+        self._stores = stores
         self.tasks = {store: task for store, (task, _) in stores.items()}
-        self._labels: list[dict[str, LabelFile]] = []
-        for entry in self.entries:
-            check_indexed(entry)
-            self._labels.append({store: open_store(path, entry, task) for store, (task, path) in stores.items()})
         self.train, self.image_size, self.seed, self.shuffle_labels = train, image_size, seed, shuffle_labels
         self.rank, self.processes, self.workers = rank, processes, workers
         self._decoder = SampleDecoder(train, seed, self.tasks, tokenizer)
-        self._offsets = [0, *itertools.accumulate(len(entry["keys"]) for entry in self.entries)]
-        self.held_out = self._held_out_ids(train.held_out)
-        in_training = np.ones(self._offsets[-1], bool)
-        in_training[self.held_out] = False
-        self._ids = [first + np.flatnonzero(in_training[first:end]) for first, end in itertools.pairwise(self._offsets)]
-        self.num_samples = int(in_training.sum())
+        self._label_file = lru_cache(maxsize=OPEN_LABEL_FILES)(self._open_label_file)
+        self._walked: dict[int, ShardOffsets] = {}
+        self._check_shards()
+        self._sizes = np.array(num_usable(self.entries), np.int64)
+        self._offsets = np.concatenate([[0], np.cumsum(self._sizes)])
+        self.held_out = self._held_out_ids(train.held_out, read.get("held_out_order", ()))
+        self._train_sizes = self._sizes - np.bincount(self._shards_of(self.held_out), minlength=len(self._sizes))
+        self.num_samples = int(self._train_sizes.sum())
         self._check_batch_sizes(index)
-        self._shard_offsets: dict[int, ShardOffsets] = {}
-        self._order = lru_cache(maxsize=1)(self._draw_order)
+
+    def _check_shards(self) -> None:
+        """Compare this process' part of the shards with the index: sizes, and of some what `_load` compares of all."""
+        own = range(self.rank, len(self.entries), self.processes)
+        for number in own:
+            entry = self.entries[number]
+            if not (path := Path(entry["path"])).exists() or path.stat().st_size != entry["bytes"]:
+                check_indexed(entry)
+        for place in np.unique(np.linspace(0, len(own) - 1, min(len(own), CHECKED_AT_START)).round().astype(int)):
+            check_indexed(self.entries[own[place]])
+            for store in self._stores:
+                self._label_file(own[place], store)
+
+    def _open_label_file(self, number: int, store: str) -> LabelFile:
+        """The labels of a shard. Keys and digest are compared by one process of all."""
+        task, path = self._stores[store]
+        return open_store(path, self.entries[number], task, trusted=number % self.processes != self.rank)
 
     def _check_batch_sizes(self, index: Path) -> None:
         divisor = self.processes * self.train.accumulate
@@ -118,13 +112,14 @@ class JointLoader:
                     f" with train.accumulate = {self.train.accumulate}; choose a multiple of {divisor}"
                 )
 
-    def _held_out_ids(self, count: int) -> np.ndarray:
-        """Ids of the samples excluded from training: those with the smallest key digests, for every seed the same."""
-        if not count:
-            return np.empty(0, np.int64)
-        keys = (key for entry in self.entries for key in entry["keys"])
-        digests = np.array([int.from_bytes(sha256(key.encode()).digest()[:8], "big") for key in keys], np.uint64)
-        return np.sort(np.argsort(digests, kind="stable")[:count])
+    def _held_out_ids(self, count: int, order: Sequence[int]) -> np.ndarray:
+        """Ids of the samples excluded from training: those with the smallest key digests, for every seed the same.
+        order: the first of them, as the index lists them."""
+        if count > len(order):
+            keys = (key for entry in self.entries for key in entry["keys"])
+            digests = np.array([int.from_bytes(sha256(key.encode()).digest()[:8], "big") for key in keys], np.uint64)
+            order = np.argsort(digests, kind="stable")
+        return np.sort(np.array(order[:count], np.int64))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -176,98 +171,113 @@ class JointLoader:
         for samples, step in self._samples(itertools.islice(self.steps(), count)):
             yield self._decoder.targets(samples, step.epoch)
 
-    def held_out_batches(self, rows: int) -> Iterator[Batch]:
-        """The held-out samples, neither cropped nor flipped, at most `rows` at a time."""
+    def held_out_batches(self, rows: int, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
+        """The held-out samples, neither cropped nor flipped, at most `rows` at a time; every `processes`-th batch."""
         decoder = SampleDecoder(self.train, self.seed, self.tasks, augment=False)
         step = Step(0, 0, rows, self.image_size, False)
-        for start in range(0, len(self._held_out_samples), rows):
-            yield decoder[self._held_out_samples[start : start + rows], step]
+        for start in range(rank * rows, len(self.held_out), processes * rows):
+            yield decoder[self._samples_of(self.held_out[start : start + rows]), step]
 
-    @cached_property
-    def _held_out_samples(self) -> list[EncodedSample]:
-        shard_numbers, samples = self._shards_of(self.held_out), []
-        for shard in np.unique(shard_numbers).tolist():
-            ids = self.held_out[shard_numbers == shard].tolist()
-            loaded = self._load_shards([shard], np.array(ids))
-            samples += [self._encoded(sample, sample, loaded) for sample in ids]
-        return samples
+    def _samples_of(self, sample_ids: np.ndarray) -> list[EncodedSample]:
+        """The encoded samples with these ids, which are in ascending order, with their own labels."""
+        return self._load([], sample_ids, sample_ids).encoded(0, len(sample_ids))
 
     def samples_seen(self, steps: int) -> tuple[int, int]:
         """Images seen by all processes in the first `steps` steps, and how many of them are distinct."""
-        seen = np.zeros(self._offsets[-1], bool)
-        total = 0
-        schedule = itertools.islice(self.steps(), steps)
-        for epoch, epoch_steps in itertools.groupby(schedule, key=lambda step: step.epoch):
-            rows = sum(step.rows for step in epoch_steps)
-            total += rows
-            if seen.sum() < self.num_samples:
-                seen[self._order(epoch).sample_ids[:rows]] = True
-        return total, int(seen.sum())
+        schedule = itertools.groupby(itertools.islice(self.steps(), steps), key=lambda step: step.epoch)
+        rows = {epoch: sum(step.rows for step in epoch_steps) for epoch, epoch_steps in schedule}
+        if len(rows) < 2:
+            return sum(rows.values()), sum(rows.values())
+        full = max(rows, key=rows.__getitem__)  # of which the fewest samples are left, as ids in memory
+        order = self._order(full)
+        left = (order.draw(window)[0] for window in range(order.window_at(rows[full]), len(order.windows)))
+        cut = rows[full] - order.bounds(order.window_at(rows[full]))[0] if rows[full] < self.num_samples else 0
+        unseen = np.concatenate([*left, np.empty(0, np.int64)])[cut:]
+        for epoch in rows.keys() - {full}:
+            order = self._order(epoch)
+            for window in range(order.window_at(rows[epoch] - 1) + 1) if len(unseen) else ():
+                start = order.bounds(window)[0]
+                unseen = np.setdiff1d(unseen, order.draw(window)[0][: rows[epoch] - start], assume_unique=True)
+        return sum(rows.values()), self.num_samples - len(unseen)
 
-    def _draw_order(self, epoch: int) -> EpochOrder:
-        """Shuffle the shards, then the samples within windows of `shuffle_shards` shards."""
-        rng = np.random.default_rng([self.seed, epoch])
-        shuffled, count = rng.permutation(len(self.entries)).tolist(), self.train.shuffle_shards
-        windows = [sorted(shuffled[start : start + count]) for start in range(0, len(shuffled), count)]
-        parts = []
-        for window in windows:
-            ids = np.concatenate([self._ids[shard] for shard in window])
-            labels = ids
-            if self.shuffle_labels:
-                # a random cycle, so that no image keeps its own labels
-                cycle = np.random.default_rng([self.seed, len(ids)]).permutation(len(ids))
-                labels = np.empty_like(ids)
-                labels[cycle] = ids[np.roll(cycle, 1)]
-            permutation = rng.permutation(len(ids))
-            parts.append((ids[permutation], labels[permutation]))
-        sample_ids, label_ids = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return EpochOrder(sample_ids, label_ids, windows, np.cumsum([len(ids) for ids, _ in parts]).tolist())
+    def _order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(self.train, self.seed, epoch, self._train_sizes, self._training_ids)
+
+    def _training_ids(self, shard: int) -> np.ndarray:
+        """The ids of a shard's samples in training."""
+        first, end = self._offsets[shard], self._offsets[shard + 1]
+        held = self.held_out[slice(*np.searchsorted(self.held_out, (first, end)))]
+        return np.delete(np.arange(first, end), held - first)
+
+    def _segments(
+        self, steps: Iterable[Step], rank: int, processes: int
+    ) -> Iterator[tuple[tuple[EpochOrder, int], Segment]]:
+        """The order of the epoch, the window, and the segment, for each part of a step that is in one window."""
+        order, epoch = None, None
+        for step in steps:
+            if step.epoch != epoch:
+                order, epoch = self._order(step.epoch), step.epoch
+            share = step.rows // processes
+            at = step.start + rank * share
+            end = at + share
+            while at < end:
+                window = order.window_at(at)
+                until = min(end, order.ends[window])
+                yield (order, window), Segment(step, at, until, until == end)
+                at = until
 
     def _samples(
         self, steps: Iterable[Step], rank: int = 0, processes: int = 1
     ) -> Iterator[tuple[list[EncodedSample], Step]]:
-        """The part of each step that process `rank` of `processes` decodes; holds the labels of one window or two."""
-        for epoch, epoch_steps in itertools.groupby(steps, key=lambda step: step.epoch):
-            order, parts = self._order(epoch), []
-            for step in epoch_steps:
-                share = step.rows // processes
-                parts.append((step, slice(step.start + rank * share, step.start + (rank + 1) * share)))
-            own_rows = np.concatenate([np.arange(rows.start, rows.stop) for _, rows in parts])
-            loaded: dict[int, dict[int, LoadedShard]] = {}
-            for step, rows in parts:
-                needed = order.windows_of(step)
-                for window in loaded.keys() - set(needed):
-                    del loaded[window]
-                for window in needed:
-                    if window not in loaded:
-                        rows_in_window = own_rows[slice(*np.searchsorted(own_rows, order.bounds(window)))]
-                        loaded[window] = self._load_shards(order.windows[window], order.label_ids[rows_in_window])
-                by_shard = {number: shard for window in loaded.values() for number, shard in window.items()}
-                pairs = zip(order.sample_ids[rows].tolist(), order.label_ids[rows].tolist(), strict=True)
-                yield [self._encoded(*pair, by_shard) for pair in pairs], step
+        """The part of each step that process `rank` of `processes` decodes. While the samples of a window are drawn,
+        a thread loads the next one."""
+        grouped = itertools.groupby(self._segments(steps, rank, processes), key=itemgetter(0))
+        windows = ((order, window, [segment for _, segment in group]) for (order, window), group in grouped)
+        samples: list[EncodedSample] = []
+        with closing(load_ahead(self._load_window, windows)) as loaded:
+            for window in loaded:
+                row = 0
+                for segment in window.segments:
+                    count = segment.end - segment.start
+                    samples += window.encoded(row, row + count)
+                    row += count
+                    if segment.ends_step:
+                        yield samples, segment.step
+                        samples = []
 
-    def _load_shards(self, numbers: Iterable[int], label_ids: np.ndarray) -> dict[int, LoadedShard]:
-        """Load the keys of some shards, and the labels of the samples `label_ids`."""
-        shard_numbers, loaded = self._shards_of(label_ids), {}
-        for number in numbers:
-            rows = label_ids[shard_numbers == number] - self._offsets[number]
-            labels = {store: file.get_many(rows) for store, file in self._labels[number].items()}
-            loaded[number] = LoadedShard(list(self.entries[number]["keys"]), labels)
-            if number not in self._shard_offsets:
-                self._shard_offsets[number] = ShardOffsets(self.entries[number])
-            self._shard_offsets[number].prefetch()
-        return loaded
+    def _load_window(self, order: EpochOrder, window: int, segments: list[Segment]) -> LoadedWindow:
+        sample_ids, label_ids = order.draw(window, self.shuffle_labels)
+        first = order.bounds(window)[0]
+        rows = np.concatenate([np.arange(segment.start - first, segment.end - first) for segment in segments])
+        return self._load(segments, sample_ids[rows], label_ids[rows])
+
+    def _load(self, segments: list[Segment], sample_ids: np.ndarray, label_ids: np.ndarray) -> LoadedWindow:
+        """Load locations and labels of some samples."""
+        samples, label_samples = (self._shards_and_rows(ids) for ids in (sample_ids, label_ids))
+        locations, keys, labels = {}, {}, {}
+        for number in np.unique(np.concatenate([samples[:, 0], label_samples[:, 0]])).tolist():
+            entry = self.entries[number]
+            keys[number] = list(entry["keys"])
+            if (samples[:, 0] == number).any():
+                locations[number] = self._located(number, entry)
+                locations[number].prefetch()
+            rows = label_samples[label_samples[:, 0] == number, 1]
+            labels[number] = {store: self._label_file(number, store).get_many(rows) for store in self._stores}
+        return LoadedWindow(segments, samples, label_samples, locations, keys, labels)
+
+    def _located(self, number: int, entry: dict[str, Any]) -> ShardOffsets:
+        if isinstance(entry["keys"], StoredKeys):
+            return ShardOffsets(entry)
+        if number not in self._walked:  # an earlier version's index: headers are read once
+            self._walked[number] = ShardOffsets(entry)
+        return self._walked[number]
 
     def _shards_of(self, ids: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._offsets, ids, side="right") - 1
 
-    def _encoded(self, sample: int, label: int, loaded: dict[int, LoadedShard]) -> EncodedSample:
-        """Sample id and id of its labels to the encoded sample."""
-        shard, label_shard = (bisect.bisect_right(self._offsets, each) - 1 for each in (sample, label))
-        row, label_row = sample - self._offsets[shard], label - self._offsets[label_shard]
-        location = self._shard_offsets[shard].at(row, loaded[shard].keys[row])
-        labels = {store: rows[label_row] for store, rows in loaded[label_shard].labels.items()}
-        return EncodedSample(location, loaded[label_shard].keys[label_row], labels)
+    def _shards_and_rows(self, ids: np.ndarray) -> np.ndarray:
+        shards = self._shards_of(ids)
+        return np.stack([shards, ids - self._offsets[shards]], axis=1)
 
 
 def _without_failure(batch: Batch | Failure) -> Batch:

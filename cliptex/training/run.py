@@ -196,7 +196,7 @@ class _Run:
         if self.first_step:
             self.validator.initial_top1 = self.history[0].get(TOP1)
             return
-        metrics = self.validator.measure() if self.world.is_main else {}
+        metrics = self.validator.measure()
         self.validator.initial_top1 = metrics.get(TOP1)
         self.history.append({"step": 0, **metrics})
         loggers.write(self.history[0])
@@ -210,7 +210,7 @@ class _Run:
         line = self._training_metrics(batch, step, losses)
         if validating:
             start = time.monotonic()
-            line |= self.validator.measure() if self.world.is_main else {}
+            line |= self.validator.measure()
             self.validation_seconds += time.monotonic() - start
             self._check_zero_shot_drop(line)
         self.history.append(line)

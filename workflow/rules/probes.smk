@@ -107,6 +107,7 @@ rule zeroshot:
         config=subset(
             "zeroshot.templates",
             "zeroshot.published",
+            "zeroshot.precision",
             "probes.save_predictions",
             "probes.models",
             "probes.baselines",

@@ -61,6 +61,7 @@ rule retrieval:
     params:
         config=subset(
             "zeroshot.retrieval.{captions}",
+            "zeroshot.precision",
             "probes.save_predictions",
             "probes.models",
             "probes.baselines",

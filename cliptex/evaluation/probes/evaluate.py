@@ -17,12 +17,14 @@ from cliptex.core.provenance import provenance
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.per_image import check, num_images, write_evaluation, write_per_image
 from cliptex.evaluation.probes.base import Outcome, Run
+from cliptex.evaluation.probes.finished_heads import keeping
 from cliptex.evaluation.probes.parts import Part
 from cliptex.evaluation.probes.training import NotFinite
 from cliptex.evaluation.protocols.base import DenseTask, ProbeSection
 from cliptex.evaluation.protocols.resolve import Entry
 from cliptex.evaluation.results import ProbeResult, Row
 from cliptex.evaluation.thumbnails import thumbnails_path
+from cliptex.experts.precision import frozen_precision
 from cliptex.models.encoders import Encoder
 
 log = logging.getLogger("cliptex")
@@ -47,21 +49,27 @@ def evaluate_head(
     outcomes_of: Callable[[str], list[Outcome]],
     extra: Mapping[str, Any],
     folder: Path,
+    depends_on: Callable[[str], Any],
 ) -> None:
-    """Train and evaluate one head in all its tasks, and write its files to `folder`. parts: training and evaluation.
-    outcomes_of: task -> outcomes. extra: further keys of the JSON file, among them `settings`."""
+    """Train and evaluate one head in all its tasks, and write its files to `folder`.
+
+    parts: training and evaluation. outcomes_of: task -> outcomes. extra: further keys of the JSON file, among them
+    `settings`. depends_on: task -> all that its training features and ground truth depend on, as JSON. Finished
+    trainings are kept in `folder` (`cliptex.evaluation.probes.finished_heads`).
+    """
     protocol, data, encoder, (train, evaluated) = run.protocol, run.benchmark, subject.encoder, parts
     rows, predictions, per_image, thumbnails = [], {}, {}, {}
     for task in tasks:
-        input_text = described(protocol.section(task), subject.frozen)
+        input_text = described(protocol.section(task), encoder, subject.frozen)
         start = time.perf_counter()
         where = f"{data.name}, {subject.model}/seed{subject.seed}, {head}"
         try:
-            with working_on(f"{where}, {task}"):
+            kept = _dependencies(run, subject, head, task, extra, depends_on(task))
+            with working_on(f"{where}, {task}"), keeping(folder, kept) as keeper:
                 outcomes = outcomes_of(task)
         except NotFinite as error:
             raise CliptexError(f"{where}: {error}") from error
-        seconds = (time.perf_counter() - start) / len(outcomes)
+        seconds = (time.perf_counter() - start + keeper.seconds) / len(outcomes)
         for outcome in outcomes:
             check(outcome.task, outcome.per_image, outcome.metrics)
             rows.append(
@@ -111,6 +119,22 @@ def evaluate_head(
     write_evaluation(path, result, evaluated.ids, per_image, images, predictions)
 
 
+def _dependencies(
+    run: Run, subject: Subject, head: str, task: str, extra: Mapping[str, Any], depends_on: Any
+) -> dict[str, Any]:
+    """All that the training of a head depends on, but for its candidate, seed and views."""
+    section = run.protocol.section(task).model_dump(mode="json")
+    return {
+        "data": depends_on,
+        "model": [subject.model, subject.seed, subject.frozen],
+        "task": [task, head, section["heads"].pop(head)],
+        "section": {name: value for name, value in section.items() if name != "heads"},
+        "settings": [extra["settings"][name] for name in ("fine_tuning",) if name in extra["settings"]],
+        "holdout": [run.holdout, run.seed],
+        "classes": list(run.benchmark.class_names),
+    }
+
+
 def _check_counts(
     data: Benchmark, protocol: Entry, train: Part, evaluated: Part, per_image: Mapping[str, Arrays]
 ) -> None:
@@ -135,7 +159,7 @@ def _input_of(section: ProbeSection, encoder: Encoder) -> dict[str, Any]:
     return {"size_px": list(size)} | grid
 
 
-def described(section: ProbeSection, frozen: bool = True) -> str:
+def described(section: ProbeSection, encoder: Encoder, frozen: bool) -> str:
     """The input of a head in words, for the key `protocol` of every row."""
     features, views = section.features, section.augment.views
     if isinstance(section, DenseTask):
@@ -155,7 +179,11 @@ def described(section: ProbeSection, frozen: bool = True) -> str:
     text = f"{'frozen ' if frozen else ''}{tokens}, of {image}"
     text += ", standardised a channel over the training split" if features.standardise else ""
     text += f"; {views} augmented views of each training image" if views else "; no augmentation"
-    return text + (f"; features kept as {features.precision}" if frozen and features.precision != "fp32" else "")
+    if not frozen:
+        return text
+    precision = frozen_precision(features.encoder_precision, encoder.input_size(section.input.size_px))
+    text += f"; encoder in {precision}" if precision != "fp32" else ""
+    return text + (f"; features kept as {features.precision}" if features.precision != "fp32" else "")
 
 
 def _images(kept: Sequence[Mapping[str, Any]], evaluated: Part, section: ProbeSection) -> list[np.ndarray]:

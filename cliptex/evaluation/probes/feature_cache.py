@@ -39,6 +39,8 @@ KINDS = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 VERSION = 4
 """Increase it when the content of a folder changes for the same key."""
 TOKENS, SCALES, ABOUT = "tokens.bin", "scales.bin", "about.json"
+Loaded = tuple[torch.Tensor, torch.Tensor | None]
+"""Tokens [B, T, C] in the stored precision, and for int8 the scales float32 [B, C]."""
 RESERVED = "held"
 """File in a folder that is being written: the expected number of bytes, locked while the writer is alive."""
 
@@ -51,18 +53,24 @@ class FeatureSource(Protocol):
     computed: bool
     """Whether the encoder runs on every read."""
 
-    def read(self, index: np.ndarray) -> torch.Tensor:
-        """float32 [len(index), T, C], on the CPU."""
+    def load(self, index: np.ndarray) -> Loaded:
+        """As stored, on the CPU."""
         ...
 
+    def read(self, index: np.ndarray) -> torch.Tensor:
+        """float32 [len(index), T, C], on the CPU."""
+        tokens_BTC, scales_BC = self.load(index)
+        return tokens_BTC.float() if scales_BC is None else tokens_BTC.float().mul_(scales_BC[:, None])
 
-class StoredFeatures:
+
+class StoredFeatures(FeatureSource):
     """Features in arrays, memory-mapped or in memory."""
 
     computed = False
 
     def __init__(self, tokens_VTC: np.ndarray, scales_VC: np.ndarray | None):
-        self.tokens, self.scales = tokens_VTC, scales_VC
+        # plain arrays, since indexing a memmap costs more
+        self.tokens, self.scales = np.asarray(tokens_VTC), None if scales_VC is None else np.asarray(scales_VC)
         self.shape: tuple[int, int, int] = tokens_VTC.shape
 
     @classmethod
@@ -78,11 +86,18 @@ class StoredFeatures:
         scales = np.memmap(folder / SCALES, np.float32, "r", shape=(views, channels)) if kind == np.int8 else None
         return cls(np.memmap(folder / TOKENS, kind, "r", shape=(views, tokens, channels)), scales)
 
-    def read(self, index: np.ndarray) -> torch.Tensor:
-        values = torch.from_numpy(np.array(self.tokens[index])).float()
-        if self.scales is not None:
-            values *= torch.from_numpy(np.array(self.scales[index]))[:, None]
-        return values
+    @property
+    def num_bytes(self) -> int:
+        """Bytes as stored."""
+        return self.tokens.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def load(self, index: np.ndarray) -> Loaded:
+        index = np.asarray(index)  # an array, for which indexing copies
+        return tuple(None if part is None else torch.from_numpy(part[index]) for part in (self.tokens, self.scales))
+
+    def in_memory(self) -> Self:
+        """A copy that no longer reads the files."""
+        return type(self)(*(None if part is None else np.array(part) for part in (self.tokens, self.scales)))
 
 
 class Writer:

@@ -1,15 +1,22 @@
 """Standardised features of views as heads read them, a batch at a time."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from cliptex.evaluation.probes.feature_cache import FeatureSource
+from cliptex.evaluation.probes.feature_cache import FeatureSource, Loaded, StoredFeatures
 
+AHEAD = 2
+"""Batches that are read in the background while a head computes."""
+BLOCK = 2**20
+"""Values that are converted at a time on a CPU, so that they stay in its cache."""
 CHUNK_BYTES = 2**28
+Index = slice | np.ndarray | torch.Tensor
 Split = tuple[np.ndarray, np.ndarray]
 """Training views for fitting, and the held-out ones."""
 
@@ -38,23 +45,46 @@ class Features:
         index: np.ndarray | None = None,
     ):
         self._source, self._grid, self._cls, self._mean, self._scale = source, grid, cls, mean_C, scale_C
-        self._index = np.arange(source.shape[0]) if index is None else index
-        self.shape = (len(self._index), len(mean_C), *(grid or ()))
+        self.index = np.arange(source.shape[0]) if index is None else index
+        self.shape = (len(self.index), len(mean_C), *(grid or ()))
         self.computed = source.computed
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.index)
 
-    def __getitem__(self, index: slice | np.ndarray | torch.Tensor) -> torch.Tensor:
-        tokens_BTC = self._source.read(self._index[index.numpy() if isinstance(index, torch.Tensor) else index])
-        if self._cls:
-            tokens_BTC = torch.cat([tokens_BTC[:, 1:], tokens_BTC[:, :1].expand_as(tokens_BTC[:, 1:])], 2)
-        values_BCT = ((tokens_BTC - self._mean) * self._scale).transpose(1, 2)
-        return values_BCT.unflatten(2, self._grid).contiguous() if self._grid else values_BCT[..., 0]
+    def __getitem__(self, index: Index) -> torch.Tensor:
+        return self.standardised(self.load(index))
+
+    def load(self, index: Index, pinned: bool = False) -> Loaded:
+        """Views as stored, on the CPU. pinned: in memory from which a GPU copies without waiting."""
+        loaded = self._source.load(self.index[index.numpy() if isinstance(index, torch.Tensor) else index])
+        return tuple(part.pin_memory() if pinned and part is not None else part for part in loaded)
+
+    def standardised(self, loaded: Loaded, device: torch.device | str = "cpu") -> torch.Tensor:
+        """float32 on the device; they are transferred as stored and converted there."""
+        tokens_BTC, scales_BC = (None if part is None else part.to(device, non_blocking=True) for part in loaded)
+        mean, scale = self._mean.to(device)[:, None], self._scale.to(device)[:, None]
+        count, tokens, channels = tokens_BTC.shape
+        if tokens_BTC.requires_grad or tokens_BTC.device.type != "cpu":
+            step = max(1, count)
+        else:
+            step = max(1, BLOCK // (tokens * channels))
+        values_BCT = torch.empty(count, len(mean), tokens - self._cls, device=device)
+        for start in range(0, count, step):
+            part, out = slice(start, start + step), values_BCT[start : start + step]
+            stored_BCT = tokens_BTC[part].transpose(1, 2).contiguous()
+            out[:, :channels] = stored_BCT[..., int(self._cls) :]
+            if self._cls:
+                out[:, channels:] = stored_BCT[..., :1]
+            if scales_BC is not None:
+                out *= scales_BC[part].repeat(1, 1 + self._cls)[..., None]
+            out -= mean
+            out *= scale
+        return values_BCT.unflatten(2, self._grid) if self._grid else values_BCT[..., 0]
 
     def take(self, index: np.ndarray) -> Self:
         """The views `index`."""
-        return type(self)(self._source, self._grid, self._cls, self._mean, self._scale, self._index[index])
+        return type(self)(self._source, self._grid, self._cls, self._mean, self._scale, self.index[index])
 
     def in_memory(self) -> torch.Tensor:
         """All of them in one tensor, without a second copy at any time."""
@@ -68,19 +98,68 @@ class TensorSubset:
     """Some of the views of a tensor, copied a batch at a time."""
 
     def __init__(self, values: torch.Tensor, index: np.ndarray):
-        self._values, self._index = values, index
+        self._values, self.index = values, index
         self.shape = (len(index), *values.shape[1:])
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.index)
 
-    def __getitem__(self, index: slice | np.ndarray | torch.Tensor) -> torch.Tensor:
-        return self._values[self._index[index.numpy() if isinstance(index, torch.Tensor) else index]]
+    def __getitem__(self, index: Index) -> torch.Tensor:
+        return self._values[self.index[index.numpy() if isinstance(index, torch.Tensor) else index]]
 
 
 def take(features: Features | torch.Tensor, index: np.ndarray) -> Features | TensorSubset:
     """The views `index`."""
     return features.take(index) if isinstance(features, Features) else TensorSubset(features, index)
+
+
+def batches_on(
+    features: Features | TensorSubset | torch.Tensor, batches: Iterable[Index], device: torch.device | str
+) -> Iterator[torch.Tensor]:
+    """Features of each batch in turn, float32 on the device. Stored ones are read ahead in a thread."""
+    if not isinstance(features, Features) or features.computed:
+        yield from (features[batch].to(device) for batch in batches)
+        return
+    pinned, waiting = torch.device(device).type == "cuda", deque()
+    with ThreadPoolExecutor(1) as reader:
+        for batch in batches:
+            waiting.append(reader.submit(features.load, batch, pinned))
+            if len(waiting) > AHEAD:
+                yield features.standardised(waiting.popleft().result(), device)
+        while waiting:
+            yield features.standardised(waiting.popleft().result(), device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a GPU; 0 for a CPU, whose share `standardised` has used."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def held_on(
+    features: Features | TensorSubset | torch.Tensor, device: torch.device
+) -> Features | TensorSubset | torch.Tensor:
+    """The features, for a solver that reads them a hundred times: float32 on the device if they take at most half of
+    its free memory, otherwise as they are. Features that an encoder computes are held in the CPU's memory."""
+    if not isinstance(features, Features):
+        return features.to(device) if isinstance(features, torch.Tensor) else features
+    if features.computed:
+        return features[:]
+    if 4 * math.prod(features.shape) > free_bytes(device) / 2:
+        return features
+    out, parts = torch.empty(features.shape, device=device), list(chunks(features.shape))
+    for part, values in zip(parts, batches_on(features, parts, device), strict=True):
+        out[part] = values
+    return out
+
+
+def views_of(features: Features | TensorSubset | torch.Tensor) -> np.ndarray:
+    """Indices of the views in their part of the benchmark."""
+    return np.arange(len(features)) if isinstance(features, torch.Tensor) else features.index
+
+
+def ranges(count: int, size: int) -> list[slice]:
+    """Slices of `size` that cover `count` items."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def chunks(shape: Sequence[int]) -> Iterator[slice]:
@@ -120,7 +199,8 @@ def standardised(
     standardise: bool = True,
     memory_bytes: float = float("inf"),
 ) -> list[Features | torch.Tensor]:
-    """Features of the parts of a benchmark, the training split first; tensors if they fit in memory.
+    """Features of the parts of a benchmark, the training split first; tensors if they fit in memory as float32. If only
+    their stored form fits, it is held there and converted when it is read; else files are read every time.
     standardise: channels get zero mean and unit variance over the training split, as by batch norm."""
     if standardise:
         mean, scale = statistics(sources[0], cls)
@@ -129,7 +209,12 @@ def standardised(
         mean, scale = torch.zeros(channels), torch.ones(channels)
     parts = [Features(source, grid, cls, mean, scale) for source in sources]
     fits = 4 * sum(math.prod(part.shape) for part in parts) <= memory_bytes
-    return [part.in_memory() for part in parts] if fits else parts
+    if fits:
+        return [part.in_memory() for part in parts]
+    stored = [source for source in sources if isinstance(source, StoredFeatures)]
+    if len(stored) == len(parts) and sum(source.num_bytes for source in stored) <= memory_bytes:
+        return [Features(source.in_memory(), grid, cls, mean, scale) for source in stored]
+    return parts
 
 
 def resample_nearest(array: np.ndarray, size: int) -> np.ndarray:

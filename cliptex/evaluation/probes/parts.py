@@ -29,7 +29,8 @@ from cliptex.evaluation.probes.views import (
     random_views,
 )
 from cliptex.evaluation.protocols.base import DenseTask, ProbeSection, views_of_each
-from cliptex.models.encoders import BATCH_SIZE, Encoder, centre_crop, in_order
+from cliptex.experts.precision import frozen_precision, mixed_precision
+from cliptex.models.encoders import Encoder, batch_size, centre_crop, in_order
 
 log = logging.getLogger("cliptex")
 
@@ -106,8 +107,13 @@ class Reader:
         return crop_view(image, view, self.size, self.interpolation, self.fill)
 
     def encode(self, encoder: Encoder, images_BHWC: np.ndarray) -> torch.Tensor:
-        """The features [B, T, C] that the section asks for."""
-        images, options = encoder.normalised(images_BHWC), self.section.features
+        """The features float32 [B, T, C] that the section asks for. An encoder in training runs in fp32."""
+        precision = frozen_precision(self.section.features.encoder_precision, self.size)
+        with mixed_precision(precision if encoder.is_frozen else "fp32"):
+            return self._encode(encoder, encoder.normalised(images_BHWC)).float()
+
+    def _encode(self, encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
+        options = self.section.features
         if self.dense:
             return encoder.tokens(images, options.layers, options.norm, options.cls)
         if options.point == "tokens":
@@ -116,6 +122,9 @@ class Reader:
 
     def depends_on(self, encoder: Encoder) -> dict[str, Any]:
         """Everything that the features depend on."""
+        features = self.section.features.model_dump(mode="json", exclude={"standardise"})
+        if "encoder_precision" in features:  # what `auto` is depends on the machine
+            features["encoder_precision"] = frozen_precision(features["encoder_precision"], self.size)
         return {
             "encoder": [type(encoder).__name__, encoder.sha256, encoder.config_sha256],
             "size": self.size,
@@ -124,7 +133,7 @@ class Reader:
             "samples": [fingerprint(self.samples), self.indices],
             "input": self.section.input.model_dump(mode="json"),
             "augment": self.section.augment.model_dump(mode="json") if self.augmented else None,
-            "features": self.section.features.model_dump(mode="json", exclude={"standardise"}),
+            "features": features,
         }
 
     def _read(self, index: int, with_images: bool, with_truths: bool) -> ReadSample:
@@ -148,12 +157,13 @@ class Reader:
         truths: whether to keep the ground truth. Returns the part, and the seconds that each encoder took."""
         part = Part(truths={task: [] for task in self.truths} if truths else {})
         pending: list[tuple[str, np.ndarray]] = []
+        rows = batch_size(self.size, next(iter(sinks.values()))[0].device) if sinks else 1
         seconds = dict.fromkeys(sinks, 0.0)
 
         def flush() -> None:
-            ids, batch = zip(*pending[:BATCH_SIZE], strict=True)
+            ids, batch = zip(*pending[:rows], strict=True)
             images = np.stack(batch)
-            del pending[:BATCH_SIZE]
+            del pending[:rows]
             for name, (encoder, writer) in sinks.items():
                 start = time.perf_counter()
                 subject = f"features of {name} for {self.data.name}, {self.part} images {ids[0]} to {ids[-1]}"
@@ -171,7 +181,7 @@ class Reader:
             for task, values in sample.truths.items():
                 part.truths[task] += values
             pending += ((sample.id, image) for image in sample.images)
-            while len(pending) >= BATCH_SIZE:
+            while len(pending) >= rows:
                 flush()
         if pending:
             flush()
@@ -199,13 +209,14 @@ class ComputedFeatures(FeatureSource):
                 images.append(self._reader.pixels(decoded[sample], self._part.views[view]))
         return self._reader.encode(self._encoder, np.stack(images)).float().cpu()
 
-    def read(self, index: np.ndarray) -> torch.Tensor:
+    def load(self, index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
         index = np.asarray(index)
         # the same rounding as stored features, so that the results do not depend on where features are kept
         writer = Writer(self._reader.section.features.precision)
-        for start in range(0, len(index), BATCH_SIZE):
-            writer.append(self._tokens(index[start : start + BATCH_SIZE]))
-        return writer.finish({}).read(np.arange(len(index)))
+        rows = batch_size(self._reader.size, self._encoder.device)
+        for start in range(0, len(index), rows):
+            writer.append(self._tokens(index[start : start + rows]))
+        return writer.finish({}).load(np.arange(len(index)))
 
 
 class EncoderFeatures(NamedTuple):

@@ -10,6 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cliptex.core.errors import CliptexError
 from cliptex.core.finite import require_finite
+from cliptex.evaluation.probes.features import Features, TensorSubset, batches_on, views_of
+from cliptex.evaluation.probes.finished_heads import trained
 from cliptex.evaluation.protocols.base import Training
 
 T = TypeVar("T")
@@ -97,20 +99,27 @@ class Optimisation:
 
 def train_network(
     build: Callable[[], torch.nn.Module],
-    loss: Callable[[torch.nn.Module, torch.Tensor, torch.Generator], torch.Tensor],
-    count: int,
+    loss: Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor],
+    features: Features | TensorSubset | torch.Tensor,
     options: Training,
     candidate: Candidate,
     seed: int,
 ) -> torch.nn.Module:
-    """Build a head and train it on `count` views; returned in evaluation mode. The same seed gives the same initial
-    weights and the same batches for every encoder. loss: (head, indices of a batch, generator) -> scalar."""
+    """Build a head and train it on all views of `features`; returned in evaluation mode. The same seed gives the same
+    initial weights and the same batches for every encoder. loss: (head, features of a batch on its device, indices of
+    its views, generator) -> scalar."""
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    network = build().train().to(default_device())
-    optimisation = Optimisation(network.parameters(), options, candidate)
-    for batch in batches(count, options.batch_size, options.steps, generator):
-        optimisation.step(loss(network, batch, generator))
+    generator, device = torch.Generator().manual_seed(seed), default_device()
+    network = build().train().to(device)
+
+    def train() -> dict[str, torch.Tensor]:
+        optimisation = Optimisation(network.parameters(), options, candidate)
+        steps = batches(len(features), options.batch_size, options.steps, generator)
+        for batch, values in zip(steps, batches_on(features, steps, device), strict=True):
+            optimisation.step(loss(network, values, batch, generator))
+        return network.state_dict()
+
+    network.load_state_dict(trained(train, options.model_dump(), candidate, seed, views_of(features)))
     require_trained(network)
     return network.eval()
 

@@ -15,6 +15,7 @@ import torch
 
 from cliptex.config import FineTuning
 from cliptex.evaluation.probes.base import Outcome, Run
+from cliptex.evaluation.probes.feature_cache import Loaded
 from cliptex.evaluation.probes.features import Features, Split
 from cliptex.evaluation.probes.parts import ComputedFeatures, Part, Reader, standardised_parts
 from cliptex.evaluation.probes.training import Candidate, candidates
@@ -29,12 +30,12 @@ class TrainableFeatures(ComputedFeatures):
     """Features computed on every access by an encoder in training, without rounding.
     If gradients are enabled, all views of an access are one batch."""
 
-    def read(self, index: np.ndarray) -> torch.Tensor:
+    def load(self, index: np.ndarray) -> Loaded:
         index = np.asarray(index)
         if torch.is_grad_enabled():
-            return self._tokens(index)
+            return self._tokens(index), None
         starts = range(0, len(index), BATCH_SIZE)
-        return torch.cat([self._tokens(index[start : start + BATCH_SIZE]) for start in starts])
+        return torch.cat([self._tokens(index[start : start + BATCH_SIZE]) for start in starts]), None
 
 
 @dataclass

@@ -4,11 +4,12 @@ These are keys of the files in config/protocols/; the other keys of a section ar
 `cliptex/evaluation/probes/{task}.py`. Imports nothing heavy: the workflow reads protocols on every start.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from cliptex.config import Positive, Rate, Rates, Section, Share, Shares
+from cliptex.config.base import EncoderPrecision, without
 
 Grid = Annotated[tuple[Rate, ...], Field(min_length=1)]
 Decays = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
@@ -61,6 +62,12 @@ class DenseFeatures(Section):
     """Whether channels are standardised to zero mean and unit variance over the training views."""
     precision: Literal["fp32", "fp16", "int8"] = "fp16"
     """Precision in which features are stored; error bounds: `cliptex/evaluation/probes/feature_cache.py`."""
+    encoder_precision: EncoderPrecision = "fp32"
+    """Precision in which the encoder computes them. `auto`: bf16 on GPUs that support it and on processors with AMX."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(handler(self), "encoder_precision", "fp32")
 
 
 class DenseTask(Section):
@@ -193,6 +200,12 @@ class PooledFeatures(Section):
     """Whether channels are standardised to zero mean and unit variance over the training views."""
     precision: Literal["fp32", "fp16"] = "fp16"
     """Precision in which features are stored; error bounds: `cliptex/evaluation/probes/feature_cache.py`."""
+    encoder_precision: EncoderPrecision = "fp32"
+    """Precision in which the encoder computes them. `auto`: bf16 on GPUs that support it and on processors with AMX."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(handler(self), "encoder_precision", "fp32")
 
 
 class PooledTask(Section):

@@ -33,6 +33,8 @@ def timing_table(results: Results) -> Table | None:
     columns = [Column("stage", "Stage", numeric=False), Column("jobs", "Jobs"), Column("wall", "Job seconds")]
     columns += [Column("share", "Share"), Column("cpu", "CPU seconds")]
     notes = ["Seconds are summed over jobs. Jobs run in parallel, so the run took less time than their sum."]
+    if any(timing.sampled for timing in results.timings):
+        notes.append("≥: of some jobs only Snakemake's last sample of the CPU seconds is known, which is too low.")
     return Table("timings", "Time by stage", columns, [Group(rows)], notes)
 
 
@@ -42,8 +44,13 @@ def _seconds(timings: Sequence[Timing], total: float) -> Row:
         "jobs": count_cell(sum(timing.jobs for timing in timings)),
         "wall": count_cell(wall),
         "share": Cell(f"{100 * wall / total:.0f} %", 100 * wall / total) if total else Cell(MISSING),
-        "cpu": Cell(MISSING) if None in cpu else count_cell(sum(cpu)),
+        "cpu": Cell(MISSING) if None in cpu else _cpu_cell(sum(cpu), any(timing.sampled for timing in timings)),
     }
+
+
+def _cpu_cell(seconds: float, sampled: bool) -> Cell:
+    cell = count_cell(seconds)
+    return Cell(f"≥ {cell.text}", seconds) if sampled else cell
 
 
 def stage_of(rule: str) -> str:

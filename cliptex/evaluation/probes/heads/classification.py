@@ -16,7 +16,17 @@ import torch.nn.functional as F
 from cliptex.evaluation.metrics.ranking import ranking_statistics, top_metrics
 from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.classification import ClassificationProtocol, LinearSgd, Logistic
-from cliptex.evaluation.probes.features import Features, Split, TensorSubset, take
+from cliptex.evaluation.probes.features import (
+    Features,
+    Split,
+    TensorSubset,
+    batches_on,
+    held_on,
+    ranges,
+    take,
+    views_of,
+)
+from cliptex.evaluation.probes.finished_heads import trained
 from cliptex.evaluation.probes.training import NotFinite, batches, default_device, finite, rate_factor
 from cliptex.evaluation.probes.tuning import TUNED, Tuned, Tuner
 
@@ -37,7 +47,7 @@ def fit_logistic(
     """The weights that minimise mean cross-entropy + penalty / 2 |W|^2; the bias is not penalised. scikit-learn's
     LogisticRegression has the same optimum at C = 1 / (penalty * N). start: initial weights."""
     count, channels = features_NC.shape
-    device = labels_N.device
+    device, parts = labels_N.device, ranges(count, CHUNK)
     weights = torch.zeros(channels + 1, num_classes, device=device) if start is None else start.clone()
     optimizer = torch.optim.LBFGS(
         [weights],
@@ -52,8 +62,8 @@ def fit_logistic(
         # explicit gradient, in chunks: the autograd graph of a million images and a thousand classes would not fit
         gradient = torch.cat([penalty * weights[:-1], torch.zeros_like(weights[-1:])])
         loss = penalty / 2 * weights[:-1].square().sum()
-        for begin in range(0, count, CHUNK):
-            x, y = features_NC[begin : begin + CHUNK].to(device), labels_N[begin : begin + CHUNK]
+        for part, x in zip(parts, batches_on(features_NC, parts, device), strict=True):
+            y = labels_N[part]
             scores = torch.log_softmax(x @ weights[:-1] + weights[-1], dim=1)
             loss = loss - scores.gather(1, y[:, None]).sum() / count
             residual = scores.exp_()
@@ -63,16 +73,20 @@ def fit_logistic(
         weights.grad = gradient
         return loss
 
-    with torch.no_grad():
-        optimizer.step(closure)
-    return weights
+    def fit() -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            optimizer.step(closure)
+        return {"weights": weights}
+
+    return trained(fit, "logistic", penalty, iterations, views_of(features_NC), start)["weights"].to(device)
 
 
 def mean_log_loss(weights: torch.Tensor, features_NC: Vectors, labels_N: torch.Tensor) -> float:
     """Mean cross-entropy of a classifier on the labels [N]."""
     total = 0.0
-    for start in range(0, len(labels_N), CHUNK):
-        x, y = features_NC[start : start + CHUNK].to(weights.device), labels_N[start : start + CHUNK]
+    parts = ranges(len(labels_N), CHUNK)
+    for part, x in zip(parts, batches_on(features_NC, parts, weights.device), strict=True):
+        y = labels_N[part]
         total += float(F.cross_entropy(x @ weights[:-1] + weights[-1], y)) * len(y)
     return total / len(labels_N)
 
@@ -129,22 +143,30 @@ def train_grid(
         torch.tensor([getattr(point, name) for point in points], device=device)[:, None, None]
         for name in ("learning_rate", "weight_decay")
     )
-    for step, batch in enumerate(batches(len(labels_V), options.batch_size, options.steps, generator)):
-        x_BC = torch.cat([features_VC[batch].to(device)[:, columns], torch.ones(len(batch), 1, device=device)], 1)
-        y_B = labels_V[batch].to(device)
-        residual_GBK = torch.softmax(x_BC @ weights, -1)
-        residual_GBK[:, torch.arange(len(y_B)), y_B] -= 1
-        gradient = x_BC.T @ residual_GBK / len(batch) + decays * weights
-        momentum = options.momentum * momentum + gradient
-        weights -= rates * rate_factor(options, step) * momentum
-    return weights
+
+    def train() -> dict[str, torch.Tensor]:
+        nonlocal momentum
+        steps = batches(len(labels_V), options.batch_size, options.steps, generator)
+        for step, (batch, x) in enumerate(zip(steps, batches_on(features_VC, steps, device), strict=True)):
+            x_BC = torch.cat([x[:, columns], torch.ones(len(batch), 1, device=device)], 1)
+            y_B = labels_V[batch].to(device)
+            residual_GBK = torch.softmax(x_BC @ weights, -1)
+            residual_GBK[:, torch.arange(len(y_B)), y_B] -= 1
+            gradient = x_BC.T @ residual_GBK / len(batch) + decays * weights
+            momentum = options.momentum * momentum + gradient
+            weights.sub_(rates * rate_factor(options, step) * momentum)
+        return {"weights": weights}
+
+    settings = [(point.learning_rate, point.weight_decay, str(point.columns)) for point in points]
+    kept = trained(train, options.model_dump(), settings, seed, views_of(features_VC))
+    return kept["weights"].to(device)
 
 
 def scores_of(weights_GCK: torch.Tensor, features_VC: Vectors, columns: slice) -> torch.Tensor:
     """Scores [G, V, K] of classifiers, on the CPU. Raises NotFinite if one is NaN or infinite."""
     device, chunks = weights_GCK.device, []
-    for start in range(0, len(features_VC), CHUNK):
-        x_VC = features_VC[start : start + CHUNK].to(device)[:, columns]
+    for values in batches_on(features_VC, ranges(len(features_VC), CHUNK), device):
+        x_VC = values[:, columns]
         chunks.append((x_VC @ weights_GCK[:, :-1] + weights_GCK[:, -1:]).cpu())
     scores = torch.cat(chunks, 1)
     finite(scores, "scores of a linear classifier")
@@ -193,9 +215,7 @@ def solve_logistic(
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Fit all views with the penalty that has the lowest log loss on the holdout: weights, and hyper-parameters."""
     device = default_device()
-    if isinstance(train_VC, Features) and train_VC.computed:  # else the encoder would run in each of ~100 steps
-        train_VC = train_VC[:]
-    x, y = train_VC.to(device) if isinstance(train_VC, torch.Tensor) else train_VC, labels_V.to(device)
+    x, y = held_on(train_VC, device), labels_V.to(device)
     (x_fit, y_fit), (x_held, y_held) = ((take(x, part), y[torch.from_numpy(part).to(device)]) for part in split)
     losses, weights = {}, None
     # from strong to weak; each fit starts from the previous solution, which is close

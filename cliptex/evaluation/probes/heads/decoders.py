@@ -191,16 +191,16 @@ def fit_decoder(
     truths: [R, S] or [R, S, 3] of each view."""
 
     def train(index: np.ndarray, candidate: Candidate) -> nn.Module:
-        features = take(train_VChw, index)
-
-        def loss(head: nn.Module, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-            device = next(head.parameters()).device
-            truth = torch.from_numpy(np.stack([truths[view] for view in index[batch.numpy()]])).float().to(device)
-            predicted = head(features[batch].to(device))
+        def loss(
+            head: nn.Module, features: torch.Tensor, batch: torch.Tensor, generator: torch.Generator
+        ) -> torch.Tensor:
+            truth = torch.from_numpy(np.stack([truths[view] for view in index[batch.numpy()]])).float()
+            truth = truth.to(features.device)
+            predicted = head(features)
             predicted = F.interpolate(predicted, size=truth.shape[1:3], mode=probe.resizing, align_corners=False)
             return probe.loss(predicted, truth)
 
-        return train_network(probe.build, loss, len(index), options, candidate, seed)
+        return train_network(probe.build, loss, take(train_VChw, index), options, candidate, seed)
 
     def score(candidate: Candidate) -> float:
         fit, held = split

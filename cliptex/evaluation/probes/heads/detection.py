@@ -19,7 +19,7 @@ from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.metrics.detection import detection_statistics
 from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.detection import DetectionHead
-from cliptex.evaluation.probes.features import Split, take
+from cliptex.evaluation.probes.features import Split, batches_on, ranges, take
 from cliptex.evaluation.probes.heads.detectors import Frame, MaskRCNNDetector, SSDDetector, frame_of
 from cliptex.evaluation.probes.heads.maps import Maps
 from cliptex.evaluation.probes.parts import Part
@@ -112,11 +112,12 @@ def train_detector(
     def build() -> nn.Module:
         return build_detector(features_VChw.shape[1], num_classes, options)
 
-    def loss(detector: nn.Module, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        features = features_VChw[batch].to(next(detector.parameters()).device)
+    def loss(
+        detector: nn.Module, features: torch.Tensor, batch: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
         return detector_loss(detector, features, [objects[index] for index in batch.tolist()])
 
-    return train_network(build, loss, len(objects), options, candidate, seed)
+    return train_network(build, loss, features_VChw, options, candidate, seed)
 
 
 def detector_loss(detector: nn.Module, features_BChw: torch.Tensor, objects: Sequence[Objects]) -> torch.Tensor:
@@ -133,9 +134,9 @@ def detect(detector: nn.Module, features_NChw: Maps, shapes: Sequence[tuple[int,
     device = next(detector.parameters()).device
     frame = frame_of(features_NChw.shape[2:])
     results = []
-    for start in range(0, len(shapes), 32):
-        detections = detector(features_NChw[start : start + 32].to(device))
-        for detected, (height, width) in zip(detections, shapes[start : start + 32], strict=True):
+    parts = ranges(len(shapes), 32)
+    for part, features in zip(parts, batches_on(features_NChw, parts, device), strict=True):
+        for detected, (height, width) in zip(detector(features), shapes[part], strict=True):
             scale = torch.tensor([width / frame[1], height / frame[0]] * 2)
             boxes = detected["boxes"].cpu() * scale
             for name, values in (("boxes", boxes), ("scores", detected["scores"])):

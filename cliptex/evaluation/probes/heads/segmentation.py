@@ -21,7 +21,7 @@ from cliptex.evaluation.metrics.segmentation import (
     segmentation_statistics,
 )
 from cliptex.evaluation.probes.base import Outcome, Run
-from cliptex.evaluation.probes.features import Split, take
+from cliptex.evaluation.probes.features import Split, batches_on, ranges, take
 from cliptex.evaluation.probes.heads.maps import Maps
 from cliptex.evaluation.probes.parts import Part
 from cliptex.evaluation.probes.segmentation import SegmentationHead, SegmentationProbe
@@ -103,14 +103,15 @@ def train_head(
 ) -> torch.nn.Module:
     """Train one head; see `train_network`."""
     _, channels, *grid = features_NChw.shape
-    device = default_device()
-    point_loss = PointLoss(masks_NRR, tuple(grid), num_classes, options, device)
+    point_loss = PointLoss(masks_NRR, tuple(grid), num_classes, options, default_device())
 
-    def loss(head: torch.nn.Module, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return point_loss(head(features_NChw[batch].to(device)), batch, generator)
+    def loss(
+        head: torch.nn.Module, features: torch.Tensor, batch: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        return point_loss(head(features), batch, generator)
 
     return train_network(
-        lambda: build_head(options, channels, num_classes), loss, len(masks_NRR), options, candidate, seed
+        lambda: build_head(options, channels, num_classes), loss, features_NChw, options, candidate, seed
     )
 
 
@@ -196,18 +197,18 @@ def predict(
     device = next(head.parameters()).device
     masks = []
     if windows is None:
-        for start in range(0, len(shapes), 64):
-            logits = head(features_VChw[start : start + 64].to(device))
-            finite(logits, f"logits of the images from number {start + 1} of the split")
-            masks += map(resized_argmax, logits, *zip(*shapes[start : start + 64], strict=True))
+        parts = ranges(len(shapes), 64)
+        for part, features in zip(parts, batches_on(features_VChw, parts, device), strict=True):
+            logits = head(features)
+            finite(logits, f"logits of the images from number {part.start + 1} of the split")
+            masks += map(resized_argmax, logits, *zip(*shapes[part], strict=True))
         return masks
-    start = 0
-    for shape, layout in zip(shapes, windows, strict=True):
-        stop = start + len(layout.corners)
-        logits = head(features_VChw[start:stop].to(device))
+    stops = np.cumsum([len(layout.corners) for layout in windows]).tolist()
+    images = batches_on(features_VChw, map(slice, [0, *stops[:-1]], stops), device)
+    for shape, layout, features in zip(shapes, windows, images, strict=True):
+        logits = head(features)
         finite(logits, f"logits of image number {len(masks) + 1} of the split")
         masks.append(resized_argmax(merge_windows(logits, layout), *shape))
-        start = stop
     return masks
 
 

@@ -1,0 +1,112 @@
+"""The order of an epoch, drawn window by window, and what is in memory of a window."""
+
+import bisect
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from cliptex.config import Train
+from cliptex.data.shard_index import ShardOffsets
+from cliptex.training.batch import EncodedLabel, EncodedSample, Step
+
+
+class EpochOrder:
+    """The order of an epoch's samples, as ids (numbered over all shards): shards are shuffled, then the samples within
+    windows of `shuffle_shards` shards. Windows are drawn one after the other from one generator, none is kept.
+
+    sizes: samples in training of each shard. ids: shard -> ids of these. windows: the shards of each window. ends:
+    position after the last sample of each window.
+    """
+
+    def __init__(self, train: Train, seed: int, epoch: int, sizes: np.ndarray, ids: Callable[[int], np.ndarray]):
+        self._seed, self._epoch, self._ids = [seed, epoch], epoch, ids
+        self._shards_per_window = train.shuffle_shards
+        shuffled = self._restart(len(sizes))
+        starts = range(0, len(shuffled), self._shards_per_window)
+        self.windows = [sorted(shuffled[start : start + self._shards_per_window]) for start in starts]
+        self.ends = np.cumsum([sizes[window].sum() for window in self.windows], dtype=np.int64).tolist()
+
+    def _restart(self, num_shards: int) -> list[int]:
+        self._rng, self._next = np.random.default_rng(self._seed), 0
+        return self._rng.permutation(num_shards).tolist()
+
+    def bounds(self, window: int) -> tuple[int, int]:
+        """The first position of a window, and the one after its last."""
+        return self.ends[window - 1] if window else 0, self.ends[window]
+
+    def window_at(self, position: int) -> int:
+        """The window that has a position."""
+        return bisect.bisect_right(self.ends, position)
+
+    def draw(self, window: int, shuffle_labels: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a window's samples in order, and of the samples whose labels they get. Steps through the draws of
+        earlier windows."""
+        if window < self._next:
+            self._restart(sum(map(len, self.windows)))
+        for earlier in range(self._next, window):
+            start, end = self.bounds(earlier)
+            self._rng.permutation(end - start)
+        self._next = window + 1
+        ids = np.concatenate([self._ids(shard) for shard in self.windows[window]])
+        labels = ids
+        if shuffle_labels:
+            # a random cycle, so that no image keeps its own labels
+            cycle = np.random.default_rng([self._seed[0], len(ids)]).permutation(len(ids))
+            labels = np.empty_like(ids)
+            labels[cycle] = ids[np.roll(cycle, 1)]
+        permutation = self._rng.permutation(len(ids))
+        return ids[permutation], labels[permutation]
+
+
+class Segment(NamedTuple):
+    """The positions in the epoch's order of a step's samples, as far as they are of this process and in one window."""
+
+    step: Step
+    start: int
+    end: int
+    ends_step: bool
+
+
+@dataclass(frozen=True)
+class LoadedWindow:
+    """What a process needs of a window while its samples are drawn.
+
+    segments: with this process' samples. samples, label_samples: shard and row of each of these, and of the sample
+    whose labels it gets, [N, 2]. locations, keys: of all samples of a shard. labels: shard -> store -> row -> label.
+    """
+
+    segments: list[Segment]
+    samples: np.ndarray
+    label_samples: np.ndarray
+    locations: dict[int, ShardOffsets]
+    keys: dict[int, list[str]]
+    labels: dict[int, dict[str, dict[int, EncodedLabel]]]
+
+    def encoded(self, start: int, end: int) -> list[EncodedSample]:
+        """Some of this process' samples."""
+        encoded = []
+        pairs = zip(self.samples[start:end].tolist(), self.label_samples[start:end].tolist(), strict=True)
+        for (shard, row), (label_shard, label_row) in pairs:
+            location = self.locations[shard].at(row, self.keys[shard][row])
+            labels = {store: rows[label_row] for store, rows in self.labels[label_shard].items()}
+            encoded.append(EncodedSample(location, self.keys[label_shard][label_row], labels))
+        return encoded
+
+
+def load_ahead(load: Callable[..., LoadedWindow], windows: Iterable[tuple]) -> Iterator[LoadedWindow]:
+    """`load(*window)` of each window; that of the next one runs in a thread meanwhile."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="window")
+    try:
+        loading: Future | None = None
+        for window in windows:
+            loading, loaded = pool.submit(load, *window), loading and loading.result()
+            if loaded:
+                yield loaded
+            del loaded
+        if loading:
+            yield loading.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
