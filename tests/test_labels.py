@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import drawn_pair
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import features
 from pyarrow import dataset, parquet
 from tiny import WeightlessExpert
@@ -31,6 +33,7 @@ from cliptex.labels.audit import audit_labels, report
 from cliptex.labels.index import index_labels
 from cliptex.labels.label import label_batch
 from cliptex.labels.lost import batches_to_redo
+from cliptex.labels.parquet_form import PLAIN, RLE, row_groups
 from cliptex.labels.store import LabelFile, open_store, read_label_index
 
 calls: list[list[str]] = []
@@ -894,3 +897,54 @@ def test_a_job_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path):
     }
     resumed = [shard["resumed"] for shard in read_json(tmp_path / "killed/batch-000.json")["shards"]]
     assert resumed == [number < done[-1] for number in range(6)]
+
+
+FOOTERS = """
+import sys
+from pathlib import Path
+from cliptex.core.errors import CliptexError
+from cliptex.labels.store import LabelFile
+path, results = Path(sys.argv[1]), []
+whole = path.read_bytes()
+footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+for place in range(footer, footer + 120):
+    data = bytearray(whole)
+    data[place] ^= 4
+    path.write_bytes(data)
+    try:
+        results.append(len(LabelFile(path)))
+    except CliptexError:
+        results.append(None)
+print(results.count(None), len(results))
+"""
+
+
+def test_no_damage_of_a_footer_ends_the_process(work):
+    """pyarrow's RowGroupMetaData.column aborts on some of these."""
+    work.label_all()
+    path = work.out / "00000.parquet"
+    ended = subprocess.run([sys.executable, "-c", FOOTERS, path], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    errors, count = map(int, ended.stdout.split())
+    assert count == 120
+    assert errors > 60
+
+
+columns = st.sampled_from([pa.array([1, 2, 2]), pa.array(["a", None, "b"]), pa.array([[1], [], None])])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(columns, min_size=1, max_size=5), st.booleans(), st.sampled_from(["none", "zstd"]), st.integers(1, 3))
+def test_the_form_of_a_parquet_file_is_what_pyarrow_says(tmp_path_factory, arrays, dictionary, compression, rows):
+    path = tmp_path_factory.mktemp("form") / "a.parquet"
+    table = pa.table(dict(zip("abcde", arrays, strict=False)))
+    parquet.write_table(table, path, use_dictionary=dictionary, compression=compression, row_group_size=rows)
+    known = parquet.ParquetFile(path).metadata
+    for number, group in enumerate(row_groups(path)):
+        assert group.rows == known.row_group(number).num_rows
+        for place, chunk in enumerate(group.chunks):
+            column = known.row_group(number).column(place)
+            assert (chunk.name, chunk.values) == (column.path_in_schema, column.num_values)
+            assert chunk.has_dictionary == column.has_dictionary_page
+            assert chunk.uncompressed_bytes == column.total_uncompressed_size
+            assert (chunk.encodings <= {PLAIN, RLE}) == (set(column.encodings) <= {"PLAIN", "RLE"})

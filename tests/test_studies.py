@@ -176,7 +176,7 @@ def test_a_mistake_in_a_study_is_named(over, message):
 def test_without_a_study_nothing_changes_and_the_target_says_so():
     config = laid_over({})
     assert study_config(config) is config
-    with pytest.raises(CliptexError, match="study: there is none; lay a file of config/studies/"):
+    with pytest.raises(CliptexError, match="study: there is none; add a file of config/studies/"):
         study_of(config)
 
 

@@ -197,7 +197,7 @@ def test_every_study_can_be_planned(tmp_path, study):
 def test_without_a_study_its_target_says_what_to_do(tmp_path):
     result = snakemake(tmp_path, "--dry-run", "study")
     assert result.returncode != 0
-    assert "study: there is none; lay a file of config/studies/ over the configuration" in result.stdout + result.stderr
+    assert "study: there is none; add a file of config/studies/" in result.stdout + result.stderr
 
 
 def test_the_study_at_full_size_can_be_planned(tmp_path):

@@ -30,8 +30,8 @@ ConfigFiles = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
-        help="YAML file laid over the default configuration; several in their order, then key=value, as for Snakemake."
-        " Or a whole one as JSON.",
+        help="YAML file that overrides parts of the default configuration; several in their order, then key=value, as"
+        " for Snakemake. Or a whole one as JSON.",
         show_default=False,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Read configuration files, and lay them over each other as Snakemake does.
+"""Read configuration files, later ones overriding parts of earlier ones, as Snakemake does.
 
 Reads   YAML or JSON.
 Holds   every value has its file and line; what YAML reads in a surprising way is refused; cost is bounded.
@@ -59,7 +59,7 @@ class ConfigFile:
 
 
 class Layers:
-    """Configurations laid over each other; `values` is the result."""
+    """Configurations, each of which overrides parts of those before; `values` is the result."""
 
     def __init__(self, files: list[ConfigFile], default: ConfigFile | None = None):
         self._files = [*([default] if default else []), *files]

@@ -22,6 +22,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import check_form, read_checked, sha256_file
 from cliptex.core.plugins import find
 from cliptex.data.packed import Keys
+from cliptex.labels.parquet_form import PLAIN, RLE, row_groups
 from cliptex.labels.payloads import Unlike, read_payloads
 from cliptex.tasks.base import Task
 
@@ -194,7 +195,7 @@ class LabelFile:
         try:
             limits = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 20}
             with parquet.ParquetFile(self.path, page_checksum_verification=True, **limits) as file:
-                _check_form(file, self.path.stat().st_size)
+                _check_form(file, self.path)
                 return read(file)
         except MemoryError as error:
             raise CliptexError(f"{self.path}: label file does not fit into memory ({_first_line(error)})") from error
@@ -216,20 +217,19 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _check_form(file: "parquet.ParquetFile", size: int) -> None:
+def _check_form(file: "parquet.ParquetFile", path: Path) -> None:
     """Raise ValueError unless the types are those that are written here, and reading takes memory in proportion to
     the file: no dictionaries, no encodings that repeat values, no far larger uncompressed data."""
-    form = file.metadata
-    types = {field.name: str(field.type) for field in file.schema_arrow}
+    types, size = {field.name: str(field.type) for field in file.schema_arrow}, path.stat().st_size
     if wrong := [name for name, kind in zip(COLUMNS, COLUMN_TYPES, strict=True) if types.get(name) != kind]:
         raise ValueError(f"column {wrong[0]} is {types.get(wrong[0], 'missing')}")
-    groups = [form.row_group(number) for number in range(form.num_row_groups)]
-    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-    if any(chunk.has_dictionary_page or set(chunk.encodings) - {"PLAIN", "RLE"} for chunk in chunks):
+    groups, num_rows = row_groups(path), file.metadata.num_rows
+    chunks = [chunk for group in groups for chunk in group.chunks]
+    if any(chunk.has_dictionary or chunk.encodings - {PLAIN, RLE} for chunk in chunks):
         raise ValueError("encodings that repeat values; to write label files elsewhere, use plain ones")
-    if sum(group.num_rows for group in groups) != form.num_rows or form.num_rows > size + MAX_EXTRA_BYTES:
-        raise ValueError(f"{form.num_rows} rows in {size} bytes")
-    if sum(chunk.total_uncompressed_size for chunk in chunks) > MAX_RATIO * size + MAX_EXTRA_BYTES:
+    if sum(group.rows for group in groups) != num_rows or num_rows > size + MAX_EXTRA_BYTES:
+        raise ValueError(f"{num_rows} rows in {size} bytes")
+    if sum(chunk.uncompressed_bytes for chunk in chunks) > MAX_RATIO * size + MAX_EXTRA_BYTES:
         raise ValueError(f"uncompressed more than {MAX_RATIO} times as large")
 
 

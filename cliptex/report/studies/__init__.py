@@ -14,7 +14,7 @@ OWN = ("experts", "label_stores", "models")
 def study_of(config: Config) -> Study:
     """The study of a configuration. Raises CliptexError without one."""
     if config.study is None:
-        raise CliptexError("study: there is none; lay a file of config/studies/ over the configuration (--configfile)")
+        raise CliptexError("study: there is none; add a file of config/studies/ (--configfile)")
     return config.study
 
 
