@@ -737,7 +737,7 @@ def test_tars_come_from_the_web_and_go_on_after_a_cut(tmp_path, monkeypatch, ser
     assert index_of(config) == index
     assert server.requests == before
     assert sorted(path.name for path in Path("results/shards").glob("[!.]*")) == [
-        *("00000.parquet", "00000.tar", "00001.parquet", "00001.tar", "batch-000.json", "index.json")
+        *("00000.parquet", "00000.tar", "00001.parquet", "00001.tar", "batch-000.json", "index.json", "samples.arrow")
     ]
 
 
