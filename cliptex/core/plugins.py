@@ -12,6 +12,8 @@ from typing import Any
 
 from cliptex.core.errors import CliptexError
 
+BASES = {"tasks": "Task", "experts": "Expert", "benchmarks": "Benchmark"}
+"""Kind of plugin -> its class in `cliptex/<kind>/base.py`."""
 _own_benchmarks: dict[str, str] = {}
 
 
@@ -25,7 +27,8 @@ def find(kind: str, name: str) -> Any:
 
     kind: "tasks", "experts" or "benchmarks". name: a module in `cliptex/<kind>/`, whose `PLUGIN` is the class, or
     "package.module:Class" for a class outside the package, or a name given to `name_benchmarks`, which the class then
-    has as its `name`. Raises CliptexError if there is no such class.
+    has as its `name`. Raises CliptexError if there is no such class, or if one outside the package does not extend the
+    base class of its kind.
     """
     if kind == "benchmarks" and name in _own_benchmarks:
         try:
@@ -47,7 +50,14 @@ def find(kind: str, name: str) -> Any:
         raise
     if not hasattr(module, attribute):
         raise CliptexError(f"{kind}: module {module_name!r} has no {attribute!r}")
-    return getattr(module, attribute)
+    plugin = getattr(module, attribute)
+    if ":" in name and not (isinstance(plugin, type) and issubclass(plugin, _base(kind))):
+        raise CliptexError(f"{kind}: {name} does not extend cliptex.{kind}.base.{BASES[kind]}")
+    return plugin
+
+
+def _base(kind: str) -> type:
+    return getattr(importlib.import_module(f"cliptex.{kind}.base"), BASES[kind])
 
 
 @cache
