@@ -30,10 +30,10 @@ def name_benchmarks(own: Mapping[str, str]) -> None:
 def find(kind: str, name: str) -> Any:
     """Return the class of a plugin.
 
-    kind: a key of `BASES`, or a package in `cliptex/`. name: a module in `cliptex/<kind>/`, whose `PLUGIN` is the class, or
-    "package.module:Class" for a class outside the package, or a name given to `name_benchmarks`, which the class then
-    has as its `name`. Raises CliptexError if there is no such class, or if one outside the package does not extend the
-    base class of its kind.
+    kind: a key of `BASES`, or a package in `cliptex/`. name: a module in `cliptex/<kind>/`, whose `PLUGIN` is the
+    class, or "package.module:Class" for a class outside the package, or a name given to `name_benchmarks`, which the
+    class then has as its `name`. Raises CliptexError if there is no such class, or if one outside the package does not
+    extend the base class of its kind.
     """
     if kind == "benchmarks" and name in _own_benchmarks:
         try:
