@@ -76,7 +76,7 @@ def _benchmarks(config: Config) -> Iterator[str]:
 
 
 def _benchmark(name: str) -> None:
-    """Raise CliptexError if a benchmark cannot be found, or if a class of the user's own is not whole."""
+    """Raise CliptexError if a benchmark cannot be found, or if the user's own class lacks something."""
     plugin = find("benchmarks", name)
     key = f"benchmark_data.benchmarks.{name}.plugin: {plugin.__name__}"
     if lacks := [*plugin.__abstractmethods__, *(() if hasattr(plugin, "tasks") else ("tasks",))]:
