@@ -264,6 +264,7 @@ def test_another_preprocessing_gives_other_labels(tmp_path):
         (LARGE, {"keep_aspect_ratio": True}, "takes square images"),
         (LARGE, {"size": {"height": 64, "width": 96}}, "takes square images"),
         (HYBRID, {"size": {"height": 96, "width": 96}}, "set `size` to the image_size of a hybrid DPT, 64"),
+        (LARGE, {"size": None}, "set height and width of `size` to 1 to 4096"),
         (LARGE, {"size": {"height": 10**6, "width": 10**6}}, "set height and width of `size` to 1 to 4096"),
         (LARGE, {"image_mean": [0.5, 0.5]}, "preprocessor_config.json: cannot preprocess an image"),
         (LARGE, {"image_mean": "grey"}, "preprocessor_config.json: cannot preprocess an image"),

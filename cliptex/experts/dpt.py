@@ -280,7 +280,7 @@ def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation | DepthAnythingFor
             f" {len(unknown)} in all; copy the config.json that belongs to them"
         )
     path = folder / "preprocessor_config.json"
-    sides = [processor.size.get(name) for name in ("height", "width")]
+    sides = [(processor.size or {}).get(name) for name in ("height", "width")]
     if not all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in sides):
         raise CliptexError(f"{path}: set height and width of `size` to 1 to {MAX_SIDE}")
     if network_class is DepthAnythingForDepthEstimation:
