@@ -88,6 +88,8 @@ def own(name="kinds", plugin="test_own_classes:Kinds", **entry):
         ({"experts": {"a": {"plugin": "test_own_classes:Weighted", "weights": "local", "path": "."}}}, None),
         ({"experts": {"a": {"plugin": "test_own_classes:Unlearned"}}}, "Unlearned cannot be trained here.* 'loss'"),
         ({"experts": {"a": {"plugin": "test_own_classes:Learned"}}}, None),
+        ({"experts": {"a": {"plugin": "test_own_classes:Kinds"}}}, "experts.a: .*:Kinds does not extend .*base.Expert"),
+        ({"experts": {"a": {"plugin": "test_own_classes:own"}}}, "experts.a: .*:own does not extend .*base.Expert"),
         ({"experts": {"a": {"plugin": "test_own_classes:Learned"}}, "backbone": {}}, "it lacks 'shared'"),
         ({"experts": {"a": {"plugin": "test_own_classes:Weighted", "weights": "random"}}}, "initialised .*'randomise'"),
     ],

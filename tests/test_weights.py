@@ -264,6 +264,13 @@ def test_another_preprocessing_gives_other_labels(tmp_path):
         (LARGE, {"keep_aspect_ratio": True}, "takes square images"),
         (LARGE, {"size": {"height": 64, "width": 96}}, "takes square images"),
         (HYBRID, {"size": {"height": 96, "width": 96}}, "set `size` to the image_size of a hybrid DPT, 64"),
+        (LARGE, {"size": None}, "set height and width of `size` to 1 to 4096"),
+        (LARGE, {"size": {"height": 10**6, "width": 10**6}}, "set height and width of `size` to 1 to 4096"),
+        (LARGE, {"image_mean": [0.5, 0.5]}, "preprocessor_config.json: cannot preprocess an image"),
+        (LARGE, {"image_mean": "grey"}, "preprocessor_config.json: cannot preprocess an image"),
+        (LARGE, {"rescale_factor": None}, "preprocessor_config.json: cannot preprocess an image"),
+        (LARGE, {"image_std": [0, 0, 0]}, "preprocessor_config.json: cannot preprocess an image"),
+        (LARGE, {"resample": 99}, "preprocessor_config.json: cannot preprocess an image"),
     ],
 )
 def test_a_preprocessing_that_transformers_cannot_do_is_refused(kind, change, message, tmp_path):
@@ -390,6 +397,21 @@ def test_a_folder_that_changed_since_is_refused(tmp_path):
         load_expert("dpt", settings.experts["dpt"], tmp_path / "out")
 
 
+OWN = """
+from safetensors.torch import load_file
+from cliptex.experts.base import Expert
+
+class Own(Expert):
+    task = "depth"
+
+    def load(self, weights):
+        assert load_file(weights)["a"].sum() == 3
+
+    def predict(self, images, keys):
+        return [image.mean(axis=-1) for image in images]
+"""
+
+
 def test_a_hub_repository_is_fetched_at_one_commit(server, tmp_path):
     """In a process of its own, since huggingface_hub reads HF_ENDPOINT when it is imported."""
     commit, files = "c0ffee" + "0" * 34, {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
@@ -403,11 +425,17 @@ def test_a_hub_repository_is_fetched_at_one_commit(server, tmp_path):
                 server.files[f"/Intel/dpt-{form}/resolve/{revision}/{file.name}"] = file.read_bytes()
         digest = sha256((tmp_path / form / name).read_bytes()).hexdigest()
         experts[form] = given | {"plugin": "dpt", "repo": f"Intel/dpt-{form}", "sha256": digest}
+    (tmp_path / "own_hub.py").write_text(OWN)  # as docs/howto/own-expert.md has it: `load` and `predict` alone
+    save_file({"a": torch.ones(3)}, tmp_path / "own.safetensors")
+    for revision in ("v1", commit):
+        server.files[f"/me/own/resolve/{revision}/own.safetensors"] = (tmp_path / "own.safetensors").read_bytes()
+    experts["own"] = given | {"plugin": "own_hub:Own", "repo": "me/own", "file": "own.safetensors"}
     environment = os.environ | {
         "HF_ENDPOINT": server.url,
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONPATH": str(tmp_path),
     }
     code = (
         "import sys; from cliptex.cli import main; settings = sys.argv[1]\n"
@@ -416,9 +444,9 @@ def test_a_hub_repository_is_fetched_at_one_commit(server, tmp_path):
         "    try: main()\n"
         "    except SystemExit as end: print(name, end.code or 0)  # None is success, too\n"
     )
-    command = [sys.executable, "-c", code, json.dumps({"experts": experts}), *files, "nothing"]
+    command = [sys.executable, "-c", code, json.dumps({"experts": experts}), *files, "own", "nothing"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["safetensors 0", "bin 0", "nothing 1"], done.stderr
+    assert done.stdout.splitlines() == ["safetensors 0", "bin 0", "own 0", "nothing 1"], done.stderr
     assert "experts.nothing.repo: Intel/nothing cannot be fetched from the hub" in done.stderr
     for form, name in files.items():
         record = read_json(tmp_path / "results" / "experts" / form / "expert.json")
@@ -427,6 +455,9 @@ def test_a_hub_repository_is_fetched_at_one_commit(server, tmp_path):
         assert set(record["files"]) == {"config.json", "preprocessor_config.json", name}
         assert record["num_parameters"] == sizes[form]
         assert Path(record["weights"]).is_relative_to(tmp_path / "home")
+    record = read_json(tmp_path / "results" / "experts" / "own" / "expert.json")
+    assert record["origin"] == {"repo": "me/own", "revision": commit, "file": "own.safetensors"}
+    assert record["licence"] == "Apache-2.0"
 
 
 def test_a_wrong_digest_names_the_key(tmp_path):

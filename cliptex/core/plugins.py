@@ -12,6 +12,13 @@ from typing import Any
 
 from cliptex.core.errors import CliptexError
 
+BASES = {
+    "tasks": "cliptex.tasks.base.Task",
+    "experts": "cliptex.experts.base.Expert",
+    "benchmarks": "cliptex.benchmarks.base.Benchmark",
+    "probe tasks": "cliptex.evaluation.probes.base.ProbeTask",
+}
+"""Kind of plugin -> the class that its plugins extend."""
 _own_benchmarks: dict[str, str] = {}
 
 
@@ -23,9 +30,10 @@ def name_benchmarks(own: Mapping[str, str]) -> None:
 def find(kind: str, name: str) -> Any:
     """Return the class of a plugin.
 
-    kind: "tasks", "experts" or "benchmarks". name: a module in `cliptex/<kind>/`, whose `PLUGIN` is the class, or
-    "package.module:Class" for a class outside the package, or a name given to `name_benchmarks`, which the class then
-    has as its `name`. Raises CliptexError if there is no such class.
+    kind: a key of `BASES`, or a package in `cliptex/`. name: a module in `cliptex/<kind>/`, whose `PLUGIN` is the
+    class, or "package.module:Class" for a class outside the package, or a name given to `name_benchmarks`, which the
+    class then has as its `name`. Raises CliptexError if there is no such class, or if one outside the package does not
+    extend the base class of its kind.
     """
     if kind == "benchmarks" and name in _own_benchmarks:
         try:
@@ -47,7 +55,15 @@ def find(kind: str, name: str) -> Any:
         raise
     if not hasattr(module, attribute):
         raise CliptexError(f"{kind}: module {module_name!r} has no {attribute!r}")
-    return getattr(module, attribute)
+    plugin = getattr(module, attribute)
+    if ":" in name and not (isinstance(plugin, type) and issubclass(plugin, _base(kind))):
+        raise CliptexError(f"{kind}: {name} does not extend {BASES[kind]}")
+    return plugin
+
+
+def _base(kind: str) -> type:
+    module, _, name = BASES[kind].rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 @cache

@@ -80,6 +80,8 @@ LAYERS, PARAMETERS = 100, 50_000_000
 """Of a network beyond those of its weights, which are then reported as missing."""
 UNUSED = "neck.fusion_stage.layers.0.residual_layer1."
 """The first fusion block has no skip input, so these layers are never called; published files lack them."""
+MAX_SIDE = 4096
+"""Of the input in pixels; published networks have at most 518."""
 NOT_FOR_DEPTH = ("dpt.pooler.", UNUSED)
 """Prefixes of tensors that a file may have in addition; depth does not depend on them."""
 
@@ -277,21 +279,20 @@ def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation | DepthAnythingFor
             f"{folder}: unexpected weights, not in the network of its config.json: {', '.join(unknown[:3])},"
             f" {len(unknown)} in all; copy the config.json that belongs to them"
         )
+    path = folder / "preprocessor_config.json"
+    sides = [(processor.size or {}).get(name) for name in ("height", "width")]
+    if not all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in sides):
+        raise CliptexError(f"{path}: set height and width of `size` to 1 to {MAX_SIDE}")
     if network_class is DepthAnythingForDepthEstimation:
         _require_patches(folder, processor, module.config)
-        return module.float(), processor
-    size, side = processor.size, module.config.image_size
-    try:
-        is_square = size["height"] == size["width"]
-    except (TypeError, LookupError) as error:
-        raise CliptexError(f"{folder}/preprocessor_config.json: set height and width of `size`") from error
-    if processor.keep_aspect_ratio or not is_square:
+    elif processor.keep_aspect_ratio or len({*sides}) > 1:
         raise CliptexError(
-            f"{folder}/preprocessor_config.json: transformers' DPT takes square images; set keep_aspect_ratio to false,"
-            " and height and width of `size` to the same value"
+            f"{path}: transformers' DPT takes square images; set keep_aspect_ratio to false, and height and width of"
+            " `size` to the same value"
         )
-    if module.config.is_hybrid and size["height"] != side:
-        raise CliptexError(f"{folder}/preprocessor_config.json: set `size` to the image_size of a hybrid DPT, {side}")
+    elif module.config.is_hybrid and sides[0] != module.config.image_size:
+        raise CliptexError(f"{path}: set `size` to the image_size of a hybrid DPT, {module.config.image_size}")
+    _require_working(path, processor)
     return module.float(), processor
 
 
@@ -317,13 +318,22 @@ def _model_type(path: Path) -> str:
 def _require_patches(folder: Path, processor: DPTImageProcessor, config: DepthAnythingConfig) -> None:
     """Raise CliptexError unless the preprocessing makes inputs of whole patches."""
     path, patch, multiple = folder / "preprocessor_config.json", config.patch_size, processor.ensure_multiple_of
-    sides = [processor.size.get(name) for name in ("height", "width")]
-    if not all(isinstance(side, int) and side > 0 for side in sides):
-        raise CliptexError(f"{path}: set height and width of `size`")
     if not isinstance(patch, int) or patch < 1:
         raise CliptexError(f"{folder}/config.json: set `patch_size` to the side of the network's patches")
     if not isinstance(multiple, int) or multiple < 1 or multiple % patch:
         raise CliptexError(f"{path}: set `ensure_multiple_of` to the side of the network's patches, {patch}")
+
+
+def _require_working(path: Path, processor: DPTImageProcessor) -> None:
+    """Raise CliptexError unless the preprocessing of a file makes three channels of finite numbers of a grey image."""
+    image = torch.full((3, 64, 64), 128, dtype=torch.uint8)
+    try:
+        pixels_BCHW = processor(images=[image], input_data_format="channels_first", return_tensors="pt")["pixel_values"]
+        if pixels_BCHW.shape[:2] != (1, 3) or not pixels_BCHW.isfinite().all():
+            raise ValueError("the result is not three channels of finite numbers")
+    except Exception as error:  # transformers raises many types of errors for wrong values
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CliptexError(f"{path}: cannot preprocess an image ({reason}); copy the published file again") from error
 
 
 PLUGIN = DPTExpert

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 MAGIC = b"PAR1"
-MAX_DEPTH = 16
+MAX_FOOTER_BYTES, MAX_DEPTH = 1 << 22, 16
+"""A label file of 10,000 rows has a footer of some 20 kB."""
 PLAIN, RLE = 0, 3
 """`Encoding` of parquet.thrift."""
 
@@ -19,8 +20,6 @@ PLAIN, RLE = 0, 3
 class Chunk:
     """A column of a row group."""
 
-    name: str
-    values: int
     encodings: frozenset[int]
     has_dictionary: bool
     uncompressed_bytes: int
@@ -41,20 +40,25 @@ def row_groups(path: Path) -> list[RowGroup]:
         length = int.from_bytes(end[:4], "little")
         if end[4:] != MAGIC or length > size - 8:
             raise ValueError("no Parquet footer")
+        if length > MAX_FOOTER_BYTES:
+            raise ValueError(f"a footer of {length:,} bytes")
         file.seek(size - 8 - length)
         footer = _Compact(file.read(length)).struct()
     try:
-        return [
-            RowGroup(group[3], tuple(_chunk(column[3]) for column in group[1] if len(group[1]) < 1 << 16))
-            for group in footer[4]
-        ]
+        groups = [RowGroup(_count(group[3]), tuple(_chunk(column[3]) for column in group[1])) for group in footer[4]]
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError("a footer without the numbers of its columns") from error
+    return groups
 
 
 def _chunk(column: dict[int, Any]) -> Chunk:
-    name = b".".join(column[3]).decode("utf-8", "replace")
-    return Chunk(name, column[5], frozenset(column[2]), column.get(11) is not None, column[6])
+    return Chunk(frozenset(column[2]), column.get(11) is not None, _count(column[6]))
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("a footer with a number that is none")
+    return value
 
 
 class _Compact:
@@ -68,10 +72,17 @@ class _Compact:
             raise ValueError("a footer nested too deeply")
         fields: dict[int, Any] = {}
         number = 0
-        while head := self._take(1)[0]:
+        while head := self._byte():
             number = number + (head >> 4) if head >> 4 else self._signed()
             fields[number] = self._value(head & 15, depth)
         return fields
+
+    def _byte(self) -> int:
+        at = self._at
+        if at >= len(self._data):
+            raise ValueError("a footer that ends early")
+        self._at = at + 1
+        return self._data[at]
 
     def _take(self, count: int) -> bytes:
         taken = self._data[self._at : self._at + count]
@@ -82,13 +93,11 @@ class _Compact:
 
     def _unsigned(self) -> int:
         value = shift = 0
-        while True:
-            (byte,) = self._take(1)
+        while (byte := self._byte()) > 127:
             value |= (byte & 127) << shift
-            if byte < 128:
-                return value
             if (shift := shift + 7) > 63:
                 raise ValueError("a number that is too long")
+        return value | byte << shift
 
     def _signed(self) -> int:
         value = self._unsigned()
@@ -98,7 +107,7 @@ class _Compact:
         if kind in (1, 2):
             return kind == 1
         if kind == 3:
-            return self._take(1)[0]
+            return self._byte()
         if kind in (4, 5, 6):
             return self._signed()
         if kind == 7:
@@ -106,11 +115,11 @@ class _Compact:
         if kind == 8:
             return self._take(self._unsigned())
         if kind in (9, 10):
-            head = self._take(1)[0]
+            head = self._byte()
             count = head >> 4 if head >> 4 < 15 else self._unsigned()
             return [self._element(head & 15, depth) for _ in range(count)]
         if kind == 11:
-            kinds = self._take(1)[0] if (count := self._unsigned()) else 0
+            kinds = self._byte() if (count := self._unsigned()) else 0
             pairs = ((self._element(kinds >> 4, depth), self._element(kinds & 15, depth)) for _ in range(count))
             return list(pairs)
         if kind == 12:
@@ -118,4 +127,4 @@ class _Compact:
         raise ValueError("a footer with unknown types")
 
     def _element(self, kind: int, depth: int) -> Any:
-        return self._take(1)[0] == 1 if kind in (1, 2) else self._value(kind, depth + 1)
+        return self._byte() == 1 if kind in (1, 2) else self._value(kind, depth + 1)

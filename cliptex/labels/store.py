@@ -76,6 +76,7 @@ class LabelFile:
     ):
         self.path, self.task, self._sha256 = Path(path), task, sha256
         self.metadata: dict[str, Any] = {}
+        self._checked: tuple[int, int, int] | None = None
         self._rows: tuple[Any, list[int | None], list[int | None]] | None = None
         self.keys = Keys(self._read(["key"])[0].to_pylist()) if keys is None else keys
         if keys is not None and self.read_with(self._described) != len(keys):
@@ -195,7 +196,10 @@ class LabelFile:
         try:
             limits = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 20}
             with parquet.ParquetFile(self.path, page_checksum_verification=True, **limits) as file:
-                _check_form(file, self.path)
+                status = self.path.stat()
+                if self._checked != (version := (status.st_ino, status.st_mtime_ns, status.st_size)):
+                    _check_form(file, self.path)
+                    self._checked = version  # training opens the file again in every epoch
                 return read(file)
         except MemoryError as error:
             raise CliptexError(f"{self.path}: label file does not fit into memory ({_first_line(error)})") from error
