@@ -379,6 +379,14 @@ def test_a_subset_is_what_it_was_cut_from():
     assert set(json.loads(text)) == {"train", "models"}
 
 
+@pytest.mark.parametrize("key", ["train.decodre", "trian.decoder", "seeed", "models.clipp", "models.clip.stpes"])
+def test_a_mistyped_key_of_a_subset_is_an_error(key):
+    config = Config.load({"models": {"clip": {}}, "train": {"decoder": "torchvision"}})
+    for each in (config, Config.load({"models": {"clip": {}}})):
+        with pytest.raises(KeyError, match=key.split(".")[0]):
+            each.subset("train.decoder", "zeroshot.precision", "models.clip.epochs", key)
+
+
 def test_every_key_has_a_sentence():
     schema = Config.model_json_schema()
     silent = [

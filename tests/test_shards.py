@@ -22,11 +22,12 @@ from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import write_json
 from cliptex.data.download import build_shards, built_shards
+from cliptex.data.index_writer import FirstPass
 from cliptex.data.packed import Keys, Reasons
+from cliptex.data.sample_reader import ShardOffsets
 from cliptex.data.samples_file import LOCATION, StoredKeys
 from cliptex.data.shard_index import (
     TABLE_SCHEMA,
-    ShardOffsets,
     index_shards,
     read_index,
     read_indexed,
@@ -216,9 +217,9 @@ def test_samples_are_found_where_they_lie(tmp_path):
         add(tar, f"{'x' * 150}.txt", b"more")
     index_shards([tmp_path / "a.tar"], tmp_path / "i.json", 0.5)
     (entry,) = read_index(tmp_path / "i.json")["shards"]
-    offsets, keys = ShardOffsets(entry), list(entry["keys"])
+    offsets = ShardOffsets(entry)
     assert len(offsets) == 3
-    found = [offsets.at(row, key).read() for row, key in enumerate(keys)]
+    found = [offsets.at(row).read() for row in range(3)]
     assert [(pair.key, pair.image, pair.caption) for pair in found] == [
         (pair.key, pair.image, pair.caption) for pair in read_indexed(entry)
     ]
@@ -232,7 +233,7 @@ def of_earlier_version(entry):
 
 def test_a_shard_that_changed_is_named_also_when_one_sample_is_read(shard_index, shard_paths):
     entry = read_index(shard_index)["shards"][0]
-    location = ShardOffsets(entry).at(7, entry["keys"][7])
+    location = ShardOffsets(entry).at(7)
     whole = shard_paths[0].read_bytes()
     shard_paths[0].write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CliptexError, match=r"00000\.tar: shard is truncated"):
@@ -240,10 +241,13 @@ def test_a_shard_that_changed_is_named_also_when_one_sample_is_read(shard_index,
     with pytest.raises(CliptexError, match=r"00000\.tar: size differs"):
         ShardOffsets(entry)
     shard_paths[0].write_bytes(whole)
-    *pairs, last = read_indexed(entry)
-    write_shard(shard_paths[0], [*pairs, replace(last, key="00000000a")])
-    with pytest.raises(CliptexError, match=r"has no key '000000007' where the index says"):
-        ShardOffsets(entry).at(7, "000000007").read()
+    first, *pairs = read_indexed(entry)
+    last = pairs[-1]
+    swapped = [replace(first, caption=pairs[0].caption), replace(pairs[0], caption=first.caption), *pairs[1:]]
+    write_shard(shard_paths[0], swapped)  # captions of equal size
+    with pytest.raises(CliptexError, match=r"00000\.tar: '000000001' differs from the sample indexed; run: rm -f"):
+        ShardOffsets(entry).at(1).read()
+    write_shard(shard_paths[0], [first, *pairs[:-1], replace(last, key="00000000a")])
     with pytest.raises(CliptexError, match=r"has no key '000000007', which is in the index"):
         ShardOffsets(of_earlier_version(entry))
     shard_paths[0].unlink()
@@ -323,8 +327,8 @@ def test_an_index_has_what_was_given_and_finds_each_sample(tmp_path_factory, key
     assert (list(other["keys"]), read_index(folder / "index.json")["num_samples"]) == (["in b"], len(usable) + 1)
     offsets, walked = ShardOffsets(entry), ShardOffsets(of_earlier_version(entry))
     for row, pair in enumerate(usable):
-        assert offsets.at(row, pair.key) == walked.at(row, pair.key)
-        read = offsets.at(row, pair.key).read()
+        assert replace(offsets.at(row), crc32=None) == walked.at(row)
+        read = offsets.at(row).read()
         assert (read.key, read.image, read.caption) == (pair.key, pair.image, pair.caption)
 
 
@@ -471,7 +475,7 @@ def test_folders_are_part_of_the_key(tmp_path):
     index = index_shards([path], tmp_path / "i.json", 0.5)
     assert index["shards"][0]["keys"] == ["cats/000000", "dogs/000000", "item00/image"]
     (entry,) = read_index(tmp_path / "i.json")["shards"]
-    assert [ShardOffsets(entry).at(row, key).read() for row, key in enumerate(entry["keys"])] == read_indexed(entry)
+    assert [ShardOffsets(entry).at(row).read() for row in range(3)] == read_indexed(entry)
 
 
 def test_each_tar_may_have_a_readme(tmp_path):
@@ -575,6 +579,15 @@ def test_what_is_not_one_tar_is_an_error(tmp_path):
         entry = {"path": str(tmp_path / name), "keys": ["1"], "dropped": {}, "bytes": (tmp_path / name).stat().st_size}
         with pytest.raises(CliptexError, match=rf"{name}: "):
             ShardOffsets(entry)
+
+
+def test_an_index_that_loses_a_sample_is_an_internal_error(tmp_path, monkeypatch):
+    write_shard(tmp_path / "a.tar", [drawn_pair("1", 1), drawn_pair("2", 2)])
+    whole = FirstPass.batches
+    monkeypatch.setattr(FirstPass, "batches", lambda self: (batch.slice(1) for batch in whole(self)))
+    monkeypatch.setattr(FirstPass, "image_digests", lambda self: iter([np.zeros((1, 32), np.uint8)]))
+    with pytest.raises(RuntimeError, match="1 of 2 samples"):
+        index_shards([tmp_path / "a.tar"], tmp_path / "i.json", 0.1)
 
 
 BOMBS = """

@@ -153,17 +153,21 @@ class Config(Section):
         """JSON text of only these dotted keys, e.g. `subset("train", "models.clip")`.
 
         The workflow passes it to a stage as a parameter, so that a job runs again exactly when a value it uses changes.
-        It has the import paths of the user's own benchmarks that these values name, or `naming`.
+        It has the import paths of the user's own benchmarks that these values name, or `naming`. Raises KeyError for a
+        key that does not exist.
         """
         plain = self.plain()
         out: dict[str, Any] = {}
         for key in keys:
             *parents, last = key.split(".")
-            source, target = plain, out
+            section, source, target = self, plain, out
             for parent in parents:
                 source, target = source[parent], target.setdefault(parent, {})
-            if last in source:  # some keys are only recorded if they are set
+                section = section[parent] if isinstance(section, dict) else getattr(section, parent)
+            if last in source:
                 target[last] = source[last]
+            elif last not in getattr(type(section), "model_fields", ()):  # some are only recorded if they are set
+                raise KeyError(key)
         own = self.own_benchmarks.keys() & {naming, *_words(out)}
         for name in own:
             benchmarks = out.setdefault("benchmark_data", {}).setdefault("benchmarks", {})

@@ -32,6 +32,7 @@ class FirstPass:
 
     def __init__(self, shards: Iterable[tuple[dict[str, Any], pa.Table]], folder: Path):
         self.descriptions: list[dict[str, Any]] = []
+        self.num_rows: list[int] = []
         self.reasons: dict[str, int] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._rows, self._hashes, self._digests = (tempfile.TemporaryFile(dir=folder) for _ in range(3))  # noqa: SIM115
@@ -52,6 +53,7 @@ class FirstPass:
             (duplicate, _), *_ = Counter(keys).most_common(1)
             raise duplicate_key(description["path"], duplicate, description["path"])
         self.descriptions.append(description)
+        self.num_rows.append(table.num_rows)
         named = (hash(key) for key, status in zip(keys, statuses, strict=True) if status != NO_IMAGE)
         np.fromiter(named, np.int64).tofile(self._hashes)
         codes = [0 if status == OK else self._code(status) for status in statuses]

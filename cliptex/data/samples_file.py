@@ -7,12 +7,13 @@ checked when they are read. Opening it takes the same time for any number of sam
 """
 
 import hashlib
+import json
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +28,11 @@ SCHEMA = pa.schema(
         "caption_offset": pa.int64(),  # of the member with the caption
         "caption_bytes": pa.uint32(),
         "caption_in_json": pa.bool_(),
+        "crc32": pa.uint32(),  # of the bytes of image and caption
         "reason": pa.uint16(),  # 0: usable; n: dropped for the index's `samples.reasons[n - 1]`
     }
 )
-LOCATION = SCHEMA.names[1:6]
+LOCATION = SCHEMA.names[1:7]
 MAX_FOOTER_BYTES = 1 << 28
 
 
@@ -89,10 +91,7 @@ class SamplesFile:
             return (
                 (batch, batch.slice(0, 0))
                 if not rows.num_dropped
-                else (
-                    batch.filter(pa.array(codes == 0)),
-                    batch.filter(pa.array(codes > 0)),
-                )
+                else (batch.filter(pa.array(codes == 0)), batch.filter(pa.array(codes > 0)))
             )
         except MemoryError:
             raise
@@ -208,17 +207,21 @@ class StoredReasons(Mapping[str, str]):
 
 
 ENTRY = {"shard": str, "path": str, "sha256": str, "bytes": int, "num_samples": int, "num_dropped": int, "crc32": int}
+TYPES = {str: pa.string(), int: pa.int64()}
+ENTRY_SCHEMA = pa.schema({name: TYPES[kind] for name, kind in ENTRY.items()} | {"ignored": pa.string()})
 
 
 class Entries(Sequence[dict[str, Any]]):
     """The shards of an index: dictionaries made when asked for, since 100,000 of them would take 100 MB."""
 
-    def __init__(self, packed: list[tuple], file: SamplesFile):
-        self._packed, self._file = packed, file
+    __hash__ = None
+
+    def __init__(self, columns: pa.Table, file: SamplesFile):
+        self._columns, self._file = columns, file
 
     @staticmethod
     def pack(item: dict[str, Any]) -> tuple:
-        """A shard of index.json as a tuple. Raises ValueError if a value is missing or has another type."""
+        """A shard of index.json as a row of `from_rows`. Raises ValueError if a value is missing or of another type."""
         values = tuple(item.get(name) for name in ENTRY)
         for (name, kind), value in zip(ENTRY.items(), values, strict=True):
             if type(value) is not kind or (kind is int and not 0 <= value < 1 << 62):
@@ -226,26 +229,30 @@ class Entries(Sequence[dict[str, Any]]):
         ignored = item.get("ignored")
         if ignored is not None and not isinstance(ignored, dict):
             raise ValueError(f"shards: ignored is wrong ({str(ignored)[:60]!r})")
-        return (*values, ignored)
+        return (*values, json.dumps(ignored) if ignored else None)
 
-    __hash__ = None
+    @classmethod
+    def from_rows(cls, rows: list[tuple], file: SamplesFile) -> Self:
+        """Of rows of `pack`."""
+        columns = zip(*rows, strict=True) if rows else [()] * len(ENTRY_SCHEMA)
+        return cls(pa.table(list(map(list, columns)), schema=ENTRY_SCHEMA), file)
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Entries | list) else NotImplemented
 
     def sizes(self) -> list[int]:
         """Number of usable samples of each shard."""
-        return [packed[4] for packed in self._packed]
+        return self._columns["num_samples"].to_pylist()
 
     def __len__(self) -> int:
-        return len(self._packed)
+        return self._columns.num_rows
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         index = range(len(self))[index]
-        *values, ignored = self._packed[index]
-        entry = dict(zip(ENTRY, values, strict=True))
+        entry = {name: self._columns[name][index].as_py() for name in ENTRY_SCHEMA.names}
         rows = Rows(index, entry.pop("crc32"), entry.pop("num_samples"), entry.pop("num_dropped"))
-        entry |= {"ignored": ignored} if ignored else {}
+        ignored = entry.pop("ignored")
+        entry |= {"ignored": json.loads(ignored)} if ignored else {}
         return entry | {"keys": StoredKeys(self._file, rows), "dropped": StoredReasons(self._file, rows)}

@@ -2,34 +2,26 @@
 
 Reads   results/shards/{shard}.tar (or existing tars, source `webdataset`).
 Writes  results/shards/{shard}.parquet (sources `urls` and `webdataset`): one row per sample, with the reason if it is
-        dropped; results/shards/samples.arrow: keys, byte offsets, and reasons of all samples; index.json, last: each
+        dropped; results/shards/samples.arrow: keys, places and reasons of all samples; index.json, last: each
         shard's digest and counts, and what identifies samples.arrow.
 Holds   keys are unique over all shards and in order; each sample in the index has a caption and an image that decodes.
 
-Single samples are read by byte offsets, which are recorded by shard. An index of an earlier version has keys and
-reasons in index.json; for it the tars' headers are read.
+Single samples are read by `cliptex.data.sample_reader`. An index of an earlier version has keys and reasons in
+index.json.
 """
 
 import hashlib
-import io
 import json
 import logging
-import os
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import check_form, read_checked, read_error, replacing, require_file, sha256_file, write_json
 from cliptex.core.progress import track
@@ -37,24 +29,13 @@ from cliptex.core.redact import without_credentials
 from cliptex.data.images import BadImage, open_image, require_codecs
 from cliptex.data.index_writer import OK, FirstPass, SecondPass
 from cliptex.data.packed import Keys, Reasons
-from cliptex.data.samples_file import LOCATION, SCHEMA, Entries, SamplesFile, StoredKeys, checksums, footer_sha256
-from cliptex.data.shards import (
-    IMAGE_SUFFIXES,
-    Pair,
-    Unusable,
-    image_suffix,
-    iterate_shard,
-    open_tar,
-    read_pair,
-    read_shard,
-    samples,
-)
+from cliptex.data.sample_reader import check_indexed, locations_of, reindex_command
+from cliptex.data.samples_file import LOCATION, SCHEMA, Entries, SamplesFile, checksums, footer_sha256
+from cliptex.data.shards import Pair, iterate_shard, read_shard
 
 log = logging.getLogger("cliptex")
 MAX_REPEATS = 10
 NAMED = ("key", "status")
-MAX_PLAIN_NAME = 90
-"""Longest key, bytes, of which the name in a tar's header is whole, with a suffix."""
 TABLE_SCHEMA = pa.schema(
     {
         "key": pa.string(),
@@ -104,6 +85,18 @@ def describe_shard(number: int, path: Path, ignored: Mapping[str, int] = Mapping
     """Identity of a shard: `shard` (5 digits), `path`, `sha256`, `bytes`; and `ignored`, if there are such members."""
     described = {"shard": f"{number:05d}", "path": str(path), "sha256": sha256_file(path), "bytes": path.stat().st_size}
     return described | ({"ignored": dict(ignored)} if ignored else {})
+
+
+def with_locations(rows: pa.Table, path: Path) -> pa.Table:
+    """A shard's table with the columns `LOCATION` of the samples' file, 0 for dropped samples. Reads the tar,
+    unless the table has them. Raises CliptexError if a usable sample is not in the tar."""
+    if set(LOCATION) <= set(rows.column_names):
+        return rows
+    keys = [key if status == OK else None for key, status in zip(*(rows[n].to_pylist() for n in NAMED), strict=True)]
+    rows = rows.drop_columns([name for name in LOCATION if name in rows.column_names])  # of an earlier version
+    for name, values in zip(LOCATION, locations_of(path, keys, with_crc32=True).T, strict=True):
+        rows = rows.append_column(SCHEMA.field(name), pa.array(values).cast(SCHEMA.field(name).type))
+    return rows
 
 
 def write_shard_table(path: Path, rows: pa.Table, shard: dict[str, Any]) -> None:
@@ -176,7 +169,10 @@ def write_index(
     finally:
         first.close()
     names, entries = ("shard", "path", "sha256", "bytes", "ignored"), []
-    for description, (usable, dropped), crc32 in zip(first.descriptions, second.counts, checks, strict=True):
+    described = zip(first.descriptions, first.num_rows, second.counts, checks, strict=True)
+    for description, num_rows, (usable, dropped), crc32 in described:
+        if usable + dropped != num_rows:
+            raise RuntimeError(f"{description['path']}: {usable + dropped} of {num_rows} samples are usable or dropped")
         entry = {name: description[name] for name in names if name in description}
         entries.append(entry | {"num_samples": usable, "num_dropped": dropped, "crc32": crc32})
     samples_file = {"file": samples_path.name, "bytes": size, "footer_sha256": footer, "reasons": list(first.reasons)}
@@ -222,7 +218,7 @@ def read_index(index: Path) -> dict[str, Any]:
         samples = out["samples"]
         name = Path(samples["file"]).name  # beside the index, whatever the file says
         file = SamplesFile(Path(index).parent / name, samples["bytes"], samples["footer_sha256"], samples["reasons"])
-        return out | {"shards": Entries(out["shards"], file)}
+        return out | {"shards": Entries.from_rows(out["shards"], file)}
     entry = {"shard": str, "path": str, "bytes": int, "sha256": str, "keys": Keys, "dropped": Reasons}
     check_form(index, out, {"shards": [entry]})
     return out
@@ -242,117 +238,3 @@ def read_indexed(entry: dict[str, Any]) -> list[Pair]:
     if [pair.key for pair in pairs] != entry["keys"]:
         raise CliptexError(f"{path}: keys differ from the index; {reindex_command()}")
     return pairs
-
-
-def check_indexed(entry: dict[str, Any]) -> None:
-    """Raise CliptexError if an indexed shard is missing, or its size or first sample differs from the index. The
-    remaining headers are only read when samples are, by `ShardOffsets`."""
-    path = Path(entry["path"])
-    with open_tar(path) as file:
-        if path.stat().st_size != entry["bytes"]:
-            raise CliptexError(f"{path}: size differs from the index; {reindex_command()}")
-        first = next(samples(file), None)
-    if first and first.key not in entry["keys"] and first.key not in entry["dropped"]:
-        raise CliptexError(f"{path}: its first key, {first.key!r}, is not in the index; {reindex_command()}")
-
-
-def reindex_command() -> str:
-    """The command that checks and indexes the shards again, for error messages."""
-    return f"run: rm -f {paths.SHARD_INDEX} {paths.SHARDS}/batch-*.json   and then the same command again"
-
-
-@dataclass(frozen=True)
-class SampleLocation:
-    """The byte ranges of a sample's image and caption in a shard's file."""
-
-    path: str
-    """Absolute path of the shard."""
-    modified_ns: int
-    """Modification time of the file, so that a replaced file is opened again."""
-    key: str
-    image: tuple[int, int]
-    caption: tuple[int, int]
-    """Offset and number of bytes, as of the image."""
-    caption_suffix: str
-    """`txt`, or `json` for a caption in the metadata."""
-
-    def read(self) -> Pair:
-        """Read the sample, with metadata only if the caption is part of them. Raises CliptexError if the file is
-        truncated or cannot be read, or if the image's header has the name of another sample."""
-        file = _open(self.path, self.modified_ns)
-        members = {IMAGE_SUFFIXES[0]: self.image, self.caption_suffix: self.caption}
-        if self.key.isascii() and len(self.key) < MAX_PLAIN_NAME and not self._is_named(file):
-            there = [sample for sample in samples(file) if sample.key == self.key]  # an extended header can have it
-            if not there or self.image not in there[0].members.values():
-                raise CliptexError(f"{self.path}: has no key {self.key!r} where the index says; {reindex_command()}")
-        return read_pair(file, self.key, members)
-
-    def _is_named(self, file: io.FileIO) -> bool:
-        offset = self.image[0] - tarfile.BLOCKSIZE
-        return offset >= 0 and os.pread(file.fileno(), 100, offset).startswith(f"{self.key}.".encode())
-
-
-@lru_cache(maxsize=256)
-def _open(path: str, modified_ns: int) -> io.FileIO:
-    """The open file; modified_ns only distinguishes cache entries."""
-    return open_tar(Path(path))
-
-
-def with_locations(rows: pa.Table, path: Path) -> pa.Table:
-    """A shard's table with the columns `LOCATION` of the samples' file, 0 for dropped samples. Reads the tar's headers,
-    unless the table has them. Raises CliptexError if a usable sample is not in the tar."""
-    if set(LOCATION) <= set(rows.column_names):
-        return rows
-    keys = [key if status == OK else None for key, status in zip(*(rows[n].to_pylist() for n in NAMED), strict=True)]
-    located = _located(path, keys)
-    for number, name in enumerate(LOCATION):
-        rows = rows.append_column(SCHEMA.field(name), pa.array(located[:, number]).cast(SCHEMA.field(name).type))
-    return rows
-
-
-def _located(path: Path, keys: list[str | None]) -> np.ndarray:
-    """The columns `LOCATION` of samples as int64 [N, 5]; 0 for None. Reads the tar's headers."""
-    wanted, locations = set(keys) - {None}, {None: (0,) * 5}
-    if wanted:
-        with open_tar(path) as file, suppress(Unusable, KeyError):  # the shard was usable when it was indexed
-            for key, members, _ in samples(file):
-                if key in wanted:
-                    text = "txt" if "txt" in members else "json"
-                    locations[key] = (*members[image_suffix(members)], *members[text], text == "json")
-    if missing := next((key for key in keys if key not in locations), None):
-        raise CliptexError(f"{path}: has no key {missing!r}, which is in the index; {reindex_command()}")
-    return np.array([locations[key] for key in keys], np.int64).reshape(-1, 5)
-
-
-class ShardOffsets:
-    """The locations of a shard's usable samples, in the order of keys.
-
-    Reads them from the samples' file; for an earlier version's index, from the tar's headers. Raises CliptexError if
-    the shard differs from the index.
-    """
-
-    def __init__(self, entry: dict[str, Any]):
-        check_indexed(entry)
-        path, keys = Path(entry["path"]).absolute(), entry["keys"]
-        self._path, self._modified_ns, self._count = str(path), path.stat().st_mtime_ns, len(keys)
-        if isinstance(keys, StoredKeys):
-            rows = keys.file.usable(keys.rows)
-            columns = [rows[name].to_numpy(zero_copy_only=False) for name in LOCATION]
-        else:
-            columns = list(_located(path, list(keys)).T)
-        self._offsets, self._sizes = np.stack(columns[0:4:2], 1), np.stack(columns[1:4:2], 1).astype(np.uint32)
-        self._in_json = columns[4] > 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def at(self, row: int, key: str) -> SampleLocation:
-        """The location of a sample, given its position among the keys and its key."""
-        image, caption = zip(self._offsets[row].tolist(), self._sizes[row].tolist(), strict=True)
-        suffix = "json" if self._in_json[row] else "txt"
-        return SampleLocation(self._path, self._modified_ns, key, image, caption, suffix)
-
-    def prefetch(self) -> None:
-        """Ask the system to read the file ahead, in order, since samples are read in random order."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(_open(self._path, self._modified_ns).fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

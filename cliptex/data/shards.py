@@ -13,8 +13,9 @@ import re
 import stat
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +97,7 @@ def iterate_shard(path: Path, ignored: Counter[str] | None = None) -> Iterator[P
     """
     with open_tar(Path(path)) as file:
         for sample in samples(file, ignored):
-            yield read_pair(file, *sample)
+            yield read_pair(partial(read_member, file), *sample)
 
 
 def open_tar(path: Path) -> io.FileIO:
@@ -234,21 +235,27 @@ def image_suffix(members: Collection[str]) -> str:
     raise Unusable("several images" if images else "dots in image name" if dotted else "no image")
 
 
-def read_pair(file: io.FileIO, key: str, members: dict[str, tuple[int, int]], problem: str | None = None) -> Pair:
-    """Read a sample of `samples`. Broken metadata count as none, unless the caption should be in them. Raises
-    CliptexError if the file is truncated or cannot be read."""
+def read_member(file: io.FileIO, offset: int, size: int) -> bytes:
+    """The content of a member of an open tar. Raises CliptexError if it is truncated or cannot be read."""
+    try:
+        data = os.pread(file.fileno(), size, offset)
+    except OSError as error:
+        raise CliptexError(f"{file.name}: cannot be read ({error}); check the disk") from error
+    if len(data) != size:
+        raise CliptexError(f"{file.name}: shard is truncated; {remedy(Path(file.name))}")
+    return data
+
+
+def read_pair(
+    read: Callable[[int, int], bytes], key: str, members: dict[str, tuple[int, int]], problem: str | None = None
+) -> Pair:
+    """Read a sample of `samples`: the image, then metadata and caption, by `read(offset, bytes)`. Broken metadata count
+    as none, unless the caption should be in them. Raises what `read` does."""
 
     def content(suffix: str, limit: int) -> bytes:
-        offset, size = members[suffix]
-        if size > limit:
+        if members[suffix][1] > limit:
             raise Unusable("too many bytes")
-        try:
-            data = os.pread(file.fileno(), size, offset)
-        except OSError as error:
-            raise CliptexError(f"{file.name}: cannot be read ({error}); check the disk") from error
-        if len(data) != size:
-            raise CliptexError(f"{file.name}: shard is truncated; {remedy(Path(file.name))}")
-        return data
+        return read(*members[suffix])
 
     image, caption, metadata = None, None, {}
     try:

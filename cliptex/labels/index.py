@@ -1,7 +1,7 @@
 """Check a label store and write its index.
 
 Reads   results/shards/index.json, results/labels/{store}/{shard}.parquet and batch-{batch}.json.
-Writes  results/labels/{store}/index.json.
+Writes  results/labels/{store}/payloads.arrow (`cliptex.labels.payloads`) and, last, index.json.
 Holds   the index depends on the labels alone, so that rewriting a lost file gives the same index.
 """
 
@@ -18,6 +18,7 @@ from cliptex.core.plugins import find
 from cliptex.core.progress import track
 from cliptex.data.shard_index import read_index
 from cliptex.labels.files import class_statistics, label_recipe, sum_counts
+from cliptex.labels.payloads import FILE, payloads_writer
 from cliptex.labels.store import INDEXED, SCHEMA_VERSION, LabelFile, check_keys
 from cliptex.tasks.base import Task
 
@@ -37,32 +38,34 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
     entries = read_index(shard_index)["shards"]
     files, records, weights = [], [], None
     scalars: dict[str, list[float]] = {}
-    for number, entry in enumerate(track(entries, f"index labels {store}")):
-        batch_path = out_dir / f"batch-{number // config.labels.shards_per_job:03d}.json"
-        path = out_dir / f"{entry['shard']}.parquet"
-        redo = f"run: rm -f {path} {batch_path}   and then the same command again"
-        with working_on(path):
-            record = _checked_record(path, batch_path, entry, redo)
-            file = LabelFile(path, task)
-            check_keys(file, entry, redo)
-            made = file.metadata
-            weights = weights or made["weights_sha256"]
-            recipe = label_recipe(config, store, task, weights, out_dir.parent)
-            if made["shard_sha256"] != entry["sha256"]:
-                raise CliptexError(f"{path}: made from another version of shard {entry['shard']}; {redo}")
-            problem = None
-            if made["expert"] != expert:
-                problem = f"made by the expert {made['expert']!r}, but label_stores.{store}.expert is {expert!r}"
-            elif made["weights_sha256"] != weights:
-                problem = f"made with other weights of {expert!r} than the first shards"
-            elif made["recipe_sha256"] != recipe["recipe_sha256"]:
-                problem = "made with other settings than the configuration's"
-            if problem:
-                raise CliptexError(f"{path}: {problem}; correct the configuration, or {redo}")
-            for name in file.scalars:
-                scalars.setdefault(name, []).extend(value for value in file.column(name) if value is not None)
-            records.append(record)
-            files.append({"batch": batch_path.name, **{name: record[name] for name in COPIED}})
+    with payloads_writer(out_dir / FILE) as add_payloads:
+        for number, entry in enumerate(track(entries, f"index labels {store}")):
+            batch_path = out_dir / f"batch-{number // config.labels.shards_per_job:03d}.json"
+            path = out_dir / f"{entry['shard']}.parquet"
+            redo = f"run: rm -f {path} {batch_path}   and then the same command again"
+            with working_on(path):
+                record = _checked_record(path, batch_path, entry, redo)
+                file = LabelFile(path, task)
+                check_keys(file, entry, redo)
+                made = file.metadata
+                weights = weights or made["weights_sha256"]
+                recipe = label_recipe(config, store, task, weights, out_dir.parent)
+                if made["shard_sha256"] != entry["sha256"]:
+                    raise CliptexError(f"{path}: made from another version of shard {entry['shard']}; {redo}")
+                problem = None
+                if made["expert"] != expert:
+                    problem = f"made by the expert {made['expert']!r}, but label_stores.{store}.expert is {expert!r}"
+                elif made["weights_sha256"] != weights:
+                    problem = f"made with other weights of {expert!r} than the first shards"
+                elif made["recipe_sha256"] != recipe["recipe_sha256"]:
+                    problem = "made with other settings than the configuration's"
+                if problem:
+                    raise CliptexError(f"{path}: {problem}; correct the configuration, or {redo}")
+                for name in file.scalars:
+                    scalars.setdefault(name, []).extend(value for value in file.column(name) if value is not None)
+                add_payloads(file, entry["sha256"])
+                records.append(record)
+                files.append({"batch": batch_path.name, **{name: record[name] for name in COPIED}})
     images, labelled = sum(item["rows"] for item in files), sum(item["labelled"] for item in files)
     failures = sum_counts(item["failures"] for item in files)
     if not labelled:

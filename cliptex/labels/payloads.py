@@ -1,103 +1,178 @@
-"""Read a few payloads of a label file by their places, without the others.
+"""Where the payloads of a label store are in its files, so that one is read without the others.
 
-Payloads are not compressed: a page of a Parquet column chunk is a header, levels and the values, each after its length
-(https://parquet.apache.org/docs/file-format/data-pages/). So lengths are followed in memory-mapped pages, which reads
-4 bytes of each value. Checksums are not compared.
+Reads   results/labels/{store}/{shard}.parquet.
+Writes  results/labels/{store}/payloads.arrow when a store is indexed: a record batch for each shard of the shard index,
+        a row (`SCHEMA`) for each image. Each batch has the digest of the shard, the size of the label file, and the
+        CRC-32 of its own rows. Nothing else depends on this file: without it, places are found when they are needed.
 """
 
 import mmap
-import struct
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import replacing
+from cliptex.data.samples_file import checksum
+from cliptex.labels.store import LabelFile, check_keys, open_store
+from cliptex.tasks.base import Task
 
 if TYPE_CHECKING:
     from pyarrow import parquet
 
-LENGTH = struct.Struct("<I")
-DATA_PAGE, PLAIN = 0, 0
-BYTE_FIELDS = {3: 1, 7: 8}
-"""Bytes of the types `byte` and `double` of Thrift's compact protocol."""
+FILE = "payloads.arrow"
+SCHEMA = pa.schema(
+    {
+        "offset": pa.int64(),  # of the payload in the label file; 0 if the image has no label
+        "bytes": pa.uint32(),
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "crc32": pa.uint32(),  # of the payload
+    }
+)
+OPEN_FILES = 128
+EncodedLabel = tuple[bytes, int, int] | None
+"""Payload, height and width, the arguments of `Task.decode`; None if an image has no label."""
 
 
-class Unlike(ValueError):
-    """The column is not laid out as `open_label_writer` does; read it by pyarrow."""
+def find_payloads(file: LabelFile) -> pa.RecordBatch:
+    """The places of a label file's payloads. Raises CliptexError if the file is damaged, or if payloads are compressed.
+
+    Payloads are stored one after the other in the order of rows, so each is searched for after the one before.
+    """
+
+    def find(opened: "parquet.ParquetFile") -> pa.RecordBatch:
+        rows, at = [], 0
+        with file.path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for group in range(opened.num_row_groups):
+                table = opened.read_row_group(group, ["payload", "height", "width"], use_threads=False)
+                heights, widths = table["height"].to_pylist(), table["width"].to_pylist()
+                for value, height, width in zip(table["payload"], heights, widths, strict=True):
+                    payload = value.as_py()
+                    if payload is None:
+                        rows.append((0, 0, 0, 0, 0))
+                        continue
+                    at = data.find(payload, at)
+                    if at < 0:
+                        raise CliptexError(f"{file.path}: payloads are compressed; write that column without")
+                    rows.append((at, len(payload), height, width, zlib.crc32(payload)))
+                    at += len(payload)
+        columns = np.array(rows, np.int64).reshape(-1, len(SCHEMA)).T
+        arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+        return pa.record_batch(arrays, schema=SCHEMA)
+
+    return file.read_with(find)
 
 
-def read_payloads(data: mmap.mmap, form: "parquet.FileMetaData", rows: list[int]) -> list[bytes]:
-    """Payloads of some rows, ascending. Raises Unlike also where a payload is null and for damaged pages."""
-    wanted, found, first = iter([*rows, -1]), [], 0
-    row = next(wanted)
-    for number in range(form.num_row_groups):
-        group = form.row_group(number)
-        end = first + group.num_rows
-        if first <= row < end:
-            names = [group.column(column).path_in_schema for column in range(group.num_columns)]
-            chunk = group.column(names.index("payload"))
-            if chunk.compression != "UNCOMPRESSED" or chunk.statistics is None or chunk.statistics.null_count != 0:
-                raise Unlike
-            for count, at, until in _pages(data, chunk.data_page_offset, group.num_rows):
-                place = first
-                while first <= row < first + count:
-                    for _ in range(row - place):
-                        at += 4 + LENGTH.unpack_from(data, at)[0]
-                    place = row
-                    (size,) = LENGTH.unpack_from(data, at)
-                    if at + 4 + size > until:
-                        raise Unlike
-                    found.append(data[at + 4 : at + 4 + size])
-                    row = next(wanted)
-                first += count
-        first = end
-    if len(found) != len(rows):
-        raise Unlike
-    return found
+@contextmanager
+def payloads_writer(path: Path) -> Iterator[Callable[[LabelFile, str], None]]:
+    """Yield a function that adds a label file, given also the SHA-256 of its shard, to a new payloads.arrow, which is
+    created only if no error occurs."""
+    with replacing(path) as scratch, pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+
+        def add(file: LabelFile, shard_sha256: str) -> None:
+            batch, size = find_payloads(file), file.path.stat().st_size
+            about = {"shard_sha256": shard_sha256, "bytes": str(size), "crc32": str(checksum(batch))}
+            writer.write_batch(batch, custom_metadata=about)
+
+        yield add
 
 
-def _pages(data: mmap.mmap, at: int, num_rows: int) -> Iterator[tuple[int, int, int]]:
-    """Values, start of the first value and end of each page of a column chunk that may have nulls, but has none."""
-    while num_rows > 0:
-        header, at = _struct(data, at)
-        about, size = header.get(5), header.get(3)
-        if header.get(1) != DATA_PAGE or not isinstance(about, dict) or about.get(2) != PLAIN or size is None:
-            raise Unlike
-        count = about.get(1, 0)
-        if not 0 < count <= num_rows or not 0 < size <= len(data) - at:
-            raise Unlike
-        yield count, at + 4 + LENGTH.unpack_from(data, at)[0], at + size
-        num_rows -= count
-        at += size
+class StoredPayloads:
+    """The encoded labels of a store by shard and row. Sent to another process, it opens files there.
+
+    index: index.json of the store. entries: of the shard index. shards: number of shards of which places are kept.
+    Raises CliptexError that names the file and the remedy if a label file is missing, or differs from the indexed one.
+    """
+
+    def __init__(self, index: Path, entries: Sequence[dict[str, Any]], task: Task, shards: int):
+        self.index, self.entries, self.task, self.shards = Path(index), entries, task, shards
+        self._places_of = lru_cache(maxsize=shards)(self._find)
+        self._opened: pa.ipc.RecordBatchFileReader | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredPayloads, (self.index, self.entries, self.task, self.shards)
+
+    def check(self, shard: int) -> None:
+        """Raise CliptexError unless the labels of a shard have its keys."""
+        entry = self.entries[shard]
+        if self._read(shard) is None:
+            open_store(self.index, entry, self.task)
+        else:
+            redo = f"run: rm -f {self.index}   and then the same command again"
+            check_keys(LabelFile(self._path(entry), self.task), entry, redo)
+
+    def get(self, shard: int, row: int) -> EncodedLabel:
+        """The encoded label of an image."""
+        path, modified_ns, columns = self._places_of(shard)
+        offset, size, height, width, crc32 = (column[row].as_py() for column in columns)
+        if not offset:
+            return None
+        payload = os.pread(_open(path, modified_ns).fileno(), size, offset)
+        if zlib.crc32(payload) != crc32:
+            open_store(self.index, self.entries[shard], self.task).check_digest()  # names the label file, if it changed
+            raise self._damaged(f"row {row} of shard {self.entries[shard]['shard']} has another checksum")
+        return payload, height, width
+
+    def read_ahead(self, shard: int) -> None:
+        """Ask the system to read a label file, in order, since labels are read in random order."""
+        path, modified_ns, _ = self._places_of(shard)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(_open(path, modified_ns).fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def _find(self, shard: int) -> tuple[str, int, list[pa.Array]]:
+        entry = self.entries[shard]
+        batch = self._read(shard)
+        if batch is None:
+            file = open_store(self.index, entry, self.task)
+            file.check_digest()
+            batch = find_payloads(file)
+        path = self._path(entry)
+        return str(path), path.stat().st_mtime_ns, batch.columns
+
+    def _read(self, shard: int) -> pa.RecordBatch | None:
+        """The rows of payloads.arrow; None if the store has no such file."""
+        path, entry = self.index.with_name(FILE), self.entries[shard]
+        if self._opened is None and not path.exists():
+            return None
+        try:
+            if self._opened is None:
+                self._opened = pa.ipc.open_file(pa.memory_map(str(path)))
+            if self._opened.schema != SCHEMA or self._opened.num_record_batches != len(self.entries):
+                raise ValueError("has other columns, or another number of shards")
+            batch, about = self._opened.get_batch_with_custom_metadata(shard)
+            batch.validate(full=True)
+            about = dict(about or {})
+            if about.get(b"crc32") != str(checksum(batch)).encode():
+                raise ValueError(f"the checksum of shard {entry['shard']} is wrong")
+            if batch.num_rows != len(entry["keys"]) or about.get(b"shard_sha256") != entry["sha256"].encode():
+                raise ValueError(f"was made from another version of shard {entry['shard']}")
+            if about.get(b"bytes") != str(self._path(entry).stat().st_size).encode():
+                raise ValueError(f"was made from other labels of shard {entry['shard']}")
+        except (pa.ArrowException, OSError, ValueError) as error:
+            open_store(self.index, entry, self.task)  # names the label file, if that is missing or changed
+            raise self._damaged((str(error).strip() or type(error).__name__).splitlines()[0]) from error
+        return batch
+
+    def _path(self, entry: dict[str, Any]) -> Path:
+        return self.index.parent / f"{entry['shard']}.parquet"
+
+    def _damaged(self, reason: str) -> CliptexError:
+        path = self.index.with_name(FILE)
+        return CliptexError(
+            f"{path}: {reason}; run: rm -f {path}   and then the same command again, which loads more slowly without it"
+        )
 
 
-def _struct(data: mmap.mmap, at: int) -> tuple[dict[int, int | dict | None], int]:
-    """The integers and structures of a structure in Thrift's compact protocol, by field, and the place after it."""
-    fields: dict[int, int | dict | None] = {}
-    field = 0
-    while kind := data[at]:
-        field, kind, at = field + (kind >> 4), kind & 15, at + 1
-        value: int | dict | None = None
-        if not kind or field > 64:
-            raise Unlike
-        if kind in (4, 5, 6):
-            number, at = _varint(data, at)
-            value = (number >> 1) ^ -(number & 1)
-        elif kind == 8:  # bytes
-            size, at = _varint(data, at)
-            at += size
-        elif kind == 12:
-            value, at = _struct(data, at)
-        elif kind in BYTE_FIELDS:
-            at += BYTE_FIELDS[kind]
-        elif kind not in (1, 2):  # true and false have no bytes
-            raise Unlike
-        fields[field] = value
-    return fields, at + 1
-
-
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
-    value = 0
-    for place in range(10):
-        byte = data[at + place]
-        value |= (byte & 127) << (7 * place)
-        if byte < 128:
-            return value, at + place + 1
-    raise Unlike
+@lru_cache(maxsize=OPEN_FILES)
+def _open(path: str, modified_ns: int) -> FileIO:
+    """The open file; modified_ns only distinguishes cache entries."""
+    return FileIO(path)

@@ -7,10 +7,7 @@ then the task's scalars and the expert's extra columns. The file's metadata hold
 """
 
 import json
-import mmap
-import re
-import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,11 +16,10 @@ import numpy as np
 
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import check_form, read_checked, sha256_file
+from cliptex.core.files import read_checked, sha256_file
 from cliptex.core.plugins import find
 from cliptex.data.packed import Keys
 from cliptex.labels.parquet_form import PLAIN, RLE, row_groups
-from cliptex.labels.payloads import Unlike, read_payloads
 from cliptex.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -36,8 +32,6 @@ COLUMNS = ("key", "height", "width", "payload", "error")
 COLUMN_TYPES = ("string", "int32", "int32", "binary", "string")
 INDEXED = {"shard": str, "file": str, "sha256": str, "bytes": int, "shard_sha256": str}
 """What the index and a batch file have of each label file (`cliptex.core.files.read_checked`)."""
-FEW = 8
-"""Of more than so many rows, one is read by its place instead of all in its row group."""
 MAX_RATIO, MAX_EXTRA_BYTES = 64, 1 << 22
 """Of the uncompressed data to the file: payloads are not compressed, so that label files are far below."""
 
@@ -66,21 +60,17 @@ class LabelFile:
     """One label file. Keys are read at once, payloads on first access.
 
     task: needed for `label`; a file of another task or codec is then rejected. sha256: of the file, compared before the
-    first payload is read. keys: those that the file is known to have, which are then not read. Raises CliptexError,
-    naming the file and the remedy, if it is missing, truncated, corrupt, not what it should be, or has another schema
-    version.
+    first payload is read. Raises CliptexError, naming the file and the remedy, if it is missing, truncated, corrupt,
+    not what it should be, or has another schema version.
     """
 
-    def __init__(
-        self, path: Path, task: Task | None = None, sha256: str | None = None, keys: Sequence[str] | None = None
-    ):
+    def __init__(self, path: Path, task: Task | None = None, sha256: str | None = None):
         self.path, self.task, self._sha256 = Path(path), task, sha256
         self.metadata: dict[str, Any] = {}
         self._checked: tuple[int, int, int] | None = None
         self._rows: tuple[Any, list[int | None], list[int | None]] | None = None
-        self.keys = Keys(self._read(["key"])[0].to_pylist()) if keys is None else keys
-        if keys is not None and self.read_with(self._described) != len(keys):
-            raise CliptexError(f"{path}: has not {len(keys)} rows, as its shard has; {again_without(path)}")
+        (keys,) = self._read(["key"])
+        self.keys = Keys(keys.to_pylist())
         if self.metadata.get("schema_version") != SCHEMA_VERSION:
             raise CliptexError(
                 f"{path}: label schema {self.metadata.get('schema_version')} is not {SCHEMA_VERSION}, the one this"
@@ -113,48 +103,12 @@ class LabelFile:
     def get(self, row: int) -> tuple[bytes, int, int] | None:
         """(payload, height, width) of a row, the arguments of the task's `decode`; None if it has no label."""
         if self._rows is None:
-            self._check_digest()
+            self.check_digest()
             payload, height, width = self._read(["payload", "height", "width"])
             self._rows = (payload.combine_chunks(), height.to_pylist(), width.to_pylist())
         payloads, heights, widths = self._rows
         payload = payloads[row].as_py()
         return None if payload is None else (payload, heights[row], widths[row])
-
-    def get_many(self, rows: Iterable[int]) -> dict[int, tuple[bytes, int, int] | None]:
-        """Row -> `get(row)`. Reads only what is needed, and caches nothing."""
-        self._check_digest()
-        requested = np.unique(np.fromiter(rows, np.int64))
-        result: dict[int, tuple[bytes, int, int] | None] = {}
-
-        def read(file: "parquet.ParquetFile") -> None:
-            if len(requested) * FEW < file.metadata.num_rows and (payloads := self._few(file, requested.tolist())):
-                sides = file.read(["height", "width"], use_threads=False).take(requested)
-                columns = (payloads, *(sides[name].to_pylist() for name in ("height", "width")))
-                result.update(zip(requested.tolist(), zip(*columns, strict=True), strict=True))
-                return
-            first = 0
-            for group in range(file.num_row_groups):
-                end = first + file.metadata.row_group(group).num_rows
-                in_group = requested[(requested >= first) & (requested < end)]
-                if in_group.size:
-                    table = file.read_row_group(group, ["payload", "height", "width"], use_threads=False)
-                    columns = (
-                        table[name].take(in_group - first).to_pylist() for name in ("payload", "height", "width")
-                    )
-                    for row, payload, *size in zip(in_group.tolist(), *columns, strict=True):
-                        result[row] = None if payload is None else (payload, *size)
-                first = end
-
-        self.read_with(read)
-        return result
-
-    def _few(self, file: "parquet.ParquetFile", rows: list[int]) -> list[bytes] | None:
-        """Payloads by their places in the file; None if it is not laid out as expected, or damaged."""
-        with self.path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            try:
-                return read_payloads(data, file.metadata, rows)
-            except (Unlike, IndexError, struct.error, RecursionError):
-                return None
 
     def label(self, row: int) -> np.ndarray | None:
         """The decoded label of a row; None if it has no label."""
@@ -169,21 +123,16 @@ class LabelFile:
 
     def _read(self, columns: list[str]) -> list[Any]:
         def read(file: "parquet.ParquetFile") -> list[Any]:
-            self._described(file)
+            self.metadata = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
+            self._names = file.schema_arrow.names
+            if not isinstance(self.metadata, dict) or not {"task", "codec"} <= set(self.metadata):
+                raise ValueError("no metadata of a label file")
             columns_read = file.read(columns).columns
             if columns[0] == "key" and columns_read[0].null_count:
                 raise ValueError("a row without a key")
             return columns_read
 
         return self.read_with(read)
-
-    def _described(self, file: "parquet.ParquetFile") -> int:
-        """Take over the metadata; return the number of rows."""
-        self.metadata = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
-        self._names = file.schema_arrow.names
-        if not isinstance(self.metadata, dict) or not {"task", "codec"} <= set(self.metadata):
-            raise ValueError("no metadata of a label file")
-        return file.metadata.num_rows
 
     def read_with(self, read: "Callable[[parquet.ParquetFile], T]") -> T:
         """Call `read` on the open Parquet file; errors become CliptexError with the file and the remedy."""
@@ -209,7 +158,8 @@ class LabelFile:
             problem = f"label file is damaged ({_first_line(error)})"
             raise CliptexError(f"{self.path}: {problem}; {again_without(self.path)}") from error
 
-    def _check_digest(self) -> None:
+    def check_digest(self) -> None:
+        """Raise CliptexError if the file is not the one that was indexed (SHA-256)."""
         if self._sha256 is not None and sha256_file(self.path) != self._sha256:
             problem = "differs from the file that was indexed (SHA-256)"
             remedy = f"put the indexed file back, or {again_without(self.path, self.path.parent / 'index.json')}"
@@ -274,45 +224,25 @@ def read_label_index(config: Config, store: str, path: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=16)
-def _files_of(index: Path, mtime_ns: int) -> dict[str, tuple[bytes, bytes, int]]:
-    """Shard -> SHA-256 of file and shard, and bytes; 300 bytes of memory each."""
-
-    def pack(item: dict[str, Any]) -> Any:
-        if not set(INDEXED) <= set(item) or not all(isinstance(item[name], kind) for name, kind in INDEXED.items()):
-            return item
-        return item["shard"], (_digest(item["sha256"]), _digest(item["shard_sha256"]), item["bytes"])
-
-    read = read_checked(index, {"files": [object]}, pack)
-    if not all(isinstance(item, tuple) for item in read["files"]):
-        check_form(index, read, {"files": [INDEXED]})
-    return dict(read["files"])
+def _files_of(index: Path, mtime_ns: int) -> dict[str, dict[str, Any]]:
+    return {item["shard"]: item for item in read_checked(index, {"files": [INDEXED]})["files"]}
 
 
-def _digest(digest: str) -> bytes:
-    return bytes.fromhex(digest) if re.fullmatch("[0-9a-f]{64}", digest) else digest.encode("utf-8", "replace")
-
-
-def open_store(index: Path, entry: dict[str, Any], task: Task | None = None, trusted: bool = False) -> LabelFile:
+def open_store(index: Path, entry: dict[str, Any], task: Task | None = None) -> LabelFile:
     """The label file of one shard (an entry of the shard index) in an indexed store. Raises CliptexError, naming shard
-    and key, if the store does not hold exactly the shard's keys, or if the file has changed since it was indexed.
-
-    trusted: compare sizes and numbers of rows only, since another process compares keys and digest.
-    """
+    and key, if the store does not hold exactly the shard's keys, or if the file has changed since it was indexed."""
     index = Path(index)
     files = _files_of(index, index.stat().st_mtime_ns if index.exists() else 0)
     item = files.get(entry["shard"])
     redo = f"run: rm -f {index}   and then the same command again"
-    if item is None or item[1] != _digest(entry["sha256"]):
+    if item is None or item["shard_sha256"] != entry["sha256"]:
         problem = "does not hold" if item is None else "was made from another version of"
         raise CliptexError(f"{index}: {problem} shard {entry['shard']}, first key {entry['keys'][0]!r}; {redo}")
-    digest, _, num_bytes = item
     path = index.parent / f"{entry['shard']}.parquet"
-    if path.is_file() and path.stat().st_size != num_bytes:
+    if path.is_file() and path.stat().st_size != item["bytes"]:
         problem = f"labels of shard {entry['shard']} changed since they were indexed"
         raise CliptexError(f"{path}: {problem}; {again_without(path, index)}")
-    if trusted:
-        return LabelFile(path, task, keys=entry["keys"])
-    file = LabelFile(path, task, digest.hex())
+    file = LabelFile(path, task, item["sha256"])
     check_keys(file, entry, redo)
     file.keys = entry["keys"]  # equal; all stores share one copy in memory
     return file

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from torch.nn import functional
 from cliptex.config import Train
 from cliptex.core.errors import SUBJECT, CliptexError, subject, working_on
 from cliptex.data.images import decode_image, open_image, require_decoder
-from cliptex.data.shard_index import SampleLocation
-from cliptex.tasks.base import Task, View
+from cliptex.tasks.base import View
 from cliptex.tasks.grid import WHOLE
+from cliptex.training.stored import StoredSamples
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,12 @@ class Step:
     ends_epoch: bool
 
 
-EncodedLabel = tuple[bytes, int, int] | None
-"""The arguments of `Task.decode`; None if the label failed."""
+class Drawn(NamedTuple):
+    """What a process decodes of a step: ids of samples, and of those whose labels they get, int64 [B]."""
 
-
-@dataclass(frozen=True)
-class EncodedSample:
-    """A sample before decoding: the location of its image and caption, and its encoded label in each store.
-
-    label_key: key of the image that the labels belong to, another one with `shuffle_labels`.
-    """
-
-    location: SampleLocation
-    label_key: str
-    labels: dict[str, EncodedLabel]
+    sample_ids: np.ndarray
+    label_ids: np.ndarray
+    step: Step
 
 
 @dataclass(frozen=True)
@@ -97,24 +89,24 @@ class Failure:
 
 @dataclass(frozen=True)
 class SampleDecoder:
-    """Decodes the samples of a step into a batch. A map-style dataset for torch's DataLoader.
+    """Reads and decodes the samples of a step into a batch. A map-style dataset for torch's DataLoader.
 
     augment: crop and flip the samples; otherwise the whole image is resized to a square.
     """
 
     train: Train
     seed: int
-    tasks: dict[str, Task]
+    stored: StoredSamples
     tokenizer: Callable[[list[str]], torch.Tensor] | None = None
     augment: bool = True
 
     def __post_init__(self) -> None:
         require_decoder(self.train.decoder)
 
-    def __getitem__(self, samples_and_step: tuple[list[EncodedSample], Step]) -> "Batch | Failure":
+    def __getitem__(self, drawn: Drawn) -> "Batch | Failure":
         """A batch; in a worker process, an error is returned, since torch would pass on neither file nor key."""
         try:
-            return self._batch(*samples_and_step)
+            return self._batch(drawn)
         except Exception as error:
             if torch.utils.data.get_worker_info() is None:
                 raise
@@ -122,37 +114,42 @@ class SampleDecoder:
             message = str(error) if is_expected else f"{type(error).__name__}: {error}"
             return Failure(message, is_expected, subject(error), traceback.format_exc())
 
-    def _batch(self, samples: list[EncodedSample], step: Step) -> Batch:
-        images, captions = torch.empty(len(samples), step.size, step.size, 3, dtype=torch.uint8), []
+    def _batch(self, drawn: Drawn) -> Batch:
+        sample_ids, label_ids, step = drawn
+        images = torch.empty(len(sample_ids), step.size, step.size, 3, dtype=torch.uint8)
+        keys, captions = [], []
         views = cache(lambda key: self._view(step.epoch, key))
-        for row, sample in enumerate(samples):
-            with working_on(f"{sample.location.path}, key {sample.location.key!r}"):
-                pair = sample.location.read()
+        for row, sample_id in enumerate(sample_ids.tolist()):
+            location = self.stored.location(sample_id)
+            with working_on(f"{location.path}, key {location.key!r}"):
+                pair = location.read()
                 images[row] = self._crop(pair.image, views(pair.key), step.size)
-                captions.append(pair.caption)
+            keys.append(pair.key)
+            captions.append(pair.caption)
         return Batch(
-            [sample.location.key for sample in samples],
+            keys,
             images,
             captions,
-            {store: torch.from_numpy(target) for store, target in self._targets(samples, views).items()},
+            {store: torch.from_numpy(target) for store, target in self._targets(label_ids, views).items()},
             None if self.tokenizer is None else self.tokenizer(captions),
             step.epoch,
             step.ends_epoch,
         )
 
-    def targets(self, samples: list[EncodedSample], epoch: int) -> dict[str, np.ndarray]:
+    def targets(self, drawn: Drawn) -> dict[str, np.ndarray]:
         """The stacked targets of the samples, by store."""
-        return self._targets(samples, lambda key: self._view(epoch, key))
+        return self._targets(drawn.label_ids, lambda key: self._view(drawn.step.epoch, key))
 
-    def _targets(self, samples: list[EncodedSample], views: Callable[[str], View]) -> dict[str, np.ndarray]:
-        size = self.train.target_size_px
-        targets: dict[str, list[np.ndarray]] = {store: [] for store in self.tasks}
-        for sample in samples:
+    def _targets(self, label_ids: np.ndarray, views: Callable[[str], View]) -> dict[str, np.ndarray]:
+        size, tasks = self.train.target_size_px, self.stored.tasks
+        targets: dict[str, list[np.ndarray]] = {store: [] for store in tasks}
+        for label_id in label_ids.tolist() if tasks else ():
             # shuffled labels use the view of their own image: a shared crop would reveal where this image was cropped
-            view = views(sample.label_key)
-            for store, task in self.tasks.items():
-                label = sample.labels[store]
-                with working_on(f"label store {store}, key {sample.label_key!r}"):
+            key = self.stored.key(label_id)
+            view = views(key)
+            for store, task in tasks.items():
+                with working_on(f"label store {store}, key {key!r}"):
+                    label = self.stored.label(store, label_id)
                     targets[store].append(task.missing(size) if label is None else task.target(*label, view, size))
         return {store: np.stack(store_targets) for store, store_targets in targets.items()}
 

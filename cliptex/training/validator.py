@@ -95,7 +95,7 @@ class Validator:
         return (
             f"{where}: zero-shot accuracy on {self.watch.zero_shot} fell from {self.initial_top1:.2f} to"
             f" {metrics[TOP1]:.2f} at step {step}, by more than train.watch.max_drop = {self.watch.max_drop:g} points;"
-            " a lowerlearning_rate forgets less, and more weight on the contrastive loss too"
+            " a lower learning_rate forgets less, and more weight on the contrastive loss too"
         )
 
     def _zero_shot(self) -> dict[str, float]:

@@ -1,16 +1,11 @@
-"""The order of an epoch, drawn window by window, and what is in memory of a window."""
+"""The order of an epoch, drawn window by window."""
 
 import bisect
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 
 from cliptex.config import Train
-from cliptex.data.shard_index import ShardOffsets
-from cliptex.training.batch import EncodedLabel, EncodedSample, Step
 
 
 class EpochOrder:
@@ -59,54 +54,3 @@ class EpochOrder:
             labels[cycle] = ids[np.roll(cycle, 1)]
         permutation = self._rng.permutation(len(ids))
         return ids[permutation], labels[permutation]
-
-
-class Segment(NamedTuple):
-    """The positions in the epoch's order of a step's samples, as far as they are of this process and in one window."""
-
-    step: Step
-    start: int
-    end: int
-    ends_step: bool
-
-
-@dataclass(frozen=True)
-class LoadedWindow:
-    """What a process needs of a window while its samples are drawn.
-
-    segments: with this process' samples. samples, label_samples: shard and row of each of these, and of the sample
-    whose labels it gets, [N, 2]. locations, keys: of all samples of a shard. labels: shard -> store -> row -> label.
-    """
-
-    segments: list[Segment]
-    samples: np.ndarray
-    label_samples: np.ndarray
-    locations: dict[int, ShardOffsets]
-    keys: dict[int, list[str]]
-    labels: dict[int, dict[str, dict[int, EncodedLabel]]]
-
-    def encoded(self, start: int, end: int) -> list[EncodedSample]:
-        """Some of this process' samples."""
-        encoded = []
-        pairs = zip(self.samples[start:end].tolist(), self.label_samples[start:end].tolist(), strict=True)
-        for (shard, row), (label_shard, label_row) in pairs:
-            location = self.locations[shard].at(row, self.keys[shard][row])
-            labels = {store: rows[label_row] for store, rows in self.labels[label_shard].items()}
-            encoded.append(EncodedSample(location, self.keys[label_shard][label_row], labels))
-        return encoded
-
-
-def load_ahead(load: Callable[..., LoadedWindow], windows: Iterable[tuple]) -> Iterator[LoadedWindow]:
-    """`load(*window)` of each window; that of the next one runs in a thread meanwhile."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="window")
-    try:
-        loading: Future | None = None
-        for window in windows:
-            loading, loaded = pool.submit(load, *window), loading and loading.result()
-            if loaded:
-                yield loaded
-            del loaded
-        if loading:
-            yield loading.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

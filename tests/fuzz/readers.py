@@ -181,7 +181,8 @@ def foreign_tar(path: Path, mode: str = "w") -> None:
 
 
 def read_tar(path: Path) -> None:
-    from cliptex.data.shard_index import ShardOffsets, describe_shard, read_indexed, verify_shard
+    from cliptex.data.sample_reader import ShardOffsets
+    from cliptex.data.shard_index import describe_shard, read_indexed, verify_shard
     from cliptex.data.shards import read_shard
 
     read_shard(path)
@@ -194,7 +195,7 @@ def read_tar(path: Path) -> None:
             "keys": keys,
             "dropped": {k: status for k, status in found if status != "ok"},
         }
-        assert ShardOffsets(entry).at(0, keys[0]).read().image
+        assert ShardOffsets(entry).at(0).read().image
         read_indexed(entry)
 
 
@@ -233,6 +234,7 @@ def compressed_shard(folder: Path) -> Reader:
 @reader
 def shard_index(folder: Path) -> Reader:
     from cliptex.data import shard_index as module
+    from cliptex.data.sample_reader import ShardOffsets
     from cliptex.data.shards import write_shard
 
     shards = [folder / "00000.tar"]
@@ -244,7 +246,7 @@ def shard_index(folder: Path) -> Reader:
         entries = module.read_index(folder / "index.json")["shards"]
         for entry in entries:
             module.read_indexed(entry)
-            module.ShardOffsets(entry).at(0, entry["keys"][0]).read()
+            ShardOffsets(entry).at(0).read()
         for path in folder.glob("*.parquet"):
             module.read_shard_table(path)
 
