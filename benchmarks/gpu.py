@@ -148,6 +148,7 @@ def label(name: str, config: Any, options: argparse.Namespace) -> dict[str, Any]
     import torch
     from label import EXPERTS, REPOSITORIES
 
+    from cliptex.config import ExpertConfig
     from cliptex.core import paths
     from cliptex.core.plugins import find
     from cliptex.data.shard_index import read_index
@@ -157,7 +158,8 @@ def label(name: str, config: Any, options: argparse.Namespace) -> dict[str, Any]
 
     plugin, network, own = EXPERTS[name]
     own = own | (SMALL.get(name, {}) if options.quick else {})
-    batch_size = config.experts["true_depth"].batch_size if not options.quick else 2
+    given = config.experts["true_depth"] if not options.quick else ExpertConfig(batch_size=2)
+    batch_size = given.batch_size
     torch.manual_seed(0)
     expert = find("experts", plugin)({"batch_size": batch_size, "network": own, "repo": REPOSITORIES.get(name)})
     expert.load(None)
@@ -168,7 +170,7 @@ def label(name: str, config: Any, options: argparse.Namespace) -> dict[str, Any]
         config = config.model_copy(update={"labels": config.labels.model_copy(update={"max_image_side_px": 96})})
     calls: list[tuple[tuple, dict]] = []
     watch = Watch(options.device, 0, 1)
-    with labelling(name, expert, task, batch_size, config.labels, options.workers) as labeller:
+    with labelling(name, expert, task, given, config.labels, options.workers) as labeller:
         hook = expert.module.register_forward_pre_hook(
             lambda module, arguments, keywords: calls.append((arguments, keywords)), with_kwargs=True
         )

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from machine import machine
 
-from cliptex.config import Labels, Miniature
+from cliptex.config import ExpertConfig, Labels, Miniature
 
 GOAL = 0.95
 EXPERTS = {
@@ -104,7 +104,7 @@ def measure(name: str, folder: Path, entry: dict, batch_size: int, repeats: int)
     path = folder / f"{name}.parquet"
     metadata = {"schema_version": SCHEMA_VERSION, "store": name, "task": task.name, "codec": task.codec()}
     calls: list[tuple[tuple, dict]] = []
-    with labelling(name, expert, task, batch_size, Labels()) as labeller:
+    with labelling(name, expert, task, ExpertConfig(batch_size=batch_size), Labels()) as labeller:
 
         def stage() -> None:
             labeller.label_shard(entry, metadata, path)

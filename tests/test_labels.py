@@ -34,6 +34,7 @@ from cliptex.labels.index import index_labels
 from cliptex.labels.label import label_batch
 from cliptex.labels.lost import batches_to_redo
 from cliptex.labels.parquet_form import PLAIN, RLE, row_groups
+from cliptex.labels.payloads import FILE, StoredPayloads
 from cliptex.labels.store import LabelFile, open_store, read_label_index
 
 calls: list[list[str]] = []
@@ -282,7 +283,7 @@ def test_huge_images_are_shrunk_before_an_expert_sees_them(work, monkeypatch):
 def test_no_half_written_file_is_left(work):
     work.label_all()
     assert sorted(path.name for path in work.out.iterdir()) == [
-        *("00000.parquet", "00001.parquet", "batch-000.json", "batch-001.json", "index.json")
+        *("00000.parquet", "00001.parquet", "batch-000.json", "batch-001.json", "index.json", "payloads.arrow")
     ]
 
 
@@ -535,6 +536,97 @@ def test_another_file_of_the_same_size_is_refused_when_its_labels_are_read(work)
             CliptexError, match=r"00000\.parquet: differs from the file that was indexed.*put the indexed"
         ):
             read(open_store(work.out / "index.json", work.entries[0], find("tasks", "depth")()))
+
+
+def stored_payloads(work):
+    """As a worker process of training gets it."""
+    index, task = work.out / "index.json", find("tasks", "depth")()
+    return pickle.loads(pickle.dumps(StoredPayloads(index, work.entries, task, shards=2)))
+
+
+def test_labels_are_read_by_their_places(work, monkeypatch):
+    monkeypatch.setattr(files, "ROWS_PER_GROUP", 3)
+    failing = {"raises": [keys_of(work, 0)[4], keys_of(work, 1)[0]]}
+    work.label_all(**failing)
+    expected = {
+        (shard, row): open_store(work.out / "index.json", entry).get(row)
+        for shard, entry in enumerate(work.entries)
+        for row in range(len(entry["keys"]))
+    }
+    assert [place for place, label in expected.items() if label is None] == [(0, 4), (1, 0)]
+    for form in ("as written", "of an earlier version", "compressed by another program"):
+        if form.startswith("of"):
+            (work.out / FILE).unlink()
+        elif form.startswith("compressed"):
+            for number in range(2):
+                parquet.write_table(parquet.read_table(work.file(number)), work.file(number), use_dictionary=False)
+                record = read_json(work.out / f"batch-{number:03d}.json")
+                record["shards"][0] |= {
+                    "bytes": work.file(number).stat().st_size,
+                    "sha256": sha256_file(work.file(number)),
+                }
+                write_json(work.out / f"batch-{number:03d}.json", record)
+            work.check(**failing)
+        stored = stored_payloads(work)
+        for shard in range(2):
+            stored.check(shard)
+            stored.read_ahead(shard)
+        assert {place: stored.get(*place) for place in expected} == expected
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "of other labels", "of other shards", "of another task", "rows"])
+def test_places_that_are_not_those_of_the_labels_are_named_with_the_remedy(work, tmp_path, damage):
+    work.label_all()
+    path = work.out / FILE
+    whole = path.read_bytes()
+    opened = pa.ipc.open_file(path)
+    batches = [opened.get_batch_with_custom_metadata(shard) for shard in range(2)]
+    if damage in ("cut", "empty"):
+        path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
+    else:
+        (one, about), (_, other) = batches
+        about = dict(about)
+        changed = {
+            "of other labels": (one, {**about, b"bytes": b"1"}),
+            "of other shards": (one, dict(other)),
+            "of another task": (one.select(["offset"]), about),
+            "rows": (one.slice(1), about),
+        }
+        batch, about = changed[damage]
+        with pa.ipc.new_file(str(path), batch.schema) as writer:
+            for _ in range(2):
+                writer.write_batch(batch, custom_metadata=about)
+    for read in (lambda stored: stored.get(0, 3), lambda stored: stored.check(0)):
+        with pytest.raises(CliptexError, match=r"payloads\.arrow: .*; run: rm -f \S*payloads\.arrow "):
+            read(stored_payloads(work))
+    path.unlink()
+    assert stored_payloads(work).get(0, 3)
+
+
+def test_a_changed_byte_of_the_places_gives_no_other_label(work):
+    work.label_all()
+    whole, expected = (work.out / FILE).read_bytes(), stored_payloads(work).get(0, 3)
+    for at in range(0, len(whole), 5):
+        (work.out / FILE).write_bytes(whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :])
+        try:
+            assert stored_payloads(work).get(0, 3) == expected, at
+        except CliptexError as error:
+            assert "payloads.arrow: " in str(error)
+
+
+def test_training_refuses_a_label_file_that_changed(work):
+    work.label_all()
+    whole = work.file(0).read_bytes()
+    place = whole.index(work.rows(0)[0]["payload"]) + 40
+    for data, problem in (
+        (whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :], "differs from the file that was indexed"),
+        (whole + b"x", "labels of shard 00000 changed since they were indexed"),
+        (None, "label file is missing"),
+    ):
+        work.file(0).unlink() if data is None else work.file(0).write_bytes(data)
+        with pytest.raises(CliptexError, match=rf"00000\.parquet: {problem}"):
+            stored_payloads(work).get(0, 0)
+    assert stored_payloads(work).get(1, 0)
 
 
 def columns_of(keys):

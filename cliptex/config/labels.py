@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from cliptex.config.base import FilePath, Name, Positive, Section
+from cliptex.config.base import FilePath, Name, Positive, Section, without
 
 
 class ExpertConfig(Section):
@@ -31,12 +31,19 @@ class ExpertConfig(Section):
     """Licence of the weights, for the label store; null: "Apache-2.0" for `trained` and `random`, else "unknown"."""
     batch_size: Positive = 32
     """Images per forward pass."""
+    batch_window: Positive | None = None
+    """Fill forward passes with images of one network input size from so many consecutive images of a shard; null: from
+    `batch_size` images. For networks whose input follows the image's shape; labels may differ by rounding."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the network; `auto`: bf16 if the GPU supports it natively or the CPU has AMX, else fp32."""
     network: dict[str, Any] = {}
     """Options of the architecture and of inference, defined by the expert."""
     training: dict[str, Any] = {}
     """Training options (steps, batch_size, learning_rate, ...), defined by the expert."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(handler(self), "batch_window", None)
 
     @property
     def licence_name(self) -> str:

@@ -1,7 +1,7 @@
 """Base class of experts: built from the config, they load weights, label batches of images and may be trainable."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -51,6 +51,10 @@ class Expert(ABC):
         """Label images (uint8 RGB [H, W, 3], sizes may differ); each label has the height and width of its image.
         Returns labels as the task's `encode` takes them. Must be deterministic, and independent of the other images in
         the batch."""
+
+    def batch_key(self, height: int, width: int) -> Hashable:
+        """Images of sizes with equal keys can share a forward pass (config: `batch_window`); by default all can."""
+        return None
 
     def session(self) -> AbstractContextManager[None]:
         """Context entered around many calls of `predict`, in the same thread, for state that they share."""

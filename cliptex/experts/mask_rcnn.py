@@ -4,6 +4,7 @@ As in torchvision's published weights, the network has 91 outputs, the COCO cate
 Shape suffixes: B batch, C channels, H height, W width, N instances.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,11 @@ class MaskRCNNExpert(NetworkExpert):
     def computed_size(self, height: int, width: int) -> tuple[int, int]:
         scale = min(self.network.min_side_px / min(height, width), self.network.max_side_px / max(height, width))
         return round(height * scale), round(width * scale)
+
+    def batch_key(self, height: int, width: int) -> tuple[int, int]:
+        """Size to which torchvision pads an image, alone as in a batch: multiples of 32."""
+        scale = min(self.network.min_side_px / min(height, width), self.network.max_side_px / max(height, width))
+        return math.ceil(int(height * scale) / 32) * 32, math.ceil(int(width * scale) / 32) * 32
 
     def train_size(self) -> tuple[int, int] | None:
         # the small network is trained at its input size, not at that of the renders

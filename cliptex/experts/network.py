@@ -139,6 +139,9 @@ class NetworkExpert(Expert):
         """The size to which the network itself resizes an input of this size; by default it does not."""
         return height, width
 
+    def batch_key(self, height: int, width: int) -> tuple[int, int]:
+        return self.input_size(height, width)
+
     def train_size(self) -> tuple[int, int] | None:
         """Height and width of the training batches; None for the renders' own."""
         return None
@@ -184,17 +187,20 @@ class NetworkExpert(Expert):
             yield
 
     def _by_input_size(self, images: list[np.ndarray], label: Callable[[list[torch.Tensor]], list[Any]]) -> list[Any]:
-        """`label` of each image, called with at most `batch_size` images of one `input_size`."""
+        """`label` of each image, called with at most `batch_size` images of one `input_size`, or with `batch_window`
+        of one `batch_key`."""
         labels: list[Any] = [None] * len(images)
         groups: dict[tuple[int, int], list[int]] = {}
+        key = self.batch_key if self.settings.get("batch_window") else self.input_size
         for index, image in enumerate(images):
-            groups.setdefault(self.input_size(*image.shape[:2]), []).append(index)
+            groups.setdefault(key(*image.shape[:2]), []).append(index)
         batch_size = self.settings.get("batch_size", 32)
         self.module.eval()
-        for size, indices in groups.items():
-            precision = safe_precision(self.precision, self.computed_size(*size))
+        for indices in groups.values():
             for start in range(0, len(indices), batch_size):
                 part = indices[start : start + batch_size]
+                sizes = {self.computed_size(*self.input_size(*images[index].shape[:2])) for index in part}
+                precision = safe_precision(self.precision, min(sizes, key=min))
                 with torch.inference_mode(), mixed_precision(precision):
                     batch = [to_device(images[index], self.device).permute(2, 0, 1) for index in part]
                     for index, image_label in zip(part, label(batch), strict=True):

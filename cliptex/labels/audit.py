@@ -58,8 +58,9 @@ def audit_labels(
     sizes = [len(entry["keys"]) for entry in entries]
     chosen = np.random.default_rng(seed).choice(sum(sizes), min(samples, sum(sizes)), replace=False)
     name, findings = config.label_stores[store].expert, []
-    batch_size = config.experts[name].batch_size
-    with labelling(name, expert, task, batch_size, config.labels, 0) as labeller:
+    settings = config.experts[name]
+    window = settings.batch_window or settings.batch_size
+    with labelling(name, expert, task, settings, config.labels, 0) as labeller:
         for shard, rows in rows_by_shard(sizes, chosen).items():
             entry = entries[shard]
             with working_on(entry["path"]):
@@ -69,9 +70,9 @@ def audit_labels(
                     (again,) = labeller.label_pairs(entry["path"], [pairs[row]])
                     finding = _compare(task, entry["shard"], again, stored.get(row))
                     if not finding.agrees:
-                        first = row - row % batch_size
-                        batch = labeller.label_pairs(entry["path"], pairs[first : first + batch_size])
-                        finding = _compare(task, entry["shard"], batch[row - first], stored.get(row))
+                        first = row - row % window
+                        together = labeller.label_pairs(entry["path"], pairs[first : first + window])
+                        finding = _compare(task, entry["shard"], together[row - first], stored.get(row))
                 findings.append(finding)
     return findings
 

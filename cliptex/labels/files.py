@@ -44,6 +44,8 @@ def label_recipe(
         "frame": "the stored image's frame; longer side of the label grid at most max_side_px",
         "versions": {"label": versions.LABEL},
     }
+    if expert.batch_window is not None:
+        recipe["batch_window"] = expert.batch_window
     weights = expert.weights
     if (source := config.label_stores[store].of) is not None:
         index = read_checked(labels_dir / source / "index.json", {"weights": str})

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cliptex.config import Config
+from cliptex.config import Config, ExpertConfig
 from cliptex.config import Labels as LabelSizes
 from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import sha256_file, write_json
@@ -72,7 +72,7 @@ def label_batch(
     recipe = label_recipe(config, store, task, expert.weights_sha256, out_dir.parent)
     scalars = list(task.scalars(task.missing(1)))
     start, records = time.monotonic(), []
-    with labelling(store_config.expert, expert, task, expert_config.batch_size, config.labels, workers) as labeller:
+    with labelling(store_config.expert, expert, task, expert_config, config.labels, workers) as labeller:
         for entry in entries:
             path = out_dir / f"{entry['shard']}.parquet"
             metadata = {**recipe, "store": store, "shard": entry["shard"], "shard_sha256": entry["sha256"]}
@@ -169,6 +169,7 @@ class Labeller:
     expert: Expert
     task: Task
     batch_size: int
+    window: int | None
     pipeline: Pipeline
     failed_in_a_row: int = 0
 
@@ -176,14 +177,14 @@ class Labeller:
         """Label one shard and write its file."""
         if sha256_file(Path(entry["path"])) != entry["sha256"]:
             raise CliptexError(f"{entry['path']}: differs from the index; {reindex_command()}")
-        # which images share a forward pass depends on the shard and batch_size alone
-        pairs = read_indexed(entry)
-        batches = [pairs[i : i + self.batch_size] for i in range(0, len(pairs), self.batch_size)]
+        # which images share a forward pass depends on the shard, batch_size and batch_window alone
+        pairs, each = read_indexed(entry), self.window or self.batch_size
+        windows = [pairs[i : i + each] for i in range(0, len(pairs), each)]
         scalars = list(self.task.scalars(self.task.missing(1)))
         with open_label_writer(path, scalars, self.expert.extra_columns(), metadata) as write:
-            labelled = self.pipeline.rows(entry["path"], batches, self._predict)
+            labelled = self._rows(entry["path"], windows)
             try:
-                for rows in track(labelled, f"{metadata['store']} {entry['shard']}", len(batches)):
+                for rows in track(labelled, f"{metadata['store']} {entry['shard']}", len(windows)):
                     for row in rows:
                         self._count_failure(row, entry)
                     write(rows)
@@ -195,9 +196,13 @@ class Labeller:
                 ) from error
 
     def label_pairs(self, shard: str, pairs: list[Pair]) -> list[dict[str, Any]]:
-        """The rows of some pairs of a shard, labelled as one batch; see `Pipeline.rows`."""
-        (rows,) = self.pipeline.rows(shard, [pairs], self._predict)
+        """The rows of some pairs of a shard, labelled as one window; see `Pipeline.rows`."""
+        (rows,) = self._rows(shard, [pairs])
         return rows
+
+    def _rows(self, shard: str, windows: list[list[Pair]]) -> Iterator[list[dict[str, Any]]]:
+        key = self.expert.batch_key if self.window else None
+        return self.pipeline.rows(shard, windows, self._predict, self.batch_size, key)
 
     def _count_failure(self, row: dict[str, Any], entry: dict[str, Any]) -> None:
         if "error" not in row:
@@ -235,10 +240,11 @@ class Labeller:
 
 @contextmanager
 def labelling(
-    name: str, expert: Expert, task: Task, batch_size: int, sizes: LabelSizes, workers: int | None = None
+    name: str, expert: Expert, task: Task, settings: ExpertConfig, sizes: LabelSizes, workers: int | None = None
 ) -> Iterator[Labeller]:
-    """A `Labeller` for the expert `name`, whose workers end with this context. workers: see `Pipeline`; by default one
-    for each compute thread if the expert is on a GPU, and none otherwise."""
+    """A `Labeller` for the expert `name`, whose workers end with this context. settings: of which `batch_size` and
+    `batch_window` are used. workers: see `Pipeline`; by default one for each compute thread if the expert is on a GPU,
+    and none otherwise."""
     if workers is None:
         workers = 0
         if getattr(getattr(expert, "device", None), "type", "cpu") != "cpu":
@@ -246,4 +252,4 @@ def labelling(
 
             workers = torch.get_num_threads()
     with expert.session(), Pipeline(task, sizes.max_side_px, sizes.max_image_side_px, workers) as pipeline:
-        yield Labeller(name, expert, task, batch_size, pipeline)
+        yield Labeller(name, expert, task, settings.batch_size, settings.batch_window, pipeline)

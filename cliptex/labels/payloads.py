@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FILE = "payloads.arrow"
 SCHEMA = pa.schema(
     {
-        "offset": pa.int64(),  # of the payload in the label file; 0 if the image has no label
+        "offset": pa.int64(),  # of the payload in the label file; 0: the image has no label; -1: it is compressed
         "bytes": pa.uint32(),
         "height": pa.int32(),
         "width": pa.int32(),
@@ -44,9 +44,10 @@ EncodedLabel = tuple[bytes, int, int] | None
 
 
 def find_payloads(file: LabelFile) -> pa.RecordBatch:
-    """The places of a label file's payloads. Raises CliptexError if the file is damaged, or if payloads are compressed.
+    """The places of a label file's payloads (`SCHEMA`). Raises CliptexError if the file is damaged.
 
-    Payloads are stored one after the other in the order of rows, so each is searched for after the one before.
+    Payloads are stored one after the other in the order of rows, so each is searched for after the one before. Another
+    program may have compressed the column; then none has a place.
     """
 
     def find(opened: "parquet.ParquetFile") -> pa.RecordBatch:
@@ -60,12 +61,11 @@ def find_payloads(file: LabelFile) -> pa.RecordBatch:
                     if payload is None:
                         rows.append((0, 0, 0, 0, 0))
                         continue
-                    at = data.find(payload, at)
-                    if at < 0:
-                        raise CliptexError(f"{file.path}: payloads are compressed; write that column without")
+                    at = at if at < 0 else data.find(payload, at)
                     rows.append((at, len(payload), height, width, zlib.crc32(payload)))
-                    at += len(payload)
+                    at += len(payload) if at >= 0 else 0
         columns = np.array(rows, np.int64).reshape(-1, len(SCHEMA)).T
+        columns[0] = np.where(columns[0], -1, 0) if at < 0 else columns[0]
         arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, SCHEMA, strict=True)]
         return pa.record_batch(arrays, schema=SCHEMA)
 
@@ -96,6 +96,7 @@ class StoredPayloads:
     def __init__(self, index: Path, entries: Sequence[dict[str, Any]], task: Task, shards: int):
         self.index, self.entries, self.task, self.shards = Path(index), entries, task, shards
         self._places_of = lru_cache(maxsize=shards)(self._find)
+        self._whole_file = lru_cache(maxsize=shards)(lambda shard: open_store(self.index, entries[shard], task))
         self._opened: pa.ipc.RecordBatchFileReader | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -114,6 +115,8 @@ class StoredPayloads:
         """The encoded label of an image."""
         path, modified_ns, columns = self._places_of(shard)
         offset, size, height, width, crc32 = (column[row].as_py() for column in columns)
+        if offset < 0:
+            return self._whole_file(shard).get(row)
         if not offset:
             return None
         payload = os.pread(_open(path, modified_ns).fileno(), size, offset)

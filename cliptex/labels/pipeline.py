@@ -9,9 +9,9 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing.connection import wait
 from typing import Any, Self
 
@@ -25,6 +25,8 @@ from cliptex.tasks.base import Task
 THREADS = 2
 AHEAD = 2
 """Batches decoded in advance, and batches waiting to be encoded; more would only cost memory."""
+MAX_GATHERED_BYTES = 256 << 20
+"""Of decoded images that wait for others of their size."""
 
 Predicted = tuple[np.ndarray, dict[str, Any]] | str
 """A label and its extra columns, or the reason why there is no label."""
@@ -55,35 +57,48 @@ class Pipeline:
     def rows(
         self,
         shard: str,
-        batches: Iterable[list[Pair]],
+        windows: list[list[Pair]],
         predict: Callable[[dict[str, np.ndarray]], dict[str, Predicted]],
+        batch_size: int,
+        key: Callable[[int, int], Hashable] | None = None,
     ) -> Iterator[list[dict[str, Any]]]:
-        """Yield the rows of each batch, in order: `key`, and either `error` or `height width payload`, the task's
+        """Yield the rows of each window, in order: `key`, and either `error` or `height width payload`, the task's
         scalars and the expert's extra columns.
 
-        shard: for errors. predict: called once for each batch, in the calling thread, with the images that could be
-        decoded, by key.
+        shard: for errors. predict: called in the calling thread with images that could be decoded, by key: all of a
+        window, or with `key` those of `batches`. batch_size also bounds how many are decoded or encoded at a time.
         """
-        remaining = iter(batches)
-        decoding: deque[list[tuple[str, Future]]] = deque()
-        encoding: deque[list[tuple[str, Submitted]]] = deque()
+        upcoming = chain.from_iterable(windows)
+        decoding: deque[Future] = deque()
+        encoding: deque[Future] = deque()
+        finished: deque[list[tuple[str, Submitted]]] = deque()
 
         def decode_more(count: int) -> None:
-            for batch in islice(remaining, count):
-                futures = [self._pool.submit(decode, pair.image, self.max_image_side_px) for pair in batch]
-                decoding.append([(pair.key, future) for pair, future in zip(batch, futures, strict=True)])
+            for pair in islice(upcoming, count):
+                decoding.append(self._pool.submit(decode, pair.image, self.max_image_side_px))
 
-        decode_more(AHEAD)
-        while decoding:
-            decoded = [(key, _result(future, shard, key)) for key, future in decoding.popleft()]
-            decode_more(1)
-            images = {key: image for key, image in decoded if not isinstance(image, str)}
-            predicted = predict(images) if images else {}
-            encoding.append([(key, self._submit(key, image, predicted)) for key, image in decoded])
-            if len(encoding) > AHEAD:
-                yield _finished(encoding.popleft(), shard)
-        while encoding:
-            yield _finished(encoding.popleft(), shard)
+        def decoded(pairs: list[Pair]) -> Iterator[tuple[str, np.ndarray | str]]:
+            for pair in pairs:
+                image = _result(decoding.popleft(), shard, pair.key)
+                decode_more(1)
+                yield pair.key, image
+
+        decode_more(AHEAD * batch_size)
+        for window in windows:
+            submitted: dict[str, Submitted] = {}
+            for batch in batches(decoded(window), batch_size, key):
+                images = {name: image for name, image in batch.items() if not isinstance(image, str)}
+                predicted = predict(images) if images else {}
+                new = {name: self._submit(name, image, predicted) for name, image in batch.items()}
+                encoding += [one[1] for one in new.values() if not isinstance(one, str)]
+                while len(encoding) > (AHEAD + 1) * batch_size:
+                    encoding.popleft().exception()  # waits; what it raised is raised with its row
+                submitted |= new
+            finished.append([(pair.key, submitted[pair.key]) for pair in window])
+            if len(finished) > AHEAD:
+                yield _finished(finished.popleft(), shard)
+        while finished:
+            yield _finished(finished.popleft(), shard)
 
     def _submit(self, key: str, image: np.ndarray | str, predicted: dict[str, Predicted]) -> Submitted:
         outcome = image if isinstance(image, str) else predicted[key]
@@ -93,6 +108,31 @@ class Pipeline:
         if label.shape[:2] != image.shape[:2]:
             raise TypeError(f"the expert gave a {label.shape} label of a {image.shape} image {key}")
         return extras, self._pool.submit(encode, self.task, label, self.max_side_px)
+
+
+def batches(
+    images: Iterable[tuple[str, np.ndarray | str]], batch_size: int, key: Callable[[int, int], Hashable] | None
+) -> Iterator[dict[str, np.ndarray | str]]:
+    """Group the images of a window, given by name. key: of a height and width; without it all are one batch. With it, a
+    batch has at most `batch_size` images of one key; it is complete when it has so many, when the images that wait take
+    256 MB, or at the end of the window. So it depends on the images of its window alone."""
+    if key is None:
+        yield dict(images)
+        return
+    waiting: dict[Hashable, dict[str, np.ndarray | str]] = {}
+    gathered = 0
+    for name, image in images:
+        size = () if isinstance(image, str) else key(*image.shape[:2])
+        batch = waiting.setdefault(size, {})
+        batch[name] = image
+        gathered += 0 if isinstance(image, str) else image.nbytes
+        if len(batch) == batch_size:
+            gathered -= sum(image.nbytes for image in batch.values() if not isinstance(image, str))
+            yield waiting.pop(size)
+        elif gathered > MAX_GATHERED_BYTES:
+            yield from waiting.values()
+            waiting, gathered = {}, 0
+    yield from waiting.values()
 
 
 def _result(future: Future, shard: str, key: str) -> Any:

@@ -598,11 +598,13 @@ def labelled() -> Config:
 def label_store(folder: Path) -> Reader:
     from cliptex.cluster.plan import make_plan
     from cliptex.core import paths
+    from cliptex.core.plugins import find
     from cliptex.data.shard_index import read_index
     from cliptex.experts.training import load_expert
     from cliptex.labels.audit import audit_labels
     from cliptex.labels.index import index_labels
     from cliptex.labels.lost import batches_to_redo
+    from cliptex.labels.payloads import StoredPayloads
     from cliptex.labels.store import open_store, read_label_index
     from cliptex.report.gather import _expert, _store
 
@@ -612,6 +614,10 @@ def label_store(folder: Path) -> Reader:
     whole = load_expert("bright", config.experts["bright"], expert)
 
     def read():
+        payloads = StoredPayloads(
+            labels / "index.json", read_index(paths.SHARD_INDEX)["shards"], find("tasks", "depth")(), 2
+        )
+
         def steps():
             yield lambda: load_expert("bright", config.experts["bright"], expert)
             yield lambda: _expert(expert)
@@ -621,6 +627,7 @@ def label_store(folder: Path) -> Reader:
             yield lambda: _store(config, "depth", labels / "index.json")
             for entry in read_index(paths.SHARD_INDEX)["shards"]:
                 yield lambda entry=entry: open_store(labels / "index.json", entry)
+                yield lambda entry=entry: payloads.get(int(entry["shard"]), 0)
             yield lambda: audit_labels(config, "depth", paths.SHARD_INDEX, whole, labels, samples=2)
             if (labels / "index.json").is_file() and (labels / "index.json").read_bytes() == index:
                 yield lambda: index_labels(config, "depth", paths.SHARD_INDEX, labels)
