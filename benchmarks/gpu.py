@@ -399,6 +399,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = make_data(options.images)
         for name, measure, peer in measures(config, options):
             row: dict[str, Any] = {"benchmark": name}
+            start = time.perf_counter()
             try:
                 row |= measure()
                 if peer and "images_per_s" in rows.get(peer, {}):
@@ -407,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             except Exception as error:  # one that fails must not hide the others
                 traceback.print_exc()
                 row["error"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:300]
-            rows[name] = row | {"machine": about}
+            rows[name] = row | {"seconds": round(time.perf_counter() - start, 1), "machine": about}
             print(json.dumps(list(rows.values())), flush=True)
 
 

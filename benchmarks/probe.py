@@ -1,7 +1,6 @@
 """Compare design choices of the probes with common practice, on rendered scenes.
 
-    python benchmarks/probe.py [--only frozen|equal|solver|reading] [--quick] [--images N] [--seeds N] [--views 24]
-                               [--encoder DIR]
+    python benchmarks/probe.py [--only NAME] [--quick] [--images N] [--seeds N] [--views 24] [--encoder DIR]
 
 `reading` one batch of 16 int8 maps of 512 px (1,024 tokens of 768 channels): processor seconds of converting it on this
           processor as before (whole arrays, one operation after the other) / as the probes do, and of the copy that a
@@ -17,15 +16,21 @@
           images): `seeds_share` if all seeds share the features, as for a published model; `alone` if a seed computes
           its own, as for a model that this workflow trains; `kept` if the features are kept from an earlier run. In
           `alone_once` a seed computes its own and trains each head once. `ratio` is `kept`. The mIoU of each head is
-          for a few images and an untrained encoder. With `--quick` the steps are so few that the ratio says little.
+          for a few images and an untrained encoder. With `--quick` the steps are so few that the ratio says little, and
+          no goal is compared.
 `equal`   the same two ways with a trained encoder, 96 training and 300 evaluation images and four seeds each: mean mIoU
           of each head, its standard deviation over seeds, and the difference. The goal holds if the means of no head
           differ by more than two standard deviations, the larger of the two.
+`timm`    features of a ViT-B-16, from images of 256 x 384 in memory to patch tokens, ours / timm's, in batches of 8.
+`linear_probe`  the linear probe of ImageNet's layout in the protocol `miniature` / clip_benchmark's, with its defaults
+          and its search for the weight decay: decoding, features, choice and training; top-1 of both, mean over seeds.
+          clip_benchmark asserts a GPU; here it is told that the processor is one.
 `solver`  RMSE of the depth probe solved in closed form, against the same 1x1 regression trained by AdamW for ten epochs
           (the length of probe3d's protocol), at the best of three rates on the evaluation images, which favours it.
           Ratio of RMSE in metres; `by_rate` has the ratio for each rate.
 
-`spread` is the smallest and the largest ratio over seeds. The last line is a JSON list.
+Seconds are of one thread. `spread` is the smallest and the largest ratio over seeds or rounds. The last line is a JSON
+list.
 """
 
 import argparse
@@ -43,6 +48,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _probe_peers import features_ratios, linear_probes
 
 from cliptex.config import Config, Miniature, Student
 from cliptex.core import paths
@@ -68,10 +74,11 @@ CLASSES = 21
 PASSES = 60
 QUICK_PASSES = 3
 SIZE = 224
-BATCH = 12
+BATCH, QUICK_BATCH = 12, 4
 TRAININGS = 3
 EPOCHS = 10
 RATES = (5e-4, 5e-3, 5e-2)
+NAMES = ("reading", "timm", "linear_probe", "frozen", "equal", "solver")
 SUMMARIES = {"mean": statistics.mean, "std": statistics.stdev}
 SMALL = {
     "embed_dim": 128,
@@ -92,10 +99,10 @@ def untrained(folder: Path, architecture: str | dict, seed: int) -> Encoder:
     return load_encoder("random", reference=folder, seed=seed)
 
 
-def protocol_for(images: int, size: int, views: int, passes: int = PASSES) -> Entry:
+def protocol_for(images: int, size: int, views: int, passes: int = PASSES, batch: int = BATCH) -> Entry:
     """The protocol `paper` at `size` pixels with `views` random views per training image, whole images in evaluation,
     and steps for that many passes."""
-    heads = {"steps": passes * images // BATCH, "batch_size": BATCH, "learning_rates": [1e-3]}
+    heads = {"steps": passes * images // batch, "batch_size": batch, "learning_rates": [1e-3]}
     section = {"input": {"fit": "squash", "size_px": size}, "mask_size_px": size, "augment": {"views": views}}
     section["heads"] = {name: {**heads, "loss_points": size // 4} for name in ("linear", "deeplabv3", "pspnet")}
     return protocol_of("voc", {"protocol": "paper", "semantic_segmentation": section})
@@ -242,7 +249,9 @@ def solved_depth(benchmark_dir: Path, encoder: Encoder, scratch: Path, seed: int
     return ours, [depth_by_gradient(*features, *truths, seed, rate) for rate in RATES]
 
 
-def report(name: str, ratios: list[float], goal: str, holds: bool, description: str, **more: Any) -> dict[str, Any]:
+def report(
+    name: str, ratios: list[float], goal: str, holds: bool | None, description: str, **more: Any
+) -> dict[str, Any]:
     return {
         "benchmark": name,
         "ratio": statistics.median(ratios),
@@ -261,10 +270,9 @@ def rendered(folder: Path, **counts: dict[str, int]) -> None:
         render_benchmark(miniature, name, folder / name)
 
 
-def frozen(folder: Path, images: int, seeds: int, views: int, passes: int = PASSES) -> dict[str, Any]:
-    rendered(folder, voc={"train": images, "val": 2 * images})
-    encoder = untrained(folder / "vit", "ViT-B-16", 0)
-    entry = protocol_for(images, SIZE, views, passes)
+def frozen(folder: Path, encoder: Encoder, images: int, seeds: int, views: int, quick: bool) -> dict[str, Any]:
+    rendered(folder, voc={"train": images, "val": images if quick else 2 * images})
+    entry = protocol_for(images, SIZE, views, *((QUICK_PASSES, QUICK_BATCH) if quick else ()))
     encoder.dense(torch.zeros(1, 3, SIZE, SIZE))  # warm-up
     ours = our_way(entry, folder / "voc", encoder, folder / "features", seeds)
     runs = [usual_way(entry, folder / "voc", encoder, ours.standard, seed) for seed in range(seeds)]
@@ -280,7 +288,7 @@ def frozen(folder: Path, images: int, seeds: int, views: int, passes: int = PASS
         "probe/frozen",
         [theirs / heads for theirs, heads in zip(seconds, ours.seconds, strict=True)],
         ">= 10 with kept features",
-        by_sharing["kept"] >= 10,
+        None if quick else by_sharing["kept"] >= 10,
         "processor seconds of three segmentation heads, the encoder in every step / features computed once",
         ratio=by_sharing["kept"],
         by_sharing=by_sharing,
@@ -288,8 +296,33 @@ def frozen(folder: Path, images: int, seeds: int, views: int, passes: int = PASS
         mIoU={"usual": usual, "ours": ours.scores},
         images=images,
         steps=entry.semantic_segmentation.heads["linear"].steps,
-        batch_size=BATCH,
+        batch_size=entry.semantic_segmentation.heads["linear"].batch_size,
         views=entry.semantic_segmentation.augment.views,
+    )
+
+
+def extraction(encoder: Encoder, images: int, rounds: int) -> dict[str, Any]:
+    ratios = features_ratios(encoder, images, rounds)
+    description = "processor seconds of a ViT-B-16's features, images in memory to patch tokens, ours / timm's"
+    return report("probe/timm", ratios, "<= 1.05", statistics.median(ratios) <= 1.05, description, images=images)
+
+
+def linear_probe(folder: Path, model: Path, seeds: int, images: int) -> dict[str, Any]:
+    rendered(folder, imagenet={"train": images, "val": images // 2})
+    if not (model / student.CONFIG_FILE).exists():
+        model = folder / "untrained"
+        untrained(model, SMALL, 0)
+    found = linear_probes(folder, model, folder / "imagenet", seeds)
+    ratios = [ours / theirs for ours, theirs in zip(found["ours_s"], found["theirs_s"], strict=True)]
+    return report(
+        "probe/linear_probe",
+        ratios,
+        "<= 1",
+        statistics.median(ratios) <= 1,
+        "processor seconds of a linear probe of ImageNet's layout, ours / clip_benchmark's",
+        top1={way: statistics.mean(found[f"{way}_top1"]) for way in ("ours", "theirs")},
+        seconds={way: found[f"{way}_s"] for way in ("ours", "theirs")},
+        images=images,
     )
 
 
@@ -346,8 +379,7 @@ def as_before(features: StoredFeatures, index: np.ndarray, mean: torch.Tensor, s
 
 def reading(folder: Path, rounds: int = 12) -> dict[str, Any]:
     """The stored features are in a memory-mapped file, which the system holds in memory."""
-    rng, threads = np.random.default_rng(0), torch.get_num_threads()
-    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
     cache = FeatureCache(folder, 1e10)
     with cache.new("maps", "int8", 1, {}) as writer:
         for _ in range(8):
@@ -370,7 +402,6 @@ def reading(folder: Path, rounds: int = 12) -> dict[str, Any]:
             seconds[name].append(time.process_time() - start)
         if not torch.equal(values["before"], values["here"]):
             raise SystemExit("reading: the features differ from those computed as before")
-    torch.set_num_threads(threads)
     ratios = [before / here for before, here in zip(seconds["before"], seconds["here"], strict=True)]
     copies = [before / copy for before, copy in zip(seconds["before"], seconds["copy"], strict=True)]
     return report(
@@ -386,31 +417,42 @@ def reading(folder: Path, rounds: int = 12) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["frozen", "equal", "solver", "reading"], help="run only this one")
+    parser.add_argument("--only", choices=NAMES, help="run only this one")
     parser.add_argument("--images", type=int, help="training images, a multiple of 12: 12 in `frozen`, 96 in `equal`")
-    parser.add_argument("--seeds", type=int, help="6 in `frozen`, 4 in `equal`, 3 in `solver`")
+    parser.add_argument("--seeds", type=int, help="6 in `frozen`, 4 in `equal`, 3 in `solver` and `linear_probe`")
     parser.add_argument("--views", type=int, default=24, help="views per training image in `frozen` and `equal`")
     parser.add_argument(
         "--encoder",
         type=Path,
         default=paths.model("cliptex", 0),
-        help="exported model for `equal` (default: the miniature's)",
+        help="exported model for `equal` and `linear_probe` (default: the miniature's)",
     )
-    parser.add_argument("--quick", action="store_true", help="`reading`, and three passes of `frozen`")
+    parser.add_argument("--quick", action="store_true", help="less of each, without `equal` and `solver`")
     args = parser.parse_args(argv)
-    results = []
+    torch.set_num_threads(1)
+    quick, results = args.quick, []
+
+    def runs(name: str) -> bool:
+        return args.only == name or (args.only is None and not (quick and name in ("equal", "solver")))
+
     with tempfile.TemporaryDirectory() as scratch:
-        if args.only in (None, "reading"):
-            results.append(reading(Path(scratch, "reading")))
-        if args.only in (None, "frozen"):
-            seeds, views = (args.seeds or 1, 2) if args.quick else (args.seeds or 6, args.views)
-            passes = QUICK_PASSES if args.quick else PASSES
-            results.append(frozen(Path(scratch, "frozen"), args.images or 12, seeds, views, passes))
-        if args.only == "equal" or (args.only is None and not args.quick):
+        folder = Path(scratch)
+        if runs("reading"):
+            results.append(reading(folder / "reading"))
+        vit = untrained(folder / "vit", "ViT-B-16", 0) if runs("timm") or runs("frozen") else None
+        if runs("timm"):
+            results.append(extraction(vit, 8 if quick else 16, 2 if quick else 5))
+        if runs("linear_probe"):
+            seeds = args.seeds or (1 if quick else 3)
+            results.append(linear_probe(folder / "linear_probe", args.encoder, seeds, 300 if quick else 1000))
+        if runs("frozen"):
+            images, views = args.images or (QUICK_BATCH if quick else BATCH), 2 if quick else args.views
+            results.append(frozen(folder / "frozen", vit, images, args.seeds or (1 if quick else 6), views, quick))
+        if runs("equal"):
             encoder = load_encoder(args.encoder)
-            results.append(equal(Path(scratch, "equal"), encoder, args.images or 96, args.seeds or 4, args.views))
-        if args.only == "solver" or (args.only is None and not args.quick):
-            results.append(solver(Path(scratch, "solver"), args.seeds or 3))
+            results.append(equal(folder / "equal", encoder, args.images or 96, args.seeds or 4, args.views))
+        if runs("solver"):
+            results.append(solver(folder / "solver", args.seeds or 3))
     print(json.dumps(results))
 
 

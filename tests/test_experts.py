@@ -23,6 +23,7 @@ from cliptex.experts.fitting import augment
 from cliptex.experts.network import load_weights
 from cliptex.experts.options import TrainingOptions, problems
 from cliptex.experts.training import load_expert, train_expert
+from cliptex.labels import pipeline
 from cliptex.tasks import angular_mf
 
 pytestmark = pytest.mark.xdist_group("experts")
@@ -580,6 +581,66 @@ def test_images_of_all_shapes_share_a_pass_where_the_network_sees_one_size(name,
     for image, label in zip(images, together, strict=True):
         assert label.shape[:2] == image.shape[:2]
         assert_allclose(one.predict([image], ["x"])[0], label, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_window_fills_passes_with_images_of_one_padded_size(trained, tmp_path):
+    """Rows stay in the shard's order, and labels are those of images labelled alone."""
+    from cliptex.core.plugins import find
+    from cliptex.data.images import encode_png
+    from cliptex.data.shard_index import index_shards
+    from cliptex.data.shards import Pair, write_shard
+    from cliptex.labels.files import label_recipe
+    from cliptex.labels.label import labelling
+    from cliptex.labels.store import SCHEMA_VERSION, LabelFile
+
+    shapes = [(48, 64), (48, 72), (64, 48), (40, 72), (62, 48), (48, 71), (48, 62), (48, 96), (48, 64), (60, 48)]
+    large = ball_scenes(10, 64, 96, 8)["image"]
+    scenes = [scene[:height, :width] for scene, (height, width) in zip(large, shapes, strict=True)]
+    pairs = [Pair(f"{number:09d}", encode_png(scene), "balls") for number, scene in enumerate(scenes)]
+    write_shard(tmp_path / "00000.tar", pairs)
+    (entry,) = index_shards([tmp_path / "00000.tar"], tmp_path / "index.json", 1.0)["shards"]
+    task, files, passes = find("tasks", "segmentation")(), [], []
+    for window in (None, 8):
+        plain = {"batch_size": 3, "batch_window": window, "precision": "fp32", "network": SMALL["mask_rcnn"]}
+        stores = {"s": {"task": "segmentation", "expert": "mask_rcnn"}}
+        given = Config.load({"experts": {"mask_rcnn": plain}, "label_stores": stores})
+        settings = given.experts["mask_rcnn"]
+        for recorded in (given.subset("experts.mask_rcnn"), label_recipe(given, "s", task, None, tmp_path)):
+            assert ("batch_window" in recorded) == (window is not None)
+        one = EXPERTS["mask_rcnn"](settings.model_dump(mode="json"))
+        one.load(None)
+        one.module.load_state_dict(trained["mask_rcnn"][0].module.state_dict())
+        seen = []
+        one.module.register_forward_pre_hook(
+            lambda module, images, seen=seen: seen.append([tuple(image.shape[1:]) for image in images[0]])
+        )
+        metadata = {"schema_version": SCHEMA_VERSION, "store": "s", "task": task.name, "codec": task.codec()}
+        with labelling("mask_rcnn", one, task, settings, given.labels) as labeller:
+            for again in range(2):
+                labeller.label_shard(entry, metadata, path := tmp_path / f"{window}-{again}.parquet")
+        assert path.read_bytes() == (tmp_path / f"{window}-0.parquet").read_bytes()
+        files.append(LabelFile(path, task))
+        passes.append(seen[: len(seen) // 2])
+    assert [len(batch) for batch in passes[0]] == [1] * 10
+    assert [len(batch) for batch in passes[1]] == [3, 3, 1, 1, 2]
+    for batch in passes[1]:
+        assert len({one.batch_key(*size) for size in batch}) == 1
+    assert files[0].keys == files[1].keys == [pair.key for pair in pairs]
+    for row in range(len(pairs)):
+        assert task.differs(files[0].label(row), files[1].label(row)).sum() <= 8
+
+
+def test_images_of_a_window_wait_for_others_of_their_size_within_a_limit(monkeypatch):
+    def sizes(window, batch_size=2):
+        images = [(str(n), "bad" if size is None else np.zeros((size, 4, 3), np.uint8)) for n, size in window]
+        return [" ".join(batch) for batch in pipeline.batches(images, batch_size, lambda height, width: height)]
+
+    window = list(enumerate([8, 6, None, 8, 8, 6, 7, 8, 7, 6]))
+    assert sizes(window) == ["0 3", "1 5", "4 7", "6 8", "2", "9"]
+    assert sizes(window[:4], 8) == ["0 3", "1", "2"]
+    monkeypatch.setattr(pipeline, "MAX_GATHERED_BYTES", 250)
+    assert sizes(window, 8) == ["0 3", "1", "2", "4", "5", "6", "7", "8", "9"]
+    assert [*map(list, pipeline.batches([("a", "bad"), ("b", np.zeros((2, 2, 3)))], 1, None))] == [["a", "b"]]
 
 
 def test_mirrored_images_have_mirrored_normals(tmp_path):

@@ -6,6 +6,7 @@ import typer
 
 from cliptex.cli.common import DEFAULT, ConfigFiles, Count, Index, load_config
 from cliptex.core import paths
+from cliptex.core.cache import cached
 from cliptex.core.errors import CliptexError
 
 MinYield = Annotated[
@@ -21,7 +22,9 @@ def render_pairs(shard: Index, config_files: ConfigFiles = DEFAULT) -> None:
     """
     from cliptex.data.miniature.sets import render_pairs
 
-    render_pairs(load_config(config_files).miniature, shard, paths.shard(shard))
+    config, path = load_config(config_files), paths.shard(shard)
+    settings = ["render-pairs", config.subset("miniature"), shard]
+    cached(settings, path.parent, lambda: render_pairs(config.miniature, shard, path), file=path.name)
 
 
 def render_experts(part: str, config_files: ConfigFiles = DEFAULT) -> None:
@@ -32,7 +35,9 @@ def render_experts(part: str, config_files: ConfigFiles = DEFAULT) -> None:
     """
     from cliptex.data.miniature.sets import render_expert_set
 
-    render_expert_set(load_config(config_files).miniature, part, paths.EXPERT_RENDERS / f"{part}.h5")
+    config, path = load_config(config_files), paths.EXPERT_RENDERS / f"{part}.h5"
+    settings = ["render-experts", config.subset("miniature"), part]
+    cached(settings, path.parent, lambda: render_expert_set(config.miniature, part, path), file=path.name)
 
 
 def render_benchmark(name: str, config_files: ConfigFiles = DEFAULT, look: str = "") -> None:
@@ -44,8 +49,9 @@ def render_benchmark(name: str, config_files: ConfigFiles = DEFAULT, look: str =
     """
     from cliptex.data.miniature.layouts import render_benchmark
 
-    folder = paths.benchmark(f"{name}_{look}" if look else name)
-    render_benchmark(load_config(config_files).miniature, name, folder, look or "benchmark")
+    config, folder = load_config(config_files), paths.benchmark(f"{name}_{look}" if look else name)
+    settings = ["render-benchmark", config.subset("miniature"), name, look]
+    cached(settings, folder, lambda: render_benchmark(config.miniature, name, folder, look or "benchmark"))
 
 
 def render_captions(name: str, config_files: ConfigFiles = DEFAULT) -> None:
@@ -60,7 +66,9 @@ def render_captions(name: str, config_files: ConfigFiles = DEFAULT) -> None:
     caption_set = config.zeroshot.retrieval.get(name)
     if caption_set is None or caption_set.rendered is None:
         raise CliptexError(f"zeroshot.retrieval.{name}.rendered: missing; set the number of images to render")
-    render_captions(config.miniature, caption_set.rendered, paths.benchmark(name))
+    count, folder = caption_set.rendered, paths.benchmark(name)
+    settings = ["render-captions", config.subset("miniature"), count]
+    cached(settings, folder, lambda: render_captions(config.miniature, count, folder))
 
 
 def fetch(benchmark: str, config_files: ConfigFiles = DEFAULT, evaluation_only: bool | None = None) -> None:

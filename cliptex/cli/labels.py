@@ -1,5 +1,6 @@
 """Commands that train experts, label the shards, and plan both."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -7,14 +8,20 @@ import typer
 from cliptex.cli import common
 from cliptex.cli.common import DEFAULT, ConfigFiles, Index, Seed, Store, echo, load_config, require_store
 from cliptex.core import paths
+from cliptex.core.cache import cached
 from cliptex.core.errors import CliptexError
 
 
 def train_backbone(config_files: ConfigFiles = DEFAULT, seed: Seed = 0) -> None:
     """Pre-train the encoder that the experts trained here start from."""
-    from cliptex.experts.backbone import train_backbone
+    config, renders = load_config(config_files), paths.EXPERT_RENDERS / "train.h5"
 
-    train_backbone(load_config(config_files), paths.EXPERT_RENDERS / "train.h5", paths.BACKBONE, seed)
+    def make() -> None:
+        from cliptex.experts.backbone import train_backbone
+
+        train_backbone(config, renders, paths.BACKBONE, seed)
+
+    cached(["train-backbone", config.subset("backbone"), seed], paths.BACKBONE.parent, make, [renders])
 
 
 def train_expert(name: str, config_files: ConfigFiles = DEFAULT, seed: Seed = 0) -> None:
@@ -25,7 +32,15 @@ def train_expert(name: str, config_files: ConfigFiles = DEFAULT, seed: Seed = 0)
     """
     from cliptex.experts.training import train_expert
 
-    train_expert(load_config(config_files), name, paths.EXPERT_RENDERS, paths.expert(name), seed)
+    config, folder = load_config(config_files), paths.expert(name)
+    make = partial(train_expert, config, name, paths.EXPERT_RENDERS, folder, seed)
+    expert = config.experts.get(name)
+    if expert is not None and expert.weights == "trained" and ":" not in (expert.plugin or name):
+        settings = ["train-expert", name, config.subset(f"experts.{name}", "backbone", "miniature"), seed]
+        inputs = [paths.EXPERT_RENDERS / f"{part}.h5" for part in ("train", "val")]
+        cached(settings, folder, make, [*inputs, *([paths.BACKBONE] if config.backbone else [])])
+    else:  # nothing is trained, or by the user's own code, which no version identifies
+        make()
 
 
 def label(

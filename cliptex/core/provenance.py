@@ -60,10 +60,11 @@ def versions() -> dict[str, str]:
     out = {"cliptex": f"{cliptex.__version__} ({f'commit {git}' if git else f'modules {code_sha256()[:12]}'})"}
     out["python"] = platform.python_version()
     out["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
-    return out | _installed(("snakemake", *PACKAGES, "mmcv", "mmcv-lite", "pyarrow"))
+    return out | installed(("snakemake", *PACKAGES, "mmcv", "mmcv-lite", "pyarrow"))
 
 
-def _installed(names: tuple[str, ...]) -> dict[str, str]:
+def installed(names: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those distributions that are installed."""
     out = {}
     for name in names:
         try:
@@ -80,7 +81,7 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
         "git": _git(),
         "code_sha256": code_sha256(),
         "config_sha256": sha256_json(config),
-        "packages": _installed(PACKAGES),
+        "packages": installed(PACKAGES),
         "python": platform.python_version(),
         "machine": platform.machine(),
     }

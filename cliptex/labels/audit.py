@@ -89,9 +89,11 @@ def _compare(task: Task, shard: str, again: dict[str, Any], stored: tuple[bytes,
     elif stored[1:] != size:
         note = f"{size[1]} x {size[0]} now, {stored[2]} x {stored[1]} in the store"
     else:
-        differs_HW = task.differs(task.decode(*stored), task.decode(payload, *size))
+        before, now = task.decode(*stored), task.decode(payload, *size)
+        differs_HW = task.differs(before, now)
         if not (pixels := int(differs_HW.sum())):
-            return Finding(shard, key, False, 0, "rounding")
+            same = np.array_equal(before, now, equal_nan=True)
+            return Finding(shard, key, False, 0, "the same values in other bytes" if same else "rounding")
         rows, columns = (np.flatnonzero(differs_HW.any(axis=axis)) for axis in (1, 0))
         where = f"rows {rows[0]} to {rows[-1]}, columns {columns[0]} to {columns[-1]}"
         return Finding(shard, key, False, pixels, f"{pixels} of {differs_HW.size} pixels differ, in {where}")
