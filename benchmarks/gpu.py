@@ -4,7 +4,8 @@
     python benchmarks/gpu.py [--device cuda] [--quick] [--only label train features] [--batch-size 256] [--steps 30]
         [--images 1024] [--workers N]
 
-`label/*`     the label stage with each published expert (random weights), and the same network's bare forward passes.
+`label/*`     the label stage with each published expert (random weights) over images of web shapes, and the same
+              network's bare forward passes; Mask R-CNN also with `batch_window`, compared with itself without.
 `train/*`     steps of the model with loading: with three tasks and the heads of config/paper.yaml, without tasks, each
               also with torch.compile; and open_clip's `train_one_epoch` with its own loader on the same shards, plain
               and compiled. `ratio` is the time of a step over open_clip's (compiled: over its compiled one).
@@ -36,10 +37,10 @@ from machine import ROOT, card, machine
 TASKS = ("segmentation", "depth", "normals")
 SHARDS = 4
 SIZE_PX = 256
+WINDOW = 256
+"""`batch_window` of config/paper.yaml."""
 LEFT_OUT = ("watch", "held_out", "shuffle_shards", "batch_size", "warmup_steps")
 """Keys of config/paper.yaml's `train` that need its data."""
-SMALL = {"mask_rcnn": {"min_side_px": 96, "max_side_px": 160, "proposals": 20, "detections": 10}}
-"""Options of experts with --quick."""
 
 
 def processor_seconds() -> float:
@@ -143,29 +144,38 @@ def make_data(images: int) -> Any:
 # ---- measures
 
 
-def label(name: str, config: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """The label stage over a shard, and its network alone on the inputs of the shard before."""
+def miniature() -> dict[str, Any]:
+    """The default configuration, of which the small networks are."""
+    return yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
+
+
+def label(name: str, window: int | None, config: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """The label stage over a shard, after it did so before, and its network alone on the same inputs."""
     import torch
-    from label import EXPERTS, REPOSITORIES
+    from label import EXPERTS, REPOSITORIES, write_images
 
     from cliptex.config import ExpertConfig
-    from cliptex.core import paths
     from cliptex.core.plugins import find
-    from cliptex.data.shard_index import read_index
+    from cliptex.data.shard_index import index_shards
     from cliptex.experts.precision import mixed_precision
     from cliptex.labels.label import labelling
     from cliptex.labels.store import SCHEMA_VERSION
 
     plugin, network, own = EXPERTS[name]
-    own = own | (SMALL.get(name, {}) if options.quick else {})
-    given = config.experts["true_depth"] if not options.quick else ExpertConfig(batch_size=2)
-    batch_size = given.batch_size
+    if options.quick:
+        network, own = "the miniature's", miniature()["experts"][plugin]["network"]
+    given = ExpertConfig(batch_size=options.label_batch, batch_window=window)
     torch.manual_seed(0)
-    expert = find("experts", plugin)({"batch_size": batch_size, "network": own, "repo": REPOSITORIES.get(name)})
+    repo = None if options.quick else REPOSITORIES.get(name)
+    expert = find("experts", plugin)(given.model_dump() | {"network": own, "repo": repo})
     expert.load(None)
     task = find("tasks", expert.task)()
     metadata = {"schema_version": SCHEMA_VERSION, "store": name, "task": task.name, "codec": task.codec()}
-    first, second, *_ = read_index(paths.SHARD_INDEX)["shards"]
+    shard = Path("web/00000.tar")
+    if not shard.exists():
+        shard.parent.mkdir()
+        write_images(shard, options.images // SHARDS, SIZE_PX)
+    (entry,) = index_shards([shard], Path("web/index.json"), 1.0)["shards"]
     if options.quick:
         config = config.model_copy(update={"labels": config.labels.model_copy(update={"max_image_side_px": 96})})
     calls: list[tuple[tuple, dict]] = []
@@ -174,7 +184,7 @@ def label(name: str, config: Any, options: argparse.Namespace) -> dict[str, Any]
         hook = expert.module.register_forward_pre_hook(
             lambda module, arguments, keywords: calls.append((arguments, keywords)), with_kwargs=True
         )
-        labeller.label_shard(first, metadata, Path("warm.parquet"))
+        labeller.label_shard(entry, metadata, Path("warm.parquet"))
         hook.remove()
         predicted, predict = 0.0, expert.predict_rows
 
@@ -187,7 +197,7 @@ def label(name: str, config: Any, options: argparse.Namespace) -> dict[str, Any]
 
         expert.predict_rows = timed
         watch.stepped()
-        labeller.label_shard(second, metadata, Path("labels.parquet"))
+        labeller.label_shard(entry, metadata, Path("labels.parquet"))
         watch.stepped()
         (start, _), (end, _) = watch.marks
         watch.waited = end - start - predicted
@@ -197,11 +207,11 @@ def label(name: str, config: Any, options: argparse.Namespace) -> dict[str, Any]
             for arguments, keywords in calls:
                 expert.module(*arguments, **keywords)
             synchronise(options.device)
-            bare = (time.perf_counter() - bare_start) / len(first["keys"])
-    figures = watch.figures(len(second["keys"]))
+            bare = (time.perf_counter() - bare_start) / len(entry["keys"])
+    figures = watch.figures(len(entry["keys"]))
     ratio = round(figures["images_per_s"] * bare, 3)
     more = {"ratio": ratio, "against": "bare forward passes", "network": network, "precision": expert.precision}
-    return figures | more | {"batch_size": batch_size}
+    return figures | more | {"batch_size": given.batch_size, "batch_window": window}
 
 
 def architecture(options: argparse.Namespace) -> Any:
@@ -210,8 +220,7 @@ def architecture(options: argparse.Namespace) -> Any:
 
     if not options.quick:
         return Student(architecture=options.model)
-    miniature = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
-    return Student(**miniature["student"])
+    return Student(**miniature()["student"])
 
 
 def train(config: Any, options: argparse.Namespace, tasks: Sequence[str], compiled: bool) -> dict[str, Any]:
@@ -359,7 +368,8 @@ def measures(config: Any, options: argparse.Namespace) -> Iterator[tuple[str, Ca
     """Name, measure, and the name of the row to which its time is compared, if there is one."""
     if "label" in options.only:
         for name in ("mask_rcnn", "dpt_hybrid", "nll_angmf", *(() if options.quick else ("dpt_large",))):
-            yield f"label/{name}", lambda name=name: label(name, config, options), ""
+            yield f"label/{name}", lambda name=name: label(name, None, config, options), ""
+        yield "label/mask_rcnn/window", lambda: label("mask_rcnn", WINDOW, config, options), "label/mask_rcnn"
     if "train" in options.only:
         for compiled, suffix in ((False, ""), (True, "/compiled")):
             peer = f"train/open_clip{suffix}"
@@ -377,6 +387,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=["label", "train", "features"], metavar="KIND")
     parser.add_argument("--model", default="ViT-B-16")
     parser.add_argument("--batch-size", type=int, default=256, help="of training")
+    parser.add_argument("--label-batch", type=int, default=8, help="images a forward pass of labelling")
     parser.add_argument("--feature-batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--warm", type=int, default=10, help="steps before the timed ones")
@@ -385,7 +396,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     options.only = options.only or ["label", "train", "features"]
     if options.quick:
-        options.batch_size, options.feature_batch, options.steps, options.warm, options.images = 4, 4, 2, 1, 8
+        options.batch_size, options.feature_batch, options.steps, options.warm, options.images = 4, 4, 2, 1, 16
+        options.label_batch = 2
         options.workers = min(options.workers, 1)
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is loaded
@@ -404,7 +416,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 row |= measure()
                 if peer and "images_per_s" in rows.get(peer, {}):
                     row["ratio"] = round(rows[peer]["images_per_s"] / row["images_per_s"], 3)
-                    row["against"] = f"time of a step of {peer}"
+                    row["against"] = f"time of {peer}"
             except Exception as error:  # one that fails must not hide the others
                 traceback.print_exc()
                 row["error"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:300]

@@ -135,7 +135,7 @@ def _build_app() -> typer.Typer:
 
 app = _build_app()
 COLLECT_AFTER = (50_000, 20, 10)
-"""Thresholds of the garbage collector. With Python's own, every 700 objects, an eighth of the time of importing
+"""Thresholds of the garbage collector. With Python's own, every 700 objects, up to a tenth of the time of importing
 open_clip goes into looking through what stays."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, by convention; that of typer, too."""

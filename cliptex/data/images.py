@@ -57,6 +57,14 @@ class BadImage(ValueError):
     """The bytes are not a usable image. The message is a short reason, the same for all such images."""
 
 
+SEQUENTIAL, START_OF_SCAN = (0xC0, 0xC1), 0xDA
+SKIPPED = {0xC4, 0xDB, 0xDD, 0xE0, *range(0xE2, 0xEE), 0xEF, 0xFE}
+"""JPEG segments that change neither size nor colours nor orientation: tables, restart interval, JFIF and other
+applications' data but EXIF (0xE1) and Adobe (0xEE), comments."""
+RGB = 3
+"""`torchvision.io.ImageReadMode.RGB`."""
+
+
 def require_codecs() -> None:
     """Raise CliptexError if Pillow was built without a codec: good images would seem to be corrupt."""
     missing = [kind for feature, kind in CODECS.items() if not features.check(feature)]
@@ -103,20 +111,43 @@ def _decoded_by_torchvision(data: bytes) -> np.ndarray | None:
     """None for what is not a complete grey or RGB JPEG without rotation: there Pillow decides."""
     if not data.endswith(b"\xff\xd9"):
         return None
-    try:
-        image = _with_checked_header(data)
-    except BadImage:
-        return None
-    if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB") or has_orientation(image):
-        return None
+    width, height = _simple_jpeg_size(data)
+    if not (min(width, height) >= MIN_SIDE_PX and width * height <= MAX_PIXELS):
+        try:
+            image = _with_checked_header(data)
+        except BadImage:
+            return None
+        if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB") or has_orientation(image):
+            return None
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
+    import torchvision  # noqa: F401  registers the function
 
     try:
-        planes = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+        # torchvision.io.decode_jpeg without its warning for each image
+        planes = torch.ops.image.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), RGB)
     except RuntimeError:  # damaged
         return None
     return planes.permute(1, 2, 0).numpy()
+
+
+def _simple_jpeg_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a JPEG with one scan and without EXIF and Adobe segments, which may rotate it or say other
+    colours; (0, 0) for others. Takes a tenth of the time of Pillow's look at the header.
+
+    Markers as in ITU-T T.81, table B.1. libjpeg refuses a second scan where the first one has all components.
+    """
+    at, size, components = 2, (0, 0), -1
+    while at + 4 < len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in SEQUENTIAL and data[at + 4] == 8 and at + 10 <= len(data):
+            size = int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
+            components = data[at + 9]
+        elif marker == START_OF_SCAN:
+            return size if components == data[at + 4] and components in (1, 3) else (0, 0)
+        elif marker not in SKIPPED:
+            break
+        at += 2 + length
+    return 0, 0
 
 
 def open_image(data: bytes) -> Image.Image:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 WHOLE = View(top=0.0, left=0.0, height=1.0, width=1.0, flip=False)
 INVALID_COLOUR = (64, 64, 64)
 WEBP_MAX_SIDE = 16383
+RGB = 3
+"""`torchvision.io.ImageReadMode.RGB`."""
 MAX_PIXELS = 200_000_000
 """Of a plane; images have at most 50 million, and labels with scores two planes."""
 WEBP_METHOD, WEBP_EFFORT = 2, 50
@@ -126,11 +128,12 @@ def unpack_webp(payload: bytes | memoryview, height: int, width: int) -> np.ndar
 def unpack_webp_with_torch(payload: bytes | memoryview, height: int, width: int) -> np.ndarray:
     """`unpack_webp` by torchvision, in half the time; for training, where torch is loaded anyway."""
     import torch
-    from torchvision.io import ImageReadMode, decode_webp
+    import torchvision  # noqa: F401  registers the function
 
     try:
-        planes = decode_webp(torch.frombuffer(bytearray(payload), dtype=torch.uint8), ImageReadMode.RGB)
-    except (RuntimeError, ValueError):  # damaged (Pillow raises the error), or torchvision was built without WebP
+        # torchvision.io.decode_webp without its warning for each image
+        planes = torch.ops.image.decode_webp(torch.frombuffer(bytearray(payload), dtype=torch.uint8), RGB)
+    except (RuntimeError, ValueError, AttributeError):  # damaged (Pillow raises the error), or a torchvision without WebP
         return unpack_webp(payload, height, width)
     pixels = planes.permute(1, 2, 0).numpy()
     if pixels.shape[:2] != (height, width):

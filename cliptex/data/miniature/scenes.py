@@ -127,25 +127,30 @@ def _develop(s: Stylist, world: SceneWorld, camera: Camera, hits: Hits, height: 
     image = colour.reshape(height, width, 3)
     exposure = (s.uniform(0.36, 0.56) / max(float(image.mean()), 0.02)) ** 0.8
     gains = np.clip(1 + s.rng.normal(0, s.look.cast, 3), 0.6, 1.4) * exposure
-    image = image * gains.astype(np.float32)
+    image *= gains.astype(np.float32)
     # compress highlights instead of clipping them
-    image = np.where(image > 0.8, 1 - 0.2 * np.exp(-(image - 0.8) / 0.2), image)
+    bright = image > 0.8
+    image[bright] = 1 - 0.2 * np.exp(-(image[bright] - 0.8) / 0.2)
     image = _blur(image, s.uniform(*s.look.blur) * width / 96)
     sigma = s.uniform(*s.look.noise)
-    image = image + s.rng.standard_normal(image.shape, np.float32) * np.float32(sigma)
-    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    image += s.rng.standard_normal(image.shape, np.float32) * np.float32(sigma)
+    np.clip(image, 0, 1, out=image)
+    image *= 255
+    image += 0.5
+    return image.astype(np.uint8)
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of float32 [H, W, 3] by two passes over shifted copies."""
+    """Gaussian blur of float32 [H, W, 3] by two passes over shifted copies; edges are repeated."""
     radius = 1 if sigma < 0.65 else 2
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     weights = (weights / weights.sum()).astype(np.float32)
     for axis in (0, 1):
-        pad = [(0, 0)] * 3
-        pad[axis] = (radius, radius)
-        padded = np.pad(image, pad, mode="edge")
         length = image.shape[axis]
-        slices = (padded[:, k : k + length] if axis else padded[k : k + length] for k in range(2 * radius + 1))
-        image = sum(w * part for w, part in zip(weights, slices, strict=True))
+        first, last = (image[:1], image[-1:]) if axis == 0 else (image[:, :1], image[:, -1:])
+        padded = np.concatenate([*[first] * radius, image, *[last] * radius], axis=axis)
+        parts = [padded[:, k : k + length] if axis else padded[k : k + length] for k in range(2 * radius + 1)]
+        image = weights[0] * parts[0]
+        for weight, part in zip(weights[1:], parts[1:], strict=True):
+            image += weight * part
     return image
