@@ -51,7 +51,8 @@ options = Train(batch_size=int(sys.argv[2]), held_out=4096)
 with memory:
     loader = JointLoader(Path(sys.argv[1]), {}, options, 224, 0, rank=0, processes=64)
     loaded = time.process_time() - start
-    samples, _ = next(loader._samples(loader.steps(), 0, 64))
+    drawn = next(loader._drawn(loader.steps(), 0, 64))
+    places = [loader._stored.location(sample) for sample in drawn.sample_ids.tolist()]
 seconds = time.process_time() - start
 print(json.dumps({"seconds": seconds, "loader_seconds": loaded, "peak_mb": memory.peak, "kept_mb": memory.kept}))
 """

@@ -60,7 +60,7 @@ def test_a_benchmark_that_fails_is_a_row_and_is_counted(table, tmp_path, monkeyp
 
 def test_a_measure_that_fails_on_a_gpu_is_a_row_beside_the_others(table):
     row = {"benchmark": "train/cliptex", "images_per_s": 1234.5, "waiting": 0.02, "cores": 3.5, "peak_memory_mb": 20000}
-    rows = [row | {"ratio": 1.06, "against": "time of a step of train/open_clip"}, {"benchmark": "x", "error": "E: no"}]
+    rows = [row | {"ratio": 1.06, "against": "time of train/open_clip"}, {"benchmark": "x", "error": "E: no"}]
     about = {"processor": "p", "cores": 2, "device": "H", "python": "3", "torch": "2", "commit": "c", "date": "d"}
     record = {
         "machine": about,
@@ -73,7 +73,7 @@ def test_a_measure_that_fails_on_a_gpu_is_a_row_beside_the_others(table):
     }
     first, *lines = table.gpu(record).splitlines()
     assert first.startswith("H, p, 2 cores")
-    assert "| `train/cliptex` | 1,234 | 2 % | 3.5 | 20000 | 1.06 | time of a step of train/open_clip |" in lines
+    assert "| `train/cliptex` | 1,234 | 2 % | 3.5 | 20000 | 1.06 | time of train/open_clip |" in lines
     assert "| `x` | failed: E: no | – | – | – | – | – |" in lines
     assert len({line.replace("\\|", "").count("|") for line in lines if line}) == 1
 

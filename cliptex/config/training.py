@@ -101,7 +101,7 @@ class Train(Section):
     checkpoint_every: Positive = 100
     """Steps between checkpoints."""
     shuffle_shards: Positive = 16
-    """Number of shards that are shuffled together. Each process holds the labels of its own rows of them in memory."""
+    """Number of shards that are shuffled together."""
     watch: Watch = Watch()
     """Validation during training."""
 

@@ -133,7 +133,7 @@ def unpack_webp_with_torch(payload: bytes | memoryview, height: int, width: int)
     try:
         # torchvision.io.decode_webp without its warning for each image
         planes = torch.ops.image.decode_webp(torch.frombuffer(bytearray(payload), dtype=torch.uint8), RGB)
-    except (RuntimeError, ValueError, AttributeError):  # damaged (Pillow raises the error), or a torchvision without WebP
+    except (RuntimeError, ValueError, AttributeError):  # damaged (Pillow says so), or torchvision without WebP
         return unpack_webp(payload, height, width)
     pixels = planes.permute(1, 2, 0).numpy()
     if pixels.shape[:2] != (height, width):

@@ -151,9 +151,8 @@ class Stage:
         self.frames = np.array(self._frames, np.float32)
         colours = np.clip(np.array([[p.colour, p.other] for p in self._paints], np.float32), 0.02, 1.2)
         self.colours, self.changes = colours[:, 0].copy(), colours[:, 1] - colours[:, 0]
-        self.sizes, self.grains, self.glows = np.array(
-            [[p.size, 4 * p.grain, p.glow] for p in self._paints], np.float32
-        ).T.copy()
+        numbers = np.array([[p.size, 4 * p.grain, p.glow] for p in self._paints], np.float32)
+        self.sizes, self.grains, self.glows = numbers.T.copy()
         self.patterns = np.array([PATTERN_ID[p.pattern] for p in self._paints], np.uint8)
 
     def _run(self, camera: Camera, height: int, width: int):
