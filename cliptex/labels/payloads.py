@@ -46,28 +46,31 @@ EncodedLabel = tuple[bytes, int, int] | None
 def find_payloads(file: LabelFile) -> pa.RecordBatch:
     """The places of a label file's payloads (`SCHEMA`). Raises CliptexError if the file is damaged.
 
-    Payloads are stored one after the other in the order of rows, so each is searched for after the one before. Another
-    program may have compressed the column; then none has a place.
+    Payloads are stored one after the other in the order of rows, each after its length of 4 bytes, with a header
+    between pages. Another program may have compressed the column; then none has a place.
     """
 
     def find(opened: "parquet.ParquetFile") -> pa.RecordBatch:
-        rows, at = [], 0
+        offsets, sizes, checksums, sides, at = [], [], [], [], 0
         with file.path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for group in range(opened.num_row_groups):
                 table = opened.read_row_group(group, ["payload", "height", "width"], use_threads=False)
-                heights, widths = table["height"].to_pylist(), table["width"].to_pylist()
-                for value, height, width in zip(table["payload"], heights, widths, strict=True):
-                    payload = value.as_py()
-                    if payload is None:
-                        rows.append((0, 0, 0, 0, 0))
-                        continue
-                    at = at if at < 0 else data.find(payload, at)
-                    rows.append((at, len(payload), height, width, zlib.crc32(payload)))
-                    at += len(payload) if at >= 0 else 0
-        columns = np.array(rows, np.int64).reshape(-1, len(SCHEMA)).T
-        columns[0] = np.where(columns[0], -1, 0) if at < 0 else columns[0]
-        arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-        return pa.record_batch(arrays, schema=SCHEMA)
+                sides.append([table[name].fill_null(0).to_numpy() for name in ("height", "width")])
+                for payload in table["payload"].to_pylist():
+                    size = 0 if payload is None else len(payload)
+                    if size and at >= 0 and data[at + 4 : at + 4 + size] == payload:
+                        at += 4
+                    elif size and at >= 0:
+                        at = data.find(payload, at)
+                    offsets.append(at if size else 0 if payload is None else -1)
+                    sizes.append(size)
+                    checksums.append(zlib.crc32(payload) if size else 0)
+                    at += size if at >= 0 else 0
+        if at < 0:
+            offsets = [-1 if offset else 0 for offset in offsets]
+        heights, widths = np.concatenate(sides, axis=1) if sides else ([], [])
+        columns = zip((offsets, sizes, heights, widths, checksums), SCHEMA, strict=True)
+        return pa.record_batch([pa.array(values).cast(field.type) for values, field in columns], schema=SCHEMA)
 
     return file.read_with(find)
 
