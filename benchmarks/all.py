@@ -16,12 +16,15 @@ Exit code 1 if a benchmark failed; a goal that does not hold is no failure.
 
 import argparse
 import json
+import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,28 +48,31 @@ def run(path: Path, flags: Sequence[str], limit_s: float) -> dict[str, Any]:
     """`file`, `seconds`, and `results` of one benchmark or why there are none (`failed`)."""
     start, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     record: dict[str, Any] = {"file": path.name}
-    try:
-        done = subprocess.run(
-            [sys.executable, str(path), *flags], cwd=ROOT, capture_output=True, text=True, timeout=max(limit_s, 1)
-        )
-        said, errors, code = done.stdout, done.stderr, done.returncode
-    except subprocess.TimeoutExpired as ended:
-        said, errors, code = _text(ended.stdout), f"not done in {limit_s:.0f} s", 1
+    limit_s = max(limit_s, 1)
+    command = [sys.executable, str(path), *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as process:
+        try:
+            said, errors = process.communicate(timeout=limit_s)
+            code = process.returncode
+        except BaseException as ended:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with its subprocesses, which hold the pipes open
+            if not isinstance(ended, subprocess.TimeoutExpired):
+                raise
+            said, _ = process.communicate()
+            errors, code = f"not done in {limit_s:.0f} s", 1
     record["seconds"] = round(time.monotonic() - start, 1)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     taken = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     record["processor_seconds"] = round(taken, 1)
     results = parsed(said)
-    if results is not None and (code == 0 or path.name == "gpu.py"):  # which prints what it has after each measure
+    if results is not None:  # some print what they have after each measure
         record["results"] = results
     if code or results is None:
         lines = errors.strip().splitlines() or ["it printed no JSON"]
         record["failed"] = f"exit code {code}: {lines[-1][:200]}" if code else "its last line is not JSON"
     return record
-
-
-def _text(said: str | bytes | None) -> str:
-    return said.decode("utf-8", "replace") if isinstance(said, bytes) else said or ""
 
 
 def parsed(said: str) -> list[dict[str, Any]] | None:
@@ -85,8 +91,9 @@ def run_all(
     start, runs = time.monotonic(), []
     for number, path in enumerate(paths):
         left = limit_s - (time.monotonic() - start)
-        # a benchmark may take what others did not need, but leaves each of the following a share
-        limit = left - 20 * (len(paths) - number - 1) if quick and path.name != "gpu.py" else LONGEST_S
+        # what a benchmark does not need is shared by the following; one that is slow leaves them most of theirs
+        later = len(paths) - number - 1
+        limit = min(left - 20 * later, 2.5 * left / (later + 1)) if quick and path.name != "gpu.py" else LONGEST_S
         runs.append(run(path, flags, limit))
         outcome = runs[-1].get("failed") or f"{len(runs[-1]['results'])} results"
         print(f"{path.name}: {runs[-1]['seconds']:.0f} s, {outcome}", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ Each row has images per second by the clock after a warm-up, the share of the ti
 use (this process and its workers), and the peak memory (of the card; on a CPU of this process since its start). Images
 are rendered scenes of 256 px with exact labels. All rows use the same number of workers, by default a process per core.
 
-`--device cpu --quick` rehearses all of it with small networks in some minutes; its figures mean nothing. A measure
+`--device cpu --quick` rehearses all of it with small networks in a minute; its figures mean nothing. A measure
 that fails is a row with its `error`. The last line is a JSON list.
 """
 

@@ -45,7 +45,7 @@ EXPERTS = {
 """Name -> plugin, description, its `network` options."""
 REPOSITORIES = {"dpt_large": "Intel/dpt-large", "dpt_hybrid": "Intel/dpt-hybrid-midas"}
 GATHERED, WINDOWS = 4096, (64, 256, 1024)
-QUICK = ["mask_rcnn", "dpt_hybrid", "nll_angmf"]
+QUICK = ["nll_angmf", "dpt_hybrid", "mask_rcnn"]
 SIDES = {(2, 3): 0.35, (3, 4): 0.2, (3, 2): 0.15, (1, 1): 0.15, (4, 3): 0.1, (9, 16): 0.05}
 """Usual heights to widths, and their shares."""
 USUAL = 0.7
@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 flush=True,
             )
             results.append(result)
-    print(json.dumps(results))
+            print(json.dumps(results), flush=True)
 
 
 if __name__ == "__main__":

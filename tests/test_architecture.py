@@ -104,3 +104,21 @@ def test_the_reference_of_results_files_is_up_to_date(tmp_path):
     command = [sys.executable, ROOT / "docs/figures/results_json.py", tmp_path / "page.md"]
     subprocess.run(command, check=True)
     assert (tmp_path / "page.md").read_text() == (ROOT / "docs/results-json.md").read_text()
+
+
+def test_stages_without_a_network_start_without_torch():
+    """Importing torch takes longer than most of them."""
+    heavy = ("torch", "torchvision", "open_clip", "transformers", "timm")
+    networks = {"train_backbone", "train", "interpolate", "predict", "fetch_student", "probe", "finetune", "zeroshot"}
+    networks |= {"retrieval", "export", "export_benchmark", "check"}
+    modules = set()
+    for name in ("data", "labels", "models", "evaluation", "project", "stores"):
+        for command in ast.parse((PACKAGE / f"cli/{name}.py").read_text()).body:
+            if isinstance(command, ast.FunctionDef) and command.name not in networks:
+                modules |= {node.module for node in ast.walk(command) if isinstance(node, ast.ImportFrom)}
+    assert {"cliptex.data.miniature.sets", "cliptex.labels.index", "cliptex.report"} < modules
+    code = (
+        f"import importlib, sys\nfor module in {sorted(modules)}:\n    importlib.import_module(module)\n"
+        f"    assert not (found := [name for name in {heavy} if name in sys.modules]), (module, found)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

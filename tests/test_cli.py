@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import re
+import resource
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -246,13 +247,32 @@ def test_the_log_file_holds_the_error_too(tmp_path):
     assert read_json(tmp_path / "results/timings/a/all.json")["processor_seconds"] > 0
 
 
-def test_a_job_records_its_processor_seconds_with_those_of_its_subprocesses(tmp_path):
-    burn = "import time\nwhile time.process_time() < 0.5: pass"
-    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])\n"
+BURN = "import time\ndef burn():\n    while time.process_time() < 0.5: pass\n"
+FORKED = "from multiprocessing import get_context; worker = get_context('forkserver').Process(target=burn.burn)\n"
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import burn; burn.burn()'])",
+        FORKED + "worker.start(); worker.join()",  # as the loader's, whose parent is the fork server
+    ],
+    ids=["subprocess", "worker"],
+)
+def test_a_job_records_its_processor_seconds_with_those_of_its_subprocesses(work, tmp_path):
+    def used():
+        taken = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return taken.ru_utime + taken.ru_stime
+
+    (tmp_path / "burn.py").write_text(BURN)
+    code = f"import burn\n{work}\n"
     code += "from pathlib import Path; from cliptex.core.provenance import record_usage\n"
     code += "record_usage(Path('a.json')); record_usage(Path('/proc/none/a.json'))"
+    before = used()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    assert 0.5 <= read_json(tmp_path / "a.json")["processor_seconds"] < 20
+    recorded = read_json(tmp_path / "a.json")["processor_seconds"]
+    assert recorded >= 0.5
+    assert work.startswith(FORKED) or recorded == pytest.approx(used() - before, rel=0.05, abs=0.05)
 
 
 def test_a_jobs_record_is_next_to_snakemakes_own():

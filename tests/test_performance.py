@@ -35,7 +35,8 @@ SCRIPTS = {
     "good": f"import sys, json; assert sys.argv[1:] == ['--quick']; print('words'); print(json.dumps([{GOOD!r}]))",
     "raises": "print('[]'); raise SystemExit('no such network')",
     "silent": "print('done')",
-    "slow": "import time; print('[]', flush=True); time.sleep(60)",
+    # a process of its own holds the pipes open
+    "slow": "import subprocess as s, time; print('[]', flush=True); s.Popen(['sleep', '60']); time.sleep(60)",
 }
 
 

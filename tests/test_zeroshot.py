@@ -6,6 +6,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 from official_layouts import write_imagenet, write_voc
 from PIL import Image
 
@@ -15,6 +16,7 @@ from cliptex.core.plugins import find
 from cliptex.evaluation import zeroshot
 from cliptex.evaluation.job import Job
 from cliptex.evaluation.per_image import main_metric, read_per_image
+from cliptex.experts.precision import mixed_precision
 from cliptex.models import clip as student
 
 TINY = Student(
@@ -45,6 +47,22 @@ def test_half_precision_is_close_and_recorded_and_the_default_is_not(models_dir,
         )
     assert rounded.dtype == torch.float32 and not torch.equal(whole, rounded)
     assert (whole * rounded).sum(1).min() > 0.999
+
+
+def test_attention_in_half_precision_projects_contiguous_tokens(models_dir, monkeypatch):
+    """Others are 80 times slower on a CPU."""
+    original, contiguous = F.multi_head_attention_forward, []
+
+    def noting(query, *rest, **options):
+        contiguous.append(query.is_contiguous())
+        return original(query, *rest, **options)
+
+    monkeypatch.setattr(F, "multi_head_attention_forward", noting)
+    model = zeroshot.load_zero_shot_model("clip", 0, models_dir / "clip" / "seed0")
+    with torch.no_grad(), mixed_precision("bf16"):
+        model.model.encode_image(torch.randn(3, 3, 48, 48))
+        model.model.encode_text(torch.ones(3, 16, dtype=torch.int64))
+    assert contiguous == [True, True]
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ not fit. open_clip passes most of it on to transformers and timm, which would ru
 """
 
 import inspect
+import json
 import math
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -162,6 +164,12 @@ def fill(model: torch.nn.Module, path: Path) -> None:
     load_strictly(model, state, f"{path}: the weights do not match the architecture", "use those that belong to it")
 
 
+@lru_cache(maxsize=8)
+def _simple_tokenizer(options: str) -> open_clip.SimpleTokenizer:
+    """open_clip's own tokenizer, which several steps of a job need: to build its vocabulary takes a while."""
+    return open_clip.SimpleTokenizer(**json.loads(options))
+
+
 def make_tokenizer(text_config: dict[str, Any], source: str) -> Any:
     """The open_clip tokenizer of a checked `text_cfg`; texts -> int64 [N, context_length].
 
@@ -170,7 +178,7 @@ def make_tokenizer(text_config: dict[str, Any], source: str) -> Any:
     """
     options = {"context_length": text_config.get("context_length", 77), **(text_config.get("tokenizer_kwargs") or {})}
     if not text_config.get("hf_tokenizer_name"):
-        return open_clip.SimpleTokenizer(**options)
+        return _simple_tokenizer(json.dumps(options, sort_keys=True))
     if Path(source).is_dir():
         require_no_code(Path(source))
     mode = text_config.get("tokenizer_mode")
