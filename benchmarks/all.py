@@ -31,7 +31,7 @@ from typing import Any
 from machine import ROOT, machine
 
 HERE = Path(__file__).resolve().parent
-NOT_RUN = {"all.py", "machine.py", "gpu.py"}
+NOT_RUN = {"all.py", "machine.py", "gpu.py", "probe_peers.py"}
 QUICK_S, LONGEST_S = 600, 6 * 3600
 """Seconds for all with --quick, and for each without."""
 MARKS = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.S)

@@ -48,7 +48,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _probe_peers import features_ratios, linear_probes
+from probe_peers import features_ratios, linear_probes
 
 from cliptex.config import Config, Miniature, Student
 from cliptex.core import paths

@@ -15,9 +15,8 @@ a quarter of the labels.
 
 `bytes` is the size of the three labels divided by that of the PNGs; `decode` is the time to decode them to the arrays
 used in training, divided by that of the PNGs (repeats alternate; the spread is minimum and maximum). `candidates` lists
-all codecs tried. `effort` is the time to encode depth with the store's effort for WebP, divided by that with effort 50,
-for a store of at most 2 % more bytes; `settings` has methods 0 to 6 with several efforts, for depth and normals, with
-bytes and times to encode and decode relative to method 2 and effort 50. The last line is a JSON list.
+all codecs tried. `settings` has WebP's methods 0 to 6 with several efforts, for depth and normals, with bytes and times to
+encode and decode relative to the store's, method 2 and effort 50. The last line is a JSON list.
 """
 
 import argparse
@@ -41,17 +40,16 @@ from cliptex.core.plugins import find
 from cliptex.data.images import encode_png
 from cliptex.labels.store import LabelFile
 from cliptex.tasks.base import Task
-from cliptex.tasks.depth import WEBP_EFFORT
 from cliptex.tasks.normals import KAPPA_MAX, KAPPA_MIN
 
 REPEATS = 7
 TASKS = ("segmentation", "depth", "normals")
-GOALS = {"bytes": 0.40, "decode": 1.0, "effort": 0.75}
+GOALS = {"bytes": 0.40, "decode": 1.0}
 MAX_MEAN_DEGREES, MAX_DEPTH_ERROR = 1.0, 0.005
 VARIANTS = {"exact": None, "smooth": (2.0, 0.05), "noisy": (1.0, 0.5)}
 """Blur in pixels, and noise of depth in percent of the range; that of normals is 4 degrees a percent."""
-MORE_BYTES = 1.02
 PLAIN = (2, 50)
+"""The store's method and effort."""
 EFFORTS = {method: (0, 50) if method < 5 else (50,) for method in range(7)} | {2: (0, 25, 50, 75)}
 """WebP's efforts tried with each method."""
 
@@ -355,19 +353,6 @@ def efforts(planes: list[np.ndarray]) -> list[dict]:
     return [one | {name: round(one[name] / plain[name], 3) for name in ("bytes", "encode", "decode")} for one in found]
 
 
-def effort_ratios(planes: list[np.ndarray]) -> tuple[list[float], float]:
-    """Time to encode depth with the store's effort divided by that of `PLAIN`, for each repeat; and the bytes."""
-    ratios = []
-    for _ in range(REPEATS):
-        sizes, times = [], []
-        for setting in ((PLAIN[0], WEBP_EFFORT), PLAIN):
-            files: list[bytes] = []
-            times.append(seconds(lambda files=files, s=setting: files.extend(webp(codes, *s) for codes in planes)))
-            sizes.append(sum(map(len, files)))
-        ratios.append(times[0] / times[1])
-    return ratios, round(sizes[0] / sizes[1], 3)
-
-
 def results_of(content: str, labels: dict[str, list[np.ndarray]]) -> list[dict]:
     """The results for one variant of the labels."""
     table = {
@@ -387,8 +372,6 @@ def results_of(content: str, labels: dict[str, list[np.ndarray]]) -> list[dict]:
     exact_enough = normals["mean_error"] <= MAX_MEAN_DEGREES and depth["greatest_error"] <= MAX_DEPTH_ERROR
     ratios = decode_ratios(labels)
     planes = {task: [codes_of(task, label) for label in labels[task]] for task in ("depth", "normals")}
-    times, more_bytes = effort_ratios(planes["depth"])
-    effort = statistics.median(times)
     first = labels["depth"][0]
     common = {
         "labels": content,
@@ -412,6 +395,7 @@ def results_of(content: str, labels: dict[str, list[np.ndarray]]) -> list[dict]:
             "depth_greatest_error": depth["greatest_error"],
             "depth_mean_error": depth["mean_error"],
             "candidates": {task: list(rows.values()) for task, rows in table.items()},
+            "settings": {task: efforts(codes) for task, codes in planes.items()},
             **common,
         },
         {
@@ -422,18 +406,6 @@ def results_of(content: str, labels: dict[str, list[np.ndarray]]) -> list[dict]:
             "goal": f"<= {GOALS['decode']}",
             "holds": statistics.median(ratios) <= GOALS["decode"],
             "what": "processor time to decode three labels from the store over the usual PNGs",
-            **common,
-        },
-        {
-            "benchmark": "store",
-            "quantity": "effort",
-            "ratio": round(effort, 3),
-            "spread": [round(min(times), 3), round(max(times), 3)],
-            "goal": f"<= {GOALS['effort']} with <= {MORE_BYTES} of the bytes, except of exact labels",
-            "holds": None if content == "exact" else effort <= GOALS["effort"] and more_bytes <= MORE_BYTES,
-            "what": "processor time to encode depth with the store's WebP effort over effort 50",
-            "bytes_ratio": more_bytes,
-            "settings": {task: efforts(codes) for task, codes in planes.items()},
             **common,
         },
     ]

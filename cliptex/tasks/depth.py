@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import torch
 
 LEVELS = 255
-WEBP_EFFORT = 0
-"""For depth of an expert, more effort gives the same bytes in twice the time (docs/labels.md)."""
 GRADIENT_SCALES = 4
 LEAST_SPREAD = 1e-2
 LEAST_SCALE = 1e-3
@@ -68,7 +66,7 @@ class Depth(Task):
         codes = np.zeros(label.shape, np.uint8)
         scale = (LEVELS - 1) / (high - low) if high > low else 0.0
         codes[valid] = np.rint((values - low) * scale) + 1
-        return struct.pack("<ff", low, high) + grid.pack_webp(codes, WEBP_EFFORT)
+        return struct.pack("<ff", low, high) + grid.pack_webp(codes)
 
     def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
         low, high = struct.unpack_from("<ff", payload)

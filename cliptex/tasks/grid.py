@@ -96,14 +96,14 @@ def unpack(payload: bytes, height: int, width: int) -> np.ndarray:
     return np.frombuffer(octets, np.uint8).reshape(height, width)
 
 
-def pack_webp(planes: np.ndarray, effort: int = WEBP_EFFORT) -> bytes:
+def pack_webp(planes: np.ndarray) -> bytes:
     """Compress uint8 [H, W] or [H, W, 3] to a lossless WebP file; best for smooth planes. WebP chooses among 14
-    predictors in each block, so files are smaller than PNG or zstd of differences. effort: 0 to 100, measured by
-    benchmarks/store.py. Raises ValueError if a side is longer than WebP's limit of 16383."""
+    predictors in each block, so files are smaller than PNG or zstd of differences. Method and effort were
+    measured by benchmarks/store.py. Raises ValueError if a side is longer than WebP's limit of 16383."""
     if max(planes.shape[:2]) > WEBP_MAX_SIDE:
         raise ValueError(f"label is larger than {WEBP_MAX_SIDE} pixels")
     out = io.BytesIO()
-    Image.fromarray(planes).save(out, "WEBP", lossless=True, exact=True, method=WEBP_METHOD, quality=effort)
+    Image.fromarray(planes).save(out, "WEBP", lossless=True, exact=True, method=WEBP_METHOD, quality=WEBP_EFFORT)
     return out.getvalue()
 
 
