@@ -15,8 +15,8 @@ a quarter of the labels.
 
 `bytes` is the size of the three labels divided by that of the PNGs; `decode` is the time to decode them to the arrays
 used in training, divided by that of the PNGs (repeats alternate; the spread is minimum and maximum). `candidates` lists
-all codecs tried. `settings` has WebP's methods 0 to 6 with several efforts, for depth and normals, with bytes and times to
-encode and decode relative to the store's, method 2 and effort 50. The last line is a JSON list.
+all codecs tried. `settings` has WebP's methods 0 to 6 with several efforts, for depth and normals: bytes, and times to
+encode and decode, relative to the store's method 2 and effort 50. The last line is a JSON list.
 """
 
 import argparse
