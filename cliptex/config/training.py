@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from cliptex.config.base import FilePath, Name, Positive, Rate, Section, Share, Shares
+from cliptex.config.base import FilePath, Name, Positive, Rate, Section, Share, Shares, without
 
 HeadKind = Literal["light", "heavy", "heavier"]
 MultiScale = Literal["ppm", "ppm_factored", "aspp", "none"]
@@ -106,12 +106,8 @@ class Train(Section):
     """Validation during training."""
 
     @model_serializer(mode="wrap")
-    def _without_default_decoder(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Trainings from before there was a choice keep their recorded values."""
-        values = handler(self)
-        if self.decoder == "pillow":
-            values.pop("decoder", None)
-        return values
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(handler(self), "decoder", "pillow")
 
 
 class Interpolation(Section):
