@@ -197,7 +197,7 @@ class JointLoader:
     def _drawn(self, steps: Iterable[Step], rank: int = 0, processes: int = 1) -> Iterator[Drawn]:
         """The part of each step that process `rank` of `processes` decodes."""
         order, epoch, window = None, None, None
-        ids = np.empty((2, 0), np.int64)
+        ids: tuple[np.ndarray, np.ndarray] | None = None
         for step in steps:
             if step.epoch != epoch:
                 order, epoch, window = self._order(step.epoch), step.epoch, None
@@ -206,11 +206,12 @@ class JointLoader:
             end, parts = at + share, []
             while at < end:
                 if window != (window := order.window_at(at)):
-                    ids = np.stack(order.draw(window, self.shuffle_labels))
+                    ids = order.draw(window, self.shuffle_labels)
                 first, until = order.bounds(window)
-                parts.append(ids[:, at - first : min(end, until) - first])
-                at = min(end, until)
-            yield Drawn(*np.concatenate(parts, axis=1), step)
+                until = min(end, until)
+                parts.append([each[at - first : until - first] for each in ids])
+                at = until
+            yield Drawn(*map(np.concatenate, zip(*parts, strict=True)), step)
 
 
 def _without_failure(batch: Batch | Failure) -> Batch:

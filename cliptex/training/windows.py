@@ -46,11 +46,11 @@ class EpochOrder:
             self._rng.permutation(end - start)
         self._next = window + 1
         ids = np.concatenate([self._ids(shard) for shard in self.windows[window]])
-        labels = ids
-        if shuffle_labels:
-            # a random cycle, so that no image keeps its own labels
-            cycle = np.random.default_rng([self._seed[0], len(ids)]).permutation(len(ids))
-            labels = np.empty_like(ids)
-            labels[cycle] = ids[np.roll(cycle, 1)]
         permutation = self._rng.permutation(len(ids))
+        if not shuffle_labels:
+            return (drawn := ids[permutation]), drawn
+        # a random cycle, so that no image keeps its own labels
+        cycle = np.random.default_rng([self._seed[0], len(ids)]).permutation(len(ids))
+        labels = np.empty_like(ids)
+        labels[cycle] = ids[np.roll(cycle, 1)]
         return ids[permutation], labels[permutation]
