@@ -12,7 +12,7 @@ an epoch; the second and the later ones are measured, over two epochs.
 `ratio` is the time for which the main process waits over the compute time, `main` the seconds of its processor over the
 compute time. `earlier` is the ratio with an index and label stores of an earlier version, for which the tars' headers
 and whole label files are read. The load by others is part of it: `load` is the machine's, over a minute. `--quick`
-takes 2,000 pairs a shard, and a fifth of the compute. The last line is a JSON list.
+measures one of 64 processes alone, without `earlier`. The last line is a JSON list.
 """
 
 import argparse
@@ -151,22 +151,20 @@ def waits(folder: Path, index: str, labels: str, processes: int, step_s: float) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2,000 pairs a shard, a fifth of the compute")
-    parser.add_argument("--pairs", type=int, help="pairs a shard")
+    parser.add_argument("--quick", action="store_true", help="one of 64 processes, without an earlier index")
+    parser.add_argument("--pairs", type=int, default=10_000, help="pairs a shard")
     parser.add_argument("--label-bytes", type=int, default=2700, help="bytes of a label")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64])
-    parser.add_argument("--window-s", type=float, help="seconds of compute a window at 8 processes")
+    parser.add_argument("--ranks", type=int, nargs="+", help="8 and 64")
+    parser.add_argument("--window-s", type=float, default=8.0, help="seconds of compute a window at 8 processes")
     options = parser.parse_args(argv)
-    pairs = options.pairs or (2000 if options.quick else 10_000)
-    window_s = options.window_s or (1.6 if options.quick else 8.0)
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        make_data(folder, pairs, options.label_bytes)
-        for processes in options.ranks:
-            step_s = window_s * 8 / processes / BATCHES
+        make_data(folder, options.pairs, options.label_bytes)
+        for processes in options.ranks or ([64] if options.quick else [8, 64]):
+            step_s = options.window_s * 8 / processes / BATCHES
             compute = BATCHES * step_s
-            earlier, _ = waits(folder, "earlier.json", "earlier", processes, step_s)
+            earlier = [] if options.quick else waits(folder, "earlier.json", "earlier", processes, step_s)[0]
             waited, used = waits(folder, "index.json", "labels", processes, step_s)
             shares, before = ([seconds / compute for seconds in side] for side in (waited, earlier))
             share = float(np.mean(shares))
@@ -179,9 +177,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "holds": share <= GOAL,
                     "what": f"wait for batches over compute in windows of 16 shards, one of {processes} processes",
                     "main": round(float(np.mean(used)) / compute, 4),
-                    "earlier": round(float(np.mean(before)), 3),
+                    "earlier": round(float(np.mean(before)), 3) if before else None,
                     "compute_s": round(compute, 3),
-                    "pairs_per_shard": pairs,
+                    "pairs_per_shard": options.pairs,
                     "label_bytes": options.label_bytes * len(TASKS),
                     "load": round(os.getloadavg()[0], 1),
                     "machine": machine(),
