@@ -22,6 +22,8 @@ class Probes(Section):
     """Benchmarks to run, each with its `protocol` and the protocol's values to override (docs/probes.md)."""
     models_per_job: Positive = 5
     """Models per probing job, which share start-up and decoded images."""
+    one_model_per_job: Annotated[list[Name], Unique] = []
+    """Benchmarks of which each model has a job of its own, since several would take longer than a job may."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training split used to select a probe's hyper-parameters."""
     save_predictions: Annotated[int, Field(ge=0)] = 4
@@ -31,6 +33,10 @@ class Probes(Section):
     deleted first. The folder may be deleted at any time."""
     memory_gb: Annotated[float, Field(gt=0)] = 4.0
     """Memory for the features on which a head is trained; larger features are read from disk batch by batch."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(handler(self), "one_model_per_job", [])
 
 
 class FineTuning(Section):

@@ -186,11 +186,15 @@ TRAINED = [name for name, model in STUDY.models.items() if model.is_trained]
 UNTRAINED = [name for name in STUDY.models if name not in (*TRAINED, *INTERPOLATED)]
 COMPARED = CONFIG.probes.models or MODELS
 PROBED = [*CONFIG.probes.baselines, *COMPARED]
-# models of one probing job
-GROUPS = [
-    PROBED[start : start + CONFIG.probes.models_per_job]
-    for start in range(0, len(PROBED), CONFIG.probes.models_per_job)
-]
+
+
+def groups(benchmark):
+    """The models of each probing job of a benchmark."""
+    alone = benchmark in CONFIG.probes.one_model_per_job
+    size = 1 if alone else CONFIG.probes.models_per_job
+    return [PROBED[start : start + size] for start in range(0, len(PROBED), size)]
+
+
 FETCHED = [
     name for name, expert in STUDY.experts.items() if expert.weights in ("url", "hub")
 ]
@@ -208,7 +212,7 @@ inherit_profile(
     [
         f"probe_{benchmark}_{number}"
         for benchmark in CONFIG.probes.benchmarks
-        for number in range(len(GROUPS))
+        for number in range(len(groups(benchmark)))
     ],
 )
 inherit_profile("finetune", [f"finetune_{name}" for name in CONFIG.finetune.benchmarks])

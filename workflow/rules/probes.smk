@@ -3,7 +3,7 @@
 # rule change the command.
 
 for benchmark in CONFIG.probes.benchmarks:
-    for number, group in enumerate(GROUPS):
+    for number, group in enumerate(groups(benchmark)):
 
         rule:
             name:
