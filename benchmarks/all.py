@@ -123,15 +123,15 @@ def figure(value: Any) -> str:
 
 def ratios(record: dict[str, Any]) -> str:
     """A Markdown table of ratios: a line for each result, and for each benchmark that failed."""
-    lines = ["| benchmark | measured | ratio | spread | goal | holds |", "|---|---|---:|---:|---|---|"]
+    lines = ["| benchmark | ratio | spread | goal | holds | measured |", "|---|---:|---:|---|---|---|"]
     for one in record["runs"]:
         for result in one.get("results", ()):
             spread = " to ".join(map(figure, result.get("spread") or [])) or "–"
             holds = {True: "yes", False: "**no**"}.get(result.get("holds"), "–")
-            cells = [name_of(result), result.get("what", "–"), figure(result.get("ratio")), spread]
-            lines.append(_row([*cells, result.get("goal") or "–", holds]))
+            cells = [name_of(result), figure(result.get("ratio")), spread, result.get("goal") or "–", holds]
+            lines.append(_row([*cells, result.get("what", "–")]))
         if "failed" in one:
-            lines.append(_row([f"`{one['file']}`", f"failed: {one['failed']}", "–", "–", "–", "–"]))
+            lines.append(_row([f"`{one['file']}`", *["–"] * 4, f"failed: {one['failed']}"]))
     return "\n".join([about(record), "", *lines])
 
 
