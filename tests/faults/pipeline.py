@@ -26,7 +26,7 @@ BIN = Path(sys.executable).parent
 SURVIVED: dict[str, list[bool]] = defaultdict(list)
 """Kind of fault -> whether each was survived."""
 MINE = "the user's own\n"
-PASSING = ("logs", ".snakemake", "tensorboard", "checkpoints")
+PASSING = ("logs", "timings", ".snakemake", "tensorboard", "checkpoints")
 """Folders of what no result depends on."""
 TREES = ("render_benchmark", "render_look", "fetch_benchmark")
 """Rules that make a benchmark's folder."""
