@@ -97,8 +97,8 @@ def make_data(folder: Path, pairs: int, label_bytes: int) -> None:
         write_json(store / "index.json", {"files": files[task]})
         shutil.copytree(store, folder / "earlier" / task, copy_function=os.link)
         with payloads_writer(store / FILE) as add:
-            for entry in index["shards"]:
-                add(LabelFile(store / f"{entry['shard']}.parquet"), entry["sha256"])
+            for entry, record in zip(index["shards"], files[task], strict=True):
+                add(LabelFile(store / record["file"]), record["sha256"], entry["sha256"])
 
 
 class ReadOnly:

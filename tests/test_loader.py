@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from hashlib import sha256
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -263,11 +264,21 @@ def test_workers_change_nothing(tiny, decoder):
         assert_same(one, other)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bit_that_no_label_uses_is_found_as_well(tiny, workers):
+    path = paths.labels("depth") / "00001.parquet"
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"parquet-cpp")] ^= 1  # the name of the program
+    path.write_bytes(data)
+    with pytest.raises(CliptexError, match=r"00001\.parquet: differs from the file that was indexed"):
+        take(loader(tiny, workers=workers).batches(0), 4)
+
+
 def test_an_error_of_a_worker_process_keeps_file_and_key(tiny, monkeypatch):
     def planted(*_):
         raise error
 
-    monkeypatch.setattr("torch.utils.data.get_worker_info", lambda: "a worker")
+    monkeypatch.setattr("torch.utils.data.get_worker_info", lambda: SimpleNamespace(id=0, num_workers=1))
     monkeypatch.setattr("cliptex.training.batch.crop_image", planted)
     for error in (ValueError("planted"), CliptexError("a.tar: planted; mend it")):
         (failure,) = pickle.loads(pickle.dumps(take(loader(tiny).batches(0), 1)))

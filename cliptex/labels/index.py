@@ -63,7 +63,7 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
                     raise CliptexError(f"{path}: {problem}; correct the configuration, or {redo}")
                 for name in file.scalars:
                     scalars.setdefault(name, []).extend(value for value in file.column(name) if value is not None)
-                add_payloads(file, entry["sha256"])
+                add_payloads(file, record["sha256"], entry["sha256"])
                 records.append(record)
                 files.append({"batch": batch_path.name, **{name: record[name] for name in COPIED}})
     images, labelled = sum(item["rows"] for item in files), sum(item["labelled"] for item in files)

@@ -2,8 +2,8 @@
 
 Reads   results/labels/{store}/{shard}.parquet.
 Writes  results/labels/{store}/payloads.arrow when a store is indexed: a record batch for each shard of the shard index,
-        a row (`SCHEMA`) for each image. Each batch has the digest of the shard, the size of the label file, and the
-        CRC-32 of its own rows. Nothing else depends on this file: without it, places are found when they are needed.
+        a row (`SCHEMA`) for each image. Each batch has the digests of shard and label file, the size of the latter,
+        and the CRC-32 of its own rows. Nothing else depends on this file: without it, places are found when needed.
 """
 
 import mmap
@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import replacing
+from cliptex.core.files import replacing, sha256_file
 from cliptex.data.samples_file import checksum
 from cliptex.labels.store import LabelFile, check_keys, open_store
 from cliptex.tasks.base import Task
@@ -76,14 +76,14 @@ def find_payloads(file: LabelFile) -> pa.RecordBatch:
 
 
 @contextmanager
-def payloads_writer(path: Path) -> Iterator[Callable[[LabelFile, str], None]]:
-    """Yield a function that adds a label file, given also the SHA-256 of its shard, to a new payloads.arrow, which is
-    created only if no error occurs."""
+def payloads_writer(path: Path) -> Iterator[Callable[[LabelFile, str, str], None]]:
+    """Yield a function that adds a label file, given also its SHA-256 and that of its shard, to a new payloads.arrow,
+    which is created only if no error occurs."""
     with replacing(path) as scratch, pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
 
-        def add(file: LabelFile, shard_sha256: str) -> None:
+        def add(file: LabelFile, sha256: str, shard_sha256: str) -> None:
             batch, size = find_payloads(file), file.path.stat().st_size
-            about = {"shard_sha256": shard_sha256, "bytes": str(size), "crc32": str(checksum(batch))}
+            about = {"sha256": sha256, "shard_sha256": shard_sha256, "bytes": str(size), "crc32": str(checksum(batch))}
             writer.write_batch(batch, custom_metadata=about)
 
         yield add
@@ -108,11 +108,18 @@ class StoredPayloads:
     def check(self, shard: int) -> None:
         """Raise CliptexError unless the labels of a shard have its keys."""
         entry = self.entries[shard]
-        if self._read(shard) is None:
+        if self._read(shard)[0] is None:
             open_store(self.index, entry, self.task)
         else:
             redo = f"run: rm -f {self.index}   and then the same command again"
             check_keys(LabelFile(self._path(entry), self.task), entry, redo)
+
+    def check_digest(self, shard: int) -> None:
+        """Raise CliptexError unless a shard's whole label file is the indexed one. `get` compares what it reads."""
+        batch, sha256 = self._read(shard)
+        if batch is not None and sha256_file(self._path(self.entries[shard])).encode() != sha256:
+            open_store(self.index, self.entries[shard], self.task).check_digest()  # names the label file, if it changed
+            raise self._damaged(f"has another digest of the labels of shard {self.entries[shard]['shard']}")
 
     def get(self, shard: int, row: int) -> EncodedLabel:
         """The encoded label of an image."""
@@ -136,7 +143,7 @@ class StoredPayloads:
 
     def _find(self, shard: int) -> tuple[str, int, list[pa.Array]]:
         entry = self.entries[shard]
-        batch = self._read(shard)
+        batch, _ = self._read(shard)
         if batch is None:
             file = open_store(self.index, entry, self.task)
             file.check_digest()
@@ -144,11 +151,11 @@ class StoredPayloads:
         path = self._path(entry)
         return str(path), path.stat().st_mtime_ns, batch.columns
 
-    def _read(self, shard: int) -> pa.RecordBatch | None:
-        """The rows of payloads.arrow; None if the store has no such file."""
+    def _read(self, shard: int) -> tuple[pa.RecordBatch | None, bytes]:
+        """The rows of payloads.arrow, and the label file's SHA-256; None if the store has no such file."""
         path, entry = self.index.with_name(FILE), self.entries[shard]
         if self._opened is None and not path.exists():
-            return None
+            return None, b""
         try:
             if self._opened is None:
                 self._opened = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -166,7 +173,7 @@ class StoredPayloads:
         except (pa.ArrowException, OSError, ValueError) as error:
             open_store(self.index, entry, self.task)  # names the label file, if that is missing or changed
             raise self._damaged((str(error).strip() or type(error).__name__).splitlines()[0]) from error
-        return batch
+        return batch, about.get(b"sha256", b"")
 
     def _path(self, entry: dict[str, Any]) -> Path:
         return self.index.parent / f"{entry['shard']}.parquet"

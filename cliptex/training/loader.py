@@ -59,10 +59,10 @@ class JointLoader:
         read = read_index(index)
         self.train, self.image_size, self.seed, self.shuffle_labels = train, image_size, seed, shuffle_labels
         self.rank, self.processes, self.workers = rank, processes, workers
-        self._stored, self._held_out_stored = (
-            StoredSamples(read["shards"], stores, train.shuffle_shards, read_ahead)
-            for read_ahead in (processes <= READ_AHEAD_PROCESSES, False)
-        )
+        read_ahead, part = processes <= READ_AHEAD_PROCESSES, (rank, processes)
+        self._stored = StoredSamples(read["shards"], stores, train.shuffle_shards, read_ahead, part)
+        # few samples of many shards, whose files are not read as a whole
+        self._held_out_stored = StoredSamples(read["shards"], stores, train.shuffle_shards, False, None)
         self._decoder = SampleDecoder(train, seed, self._stored, tokenizer)
         self._check_shards()
         self.held_out = self._held_out_ids(train.held_out, read.get("held_out_order", ()))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from cliptex.data.sample_reader import SampleLocation, ShardOffsets
 from cliptex.data.shard_index import num_usable
@@ -17,14 +18,21 @@ class StoredSamples:
     """Samples numbered over all shards, and their labels. Sent to another process, it opens files there.
 
     entries: shards of the shard index. stores: label store -> (task, its index.json). shards: number of shards that are
-    read at a time. read_ahead: read a shard's files as a whole, in order, since most of its samples are needed.
+    read at a time. read_ahead: read a shard's files as a whole, in order, since most of its samples are needed. part:
+    rank and number of processes, of which each compares a part of the label files with their digests, once; None: none.
     """
 
     def __init__(
-        self, entries: Sequence[dict[str, Any]], stores: dict[str, tuple[Task, Path]], shards: int, read_ahead: bool
+        self,
+        entries: Sequence[dict[str, Any]],
+        stores: dict[str, tuple[Task, Path]],
+        shards: int,
+        read_ahead: bool,
+        part: tuple[int, int] | None,
     ):
-        self._arguments = entries, stores, shards, read_ahead
-        self.entries, self._read_ahead = entries, read_ahead
+        self._arguments = entries, stores, shards, read_ahead, part
+        self.entries, self._read_ahead, self._part = entries, read_ahead, part
+        self._compared: set[int] = set()
         self.tasks = {store: task for store, (task, _) in stores.items()}
         self.sizes = np.array(num_usable(entries), np.int64)
         """Number of samples of each shard."""
@@ -61,8 +69,21 @@ class StoredSamples:
 
     def _open_shard(self, shard: int) -> ShardOffsets:
         offsets = ShardOffsets(self.entries[shard])
+        if self._is_own(shard) and shard not in self._compared:
+            for payloads in self.labels.values():
+                payloads.check_digest(shard)
+            self._compared.add(shard)
         if self._read_ahead:
             offsets.read_ahead()
             for payloads in self.labels.values():
                 payloads.read_ahead(shard)
         return offsets
+
+    def _is_own(self, shard: int) -> bool:
+        """Whether this process compares the shard's label files; of those that decode for a rank, one does."""
+        if self._part is None:
+            return False
+        rank, processes = self._part
+        worker = torch.utils.data.get_worker_info()
+        own = 0 if worker is None else worker.id
+        return shard % processes == rank and shard // processes % (1 if worker is None else worker.num_workers) == own
