@@ -24,7 +24,7 @@
 `timm`    features of a ViT-B-16, from images of 256 x 384 in memory to patch tokens, ours / timm's, in batches of 8.
 `linear_probe`  the linear probe of ImageNet's layout in the protocol `miniature` / clip_benchmark's, with its defaults
           and its search for the weight decay: decoding, features, choice and training; top-1 of both, mean over seeds.
-          clip_benchmark asserts a GPU; here it is told that the processor is one.
+          clip_benchmark requires a GPU; here a device on the processor stands in for it.
 `solver`  RMSE of the depth probe solved in closed form, against the same 1x1 regression trained by AdamW for ten epochs
           (the length of probe3d's protocol), at the best of three rates on the evaluation images, which favours it.
           Ratio of RMSE in metres; `by_rate` has the ratio for each rate.

@@ -50,7 +50,7 @@ def test_a_damaged_entry_is_made_anew_with_a_warning(tmp_path, cache, caplog, ho
     DAMAGE[how](next(cache.iterdir()))
     with caplog.at_level(logging.WARNING, "cliptex"):
         assert fill(tmp_path / "c", made) == first
-    assert len(made) == 2 and "CLIPTEX_CACHE: " in caplog.text and "made anew" in caplog.text
+    assert len(made) == 2 and "CLIPTEX_CACHE: " in caplog.text and "created again" in caplog.text
     assert fill(tmp_path / "d", made) == first and len(made) == 2
 
 

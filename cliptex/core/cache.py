@@ -2,7 +2,7 @@
 
 Reads   the environment variable CLIPTEX_CACHE.
 Writes  {CLIPTEX_CACHE}/{key}/: files/ and digests.json. The key is the digest of all that determines the files.
-Holds   a result never needs the cache: what is damaged there is made anew, with a warning. Copies have the recorded
+Holds   a result never needs the cache: a damaged entry is created again, with a warning. Copies have the recorded
         SHA-256. An entry appears complete, also if several jobs write it.
 """
 
@@ -40,7 +40,7 @@ def cached(settings: Any, folder: Path, make: Callable[[], None], inputs: Sequen
         if entry.is_dir():
             return _restore(entry, folder, file)
     except (CliptexError, OSError) as error:
-        log.warning("%s: %s; made anew", VARIABLE, error)
+        log.warning("%s: %s; created again", VARIABLE, error)
         shutil.rmtree(entry, ignore_errors=True)
     make()
     try:

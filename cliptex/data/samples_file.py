@@ -1,4 +1,4 @@
-"""The samples of all shards in one Arrow IPC file beside the index, memory-mapped and read by shard.
+"""The samples of all shards in one Arrow IPC file next to the index, memory-mapped and read by shard.
 
 Reads, writes  results/shards/samples.arrow: uncompressed, a record batch per shard, a row per sample (`SCHEMA`).
 

@@ -216,7 +216,7 @@ def read_index(index: Path) -> dict[str, Any]:
         form = {"file": str, "bytes": int, "footer_sha256": str, "reasons": [str]}
         check_form(index, out, {"num_samples": int, "samples": form, "shards": [tuple]})
         samples = out["samples"]
-        name = Path(samples["file"]).name  # beside the index, whatever the file says
+        name = Path(samples["file"]).name  # next to the index, whatever the file says
         file = SamplesFile(Path(index).parent / name, samples["bytes"], samples["footer_sha256"], samples["reasons"])
         return out | {"shards": Entries.from_rows(out["shards"], file)}
     entry = {"shard": str, "path": str, "bytes": int, "sha256": str, "keys": Keys, "dropped": Reasons}
