@@ -42,6 +42,11 @@ class Expert(ABC):
         """Build the network and load `weights` strictly: a file, or the folder of a saved model if the expert supports
         that (`cliptex.experts.weights` reads both without executing code). None: leave it untrained, for `fit`."""
 
+    def task_parameters(self) -> dict[str, Any]:
+        """Those keys of the task's codec that the weights determine, e.g. `class_names`, as JSON values; called after
+        `load`. The task is built from them by `Task.from_codec`."""
+        return {}
+
     def take(self, labels: SourceLabels) -> None:
         """Get access to the labels of the other store; called before `predict` if `takes_labels`."""
         raise TypeError(f"{type(self).__name__} does not change the labels of another store")

@@ -137,7 +137,7 @@ def _evaluate(expert: Expert, renders: Path) -> tuple[dict[str, float], dict[str
         labels += expert.predict(part, [str(first + index) for index in range(len(part))])
     speed = len(images) / (time.process_time() - start)
     truths = [true_label(expert.task, dict(zip(data, maps, strict=True))) for maps in zip(*data.values(), strict=True)]
-    task = find("tasks", expert.task)()
+    task = find("tasks", expert.task).from_codec(expert.task_parameters())
     quality = task.quality(list(zip(labels, truths, strict=True))) | expert.own_quality(held_out)
     prior = prior_label(expert.task, renders / "train.h5")
     return quality, {} if prior is None else task.quality([(prior, truth) for truth in truths]), speed

@@ -52,7 +52,7 @@ def audit_labels(
     has a label. Each image is first labelled alone; if it does not agree, together with the images that shared its
     forward pass, since libraries may sum in another order for another batch size. Raises CliptexError as `open_store`.
     """
-    task: Task = find("tasks", config.label_stores[store].task)()
+    task: Task = find("tasks", config.label_stores[store].task).from_codec(expert.task_parameters())
     entries = read_index(shard_index)["shards"]
     attach_source_labels(config, store, expert, task, entries, out_dir.parent)
     sizes = [len(entry["keys"]) for entry in entries]

@@ -21,12 +21,11 @@ from PIL import Image
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import sha256_file, write_json
-from cliptex.core.plugins import find
 from cliptex.core.progress import track
 from cliptex.data.images import decodable, decode_image, encode_png, has_orientation
 from cliptex.data.shard_index import read_index, read_indexed
 from cliptex.data.shards import Pair, write_tar
-from cliptex.labels.store import LabelFile, open_store, read_label_index
+from cliptex.labels.store import LabelFile, open_store, read_label_index, task_of_store
 from cliptex.tasks.normals import KAPPA_MAX, KAPPA_MIN
 
 FORMATS = {
@@ -86,7 +85,7 @@ def export_labels(
     """
     indices = {store: labels_dir / store / "index.json" for store in stores}
     origins = {store: read_label_index(config, store, index) for store, index in indices.items()}
-    tasks = {store: find("tasks", config.label_stores[store].task)() for store in stores}
+    tasks = {store: task_of_store(config, store, index) for store, index in indices.items()}
     forms = {store: form if task.name in PNG else "npy" for store, task in tasks.items()}
     entries = read_index(shard_index)["shards"]
     if shards is not None:

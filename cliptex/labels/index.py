@@ -34,8 +34,8 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
     (digest), and with the configuration (expert, recipe). Raises CliptexError that names the file and the remedy.
     """
     expert = config.label_stores[store].expert
-    task: Task = find("tasks", config.label_stores[store].task)()
     entries = read_index(shard_index)["shards"]
+    task = _task(config, store, out_dir / f"{entries[0]['shard']}.parquet")
     files, records, weights = [], [], None
     scalars: dict[str, list[float]] = {}
     with payloads_writer(out_dir / FILE) as add_payloads:
@@ -101,6 +101,12 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
     }
     write_json(out_dir / "index.json", index)
     return index
+
+
+def _task(config: Config, store: str, first: Path) -> Task:
+    """The store's task, with the parameters that its first label file has; all files must have the same."""
+    codec = LabelFile(first).metadata["codec"] if first.is_file() else {}
+    return find("tasks", config.label_stores[store].task).from_codec(codec)
 
 
 def _checked_record(path: Path, batch_path: Path, entry: dict[str, Any], redo: str) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from PIL import Image
 
 from cliptex.config import Config
 from cliptex.core.errors import working_on
-from cliptex.core.plugins import find
 from cliptex.data.images import decode_image
 from cliptex.data.shard_index import read_index, read_indexed
-from cliptex.labels.store import open_store, read_label_index, rows_by_shard
+from cliptex.labels.store import open_store, read_label_index, rows_by_shard, task_of_store
 from cliptex.tasks.contact_sheet import MAX_CLASSES, class_names, draw_sheet, fitted, legend, message
 
 
@@ -26,12 +25,13 @@ def contact_sheet(
     """Draw `images` rows, each an image and its label in every store, and a legend below. A missing label is replaced
     by its reason. Raises CliptexError as `open_store` does."""
     entries = read_index(shard_index)["shards"]
-    tasks = {store: find("tasks", config.label_stores[store].task)() for store in stores}
+    indices = {store: labels_dir / store / "index.json" for store in stores}
+    tasks = {store: task_of_store(config, store, index) for store, index in indices.items()}
     rows, classes = [], {store: Counter() for store in stores}
     for shard, shard_rows in _spread([len(entry["keys"]) for entry in entries], images).items():
         entry = entries[shard]
         pairs = read_indexed(entry)
-        files = {store: open_store(labels_dir / store / "index.json", entry, tasks[store]) for store in stores}
+        files = {store: open_store(index, entry, tasks[store]) for store, index in indices.items()}
         errors = {store: file.column("error") for store, file in files.items()}
         for row in shard_rows:
             with working_on(f"{entry['path']}, key {pairs[row].key!r}"):

@@ -62,8 +62,8 @@ def label_batch(
     expert_config = config.experts[store_config.expert]
     per_job = config.labels.shards_per_job
     entries = read_index(shard_index)["shards"][batch * per_job : (batch + 1) * per_job]
-    task: Task = find("tasks", store_config.task)()
     expert = load_expert(store_config.expert, expert_config, expert_folder)
+    task: Task = find("tasks", store_config.task).from_codec(expert.task_parameters())
     if expert.task != task.name:
         raise CliptexError(
             f"label_stores.{store}.expert: {store_config.expert!r} makes {expert.task}, but the task is {task.name!r}"

@@ -204,11 +204,18 @@ class StoredLabels:
         return self._rows[key][2]
 
 
+def task_of_store(config: Config, store: str, index: Path) -> Task:
+    """The task of a label store, with the parameters that the codec in its `index` (index.json) has; without an index,
+    the task's defaults."""
+    codec = read_checked(index, {"codec": {}})["codec"] if Path(index).exists() else {}
+    return find("tasks", config.label_stores[store].task).from_codec(codec)
+
+
 def read_label_index(config: Config, store: str, path: Path) -> dict[str, Any]:
     """The index.json of a store. Raises CliptexError if its expert, task or codec differs from the config's."""
     store_config = config.label_stores[store]
-    task: Task = find("tasks", store_config.task)()
     index = read_checked(path, {"expert": str, "task": str, "codec": {"name": str}, "files": [INDEXED]})
+    task: Task = find("tasks", store_config.task).from_codec(index["codec"])
     for name, actual, expected in (
         ("expert", index["expert"], store_config.expert),
         ("task", index["task"], task.name),

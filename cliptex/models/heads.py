@@ -174,15 +174,28 @@ class DenseHeads(nn.Module):
         return out
 
 
-def save_heads(heads: DenseHeads, path: Path, tasks: dict[str, str], losses: dict[str, dict[str, Any]]) -> str:
+def own_codecs(tasks: dict[str, Task]) -> dict[str, dict[str, Any]]:
+    """The codecs of those tasks, by label store, whose parameters are not the task's defaults."""
+    return {store: task.codec() for store, task in tasks.items() if task.codec() != type(task).from_codec({}).codec()}
+
+
+def save_heads(
+    heads: DenseHeads,
+    path: Path,
+    tasks: dict[str, str],
+    losses: dict[str, dict[str, Any]],
+    codecs: dict[str, dict[str, Any]] | None = None,
+) -> str:
     """Write module and heads as safetensors, and return the file's SHA-256.
 
     The metadata have the arguments, tasks and losses for `load_heads`.
 
     tasks: label store -> name of its task. losses: label store -> options of its loss, which may determine the number
-    of output channels.
+    of output channels. codecs: see `own_codecs`.
     """
     metadata = {"arguments": heads.arguments, "tasks": tasks, "losses": losses}
+    if codecs:
+        metadata["codecs"] = codecs
     save_weights(heads.state_dict(), path, {METADATA_KEY: json.dumps(metadata)})
     return sha256_file(path)
 
@@ -199,9 +212,11 @@ def load_heads(path: Path) -> tuple[DenseHeads, dict[str, Task]]:
         with torch.device("meta"):  # takes no memory, whatever width the file claims
             heads = DenseHeads(**metadata["arguments"])
         load_strictly(heads, tensors, f"{path}: its tensors do not match its metadata", "restore a copy")
-        losses = metadata["losses"]
+        losses, codecs = metadata["losses"], metadata.get("codecs", {})
         tasks = {
-            store: _task(task, path).with_loss(losses.get(store, {}), f"{path}: {store}")
+            store: _task(task, path)
+            .from_codec(codecs.get(store, {}))
+            .with_loss(losses.get(store, {}), f"{path}: {store}")
             for store, task in metadata["tasks"].items()
         }
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -210,15 +225,15 @@ def load_heads(path: Path) -> tuple[DenseHeads, dict[str, Task]]:
     return heads.eval(), tasks
 
 
-def _task(name: str, path: Path) -> Task:
-    """The task that a heads file names: a built-in one, or one that this process has imported, since a file must not
-    choose which modules are imported."""
+def _task(name: str, path: Path) -> type[Task]:
+    """The class of the task that a heads file names: a built-in one, or one that this process has imported, since a
+    file must not choose which modules are imported."""
     module, _, attribute = name.partition(":")
     if name in built_in("tasks"):
-        return find("tasks", name)()
+        return find("tasks", name)
     task = getattr(sys.modules.get(module), attribute, None)
     if not (isinstance(task, type) and issubclass(task, Task)):
         raise CliptexError(
             f"{path}: its task {name!r} is not one of cliptex; import {module} before you load the model"
         )
-    return task()
+    return task

@@ -28,7 +28,7 @@ from cliptex.evaluation.measures import metric_of
 from cliptex.evaluation.per_image import PerImage, read_per_image
 from cliptex.evaluation.probes.tasks import known_tasks, probe_task
 from cliptex.evaluation.thumbnails import thumbnails_path
-from cliptex.labels.store import LabelFile, open_store
+from cliptex.labels.store import LabelFile, open_store, task_of_store
 from cliptex.report import names
 from cliptex.report.differences import Comparison
 from cliptex.report.gather import PUT_BACK, Results
@@ -63,7 +63,10 @@ class Album:
 def labelled_pairs(results: Results) -> Album | None:
     """`report.gallery` pairs from shards at even distances, with the label of every store; None without pairs."""
     keys_of_shards = _spread(results.shards["shards"], results.config.report.gallery)
-    tasks = {name: find("tasks", store.task)() for name, store in results.config.label_stores.items()}
+    tasks = {
+        store: task_of_store(results.config, store, results.workdir / paths.labels(store) / "index.json")
+        for store in results.config.label_stores
+    }
     items = []
     for shard, keys in keys_of_shards.items():
         with working_on(f"{results.workdir / paths.SHARD_INDEX}, shard {shard}"):

@@ -73,6 +73,13 @@ class Task(ABC):
             for path, sentence in explain(error, kind, values):
                 yield (*where, *map(str, path)), sentence
 
+    @classmethod
+    def from_codec(cls, codec: Mapping[str, Any]) -> Self:
+        """The task of a label store with this `codec`, which is from a file and not yet checked, or with an expert's
+        `task_parameters`; {} gives the defaults. A task with parameters, e.g. class names, reads them from it; all
+        others ignore it. Readers of files then compare the task's `codec` with the file's."""
+        return cls()
+
     @abstractmethod
     def codec(self) -> dict[str, Any]:
         """Metadata of the label store: codec name and parameters, dtype, invalid value, frame, class names."""

@@ -27,7 +27,7 @@ from cliptex.core.progress import track
 from cliptex.core.provenance import provenance
 from cliptex.experts.precision import native_precision
 from cliptex.models import clip as student
-from cliptex.models.heads import DenseHeads, save_heads
+from cliptex.models.heads import DenseHeads, own_codecs, save_heads
 from cliptex.tasks.batch_mean import local_only
 from cliptex.training import cost
 from cliptex.training.batch import Batch
@@ -275,7 +275,9 @@ class _Run:
         network, heads = self.trainer.averaged()
         weights_sha256 = student.export(network, self.config.student, self.folder)
         stores = {store: self.config.label_stores[store].task for store in self.model_config.tasks}
-        heads_sha256 = save_heads(heads, self.folder / student.HEADS_FILE, stores, self.model_config.losses)
+        heads_sha256 = save_heads(
+            heads, self.folder / student.HEADS_FILE, stores, self.model_config.losses, own_codecs(self.tasks)
+        )
         self._write_history(self.folder)
         digests = {"model_sha256": weights_sha256, "heads_sha256": heads_sha256}
         write_json(self.folder / "train.json", self._record(digests, peak_memory_mb))

@@ -14,11 +14,11 @@ from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_checked, replacing, write_json
-from cliptex.core.plugins import find
 from cliptex.core.provenance import provenance
+from cliptex.labels.store import task_of_store
 from cliptex.models import clip as student
 from cliptex.models.dense_features import width as feature_width
-from cliptex.models.heads import DenseHeads, save_heads
+from cliptex.models.heads import DenseHeads, own_codecs, save_heads
 from cliptex.tasks.base import Task
 from cliptex.training import cost
 
@@ -29,7 +29,7 @@ def tasks_of(config: Config, name: str) -> dict[str, Task]:
     """The tasks of a model, by label store, with the options of its losses."""
     model = config.models[name]
     return {
-        store: find("tasks", config.label_stores[store].task)().with_loss(
+        store: task_of_store(config, store, paths.labels(store) / "index.json").with_loss(
             model.losses.get(store, {}), f"models.{name}.losses.{store}"
         )
         for store in model.tasks
@@ -64,10 +64,11 @@ def export_untrained(config: Config, name: str, seed: int) -> None:
     """Export a model without training steps: the weights that it starts from, and the random heads of its tasks."""
     start, model, folder = time.monotonic(), config.models[name], paths.model(name, seed)
     network, started_from = initial_network(config, name, seed)
-    heads = new_heads(config, name, seed, network, tasks_of(config, name))
+    tasks = tasks_of(config, name)
+    heads = new_heads(config, name, seed, network, tasks)
     weights_sha256 = student.export(network, config.student, folder)
     stores = {store: config.label_stores[store].task for store in model.tasks}
-    heads_sha256 = save_heads(heads, folder / student.HEADS_FILE, stores, model.losses)
+    heads_sha256 = save_heads(heads, folder / student.HEADS_FILE, stores, model.losses, own_codecs(tasks))
     with replacing(folder / "metrics.jsonl") as scratch:
         scratch.touch()
     flops = cost.forward_flops(network, heads, student.tokenizer(config.student)(["a"]))
