@@ -5,7 +5,8 @@
     python benchmarks/all.py --gpu                        # benchmarks/gpu.py; a rehearsal: --gpu --device cpu --quick
     python benchmarks/all.py --quick --page docs/performance.md    # also replaces the page's table and its JSON file
 
-Each file of this folder that measures something runs in a process of its own, one after the other. One that fails, does
+Each file of this folder that measures something runs in a process of its own, one after the other, except for
+default_run.py, which takes a quarter of an hour and is run by itself. One that fails, does
 not end in time or prints no JSON is a row of the table, and is counted. The results are in `--out`, a JSON file
 (default performance.json, or gpu.json): the machine, the seconds it took, and each benchmark's own records. `--page`
 is a Markdown page with the marks `<!-- table: NAME -->` and `<!-- end of table -->`; NAME is `ratios` or `gpu`. The
@@ -31,7 +32,7 @@ from typing import Any
 from machine import ROOT, machine
 
 HERE = Path(__file__).resolve().parent
-NOT_RUN = {"all.py", "machine.py", "gpu.py", "probe_peers.py"}
+NOT_RUN = {"all.py", "machine.py", "gpu.py", "probe_peers.py", "default_run.py"}
 QUICK_S, LONGEST_S = 600, 6 * 3600
 """Seconds for all with --quick, and for each without."""
 MARKS = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.S)

@@ -6,9 +6,9 @@ edits in a module that a rule only calls. Imports nothing, because the Snakefile
 
 RENDER = 2
 FETCH = 1
-EXPERT = 3
-LABEL = 4
-TRAIN = 5
+EXPERT = 4
+LABEL = 5
+TRAIN = 6
 PROBE = 7
 FINETUNE = 3
 ZEROSHOT = 4

@@ -259,8 +259,9 @@ class Trainer:
             "heads": list(self.heads.parameters()),
         }
         norms = {f"grad_norm/{part}": _grad_norm(parameters) for part, parameters in parts.items() if parameters}
+        norms["grad_norm"] = torch.stack(list(norms.values())).norm()  # of the whole, from those of its parts
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norms["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self.train_config.grad_clip)
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.train_config.grad_clip, norms["grad_norm"])
         return norms
 
     def overhead(self, batch: Batch, repeats: int = 2) -> float:
