@@ -2,11 +2,11 @@
 
     python benchmarks/default_run.py [--quick] [--cores 2] [--cold-only]
 
-Each run is the README's `snakemake --cores N all` in an empty folder; the second one finds the rendered images and the
-experts' weights of the first in `CLIPTEX_CACHE` (docs/performance.md). `ratio` is the minutes by the clock, `seconds` and
-`processor_seconds` are of the whole command with its children, `by_rule` the processor seconds that the jobs record.
-Take figures from a machine that does nothing else. `--quick` runs config/test.yaml, whose figures say nothing about
-the goal. The last line is a JSON list.
+Each run is the README's `snakemake --cores N all` in an empty folder. The second one finds the rendered images and the
+experts' weights of the first in `CLIPTEX_CACHE` (docs/performance.md). `ratio` is the minutes by the clock, `seconds`
+and `processor_seconds` are of the whole command with its children, `by_rule` the processor seconds that the jobs
+record. Take figures from a machine that does nothing else. `--quick` runs config/test.yaml, whose figures say nothing
+about the goal. The last line is a JSON list.
 """
 
 import argparse
