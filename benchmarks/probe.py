@@ -22,6 +22,8 @@
           of each head, its standard deviation over seeds, and the difference. The goal holds if the means of no head
           differ by more than two standard deviations, the larger of the two.
 `timm`    features of a ViT-B-16, from images of 256 x 384 in memory to patch tokens, ours / timm's, in batches of 8.
+`mmsegmentation`  a training step of a linear segmentation head on a frozen ViT-B-16, as the usual way of `frozen`
+          computes it / mmsegmentation's `train_step`: whether the comparison in `frozen` is fair.
 `linear_probe`  the linear probe of ImageNet's layout in the protocol `miniature` / clip_benchmark's, with its defaults
           and its search for the weight decay: decoding, features, choice and training; top-1 of both, mean over seeds.
           clip_benchmark requires a GPU; here a device on the processor stands in for it.
@@ -48,7 +50,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from probe_peers import features_ratios, linear_probes
+from probe_peers import features_ratios, linear_probes, step_ratios
 
 from cliptex.config import Config, Miniature, Student
 from cliptex.core import paths
@@ -78,7 +80,7 @@ BATCH, QUICK_BATCH = 12, 4
 TRAININGS = 3
 EPOCHS = 10
 RATES = (5e-4, 5e-3, 5e-2)
-NAMES = ("reading", "timm", "linear_probe", "frozen", "equal", "solver")
+NAMES = ("reading", "timm", "mmsegmentation", "linear_probe", "frozen", "equal", "solver")
 SUMMARIES = {"mean": statistics.mean, "std": statistics.stdev}
 SMALL = {
     "embed_dim": 128,
@@ -307,6 +309,12 @@ def extraction(encoder: Encoder, images: int, rounds: int) -> dict[str, Any]:
     return report("probe/timm", ratios, "<= 1.05", statistics.median(ratios) <= 1.05, description, images=images)
 
 
+def usual_step(encoder: Encoder, model: Path, rounds: int) -> dict[str, Any]:
+    ratios = step_ratios(encoder, model, 8, rounds)
+    description = "processor seconds of a step with a frozen ViT-B-16, the usual way of probe/frozen / mmsegmentation's"
+    return report("probe/mmsegmentation", ratios, "<= 1.05", statistics.median(ratios) <= 1.05, description)
+
+
 def linear_probe(folder: Path, model: Path, seeds: int, images: int) -> dict[str, Any]:
     rendered(folder, imagenet={"train": images, "val": images // 2})
     if not (model / student.CONFIG_FILE).exists():
@@ -439,9 +447,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = Path(scratch)
         if runs("reading"):
             results.append(reading(folder / "reading"))
-        vit = untrained(folder / "vit", "ViT-B-16", 0) if runs("timm") or runs("frozen") else None
+        with_vit = any(map(runs, ("timm", "frozen", "mmsegmentation")))
+        vit = untrained(folder / "vit", "ViT-B-16", 0) if with_vit else None
         if runs("timm"):
             results.append(extraction(vit, 8 if quick else 16, 2 if quick else 5))
+        if runs("mmsegmentation"):
+            results.append(usual_step(vit, folder / "vit", 2 if quick else 5))
         if runs("linear_probe"):
             seeds = args.seeds or (1 if quick else 3)
             results.append(linear_probe(folder / "linear_probe", args.encoder, seeds, 300 if quick else 1000))

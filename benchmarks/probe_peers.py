@@ -13,6 +13,8 @@ import open_clip
 import timm
 import torch
 from PIL import Image
+from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from cliptex.config import Config
@@ -53,6 +55,58 @@ def features_ratios(encoder: Encoder, images: int, rounds: int) -> list[float]:
     def theirs() -> None:
         for batch in batches:
             network(torch.stack([transform(Image.fromarray(image)) for image in batch]))
+
+    ours()
+    theirs()
+    return [cpu_seconds(ours) / cpu_seconds(theirs) for _ in range(rounds)]
+
+
+def step_ratios(encoder: Encoder, model: Path, batch: int, rounds: int) -> list[float]:
+    """CPU seconds of a training step of a linear segmentation head on a frozen encoder, as `probe.py` computes it for
+    the usual way, over those of mmsegmentation's `train_step`: the same images in memory, BatchNorm and 1x1
+    convolution, cross-entropy at every pixel, AdamW. model: the encoder's exported folder."""
+    from cliptex.models.mmseg_backbone import CliptexBackbone  # noqa: I001 (makes mmsegmentation importable)
+    from mmengine.optim import OptimWrapper
+    from mmengine.structures import PixelData
+    from mmseg.registry import MODELS
+    from mmseg.structures import SegDataSample
+    from mmseg.utils import register_all_modules
+
+    register_all_modules()
+    side, width = encoder.image_size, encoder.map_shape((encoder.image_size,) * 2)[0]
+    rng = np.random.default_rng(0)
+    images = list(rng.integers(0, 256, (batch, side, side, 3), np.uint8))
+    masks = torch.from_numpy(rng.integers(0, 21, (batch, side, side)))
+    head = nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, 21, 1)).train()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
+
+    def ours() -> None:
+        with torch.no_grad():
+            features = encoder.dense(encoder.normalised(np.stack(images)))
+        logits = F.interpolate(head(features), size=(side, side), mode="bilinear", align_corners=False)
+        optimizer.zero_grad()
+        F.cross_entropy(logits, masks, ignore_index=255).backward()
+        optimizer.step()
+
+    linear = {"type": "FCNHead", "num_convs": 0, "concat_input": False, "kernel_size": 1, "dropout_ratio": 0}
+    backbone = CliptexBackbone(str(model), frozen=True)
+    processor = {"type": "SegDataPreProcessor", "mean": backbone.mean, "std": backbone.std, "size": (side, side)}
+    theirs_model = MODELS.build(
+        {
+            "type": "EncoderDecoder",
+            "data_preprocessor": processor | {"bgr_to_rgb": True},
+            "backbone": {"type": "CliptexBackbone", "model": str(model), "frozen": True},
+            "decode_head": linear
+            | {"in_channels": width, "channels": width, "num_classes": 21, "align_corners": False}
+            | {"loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True}},
+        }
+    ).train()
+    wrapper = OptimWrapper(torch.optim.AdamW(theirs_model.decode_head.parameters(), lr=1e-3))
+    inputs = [torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))) for image in images]
+
+    def theirs() -> None:
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=mask[None])) for mask in masks]
+        theirs_model.train_step({"inputs": list(inputs), "data_samples": samples}, wrapper)
 
     ours()
     theirs()
