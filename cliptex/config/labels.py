@@ -29,6 +29,9 @@ class ExpertConfig(Section):
     """Expected SHA-256 of the weight file, or at least its first 8 digits; other weights are refused."""
     licence: str | None = None
     """Licence of the weights, for the label store; null: "Apache-2.0" for `trained` and `random`, else "unknown"."""
+    trained_on: list[Annotated[str, Field(min_length=1)]] | None = None
+    """Data sets that the weights were trained on, e.g. [coco/train2017, imagenet/train]: a benchmark's name and, if
+    known, the split. The report marks results on these. []: on none of them; null: by a table of published weights."""
     batch_size: Positive = 32
     """Images per forward pass."""
     batch_window: Positive | None = None
@@ -43,7 +46,7 @@ class ExpertConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without(handler(self), "batch_window", None)
+        return without(without(handler(self), "batch_window", None), "trained_on", None)
 
     @property
     def licence_name(self) -> str:

@@ -19,6 +19,7 @@ from cliptex.core.files import read_checked, replacing, sha256_file, sha256_json
 from cliptex.core.plugins import find
 from cliptex.core.provenance import provenance
 from cliptex.experts.base import Expert
+from cliptex.experts.trained_on import recorded
 from cliptex.experts.weights import Weights, digests, resolve
 
 log = logging.getLogger("cliptex")
@@ -29,7 +30,8 @@ def train_expert(config: Config, name: str, renders: Path, out: Path, seed: int)
     """Make the folder `out` of the expert `name`.
 
     renders: folder of `train.h5` and `val.h5`; read only if the expert is trained here. In `expert.json`, `source` is
-    "miniature", "url", "hub", "local", "random" or "none", and `files` has the SHA-256 of each file of the weights.
+    "miniature", "url", "hub", "local", "random" or "none", `files` has the SHA-256 of each file of the weights, and
+    `trained_on` their training sets (`cliptex.experts.trained_on`).
     `quality.json` has the metrics on held-out renders (`quality`) and those of `prior_label` (`prior`). Raises
     CliptexError for an unknown expert, and for weights that are missing, or do not match `sha256` or the network.
     """
@@ -81,6 +83,7 @@ def train_expert(config: Config, name: str, renders: Path, out: Path, seed: int)
         keys = ("weights_sha256", "num_parameters")
         record |= {"source": "miniature", "weights": "weights.safetensors", "quality": quality["quality"]}
         record |= {key: quality[key] for key in keys}
+    record |= recorded(expert_config.trained_on, plugin, record["source"], record["origin"])
     write_json(out / "expert.json", record | {"provenance": provenance(config.plain())})
 
 

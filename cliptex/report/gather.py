@@ -191,7 +191,7 @@ def gather(config: Config, workdir: Path) -> Results:
         stores={
             name: _store(config, name, workdir / paths.labels(name) / "index.json") for name in config.label_stores
         },
-        experts={name: _expert(workdir / paths.expert(name)) for name in config.experts},
+        experts={name: read_expert(workdir / paths.expert(name)) for name in config.experts},
         shards=_shards(workdir / paths.SHARD_INDEX)
         if needs_pairs(config) or (workdir / paths.SHARD_INDEX).exists()
         else {"num_samples": 0, "dropped": {}, "shards": []},
@@ -253,7 +253,8 @@ def _store(config: Config, name: str, path: Path) -> dict[str, Any]:
     return read_label_index(config, name, path)
 
 
-def _expert(folder: Path) -> dict[str, Any] | None:
+def read_expert(folder: Path) -> dict[str, Any] | None:
+    """expert.json and, under `quality_file`, quality.json; None if there is none."""
     if not (folder / "expert.json").exists():
         return None
     expert, quality = records.read_record(folder / "expert.json", records.EXPERT), folder / "quality.json"

@@ -8,6 +8,7 @@ Holds   weights are copied unchanged; the card names every expert's licence, and
 import logging
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from cliptex.evaluation.per_image import per_image_path
 from cliptex.evaluation.probes.tasks import load_tasks
 from cliptex.models.clip import CONFIG_FILE, HEADS_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
 from cliptex.report import names
-from cliptex.report.gather import PUT_BACK, read_scores, read_training
+from cliptex.report.gather import PUT_BACK, read_expert, read_scores, read_training
 from cliptex.report.integrity import check_identity, check_metric, check_weights, config_differences
 from cliptex.report.records import LABEL_INDEX, SHARD_INDEX, read_record
+from cliptex.report.seen import Degree, Seen, footnotes, stores_of
 from cliptex.report.table import markdown_text as md
 
 log = logging.getLogger("cliptex")
@@ -115,9 +117,10 @@ def model_card(
     model_cfg = exported_config(workdir / paths.model(name, seed))["model_cfg"]
     stores = [
         {"store": store} | read_record(workdir / paths.labels(store) / "index.json", LABEL_INDEX)
-        for store in _stores(config, name)
+        for store in stores_of(config, name)
     ]
-    results = _results(config, name, seed, record.get("model_sha256"), workdir)
+    seen = Seen(config, {expert: read_expert(workdir / paths.expert(expert)) for expert in config.experts})
+    results = _results(config, name, seed, record.get("model_sha256"), workdir, seen)
     terms = {"license": licence}
     if not licence:  # for `other` the hub requires a name, and a link or a file
         terms = {"license": "other", "license_name": "see-model-card", "license_link": "README.md"}
@@ -142,8 +145,9 @@ def model_card(
         eval_results=evaluated or None,
     )
     parts = [f"---\n{data.to_yaml().strip()}\n---\n\n# {name}, seed {seed}\n"]
-    parts += [_about(record, model_cfg), _use(model_cfg, heads), _data(config, record, workdir), _experts(stores)]
-    parts += [_training(config, name, record), _measured(results), _licence(licence, stores)]
+    parts += [_about(record, model_cfg), _use(model_cfg, heads), _data(config, record, workdir)]
+    parts += [_experts(stores, seen), _training(config, name, record)]
+    parts += [_measured(results, seen.not_stated([name])), _licence(licence, stores)]
     return "\n".join(filter(None, parts))
 
 
@@ -227,23 +231,17 @@ def _data(config: Config, record: dict[str, Any], workdir: Path) -> str:
     return f"## Data\n\nImage-caption pairs{samples}, {source}. Training started from {md(record['init'])}.\n"
 
 
-def _stores(config: Config, name: str) -> list[str]:
-    """The label stores that a model was trained on, including those of the models it starts from."""
-    model = config.models[name]
-    stores = dict.fromkeys(model.tasks)
-    for other in model.sources():
-        if other in config.models:
-            stores |= dict.fromkeys(_stores(config, other))
-    return list(stores)
-
-
-def _experts(stores: list[dict[str, Any]]) -> str:
+def _experts(stores: list[dict[str, Any]], seen: Seen | None = None) -> str:
+    """seen: what the experts were trained on; if none has training sets, there is no such column."""
     if not stores:
         return ""
     lines = [
         "## Experts\n\n| label store | task | expert | weights | SHA-256 | licence of the weights | images labelled |"
     ]
     lines += ["|---|---|---|---|---|---|---|"]
+    has_sets = seen is not None and any(seen.sets.get(store["expert"]) for store in stores)
+    if has_sets:
+        lines = [f"{lines[0]} trained on |", f"{lines[1]}---|"]
     for store in stores:
         random, digest = store.get("weights") == "random", store.get("weights_sha256")
         weights = "**RANDOM: untrained, for tests only**" if random else md(str(store.get("weights")))
@@ -252,6 +250,8 @@ def _experts(stores: list[dict[str, Any]]) -> str:
             f"| {store['store']} | {md(store['task'])} | {md(store['expert'])} | {weights} | {sha} |"
             f" {md(str(store['licence']))} | {store['labelled']:,} of {store['images']:,} |"
         )
+        if has_sets:
+            lines[-1] += f" {md(seen.words(store['expert']))} |"
     return "\n".join(lines) + "\n"
 
 
@@ -266,7 +266,9 @@ def _training(config: Config, name: str, record: dict[str, Any]) -> str:
     return f"## Training\n\n{seen}, seed {record['seed']}; {where}.\n\n{fence}yaml\n{text}{fence}\n"
 
 
-def _results(config: Config, name: str, seed: int, sha256: str | None, workdir: Path) -> list[dict[str, Any]]:
+def _results(
+    config: Config, name: str, seed: int, sha256: str | None, workdir: Path, seen: Seen | None = None
+) -> list[dict[str, Any]]:
     """The main metric of each benchmark, task and head with results of this model and seed.
 
     sha256: of the model's weights. Results of other weights, from before a retraining, and those that do not follow
@@ -300,6 +302,7 @@ def _results(config: Config, name: str, seed: int, sha256: str | None, workdir: 
                 metric = measure(row.task).main
                 result = {"task": row.task, "head": row.head, "metric": metric, "value": row.metrics[metric]}
                 keys = ("benchmark", "source", "split", "num_eval")
+                result["seen"] = seen.by(scores, [name]) if seen else {}
                 measured.append(result | {key: getattr(scores, key) for key in keys})
     return measured
 
@@ -309,17 +312,25 @@ def _dataset(result: dict[str, Any]) -> str:
     return f"{names.benchmark(result['benchmark'], result['source'])}{stand_in}"
 
 
-def _measured(results: list[dict[str, Any]]) -> str:
+def _measured(results: list[dict[str, Any]], not_stated: Sequence[str] = ()) -> str:
+    """not_stated: experts whose training sets nobody states."""
     if not results:
         return "## Results\n\nThere were no results when this card was written.\n"
     lines = ["## Results\n\nHeads trained on the frozen encoder, and zero-shot.\n"]
     lines += ["| data | images | task | head | metric | value |\n|---|---:|---|---|---|---:|"]
+    notes: dict[Degree, dict[str, None]] = {}
     for result in results:
         metric, data = metric_of(result["task"], result["metric"]), f"{_dataset(result)}, {result['split']}"
+        for degree, experts in result["seen"].items():
+            data += f" {degree.symbol}"
+            notes.setdefault(degree, {})[f"{_dataset(result)} by {'; '.join(experts)}"] = None
         lines.append(
             f"| {md(data)} | {result['num_eval']:,} | {md(names.task(result['task']))} |"
             f" {md(names.head(result['head']))} | {metric.title} | {metric.format(result['value'])} {metric.unit} |"
         )
+    official = any(result["source"] != "miniature" for result in results)
+    for note in footnotes(notes, not_stated if official else ()):
+        lines += ["", md(note)]
     return "\n".join(lines) + "\n"
 
 

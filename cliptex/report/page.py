@@ -17,8 +17,9 @@ from cliptex.report.bootstrap import LEVEL
 from cliptex.report.differences import Comparison, compare, differences_table
 from cliptex.report.found_studies import found_studies
 from cliptex.report.gains import ProbeGain, finetuned_gains, further_models, probe_gains, zeroshot_results
-from cliptex.report.gather import Results
+from cliptex.report.gather import Results, Scores
 from cliptex.report.integrity import check
+from cliptex.report.seen import Seen, compared
 from cliptex.report.statistics import GainStatus, ZeroShot, ZeroShotState, format_interval, signed
 from cliptex.report.table import Table
 from cliptex.report.tables import data, provenance, training
@@ -61,6 +62,7 @@ def make_parts(results: Results) -> Parts:
     notes = check(results)
     gains, shots = probe_gains(results), zeroshot_results(results)
     comparisons = compare(results)
+    seen = Seen(results.config, results.experts)
     tables = {
         "main": evaluation.main_table(results, gains),
         "further_values": evaluation.further_values_table(results, gains),
@@ -69,7 +71,7 @@ def make_parts(results: Results) -> Parts:
         "finetuned": evaluation.finetuned_table(results, finetuned_gains(results), gains),
         "cost": training.cost_table(results),
         "differences": differences_table(results, comparisons),
-        "labels": data.labels_table(results),
+        "labels": data.labels_table(results, seen.sets),
         "experts": data.experts_table(results),
         "timings": provenance.timing_table(results),
         "dropped": data.dropped_table(results),
@@ -78,8 +80,20 @@ def make_parts(results: Results) -> Parts:
         "weights": provenance.weights_table(results),
     }
     shown, tuned = ([*selected, *results.models] for selected in (results.baselines, results.config.finetune.baselines))
-    metrics = [evaluation.metrics_table(results, scores, shown) for scores in results.probes.values()]
-    metrics += [evaluation.metrics_table(results, scores, tuned) for scores in results.finetuned.values()]
+    for name, benchmarks in {
+        **dict.fromkeys(("main", "further_values", "further"), results.probes),
+        "zeroshot": results.zeroshot,
+        "finetuned": results.finetuned,
+    }.items():
+        each = list(benchmarks.values())
+        tables[name] = seen.marked(tables[name], lambda group, _, each=each: each[group])
+    rows = [comparison.scores for comparison in comparisons if comparison.differences is not None]
+    tables["differences"] = seen.marked(tables["differences"], lambda _, row: rows[row])
+    metrics = [
+        seen.marked(evaluation.metrics_table(results, scores, models), lambda *_, scores=scores: scores)
+        for models, benchmarks in ((shown, results.probes), (tuned, results.finetuned))
+        for scores in benchmarks.values()
+    ]
     charts = {
         "gains": figures.gains_chart(results, gains),
         "contrastive_loss": figures.loss_chart(results),
@@ -90,8 +104,18 @@ def make_parts(results: Results) -> Parts:
         if gain.dense:  # two heads can have the same label
             dense[f"{gain.label} ({gain.head})" if gain.label in dense else gain.label] = gain
     suffix = SUFFIX if results.miniature else ""
+
+    def has_seen(scores: Scores) -> bool:
+        return seen.degree(scores, compared(results.config)) is not None
+
     return Parts(
-        verdict({label: gain.gain for label, gain in dense.items()}, shots, seeds=len(results.config.seeds)),
+        verdict(
+            {label: gain.gain for label, gain in dense.items()},
+            shots,
+            seeds=len(results.config.seeds),
+            seen=[label for label, gain in dense.items() if has_seen(results.probes[gain.benchmark])],
+            seen_zeroshot=[shot.key for shot in shots if has_seen(results.zeroshot[shot.key[0]])],
+        ),
         shots,
         [
             further_sentence(names.model(model), [gain.gain_of(model, results.baselines) for gain in dense.values()])
@@ -165,6 +189,8 @@ def _tiles(results: Results, parts: Parts) -> list[dict[str, Any]]:
     else:
         status, gain = GainStatus.ONE_SEED, "a gain over CLIP-FT beyond the noise of the images"
     text = f"dense probes with {gain}; better in {counts['better']}"
+    if parts.verdict.unseen:
+        text += f"; {parts.verdict.unseen}"
     tiles = [{"value": f"{counts[status]} of {counts['cells']}", "text": text}]
     if (percent := parts.verdict.gain) is not None:
         bounds = parts.verdict.gain_interval

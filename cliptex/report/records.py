@@ -78,7 +78,14 @@ LABEL_INDEX = _record(
 )
 STUDIED = _record(flops_over_contrastive=Number, model_sha256=str)
 """train.json, as far as a study needs it."""
-EXPERT = _record(num_parameters=(Count | None, None), weights_sha256=(str | None, None))
+EXPERT = _record(
+    num_parameters=(Count | None, None),
+    weights_sha256=(str | None, None),
+    plugin=(str | None, None),
+    source=(str | None, None),
+    origin=(dict[str, str] | None, None),
+    trained_on=(list[_record(name=str, split=str, how=str)] | None, None),
+)
 QUALITY = _record(
     task=str, source=str, split=str, quality=Numbers, prior=(Numbers, {}), images_per_cpu_second=(Number, 0.0)
 )

@@ -1,6 +1,6 @@
 """The verdict at the head of the page: how many gains are real, the median gain, and whether zero-shot is kept."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
@@ -48,10 +48,22 @@ class Verdict:
     counts: dict[str, int] = field(default_factory=dict)
     gain: float | None = None
     gain_interval: Interval | None = None
+    unseen: str = ""
+    """The headline's count without the dense probes whose data set an expert has seen; empty if there are none."""
 
 
-def verdict(gains: Mapping[str, Gain], zeroshot: Sequence[ZeroShot], *, seeds: int) -> Verdict:
-    """Summarise the dense probes (label -> gain of CLIPTeX over CLIP-FT) and zero-shot."""
+def verdict(
+    gains: Mapping[str, Gain],
+    zeroshot: Sequence[ZeroShot],
+    *,
+    seeds: int,
+    seen: Collection[str] = (),
+    seen_zeroshot: Collection[tuple[str, str]] = (),
+) -> Verdict:
+    """Summarise the dense probes (label -> gain of CLIPTeX over CLIP-FT) and zero-shot.
+
+    seen: labels of the dense probes, and `key` of the zero-shot tasks, whose data set an expert has seen.
+    """
     subject, reference = names.model(names.SUBJECT), names.model(names.REFERENCE)
     groups = {status: [label for label, gain in gains.items() if gain.status is status] for status in GainStatus}
     counts = {status.value: len(labels) for status, labels in groups.items()}
@@ -73,8 +85,32 @@ def verdict(gains: Mapping[str, Gain], zeroshot: Sequence[ZeroShot], *, seeds: i
         middle += f" ({LEVEL:.0f} % interval {format_interval(bounds)} %)"
     sentences = [f"{subject} is better than {reference} in {better} of {total}{middle}."]
     sentences += [_group_sentence(status, labels, gains) for status, labels in groups.items() if labels]
-    sentences += [_zeroshot_sentence(item, reference) for item in zeroshot]
-    return Verdict(headline, sentences, counts, typical, bounds)
+    without = ""
+    known = {label: gain for label, gain in gains.items() if gain.status is not GainStatus.MISSING}
+    if num_seen := len(known.keys() & set(seen)):
+        without, sentence = _without([gain for label, gain in known.items() if label not in seen], num_seen, seeds)
+        headline += f"; {without}"
+        sentences.insert(1, sentence)
+    for item in zeroshot:
+        has_seen = " An expert was trained on this data set." if item.key in seen_zeroshot else ""
+        sentences.append(_zeroshot_sentence(item, reference) + has_seen)
+    return Verdict(headline, sentences, counts, typical, bounds, without)
+
+
+def _without(known: Sequence[Gain], num_seen: int, seeds: int) -> tuple[str, str]:
+    """Count and sentence on the compared dense probes of data that no expert is known to have seen."""
+    if not known:
+        return "an expert has seen the data set of each", "An expert was trained on the data set of every dense probe."
+    better = sum(gain.status in BETTER for gain in known)
+    counted = sum(gain.status is GainStatus.REAL for gain in known) if seeds > 1 else better
+    typical, bounds = _median_gain(known)
+    rows = f"the {num_seen} dense probe{'s' if num_seen > 1 else ''} whose data set an expert was trained on"
+    text = f"Without {rows}: better in {better} of {len(known)}"
+    if typical is not None:
+        text += f"; median relative gain {signed(typical)} %"
+    if bounds:
+        text += f" ({LEVEL:.0f} % interval {format_interval(bounds)} %)"
+    return f"{counted} of {len(known)} without those whose data set an expert has seen", f"{text}."
 
 
 def _median_gain(gains: Iterable[Gain]) -> tuple[float | None, Interval | None]:

@@ -1,17 +1,19 @@
 """Tables of label stores, experts and dropped data."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cliptex.evaluation.measures import metric_of
 from cliptex.evaluation.metrics.display import direction, is_known
+from cliptex.experts.training_sets import TrainingSet, in_words
 from cliptex.report import names
 from cliptex.report.gather import Results
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, best_of
 from cliptex.report.tables.cells import count, count_cell, metric_label
 
 
-def labels_table(results: Results) -> Table | None:
-    """Contents of the label stores; None without any."""
+def labels_table(results: Results, trained_on: Mapping[str, Sequence[TrainingSet]]) -> Table | None:
+    """Contents of the label stores; None without any. trained_on: expert -> its training sets."""
     if not results.stores:
         return None
     columns = [Column("store", "Label store", numeric=False), Column("expert", "Expert", numeric=False)]
@@ -21,20 +23,24 @@ def labels_table(results: Results) -> Table | None:
         "labels",
         "Label stores",
         columns,
-        [Group([_store_row(results, name, index) for name, index in results.stores.items()])],
+        [Group([_store_row(results, name, index, trained_on) for name, index in results.stores.items()])],
         ["Valid pixels: share of a label’s pixels with a value, mean over images. Bytes: of the label alone."],
     )
 
 
-def _store_row(results: Results, name: str, index: dict[str, Any]) -> Row:
+def _store_row(
+    results: Results, name: str, index: dict[str, Any], trained_on: Mapping[str, Sequence[TrainingSet]]
+) -> Row:
     valid = index["statistics"]["scalars"].get("coverage", {}).get("mean")
     expert = results.experts.get(index["expert"]) or {}
     size = f"{count(expert['num_parameters'])} parameters, " if expert.get("num_parameters") else ""
     if index.get("weights") == "random":
         size = f"RANDOM weights, for tests and benchmarks only; {size}"
+    sets = trained_on.get(index["expert"])
+    learned = f"; trained on {in_words(sets)}" if sets else ""
     return {
         "store": Cell(name, note=f"stored as {index['codec']['name']}"),
-        "expert": Cell(names.head(index["expert"]), note=f"{size}licence {index['licence']}"),
+        "expert": Cell(names.head(index["expert"]), note=f"{size}licence {index['licence']}{learned}"),
         "images": count_cell(index["images"]),
         "labelled": Cell(f"{100 * index['coverage']:.2f} %", 100 * index["coverage"]),
         "failed": count_cell(index["images"] - index["labelled"]),

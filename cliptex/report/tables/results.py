@@ -8,6 +8,8 @@ from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, resampled_over
 from cliptex.report.gains import ProbeGain, further_models
 from cliptex.report.gather import Results, Scores
+from cliptex.report.seen import COLUMN as SEEN_COLUMN
+from cliptex.report.seen import Seen
 from cliptex.report.statistics import Gain, GainStatus, ZeroShot, format_interval, signed
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, csv_columns
 from cliptex.report.tables.cells import (
@@ -254,12 +256,19 @@ def metrics_table(results: Results, scores: Scores, models: Sequence[str]) -> Ta
 
 
 def long_rows(results: Results) -> list[list[Any]]:
-    """Every metric of every seed for all_metrics.csv, one row each, after the header."""
+    """Every metric of every seed for all_metrics.csv, one row each, after the header.
+
+    The last column, how much of the data an expert of the model has seen, is there only if one has.
+    """
+    seen = Seen(results.config, results.experts)
     columns = ["kind", "benchmark", "source", "variant", "split", "num_train", "num_eval"]
-    out: list[list[Any]] = [[*columns, "task", "head", "protocol", "model", "seed", "metric", "value"]]
+    columns += ["task", "head", "protocol", "model", "seed", "metric", "value"]
+    out: list[list[Any]] = []
     for kind, scores in results.all_scores:
         data = [kind, scores.benchmark, scores.source, scores.variant, scores.split, scores.num_train, scores.num_eval]
+        degrees = {model: seen.degree(scores, [model]) or "" for model in results.models}
         for row in scores.results:
             measured = [*data, row.task, row.head, row.protocol, row.model, row.seed]
-            out += [[*measured, metric, value] for metric, value in row.metrics.items()]
-    return out
+            out += [[*measured, metric, value, degrees.get(row.model, "")] for metric, value in row.metrics.items()]
+    out = [[*columns, SEEN_COLUMN], *out]
+    return out if any(line[-1] for line in out[1:]) else [line[:-1] for line in out]
