@@ -16,7 +16,7 @@ from cliptex.experts.training_sets import NOT_STATED, TrainingSet, parse
 from cliptex.report import build_report, model_card
 from cliptex.report.gather import gather
 from cliptex.report.page import make_parts
-from cliptex.report.seen import Seen
+from cliptex.report.seen import SeenData
 
 MASK_RCNN = "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"
 DOCS = Path(__file__).parents[1] / "docs/experts.md"
@@ -121,7 +121,7 @@ def test_tables_mark_what_an_expert_has_seen_and_say_who(run, tmp_path):
         rows = list(csv.DictReader(file))
     degrees = {"†": "data set", "‡": "images", "": ""}
     assert {row["benchmark"]: row["seen by experts"] for row in rows} == {k: degrees[v] for k, v in marks.items()}
-    assert "Detection, Mask R-CNN † (AP" in main and "Depth, linear ‡" in main and "PSPNet (mIoU" in main
+    assert "Object detection, Mask R-CNN † (AP" in main and "Depth, linear ‡" in main and "PSPNet (mIoU" in main
     assert not any(mark in rows[0]["Task, head, metric"] for mark in "†‡")
     assert "as far as stated not on the evaluated images: COCO by segmentation: COCO train2017. ImageNet by seg" in main
     assert "may have been trained on the evaluated images: NYUv2 by depth: NYUv2." in main
@@ -177,12 +177,12 @@ def test_a_stated_set_counts_and_stand_in_data_are_never_marked(run, tmp_path):
 def test_a_model_card_says_what_the_experts_were_trained_on(run):
     config, root = run
     records = {name: {"source": "none"} for name in config.experts}
-    seen = Seen(config, records | {"segmentation": MASK_RCNN_RECORD, "depth": {"source": "miniature"}})
+    seen = SeenData(config, records | {"segmentation": MASK_RCNN_RECORD, "depth": {"source": "miniature"}})
     index = {"task": "t", "licence": "MIT", "labelled": 1, "images": 1, "weights": "w", "weights_sha256": "0" * 64}
     stores = [index | {"store": name, "expert": name} for name in config.experts]
     table = model_card._experts(stores, seen)
     assert "COCO train2017; backbone: ImageNet train" in table and "rendered scenes" in table
-    assert "trained on" not in model_card._experts(stores, Seen(config, records))
+    assert "trained on" not in model_card._experts(stores, SeenData(config, records))
     results = model_card._results(config, "cliptex", 0, None, root, seen)
     text = model_card._measured(results, seen.not_stated(["cliptex"]))
     assert "| COCO, val † |" in text and "| Pascal VOC, val |" in text

@@ -242,7 +242,7 @@ def training_sets(record: Mapping[str, Any], stated: Sequence[str] | None = None
     if stated is not None:
         return tuple(parse(text) for text in stated)
     if record.get("trained_on") is not None:
-        return tuple(TrainingSet(**one) for one in record["trained_on"])
+        return tuple(TrainingSet(one["name"], one["split"], one["how"]) for one in record["trained_on"])
     if record.get("source") not in FETCHED:
         return ()
     return published(record.get("plugin") or "", record.get("origin") or {}) or UNKNOWN

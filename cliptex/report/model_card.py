@@ -29,7 +29,7 @@ from cliptex.report import names
 from cliptex.report.gather import PUT_BACK, read_expert, read_scores, read_training
 from cliptex.report.integrity import check_identity, check_metric, check_weights, config_differences
 from cliptex.report.records import LABEL_INDEX, SHARD_INDEX, read_record
-from cliptex.report.seen import Degree, Seen, footnotes, stores_of
+from cliptex.report.seen import Degree, SeenData, footnotes, stores_of
 from cliptex.report.table import markdown_text as md
 
 log = logging.getLogger("cliptex")
@@ -119,7 +119,7 @@ def model_card(
         {"store": store} | read_record(workdir / paths.labels(store) / "index.json", LABEL_INDEX)
         for store in stores_of(config, name)
     ]
-    seen = Seen(config, {expert: read_expert(workdir / paths.expert(expert)) for expert in config.experts})
+    seen = SeenData(config, {expert: read_expert(workdir / paths.expert(expert)) for expert in config.experts})
     results = _results(config, name, seed, record.get("model_sha256"), workdir, seen)
     terms = {"license": licence}
     if not licence:  # for `other` the hub requires a name, and a link or a file
@@ -231,7 +231,7 @@ def _data(config: Config, record: dict[str, Any], workdir: Path) -> str:
     return f"## Data\n\nImage-caption pairs{samples}, {source}. Training started from {md(record['init'])}.\n"
 
 
-def _experts(stores: list[dict[str, Any]], seen: Seen | None = None) -> str:
+def _experts(stores: list[dict[str, Any]], seen: SeenData | None = None) -> str:
     """seen: what the experts were trained on; if none has training sets, there is no such column."""
     if not stores:
         return ""
@@ -267,7 +267,7 @@ def _training(config: Config, name: str, record: dict[str, Any]) -> str:
 
 
 def _results(
-    config: Config, name: str, seed: int, sha256: str | None, workdir: Path, seen: Seen | None = None
+    config: Config, name: str, seed: int, sha256: str | None, workdir: Path, seen: SeenData | None = None
 ) -> list[dict[str, Any]]:
     """The main metric of each benchmark, task and head with results of this model and seed.
 

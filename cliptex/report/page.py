@@ -19,7 +19,7 @@ from cliptex.report.found_studies import found_studies
 from cliptex.report.gains import ProbeGain, finetuned_gains, further_models, probe_gains, zeroshot_results
 from cliptex.report.gather import Results, Scores
 from cliptex.report.integrity import check
-from cliptex.report.seen import Seen, compared
+from cliptex.report.seen import SeenData, compared
 from cliptex.report.statistics import GainStatus, ZeroShot, ZeroShotState, format_interval, signed
 from cliptex.report.table import Table
 from cliptex.report.tables import data, provenance, training
@@ -62,7 +62,7 @@ def make_parts(results: Results) -> Parts:
     notes = check(results)
     gains, shots = probe_gains(results), zeroshot_results(results)
     comparisons = compare(results)
-    seen = Seen(results.config, results.experts)
+    seen = SeenData(results.config, results.experts)
     tables = {
         "main": evaluation.main_table(results, gains),
         "further_values": evaluation.further_values_table(results, gains),

@@ -47,7 +47,7 @@ def stores_of(config: Config, name: str) -> list[str]:
     return list(stores)
 
 
-class Seen:
+class SeenData:
     """Which benchmarks the experts have seen. experts: name -> expert.json; None if there is none."""
 
     def __init__(self, config: Config, experts: Mapping[str, Mapping[str, Any] | None]):

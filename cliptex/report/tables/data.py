@@ -12,7 +12,7 @@ from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, best_
 from cliptex.report.tables.cells import count, count_cell, metric_label
 
 
-def labels_table(results: Results, trained_on: Mapping[str, Sequence[TrainingSet]]) -> Table | None:
+def labels_table(results: Results, trained_on: Mapping[str, Sequence[TrainingSet]] | None = None) -> Table | None:
     """Contents of the label stores; None without any. trained_on: expert -> its training sets."""
     if not results.stores:
         return None
@@ -23,7 +23,7 @@ def labels_table(results: Results, trained_on: Mapping[str, Sequence[TrainingSet
         "labels",
         "Label stores",
         columns,
-        [Group([_store_row(results, name, index, trained_on) for name, index in results.stores.items()])],
+        [Group([_store_row(results, name, index, trained_on or {}) for name, index in results.stores.items()])],
         ["Valid pixels: share of a label’s pixels with a value, mean over images. Bytes: of the label alone."],
     )
 

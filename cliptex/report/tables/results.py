@@ -9,7 +9,7 @@ from cliptex.report.bootstrap import LEVEL, resampled_over
 from cliptex.report.gains import ProbeGain, further_models
 from cliptex.report.gather import Results, Scores
 from cliptex.report.seen import COLUMN as SEEN_COLUMN
-from cliptex.report.seen import Seen
+from cliptex.report.seen import SeenData
 from cliptex.report.statistics import Gain, GainStatus, ZeroShot, format_interval, signed
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, csv_columns
 from cliptex.report.tables.cells import (
@@ -260,7 +260,7 @@ def long_rows(results: Results) -> list[list[Any]]:
 
     The last column, how much of the data an expert of the model has seen, is there only if one has.
     """
-    seen = Seen(results.config, results.experts)
+    seen = SeenData(results.config, results.experts)
     columns = ["kind", "benchmark", "source", "variant", "split", "num_train", "num_eval"]
     columns += ["task", "head", "protocol", "model", "seed", "metric", "value"]
     out: list[list[Any]] = []
