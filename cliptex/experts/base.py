@@ -47,6 +47,10 @@ class Expert(ABC):
         `load`. The task is built from them by `Task.from_codec`."""
         return {}
 
+    def check(self, weights: Path) -> None:  # noqa: B027 (an expert may have none)
+        """Raise CliptexError if the labels of the loaded `weights` are clearly the wrong way round (depth, axes, order
+        of classes); called once, before labelling, for weights that were not made here."""
+
     def take(self, labels: SourceLabels) -> None:
         """Get access to the labels of the other store; called before `predict` if `takes_labels`."""
         raise TypeError(f"{type(self).__name__} does not change the labels of another store")

@@ -19,7 +19,6 @@ from transformers import (
     DPTForDepthEstimation,
     DPTImageProcessor,
 )
-from transformers.utils import logging as transformers_logging
 
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
@@ -34,8 +33,7 @@ from cliptex.experts.network import (
     to_host,
 )
 from cliptex.experts.options import DPTOptions
-from cliptex.experts.tensors import read_tensors, require_no_code
-from cliptex.experts.weights import digests
+from cliptex.experts.saved_model import MAX_SIDE, load_saved, require_folder, require_working
 
 MEAN = STD = (0.5, 0.5, 0.5)
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -76,12 +74,8 @@ DEPTH_ANYTHING: dict[str, Any] = {
     "image_std": IMAGENET_STD,
 }
 """The published preprocessor_config.json of Depth Anything, to run the network without its folder; bicubic."""
-LAYERS, PARAMETERS = 100, 50_000_000
-"""Of a network beyond those of its weights, which are then reported as missing."""
 UNUSED = "neck.fusion_stage.layers.0.residual_layer1."
 """The first fusion block has no skip input, so these layers are never called; published files lack them."""
-MAX_SIDE = 4096
-"""Of the input in pixels; published networks have at most 518."""
 NOT_FOR_DEPTH = ("dpt.pooler.", UNUSED)
 """Prefixes of tensors that a file may have in addition; depth does not depend on them."""
 
@@ -226,59 +220,20 @@ def _resized(height: int, width: int, processor: DPTImageProcessor) -> tuple[int
     return multiple * max(1, sides[0]), multiple * max(1, sides[1])
 
 
-def _require_size(config: DPTConfig | DepthAnythingConfig, sizes: dict[str, int]) -> None:
-    """Raise ValueError if a network is far larger than its weights, before it takes time and memory. sizes: tensor ->
-    number of values."""
-
-    def layers(values: dict[str, Any]) -> int:
-        own = [values.get("num_hidden_layers") or 0, *(values.get("depths") or ())]
-        return sum(own) + sum(layers(inner) for inner in values.values() if isinstance(inner, dict))
-
-    if (number := layers(config.to_dict())) > len(sizes) + LAYERS:
-        raise ValueError(f"{number:,} layers for {len(sizes):,} tensors")
-    with torch.device("meta"):
-        module = NETWORKS[config.model_type][1](config)
-    count = sum(parameter.numel() for parameter in module.parameters())
-    if count > 2 * sum(sizes.values()) + PARAMETERS:
-        raise ValueError(f"a network of {count:,} parameters, {sum(sizes.values()):,} in the file")
-
-
 def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation | DepthAnythingForDepthEstimation, DPTImageProcessor]:
     """Network and preprocessing saved by transformers. Raises CliptexError if weights are missing, do not match, or are
     in a file that holds anything but tensors, and for networks of other types; no code in it is executed."""
-    if not (folder / "preprocessor_config.json").is_file():
-        raise CliptexError(f"{folder}: lacks preprocessor_config.json, which defines the preprocessing; copy it too")
-    require_no_code(folder)
+    require_folder(folder)
     config_class, network_class = NETWORKS[_model_type(folder / "config.json")]
-    sizes: dict[str, int] = {}
-    for name in digests(folder):
-        if not name.endswith(".json"):  # transformers has no checks against NaN or code
-            sizes |= {key: tensor.numel() for key, tensor in read_tensors(folder / name).items()}
-    local = {"local_files_only": True}
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # mismatches are reported below
-    try:
-        processor = DPTImageProcessor.from_pretrained(folder, **local)
-        _require_size(config_class.from_pretrained(folder, **local), sizes)
-        module, loading_info = network_class.from_pretrained(
-            folder, weights_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **local
-        )
-    except Exception as error:  # transformers raises many types of errors for invalid folders
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CliptexError(f"{folder}: not a DPT saved by transformers ({reason}); copy the folder again") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    missing = [name for name in loading_info["missing_keys"] if not name.startswith(UNUSED)]
-    if missing or loading_info["mismatched_keys"]:
-        wrong = [*missing, *(str(item[0]) for item in loading_info["mismatched_keys"])]
-        raise CliptexError(
-            f"{folder}: its weights do not match its config.json: {', '.join(sorted(wrong)[:3])}, {len(wrong)} in all"
-        )
-    if unknown := sorted(name for name in loading_info["unexpected_keys"] if not name.startswith(NOT_FOR_DEPTH)):
-        raise CliptexError(
-            f"{folder}: unexpected weights, not in the network of its config.json: {', '.join(unknown[:3])},"
-            f" {len(unknown)} in all; copy the config.json that belongs to them"
-        )
+    module, processor = load_saved(
+        folder,
+        config_class,
+        network_class,
+        lambda: DPTImageProcessor.from_pretrained(folder, local_files_only=True),
+        "a DPT",
+        may_lack=(UNUSED,),
+        may_have=NOT_FOR_DEPTH,
+    )
     path = folder / "preprocessor_config.json"
     sides = [(processor.size or {}).get(name) for name in ("height", "width")]
     if not all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in sides):
@@ -292,7 +247,7 @@ def _load_folder(folder: Path) -> tuple[DPTForDepthEstimation | DepthAnythingFor
         )
     elif module.config.is_hybrid and sides[0] != module.config.image_size:
         raise CliptexError(f"{path}: set `size` to the image_size of a hybrid DPT, {module.config.image_size}")
-    _require_working(path, processor)
+    require_working(path, processor)
     return module.float(), processor
 
 
@@ -322,18 +277,6 @@ def _require_patches(folder: Path, processor: DPTImageProcessor, config: DepthAn
         raise CliptexError(f"{folder}/config.json: set `patch_size` to the side of the network's patches")
     if not isinstance(multiple, int) or multiple < 1 or multiple % patch:
         raise CliptexError(f"{path}: set `ensure_multiple_of` to the side of the network's patches, {patch}")
-
-
-def _require_working(path: Path, processor: DPTImageProcessor) -> None:
-    """Raise CliptexError unless the preprocessing of a file makes three channels of finite numbers of a grey image."""
-    image = torch.full((3, 64, 64), 128, dtype=torch.uint8)
-    try:
-        pixels_BCHW = processor(images=[image], input_data_format="channels_first", return_tensors="pt")["pixel_values"]
-        if pixels_BCHW.shape[:2] != (1, 3) or not pixels_BCHW.isfinite().all():
-            raise ValueError("the result is not three channels of finite numbers")
-    except Exception as error:  # transformers raises many types of errors for wrong values
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CliptexError(f"{path}: cannot preprocess an image ({reason}); copy the published file again") from error
 
 
 PLUGIN = DPTExpert

@@ -198,10 +198,29 @@ class TruthOptions(Section):
     """Task of the labels."""
 
 
+class TransformersOptions(Section):
+    """Options of the expert `transformers`."""
+
+    task: Literal["segmentation", "depth", "normals"] | None = None
+    """Task of the labels; null: that of the class in the model's config.json."""
+    predicts: Literal["inverse_depth", "metres"] | None = None
+    """Depth: what the network predicts; null: as its config.json or its family says."""
+    classes: list[str] | None = None
+    """Segmentation: names of the network's classes in the order of its outputs; null: `id2label` in its config.json."""
+    segments: Literal["semantic", "instance", "panoptic"] | None = None
+    """Segmentation by masks: how they become one class per pixel; null: instances if the classes are COCO's 80 things,
+    else semantic."""
+    score_threshold: Share = 0.5
+    """Segmentation by masks: smallest score of instances and panoptic segments."""
+    signs: tuple[Sign, Sign, Sign] = (1, 1, 1)
+    """Normals: factors of the network's x, y and z that make them right, down and forward."""
+
+
 BUILT_IN: dict[str, type[Section]] = {
     "mask_rcnn": MaskRCNNOptions,
     "dpt": DPTOptions,
     "nll_angmf": NLLAngMFOptions,
+    "transformers": TransformersOptions,
     "pyramid": PyramidOptions,
     "truth": TruthOptions,
     "degraded": DegradedOptions,
@@ -249,6 +268,15 @@ def _expert(name: str, expert: ExpertConfig, folders: list[Path]) -> Iterator[Pr
     if model in (TruthOptions, DegradedOptions):
         if expert.training:
             yield (*path, "training"), f"{plugin!r} has no weights to train; remove the key"
+        return
+    if model is TransformersOptions:
+        if expert.weights not in ("hub", "local") or expert.file is not None:
+            yield (
+                (*path, "weights"),
+                "a network of transformers is read from a folder: use hub without `file`, or local",
+            )
+        if expert.training:
+            yield (*path, "training"), f"{plugin!r} is not trained here; remove the key"
         return
     yield from _wrong(TrainingOptions, expert.training, (*path, "training"))
     if expert.weights in ("trained", "random"):

@@ -67,6 +67,8 @@ def train_expert(config: Config, name: str, renders: Path, out: Path, seed: int)
     elif expert_config.weights in ("url", "hub", "local"):
         weights = resolve(name, expert_config)
         expert.load(weights.path)
+        expert.check(weights.path)
+        record |= {"task": expert.task}  # some know it from their weights only
         record |= {"source": expert_config.weights, "origin": weights.origin, "files": weights.files}
         record |= {"weights": str(weights.path), "weights_sha256": weights.sha256}
         record["num_parameters"] = _num_parameters(expert)

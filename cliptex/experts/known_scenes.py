@@ -1,0 +1,132 @@
+"""Check a loaded expert on rendered scenes with known truth, before it labels: near must be near, up must be up.
+
+Only what is clearly the wrong way round is an error, since a good network may be lost in a rendered image.
+"""
+
+import logging
+from functools import cache
+
+import numpy as np
+
+from cliptex.core.errors import CliptexError
+from cliptex.data.miniature.kinds import KINDS
+from cliptex.data.miniature.scenes import Scene, SceneOptions, render
+from cliptex.experts.base import Expert
+from cliptex.experts.class_list import coco_name
+
+log = logging.getLogger("cliptex")
+SEED, STREAM, SCENES = 20, 97, 6
+SIZE = (192, 256)
+"""Height and width of a scene."""
+CLEAR = 0.3
+"""Smallest correlation, of either sign, that is not due to chance."""
+MIN_PIXELS, MIN_SHARE, MIN_CLASSES = 300, 0.5, 3
+"""Of a true class: pixels in all scenes, and the share of them with one predicted class. Of a wrong order: classes."""
+
+
+@cache
+def scenes() -> tuple[Scene, ...]:
+    """The scenes: rooms and streets with several objects."""
+    options = SceneOptions(categories=("corridor", "living_room", "bedroom", "street"), things=(4, 7))
+    return tuple(render(SEED, "pairs", STREAM, index, *SIZE, options) for index in range(SCENES))
+
+
+def check_on_scenes(expert: Expert, where: str, class_names: list[str] | None = None) -> None:
+    """Label the scenes with a loaded expert. Raises CliptexError, naming the file `where`, the measured value and the
+    key that corrects it, for labels that are the wrong way round; warns if nothing can be said. class_names: of the
+    task's segmentation labels; None for background and COCO's 80."""
+    labels = expert.predict([scene.image for scene in scenes()], [str(index) for index in range(SCENES)])
+    if expert.task == "depth":
+        _check_depth(labels, where)
+    elif expert.task == "normals":
+        _check_normals(labels, where)
+    elif expert.task == "segmentation":
+        _check_classes(labels, where, class_names)
+
+
+def _check_depth(labels: list[np.ndarray], where: str) -> None:
+    values = [
+        _rank_correlation(label.ravel(), np.nan_to_num(1 / scene.depth, nan=0.0).ravel())
+        for label, scene in zip(labels, scenes(), strict=True)
+    ]
+    value = float(np.median(values))
+    if value < -CLEAR:
+        raise CliptexError(
+            f"{where}: near is far: on rendered scenes, the rank correlation of its labels with the true inverse depth"
+            f" is {value:.2f}; correct network.predicts (metres grow with the distance, inverse_depth falls)"
+        )
+    if value < CLEAR:
+        log.warning("%s: rendered scenes do not tell near from far (rank correlation %.2f)", where, value)
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's; 0 for a constant."""
+    valid = np.isfinite(a)
+    ranks = [_ranks(part[valid]) for part in (a, b)]
+    if not valid.any() or any(np.ptp(rank) == 0 for rank in ranks):
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """The rank of each value; equal values have the mean of theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]
+
+
+def _check_normals(labels: list[np.ndarray], where: str) -> None:
+    predicted = np.concatenate([label[..., :3].reshape(-1, 3) for label in labels])
+    true = np.concatenate([scene.normals.reshape(-1, 3) for scene in scenes()])
+    valid = np.isfinite(predicted).all(axis=1) & np.isfinite(true).all(axis=1)
+    predicted, true = predicted[valid], true[valid]
+    if not len(true):
+        log.warning("%s: no valid normals on rendered scenes", where)
+        return
+    # row a, column b: how much of the true axis b the predicted axis a has
+    shares = predicted.T @ true / np.square(true).sum(axis=0)
+    own = np.diag(shares)
+    names = {0: "right is left", 1: "up is down", 2: "surfaces face away"}
+    if wrong := [axis for axis in range(3) if own[axis] < -CLEAR]:
+        signs = [-1 if axis in wrong else 1 for axis in range(3)]
+        raise CliptexError(
+            f"{where}: {' and '.join(names[axis] for axis in wrong)}: on rendered scenes, its x, y and z are"
+            f" {', '.join(f'{value:.2f}' for value in own)} of the true ones; multiply network.signs by {signs}"
+        )
+    others = np.abs(shares - np.diag(own)).max(axis=1)
+    if (others > 2 * CLEAR).any() and (own[others > 2 * CLEAR] < CLEAR).all() and (others > 2 * CLEAR).sum() > 1:
+        raise CliptexError(
+            f"{where}: its axes are in another order: on rendered scenes, its x, y and z have"
+            f" {', '.join(f'{value:.2f}' for value in own)} of the true ones and up to {others.max():.2f} of others;"
+            " network.signs cannot correct that, so use other weights"
+        )
+    if (own < CLEAR).any():
+        log.warning("%s: rendered scenes do not confirm all axes (%s)", where, np.round(own, 2).tolist())
+
+
+def _check_classes(labels: list[np.ndarray], where: str, class_names: list[str] | None) -> None:
+    if class_names is None:
+        from cliptex.tasks.segmentation import Segmentation
+
+        class_names = Segmentation().class_names
+    number = {coco_name(name): index for index, name in reversed(list(enumerate(class_names))) if name != "background"}
+    own = [number.get(coco_name(kind.coco), number.get(coco_name(kind.ade20k))) for kind in KINDS]
+    predicted = np.concatenate([label.ravel() for label in labels]).astype(np.int64)
+    true = np.concatenate([scene.kinds.ravel() for scene in scenes()])
+    found: dict[int, int] = {}
+    for kind, code in enumerate(own):
+        here = predicted[true == kind]
+        here = here[(here < len(class_names)) & (here != (0 if class_names[0] == "background" else -1))]
+        if code is None or (true == kind).sum() < MIN_PIXELS:
+            continue
+        counts = np.bincount(here, minlength=1)
+        if counts.max() > MIN_SHARE * (true == kind).sum():
+            found[code] = int(counts.argmax())
+    right = sum(code == best for code, best in found.items())
+    if not right and len(set(found.values())) >= MIN_CLASSES:
+        listed = ", ".join(f"{class_names[code]} as {class_names[best]}" for code, best in list(found.items())[:3])
+        raise CliptexError(
+            f"{where}: its classes are in another order: on rendered scenes, it labels {listed}; correct id2label, or"
+            " set network.classes"
+        )
+    if not right:
+        log.warning("%s: none of its classes was found in rendered scenes", where)
