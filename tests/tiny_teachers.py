@@ -303,6 +303,13 @@ TEACHERS: dict[str, Recipe] = {
         {"size": {"shortest_edge": 64, "longest_edge": None}, "do_split_image": True},
         {},
     ),
+    "eomt_panoptic": (
+        "EomtForUniversalSegmentation",
+        _eomt,
+        "EomtImageProcessor",
+        {"size": {"shortest_edge": 64, "longest_edge": 64}, "do_pad": True},
+        {"segments": "panoptic", "score_threshold": 0.05},
+    ),
     "detr": ("DetrForSegmentation", _detr, "DetrImageProcessor", SHORT, {}),
     "rf_detr": (
         "RfDetrForInstanceSegmentation",
@@ -323,11 +330,12 @@ def save_teacher(name: str, folder: Path) -> dict[str, Any]:
         module = getattr(transformers, class_name)(config()).eval()
         for parameter in module.parameters():  # as initialised, the outputs hardly depend on the image
             parameter.data += 0.1 * torch.randn_like(parameter)
-        for name, parameter in module.named_parameters():
-            if name in ("head.conv3.bias", "head.layers.4.bias"):  # Depth Anything and Depth Pro end with a ReLU
-                parameter.data += 1
-            if name == "fov_model.head.layers.4.bias":
-                parameter.data += 60  # degrees
+        if class_name.startswith("DepthAnything"):
+            module.head.conv3.bias.data += 1  # above the zero of its ReLU
+        if class_name.startswith("DepthPro"):
+            module.head.layers[4].weight.data *= 1e-3
+            module.head.layers[4].bias.data += 1
+            module.fov_model.head.layers[4].bias.data += 60  # degrees
     module.save_pretrained(folder)
     if arguments is SHORT:
         arguments = {"size": SHORT}

@@ -23,6 +23,7 @@ from cliptex.experts.saved_model import MAX_SIDE, load_saved, require_folder, re
 from cliptex.experts.transformers_families import (
     MAY_HAVE,
     MAY_LACK,
+    cannot_be_semantic,
     default_segments,
     depth_kind,
     family_of,
@@ -72,7 +73,14 @@ class TransformersExpert(NetworkExpert):
         self._accepted = set(inspect.signature(self.module.forward).parameters)
         if self.task == "segmentation":
             names = output_names(config, self.network.classes, self.module.config.num_labels, str(path))
-            self.segments = self.network.segments or default_segments(self.family.class_name, is_coco(names))
+            padded = bool(getattr(self.processor, "do_pad", False))
+            own = default_segments(self.family.class_name, is_coco(names), padded)
+            self.segments = self.network.segments or own
+            if self.segments == "semantic" and cannot_be_semantic(self.family.class_name, padded):
+                raise CliptexError(
+                    f"{folder}/preprocessor_config.json: pads images, which semantic post-processing of EoMT does not"
+                    " undo; set network.segments to panoptic or instance"
+                )
             self.classes = class_list(names, self.segments == "instance")
         name = POST_PROCESS.get(self.task) or f"post_process_{self.segments}_segmentation"
         self._post_process = getattr(self.processor, name, None)

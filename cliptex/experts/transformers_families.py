@@ -103,7 +103,14 @@ def depth_kind(config: dict[str, Any], given: str | None, path: str) -> str:
     return PREDICTS[kind]
 
 
-def default_segments(class_name: str, is_coco: bool) -> str:
+def default_segments(class_name: str, is_coco: bool, is_padded: bool) -> str:
     """How masks become classes of pixels, unless the config says it: classes of things only ("is_coco": COCO's 80) are
-    painted as instances, since every pixel would get one of them otherwise."""
-    return "instance" if is_coco or class_name == "RfDetrForInstanceSegmentation" else "semantic"
+    painted as instances, since every pixel would get one of them otherwise. is_padded: see `cannot_be_semantic`."""
+    if is_coco or class_name == "RfDetrForInstanceSegmentation":
+        return "instance"
+    return "panoptic" if cannot_be_semantic(class_name, is_padded) else "semantic"
+
+
+def cannot_be_semantic(class_name: str, is_padded: bool) -> bool:
+    """Whether semantic post-processing stretches the padding over the image: EoMT's removes it from segments only."""
+    return class_name.startswith("Eomt") and is_padded
