@@ -20,11 +20,11 @@ from cliptex.core.plugins import find
 from cliptex.experts import known_scenes
 from cliptex.experts.base import Expert
 from cliptex.experts.class_list import class_list, output_names
-from cliptex.experts.dpt import DPTExpert
+from cliptex.experts.dpt import PUBLISHED, DPTExpert
 from cliptex.experts.options import problems
 from cliptex.experts.training import load_expert, train_expert
 from cliptex.experts.transformers import KAPPA, MIN_METRES, TransformersExpert, task_tokens
-from cliptex.experts.transformers_families import families, family_of
+from cliptex.experts.transformers_families import depth_kind, families, family_of
 
 COCO = [name for _, name, _ in coco_categories()]
 METRES = ("depth_anything_metric", "glpn", "zoedepth", "depth_pro", "tipsv2_depth")
@@ -129,6 +129,46 @@ def test_the_expert_dpt_gives_the_same_labels(name, tmp_path):
     labels = loaded(tmp_path).predict(images(), [""] * 3)
     for label, expected in zip(labels, own.predict(images(), [""] * 3), strict=True):
         assert_allclose(label, expected, rtol=1e-4, atol=1e-5)
+
+
+def published(name: str) -> tuple[str, Any]:
+    """Class and configuration of a row of the documentation's table; the sizes are transformers' default ones, or those
+    of the scripts that converted the published weights."""
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    convnext = transformers.ConvNextConfig(hidden_sizes=[96, 192, 384, 768], depths=[3, 3, 9, 3], out_features=stages)
+    vit_large = {"model_type": "dinov2", "image_size": 384, "patch_size": 16, "hidden_size": 1024}
+    vit_large |= {"num_hidden_layers": 24, "num_attention_heads": 16}
+    parts = dict.fromkeys(("image_model_config", "patch_model_config", "fov_model_config"), vit_large)
+    own: dict[str, dict[str, Any]] = {
+        "DPT": PUBLISHED["Intel/dpt-large"],
+        "GLPN": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 8, 27, 3]},
+        "DepthPro": {"use_fov_model": True, **parts},
+        "UperNet": {"backbone_config": convnext, "auxiliary_in_channels": 384, "pool_scales": [1, 2, 3, 6]},
+    }
+    outputs = {"Mask2Former": 80, "Eomt": 133, "Detr": 250, "RfDetr": 2}
+    family = name.partition("For")[0]
+    names = {"id2label": {number: str(number) for number in range(outputs.get(family, 150))}}
+    return getattr(transformers, name), getattr(transformers, f"{family}Config")(**own.get(family, {}), **names)
+
+
+def test_every_row_of_the_table_of_teachers_has_a_class_with_its_number_of_parameters():
+    text = (Path(__file__).parents[1] / "docs" / "experts.md").read_text(encoding="utf-8")
+    table = text.partition("### Teachers\n")[2].strip().split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    tasks = {family.class_name: family.task for family in families()}
+    for repository, name, predicts, parameters, *_ in rows:
+        network_class, config = published(name)
+        with torch.device("meta"):
+            module = network_class(config)
+        count = sum(parameter.numel() for parameter in module.parameters())
+        assert f"{count / 1e6:.1f} M" == parameters, repository
+        if tasks[name] == "depth":
+            metric = {"depth_estimation_type": "metric" if "Metric" in repository else "relative"}
+            kind = depth_kind(metric | {"model_type": config.model_type}, None, "config.json")
+            assert predicts.startswith(kind.replace("_", " ")), repository
+        else:
+            assert ("metres" in predicts) == name.startswith("Tipsv2")
+    assert {row[1] for row in rows} >= {recipe[0] for recipe in TEACHERS.values() if "Tipsv2" not in recipe[0]}
 
 
 # ---- what it predicts
