@@ -1,6 +1,7 @@
 """The expert `transformers`: every family as its publishers save it, what it predicts, and the traps of its files."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def published(name: str) -> tuple[str, Any]:
         "UperNet": {"backbone_config": convnext, "auxiliary_in_channels": 384, "pool_scales": [1, 2, 3, 6]},
     }
     outputs = {"Mask2Former": 80, "Eomt": 133, "Detr": 250, "RfDetr": 2}
-    family = name.partition("For")[0]
+    family = re.split("For(?=Depth|Semantic|Universal|Instance|Segmentation|Dense)", name)[0]
     names = {"id2label": {number: str(number) for number in range(outputs.get(family, 150))}}
     return getattr(transformers, name), getattr(transformers, f"{family}Config")(**own.get(family, {}), **names)
 
