@@ -89,7 +89,7 @@ class Train(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay per step of an exponential moving average of all weights, which is then exported; null: none."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """`auto`: bf16 if the GPU supports it natively or the CPU has instructions for it, else fp32. `fp16`, for GPUs without bf16."""
+    """`auto`: bf16 on GPUs and CPUs with instructions for it, else fp32. `fp16`, for GPUs without bf16."""
     checkpoint_activations: bool = False
     """Recompute the towers' activations in the backward pass: less memory, a third more time."""
     compile: bool = False

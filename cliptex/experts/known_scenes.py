@@ -5,6 +5,7 @@ Only what is clearly the wrong way round is an error, since a good network may b
 
 import logging
 from functools import cache
+from itertools import permutations
 
 import numpy as np
 
@@ -82,25 +83,34 @@ def _check_normals(labels: list[np.ndarray], where: str) -> None:
     if not len(true):
         log.warning("%s: no valid normals on rendered scenes", where)
         return
-    # row a, column b: how much of the true axis b the predicted axis a has
-    shares = predicted.T @ true / np.square(true).sum(axis=0)
-    own = np.diag(shares)
+    # row a, column b: correlation of the predicted axis a with the true axis b; a constant map has none
+    predicted, true = (_standardised(part) for part in (predicted, true))
+    correlation = predicted.T @ true / len(true)
+    own, others = np.diag(correlation), np.abs(correlation)
+    orders = {order: sum(others[axis, of] for axis, of in enumerate(order)) for order in permutations(range(3))}
+    best = max(orders, key=orders.__getitem__)
+    measured = f"on rendered scenes, its x, y and z have correlations of {', '.join(f'{value:.2f}' for value in own)}"
+    if orders[best] > orders[0, 1, 2] + 2 * CLEAR:
+        raise CliptexError(
+            f"{where}: its axes are in another order: {measured} with the true ones, and of"
+            f" {', '.join(f'{correlation[axis, of]:.2f}' for axis, of in enumerate(best))} with the true"
+            f" {', '.join('xyz'[of] for of in best)}; network.signs cannot correct that, so use other weights"
+        )
     names = {0: "right is left", 1: "up is down", 2: "surfaces face away"}
     if wrong := [axis for axis in range(3) if own[axis] < -CLEAR]:
         signs = [-1 if axis in wrong else 1 for axis in range(3)]
         raise CliptexError(
-            f"{where}: {' and '.join(names[axis] for axis in wrong)}: on rendered scenes, its x, y and z are"
-            f" {', '.join(f'{value:.2f}' for value in own)} of the true ones; multiply network.signs by {signs}"
-        )
-    others = np.abs(shares - np.diag(own)).max(axis=1)
-    if (others > 2 * CLEAR).any() and (own[others > 2 * CLEAR] < CLEAR).all() and (others > 2 * CLEAR).sum() > 1:
-        raise CliptexError(
-            f"{where}: its axes are in another order: on rendered scenes, its x, y and z have"
-            f" {', '.join(f'{value:.2f}' for value in own)} of the true ones and up to {others.max():.2f} of others;"
-            " network.signs cannot correct that, so use other weights"
+            f"{where}: {' and '.join(names[axis] for axis in wrong)}: {measured} with the true ones; multiply"
+            f" network.signs by {signs}"
         )
     if (own < CLEAR).any():
         log.warning("%s: rendered scenes do not confirm all axes (%s)", where, np.round(own, 2).tolist())
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    """[N, 3] with mean 0 and variance 1 of each column; 0 for a constant one."""
+    centred, deviation = values - values.mean(axis=0), values.std(axis=0)
+    return centred / np.where(deviation > 1e-6, deviation, np.inf)
 
 
 def _check_classes(labels: list[np.ndarray], where: str, class_names: list[str] | None) -> None:

@@ -69,6 +69,6 @@ def native_precision() -> str:
     """The fastest: "bf16" if the GPU supports it natively or the CPU has instructions for it, else "fp32"."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    # with AVX-512's alone, matrix products take 0.37 to 0.45 of fp32's time (EPYC, PyTorch 2.15, benchmarks/precision.py)
+    # with AVX-512's alone, matrix products take 0.4 of fp32's time (EPYC, PyTorch 2.15; see benchmarks/precision.py)
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return "bf16" if any(getattr(torch.cpu, name, lambda: False)() for name in names) else "fp32"
