@@ -126,7 +126,7 @@ def _build_app() -> typer.Typer:
     for panel, module in PANELS.items():
         for function in commands_of(module):
             app.command(help=documented(function), rich_help_panel=panel)(function)
-    group = typer.Typer(help="Inspect, verify and export label stores.", no_args_is_help=True)
+    group = typer.Typer(help="Inspect, verify, export and publish label stores.", no_args_is_help=True)
     for function in commands_of(stores):
         group.command(help=documented(function))(function)
     app.add_typer(group, name="labels", rich_help_panel="Experts and labels")

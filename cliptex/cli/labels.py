@@ -49,7 +49,7 @@ def label(
     config_files: ConfigFiles = DEFAULT,
     workers: Annotated[int | None, typer.Option(min=0)] = None,
 ) -> None:
-    """Label a batch of shards with one expert.
+    """Label a batch of shards with one expert, or from a published label set.
 
     Args:
         batch: Number of the batch of labels.shards_per_job shards.
@@ -59,7 +59,22 @@ def label(
 
     config = load_config(config_files)
     expert = config.label_stores[require_store(config, store)].expert
+    if expert is None:
+        from cliptex.labels.take import take_batch
+
+        take_batch(config, store, batch, paths.SHARD_INDEX, paths.published_labels(store), paths.labels(store))
+        return
     label_batch(config, store, batch, paths.SHARD_INDEX, paths.expert(expert), paths.labels(store), workers)
+
+
+def fetch_labels(store: Store, config_files: ConfigFiles = DEFAULT) -> None:
+    """Download and check the published label set that `label_stores.*.from` names."""
+    from cliptex.labels.published import fetch_labels
+
+    config = load_config(config_files)
+    if config.label_stores[require_store(config, store)].from_ is None:
+        raise CliptexError(f"label_stores.{store}: an expert makes its labels; set `from` to take published ones")
+    fetch_labels(config, store, paths.published_labels(store))
 
 
 def index_labels(store: Store, config_files: ConfigFiles = DEFAULT) -> None:

@@ -41,6 +41,31 @@ def export(
     echo(f"{out}: {len(record['files'])} tars, {sum(file['samples'] for file in record['files'])} samples")
 
 
+def publish(
+    out: Path,
+    store: Annotated[str, typer.Option(help="Name of an entry in `label_stores`.")],
+    licence: str = "",
+    images: bool = False,
+    shards: str = "",
+    config_files: ConfigFiles = DEFAULT,
+) -> None:
+    """Write a label store as a data set for the Hugging Face hub, which `label_stores.*.from` and `datasets` read.
+
+    Args:
+        out: New folder for the data set.
+        licence: Of the labels, as the hub writes it; that of the expert's weights if empty.
+        images: Whether to include images and captions.
+        shards: First and last shard, such as 0-9; all if empty.
+    """
+    from cliptex.labels.publish import publish_labels
+
+    config = load_config(config_files)
+    numbers = _shard_range(shards)
+    require_store(config, store)
+    record = publish_labels(config, store, paths.SHARD_INDEX, paths.LABELS, out, licence or None, images, numbers)
+    echo(f"{out}: {record['labelled']} labels of {record['rows']} images, licence {record['licence']}")
+
+
 def inspect(
     out: Path = paths.RESULTS / "labels.png",
     stores: Stores = "",
@@ -62,20 +87,25 @@ def inspect(
 
 
 def audit(stores: Stores = "", samples: Count = 8, config_files: ConfigFiles = DEFAULT, seed: Seed = 0) -> None:
-    """Label random images again with the experts and compare; exit code 1 if a label cannot be reproduced.
+    """Label random images again with the experts, or take their labels again; exit code 1 if any differs.
 
     Args:
         samples: Images to label again in each store.
     """
     from cliptex.experts.training import load_expert
     from cliptex.labels.audit import advice, audit_labels, report
+    from cliptex.labels.take import audit_taken
 
     config = load_config(config_files)
     differing = {}
     for name in _stores(config, stores):
-        expert_name = config.label_stores[name].expert
-        expert = load_expert(expert_name, config.experts[expert_name], paths.expert(expert_name))
-        findings = audit_labels(config, name, paths.SHARD_INDEX, expert, paths.labels(name), samples, seed)
+        expert_name, out_dir = config.label_stores[name].expert, paths.labels(name)
+        if expert_name is None:
+            folder = paths.published_labels(name)
+            findings = audit_taken(config, name, paths.SHARD_INDEX, folder, out_dir, samples, seed)
+        else:
+            expert = load_expert(expert_name, config.experts[expert_name], paths.expert(expert_name))
+            findings = audit_labels(config, name, paths.SHARD_INDEX, expert, out_dir, samples, seed)
         echo(report(findings, name))
         if not all(finding.agrees for finding in findings):
             differing[paths.labels(name)] = findings

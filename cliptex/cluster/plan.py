@@ -163,15 +163,18 @@ def _store(config: Config, name: str, images: dict[str, Any], measure: bool) -> 
     number = images["number"]
     size, size_from = _bytes_per_image(config, name)
     rate, rate_from = _rate(config, name, measure)
+    seconds = None if rate is None or number is None else number / rate
+    if config.label_stores[name].expert is None:
+        seconds = seconds or 0.0  # no expert runs
     return {
         "task": config.label_stores[name].task,
-        "expert": config.label_stores[name].expert,
+        "expert": config.label_stores[name].origin,
         "jobs": num_batches(config),
         "bytes_an_image": size,
         "bytes": None if size is None or number is None else round(size * number),
         "bytes_from": size_from,
         "images_a_second": rate,
-        "seconds": None if rate is None or number is None else number / rate,
+        "seconds": seconds,
         "seconds_from": rate_from,
     }
 
@@ -193,7 +196,8 @@ def _finished(config: Config, name: str) -> list[dict[str, Any]]:
     number = int | float | None
     form = {"expert": str, "labelled": int, "images": int, "bytes_per_image": number, "images_per_second": number}
     records = [read_checked(path, form) for path in sorted(paths.labels(name).glob("batch-*.json"))]
-    return [record for record in records if record["expert"] == config.label_stores[name].expert]
+    expert = config.label_stores[name].expert  # None: the labels are taken, whoever made them
+    return [record for record in records if expert in (None, record["expert"])]
 
 
 def _bytes_per_image(config: Config, name: str) -> tuple[float | None, str]:
@@ -221,6 +225,8 @@ def _rate(config: Config, name: str, measure: bool) -> tuple[float | None, str]:
 def _measured(config: Config, name: str) -> tuple[float | None, str]:
     """Measure the rate of the expert, or of its untrained network if there is no expert yet, after a warm-up batch."""
     expert_name = config.label_stores[name].expert
+    if expert_name is None:
+        return None, "no expert runs; the labels are downloaded"
     expert_config = config.experts[expert_name]
     try:
         if (paths.expert(expert_name) / "expert.json").is_file() and not _is_other_run(config):

@@ -22,7 +22,7 @@ Problem = tuple[Path, str]
 """The path of a key, and what is wrong with it."""
 BASELINES = ("random", "position")
 """Names of the probes' baselines, whose results are in the same folders as those of models."""
-FOLDERS = ("archives", "expert_renders", "pairs", "weights", "clip_benchmark")
+FOLDERS = ("archives", "expert_renders", "pairs", "published_labels", "weights", "clip_benchmark")
 """Folders in resources/ that hold no benchmark and no captioned images."""
 MODULE_NAMES = re.compile(
     "add_module|apply|bfloat16|buffers|children|clear|compile|cpu|cuda|double|dump_patches|eval|extra_repr|float"
@@ -30,6 +30,10 @@ MODULE_NAMES = re.compile(
     "|values|zero_grad|((call|get|load|named|register|requires|set|state)_.*)"
 )
 """Attributes of PyTorch's modules: a model's heads are a module, with one head for each label store."""
+
+
+HUB_SET = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+"""A data set on the Hugging Face hub, in `label_stores.*.from`."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,9 @@ def _runs(parent: Path, runs: Runs, is_whole: bool, own: Runs | None = None) -> 
         path = (*parent, "label_stores", name)
         if MODULE_NAMES.fullmatch(name):
             yield path, f"{name!r} is the name of an attribute of PyTorch modules; choose another name"
-        yield from _one_of((*path, "expert"), store.expert, runs.experts, is_whole)
+        yield from _origin(path, store)
+        if store.expert is not None:
+            yield from _one_of((*path, "expert"), store.expert, runs.experts, is_whole)
         if is_whole:
             yield from _plugin((*path, "task"), "tasks", store.task)
         if store.of is not None and is_whole:
@@ -91,6 +97,28 @@ def _runs(parent: Path, runs: Runs, is_whole: bool, own: Runs | None = None) -> 
             yield (*path, "of"), f"{store.of!r} is itself derived from another store; name that store"
     for name, model in own.models.items():
         yield from _model((*parent, "models", name), name, model, runs, is_whole)
+
+
+def _origin(path: Path, store: LabelStore) -> Iterator[Problem]:
+    """A store needs an expert or a published label set, and not both."""
+    if store.from_ is None:
+        if store.expert is None:
+            yield (*path, "expert"), "is required, or `from` with a published label set; see docs/labels.md"
+        if store.join is not None:
+            yield (*path, "join"), "is of labels taken `from` a published set; remove the key"
+        return
+    for key in ("expert", "of"):
+        if getattr(store, key) is not None:
+            yield (*path, key), f"not allowed together with `from`; remove one of them (`{key}: null` in an overlay)"
+    if store.from_.startswith("hf://") and not HUB_SET.fullmatch(store.from_):
+        yield (*path, "from"), f"{short(repr(store.from_))} is not hf://owner/name or hf://owner/name@revision"
+    elif "://" in store.from_ and re.search(r"[?#]", store.from_):
+        yield (
+            (*path, "from"),
+            "must be the URL of a folder, without ? and #; or download it, and give its path",
+        )
+    elif "://" in store.from_ and not store.from_.startswith(("hf://", "http://", "https://")):
+        yield (*path, "from"), f"{short(repr(store.from_))} is neither hf://, http:// nor https://, nor a folder"
 
 
 def _plugin(path: Path, kind: str, name: str) -> Iterator[Problem]:

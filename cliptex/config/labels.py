@@ -72,14 +72,31 @@ class Backbone(Section):
 
 
 class LabelStore(Section):
-    """A label store: the pseudo-labels of one task, made by one expert."""
+    """A label store: the pseudo-labels of one task, made by one expert or taken from a published label set."""
 
     task: str
     """Module in cliptex/tasks/ or "package.module:Class"."""
-    expert: Name
-    """Name of an entry in `experts`."""
+    expert: Name | None = None
+    """Name of an entry in `experts`; null with `from`."""
     of: Name | None = None
     """Label store of the same task that the expert reads and changes, for experts that do so (`degraded`)."""
+    from_: FilePath | None = Field(None, alias="from")
+    """Published label set to take the labels from, instead of an expert: `hf://owner/name` or
+    `hf://owner/name@revision` (a data set on the Hugging Face hub), a folder, or its URL (http or https)."""
+    join: Literal["digest", "key"] | None = None
+    """How images are found in that set: by the SHA-256 of their bytes, or by key; null: as the set says."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = handler(self)
+        for key in ("from", "from_", "join"):
+            values = without(values, key, None) if key in values else values
+        return values
+
+    @property
+    def origin(self) -> str:
+        """Where the labels come from: the expert's name, or the published set."""
+        return self.expert or str(self.from_)
 
 
 class Labels(Section):

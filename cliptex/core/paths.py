@@ -38,6 +38,11 @@ def labels(store: str) -> Path:
     return RESULTS / "labels" / store
 
 
+def published_labels(store: str) -> Path:
+    """What is known of the published label set that a store is taken from, and its files if they come from a URL."""
+    return RESOURCES / "published_labels" / store
+
+
 def model(name: str, seed: int) -> Path:
     return RESULTS / "models" / name / f"seed{seed}"
 

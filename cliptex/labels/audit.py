@@ -68,16 +68,17 @@ def audit_labels(
             for row in rows:
                 with working_on(f"{entry['path']}, key {pairs[row].key!r}"):
                     (again,) = labeller.label_pairs(entry["path"], [pairs[row]])
-                    finding = _compare(task, entry["shard"], again, stored.get(row))
+                    finding = compare(task, entry["shard"], again, stored.get(row))
                     if not finding.agrees:
                         first = row - row % window
                         together = labeller.label_pairs(entry["path"], pairs[first : first + window])
-                        finding = _compare(task, entry["shard"], together[row - first], stored.get(row))
+                        finding = compare(task, entry["shard"], together[row - first], stored.get(row))
                 findings.append(finding)
     return findings
 
 
-def _compare(task: Task, shard: str, again: dict[str, Any], stored: tuple[bytes, int, int] | None) -> Finding:
+def compare(task: Task, shard: str, again: dict[str, Any], stored: tuple[bytes, int, int] | None) -> Finding:
+    """Compare a row that was made again with the stored payload, height and width."""
     key, payload = again["key"], again.get("payload")
     size = (again.get("height"), again.get("width"))
     if stored == (payload and (payload, *size)):

@@ -20,6 +20,7 @@ from cliptex.data.shard_index import read_index
 from cliptex.labels.files import class_statistics, label_recipe, sum_counts
 from cliptex.labels.payloads import FILE, payloads_writer
 from cliptex.labels.store import INDEXED, SCHEMA_VERSION, LabelFile, check_keys
+from cliptex.labels.take import coverage, recorded_recipe
 from cliptex.tasks.base import Task
 
 log = logging.getLogger("cliptex")
@@ -36,7 +37,8 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
     expert = config.label_stores[store].expert
     entries = read_index(shard_index)["shards"]
     task = _task(config, store, out_dir / f"{entries[0]['shard']}.parquet")
-    files, records, weights = [], [], None
+    files, records, weights, first = [], [], None, None
+    taken = config.label_stores[store].from_ is not None
     scalars: dict[str, list[float]] = {}
     with payloads_writer(out_dir / FILE) as add_payloads:
         for number, entry in enumerate(track(entries, f"index labels {store}")):
@@ -49,7 +51,12 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
                 check_keys(file, entry, redo)
                 made = file.metadata
                 weights = weights or made["weights_sha256"]
-                recipe = label_recipe(config, store, task, weights, out_dir.parent)
+                if taken:
+                    recipe = recorded_recipe(config.label_stores[store], store, made, f"{path}: {{}}; {redo}")
+                    expert = made["expert"]
+                else:
+                    recipe = label_recipe(config, store, task, weights, out_dir.parent)
+                first = first or recipe
                 if made["shard_sha256"] != entry["sha256"]:
                     raise CliptexError(f"{path}: made from another version of shard {entry['shard']}; {redo}")
                 problem = None
@@ -57,7 +64,7 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
                     problem = f"made by the expert {made['expert']!r}, but label_stores.{store}.expert is {expert!r}"
                 elif made["weights_sha256"] != weights:
                     problem = f"made with other weights of {expert!r} than the first shards"
-                elif made["recipe_sha256"] != recipe["recipe_sha256"]:
+                elif made["recipe_sha256"] != first["recipe_sha256"]:
                     problem = "made with other settings than the configuration's"
                 if problem:
                     raise CliptexError(f"{path}: {problem}; correct the configuration, or {redo}")
@@ -69,7 +76,8 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
     images, labelled = sum(item["rows"] for item in files), sum(item["labelled"] for item in files)
     failures = sum_counts(item["failures"] for item in files)
     if not labelled:
-        raise CliptexError(f"{out_dir}: no image has a label ({failures}); fix the expert {expert!r}")
+        remedy = f"set label_stores.{store}.join, or take another set" if taken else f"fix the expert {expert!r}"
+        raise CliptexError(f"{out_dir}: no image has a label ({failures}); {remedy}")
     if failures:
         log.warning("%s: %d of %d images have no label: %s", out_dir, images - labelled, images, failures)
     if recipe["weights"] == "random":
@@ -82,6 +90,7 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
         "store": store,
         **{name: recipe[name] for name in ("task", "expert", "plugin", "weights", "weights_sha256", "licence")},
         "recipe_sha256": recipe["recipe_sha256"],
+        **({"from": coverage(recipe, images, failures)} if taken else {}),
         "codec": recipe["codec"],
         "images": images,
         "labelled": labelled,

@@ -49,7 +49,7 @@ def contact_sheet(
     titles = ["image"]
     for store in stores:
         task = config.label_stores[store].task
-        titles.append(f"{store}{'' if task == store else f' ({task})'} by {config.label_stores[store].expert}")
+        titles.append(f"{store}{'' if task == store else f' ({task})'} by {config.label_stores[store].origin}")
     draw_sheet(titles, rows, [legend(tasks[store], classes[store]) for store in stores], out)
 
 
@@ -63,6 +63,8 @@ def statistics(config: Config, store: str, labels_dir: Path) -> str:
         f" {index['bytes_per_image']:.0f} bytes an image, {index['bytes'] / 1e6:.1f} MB in {len(index['files'])} files,"
         f" codec {index['codec']['name']}",
     ]
+    if taken := index.get("from"):
+        lines.append(f"  taken from {taken['source']}, which has {taken['found']} of the images ({taken['share']:.1%})")
     lines += [f"  no label: {reason}: {count}" for reason, count in index["failures"].items()]
     for name, value in index["statistics"]["scalars"].items():
         lines.append(f"  {name}: mean {value['mean']:.3g}, {value['least']:.3g} to {value['greatest']:.3g}")

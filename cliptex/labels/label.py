@@ -78,12 +78,24 @@ def label_batch(
             metadata = {**recipe, "store": store, "shard": entry["shard"], "shard_sha256": entry["sha256"]}
             metadata["extra_columns"] = list(expert.extra_columns())
             with working_on(f"{entry['path']} and {path}"):
-                if resumed := _is_complete(path, entry, metadata, scalars, expert.extra_columns()):
+                if resumed := is_complete(path, entry, metadata, scalars, expert.extra_columns()):
                     log.info("%s: already labelled", path)
                 else:
                     labeller.label_shard(entry, metadata, path)
                 records.append({**describe_labels(path, entry, task), "resumed": resumed})
-    seconds = time.monotonic() - start
+    write_batch(config, store, batch, recipe, records, time.monotonic() - start, out_dir)
+
+
+def write_batch(
+    config: Config,
+    store: str,
+    batch: int,
+    recipe: dict[str, Any],
+    records: list[dict[str, Any]],
+    seconds: float,
+    out_dir: Path,
+) -> None:
+    """Write batch-{batch}.json. records: of `describe_labels`, with `resumed`."""
     images = sum(record["rows"] for record in records)
     num_new = sum(record["rows"] for record in records if not record["resumed"])
     labelled = sum(record["labelled"] for record in records)
@@ -124,7 +136,7 @@ def attach_source_labels(
     expert.take(StoredLabels([open_store(labels_dir / source / "index.json", entry, task) for entry in entries]))
 
 
-def _is_complete(
+def is_complete(
     path: Path, entry: dict[str, Any], metadata: dict[str, Any], scalars: list[str], extras: dict[str, Any]
 ) -> bool:
     """Whether a label file is undamaged and made by the same recipe from the same shard; it then has the bytes that

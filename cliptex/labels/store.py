@@ -216,8 +216,11 @@ def read_label_index(config: Config, store: str, path: Path) -> dict[str, Any]:
     store_config = config.label_stores[store]
     index = read_checked(path, {"expert": str, "task": str, "codec": {"name": str}, "files": [INDEXED]})
     task: Task = find("tasks", store_config.task).from_codec(index["codec"])
+    origin = ("expert", index["expert"], store_config.expert)
+    if store_config.from_ is not None:
+        origin = ("from", (index.get("from") or {}).get("source"), store_config.from_)
     for name, actual, expected in (
-        ("expert", index["expert"], store_config.expert),
+        origin,
         ("task", index["task"], task.name),
         ("codec", index["codec"], task.codec()),
     ):

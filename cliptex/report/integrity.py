@@ -137,6 +137,11 @@ def _check_sources(results: Results) -> list[str]:
     """What label stores and interpolated models were made from, where that has changed since."""
     notes = []
     for store, index in results.stores.items():
+        if taken := index.get("from"):
+            if taken["found"] < index["images"]:
+                share = f"{taken['found']:,} of {index['images']:,} images ({100 * taken['share']:.1f} %)"
+                notes.append(f"The published set {taken['source']}, from which {store} is taken, has {share}.")
+            continue
         pair = index.get("weights_sha256"), (results.experts.get(index["expert"]) or {}).get("weights_sha256")
         if None not in pair and pair[0] != pair[1]:
             notes.append(f"The label store {store} is of other weights than {index['expert']} has now.")

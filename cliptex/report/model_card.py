@@ -19,6 +19,7 @@ from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import replacing, sha256_file
+from cliptex.core.licences import is_non_commercial
 from cliptex.core.provenance import code
 from cliptex.core.redact import without_secrets
 from cliptex.evaluation.measures import measure, metric_of, shown
@@ -121,9 +122,14 @@ def model_card(
     ]
     seen = SeenData(config, {expert: read_expert(workdir / paths.expert(expert)) for expert in config.experts})
     results = _results(config, name, seed, record.get("model_sha256"), workdir, seen)
+    limited = _non_commercial(stores)
     terms = {"license": licence}
     if not licence:  # for `other` the hub requires a name, and a link or a file
         terms = {"license": "other", "license_name": "see-model-card", "license_link": "README.md"}
+        if limited:
+            terms["license_name"] = "non-commercial-see-model-card"
+    elif limited and not is_non_commercial(licence):
+        log.warning("%s: licence %s, but %s", name, licence, limited)
     evaluated = [
         EvalResult(
             task_type=shown(result["task"]).hub_task,
@@ -140,7 +146,11 @@ def model_card(
         **terms,
         library_name="open_clip",
         pipeline_tag="zero-shot-image-classification",
-        tags=["clip", "cliptex", *(["rendered-miniature"] if record["source"] == "miniature" else [])],
+        tags=[
+            *("clip", "cliptex"),
+            *(["rendered-miniature"] if record["source"] == "miniature" else []),
+            *(["non-commercial-teacher"] if limited else []),
+        ],
         model_name=f"{name}-seed{seed}",
         eval_results=evaluated or None,
     )
@@ -246,8 +256,9 @@ def _experts(stores: list[dict[str, Any]], seen: SeenData | None = None) -> str:
         random, digest = store.get("weights") == "random", store.get("weights_sha256")
         weights = "**RANDOM: untrained, for tests only**" if random else md(str(store.get("weights")))
         sha = f"`{md(digest[:12])}`" if digest else "none"
+        source = f", taken from {md(store['from']['source'])}" if store.get("from") else ""
         lines.append(
-            f"| {store['store']} | {md(store['task'])} | {md(store['expert'])} | {weights} | {sha} |"
+            f"| {store['store']} | {md(store['task'])} | {md(store['expert'])}{source} | {weights} | {sha} |"
             f" {md(str(store['licence']))} | {store['labelled']:,} of {store['images']:,} |"
         )
         if has_sets:
@@ -343,4 +354,14 @@ def _licence(licence: str, stores: list[dict[str, Any]]) -> str:
     if stores:
         each = dict.fromkeys(md(f"{store['expert']}: {store['licence']}") for store in stores)
         text += f", and the experts ({'; '.join(each)})"
-    return text + ".\n"
+    limited = _non_commercial(stores)
+    return f"{text}.\n" + (f"\n**{limited[:1].upper()}{limited[1:]}.** Ask before commercial use.\n" if limited else "")
+
+
+def _non_commercial(stores: list[dict[str, Any]]) -> str:
+    """A clause on the teachers whose licence excludes commercial use; empty without any."""
+    limited = dict.fromkeys(
+        md(f"{store['expert']} ({store['licence']})") for store in stores if is_non_commercial(store["licence"])
+    )
+    clause = "these weights learnt from labels whose licence excludes commercial use"
+    return f"{clause}: {', '.join(limited)}" if limited else ""

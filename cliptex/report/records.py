@@ -75,6 +75,7 @@ LABEL_INDEX = _record(
     statistics=_record(scalars=dict[str, dict[str, Number | None]]),
     weights=(str | None, None),
     weights_sha256=(str | None, None),
+    **{"from": (_record(source=str, found=Count, share=Number) | None, None)},
 )
 STUDIED = _record(flops_over_contrastive=Number, model_sha256=str)
 """train.json, as far as a study needs it."""

@@ -18,6 +18,7 @@ rule fetch:
             for expert in FETCHED
             if expert in {store.expert for store in STUDY.label_stores.values()}
         ],
+        [f"resources/published_labels/{store}/set.json" for store in TAKEN],
         FETCHED_STUDENT if starts_from_student(CONFIG) else [],
     localrule: True
 

@@ -198,6 +198,7 @@ def groups(benchmark):
 FETCHED = [
     name for name, expert in STUDY.experts.items() if expert.weights in ("url", "hub")
 ]
+TAKEN = [name for name, store in STUDY.label_stores.items() if store.from_]
 FETCHED_STUDENT = (
     ["resources/weights/student.json"] if is_published(CONFIG.student) else []
 )
@@ -240,6 +241,20 @@ wildcard_constraints:
 def weights(model, seed):
     """The exported weights of a model."""
     return f"results/models/{model}/seed{seed}/open_clip_model.safetensors"
+
+
+def labelling_config(store):
+    """A param: the configuration of a store's labels, with that of its expert if it has one."""
+    expert = STUDY.label_stores[store].expert
+    experts = [f"experts.{expert}"] if expert else []
+    return STUDY.subset(f"label_stores.{store}", *experts, "labels")
+
+
+def labels_source(store):
+    """What is there before a store's labels: its expert, or the published set that it is taken from."""
+    if store in TAKEN:
+        return f"resources/published_labels/{store}/set.json"
+    return f"results/experts/{STUDY.label_stores[store].expert}/expert.json"
 
 
 def lineage(model):

@@ -1,4 +1,4 @@
-# Every expert labels every shard. Label files are not declared as outputs, since Snakemake would delete them before a
+# Every expert labels every shard, or a published label set is taken instead. Label files are not declared as outputs, since Snakemake would delete them before a
 # retry; the done file of a batch is. If a label file that it lists is missing, the done file is removed here and the
 # batch runs again, which keeps the other label files.
 
@@ -14,10 +14,37 @@ if workflow.is_main_process:
         LOST_LABELS += [str(done), str(done.with_name("index.json"))]
 
 
+rule fetch_labels:
+    # a published label set instead of an expert; a changed local set is taken again
+    input:
+        lambda wildcards: (
+            []
+            if "://" in STUDY.label_stores[wildcards.store].from_
+            else f"{STUDY.label_stores[wildcards.store].from_}/labels.json"
+        ),
+    output:
+        "resources/published_labels/{store}/set.json",
+    log:
+        "logs/fetch_labels/{store}.log",
+    wildcard_constraints:
+        store="|".join(TAKEN) or NONE,
+    priority: 70
+    localrule: True
+    conda:
+        "../../envs/cliptex.yaml"
+    resources:
+        mem="4GB",
+    params:
+        config=subset("label_stores.{store}", of=STUDY),
+        version=versions.FETCH,
+    shell:
+        "cliptex --log {log} --threads {threads} fetch-labels --store {wildcards.store} --config {params.config:q}"
+
+
 rule label:
     input:
         shards="results/shards/index.json",
-        expert=lambda wildcards: f"results/experts/{STUDY.label_stores[wildcards.store].expert}/expert.json",
+        expert=lambda wildcards: labels_source(wildcards.store),
         changed=lambda wildcards: (
             f"results/labels/{STUDY.label_stores[wildcards.store].of}/index.json"
             if STUDY.label_stores[wildcards.store].of
@@ -39,11 +66,7 @@ rule label:
         runtime="8h",
         gpu=1,
     params:
-        config=lambda wildcards: STUDY.subset(
-            f"label_stores.{wildcards.store}",
-            f"experts.{STUDY.label_stores[wildcards.store].expert}",
-            "labels",
-        ),
+        config=lambda wildcards: labelling_config(wildcards.store),
         version=versions.LABEL,
     shell:
         "cliptex --log {log} --threads {threads} label --store {wildcards.store} --batch {wildcards.batch}"
@@ -77,11 +100,7 @@ rule index_labels:
         mem="4GB",
         runtime="1h",
     params:
-        config=lambda wildcards: STUDY.subset(
-            f"label_stores.{wildcards.store}",
-            f"experts.{STUDY.label_stores[wildcards.store].expert}",
-            "labels",
-        ),
+        config=lambda wildcards: labelling_config(wildcards.store),
         version=versions.LABEL,
     shell:
         "cliptex --log {log} index-labels --store {wildcards.store} --config {params.config:q}"

@@ -145,7 +145,7 @@ def _missing_tars(config: Config) -> list[str]:
 def weights_to_fetch(config: Config) -> list[str]:
     """The experts of label stores, and `student`, whose published weights are to be downloaded first."""
     fetched = []
-    for name in dict.fromkeys(store.expert for store in config.label_stores.values()):
+    for name in dict.fromkeys(store.expert for store in config.label_stores.values() if store.expert):
         is_there = (paths.expert(name) / "expert.json").exists()
         if config.experts[name].weights in ("url", "hub") and not is_there:
             fetched.append(name)

@@ -126,7 +126,7 @@ QUALITY = {"segmentation": "mIoU", "depth": "delta1", "normals": "mean"}
 def _quality_notes(config: Config, workdir: Path) -> list[str]:
     own = study_of(config).experts
     all_classes = [name for name in own if not own[name].network.get("classes")]
-    others = {store.expert for store in config.label_stores.values()} - own.keys()
+    others = {store.expert for store in config.label_stores.values() if store.expert} - own.keys()
     notes = []
     for task, metric_name in QUALITY.items():
         metric, values = metric_of(task, metric_name), {}

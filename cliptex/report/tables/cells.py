@@ -169,7 +169,7 @@ def fine_notes(results: Results, benchmarks: Iterable[Scores]) -> list[str]:
         notes.append(f"Encoders were trained on {_training_set(results)}.")
     for name, model in config.models.items():
         if model.tasks:
-            stores = [f"{store} by {names.head(config.label_stores[store].expert)}" for store in model.tasks]
+            stores = [f"{store} by {names.head(config.label_stores[store].origin)}" for store in model.tasks]
             notes.append(f"{names.model(name)} was also trained on pseudo-labels: {', '.join(stores)}.")
     seeds = config.seeds
     return [*notes, f"{'Seeds' if len(seeds) > 1 else 'Seed'}: {', '.join(map(str, seeds))}."]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cliptex.core.licences import is_non_commercial
 from cliptex.evaluation.measures import metric_of
 from cliptex.evaluation.metrics.display import direction, is_known
 from cliptex.experts.training_sets import TrainingSet, in_words
@@ -24,23 +25,40 @@ def labels_table(results: Results, trained_on: Mapping[str, Sequence[TrainingSet
         "Label stores",
         columns,
         [Group([_store_row(results, name, index, trained_on or {}) for name, index in results.stores.items()])],
-        ["Valid pixels: share of a label’s pixels with a value, mean over images. Bytes: of the label alone."],
+        [
+            "Valid pixels: share of a label’s pixels with a value, mean over images. Bytes: of the label alone.",
+            *_non_commercial(results),
+        ],
     )
+
+
+def _non_commercial(results: Results) -> list[str]:
+    """A note on label stores whose licence excludes commercial use; none without such stores."""
+    stores = [
+        f"{name} ({index['licence']})" for name, index in results.stores.items() if is_non_commercial(index["licence"])
+    ]
+    if not stores:
+        return []
+    return [
+        f"Labels whose licence excludes commercial use: {', '.join(stores)}; it may bind models that learn from them."
+    ]
 
 
 def _store_row(
     results: Results, name: str, index: dict[str, Any], trained_on: Mapping[str, Sequence[TrainingSet]]
 ) -> Row:
     valid = index["statistics"]["scalars"].get("coverage", {}).get("mean")
-    expert = results.experts.get(index["expert"]) or {}
+    taken = index.get("from")
+    expert = {} if taken else results.experts.get(index["expert"]) or {}
     size = f"{count(expert['num_parameters'])} parameters, " if expert.get("num_parameters") else ""
     if index.get("weights") == "random":
         size = f"RANDOM weights, for tests and benchmarks only; {size}"
     sets = trained_on.get(index["expert"])
     learned = f"; trained on {in_words(sets)}" if sets else ""
+    source = f", taken from {taken['source']}, which has {100 * taken['share']:.1f} % of the images" if taken else ""
     return {
         "store": Cell(name, note=f"stored as {index['codec']['name']}"),
-        "expert": Cell(names.head(index["expert"]), note=f"{size}licence {index['licence']}{learned}"),
+        "expert": Cell(names.head(index["expert"]), note=f"{size}licence {index['licence']}{source}{learned}"),
         "images": count_cell(index["images"]),
         "labelled": Cell(f"{100 * index['coverage']:.2f} %", 100 * index["coverage"]),
         "failed": count_cell(index["images"] - index["labelled"]),
