@@ -262,6 +262,21 @@ def test_an_export_holds_the_weights_untouched_and_no_more_than_it_says(exported
         cliptex.load(out).predict(np.zeros((8, 8, 3), np.uint8))
 
 
+def test_a_teacher_whose_licence_excludes_commercial_use_marks_the_card(exported, caplog):
+    config, out = exported
+    path = paths.labels("depth") / "index.json"
+    write_json(path, read_json(path) | {"licence": "CC-BY-NC-4.0"})
+    export_model(config, "cliptex", 0, out)
+    text = (out / "README.md").read_text()
+    card = ModelCard(text)
+    assert (card.data.license, card.data.license_name) == ("other", "non-commercial-see-model-card")
+    assert "non-commercial-teacher" in card.data.tags and not caplog.records
+    assert "**These weights learnt from labels whose licence excludes commercial use: bright" in text
+    export_model(config, "cliptex", 0, out, licence="apache-2.0")
+    assert ModelCard((out / "README.md").read_text()).data.license == "apache-2.0"
+    assert "licence apache-2.0, but these weights learnt from labels whose licence excludes" in caplog.text
+
+
 def test_every_code_block_of_the_card_runs_and_all_libraries_agree(exported, pictures, monkeypatch):
     _, out = exported
     monkeypatch.chdir(pictures[0].parent)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -30,6 +31,8 @@ from cliptex.labels.publish import publish_labels
 from cliptex.labels.published import fetch_labels
 from cliptex.labels.store import LabelFile, open_store
 from cliptex.labels.take import audit_taken, take_batch
+from cliptex.report.integrity import _check_sources
+from cliptex.report.tables.data import labels_table
 
 NUM_IMAGES, FAILED = 12, "a004"
 
@@ -118,10 +121,8 @@ def server():
 def other_images():
     """The images of `pairs` under other keys and in another order, without two of them, and one more."""
     renamed = [Pair(f"b{50 - number:03d}", pair.image, pair.caption, {}) for number, pair in enumerate(pairs())]
-    return [
-        *(renamed[number] for number in reversed(range(NUM_IMAGES)) if number not in (2, 7)),
-        drawn_pair("c000", 99),
-    ]
+    there = [number for number in reversed(range(NUM_IMAGES)) if number not in (2, 7)]
+    return [*(renamed[number] for number in there), drawn_pair("c000", 99)]
 
 
 def edit_record(folder, change):
@@ -322,6 +323,7 @@ def escape(record):
         (lambda record: record.update(task="normals"), "labels of 'normals', not of 'depth'; correct `task`"),
         (lambda record: record.update(licence="unknown"), "states no licence"),
         (lambda record: record.pop("licence"), "licence is missing"),
+        (lambda record: record.update(expert="a\n# b"), "expert is not one line of plain text"),
         (lambda record: record.update(weights="random"), "a network with random weights"),
         (lambda record: record["files"][1].update(sha256="0" * 64), "differs from its size or SHA-256"),
         (lambda record: record["files"][1].update(rows=9), "has 5 rows, 9 in labels.json"),
@@ -347,6 +349,18 @@ def test_a_key_of_another_image_and_no_image_at_all_are_named(publisher, tmp_pat
         run.take(publisher.root / "set")
 
 
+def test_a_payload_that_changed_after_it_was_fetched_is_named(published, tmp_path):
+    run = Run(tmp_path / "run", pairs(), 3)
+    config = run.config({"task": "depth", "from": str(published)})
+    fetch_labels(config, "depth", run.folder)
+    path = published / "data/00000.parquet"
+    data = bytearray(path.read_bytes())
+    data[data.find(LabelFile(path).get(0)[0]) + 40] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CliptexError, match=r"00000\.parquet: changed since it was fetched; run: rm .*set\.json"):
+        take_batch(config, "depth", 0, run.index, run.folder, run.labels / "depth")
+
+
 # ---- licences
 
 
@@ -358,6 +372,30 @@ def test_licences_that_exclude_commercial_use_are_known(licence):
 @pytest.mark.parametrize("licence", ["Apache-2.0", "MIT", "cc-by-4.0", "ncsa", "unknown", "", None])
 def test_other_licences_are_not_called_non_commercial(licence):
     assert not is_non_commercial(licence)
+
+
+def test_the_report_marks_labels_that_exclude_commercial_use_and_the_share_that_a_set_has():
+    taken = {"source": "hf://me/depth", "found": 9, "share": 0.9}
+    index = {
+        "task": "depth",
+        "expert": "dpt",
+        "licence": "CC-BY-NC-4.0",
+        "codec": {"name": "uint8"},
+        "images": 10,
+        "labelled": 9,
+        "coverage": 0.9,
+        "bytes_per_image": 9.5,
+        "statistics": {"scalars": {}},
+    }
+    stores = {"depth": index | {"from": taken}, "other": index | {"licence": "MIT"}}
+    results = SimpleNamespace(stores=stores, experts={}, runs={})
+    table = labels_table(results)
+    assert table.notes[-1].startswith("Labels whose licence excludes commercial use: depth (CC-BY-NC-4.0);")
+    row = table.groups[0].rows[0]
+    assert row["expert"].note == "licence CC-BY-NC-4.0, taken from hf://me/depth, which has 90.0 % of the images"
+    (note,) = _check_sources(results)
+    assert note == "The published set hf://me/depth, from which depth is taken, has 9 of 10 images (90.0 %)."
+    assert len(labels_table(SimpleNamespace(stores={"other": stores["other"]}, experts={})).notes) == 1
 
 
 def test_licences_unknown_to_the_hub_are_others_by_name():

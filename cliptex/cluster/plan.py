@@ -219,14 +219,14 @@ def _rate(config: Config, name: str, measure: bool) -> tuple[float | None, str]:
     if records:
         seconds = sum(record["images"] / record["images_per_second"] for record in records)
         return sum(record["images"] for record in records) / seconds, f"{len(records)} finished jobs"
+    if config.label_stores[name].expert is None:
+        return None, "no expert runs; the labels are downloaded"
     return _measured(config, name) if measure else (None, "not measured")
 
 
 def _measured(config: Config, name: str) -> tuple[float | None, str]:
     """Measure the rate of the expert, or of its untrained network if there is no expert yet, after a warm-up batch."""
     expert_name = config.label_stores[name].expert
-    if expert_name is None:
-        return None, "no expert runs; the labels are downloaded"
     expert_config = config.experts[expert_name]
     try:
         if (paths.expert(expert_name) / "expert.json").is_file() and not _is_other_run(config):

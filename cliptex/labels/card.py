@@ -1,6 +1,7 @@
 """The card (README.md) of a published label set: the hub's metadata, origin, licences, and how to decode a label."""
 
 import json
+import re
 from typing import Any
 
 from cliptex.core.licences import hub_terms, is_non_commercial
@@ -58,7 +59,7 @@ def card(record: dict[str, Any]) -> str:
     """README.md of a label set. record: its labels.json."""
     from huggingface_hub import DatasetCardData
 
-    task, licence, weights_licence = record["task"], record["licence"], record["weights_licence"]
+    task, licence, weights_licence = (_plain(record[name]) for name in ("task", "licence", "weights_licence"))
     size = next((name for limit, name in SIZES if record["rows"] < limit), "n>1B")
     limits = [name for name in dict.fromkeys((licence, weights_licence)) if is_non_commercial(name)]
     data = DatasetCardData(
@@ -82,7 +83,7 @@ def card(record: dict[str, Any]) -> str:
     if limits:
         terms += f" **{' and '.join(limits)} exclude{'s' * (len(limits) == 1)} commercial use.**"
     classes = record["codec"].get("class_names")
-    named = f"\nClasses, in the order of their numbers: {', '.join(map(str, classes))}.\n" if classes else ""
+    named = f"\nClasses, in the order of their numbers: {_plain(', '.join(map(str, classes)))}.\n" if classes else ""
     return f"""---
 {data.to_yaml().strip()}
 ---
@@ -95,7 +96,7 @@ in {len(record["files"]):,} Parquet files, one row per image. {images}
 | | |
 |---|---|
 | task | {task} |
-| network | {record["expert"]} (plugin {record["plugin"]}), weights: {record["weights"]} |
+| network | {_plain(record["expert"])} (plugin {_plain(record["plugin"])}), weights: {record["weights"]} |
 | SHA-256 of the weights | {record["weights_sha256"]} |
 | licence of the weights | {weights_licence} |
 | recipe | {record["recipe_sha256"]} |
@@ -132,3 +133,8 @@ label_stores:
 
 {terms}
 """
+
+
+def _plain(text: Any) -> str:
+    """Text that Markdown shows as it is: one line, without markup."""
+    return re.sub(r"([\\|<>\[\]`*])", r"\\\1", " ".join(str(text).split()))

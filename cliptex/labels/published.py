@@ -45,6 +45,7 @@ FORM = {
     "codec": {"name": str},
     "files": [FILE_FORM],
 }
+ONE_LINE, MAX_CHARACTERS = ("expert", "plugin", "licence", "weights_licence", "frame", "recipe_sha256"), 300
 FILE_NAME = re.compile(r"data/[0-9A-Za-z_][\w.-]{0,200}\.parquet", re.ASCII)
 MAX_RECORD_BYTES = 1 << 26
 EXTRA_TYPES = ("string", "int32", "int64", "float", "double", "bool", "binary")
@@ -94,6 +95,9 @@ def _checked(record: dict[str, Any], task_name: str, subject: str) -> Task:
         raise CliptexError(f"{subject}: {RECORD} names {wrong[0][:80]!r}, which is not data/NAME.parquet; {ASK}")
     if not names or len(set(names)) < len(names):
         raise CliptexError(f"{subject}: {RECORD} names no file, or one twice; {ASK}")
+    for name in ONE_LINE:
+        if not (record[name].isprintable() and 0 < len(record[name]) <= MAX_CHARACTERS):
+            raise CliptexError(f"{subject}: {RECORD}: {name} is not one line of plain text; {ASK}")
     if not is_stated(record["licence"]):
         raise CliptexError(f"{subject}: it states no licence; ask its publisher, or use another set")
     if record.get("weights") == "random":
