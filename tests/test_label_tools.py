@@ -252,6 +252,9 @@ def test_the_commands_work_on_a_finished_run(tiny):
     assert "contact sheet: sheet.png" in found.output
     assert Image.open("sheet.png").width > 900
     assert "2 tars, 16 samples" in run(tiny, "labels", "export", "--out", "exported").output
+    found = run(tiny, "labels", "publish", "--store", "depth", "--out", "set", "--shards", "0").output
+    assert "set: 8 labels of 8 images, licence Apache-2.0" in found
+    assert isinstance(run(tiny, "fetch-labels", "--store", "depth").exception, CliptexError)
     found = run(tiny, "labels", "audit", "--samples", "16", "--stores", "depth")
     assert found.exit_code == 0
     assert "depth: 16 of 16 images agree, 16 are byte-identical" in found.output

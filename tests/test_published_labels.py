@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -172,7 +173,6 @@ def test_datasets_loads_a_published_set_with_images(publisher, tmp_path, monkeyp
 @pytest.mark.parametrize("task", ["segmentation", "scored_segmentation", "depth", "normals"])
 def test_the_example_of_the_card_decodes_as_the_task_does(task, publisher, tmp_path, monkeypatch, capsys):
     import numpy as np
-    import pyarrow as pa
 
     from cliptex.labels.card import card
 
@@ -349,6 +349,18 @@ def test_a_key_of_another_image_and_no_image_at_all_are_named(publisher, tmp_pat
         run.take(publisher.root / "set")
 
 
+def test_a_label_that_cannot_be_decoded_is_named_before_anything_learns_from_it(published, tmp_path):
+    path = published / "data/00000.parquet"
+    table = pq.read_table(path)
+    damaged = [payload and payload[:9] for payload in table["payload"].to_pylist()]
+    table = table.set_column(3, "payload", pa.array(damaged, pa.binary()))
+    pq.write_table(table, path, compression="none", use_dictionary=False)
+    sizes = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    edit_record(published, lambda record: record["files"][0].update(sizes))
+    with pytest.raises(CliptexError, match=r"the label of 'a000' in .* cannot be decoded \(.*; use another set"):
+        Run(tmp_path / "run", pairs(), 3).take(published)
+
+
 def test_a_payload_that_changed_after_it_was_fetched_is_named(published, tmp_path):
     run = Run(tmp_path / "run", pairs(), 3)
     config = run.config({"task": "depth", "from": str(published)})
@@ -359,6 +371,15 @@ def test_a_payload_that_changed_after_it_was_fetched_is_named(published, tmp_pat
     path.write_bytes(data)
     with pytest.raises(CliptexError, match=r"00000\.parquet: changed since it was fetched; run: rm .*set\.json"):
         take_batch(config, "depth", 0, run.index, run.folder, run.labels / "depth")
+
+
+def test_a_store_by_an_expert_is_recorded_as_before_there_were_published_sets():
+    config = Config.load(
+        {"label_stores": {"a": {"task": "depth", "expert": "dpt"}, "b": {"task": "depth", "from": "x"}}}
+    )
+    stores = json.loads(config.subset("label_stores"))["label_stores"]
+    assert stores["a"] == {"task": "depth", "expert": "dpt", "of": None}
+    assert stores["b"] == {"task": "depth", "expert": None, "of": None, "from": "x"}
 
 
 # ---- licences

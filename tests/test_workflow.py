@@ -149,6 +149,16 @@ def test_one_table_needs_only_its_own_benchmark(tmp_path):
     assert "report" not in wanted
 
 
+def test_a_store_from_a_published_set_needs_no_expert(tmp_path):
+    over = "label_stores={depth: {expert: null, from: 'hf://me/depth@v1'}}"
+    planned = jobs(snakemake(tmp_path, "--dry-run", "results/labels/depth/index.json", "fetch", "--config", over))
+    assert planned["fetch_labels"] == 1 and planned["label"] > 0 and "train_expert" not in planned
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/labels.json").touch()
+    planned = jobs(snakemake(tmp_path, "--dry-run", "fetch", "--config", over.replace("hf://me/depth@v1", "mine")))
+    assert planned["fetch_labels"] == 1
+
+
 def test_mistakes_in_the_configuration_are_one_error_that_names_their_keys(tmp_path):
     mistakes = {
         "train={batchsize: 3}": "train.batchsize: unknown key",

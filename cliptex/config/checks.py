@@ -109,7 +109,10 @@ def _origin(path: Path, store: LabelStore) -> Iterator[Problem]:
         return
     for key in ("expert", "of"):
         if getattr(store, key) is not None:
-            yield (*path, key), f"not allowed together with `from`; remove one of them (`{key}: null` in an overlay)"
+            yield (
+                (*path, "from"),
+                f"not allowed together with `{key}`; remove one of them (`{key}: null` in an overlay)",
+            )
     if store.from_.startswith("hf://") and not HUB_SET.fullmatch(store.from_):
         yield (*path, "from"), f"{short(repr(store.from_))} is not hf://owner/name or hf://owner/name@revision"
     elif "://" in store.from_ and re.search(r"[?#]", store.from_):

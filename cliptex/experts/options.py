@@ -241,6 +241,9 @@ def problems(config: Config) -> Iterator[Problem]:
         yield from _not_found(store.task, ("label_stores", name, "task"), config.plugins)
         if store.expert in config.experts:
             yield from _store(config, name)
+        if store.from_ and "://" not in store.from_ and not (Path(store.from_) / "labels.json").is_file():
+            problem = f"{store.from_} is not a published label set: it has no labels.json; correct the path"
+            yield ("label_stores", name, "from"), problem
     for name, model in config.models.items():
         for store, options in model.losses.items():
             task = config.label_stores[store].task if store in config.label_stores else ":"

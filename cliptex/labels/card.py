@@ -72,7 +72,7 @@ def card(record: dict[str, Any]) -> str:
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
     )
     codec = {name: value for name, value in record["codec"].items() if name != "class_names"}
-    decoder = DECODERS.get(codec["name"]) or OWN_DECODER.format(task=task)
+    decoder = DECODERS.get(codec["name"]) or OWN_DECODER.format(task=record.get("task_plugin", record["task"]))
     example = EXAMPLE.format(file=record["files"][0]["file"], decoder=decoder)
     images = (
         "`image` (upright) and `caption` are included; they have their own terms."
@@ -124,7 +124,7 @@ Your own images get these labels by three lines of a cliptex configuration, join
 
 ```yaml
 label_stores:
-  {task.partition(":")[0].rpartition(".")[2]}: {{task: "{task}", expert: null, from: "hf://OWNER/NAME"}}
+  {record["task"]}: {{task: "{record.get("task_plugin", record["task"])}", expert: null, from: "hf://OWNER/NAME"}}
 ```
 
 `sha256sum -c SHA256SUMS` checks the files; labels.json lists them for programs.

@@ -79,6 +79,7 @@ def publish_labels(
         "schema_version": 1,
         "kind": KIND,
         **{name: index[name] for name in MADE_BY},
+        "task_plugin": config.label_stores[store].task,
         "licence": licence,
         "weights_licence": index["licence"],
         "max_side_px": first["max_side_px"],

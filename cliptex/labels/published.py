@@ -245,9 +245,11 @@ def digest_hashes(digests: Iterable[str | None], subject: str = "") -> np.ndarra
 
 @dataclass
 class PublishedSet:
-    """A fetched set (`folder` of `fetch_labels`), memory-mapped. Raises CliptexError if it was not fetched."""
+    """A fetched set, memory-mapped. folder: of `fetch_labels`. task_name: as in the configuration. Raises CliptexError
+    if it was not fetched."""
 
     folder: Path
+    task_name: str
 
     def __post_init__(self) -> None:
         form = {**dict.fromkeys(("source", "set_sha256", "join"), str), "files": [str], "record": FORM}
@@ -256,6 +258,7 @@ class PublishedSet:
         )
         self.about: dict[str, Any] = {name: out[name] for name in ("source", "revision", "set_sha256", "join")}
         self.record, self.join, self.files = out["record"], out["join"], [Path(file) for file in out["files"]]
+        self.task: Task = find("tasks", self.task_name).from_codec(self.record["codec"])
         self._hashes, self._places = (
             np.load(self.folder / f"{self.join}.{name}.npy", mmap_mode="r", allow_pickle=False)
             for name in ("hashes", "places")
@@ -266,8 +269,7 @@ class PublishedSet:
 
     def extras(self) -> dict[str, Any]:
         """Name -> pyarrow type of the extra columns."""
-        task = find("tasks", self.record["task"]).from_codec(self.record["codec"])
-        known = {*COLUMNS, *task.scalars(task.missing(1)), *PLACES, DIGEST_COLUMN}
+        known = {*COLUMNS, *self.task.scalars(self.task.missing(1)), *PLACES, DIGEST_COLUMN}
         return {field.name: field.type for field in self._reader.schema if field.name not in known}
 
     def find(self, values: list[str]) -> list[dict[str, Any] | None]:

@@ -17,7 +17,6 @@ from cliptex import versions
 from cliptex.config import Config, LabelStore
 from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import sha256_file, sha256_json
-from cliptex.core.plugins import find
 from cliptex.core.progress import track
 from cliptex.data.images import BadImage, open_image, require_codecs
 from cliptex.data.sample_reader import reindex_command
@@ -28,7 +27,6 @@ from cliptex.labels.files import describe_labels, open_label_writer
 from cliptex.labels.label import is_complete, write_batch
 from cliptex.labels.published import PublishedSet
 from cliptex.labels.store import SCHEMA_VERSION, open_store, rows_by_shard
-from cliptex.tasks.base import Task
 
 log = logging.getLogger("cliptex")
 WINDOW = 256
@@ -45,7 +43,8 @@ def take_batch(config: Config, store: str, batch: int, shard_index: Path, folder
     complete and of the same set. Raises CliptexError if a shard has changed, and for a label of another shape than its
     image."""
     require_codecs()
-    published, task = _open(config, store, folder)
+    published = _open(config, store, folder)
+    task = published.task
     per_job = config.labels.shards_per_job
     entries = read_index(shard_index)["shards"][batch * per_job : (batch + 1) * per_job]
     recipe, extras = recipe_of(published), published.extras()
@@ -82,17 +81,20 @@ def take_rows(published: PublishedSet, pairs: list[Pair], shard: str) -> list[di
         elif row["payload"] is None:
             rows.append({"key": pair.key, "error": f"{NO_LABEL}: {row['error']}"})
         else:
-            _check_shape(pair, row, published, shard)
+            try:
+                size = open_image(pair.image).size
+            except BadImage as error:
+                rows.append({"key": pair.key, "error": f"bad image: {error}"})
+                continue
+            _check_label(pair, size, row, published, shard)
             rows.append(row | {"key": pair.key, "error": None})
     return rows
 
 
-def _check_shape(pair: Pair, row: dict[str, Any], published: PublishedSet, shard: str) -> None:
-    """A label has its image's shape, at most as large, up to rounding. An image that cannot be read is not checked."""
-    try:
-        width, height = open_image(pair.image).size
-    except BadImage:
-        return
+def _check_label(pair: Pair, size: tuple[int, int], row: dict[str, Any], published: PublishedSet, shard: str) -> None:
+    """Raise CliptexError unless a label has its image's shape, is at most as large, and can be decoded: others made
+    it, and training would find it out much later. size: width and height of the image."""
+    width, height = size
     has = row["height"], row["width"]
     scale = max(has) / max(height, width) if None not in has else 0
     if not 0 < scale <= 1 or max(abs(has[0] - height * scale), abs(has[1] - width * scale)) > 1.5:
@@ -100,6 +102,20 @@ def _check_shape(pair: Pair, row: dict[str, Any], published: PublishedSet, shard
         raise CliptexError(
             f"{shard}: {pair.key!r} is {width} x {height} pixels, but its label in {published.about['source']} is"
             f" {has[1]} x {has[0]}; {remedy}"
+        )
+    try:
+        shape = published.task.decode(row["payload"], *has).shape
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise many types of errors for damaged payloads
+        raise CliptexError(
+            f"{shard}: the label of {pair.key!r} in {published.about['source']} cannot be decoded ({error}); use another"
+            " set"
+        ) from error
+    if shape[:2] != has:
+        raise CliptexError(
+            f"{shard}: the label of {pair.key!r} in {published.about['source']} has another size than it"
+            f" states, {shape[1]} x {shape[0]}; use another set"
         )
 
 
@@ -136,23 +152,24 @@ def audit_taken(
     config: Config, store: str, shard_index: Path, folder: Path, out_dir: Path, samples: int = 8, seed: int = 0
 ) -> list[Finding]:
     """Take `samples` random images again and compare them with the store, as `audit_labels` does with an expert."""
-    published, task = _open(config, store, folder)
+    published = _open(config, store, folder)
     entries, findings = read_index(shard_index)["shards"], []
     sizes = [len(entry["keys"]) for entry in entries]
     chosen = np.random.default_rng(seed).choice(sum(sizes), min(samples, sum(sizes)), replace=False)
     for shard, rows in rows_by_shard(sizes, chosen).items():
         entry = entries[shard]
-        stored, pairs = open_store(out_dir / "index.json", entry, task), read_indexed(entry)
+        stored, pairs = open_store(out_dir / "index.json", entry, published.task), read_indexed(entry)
         for row, again in zip(rows, take_rows(published, [pairs[row] for row in rows], entry["path"]), strict=True):
-            findings.append(compare(task, entry["shard"], again, stored.get(row)))
+            findings.append(compare(published.task, entry["shard"], again, stored.get(row)))
     return findings
 
 
-def _open(config: Config, store: str, folder: Path) -> tuple[PublishedSet, Task]:
-    settings, published = config.label_stores[store], PublishedSet(folder)
+def _open(config: Config, store: str, folder: Path) -> PublishedSet:
+    settings = config.label_stores[store]
+    published = PublishedSet(folder, settings.task)
     if published.about["source"] != settings.from_ or settings.join not in (None, published.join):
         raise CliptexError(
             f"{folder}: fetched {published.about['source']}, joined by {published.join}, not what label_stores.{store}"
             " says; run the step fetch_labels again"
         )
-    return published, find("tasks", settings.task).from_codec(published.record["codec"])
+    return published
