@@ -103,20 +103,15 @@ def _check_label(pair: Pair, size: tuple[int, int], row: dict[str, Any], publish
             f"{shard}: {pair.key!r} is {width} x {height} pixels, but its label in {published.about['source']} is"
             f" {has[1]} x {has[0]}; {remedy}"
         )
+    label = f"{shard}: the label of {pair.key!r} in {published.about['source']}"
     try:
         shape = published.task.decode(row["payload"], *has).shape
     except MemoryError:
         raise
     except Exception as error:  # decoders raise many types of errors for damaged payloads
-        raise CliptexError(
-            f"{shard}: the label of {pair.key!r} in {published.about['source']} cannot be decoded ({error}); use another"
-            " set"
-        ) from error
+        raise CliptexError(f"{label} cannot be decoded ({error}); use another set") from error
     if shape[:2] != has:
-        raise CliptexError(
-            f"{shard}: the label of {pair.key!r} in {published.about['source']} has another size than it"
-            f" states, {shape[1]} x {shape[0]}; use another set"
-        )
+        raise CliptexError(f"{label} is {shape[1]} x {shape[0]}, not {has[1]} x {has[0]}; use another set")
 
 
 def recipe_of(published: PublishedSet) -> dict[str, Any]:
