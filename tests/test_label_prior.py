@@ -28,7 +28,7 @@ def batches(rng):
 def fitted():
     tasks = {name: find("tasks", name)() for name in ("segmentation", "depth", "normals")}
     heads = DenseHeads(16, {name: task.channels for name, task in tasks.items()}, "ppm", 24, prior_cells=SIZE)
-    fit_position_prior(heads.priors, tasks, batches(np.random.default_rng(0)), SIZE)
+    fit_position_prior(heads.priors, tasks, batches(np.random.default_rng(0)))
     return tasks, heads
 
 
@@ -59,5 +59,5 @@ def test_labels_without_any_valid_pixel_leave_it_finite():
     tasks = {"depth": find("tasks", "depth")()}
     heads = DenseHeads(16, {"depth": 1}, "none", 24, prior_cells=4)
     empty = {"depth": np.full((4, SIZE, SIZE), np.nan, np.float32)}
-    fit_position_prior(heads.priors, tasks, [empty] * 3, SIZE)
+    fit_position_prior(heads.priors, tasks, [empty] * 3)
     assert not heads.priors["depth"].detach().any()

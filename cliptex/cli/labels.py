@@ -43,6 +43,20 @@ def train_expert(name: str, config_files: ConfigFiles = DEFAULT, seed: Seed = 0)
         make()
 
 
+def fit_pca(name: str, config_files: ConfigFiles = DEFAULT) -> None:
+    """Fit the principal components of an expert's dense features to a sample of the shards.
+
+    Args:
+        name: Name of an entry in `experts`.
+    """
+    from cliptex.labels.fit_pca import fit_pca
+
+    config = load_config(config_files)
+    if name not in config.experts:
+        raise CliptexError(f"--name {name!r}: not one of experts, {sorted(config.experts)}")
+    fit_pca(config, name, paths.SHARD_INDEX, paths.expert(name))
+
+
 def label(
     store: Store,
     batch: Index,

@@ -31,6 +31,9 @@ class Expert(ABC):
     """Whether it has weights; an expert without weights is identified by its `network` options instead."""
     uses_miniature: ClassVar[bool] = False
     """Whether the labels of an expert without weights depend on the config's `miniature`."""
+    fitted_to_shards: ClassVar[bool] = False
+    """Whether a part of it is fitted to the shards before it labels them (`cliptex fit-pca`). Then it has no quality
+    on renders, and its attribute `folder` is where that part is."""
     takes_labels: ClassVar[bool] = False
     """Whether it changes the labels of another store (config: `label_stores.*.of`); then `take` is called first."""
 
@@ -57,7 +60,8 @@ class Expert(ABC):
 
     @abstractmethod
     def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
-        """Label images (uint8 RGB [H, W, 3], sizes may differ); each label has the height and width of its image.
+        """Label images (uint8 RGB [H, W, 3], sizes may differ); each label has the height and width of its image, unless
+        the task is not `aligned`.
         Returns labels as the task's `encode` takes them. Must be deterministic, and independent of the other images in
         the batch."""
 

@@ -216,6 +216,41 @@ class TransformersOptions(Section):
     """Normals: factors of the network's x, y and z that make them right, down and forward."""
 
 
+Cells = Annotated[int, Field(gt=0, le=256)]
+
+
+class FeaturesOptions(Section):
+    """Options of the expert `features`."""
+
+    size_options: ClassVar = ()
+    library: Literal["transformers", "timm", "open_clip", "backbone"]
+    """Library of the teacher. `backbone`: the four stages of the workflow's own backbone, for `weights: trained`."""
+    model: str | None = None
+    """Architecture by the library's name. May be left out for a folder or repository of transformers or timm, which
+    names it; for `backbone`, a timm architecture, by default "cliptex_resnet"."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Values of transformers' config.json with `model_type`, for weights that are not a folder or repository."""
+    dims: Annotated[int, Field(gt=0, le=4096)] | None = 64
+    """Principal components that are kept; null: all."""
+    grid: Cells | tuple[Cells, Cells] = 14
+    """Cells of a label: rows and columns, or one number for both."""
+    input_size_px: Annotated[int, Field(gt=0, le=4096)] | None = None
+    """Side of the square input; null: the teacher's own."""
+    mean: tuple[float, float, float] | None = None
+    """Subtracted from pixels in 0..1; null: the teacher's own."""
+    std: tuple[Rate, Rate, Rate] | None = None
+    """Divides pixels after `mean`; null: the teacher's own."""
+    sample: Annotated[int, Field(gt=1)] = 2000
+    """Images to which the principal components are fitted, spread over all shards."""
+    seed: int = 0
+    """Seed that draws them."""
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of a label."""
+        return (self.grid, self.grid) if isinstance(self.grid, int) else tuple(self.grid)
+
+
 BUILT_IN: dict[str, type[Section]] = {
     "mask_rcnn": MaskRCNNOptions,
     "dpt": DPTOptions,
@@ -224,6 +259,7 @@ BUILT_IN: dict[str, type[Section]] = {
     "pyramid": PyramidOptions,
     "truth": TruthOptions,
     "degraded": DegradedOptions,
+    "features": FeaturesOptions,
 }
 """Class of the options in `network` by expert. The options of other experts are checked by their jobs."""
 
@@ -237,6 +273,8 @@ def problems(config: Config) -> Iterator[Problem]:
         yield from _wrong(TrainingOptions, config.backbone.training, ("backbone", "training"))
     for name, expert in config.experts.items():
         yield from _expert(name, expert, config.plugins)
+        if expert.network.get("library") == "backbone" and config.backbone is None:
+            yield ("experts", name, "network", "library"), "there is no `backbone`; add that section"
     for name, store in config.label_stores.items():
         yield from _not_found(store.task, ("label_stores", name, "task"), config.plugins)
         if store.expert in config.experts:
@@ -282,8 +320,28 @@ def _expert(name: str, expert: ExpertConfig, folders: list[Path]) -> Iterator[Pr
             yield (*path, "training"), f"{plugin!r} is not trained here; remove the key"
         return
     yield from _wrong(TrainingOptions, expert.training, (*path, "training"))
+    if model is FeaturesOptions:
+        yield from _features(expert, path)
     if expert.weights in ("trained", "random"):
         yield from (((*path, "network", name), UNSET) for name in model.size_options if name not in expert.network)
+
+
+def _features(expert: ExpertConfig, path: tuple[str, ...]) -> Iterator[Problem]:
+    """What a teacher of features lacks, or has that it must not have."""
+    options, is_file = expert.network, expert.weights in ("url", "random") or bool(expert.file)
+    library = options.get("library")
+    if library == "backbone":
+        if expert.weights not in ("trained", "random"):
+            yield (*path, "weights"), "library 'backbone' takes the workflow's own backbone; use trained"
+        return
+    if expert.weights == "trained":
+        yield (*path, "weights"), f"a teacher of {library} is not trained here; use hub, url or local"
+    if library == "transformers" and is_file and not options.get("config"):
+        yield (*path, "network", "config"), "is not set; weights without a folder need the values of config.json"
+    if library == "open_clip" and not options.get("model") or library == "timm" and is_file and not options.get("model"):
+        yield (*path, "network", "model"), f"is not set; give the name of {library}'s architecture"
+    if library == "open_clip" and options.get("input_size_px"):
+        yield (*path, "network", "input_size_px"), "a teacher of open_clip takes its own size; remove the key"
 
 
 UNSET = (
@@ -300,7 +358,7 @@ def _store(config: Config, name: str) -> Iterator[Problem]:
     plugin = expert.plugin or store.expert
     if plugin not in BUILT_IN:
         return
-    makes = {"dpt": "depth", "nll_angmf": "normals"}.get(plugin) or expert.network.get("task")
+    makes = {"dpt": "depth", "nll_angmf": "normals", "features": "features"}.get(plugin) or expert.network.get("task")
     if plugin == "mask_rcnn":
         makes = "scored_segmentation" if expert.network.get("keep_scores") else "segmentation"
     if ":" not in store.task and makes not in (None, store.task):

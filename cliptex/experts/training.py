@@ -97,6 +97,9 @@ def _train(
     seconds, cpu_seconds = time.monotonic() - start, time.process_time() - cpu_start
     weights = out / "weights.safetensors"
     _save(expert, weights)
+    identity = {"num_parameters": _num_parameters(expert), "weights_sha256": sha256_file(weights)}
+    if expert.fitted_to_shards:
+        return identity | {"quality": None}
     expert.load(weights)  # evaluate the weights as they will be loaded for labelling
     quality, prior, speed = _evaluate(expert, renders)
     metrics = ", ".join(f"{metric} {value:.3g}" for metric, value in quality.items())
@@ -113,8 +116,7 @@ def _train(
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "seed": seed,
-        "num_parameters": _num_parameters(expert),
-        "weights_sha256": sha256_file(weights),
+        **identity,
         "licence": expert_config.licence_name,
         "network": expert_config.network,
         "training": expert_config.training | fitted,
@@ -156,8 +158,9 @@ def _save(expert: Expert, path: Path) -> None:
 
 
 def load_expert(name: str, expert_config: ExpertConfig, folder: Path) -> Expert:
-    """The expert in `folder` with its weights loaded and the attribute `weights_sha256` set. Raises CliptexError if the
-    folder is incomplete, or if the weights differ from those recorded or do not match `expert_config`."""
+    """The expert in `folder` with its weights loaded and the attributes `weights_sha256` and `folder` set. Raises
+    CliptexError if the folder is incomplete, or if the weights differ from those recorded or do not match
+    `expert_config`."""
     record = read_checked(folder / "expert.json", {"weights": str | None, "weights_sha256": str})
     expert = _build(expert_config.plugin or name, expert_config, record.get("miniature"))
     path = folder / record["weights"] if record["weights"] else None  # absolute if not in the folder
@@ -168,7 +171,7 @@ def load_expert(name: str, expert_config: ExpertConfig, folder: Path) -> Expert:
         if Weights(path, digests(path), {}).sha256 != record["weights_sha256"]:
             raise CliptexError(f"{path}: not the weights that {folder}/expert.json records; {again}")
     expert.load(path)
-    expert.weights_sha256 = record["weights_sha256"]
+    expert.weights_sha256, expert.folder = record["weights_sha256"], folder
     return expert
 
 

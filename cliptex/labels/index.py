@@ -105,6 +105,7 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
                 if values
             },
             **({"classes": classes} if recipe["codec"].get("class_names") else {}),
+            **({"variance_kept": teacher["variance_kept"]} if (teacher := recipe["codec"].get("teacher")) else {}),
         },
         "files": files,
     }

@@ -105,7 +105,7 @@ class Pipeline:
         if isinstance(outcome, str):
             return outcome
         label, extras = outcome
-        if label.shape[:2] != image.shape[:2]:
+        if self.task.aligned and label.shape[:2] != image.shape[:2]:
             raise TypeError(f"the expert gave a {label.shape} label of a {image.shape} image {key}")
         return extras, self._pool.submit(encode, self.task, label, self.max_side_px)
 

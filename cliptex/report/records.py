@@ -72,7 +72,7 @@ LABEL_INDEX = _record(
     coverage=Number,
     bytes_per_image=Number,
     failures=Counts,
-    statistics=_record(scalars=dict[str, dict[str, Number | None]]),
+    statistics=_record(scalars=dict[str, dict[str, Number | None]], variance_kept=(Number | None, None)),
     weights=(str | None, None),
     weights_sha256=(str | None, None),
     **{"from": (_record(source=str, found=Count, share=Number) | None, None)},

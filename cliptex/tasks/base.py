@@ -41,9 +41,11 @@ class LossOptions:
 
 
 class Task(ABC):
-    """A dense task. Labels are NumPy arrays [H, W] or [H, W, C], aligned with the stored image."""
+    """A dense task. Labels are NumPy arrays [H, W] or [H, W, C] over the whole stored image."""
 
     name: ClassVar[str]
+    aligned: ClassVar[bool] = True
+    """Whether an expert's label has the height and width of its image; otherwise its cells divide the image."""
     channels: int
     """Output channels of the task's head; may depend on the options of the loss."""
     options: LossOptions = LossOptions()
@@ -102,7 +104,8 @@ class Task(ABC):
 
     @abstractmethod
     def crop(self, label: np.ndarray, view: View, size: int) -> np.ndarray:
-        """The training target [size, size] or [size, size, C] under `view` (a flip also mirrors directions)."""
+        """The training target [size, size] or [size, size, C] under `view` (a flip also mirrors directions); of a task
+        that is not `aligned`, it may be smaller, always as `missing`."""
 
     def target(self, payload: bytes, height: int, width: int, view: View, size: int) -> np.ndarray:
         """`crop` of `decode`, up to rounding; override it to do both at once, which is faster."""

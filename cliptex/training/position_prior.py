@@ -19,11 +19,11 @@ LEARNING_RATE = 0.3
 
 
 def fit_position_prior(
-    priors: torch.nn.ParameterDict, tasks: dict[str, Task], batches: Iterable[dict[str, np.ndarray]], size: int
+    priors: torch.nn.ParameterDict, tasks: dict[str, Task], batches: Iterable[dict[str, np.ndarray]]
 ) -> None:
     """Fit `priors`, [channels, cells, cells] per store, in place, to the constant prediction of lowest loss.
 
-    batches: stacked targets of side `size` by store, about `BATCHES` of them. Uses Adam, with a learning rate that
+    batches: stacked targets by store, about `BATCHES` of them. Uses Adam, with a learning rate that
     decays to zero, on each task's own loss, so that it works for any task.
     """
     optimizer = torch.optim.Adam(priors.parameters(), lr=LEARNING_RATE)
@@ -33,7 +33,7 @@ def fit_position_prior(
         total = 0.0
         for store, prior in priors.items():
             target = torch.from_numpy(targets[store]).to(prior.device)
-            prediction = F.interpolate(prior[None], size=(size, size), mode="bilinear")
+            prediction = F.interpolate(prior[None], size=target.shape[1:3], mode="bilinear")
             total = total + tasks[store].loss(prediction.expand(len(target), -1, -1, -1), target)
         optimizer.zero_grad(set_to_none=True)
         total.backward()

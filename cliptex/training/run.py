@@ -132,7 +132,7 @@ class _Run:
     def _fit_position_prior(self, heads: DenseHeads) -> None:
         with local_only():  # every process reads the labels of the global batch
             batches = self.loader.label_batches(BATCHES)
-            fit_position_prior(heads.priors, self.tasks, batches, self.train_config.target_size_px)
+            fit_position_prior(heads.priors, self.tasks, batches)
         self.world.broadcast_parameters(heads.priors.parameters())
 
     def _resume(self) -> None:

@@ -243,9 +243,8 @@ class Trainer:
         losses = {"contrastive": self.clip_loss(image, text, logit_scale)}
         total = self.model_config.contrastive_weight * losses["contrastive"]
         if self.tasks:
-            size = self.train_config.target_size_px
             for store, prediction in self.dense(dense).items():
-                prediction = F.interpolate(prediction.float(), size=(size, size), mode="bilinear")
+                prediction = F.interpolate(prediction.float(), size=targets[store].shape[1:3], mode="bilinear")
                 losses[store] = self.tasks[store].loss(prediction, targets[store])
                 total = total + self.model_config.tasks[store] * losses[store]
         return total, losses

@@ -185,14 +185,14 @@ class Validator:
             yield batch
 
     def _validated(self, batch: Batch) -> dict[str, "Validated"]:
-        trainer, size = self.trainer, self._config.train.target_size_px
+        trainer = self.trainer
         model, heads = trainer.averaged()
         validated = {}
         with torch.no_grad(), mixed_precision(trainer.precision):
             outputs = heads(dense_features(model.visual, trainer.pixels(batch.images)))
             for store, output in outputs.items():
                 task, targets = trainer.tasks[store], batch.targets[store]
-                output = F.interpolate(output.float(), size=(size, size), mode="bilinear")
+                output = F.interpolate(output.float(), size=targets.shape[1:3], mode="bilinear")
                 loss = task.loss(output, targets.to(trainer.device)).item() * len(batch.keys)
                 try:
                     predictions = [task.predicted(each) for each in output.cpu().numpy()]

@@ -41,6 +41,41 @@ rule fetch_labels:
         "cliptex --log {log} --threads {threads} fetch-labels --store {wildcards.store} --config {params.config:q}"
 
 
+# experts whose labels are dense features, of which the principal components are kept
+FEATURES = [
+    name
+    for name, expert in STUDY.experts.items()
+    if (expert.plugin or name) == "features"
+]
+
+
+rule fit_pca:
+    input:
+        shards="results/shards/index.json",
+        expert="results/experts/{expert}/expert.json",
+    output:
+        "results/experts/{expert}/pca.json",
+    log:
+        "logs/fit_pca/{expert}.log",
+    benchmark:
+        "results/timings/fit_pca/{expert}.tsv"
+    wildcard_constraints:
+        expert="|".join(FEATURES) or NONE,
+    priority: 65
+    conda:
+        "../../envs/cliptex.yaml"
+    threads: 1 if MINIATURE else 8
+    resources:
+        mem="6GB",
+        runtime="4h",
+        gpu=1,
+    params:
+        config=subset("experts.{expert}", "labels", of=STUDY),
+        version=versions.LABEL,
+    shell:
+        "cliptex --log {log} --threads {threads} fit-pca --name {wildcards.expert} --config {params.config:q}"
+
+
 rule label:
     input:
         shards="results/shards/index.json",
@@ -48,6 +83,11 @@ rule label:
         changed=lambda wildcards: (
             f"results/labels/{STUDY.label_stores[wildcards.store].of}/index.json"
             if STUDY.label_stores[wildcards.store].of
+            else []
+        ),
+        pca=lambda wildcards: (
+            f"results/experts/{STUDY.label_stores[wildcards.store].expert}/pca.json"
+            if STUDY.label_stores[wildcards.store].expert in FEATURES
             else []
         ),
     output:

@@ -56,8 +56,11 @@ def _store_row(
     sets = trained_on.get(index["expert"])
     learned = f"; trained on {in_words(sets)}" if sets else ""
     source = f", taken from {taken['source']}, which has {100 * taken['share']:.1f} % of the images" if taken else ""
+    stored = f"stored as {index['codec']['name']}"
+    if (kept := index["statistics"].get("variance_kept")) is not None:
+        stored += f", {100 * kept:.1f} % of the teacher’s variance kept"
     return {
-        "store": Cell(name, note=f"stored as {index['codec']['name']}"),
+        "store": Cell(name, note=stored),
         "expert": Cell(names.head(index["expert"]), note=f"{size}licence {index['licence']}{source}{learned}"),
         "images": count_cell(index["images"]),
         "labelled": Cell(f"{100 * index['coverage']:.2f} %", 100 * index["coverage"]),
