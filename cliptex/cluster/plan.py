@@ -25,6 +25,7 @@ from cliptex.data.official.status import missing_data, needs_pairs, official_fil
 from cliptex.data.shard_index import read_index
 from cliptex.data.shard_paths import data_sha256, is_remote, num_batches, shard_paths, shard_sources
 from cliptex.data.shards import KEY_AND_SUFFIX, compression, iterate_shard
+from cliptex.experts.options import FeaturesOptions
 from cliptex.experts.training import load_expert
 
 BYTES_PER_PIXEL = {"segmentation": 528 / 224**2, "depth": 9849 / 224**2, "normals": 21846 / 224**2}
@@ -206,6 +207,11 @@ def _bytes_per_image(config: Config, name: str) -> tuple[float | None, str]:
         total = sum(record["bytes_per_image"] * record["labelled"] for record in finished)
         return total / sum(record["labelled"] for record in finished), f"{len(finished)} finished jobs"
     task = config.label_stores[name].task
+    if task == "features":
+        options = FeaturesOptions.model_validate(config.experts[config.label_stores[name].expert].network)
+        rows, columns = options.cells
+        size = rows * columns * options.dims if options.dims else None
+        return size, "at most" if size else "unknown before the first job: all of the teacher's channels"
     if task not in BYTES_PER_PIXEL:
         return None, "unknown before the first job: not a built-in task"
     height, width = _image_size(config)

@@ -60,10 +60,9 @@ class Expert(ABC):
 
     @abstractmethod
     def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
-        """Label images (uint8 RGB [H, W, 3], sizes may differ); each label has the height and width of its image, unless
-        the task is not `aligned`.
-        Returns labels as the task's `encode` takes them. Must be deterministic, and independent of the other images in
-        the batch."""
+        """Label images (uint8 RGB [H, W, 3], sizes may differ); each label has the height and width of its image,
+        unless the task is not `aligned`. Returns labels as the task's `encode` takes them. Must be deterministic, and
+        independent of the other images in the batch."""
 
     def batch_key(self, height: int, width: int) -> Hashable:
         """Images of sizes with equal keys can share a forward pass (config: `batch_window`); by default all can."""

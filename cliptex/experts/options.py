@@ -338,7 +338,7 @@ def _features(expert: ExpertConfig, path: tuple[str, ...]) -> Iterator[Problem]:
         yield (*path, "weights"), f"a teacher of {library} is not trained here; use hub, url or local"
     if library == "transformers" and is_file and not options.get("config"):
         yield (*path, "network", "config"), "is not set; weights without a folder need the values of config.json"
-    if library == "open_clip" and not options.get("model") or library == "timm" and is_file and not options.get("model"):
+    if not options.get("model") and (library == "open_clip" or (library == "timm" and is_file)):
         yield (*path, "network", "model"), f"is not set; give the name of {library}'s architecture"
     if library == "open_clip" and options.get("input_size_px"):
         yield (*path, "network", "input_size_px"), "a teacher of open_clip takes its own size; remove the key"

@@ -25,22 +25,22 @@ LIMIT, INVALID = 127, -128
 SIGMAS = 5.0
 """Standard deviations of a channel at which its codes end."""
 SHOWN_SIGMAS = 2.5
-SOFTNESS = 0.1
-"""Length of a prediction, relative to an average feature's, below which the cosine's gradient stops growing."""
+LEAST_LENGTH = 0.1
+"""Of features in the cosine, relative to the average one's: heads start at 0, where the cosine has no gradient."""
 MAX_DIMS = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesLoss(LossOptions):
-    """Options of the loss; the defaults are AM-RADIO's."""
+    """Options of the loss."""
 
-    cosine_weight: Annotated[float, Field(ge=0)] = 0.9
+    cosine_weight: Annotated[float, Field(ge=0)] = 0.5
     """Weight of 1 minus the cosine similarity."""
-    l1_weight: Annotated[float, Field(ge=0)] = 0.1
+    l1_weight: Annotated[float, Field(ge=0)] = 0.5
     """Weight of the smooth L1 distance, which also compares lengths."""
 
 
-class Features(Task):
+class TeacherFeatures(Task):
     """The channels are not whitened: a cosine over them is close to the one over all of the teacher's channels."""
 
     name = "features"
@@ -129,8 +129,9 @@ class Features(Task):
         """`cosine_weight` times 1 minus the cosine similarity plus `l1_weight` times the smooth L1 distance (mean over
         channels), averaged over the valid cells of the batch: the feature loss of Ranzinger et al. 2024, "AM-RADIO".
 
-        The head's last layer, a 1x1 convolution, is the linear map from the student's features. The prediction's length
-        in the cosine is at least a tenth of an average feature's, since the cosine has no gradient at 0.
+        They use 0.9 and 0.1. With so little weight on lengths, a position prior becomes several times as long as the
+        mean map that it should be. The head's last layer, a 1x1 convolution, is the linear map from the student's
+        features. Lengths in the cosine are at least a tenth of an average feature's.
         """
         import torch
         from torch.nn import functional
@@ -138,9 +139,9 @@ class Features(Task):
         prediction, target = prediction_BCHW.permute(0, 2, 3, 1).float(), target_B.float()
         valid = torch.isfinite(target).all(dim=-1)
         target = torch.where(valid[..., None], target, 0.0)
-        least = SOFTNESS**2 * self.channels
-        length = (prediction.square().sum(-1) + least).sqrt() * target.square().sum(-1).clamp(min=least).sqrt()
-        distance = 1 - (prediction * target).sum(-1) / length
+        least = LEAST_LENGTH * self.channels**0.5
+        lengths = prediction.norm(dim=-1).clamp(min=least) * target.norm(dim=-1).clamp(min=least)
+        distance = 1 - (prediction * target).sum(-1) / lengths
         smooth = functional.smooth_l1_loss(prediction, target, reduction="none").mean(-1)
         total = self.options.cosine_weight * distance + self.options.l1_weight * smooth
         return batch_mean(torch.where(valid, total, 0.0).sum(), valid.sum())
@@ -205,4 +206,4 @@ def _bilinear(cells: int, start: float, length: float, size: int) -> np.ndarray:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-PLUGIN = Features
+PLUGIN = TeacherFeatures
