@@ -16,19 +16,16 @@ import torch
 from torch import nn
 
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import read_checked, read_json
+from cliptex.core.files import read_checked
 from cliptex.experts import encoder  # noqa: F401 (registers `cliptex_resnet` with timm)
 from cliptex.experts.network import IMAGENET_MEAN, IMAGENET_STD, normalise, resize
 from cliptex.experts.options import FeaturesOptions
+from cliptex.experts.saved_model import MAX_SIDE, first_line, load_saved
 from cliptex.experts.tensors import load_strictly, read_tensors, require_no_code
 from cliptex.experts.weights import WEIGHT_FILES, digests, shards
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CLIP: dict[str, Any] = {"size": None, "mean": CLIP_MEAN, "std": CLIP_STD}
-MAX_SIDE = 4096
-"""Of the input in pixels."""
-PARAMETERS = 50_000_000
-"""Of a network beyond twice those of its weights, which are then reported as missing."""
 UNUSED = ("pooler.", "head.", "classifier.", "vision_model.head.", "visual_projection.", "text_projection.")
 PREFIX: dict[str, Callable[[Any], int]] = {
     "dinov2": lambda config: 1,
@@ -42,8 +39,8 @@ PREFIX: dict[str, Callable[[Any], int]] = {
     "ijepa": lambda config: 0,
 }
 """`model_type` of transformers' vision towers -> tokens before the patches (class and registers), by its config."""
-TWO_TOWERS = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
-"""`model_type` of models whose vision tower is used, and their classes."""
+TWO_TOWERS = ("clip", "siglip", "siglip2")
+"""`model_type` of models whose vision tower is used."""
 FIX = "copy the published file again"
 
 
@@ -90,10 +87,9 @@ def load_teacher(options: FeaturesOptions, weights: Path | None) -> Teacher:
         except CliptexError:
             raise
         except Exception as error:  # each network raises its own type of error for a size that it does not take
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CliptexError(
                 f"experts.*.network: {teacher.name} gives no feature maps of {teacher.size[0]} x {teacher.size[1]}"
-                f" pixels ({reason[:200]}); change input_size_px, or use another model"
+                f" pixels ({first_line(error)[:200]}); change input_size_px, or use another model"
             ) from error
     if any(len(shape) != 4 for shape in shapes):
         raise CliptexError(f"experts.*.network.model: {teacher.name} gives no feature maps; use another model")
@@ -231,14 +227,13 @@ def _transformers(options: FeaturesOptions, weights: Path | None) -> Teacher:
     from transformers import AutoConfig, AutoModel
 
     if weights is not None and weights.is_dir():
-        config, module, read = _from_folder(weights, options)
+        module, read = _from_folder(weights, options)
     else:
         values = dict(options.config)
         kind = values.pop("model_type", None)
         if kind not in (*PREFIX, *TWO_TOWERS):
             raise CliptexError(f"experts.*.network.config.model_type: {kind!r} cannot be read; {_choices()}")
-        config = AutoConfig.for_model(kind, **values)
-        module = _tower(AutoModel.from_config(config))
+        module = _tower(AutoModel.from_config(AutoConfig.for_model(kind, **values)))
         if weights is not None:
             _load(module, weights, read_tensors(weights))
         # C-RADIO normalises pixels itself
@@ -286,44 +281,29 @@ def _tower(module: nn.Module) -> nn.Module:
     return module.vision_model if module.config.model_type in TWO_TOWERS else module
 
 
-def _from_folder(folder: Path, options: FeaturesOptions) -> tuple[Any, nn.Module, dict[str, Any]]:
-    """Config, vision network and preprocessing saved by transformers; arguments of Teacher."""
-    from transformers import AutoConfig, AutoModel
-    from transformers.utils import logging as transformers_logging
+def _from_folder(folder: Path, options: FeaturesOptions) -> tuple[nn.Module, dict[str, Any]]:
+    """Vision network saved by transformers, and its preprocessing as arguments of Teacher."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
     require_no_code(folder)
     path = folder / "config.json"
-    kind = (read_json(path) or {}).get("model_type")
+    config = read_checked(path, {"model_type": str}, remedy=FIX)
+    kind = config["model_type"]
     if kind not in (*PREFIX, *TWO_TOWERS):
         raise CliptexError(f"{path}: model_type {kind!r} cannot be read; {_choices()}")
-    values = 0
-    for name in digests(folder):
-        if not name.endswith(".json"):  # transformers has no checks against NaN or code
-            values += sum(tensor.numel() for tensor in read_tensors(folder / name).values())
-    local, verbosity = {"local_files_only": True, "trust_remote_code": False}, transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # mismatches are reported below
-    try:
-        config = AutoConfig.from_pretrained(folder, **local)
-        with torch.device("meta"):
-            count = sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
-        if count > 2 * values + PARAMETERS:
-            raise ValueError(f"a network of {count:,} parameters, {values:,} in the file")
-        module, info = AutoModel.from_pretrained(
-            folder, weights_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **local
-        )
-    except Exception as error:  # transformers raises many types of errors for invalid folders
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CliptexError(f"{folder}: not a model saved by transformers ({reason}); copy the folder again") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    wrong = [str(item[0]) for item in info["mismatched_keys"]]
-    wrong += [name for key in ("missing_keys", "unexpected_keys") for name in info[key] if not name.startswith(UNUSED)]
-    if wrong:
-        raise CliptexError(
-            f"{folder}: its weights do not match its config.json: {', '.join(sorted(wrong)[:3])}, {len(wrong)} in all;"
-            " copy the folder again"
-        )
-    return config, _tower(module.float()), _preprocessing(folder / "preprocessor_config.json", options)
+    if config.get("quantization_config"):
+        raise CliptexError(f"{path}: quantised networks are not read; use the weights that are not quantised")
+    module, read = load_saved(
+        folder,
+        CONFIG_MAPPING[kind],
+        MODEL_MAPPING[CONFIG_MAPPING[kind]],
+        lambda: _preprocessing(folder / "preprocessor_config.json", options),
+        f"a {kind}",
+        UNUSED,
+        UNUSED,
+    )
+    return _tower(module.float()), read
 
 
 def _preprocessing(path: Path, options: FeaturesOptions) -> dict[str, Any]:
