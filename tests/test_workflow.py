@@ -188,7 +188,8 @@ def test_a_change_reaches_the_jobs_that_use_it_and_no_others(finished, tmp_path)
 @pytest.mark.parametrize("study", sorted(path.stem for path in (ROOT / "config/studies").glob("*.yaml")))
 def test_every_study_can_be_planned(tmp_path, study):
     config = ROOT / f"config/studies/{study}.yaml"
-    own = yaml.safe_load(config.read_text()).get("study")
+    plain = yaml.safe_load(config.read_text())
+    own, seeds = plain.get("study"), len(plain.get("seeds", [0]))
     command = [forked("snakemake"), "--cores", "2", "--dry-run", "--directory", tmp_path, "--configfile", config]
     command += ["--snakefile", ROOT / "Snakefile", "--", "study" if own else "all"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
@@ -197,7 +198,7 @@ def test_every_study_can_be_planned(tmp_path, study):
         assert jobs(result)["train"] + jobs(result).get("interpolate", 0) > 3
         return
     trained = {"clip", own.get("reference", "clip_ft"), *own.get("shown", ["cliptex"]), *own.get("models", {})}
-    assert jobs(result)["train"] == len(trained)
+    assert jobs(result)["train"] == len(trained) * seeds
     assert jobs(result)["study_page"] == 1
     assert not {"report", "probe_voc_0", "tabulate_probes", "tabulate_finetuned"} & jobs(result).keys()
     tuned = {name: count for name, count in jobs(result).items() if name.startswith("finetune_")}
