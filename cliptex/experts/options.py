@@ -334,7 +334,7 @@ def _features(expert: ExpertConfig, path: tuple[str, ...]) -> Iterator[Problem]:
         if expert.weights not in ("trained", "random"):
             yield (*path, "weights"), "library 'backbone' takes the workflow's own backbone; use trained"
         return
-    if expert.weights == "trained":
+    if expert.weights == "trained" and library:
         yield (*path, "weights"), f"a teacher of {library} is not trained here; use hub, url or local"
     if library == "transformers" and is_file and not options.get("config"):
         yield (*path, "network", "config"), "is not set; weights without a folder need the values of config.json"

@@ -103,6 +103,10 @@ def load(folder: Path, weights_sha256: str, dims: int | None) -> tuple[PCA, dict
     other weights or another number of dimensions."""
     record, path = folder / RECORD, folder / FILE
     redo = f"run: rm -f {record}   and then the same command again"
+    if not record.is_file():
+        raise CliptexError(
+            f"{record}: the principal components are not fitted; run: cliptex fit-pca --name {folder.name}"
+        )
     form = {"weights_sha256": str, "sha256": str, "dims": int, "width": int, "variance_kept": float, "teacher": str}
     found = read_checked(record, form, remedy=redo)
     if found["weights_sha256"] != weights_sha256 or found["dims"] != (dims or found["width"]):
