@@ -356,7 +356,7 @@ def test_from_shards_to_a_prediction(distilled):
     index = index_labels(distilled, "features", paths.SHARD_INDEX, store)
     assert index["statistics"]["variance_kept"] == record["variance_kept"] == index["codec"]["teacher"]["variance_kept"]
     assert index["statistics"]["scalars"]["clipped"]["mean"] < 0.01
-    row = _store_row(SimpleNamespace(experts={}), "features", index)
+    row = _store_row(SimpleNamespace(experts={}), "features", index, {})
     assert f"{100 * record['variance_kept']:.1f} % of the teacher’s variance kept" in row["store"].note
 
     task = task_of_store(distilled, "features", store / "index.json")
