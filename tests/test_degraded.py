@@ -1,6 +1,7 @@
 """Labels made worse by a known amount."""
 
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -58,6 +59,8 @@ def test_strength_0_changes_nothing_and_a_failed_label_stays_failed(tiny, task):
 
 class Constant:
     """A store in which picture i has the label i everywhere."""
+
+    codec: ClassVar = {}
 
     def label(self, key):
         return np.full((12, 20), int(key), np.uint8)

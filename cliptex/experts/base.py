@@ -14,6 +14,10 @@ from cliptex.core.errors import CliptexError
 class SourceLabels(Protocol):
     """Labels of another store, for an expert that changes them."""
 
+    @property
+    def codec(self) -> dict[str, Any]:
+        """The store's codec, which has the parameters of its task."""
+
     def label(self, key: str) -> np.ndarray | None:
         """The decoded label of an image; None if it has none."""
 
@@ -47,7 +51,7 @@ class Expert(ABC):
 
     def task_parameters(self) -> dict[str, Any]:
         """Those keys of the task's codec that the weights determine, e.g. `class_names`, as JSON values; called after
-        `load`. The task is built from them by `Task.from_codec`."""
+        `load` and `take`. The task is built from them by `Task.from_codec`."""
         return {}
 
     def check(self, weights: Path) -> None:  # noqa: B027 (an expert may have none)

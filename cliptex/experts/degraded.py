@@ -34,6 +34,10 @@ class DegradedExpert(Expert):
 
     def take(self, labels: SourceLabels) -> None:
         self._labels = labels
+        self._task = type(self._task).from_codec(labels.codec)
+
+    def task_parameters(self) -> dict[str, Any]:
+        return self._task.codec()
 
     def predict(self, images: list[np.ndarray], keys: list[str]) -> list[np.ndarray]:
         """Raises ValueError for an image that has no label in the other store."""

@@ -13,10 +13,9 @@ import numpy as np
 
 from cliptex.config import Config
 from cliptex.core.errors import working_on
-from cliptex.core.plugins import find
 from cliptex.data.shard_index import read_index, read_indexed
 from cliptex.experts.base import Expert
-from cliptex.labels.label import attach_source_labels, labelling
+from cliptex.labels.label import attached_task, labelling
 from cliptex.labels.store import open_store, rows_by_shard
 from cliptex.tasks.base import Task
 
@@ -52,9 +51,8 @@ def audit_labels(
     has a label. Each image is first labelled alone; if it does not agree, together with the images that shared its
     forward pass, since libraries may sum in another order for another batch size. Raises CliptexError as `open_store`.
     """
-    task: Task = find("tasks", config.label_stores[store].task).from_codec(expert.task_parameters())
     entries = read_index(shard_index)["shards"]
-    attach_source_labels(config, store, expert, task, entries, out_dir.parent)
+    task = attached_task(config, store, expert, entries, out_dir.parent)
     sizes = [len(entry["keys"]) for entry in entries]
     chosen = np.random.default_rng(seed).choice(sum(sizes), min(samples, sum(sizes)), replace=False)
     name, findings = config.label_stores[store].expert, []

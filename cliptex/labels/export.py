@@ -26,10 +26,14 @@ from cliptex.data.images import decodable, decode_image, encode_png, has_orienta
 from cliptex.data.shard_index import read_index, read_indexed
 from cliptex.data.shards import Pair, write_tar
 from cliptex.labels.store import LabelFile, open_store, read_label_index, task_of_store
+from cliptex.tasks.base import Task
 from cliptex.tasks.normals import KAPPA_MAX, KAPPA_MIN
 
 FORMATS = {
     "segmentation": "8-bit grey PNG; the value is the class, 255 = ignore; scores are left out",
+    "segmentation, more than 255 classes": (
+        "16-bit grey PNG; the value is the class, 65535 = ignore; scores are left out"
+    ),
     "depth": (
         "16-bit grey PNG; 0 = invalid, else relative inverse depth = low + (value - 1) / 65534 * (high - low), with low"
         " and high in the sample's json under labels.{store}"
@@ -106,7 +110,7 @@ def export_labels(
         "stores": {
             store: {
                 "member": f"{{key}}.{store}.{forms[store]}",
-                "format": FORMATS[tasks[store].name if forms[store] == "png" else "npy"],
+                "format": _format(tasks[store]) if forms[store] == "png" else FORMATS["npy"],
                 **{name: origin[name] for name in copied},
             }
             for store, origin in origins.items()
@@ -115,6 +119,11 @@ def export_labels(
     }
     write_json(out / "labels.json", record)
     return record
+
+
+def _format(task: Task) -> str:
+    wide = task.name == "segmentation" and task.codec()["dtype"] == "uint16"
+    return FORMATS["segmentation, more than 255 classes" if wide else task.name]
 
 
 def _members(

@@ -113,7 +113,7 @@ def _class_counts(file: LabelFile, task: Task) -> dict[str, tuple[int, int]]:
     pixels, images = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
     for row in range(len(file) if names else 0):
         if (label := file.label(row)) is not None:
-            counts = np.bincount(task.classes(label).ravel(), minlength=256)[: len(names)]
+            counts = np.bincount(task.classes(label).ravel(), minlength=len(names))[: len(names)]
             pixels += counts
             images += counts > 0
     totals = zip(names, pixels.tolist(), images.tolist(), strict=True)

@@ -14,12 +14,11 @@ import numpy as np
 from cliptex.config import Config
 from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import read_checked, sha256_file, write_json
-from cliptex.core.plugins import find
 from cliptex.core.progress import track
 from cliptex.data.shard_index import read_index
 from cliptex.labels.files import class_statistics, label_recipe, sum_counts
 from cliptex.labels.payloads import FILE, payloads_writer
-from cliptex.labels.store import INDEXED, SCHEMA_VERSION, LabelFile, check_keys
+from cliptex.labels.store import INDEXED, SCHEMA_VERSION, LabelFile, check_keys, task_of_codec
 from cliptex.labels.take import coverage, recorded_recipe
 from cliptex.tasks.base import Task
 
@@ -116,7 +115,7 @@ def index_labels(config: Config, store: str, shard_index: Path, out_dir: Path) -
 def _task(config: Config, store: str, first: Path) -> Task:
     """The store's task, with the parameters that its first label file has; all files must have the same."""
     codec = LabelFile(first).metadata["codec"] if first.is_file() else {}
-    return find("tasks", config.label_stores[store].task).from_codec(codec)
+    return task_of_codec(config, store, codec, first)
 
 
 def _checked_record(path: Path, batch_path: Path, entry: dict[str, Any], redo: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from cliptex.data.shards import Pair
 from cliptex.experts.base import Expert
 from cliptex.labels.files import describe_labels, label_recipe, open_label_writer, sum_counts
 from cliptex.labels.pipeline import Pipeline, Predicted
-from cliptex.labels.store import SCHEMA_VERSION, LabelFile, StoredLabels, open_store
+from cliptex.labels.store import SCHEMA_VERSION, LabelFile, StoredLabels, open_store, task_of_store
 from cliptex.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -63,12 +63,11 @@ def label_batch(
     per_job = config.labels.shards_per_job
     entries = read_index(shard_index)["shards"][batch * per_job : (batch + 1) * per_job]
     expert = load_expert(store_config.expert, expert_config, expert_folder)
-    task: Task = find("tasks", store_config.task).from_codec(expert.task_parameters())
-    if expert.task != task.name:
+    if expert.task != (name := find("tasks", store_config.task).name):
         raise CliptexError(
-            f"label_stores.{store}.expert: {store_config.expert!r} makes {expert.task}, but the task is {task.name!r}"
+            f"label_stores.{store}.expert: {store_config.expert!r} makes {expert.task}, but the task is {name!r}"
         )
-    attach_source_labels(config, store, expert, task, entries, out_dir.parent)
+    task = attached_task(config, store, expert, entries, out_dir.parent)
     recipe = label_recipe(config, store, task, expert.weights_sha256, out_dir.parent)
     scalars = list(task.scalars(task.missing(1)))
     start, records = time.monotonic(), []
@@ -118,14 +117,24 @@ def write_batch(
     )
 
 
-def attach_source_labels(
-    config: Config, store: str, expert: Expert, task: Task, entries: list[dict[str, Any]], labels_dir: Path
-) -> None:
-    """Give an expert that changes the labels of another store access to that store, for the shards `entries`.
+def attached_task(config: Config, store: str, expert: Expert, entries: list[dict[str, Any]], labels_dir: Path) -> Task:
+    """The store's task, with the expert's parameters. An expert that changes the labels of another store first gets
+    access to that store, for the shards `entries`.
 
     labels_dir: folder of all stores. Raises CliptexError if `label_stores.*.of` is set for an expert that needs no
-    labels or missing for one that does, or if the other store is of another task.
+    labels or missing for one that does, if the other store is of another task, or if the parameters cannot be used.
     """
+    _attach_source_labels(config, store, expert, entries, labels_dir)
+    try:
+        return find("tasks", config.label_stores[store].task).from_codec(expert.task_parameters())
+    except ValueError as error:
+        name = config.label_stores[store].expert
+        raise CliptexError(f"experts.{name}: {error}; correct what its weights or its plugin give") from error
+
+
+def _attach_source_labels(
+    config: Config, store: str, expert: Expert, entries: list[dict[str, Any]], labels_dir: Path
+) -> None:
     source, name = config.label_stores[store].of, config.label_stores[store].expert
     if source is None and expert.takes_labels:
         raise CliptexError(f"label_stores.{store}.of: {name!r} changes the labels of another store; name that store")
@@ -133,7 +142,9 @@ def attach_source_labels(
         return
     if not expert.takes_labels:
         raise CliptexError(f"label_stores.{store}.of: {name!r} labels images itself; remove the key")
-    expert.take(StoredLabels([open_store(labels_dir / source / "index.json", entry, task) for entry in entries]))
+    index = labels_dir / source / "index.json"
+    task = task_of_store(config, store, index)
+    expert.take(StoredLabels([open_store(index, entry, task) for entry in entries]))
 
 
 def is_complete(

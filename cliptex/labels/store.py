@@ -191,6 +191,7 @@ class StoredLabels:
     """Decoded labels of several label files by key, for an expert that changes the labels of another store."""
 
     def __init__(self, files: list[LabelFile]):
+        self.codec: dict[str, Any] = files[0].metadata["codec"]
         shards = [(file, list(file.keys)) for file in files]
         self._rows = {key: (file, row, keys) for file, keys in shards for row, key in enumerate(keys)}
 
@@ -208,14 +209,24 @@ def task_of_store(config: Config, store: str, index: Path) -> Task:
     """The task of a label store, with the parameters that the codec in its `index` (index.json) has; without an index,
     the task's defaults."""
     codec = read_checked(index, {"codec": {}})["codec"] if Path(index).exists() else {}
-    return find("tasks", config.label_stores[store].task).from_codec(codec)
+    return task_of_codec(config, store, codec, index)
+
+
+def task_of_codec(config: Config, store: str, codec: Any, path: Path) -> Task:
+    """The task of a label store with the codec that its file `path` has. Raises CliptexError if it is damaged."""
+    try:
+        if not isinstance(codec, dict):
+            raise ValueError(f"the codec is {type(codec).__name__}")
+        return find("tasks", config.label_stores[store].task).from_codec(codec)
+    except ValueError as error:
+        raise CliptexError(f"{path}: not the codec of a label store ({error}); {again_without(path)}") from error
 
 
 def read_label_index(config: Config, store: str, path: Path) -> dict[str, Any]:
     """The index.json of a store. Raises CliptexError if its expert, task or codec differs from the config's."""
     store_config = config.label_stores[store]
     index = read_checked(path, {"expert": str, "task": str, "codec": {"name": str}, "files": [INDEXED]})
-    task: Task = find("tasks", store_config.task).from_codec(index["codec"])
+    task = task_of_codec(config, store, index["codec"], path)
     origin = ("expert", index["expert"], store_config.expert)
     if store_config.from_ is not None:
         origin = ("from", (index.get("from") or {}).get("source"), store_config.from_)

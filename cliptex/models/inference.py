@@ -71,8 +71,9 @@ class TrainedModel:
     def predict(self, image: ImageInput) -> dict[str, np.ndarray]:
         """Label store -> label predicted by its head, at the image's own height and width.
 
-        Segmentation is uint8 [H, W]; depth float32 [H, W], relative inverse depth; normals float32 [H, W, 4]. The
-        head's output is resized (bilinear) as in training. Raises CliptexError for a model without heads.
+        Segmentation is uint8 [H, W], uint16 above 255 classes; depth float32 [H, W], relative inverse depth; normals
+        float32 [H, W, 4]. The head's output is resized (bilinear) as in training. Raises CliptexError for a model
+        without heads.
         """
         if not self.tasks:
             raise CliptexError(

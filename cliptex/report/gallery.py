@@ -15,7 +15,6 @@ from cliptex.core.plugins import find
 from cliptex.data.images import decode_image
 from cliptex.data.shards import iterate_shard
 from cliptex.evaluation.drawing import (
-    IGNORE,
     Drawing,
     LegendEntry,
     PageImage,
@@ -123,10 +122,11 @@ def _label_image(file: LabelFile, task: Task, key: str, store: str) -> tuple[Pag
     contents, legend = "", []
     if task.codec().get("class_names"):
         codes, counts = np.unique(task.classes(label), return_counts=True)
-        classes = [_class_name(task, code) for code in codes.tolist() if code not in (0, IGNORE)]
+        classes = [_class_name(task, code) for code in codes.tolist() if code != task.codec()["invalid"]]
+        classes = [name for name in classes if name != "background"]
         contents = f": {', '.join(classes)}" if classes else ": background only"
         order = codes[np.argsort(-counts, kind="stable")]
-        colours = task.picture(order[None].astype(np.uint8))[0]
+        colours = task.picture(order[None])[0]
         class_names = (_class_name(task, code) for code in order.tolist())
         legend = [LegendEntry(swatch(colour), name) for colour, name in zip(colours, class_names, strict=True)]
     elif task.name == "depth":
@@ -134,7 +134,7 @@ def _label_image(file: LabelFile, task: Task, key: str, store: str) -> tuple[Pag
         legend = [LegendEntry(data_uri(task.picture(ramp), "flat"), f"{store}: far to near", "wide")]
     elif task.name == "normals":
         legend = [normals_sphere()]
-    kind = "flat" if label.dtype == np.uint8 else "smooth"
+    kind = "flat" if label.dtype.kind == "u" else "smooth"
     alt = f"Pseudo-label {store} of the pair {key}{contents}"
     return page_image(task.picture(label), kind, alt, store), legend
 

@@ -79,7 +79,8 @@ class Task(ABC):
     def from_codec(cls, codec: Mapping[str, Any]) -> Self:
         """The task of a label store with this `codec`, which is from a file and not yet checked, or with an expert's
         `task_parameters`; {} gives the defaults. A task with parameters, e.g. class names, reads them from it; all
-        others ignore it. Readers of files then compare the task's `codec` with the file's."""
+        others ignore it. Readers of files then compare the task's `codec` with the file's. Raises ValueError, in one
+        line, if a parameter cannot be used."""
         return cls()
 
     @abstractmethod

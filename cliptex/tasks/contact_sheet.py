@@ -61,7 +61,7 @@ def legend(task: Task, classes: Counter) -> list[tuple[np.ndarray, str]]:
     invalid = np.full((SWATCH_PX, SWATCH_PX, 3), INVALID_COLOUR, np.uint8)
     lines = []
     if names := class_names(task):
-        colours = task.picture(np.arange(256, dtype=np.uint8)[None])[0]
+        colours = task.picture(np.arange(len(names), dtype=task.codec()["dtype"])[None])[0]
         codes = [code for code, _ in classes.most_common() if code < len(names)]
         lines = [
             (np.full((SWATCH_PX, SWATCH_PX, 3), colours[code], np.uint8), names[code]) for code in codes[:MAX_CLASSES]

@@ -1,4 +1,4 @@
-"""Helpers of tasks: crop, flip and resize label grids, and compress uint8 planes without loss.
+"""Helpers of tasks: crop, flip and resize label grids, and compress planes of integers without loss.
 
 Pixel centres are at (i + 0.5) / n, as when an image is cropped and then resized.
 """
@@ -82,18 +82,19 @@ def _zstd() -> "pyarrow.Codec":
 
 
 def pack(plane_HW: np.ndarray) -> bytes:
-    """Compress uint8 [H, W] by zstd; best for planes of few values, such as classes."""
+    """Compress uint8 or uint16 [H, W] (little-endian) by zstd; best for planes of few values, such as classes."""
     return _zstd().compress(np.ascontiguousarray(plane_HW), asbytes=True)
 
 
-def unpack(payload: bytes, height: int, width: int) -> np.ndarray:
+def unpack(payload: bytes, height: int, width: int, dtype: str = "uint8") -> np.ndarray:
     """Inverse of `pack`. Raises ValueError if the payload is damaged."""
     _check_size(height, width)
+    kind = np.dtype(dtype)
     try:
-        octets = _zstd().decompress(payload, decompressed_size=height * width, asbytes=True)
+        octets = _zstd().decompress(payload, decompressed_size=height * width * kind.itemsize, asbytes=True)
     except OSError as error:
         raise ValueError(f"payload is damaged ({error})") from error
-    return np.frombuffer(octets, np.uint8).reshape(height, width)
+    return np.frombuffer(octets, kind).reshape(height, width)
 
 
 def pack_webp(planes: np.ndarray) -> bytes:

@@ -1,9 +1,14 @@
-"""Semantic segmentation: uint8 [H, W], 0 = background, 1..80 = the COCO classes in official order, 255 = ignore."""
+"""Semantic segmentation: the class of each pixel, [H, W].
+
+By default uint8 with 0 = background, 1..80 = the COCO classes in official order, 255 = ignore. An expert may bring 2 to
+1,000 classes of its own: uint8 with 255 = ignore up to 255 classes, uint16 with 65535 = ignore above.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -16,50 +21,76 @@ if TYPE_CHECKING:
     import torch
 
 IGNORE = 255
+"""Of labels with up to 255 classes; 65535 with more."""
+MAX_CLASSES = 1000
+MAX_NAME_CHARACTERS = 200
+BACKGROUND = "background"
 BACKGROUND_COLOUR = (232, 232, 232)
 
 
 class Segmentation(Task):
-    """Class of each pixel, with cross-entropy."""
+    """Class of each pixel, with cross-entropy.
+
+    class_names: 2 to 1,000, by class number; None for background and COCO's 80. colours: [red, green, blue] of each, in
+    0..255; None for `palette`. Attributes: `dtype` of labels and their value `ignore`.
+    """
 
     name = "segmentation"
     channels = 81
 
-    def __init__(self) -> None:
-        self.class_names = ["background", *(name for _, name, _ in coco_categories())]
+    def __init__(self, class_names: list[str] | None = None, colours: list[list[int]] | None = None) -> None:
+        self.class_names = class_names or [BACKGROUND, *(name for _, name, _ in coco_categories())]
+        self.colours, self.channels = colours, len(self.class_names)
+        self.dtype = "uint8" if self.channels <= IGNORE else "uint16"
+        self.ignore = int(np.iinfo(self.dtype).max)
+
+    @classmethod
+    def from_codec(cls, codec: Mapping[str, Any]) -> Self:
+        """Reads `class_names` and `colours`: 2 to 1,000 different names, and a colour for each. Raises ValueError."""
+        class_names, colours = codec.get("class_names"), codec.get("colours")
+        if problem := _problem(class_names, colours):
+            raise ValueError(problem)
+        if class_names is None:
+            return cls()
+        return cls(list(class_names), None if colours is None else [list(colour) for colour in colours])
 
     def codec(self) -> dict[str, Any]:
         """Lossless compression of the label's bytes."""
         return {
-            "name": "uint8-zstd",
+            "name": f"{self.dtype}-zstd",
             "version": 1,
-            "dtype": "uint8",
+            "dtype": self.dtype,
             "shape": "H W",
             "step": 0,
-            "invalid": IGNORE,
+            "invalid": self.ignore,
             "resize": "nearest",
             "class_names": self.class_names,
+            **({} if self.colours is None else {"colours": self.colours}),
         }
 
     def encode(self, label: np.ndarray) -> bytes:
-        if label.ndim != 2 or label.dtype != np.uint8 or not label.size:
-            raise ValueError(f"segmentation is uint8 [H, W], got {label.dtype} {list(label.shape)}")
-        valid = label[label != IGNORE]
+        if label.ndim != 2 or label.dtype != self.dtype or not label.size:
+            raise ValueError(f"segmentation is {self.dtype} [H, W], got {label.dtype} {list(label.shape)}")
+        valid = label[label != self.ignore]
         if not valid.size:
             raise ValueError("every pixel is invalid")
-        if valid.max() >= self.channels:
-            raise ValueError(f"class {valid.max()} is not one of 0..{self.channels - 1}")
+        self._check_classes(valid)
         return pack(label)
 
+    def _check_classes(self, valid: np.ndarray) -> None:
+        if valid.max(initial=0) >= self.channels:
+            raise ValueError(f"class {valid.max()} is not one of 0..{self.channels - 1}")
+
     def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
-        return unpack(payload, height, width)
+        return unpack(payload, height, width, self.dtype)
 
     def scalars(self, label: np.ndarray) -> dict[str, float]:
-        """`coverage`: share of valid pixels; `foreground`: share of pixels of a class other than background."""
-        return {
-            "coverage": float(np.mean(label != IGNORE)),
-            "foreground": float(np.mean((label != 0) & (label != IGNORE))),
-        }
+        """`coverage`: share of valid pixels; `foreground`, if class 0 is background: share of pixels of others."""
+        valid = label != self.ignore
+        scalars = {"coverage": float(np.mean(valid))}
+        if self.class_names[0] == BACKGROUND:
+            scalars["foreground"] = float(np.mean((label != 0) & valid))
+        return scalars
 
     def resize(self, label: np.ndarray, height: int, width: int) -> np.ndarray:
         return take_nearest(label, WHOLE, height, width)
@@ -68,25 +99,27 @@ class Segmentation(Task):
         return take_nearest(label, view, size, size)
 
     def missing(self, size: int) -> np.ndarray:
-        return np.full((size, size), IGNORE, np.uint8)
+        return np.full((size, size), self.ignore, self.dtype)
 
     def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
         """Cross-entropy, averaged over the valid pixels of the batch; 0 if there are none."""
         from torch.nn import functional
 
-        total = functional.cross_entropy(prediction_BCHW.float(), target_B.long(), ignore_index=IGNORE, reduction="sum")
-        return batch_mean(total, (target_B != IGNORE).sum())
+        target_B = target_B.long()
+        total = functional.cross_entropy(prediction_BCHW.float(), target_B, ignore_index=self.ignore, reduction="sum")
+        return batch_mean(total, (target_B != self.ignore).sum())
 
     def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
         """The class with the highest score."""
-        return output_CHW.argmax(axis=0).astype(np.uint8)
+        return output_CHW.argmax(axis=0).astype(self.dtype)
 
     def quality(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         """`mIoU` over the classes that occur and `aAcc`, in percent, from one confusion matrix of all pairs. Pixels
-        whose truth is 255 are ignored; elsewhere a prediction of 255 counts as wrong."""
+        whose truth is `ignore` are left out; elsewhere a prediction of `ignore` counts as wrong."""
         counts = np.zeros((self.channels, self.channels + 1), np.int64)
         for predicted, truth in pairs:
-            valid = truth != IGNORE
+            valid = truth != self.ignore
+            self._check_classes(truth[valid])
             columns = np.minimum(predicted[valid].astype(np.int64), self.channels)
             cells = truth[valid].astype(np.int64) * (self.channels + 1) + columns
             counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
@@ -101,13 +134,46 @@ class Segmentation(Task):
         }
 
     def picture(self, label: np.ndarray) -> np.ndarray:
-        return palette()[label]
+        colours = palette(max(self.channels, Segmentation.channels))
+        if self.colours is not None:
+            colours = colours.copy()
+            colours[: self.channels] = self.colours
+        return colours[label]
+
+
+def _problem(class_names: Any, colours: Any) -> str | None:
+    """What is wrong with the class names and colours of a file or an expert; None if nothing is."""
+    if class_names is None:
+        return None if colours is None else "colours: there are no class_names"
+    if not isinstance(class_names, list | tuple) or not 2 <= len(class_names) <= MAX_CLASSES:
+        found = len(class_names) if isinstance(class_names, list | tuple) else type(class_names).__name__
+        return f"class_names: must be a list of 2 to {MAX_CLASSES} names, got {found}"
+    numbers: dict[str, int] = {}
+    for number, name in enumerate(class_names):
+        if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+            return (
+                f"class_names: {str(name)[:40]!r} (class {number}) is not a printable name of at most"
+                f" {MAX_NAME_CHARACTERS} characters"
+            )
+        if numbers.setdefault(name, number) != number:
+            return f"class_names: {name!r} is the name of class {numbers[name]} and of class {number}"
+    if colours is None:
+        return None
+    if not isinstance(colours, list | tuple) or len(colours) != len(class_names):
+        return f"colours: must be a list of one colour for each of the {len(class_names)} classes"
+    for number, colour in enumerate(colours):
+        whole = isinstance(colour, list | tuple) and all(type(part) is int and 0 <= part <= 255 for part in colour)
+        if not whole or len(colour) != 3:
+            return f"colours: {str(colour)[:40]} (class {number}) is not [red, green, blue] in 0..255"
+    return None
 
 
 @cache
-def palette() -> np.ndarray:
-    """uint8 [256, 3], a fixed colour for each class, chosen to be distinct also with red-green colour blindness.
-    Farthest-point sampling in Oklab (Ottosson 2020); the distance of two colours is the smallest over normal vision and
+def palette(classes: int = Segmentation.channels) -> np.ndarray:
+    """uint8 [256 or, above 255 classes, 65536, 3]: a fixed colour for each class, and `INVALID_COLOUR` beyond.
+
+    Chosen to be distinct also with red-green colour blindness, and the first ones the same for any number: by
+    farthest-point sampling in Oklab (Ottosson 2020); the distance of two colours is the smallest over normal vision and
     the protanopia and deuteranopia of Machado et al. 2009. Eighty colours cannot all be distinguished by eye; those of
     the first, frequent classes can."""
     vision = np.array(
@@ -136,9 +202,9 @@ def palette() -> np.ndarray:
     nearest = np.full(len(candidates), np.inf)
     for colour in perceived(reserved).swapaxes(0, 1):
         nearest = np.minimum(nearest, np.linalg.norm(lab - colour[:, None], axis=-1).min(axis=0))
-    colours = np.full((256, 3), INVALID_COLOUR, np.uint8)
+    colours = np.full((256 if classes <= IGNORE else 65536, 3), INVALID_COLOUR, np.uint8)
     colours[0] = BACKGROUND_COLOUR
-    for index in range(1, Segmentation.channels):
+    for index in range(1, classes):
         best = int(np.argmax(nearest))
         colours[index] = np.round(candidates[best] * 255)
         nearest = np.minimum(nearest, np.linalg.norm(lab - lab[:, best, None], axis=-1).min(axis=0))

@@ -48,7 +48,7 @@ def valid_shares(tasks: dict[str, Task], targets: dict[str, torch.Tensor]) -> di
         if target.is_floating_point():
             valid = target.isfinite().reshape(*target.shape[:3], -1).all(dim=-1)
         else:
-            valid = target.reshape(*target.shape[:3], -1)[..., 0] != int(task.missing(1).flat[0])
+            valid = target.reshape(*target.shape[:3], -1)[..., 0].long() != int(task.missing(1).flat[0])
         shares[f"valid/{store}"] = valid.float().mean()
     return shares
 
