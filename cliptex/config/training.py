@@ -141,6 +141,8 @@ class Model(Section):
     """Label stores to learn from, with the weight of each task's loss; empty: contrastive loss only."""
     losses: dict[Name, dict[str, Any]] = {}
     """Options of the tasks' losses, by label store, that override the defaults; see docs/models.md."""
+    weight_by_agreement: bool = False
+    """With several label stores of one task: weight each pixel's loss by how far their labels agree."""
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the contrastive loss."""
     shuffle_labels: bool = False
@@ -163,7 +165,7 @@ class Model(Section):
         """Either `steps` or `epochs`: what does not count is not recorded, so that jobs do not depend on it."""
         values = handler(self)
         values.pop("epochs" if self.epochs is None else "steps", None)
-        return values
+        return without(values, "weight_by_agreement", False)
 
     @property
     def is_trained(self) -> bool:

@@ -22,7 +22,10 @@ from cliptex.report import names
 from cliptex.report.gather import PUT_BACK, Results, Scores
 
 log = logging.getLogger("cliptex")
+AGREEMENT = {"weight_by_agreement": False}
+"""A key that is only recorded if it is true."""
 RECORDED = ("interpolate", "steps", "epochs", "learning_rate", "tasks", "losses", "shuffle_labels", "batch_size", "ema")
+RECORDED += tuple(AGREEMENT)
 """Config keys of a model and of `train` that train.json records, too."""
 
 
@@ -44,9 +47,9 @@ def config_differences(config: Config, name: str, record: dict[str, Any]) -> lis
     if mixed := record.get("interpolate"):
         record = record | {"interpolate": {key: mixed.get(key) for key in ("of", "with", "alpha")}}
     # in train.json, `epochs` is the number that was reached
-    record = record | {"epochs": record.get("epochs_configured")}
+    record = AGREEMENT | record | {"epochs": record.get("epochs_configured")}
     out = []
-    for where, now in ((f"models.{name}", plain["models"][name]), ("train", plain["train"])):
+    for where, now in ((f"models.{name}", AGREEMENT | plain["models"][name]), ("train", plain["train"])):
         keys = [key for key in RECORDED if key in record and key in now and record[key] != now[key]]
         if keys:
             from cliptex.training.checkpoints import differences  # imports PyTorch

@@ -121,6 +121,14 @@ class Task(ABC):
         """Scalar loss of the head's raw output and stacked `crop` results. Must be finite for any label, with zero
         gradient where the label is invalid. The caller resizes the prediction (bilinear) to the target's grid."""
 
+    def agreement(self, target_B: torch.Tensor, other_B: torch.Tensor) -> torch.Tensor:
+        """How far two stores' targets of the same images agree, float32 [B, H, W] in 0..1; 1 where either is invalid.
+        Symmetric. A task that implements it takes these weights as the third argument of `loss`, `weight_BHW`."""
+        raise CliptexError(
+            f"{self.name}: the task cannot compare the labels of two stores; implement `agreement`, or remove"
+            " weight_by_agreement"
+        )
+
     def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
         """Convert a head's raw output, float32 [channels, H, W], to a label [H, W] or [H, W, C]."""
         raise CliptexError(f"{self.name}: the task cannot convert a head's output to a label; implement `predicted`")

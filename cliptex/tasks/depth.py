@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 LEVELS = 255
+AGREEMENT_SCALE = 0.5
+"""Of the difference of two maps with mean absolute deviation 1."""
 GRADIENT_SCALES = 4
 LEAST_SPREAD = 1e-2
 LEAST_SCALE = 1e-3
@@ -100,7 +102,9 @@ class Depth(Task):
     def missing(self, size: int) -> np.ndarray:
         return np.full((size, size), np.nan, np.float32)
 
-    def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor, weight_BHW: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """L1 loss on the normalised target, plus a multi-scale gradient matching term.
 
         Equations are those of Ranftl et al. 2020, "Towards robust monocular depth estimation". Each target is
@@ -111,7 +115,8 @@ class Depth(Task):
         deviation of an untrained head's output goes to 0. `least_squares` minimises the squared error (eq. 2 to 4),
         with the scale clamped to at least 0.001: a negative scale would swap near and far, and at 0 a constant
         prediction would have no gradient. The gradient term is eq. 11, at 4 scales, with weight `gradient_weight`.
-        Averages are over the valid pixels of the batch.
+        Averages are over the valid pixels of the batch. weight_BHW: of each pixel's error, 0..1, and of each gradient
+        the smaller weight of its two pixels.
         """
         import torch
 
@@ -124,13 +129,26 @@ class Depth(Task):
         elif self.options.alignment == "least_squares":
             prediction = _fitted(prediction, target, valid)
         error = torch.where(valid, prediction - target, 0.0)
-        loss = batch_mean(error.abs().sum(), valid.sum())
+        weighted = error if weight_BHW is None else error * weight_BHW
+        loss = batch_mean(weighted.abs().sum(), valid.sum())
         for scale in range(GRADIENT_SCALES):
             e, v = error[:, :: 2**scale, :: 2**scale], valid[:, :: 2**scale, :: 2**scale]
             right, down = v[:, :, 1:] & v[:, :, :-1], v[:, 1:] & v[:, :-1]
+            if weight_BHW is not None:
+                w = weight_BHW[:, :: 2**scale, :: 2**scale]
+                right, down = right * w[:, :, 1:].minimum(w[:, :, :-1]), down * w[:, 1:].minimum(w[:, :-1])
             steps = ((e[:, :, 1:] - e[:, :, :-1]).abs() * right).sum() + ((e[:, 1:] - e[:, :-1]).abs() * down).sum()
             loss = loss + self.options.gradient_weight * batch_mean(steps, v.sum())
         return loss
+
+    def agreement(self, target_B: torch.Tensor, other_B: torch.Tensor) -> torch.Tensor:
+        """exp(-|a - b| / `AGREEMENT_SCALE`), with both normalised, as in `loss`, over the pixels that both have."""
+        import torch
+
+        a, b = target_B.float(), other_B.float()
+        valid = torch.isfinite(a) & torch.isfinite(b)
+        distance = (_normalised(a, valid) - _normalised(b, valid)).abs()
+        return torch.where(valid, torch.exp(-distance / AGREEMENT_SCALE), 1.0)
 
     def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
         """Relative inverse depth, up to scale and shift."""

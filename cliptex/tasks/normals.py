@@ -119,7 +119,9 @@ class Normals(Task):
     def missing(self, size: int) -> np.ndarray:
         return np.full((size, size, 4), np.nan, np.float32)
 
-    def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor, weight_BHW: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Mean over the valid pixels of R(kappa) times the loss of a pixel.
 
         The loss of a pixel is 1 - cos(prediction, label), or with `kind: angmf` the negative log-likelihood of the
@@ -129,6 +131,7 @@ class Normals(Task):
         direction drawn from the expert's AngMF (integral of the density of Bae et al. 2021 over the sphere). The
         gradient is hence that of the expected 1 - cos to the unknown true normal, under the expert's distribution:
         uncertain pixels contribute less, without a threshold. With `confidence: false` every valid pixel has weight 1.
+        weight_BHW: a further factor of each pixel's loss, 0..1.
         """
         import torch
         from torch.nn import functional
@@ -142,6 +145,8 @@ class Normals(Task):
         weight = (kappa**2 + 1) / (kappa**2 + 4) * torch.tanh(kappa * (torch.pi / 2)) * valid
         if not self.options.confidence:
             weight = valid.float()
+        if weight_BHW is not None:
+            weight = weight * weight_BHW
         predicted = functional.normalize(prediction_BCHW[:, :3].float().movedim(1, -1), dim=-1, eps=1e-4)
         cosine = (predicted * normal).sum(dim=-1)
         if self.options.kind == "angmf":
@@ -149,6 +154,16 @@ class Normals(Task):
             nll = torch.where(valid, negative_log_likelihood(cosine, own_kappa), 0.0)
             return batch_mean((weight * nll).sum(), valid.sum())
         return batch_mean((weight * (1 - cosine)).sum(), valid.sum())
+
+    def agreement(self, target_B: torch.Tensor, other_B: torch.Tensor) -> torch.Tensor:
+        """Cosine of the angle between the normals, at least 0."""
+        import torch
+        from torch.nn import functional
+
+        a, b = target_B[..., :3].float(), other_B[..., :3].float()
+        cosine = (functional.normalize(a, dim=-1) * functional.normalize(b, dim=-1)).sum(dim=-1)
+        lengths = a.square().sum(dim=-1) * b.square().sum(dim=-1)
+        return torch.where(torch.isfinite(cosine) & (lengths > 0), cosine.clamp(0, 1), 1.0)
 
     def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
         """Unit normals and the predicted kappa, or kappa = 1 if the head does not predict it; NaN for zero vectors."""

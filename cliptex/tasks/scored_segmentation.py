@@ -61,13 +61,17 @@ class ScoredSegmentation(Segmentation):
     def missing(self, size: int) -> np.ndarray:
         return np.stack([super().missing(size), np.zeros((size, size), self.dtype)], axis=-1)
 
-    def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor, weight_BHW: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Mean over the valid pixels of score * cross-entropy, so that uncertain pixels contribute less."""
         from torch.nn import functional
 
         classes_BHW, score_BHW = target_B[..., 0].long(), target_B[..., 1].float() / TOP_SCORE
         if not self.options.confidence:
-            return super().loss(prediction_BCHW, classes_BHW)
+            return super().loss(prediction_BCHW, classes_BHW, weight_BHW)
+        if weight_BHW is not None:
+            score_BHW = score_BHW * weight_BHW
         loss_BHW = functional.cross_entropy(
             prediction_BCHW.float(), classes_BHW, ignore_index=self.ignore, reduction="none"
         )

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 IGNORE = 255
 """Of labels with up to 255 classes; 65535 with more."""
+DISAGREEMENT = 0.2
+"""Agreement of different classes; not 0, since either expert may be right."""
 MAX_CLASSES = 1000
 MAX_NAME_CHARACTERS = 200
 BACKGROUND = "background"
@@ -101,13 +103,29 @@ class Segmentation(Task):
     def missing(self, size: int) -> np.ndarray:
         return np.full((size, size), self.ignore, self.dtype)
 
-    def loss(self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy, averaged over the valid pixels of the batch; 0 if there are none."""
+    def loss(
+        self, prediction_BCHW: torch.Tensor, target_B: torch.Tensor, weight_BHW: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Cross-entropy, averaged over the valid pixels of the batch; 0 if there are none. weight_BHW: of each pixel's
+        loss, 0..1."""
         from torch.nn import functional
 
         target_B = target_B.long()
+        if weight_BHW is not None:
+            loss_BHW = functional.cross_entropy(
+                prediction_BCHW.float(), target_B, ignore_index=self.ignore, reduction="none"
+            )
+            return batch_mean((weight_BHW * loss_BHW).sum(), (target_B != self.ignore).sum())
         total = functional.cross_entropy(prediction_BCHW.float(), target_B, ignore_index=self.ignore, reduction="sum")
         return batch_mean(total, (target_B != self.ignore).sum())
+
+    def agreement(self, target_B: torch.Tensor, other_B: torch.Tensor) -> torch.Tensor:
+        """1 for equal classes, else `DISAGREEMENT`."""
+        import torch
+
+        a, b = (target if target.ndim == 3 else target[..., 0] for target in (target_B.long(), other_B.long()))
+        agree = (a == b) | (a == self.ignore) | (b == self.ignore)
+        return torch.where(agree, 1.0, DISAGREEMENT)
 
     def predicted(self, output_CHW: np.ndarray) -> np.ndarray:
         """The class with the highest score."""

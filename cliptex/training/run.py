@@ -132,7 +132,7 @@ class _Run:
     def _fit_position_prior(self, heads: DenseHeads) -> None:
         with local_only():  # every process reads the labels of the global batch
             batches = self.loader.label_batches(BATCHES)
-            fit_position_prior(heads.priors, self.tasks, batches)
+            fit_position_prior(heads.priors, self.tasks, batches, self.model_config.weight_by_agreement)
         self.world.broadcast_parameters(heads.priors.parameters())
 
     def _resume(self) -> None:
@@ -301,6 +301,7 @@ class _Run:
             "learning_rate": model.learning_rate,
             "tasks": dict(model.tasks),
             "losses": dict(model.losses),
+            **({"weight_by_agreement": True} if model.weight_by_agreement else {}),
             "shuffle_labels": model.shuffle_labels,
             "precision": self.precision,
             "ema": self.train_config.ema,

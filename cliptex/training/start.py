@@ -21,6 +21,7 @@ from cliptex.models.dense_features import width as feature_width
 from cliptex.models.heads import DenseHeads, own_codecs, save_heads
 from cliptex.tasks.base import Task
 from cliptex.training import cost
+from cliptex.training.agreement import check_teachers
 
 log = logging.getLogger("cliptex")
 
@@ -28,12 +29,15 @@ log = logging.getLogger("cliptex")
 def tasks_of(config: Config, name: str) -> dict[str, Task]:
     """The tasks of a model, by label store, with the options of its losses."""
     model = config.models[name]
-    return {
+    tasks = {
         store: task_of_store(config, store, paths.labels(store) / "index.json").with_loss(
             model.losses.get(store, {}), f"models.{name}.losses.{store}"
         )
         for store in model.tasks
     }
+    if model.weight_by_agreement:
+        check_teachers(tasks, f"models.{name}.weight_by_agreement")
+    return tasks
 
 
 def initial_network(config: Config, name: str, seed: int) -> tuple[torch.nn.Module, dict[str, str]]:

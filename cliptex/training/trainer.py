@@ -23,6 +23,7 @@ from cliptex.experts.precision import mixed_precision
 from cliptex.models.clip import preprocessing
 from cliptex.models.heads import DenseHeads
 from cliptex.tasks.base import Task
+from cliptex.training.agreement import agreement_weights
 from cliptex.training.batch import Batch
 from cliptex.training.distributed import World, share_batch_norms
 from cliptex.training.towers import ImageTower, SharedPatchDropout, TowerOutputs, Towers
@@ -243,9 +244,12 @@ class Trainer:
         losses = {"contrastive": self.clip_loss(image, text, logit_scale)}
         total = self.model_config.contrastive_weight * losses["contrastive"]
         if self.tasks:
+            by_agreement = self.model_config.weight_by_agreement
+            weights = agreement_weights(self.tasks, targets) if by_agreement else {}
             for store, prediction in self.dense(dense).items():
                 prediction = F.interpolate(prediction.float(), size=targets[store].shape[1:3], mode="bilinear")
-                losses[store] = self.tasks[store].loss(prediction, targets[store])
+                weight = (weights[store],) if store in weights else ()
+                losses[store] = self.tasks[store].loss(prediction, targets[store], *weight)
                 total = total + self.model_config.tasks[store] * losses[store]
         return total, losses
 
