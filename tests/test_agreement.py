@@ -1,6 +1,7 @@
 """Several label stores of one task: how far they agree, and the loss weighted by it."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
 from cliptex.core.plugins import find
 from cliptex.experts.training import train_expert
+from cliptex.labels.agreement import measure_agreement, pairs_of_stores
 from cliptex.labels.index import index_labels
 from cliptex.labels.label import label_batch
+from cliptex.report import records
+from cliptex.report.tables.data import agreement_table
 from cliptex.tasks.base import Task
 from cliptex.tasks.segmentation import DISAGREEMENT, Segmentation
 from cliptex.training.agreement import agreement_weights, teachers
@@ -136,3 +140,33 @@ def test_the_key_needs_two_stores_of_one_task_and_is_not_recorded_while_off(tiny
 def test_a_task_that_cannot_compare_labels_says_so():
     with pytest.raises(CliptexError, match="cannot compare the labels of two stores; implement `agreement`"):
         Task.agreement(find("tasks", "depth")(), None, None)
+
+
+def test_agreement_of_stores_is_measured_where_both_have_labels(tiny):
+    config = several(tiny)
+    label_others(config)
+    record = measure_agreement(config, paths.SHARD_INDEX, paths.LABELS)
+    assert record["images"] == 16 and [pair["stores"] for pair in record["pairs"]] == [
+        [store, f"other_{store}"] for store in tiny.label_stores
+    ]
+    for pair in record["pairs"]:
+        assert pair["images"] == 15 and 0.2 < pair["agreement"] < 1 and pair["quality"]  # one has no label
+    assert read_json(paths.LABELS / "agreement.json") == record
+    before = (paths.LABELS / "agreement.json").read_bytes()
+    measure_agreement(config, paths.SHARD_INDEX, paths.LABELS)
+    assert json.loads(before)["pairs"] == read_json(paths.LABELS / "agreement.json")["pairs"]
+    same = measure_agreement(several(tiny), paths.SHARD_INDEX, paths.LABELS, images=4)
+    assert same["images"] == 4
+
+    # in the report
+    read = records.read_record(paths.LABELS / "agreement.json", records.AGREEMENT)
+    table = agreement_table(SimpleNamespace(agreements=read["pairs"]))
+    assert table.groups[0].rows[0]["stores"].text == "segmentation and other_segmentation"
+    assert "mIoU" in table.groups[0].rows[0]["metrics"].text
+    assert agreement_table(SimpleNamespace(agreements=[])) is None
+
+
+def test_one_store_of_each_task_is_nothing_to_compare(tiny):
+    assert pairs_of_stores(tiny) == []
+    with pytest.raises(CliptexError, match="label_stores: no two have the same task"):
+        measure_agreement(tiny, paths.SHARD_INDEX, paths.LABELS)

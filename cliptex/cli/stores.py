@@ -113,6 +113,23 @@ def audit(stores: Stores = "", samples: Count = 8, config_files: ConfigFiles = D
         raise CliptexError(advice(differing))
 
 
+def agreement(images: Count = 100, config_files: ConfigFiles = DEFAULT) -> None:
+    """Compare the label stores of each task in pairs; write results/labels/agreement.json.
+
+    Args:
+        images: Images, spread evenly over the data set, whose labels are compared.
+    """
+    from cliptex.labels.agreement import measure_agreement
+
+    record = measure_agreement(load_config(config_files), paths.SHARD_INDEX, paths.LABELS, images)
+    for pair in record["pairs"]:
+        values = pair["quality"] or {}
+        if pair["agreement"] is not None:
+            values = {"agreement": pair["agreement"]} | values
+        text = ", ".join(f"{name} {value:.4g}" for name, value in values.items()) or "cannot be compared"
+        echo(f"{' and '.join(pair['stores'])} ({pair['task']}, {pair['images']} images): {text}")
+
+
 def _stores(config: "Config", names: str) -> list[str]:
     stores = [name for name in names.split(",") if name] or list(config.label_stores)
     if not stores:

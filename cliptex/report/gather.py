@@ -20,6 +20,8 @@ from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.per_image import PerImage, num_images, per_image_path, read_per_image
 from cliptex.evaluation.probes.tasks import load_tasks
 from cliptex.evaluation.results import SAME, AnyResult, Provenance, Row, read_result
+from cliptex.labels.agreement import FILE as AGREEMENT_FILE
+from cliptex.labels.agreement import pairs_of_stores
 from cliptex.labels.store import read_label_index
 from cliptex.report import names, records
 
@@ -145,6 +147,8 @@ class Results:
     experts: dict[str, dict[str, Any] | None]
     """Expert -> expert.json and, under `quality_file`, quality.json; None if it was not trained."""
     timings: list[Timing]
+    agreements: list[dict[str, Any]]
+    """Pairs of label stores of one task (`cliptex.labels.agreement`)."""
 
     @property
     def miniature(self) -> bool:
@@ -196,6 +200,9 @@ def gather(config: Config, workdir: Path) -> Results:
         if needs_pairs(config) or (workdir / paths.SHARD_INDEX).exists()
         else {"num_samples": 0, "dropped": {}, "shards": []},
         timings=_timings(workdir / paths.TIMINGS),
+        agreements=records.read_record(workdir / paths.LABELS / AGREEMENT_FILE, records.AGREEMENT)["pairs"]
+        if pairs_of_stores(config)
+        else [],
     )
 
 

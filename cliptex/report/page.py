@@ -72,6 +72,7 @@ def make_parts(results: Results) -> Parts:
         "cost": training.cost_table(results),
         "differences": differences_table(results, comparisons),
         "labels": data.labels_table(results, seen.sets),
+        "agreement": data.agreement_table(results),
         "experts": data.experts_table(results),
         "timings": provenance.timing_table(results),
         "dropped": data.dropped_table(results),

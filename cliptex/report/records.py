@@ -77,6 +77,18 @@ LABEL_INDEX = _record(
     weights_sha256=(str | None, None),
     **{"from": (_record(source=str, found=Count, share=Number) | None, None)},
 )
+AGREEMENT = _record(
+    pairs=list[
+        _record(
+            stores=Annotated[list[str], Field(min_length=2, max_length=2)],
+            task=str,
+            images=Count,
+            agreement=Number | None,
+            quality=Numbers | None,
+        )
+    ]
+)
+"""results/labels/agreement.json"""
 STUDIED = _record(flops_over_contrastive=Number, model_sha256=str)
 """train.json, as far as a study needs it."""
 EXPERT = _record(

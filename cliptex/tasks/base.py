@@ -146,6 +146,13 @@ class Task(ABC):
         step = np.maximum(0.02 * (np.nanmax(a, axis=(0, 1)) - np.nanmin(a, axis=(0, 1))), exact)
         return differs_HW | (~np.isclose(b, a, rtol=1e-4, atol=step, equal_nan=True)).any(axis=-1)
 
+    def valid(self, label: np.ndarray) -> np.ndarray:
+        """bool [H, W]: pixels of a label that have a value, i.e. differ from those of `missing`."""
+        first = label.reshape(*label.shape[:2], -1)
+        if label.dtype.kind == "f":
+            return np.isfinite(first).all(axis=-1)
+        return first[..., 0] != self.missing(1).flat[0]
+
     def classes(self, label: np.ndarray) -> np.ndarray:
         """The class map [H, W] of a label, for tasks whose codec has class names."""
         return label

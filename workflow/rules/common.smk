@@ -48,6 +48,7 @@ from cliptex.evaluation.targets import (
     tuned_heads,
     tuned_models,
 )
+from cliptex.labels.agreement import pairs_of_stores
 from cliptex.labels.lost import batches_to_redo
 from cliptex.report.studies import study_config, study_of
 

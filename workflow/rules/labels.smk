@@ -144,3 +144,37 @@ rule index_labels:
         version=versions.LABEL,
     shell:
         "cliptex --log {log} index-labels --store {wildcards.store} --config {params.config:q}"
+
+
+# Only for a configuration with several stores of one task.
+AGREEMENT = ["results/labels/agreement.json"] if pairs_of_stores(CONFIG) else []
+
+
+rule label_agreement:
+    input:
+        shards="results/shards/index.json",
+        labels=sorted(
+            {
+                f"results/labels/{store}/index.json"
+                for pair in pairs_of_stores(CONFIG)
+                for store in pair
+            }
+        ),
+    output:
+        "results/labels/agreement.json",
+    log:
+        "logs/label_agreement.log",
+    benchmark:
+        "results/timings/label_agreement/all.tsv"
+    # too short for a job on a cluster
+    localrule: MINIATURE
+    conda:
+        "../../envs/cliptex.yaml"
+    resources:
+        mem="4GB",
+        runtime="30m",
+    params:
+        config=subset("label_stores", "experts", "labels"),
+        version=versions.LABEL,
+    shell:
+        "cliptex --log {log} labels agreement --config {params.config:q}"

@@ -34,6 +34,7 @@ rule report:
             for seed in CONFIG.seeds
         ],
         labels=[f"results/labels/{store}/index.json" for store in CONFIG.label_stores],
+        agreement=AGREEMENT,
     output:
         page=report(
             "results/report.html",

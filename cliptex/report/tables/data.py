@@ -70,6 +70,38 @@ def _store_row(
     }
 
 
+def agreement_table(results: Results) -> Table | None:
+    """Agreement of label stores of one task; None without several."""
+    if not results.agreements:
+        return None
+    columns = [Column("stores", "Label stores", numeric=False), Column("images", "Images")]
+    columns += [Column("agreement", "Agreement"), Column("metrics", "Metrics", numeric=False)]
+    return Table(
+        "agreement",
+        "Label stores of the same task",
+        columns,
+        [Group([_agreement_row(pair) for pair in results.agreements])],
+        [
+            "Agreement: mean over the pixels that both label, 1 = equal. Metrics: of the second store, with the first "
+            "in place of the ground truth. Stores with different classes are not compared."
+        ],
+    )
+
+
+def _agreement_row(pair: dict[str, Any]) -> Row:
+    metrics = []
+    for name, value in (pair["quality"] or {}).items():
+        text = metric_of(pair["task"], name).format(value) if is_known(name) else f"{value:.3g}"
+        metrics.append(f"{metric_label(pair['task'], name) if is_known(name) else name.replace('_', ' ')} {text}")
+    known = pair["agreement"] is not None
+    return {
+        "stores": Cell(" and ".join(pair["stores"]), note=names.task(pair["task"]).lower()),
+        "images": count_cell(pair["images"]),
+        "agreement": Cell(f"{pair['agreement']:.3f}", pair["agreement"]) if known else Cell(MISSING),
+        "metrics": Cell(", ".join(metrics) or MISSING),
+    }
+
+
 def experts_table(results: Results) -> Table | None:
     """Held-out quality of every evaluated expert, and of an image-independent prior; None without any."""
     groups = []
