@@ -70,12 +70,13 @@ def test_every_command_has_help_without_importing_torch():
 
 def test_the_commands_of_the_workflow_exist_with_their_options():
     commands = typer.main.get_command(app).commands
+    commands |= {f"labels {name}": command for name, command in commands["labels"].commands.items()}
     rules = "".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
     shells = re.findall(r'shell:\n((?: +".*"\n)+)', rules)
     called, ours = {}, 0
     for shell in shells:
         text = "".join(re.findall(r'"(.*)"', shell))
-        if command := re.fullmatch(r"cliptex (?:--log \{log\} )(?:--threads \S+ )?([a-z-]+)( .*)", text):
+        if command := re.fullmatch(r"cliptex (?:--log \{log\} )(?:--threads \S+ )?((?:labels )?[a-z-]+)( .*)", text):
             called.setdefault(command[1], set()).update(re.findall(r"--[a-z-]+", command[2]))
             ours += 1
     own = [shell for shell in shells if "cliptex " not in shell]
