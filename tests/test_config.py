@@ -14,7 +14,8 @@ from snakemake.settings.types import ConfigSettings
 from snakemake.utils import update_config
 
 from cliptex.cli.common import load_config
-from cliptex.cluster.plan import make_plan, shown
+from cliptex.cluster.plan import make_plan
+from cliptex.cluster.plan_text import shown
 from cliptex.config import Config, Train
 from cliptex.config.checks import MODULE_NAMES
 from cliptex.config.files import Layers, read

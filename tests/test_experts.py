@@ -21,7 +21,8 @@ from cliptex.core.files import read_json
 from cliptex.experts import average_precision, dpt, mask_rcnn, nll_angmf, truth
 from cliptex.experts.fitting import augment
 from cliptex.experts.network import load_weights
-from cliptex.experts.options import TrainingOptions, problems
+from cliptex.experts.option_checks import problems
+from cliptex.experts.options import TrainingOptions
 from cliptex.experts.training import load_expert, train_expert
 from cliptex.labels import pipeline
 from cliptex.tasks import angular_mf
@@ -838,7 +839,7 @@ def test_mistakes_in_options_are_found_before_any_job(key, value, problem):
 
 def test_options_are_checked_without_pytorch():
     code = (
-        "import sys; from cliptex.config import Config; from cliptex.experts.options import problems;"
+        "import sys; from cliptex.config import Config; from cliptex.experts.option_checks import problems;"
         " list(problems(Config.load('config/config.yaml')));"
         " print(sorted({'torch', 'timm', 'numpy'} & set(sys.modules)))"
     )

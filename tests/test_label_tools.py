@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from web_server import WebServer
 
 from cliptex.cli import app
-from cliptex.cluster.plan import make_plan, shown
+from cliptex.cluster.plan import make_plan
+from cliptex.cluster.plan_text import shown
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError

@@ -7,7 +7,8 @@ import yaml
 from small_run import ROOT
 from test_plan import dry_run
 
-from cliptex.cluster.plan import make_plan, shown
+from cliptex.cluster.plan import make_plan
+from cliptex.cluster.plan_text import shown
 from cliptex.config import Config
 from cliptex.core.plugins import find
 from cliptex.data.official.status import missing_data

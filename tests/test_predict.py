@@ -271,10 +271,10 @@ def test_a_teacher_whose_licence_excludes_commercial_use_marks_the_card(exported
     card = ModelCard(text)
     assert (card.data.license, card.data.license_name) == ("other", "non-commercial-see-model-card")
     assert "non-commercial-teacher" in card.data.tags and "but these weights" not in caplog.text
-    assert "**These weights learnt from labels whose licence excludes commercial use: bright" in text
+    assert "**These weights learned from labels whose licence excludes commercial use: bright" in text
     export_model(config, "cliptex", 0, out, licence="apache-2.0")
     assert ModelCard((out / "README.md").read_text()).data.license == "apache-2.0"
-    assert "licence apache-2.0, but these weights learnt from labels whose licence excludes" in caplog.text
+    assert "licence apache-2.0, but these weights learned from labels whose licence excludes" in caplog.text
 
 
 def test_every_code_block_of_the_card_runs_and_all_libraries_agree(exported, pictures, monkeypatch):

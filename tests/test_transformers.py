@@ -22,7 +22,7 @@ from cliptex.experts import known_scenes
 from cliptex.experts.base import Expert
 from cliptex.experts.class_list import class_list, output_names
 from cliptex.experts.dpt import PUBLISHED, DPTExpert
-from cliptex.experts.options import problems
+from cliptex.experts.option_checks import problems
 from cliptex.experts.training import load_expert, train_expert
 from cliptex.experts.transformers import KAPPA, MIN_METRES, TransformersExpert, task_tokens
 from cliptex.experts.transformers_families import depth_kind, families, family_of

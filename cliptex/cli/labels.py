@@ -108,7 +108,8 @@ def plan(config_files: ConfigFiles = DEFAULT, measure: bool = True) -> None:
         measure: Read tars on the web, and run untrained experts, for numbers that are not known yet.
     """
     from cliptex.cluster.dry_run import MissingInput, planned_jobs, workflow_dir
-    from cliptex.cluster.plan import make_plan, shown
+    from cliptex.cluster.plan import make_plan
+    from cliptex.cluster.plan_text import shown
 
     config = common.load_config_with_protocols(config_files)
     if not (config.label_stores or config.models or config.probes.benchmarks):

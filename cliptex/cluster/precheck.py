@@ -18,7 +18,7 @@ from cliptex.core.errors import ConfigError
 from cliptex.core.files import sha256_json
 from cliptex.data.official.status import benchmarks_in_use
 from cliptex.data.shard_paths import caption_tars
-from cliptex.experts import options
+from cliptex.experts import option_checks
 
 CHECKED = (
     *("student", "models", "train.heads", "train.multi_scale", "train.multi_scale_channels", "train.multi_scale_rates"),
@@ -31,7 +31,7 @@ CHECKED = (
 
 def light_problems(config: Config) -> Iterator[str]:
     """The mistakes that are found without torch and the user's own classes, a line each."""
-    yield from (f"{'.'.join(path)}: {problem}" for path, problem in options.problems(config))
+    yield from (f"{'.'.join(path)}: {problem}" for path, problem in option_checks.problems(config))
     for name in benchmarks_in_use(config):
         if config.benchmark_source(name).source == "miniature" and name not in config.miniature.benchmarks:
             yield f"miniature.benchmarks: has no {name}, which is to be rendered; add its numbers of images, or drop it"

@@ -27,6 +27,7 @@ from cliptex.evaluation.per_image import per_image_path
 from cliptex.evaluation.probes.tasks import load_tasks
 from cliptex.models.clip import CONFIG_FILE, HEADS_FILE, WEIGHTS_FILE, copy_tokenizer, exported_config
 from cliptex.report import names
+from cliptex.report.card_experts import experts_section, licence_section, non_commercial
 from cliptex.report.gather import PUT_BACK, read_expert, read_scores, read_training
 from cliptex.report.integrity import check_identity, check_metric, check_weights, config_differences
 from cliptex.report.records import LABEL_INDEX, SHARD_INDEX, read_record
@@ -122,7 +123,7 @@ def model_card(
     ]
     seen = SeenData(config, {expert: read_expert(workdir / paths.expert(expert)) for expert in config.experts})
     results = _results(config, name, seed, record.get("model_sha256"), workdir, seen)
-    limited = _non_commercial(stores)
+    limited = non_commercial(stores)
     terms = {"license": licence}
     if not licence:  # for `other` the hub requires a name, and a link or a file
         terms = {"license": "other", "license_name": "see-model-card", "license_link": "README.md"}
@@ -156,8 +157,8 @@ def model_card(
     )
     parts = [f"---\n{data.to_yaml().strip()}\n---\n\n# {name}, seed {seed}\n"]
     parts += [_about(record, model_cfg), _use(model_cfg, heads), _data(config, record, workdir)]
-    parts += [_experts(stores, seen), _training(config, name, record)]
-    parts += [_measured(results, seen.not_stated([name])), _licence(licence, stores)]
+    parts += [experts_section(stores, seen), _training(config, name, record)]
+    parts += [_measured(results, seen.not_stated([name])), licence_section(licence, stores)]
     return "\n".join(filter(None, parts))
 
 
@@ -241,31 +242,6 @@ def _data(config: Config, record: dict[str, Any], workdir: Path) -> str:
     return f"## Data\n\nImage-caption pairs{samples}, {source}. Training started from {md(record['init'])}.\n"
 
 
-def _experts(stores: list[dict[str, Any]], seen: SeenData | None = None) -> str:
-    """seen: what the experts were trained on; if none has training sets, there is no such column."""
-    if not stores:
-        return ""
-    lines = [
-        "## Experts\n\n| label store | task | expert | weights | SHA-256 | licence of the weights | images labelled |"
-    ]
-    lines += ["|---|---|---|---|---|---|---|"]
-    has_sets = seen is not None and any(seen.sets.get(store["expert"]) for store in stores)
-    if has_sets:
-        lines = [f"{lines[0]} trained on |", f"{lines[1]}---|"]
-    for store in stores:
-        random, digest = store.get("weights") == "random", store.get("weights_sha256")
-        weights = "**RANDOM: untrained, for tests only**" if random else md(str(store.get("weights")))
-        sha = f"`{md(digest[:12])}`" if digest else "none"
-        source = f", taken from {md(store['from']['source'])}" if store.get("from") else ""
-        lines.append(
-            f"| {store['store']} | {md(store['task'])} | {md(store['expert'])}{source} | {weights} | {sha} |"
-            f" {md(str(store['licence']))} | {store['labelled']:,} of {store['images']:,} |"
-        )
-        if has_sets:
-            lines[-1] += f" {md(seen.words(store['expert']))} |"
-    return "\n".join(lines) + "\n"
-
-
 def _training(config: Config, name: str, record: dict[str, Any]) -> str:
     plain = config.plain()
     shown = {"student": plain["student"], "train": plain["train"], "models": {name: plain["models"][name]}}
@@ -343,25 +319,3 @@ def _measured(results: list[dict[str, Any]], not_stated: Sequence[str] = ()) -> 
     for note in footnotes(notes, not_stated if official else ()):
         lines += ["", md(note)]
     return "\n".join(lines) + "\n"
-
-
-def _licence(licence: str, stores: list[dict[str, Any]]) -> str:
-    chosen = (
-        f"The licence of these weights is {md(licence)}." if licence else "No licence was chosen for these weights."
-    )
-    text = f"## Licence\n\n{chosen} Their sources have their own terms: the images and captions, the weights"
-    text += " that training started from"
-    if stores:
-        each = dict.fromkeys(md(f"{store['expert']}: {store['licence']}") for store in stores)
-        text += f", and the experts ({'; '.join(each)})"
-    limited = _non_commercial(stores)
-    return f"{text}.\n" + (f"\n**{limited[:1].upper()}{limited[1:]}.** Ask before commercial use.\n" if limited else "")
-
-
-def _non_commercial(stores: list[dict[str, Any]]) -> str:
-    """A clause on the teachers whose licence excludes commercial use; empty without any."""
-    limited = dict.fromkeys(
-        md(f"{store['expert']} ({store['licence']})") for store in stores if is_non_commercial(store["licence"])
-    )
-    clause = "these weights learnt from labels whose licence excludes commercial use"
-    return f"{clause}: {', '.join(limited)}" if limited else ""
