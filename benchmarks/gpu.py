@@ -230,7 +230,7 @@ def train(config: Any, options: argparse.Namespace, tasks: Sequence[str], compil
     from cliptex.config import Model
     from cliptex.core import paths
     from cliptex.core.plugins import find
-    from cliptex.experts.precision import native_precision
+    from cliptex.experts.precision import training_precision
     from cliptex.models import clip
     from cliptex.models.dense_features import width
     from cliptex.models.heads import DenseHeads
@@ -265,7 +265,7 @@ def train(config: Any, options: argparse.Namespace, tasks: Sequence[str], compil
     )
     model = Model(steps=1000, tasks=dict.fromkeys(tasks, 1.0))
     world = World(0, 1, torch.device(options.device))
-    trainer = Trainer(network, heads, plugins, model, section_train, native_precision(), world)
+    trainer = Trainer(network, heads, plugins, model, section_train, training_precision(), world)
     watch = Watch(options.device, options.warm, options.steps)
     batches = watch.waiting(loader.batches(0))
     for step in range(1, options.warm + options.steps + 2):
@@ -300,13 +300,13 @@ def open_clips(config: Any, options: argparse.Namespace, compiled: bool) -> dict
     from open_clip_train.params import parse_args
     from open_clip_train.train import train_one_epoch
 
-    from cliptex.experts.precision import native_precision
+    from cliptex.experts.precision import training_precision
     from cliptex.models import clip
 
     # newer versions of webdataset mark the end of a shard, which open_clip does not know
     expander = webdataset.tariterators.tar_file_expander
     open_clip_train.data.tar_file_expander = partial(expander, eof_value=None)
-    section, precision = architecture(options), native_precision()
+    section, precision = architecture(options), training_precision()
     steps = options.warm + options.steps
     given = ["--train-data", "::".join(config.dataset.shards), "--dataset-type", "webdataset", "--dataset-resampled"]
     given += ["--train-num-samples", str((steps + options.workers) * options.batch_size)]

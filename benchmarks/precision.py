@@ -39,7 +39,7 @@ from cliptex.evaluation import probe, retrieval, zeroshot
 from cliptex.evaluation.job import Job
 from cliptex.evaluation.measures import measure
 from cliptex.evaluation.per_image import per_image_path, read_per_image
-from cliptex.experts.precision import mixed_precision, native_precision
+from cliptex.experts.precision import mixed_precision, native_precision, training_precision
 from cliptex.models import clip as student
 from cliptex.models.dense_features import width
 from cliptex.models.encoders import BATCH_SIZE, load_encoder
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = report("precision/figures", ratios, "all <= 1", max(ratios) <= 1, what, figures=found)
         print(json.dumps([result | {"ratio": round(max(ratios), 3)}]))
         return
-    config, chosen = Config.load(values), native_precision()
+    config, chosen = Config.load(values), training_precision()
     ratios = train_ratios(config, chosen, options.batch_size, options.steps, options.repeats)
     other = "fp32" if chosen == "bf16" else "bf16"
     what = f"processor seconds of a step, {chosen} (chosen by auto) / {other}"
@@ -204,8 +204,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, architecture in {"ViT-B-16": "ViT-B-16", "miniature": config.student.architecture}.items():
         with tempfile.TemporaryDirectory() as scratch:
             ratios = frozen_ratios(architecture, Path(scratch, "model"), options.repeats)
-        is_right = (statistics.median(ratios) <= 1) == (chosen == "bf16")
-        what = f"processor seconds of dense features of 8 images, bf16 / fp32; auto chooses {chosen}"
+        frozen = native_precision()
+        is_right = (statistics.median(ratios) <= 1) == (frozen == "bf16")
+        what = f"processor seconds of dense features of 8 images, bf16 / fp32; auto chooses {frozen}"
         results.append(report("precision/frozen", ratios, "auto chooses the faster", is_right, what, model=name))
     print(json.dumps(results))
 

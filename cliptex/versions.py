@@ -6,8 +6,8 @@ edits in a module that a rule only calls. Imports nothing, because the Snakefile
 
 RENDER = 2
 FETCH = 1
-EXPERT = 4
-LABEL = 5
+EXPERT = 3
+LABEL = 4
 TRAIN = 6
 PROBE = 7
 FINETUNE = 3

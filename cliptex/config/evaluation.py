@@ -103,7 +103,7 @@ class Zeroshot(Section):
     """Caption sets for image-text retrieval, by name; null: skip."""
 
     precision: EncoderPrecision = "fp32"
-    """Precision of the frozen towers. `auto`: bf16 on GPUs and CPUs with instructions for it, else fp32."""
+    """Precision of the frozen towers. `auto`: bf16 on GPUs that support it and on processors with AMX, else fp32."""
 
     @model_serializer(mode="wrap")
     def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

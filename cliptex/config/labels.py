@@ -38,7 +38,7 @@ class ExpertConfig(Section):
     """Fill forward passes with images of one network input size from so many consecutive images of a shard; null: from
     `batch_size` images. For networks whose input follows the image's shape; labels may differ by rounding."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the network; `auto`: bf16 on GPUs and CPUs with instructions for it, else fp32."""
+    """Number format of the network; `auto`: bf16 if the GPU supports it natively or the CPU has AMX, else fp32."""
     network: dict[str, Any] = {}
     """Options of the architecture and of inference, defined by the expert."""
     training: dict[str, Any] = {}
@@ -66,7 +66,7 @@ class Backbone(Section):
     input_size_px: Positive = 64
     """Side of the encoder's square input, pixels."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format; `auto`: bf16 on GPUs and CPUs with instructions for it, else fp32."""
+    """Number format; `auto`: bf16 if the GPU supports it natively or the CPU has AMX, else fp32."""
     training: dict[str, Any] = {}
     """Training options, the same as an expert's."""
 

@@ -66,9 +66,19 @@ def frozen_precision(precision: str, size: tuple[int, int]) -> str:
 
 
 def native_precision() -> str:
-    """The fastest: "bf16" if the GPU supports it natively or the CPU has instructions for it, else "fp32"."""
+    """The default of experts and frozen encoders: "bf16" if the GPU supports it natively or the CPU has AMX, its matrix
+    units for it, else "fp32"."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    # with AVX-512's alone, matrix products take 0.4 of fp32's time (EPYC, PyTorch 2.15; see benchmarks/precision.py)
-    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return "bf16" if any(getattr(torch.cpu, name, lambda: False)() for name in names) else "fp32"
+    return "bf16" if _cpu_has("_is_amx_tile_supported") else "fp32"
+
+
+def training_precision() -> str:
+    """The default of training: as `native_precision`, and "bf16" if the CPU has AVX-512's instructions for it."""
+    # with these alone, matrix products take 0.4 of fp32's time (EPYC, PyTorch 2.15; see benchmarks/precision.py). Experts
+    # and encoders do not use them, so that labels and features are those of other processors without AMX.
+    return "bf16" if _cpu_has("_is_avx512_bf16_supported") and not torch.cuda.is_available() else native_precision()
+
+
+def _cpu_has(name: str) -> bool:
+    return getattr(torch.cpu, name, lambda: False)()

@@ -25,7 +25,7 @@ from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import replacing, write_json
 from cliptex.core.progress import track
 from cliptex.core.provenance import provenance
-from cliptex.experts.precision import native_precision
+from cliptex.experts.precision import training_precision
 from cliptex.models import clip as student
 from cliptex.models.heads import DenseHeads, own_codecs, save_heads
 from cliptex.tasks.batch_mean import local_only
@@ -93,7 +93,7 @@ class _Run:
         self.folder = paths.model(name, seed)
         self.tasks = tasks_of(config, name)
         auto = self.train_config.precision == "auto"
-        self.precision = native_precision() if auto else self.train_config.precision
+        self.precision = training_precision() if auto else self.train_config.precision
         self.fingerprint = fingerprint(config, name, seed, self.precision)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.fingerprint)
         self.history: list[dict[str, float]] = []

@@ -63,7 +63,7 @@ class DenseFeatures(Section):
     precision: Literal["fp32", "fp16", "int8"] = "fp16"
     """Precision in which features are stored; error bounds: `cliptex/evaluation/probes/feature_cache.py`."""
     encoder_precision: EncoderPrecision = "fp32"
-    """Precision in which the encoder computes them. `auto`: bf16 on GPUs and CPUs with instructions for it."""
+    """Precision in which the encoder computes them. `auto`: bf16 on GPUs that support it and on processors with AMX."""
 
     @model_serializer(mode="wrap")
     def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class PooledFeatures(Section):
     precision: Literal["fp32", "fp16"] = "fp16"
     """Precision in which features are stored; error bounds: `cliptex/evaluation/probes/feature_cache.py`."""
     encoder_precision: EncoderPrecision = "fp32"
-    """Precision in which the encoder computes them. `auto`: bf16 on GPUs and CPUs with instructions for it."""
+    """Precision in which the encoder computes them. `auto`: bf16 on GPUs that support it and on processors with AMX."""
 
     @model_serializer(mode="wrap")
     def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
