@@ -75,8 +75,8 @@ def native_precision() -> str:
 
 def training_precision() -> str:
     """The default of training: as `native_precision`, and "bf16" if the CPU has AVX-512's instructions for it."""
-    # with these alone, matrix products take 0.4 of fp32's time (EPYC, PyTorch 2.15; see benchmarks/precision.py). Experts
-    # and encoders do not use them, so that labels and features are those of other processors without AMX.
+    # with these alone, matrix products take 0.4 of fp32's time (EPYC, PyTorch 2.15; benchmarks/precision.py); experts
+    # and encoders do not use them, so that labels and features are those of other processors without AMX
     return "bf16" if _cpu_has("_is_avx512_bf16_supported") and not torch.cuda.is_available() else native_precision()
 
 
