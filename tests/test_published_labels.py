@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -29,9 +30,9 @@ from cliptex.data.shards import Pair, write_shard
 from cliptex.labels.index import index_labels
 from cliptex.labels.label import label_batch
 from cliptex.labels.publish import publish_labels
-from cliptex.labels.published import fetch_labels
+from cliptex.labels.published import _checked, fetch_labels
 from cliptex.labels.store import LabelFile, open_store
-from cliptex.labels.take import audit_taken, take_batch
+from cliptex.labels.take import _check_label, audit_taken, take_batch
 from cliptex.report.integrity import _check_sources
 from cliptex.report.tables.data import labels_table
 
@@ -298,7 +299,7 @@ def test_labels_come_from_the_hub_at_one_commit(publisher, published, tmp_path, 
     }
     code = (
         "import sys; from pathlib import Path; from cliptex.config import Config\n"
-        "from cliptex.labels.published import fetch_labels\n"
+        "from cliptex.labels.published import _checked, fetch_labels\n"
         "fetch_labels(Config.load(sys.argv[1]), 'depth', Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, json.dumps(config.plain()), run.folder]
@@ -422,3 +423,18 @@ def test_the_report_marks_labels_that_exclude_commercial_use_and_the_share_that_
 def test_licences_unknown_to_the_hub_are_others_by_name():
     assert hub_terms("Apache 2.0") == {"license": "apache-2.0"}
     assert hub_terms("My Lab's terms")["license_name"] == "my-lab-s-terms"
+
+
+def test_a_class_list_of_a_set_is_not_trusted_and_a_grid_of_features_has_no_image_shape(publisher):
+    record = read_json(publisher.root / "set/labels.json") | {"task": "segmentation"}
+    codec = find("tasks", "segmentation").from_codec({"class_names": ["wall", "floor"]}).codec()
+    assert _checked(record | {"codec": codec}, "segmentation", "set").class_names == ["wall", "floor"]
+    with pytest.raises(CliptexError, match=r"set: labels.json: .*class"):
+        _checked(record | {"codec": codec | {"class_names": ["wall"]}}, "segmentation", "set")
+    features = find("tasks", "features")()
+    label = np.zeros((14, 14, features.channels), np.float32)
+    row = {"height": 14, "width": 14, "payload": features.encode(label)}
+    published = SimpleNamespace(task=features, join="digest", about={"source": "set"})
+    _check_label(Pair("a", b"", ""), (56, 40), row, published, "00000.tar")
+    with pytest.raises(CliptexError, match=r"'a' is 13 x 9 pixels, but its label in set is 14 x 14"):
+        _check_label(Pair("a", b"", ""), (13, 9), row, published, "00000.tar")

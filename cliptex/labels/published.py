@@ -103,9 +103,12 @@ def _checked(record: dict[str, Any], task_name: str, subject: str) -> Task:
     if record.get("weights") == "random":
         raise CliptexError(f"{subject}: its labels are of a network with random weights; use another set")
     plugin = find("tasks", task_name)
-    task = plugin.from_codec(record["codec"]) if plugin.name == record["task"] else None
-    if task is None:
+    if plugin.name != record["task"]:
         raise CliptexError(f"{subject}: it has labels of {record['task']!r}, not of {task_name!r}; correct `task`")
+    try:
+        task = plugin.from_codec(record["codec"])
+    except ValueError as error:
+        raise CliptexError(f"{subject}: {RECORD}: {error}; {ASK}") from error
     if task.codec() != record["codec"]:
         has, reads = ((codec["name"], codec.get("version")) for codec in (record["codec"], task.codec()))
         raise CliptexError(

@@ -97,7 +97,8 @@ def _check_label(pair: Pair, size: tuple[int, int], row: dict[str, Any], publish
     width, height = size
     has = row["height"], row["width"]
     scale = max(has) / max(height, width) if None not in has else 0
-    if not 0 < scale <= 1 or max(abs(has[0] - height * scale), abs(has[1] - width * scale)) > 1.5:
+    off = max(abs(has[0] - height * scale), abs(has[1] - width * scale)) if scale and published.task.aligned else 0
+    if not 0 < scale <= 1 or off > 1.5:
         remedy = "another image has this key: use `join: digest`" if published.join == "key" else "use another set"
         raise CliptexError(
             f"{shard}: {pair.key!r} is {width} x {height} pixels, but its label in {published.about['source']} is"
