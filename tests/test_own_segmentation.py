@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tiny import WeightlessExpert
+from tiny_teachers import NAMES, save_teacher
 
 import cliptex
 from cliptex.config import Config
@@ -221,3 +222,17 @@ def test_the_loss_ignores_what_is_ignored_and_has_a_gradient_for_wide_labels():
     assert loss.item() == pytest.approx(np.log(300), rel=1e-5)
     loss.backward()
     assert prediction.grad[0, :, 0, 1].abs().sum() == 0 and prediction.grad[1].abs().sum() == 0
+
+
+def test_a_saved_network_labels_with_its_own_classes(tiny, tmp_path):
+    save_teacher("segformer", tmp_path / "segformer")
+    plain = tiny.plain()
+    plain["experts"]["own"] = {"plugin": "transformers", "weights": "local", "path": str(tmp_path / "segformer")}
+    plain["label_stores"]["own"] = {"task": "segmentation", "expert": "own"}
+    config = Config.load(plain)
+    index = labelled(config, "own")
+    assert index["codec"]["class_names"] == list(NAMES.values())
+    assert set(index["statistics"]["classes"]) <= set(NAMES.values()) and index["coverage"] == 1
+    record = read_json(paths.expert("own") / "expert.json")
+    assert (record["task"], record["source"]) == ("segmentation", "local")
+    assert task_of_store(config, "own", paths.labels("own") / "index.json").channels == len(NAMES)
