@@ -520,11 +520,11 @@ def test_a_model_card_shows_only_results_that_are_its_own(run, caplog):
 
 
 def test_no_text_of_a_label_store_changes_the_layout_of_a_model_card():
-    model_card = pytest.importorskip("cliptex.report.model_card")
+    card_experts = pytest.importorskip("cliptex.report.card_experts")
     evil = "MIT |\n\n# Licence\n<b>`x`</b> [a](b) \u202e"
     store = INDEX | {"store": "depth", "licence": evil, "expert": evil, "weights": evil, "weights_sha256": evil}
-    for text in (model_card._experts([store]), model_card._licence(evil, [store])):
+    for text in (card_experts.experts_section([store]), card_experts.licence_section(evil, [store])):
         assert not any(line.startswith("# ") for line in text.splitlines()) and "\u202e" not in text
         assert not re.search(r"(?<!\\)[<\[]", text)
-    *_, row = model_card._experts([store]).splitlines()
+    *_, row = card_experts.experts_section([store]).splitlines()
     assert len(re.findall(r"(?<!\\)\|", row)) == 8

@@ -202,4 +202,4 @@ def test_the_workflow_plans_a_benchmark_of_a_folder_in_plugins(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "resources/sheds/official.json" in done.stdout
     jobs = [line for line in done.stdout.splitlines() if re.search(r"cliptex .* (probe|zeroshot) ", line)]
-    assert len(jobs) >= 3 and all("sheds_of_mine:Sheds" in line for line in jobs), done.stdout[-3000:]
+    assert len(jobs) >= 2 and all("sheds_of_mine:Sheds" in line for line in jobs), done.stdout[-3000:]

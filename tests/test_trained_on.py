@@ -13,7 +13,7 @@ from cliptex.core.files import read_json, write_json
 from cliptex.experts.trained_on import PUBLISHED, markdown, published, training_sets
 from cliptex.experts.training import train_expert
 from cliptex.experts.training_sets import NOT_STATED, TrainingSet, parse
-from cliptex.report import build_report, model_card
+from cliptex.report import build_report, card_experts, model_card
 from cliptex.report.gather import gather
 from cliptex.report.page import make_parts
 from cliptex.report.seen import SeenData
@@ -180,9 +180,9 @@ def test_a_model_card_says_what_the_experts_were_trained_on(run):
     seen = SeenData(config, records | {"segmentation": MASK_RCNN_RECORD, "depth": {"source": "miniature"}})
     index = {"task": "t", "licence": "MIT", "labelled": 1, "images": 1, "weights": "w", "weights_sha256": "0" * 64}
     stores = [index | {"store": name, "expert": name} for name in config.experts]
-    table = model_card._experts(stores, seen)
+    table = card_experts.experts_section(stores, seen)
     assert "COCO train2017; backbone: ImageNet train" in table and "rendered scenes" in table
-    assert "trained on" not in model_card._experts(stores, SeenData(config, records))
+    assert "trained on" not in card_experts.experts_section(stores, SeenData(config, records))
     results = model_card._results(config, "cliptex", 0, None, root, seen)
     text = model_card._measured(results, seen.not_stated(["cliptex"]))
     assert "| COCO, val † |" in text and "| Pascal VOC, val |" in text

@@ -21,7 +21,7 @@ PLANTED = {
     "label --store depth --batch 0 --workers 0": ("tasks.depth.Depth.encode", KEY),
     "index-labels --store depth": ("labels.index.check_keys", r"depth/00000\.parquet"),
     "labels export --stores depth --out out": ("labels.export._sample", KEY),
-    "labels audit --stores depth": ("labels.audit._compare", KEY),
+    "labels audit --stores depth": ("labels.audit.compare", KEY),
     "train --model clip": ("training.batch.crop_image", KEY),
     "train --model fresh": ("tasks.depth.Depth.target", r"label store depth, key '\d{9}'"),
     "export-benchmark --name imagenet --out out": ("evaluation.export_benchmark._members_of", "imagenet.* image "),

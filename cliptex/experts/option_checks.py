@@ -48,10 +48,10 @@ def problems(config: Config) -> Iterator[Problem]:
             task = config.label_stores[store].task if store in config.label_stores else ":"
             if ":" not in task:
                 yield from find("tasks", task)().wrong_options(options, ("models", name, "losses", store))
-        stores = [config.label_stores[store].task for store in model.tasks if store in config.label_stores]
-        names = {task if ":" in task else find("tasks", task).name for task in stores}
-        if model.weight_by_agreement and len(names) == len(model.tasks):
-            yield ("models", name, "weight_by_agreement"), "no two label stores of the model have the same task"
+        if model.weight_by_agreement:
+            tasks = [config.label_stores[store].task for store in model.tasks if store in config.label_stores]
+            if len({task if ":" in task else find("tasks", task).name for task in tasks}) == len(model.tasks):
+                yield ("models", name, "weight_by_agreement"), "no two label stores of the model have the same task"
 
 
 def _not_found(plugin: str, path: tuple[str, ...], folders: list[Path]) -> Iterator[Problem]:
