@@ -606,7 +606,7 @@ def label_store(folder: Path) -> Reader:
     from cliptex.labels.lost import batches_to_redo
     from cliptex.labels.payloads import StoredPayloads
     from cliptex.labels.store import open_store, read_label_index
-    from cliptex.report.gather import _expert, _store
+    from cliptex.report.gather import _store, read_expert
 
     config = labelled()
     labels, expert = folder / paths.labels("depth"), folder / paths.expert("bright")
@@ -620,7 +620,7 @@ def label_store(folder: Path) -> Reader:
 
         def steps():
             yield lambda: load_expert("bright", config.experts["bright"], expert)
-            yield lambda: _expert(expert)
+            yield lambda: read_expert(expert)
             yield lambda: make_plan(config, measure=False)
             yield lambda: batches_to_redo([labels])
             yield lambda: read_label_index(config, "depth", labels / "index.json")
