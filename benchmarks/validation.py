@@ -1,11 +1,11 @@
-"""Time of a validation during training on rank 0 of several processes, relative to a single process.
+"""Time of a validation during training on one of several processes, relative to a single process.
 
     python benchmarks/validation.py [--quick] [--ranks 8] [--held-out 1024] [--images 1000] [--repeats 3]
 
 The miniature's network with three tasks validates held-out pairs (losses and metrics of the heads) and zero-shot top-1
-on rendered scenes in ImageNet's layout, as `train.held_out` and `train.watch.zero_shot` have it. Rank 0 does its part
-of the samples and computes the metrics of all. No other process runs: what they would send is stood in for by copies of
-rank 0's own part, so the network between them is not measured.
+on rendered scenes in ImageNet's layout, as `train.held_out` and `train.watch.zero_shot` have it. The process does its
+part of the samples and, as the main one, computes the metrics of all. No other process runs: what they would send is
+stood in for by copies of its own part, so the network between them is not measured.
 
 `validation/first`  with reading and decoding, as before step 1.
 `validation/later`  with the decoded samples that were kept, as after every epoch.
@@ -44,7 +44,11 @@ from cliptex.training.validator import Validator
 
 @dataclass(frozen=True)
 class Alone(World):
-    """Rank 0 of `size` processes, the others being copies of it."""
+    """The last of `size` processes, which has no less to do than others, as the main one; the others are copies."""
+
+    @property
+    def is_main(self) -> bool:
+        return True
 
     def gather(self, value: Any) -> list[Any]:
         return [value] * self.size
@@ -61,7 +65,7 @@ def validator(config: Config, ranks: int) -> Validator:
     heads = DenseHeads(width(network.visual), channels, train.multi_scale, train.multi_scale_channels)
     model = config.models["cliptex"]
     trainer = Trainer(network, heads, tasks, model, train, "fp32", World(0, 1, torch.device("cpu")))
-    trainer.world = Alone(0, ranks, torch.device("cpu"))
+    trainer.world = Alone(ranks - 1, ranks, torch.device("cpu"))
     stores = {store: (task, paths.labels(store) / "index.json") for store, task in tasks.items()}
     side = network.visual.image_size
     loader = JointLoader(paths.SHARD_INDEX, stores, train, side if isinstance(side, int) else side[0], 0)
@@ -121,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "spread": [round(min(values), 3), round(max(values), 3)],
                 "goal": f"<= {goal:g}",
                 "holds": ratio <= goal,
-                "what": f"processor seconds of a validation on rank 0 of {ranks} processes, over a single one",
+                "what": f"processor seconds of a validation on the main one of {ranks} processes, over a single one",
                 "held_out": held_out,
                 "images": images,
                 "machine": machine(),
