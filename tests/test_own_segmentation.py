@@ -147,7 +147,7 @@ def test_classes_of_the_expert_reach_heads_predictions_and_export(tiny, tmp_path
     # a store that is made from this one has its classes
     assert labelled(config, "worse")["codec"] == index["codec"]
 
-    # trained with the default task beside it; the heads file knows the classes
+    # trained with the default task next to it; the heads file knows the classes
     train(config, "both", 0)
     lines = [json.loads(line) for line in (paths.model("both", 0) / "metrics.jsonl").read_text().splitlines()]
     assert 0.5 < lines[-1]["valid/many"] < 1 and lines[-1]["many"] > np.log(count) / 2

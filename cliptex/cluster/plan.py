@@ -195,7 +195,7 @@ def _finished(config: Config, name: str) -> list[dict[str, Any]]:
     number = int | float | None
     form = {"expert": str, "labelled": int, "images": int, "bytes_per_image": number, "images_per_second": number}
     records = [read_checked(path, form) for path in sorted(paths.labels(name).glob("batch-*.json"))]
-    expert = config.label_stores[name].expert  # None: the labels are taken, whoever made them
+    expert = config.label_stores[name].expert  # None: labels are taken from a published set, by any expert
     return [record for record in records if expert in (None, record["expert"])]
 
 

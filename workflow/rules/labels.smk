@@ -1,6 +1,6 @@
-# Every expert labels every shard, or a published label set is taken instead. Label files are not declared as outputs, since Snakemake would delete them before a
-# retry; the done file of a batch is. If a label file that it lists is missing, the done file is removed here and the
-# batch runs again, which keeps the other label files.
+# Every expert labels every shard, or a published label set is taken instead. Label files are not declared as outputs,
+# since Snakemake would delete them before a retry; the done file of a batch is. If a label file that it lists is
+# missing, the done file is removed here and the batch runs again, which keeps the other label files.
 
 LOST_LABELS = []
 if workflow.is_main_process:
