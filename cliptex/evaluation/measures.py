@@ -14,12 +14,25 @@ ZERO_SHOT = Measure(
     _top1,
     dense=False,
     hub_task="zero-shot-image-classification",
+    family="text",
 )
 IMAGE_TO_TEXT = Measure(
-    "image_to_text_retrieval", "Captions of an image", "R@1", _recall_at_1, dense=False, hub_task="image-to-text"
+    "image_to_text_retrieval",
+    "Captions of an image",
+    "R@1",
+    _recall_at_1,
+    dense=False,
+    hub_task="image-to-text",
+    family="text",
 )
 TEXT_TO_IMAGE = Measure(
-    "text_to_image_retrieval", "Image of a caption", "R@1", _recall_at_1, dense=False, hub_task="text-to-image"
+    "text_to_image_retrieval",
+    "Image of a caption",
+    "R@1",
+    _recall_at_1,
+    dense=False,
+    hub_task="text-to-image",
+    family="text",
 )
 
 

@@ -53,6 +53,8 @@ class Row(Schema):
     """Digest of the file with the per-image parts next to the result; null in results of earlier versions"""
     thumbnails_sha256: str | None = None
     """Probes: digest of the file with small predictions, if there is one; null in results of earlier versions"""
+    family: Literal["trained_head", "no_head", "text"] | None = None
+    """How the encoder is read: by a trained head, without one, or by text; null: as is usual for the task"""
 
 
 class Provenance(Schema):

@@ -53,6 +53,7 @@ class Measure:
     of each class over all images, percent [K]. dense: whether it counts in the report's verdict on dense tasks.
     quantity: what metrics are of, where their names do not say it (`RMSE of depth`). metrics: metrics that are new, or
     that differ from `cliptex.evaluation.metrics.display.METRICS`. hub_task: the task's name on the Hugging Face hub.
+    family: how the encoder is read, unless the row says otherwise (`Row.family`): `trained_head`, `no_head` or `text`.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Measure:
     quantity: str = ""
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     hub_task: str = "image-feature-extraction"
+    family: str = "trained_head"
 
 
 @dataclass(frozen=True)
