@@ -19,6 +19,7 @@ from cliptex.labels.index import index_labels
 from cliptex.labels.label import label_batch
 from cliptex.labels.store import LabelFile
 from cliptex.report.studies import study_config
+from cliptex.tasks.features import TeacherFeatures
 
 
 def with_degraded(config, task, strength, of=None, blocks=4):
@@ -83,6 +84,20 @@ def test_the_share_that_comes_from_one_other_picture_is_the_strength(strength):
     assert len(places) > 1 or strength in (0, 1)  # drawn anew for each picture
     (again,) = expert.predict([np.zeros((12, 20, 3), np.uint8)], ["3"])
     assert_array_equal(again, labels[2])
+
+
+def test_labels_on_a_coarse_grid_keep_their_grid():
+    class Coarse(Constant):
+        codec = TeacherFeatures({"dims": 2, "grid": [4, 4], "scales": [0.5, 0.5], "teacher": {}}).codec()
+
+        def label(self, key):
+            return np.full((4, 4, 2), float(key), np.float32)
+
+    expert = DegradedExpert({"network": {"task": "features", "strength": 0.25, "blocks": 4}})
+    expert.take(Coarse())
+    (label,) = expert.predict([np.zeros((48, 64, 3), np.uint8)], ["3"])
+    assert label.shape == (4, 4, 2) and (label != 3).any(axis=-1).sum() == 4
+    assert expert.task_parameters() == Coarse.codec
 
 
 def test_the_store_can_be_made_again_and_follows_its_source(tiny):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from cliptex.experts import known_scenes
 from cliptex.experts.base import Expert
 from cliptex.experts.class_list import class_list, output_names
 from cliptex.experts.dpt import PUBLISHED, DPTExpert
+from cliptex.experts.mask_rcnn import MaskRCNNExpert
 from cliptex.experts.option_checks import problems
 from cliptex.experts.training import load_expert, train_expert
 from cliptex.experts.transformers import KAPPA, MIN_METRES, TransformersExpert, task_tokens
@@ -260,6 +262,8 @@ def test_other_classes_keep_their_order_after_the_background_and_many_take_two_b
 class Answers(Expert):
     """Returns given labels."""
 
+    network = SimpleNamespace(signs=(1, 1, 1))
+
     def __init__(self, task: str, labels: list[np.ndarray]):
         super().__init__({})
         self.task, self.labels = task, labels
@@ -272,14 +276,14 @@ class Answers(Expert):
 
 
 def check(task: str, labels: list[np.ndarray], names: list[str] | None = None) -> None:
-    known_scenes.check_on_scenes(Answers(task, labels), "model/config.json", names)
+    known_scenes.check_on_scenes(Answers(task, labels), "model/config.json", "change it", names)
 
 
 def test_depth_the_wrong_way_round_is_found_and_noise_is_only_a_warning(caplog):
     metres = [np.nan_to_num(scene.depth, nan=100.0) for scene in known_scenes.scenes()]
     check("depth", [1 / depth for depth in metres])
     assert not caplog.records
-    with pytest.raises(CliptexError, match=r"model/config.json: near is far.* is -1.00; correct network.predicts"):
+    with pytest.raises(CliptexError, match=r"model/config.json: near is far.* is -1.00; change it"):
         check("depth", metres)
     check("depth", [np.random.default_rng(0).random(depth.shape) for depth in metres])
     check("depth", [np.ones_like(depth) for depth in metres])
@@ -314,10 +318,26 @@ def test_a_wrong_order_of_classes_is_found_and_an_expert_that_is_lost_only_warne
     ]
     check("segmentation", truths, stuff)
     assert not caplog.records
-    with pytest.raises(CliptexError, match=r"classes are in another order.* wall as .*network.classes"):
+    with pytest.raises(CliptexError, match=r"classes are in another order.* wall as .*change it"):
         check("segmentation", truths, [*stuff[1:], stuff[0]])
     check("segmentation", [np.zeros_like(truth) for truth in truths], ["rest", *stuff])
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_the_plugins_of_published_networks_are_checked_as_well(monkeypatch):
+    coco = {name: number for number, name in enumerate(COCO, start=1)}
+    places = np.array([coco.get(kind.coco, 0) for kind in known_scenes.KINDS])
+    wrong_way = {
+        DPTExpert: (r"dpt.pt: near is far.*plugin: transformers", lambda scene: np.nan_to_num(scene.depth, nan=100.0)),
+        MaskRCNNExpert: (
+            r"dpt.pt: its classes are in another order.*use other weights",
+            lambda scene: np.where(places > 0, (places + 6) % 80 + 1, 0).astype(np.uint8)[scene.kinds],
+        ),
+    }
+    for plugin, (message, label) in wrong_way.items():
+        monkeypatch.setattr(plugin, "predict", lambda *_, label=label: [label(one) for one in known_scenes.scenes()])
+        with pytest.raises(CliptexError, match=message):
+            plugin({"network": {}}).check(Path("dpt.pt"))
 
 
 def test_a_network_that_learned_metres_labels_and_is_refused_as_inverse_depth(tmp_path, monkeypatch):

@@ -47,6 +47,7 @@ class DegradedExpert(Expert):
         own = self._labels.label(key)
         if own is None:
             raise ValueError("no label in the other store")
+        size = size if self._task.aligned else own.shape[:2]
         own = self._fitted(own, size)
         digest = hashlib.sha256(f"{self.options.seed}/{key}".encode()).digest()
         rng = np.random.default_rng(list(digest))

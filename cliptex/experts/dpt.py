@@ -129,6 +129,7 @@ class DPTExpert(NetworkExpert):
     task = "depth"
     Network = DPTOptions
     targets = ("depth",)
+    remedy = "these weights predict distances, so label with `plugin: transformers` and `network: {predicts: metres}`"
 
     def __init__(self, settings: dict[str, Any]):
         super().__init__(settings)

@@ -21,6 +21,8 @@ SIZE = (192, 256)
 """Height and width of a scene."""
 CLEAR = 0.3
 """Smallest correlation, of either sign, that is not due to chance."""
+WRONG_DEPTH = -0.5
+"""Below it, near is far. Networks with random weights, which tell high from low in the image, reach -0.4."""
 MIN_PIXELS, MIN_SHARE, MIN_CLASSES = 300, 0.5, 3
 """Of a true class: pixels in all scenes, and the share of them with one predicted class. Of a wrong order: classes."""
 
@@ -32,29 +34,37 @@ def scenes() -> tuple[Scene, ...]:
     return tuple(render(SEED, "pairs", STREAM, index, *SIZE, options) for index in range(SCENES))
 
 
-def check_on_scenes(expert: Expert, where: str, class_names: list[str] | None = None) -> None:
+def check_on_scenes(expert: Expert, where: str, remedy: str, class_names: list[str] | None = None) -> None:
     """Label the scenes with a loaded expert. Raises CliptexError, naming the file `where`, the measured value and the
-    key that corrects it, for labels that are the wrong way round; warns if nothing can be said. class_names: of the
-    task's segmentation labels; None for background and COCO's 80."""
-    labels = expert.predict([scene.image for scene in scenes()], [str(index) for index in range(SCENES)])
+    `remedy`, for labels that are the wrong way round; warns if nothing can be said. class_names: of the task's
+    segmentation labels; None for background and COCO's 80."""
+    if expert.task not in ("depth", "normals", "segmentation"):
+        return
+    try:
+        labels = expert.predict([scene.image for scene in scenes()], [str(index) for index in range(SCENES)])
+    except CliptexError:
+        raise
+    except Exception as error:  # whatever a network raises for an input that it cannot take
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CliptexError(f"{where}: the network fails on images ({reason}); use other weights") from error
     if expert.task == "depth":
-        _check_depth(labels, where)
+        _check_depth(labels, where, remedy)
     elif expert.task == "normals":
-        _check_normals(labels, where)
-    elif expert.task == "segmentation":
-        _check_classes(labels, where, class_names)
+        _check_normals(labels, where, remedy, has_signs=hasattr(getattr(expert, "network", None), "signs"))
+    else:
+        _check_classes(labels, where, remedy, class_names)
 
 
-def _check_depth(labels: list[np.ndarray], where: str) -> None:
+def _check_depth(labels: list[np.ndarray], where: str, remedy: str) -> None:
     values = [
         _rank_correlation(label.ravel(), np.nan_to_num(1 / scene.depth, nan=0.0).ravel())
         for label, scene in zip(labels, scenes(), strict=True)
     ]
     value = float(np.median(values))
-    if value < -CLEAR:
+    if value < WRONG_DEPTH:
         raise CliptexError(
             f"{where}: near is far: on rendered scenes, the rank correlation of its labels with the true inverse depth"
-            f" is {value:.2f}; correct network.predicts (metres grow with the distance, inverse_depth falls)"
+            f" is {value:.2f}; {remedy}"
         )
     if value < CLEAR:
         log.warning("%s: rendered scenes do not tell near from far (rank correlation %.2f)", where, value)
@@ -75,7 +85,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(count) - (count - 1) / 2)[place]
 
 
-def _check_normals(labels: list[np.ndarray], where: str) -> None:
+def _check_normals(labels: list[np.ndarray], where: str, remedy: str, has_signs: bool) -> None:
     predicted = np.concatenate([label[..., :3].reshape(-1, 3) for label in labels])
     true = np.concatenate([scene.normals.reshape(-1, 3) for scene in scenes()])
     valid = np.isfinite(predicted).all(axis=1) & np.isfinite(true).all(axis=1)
@@ -94,14 +104,15 @@ def _check_normals(labels: list[np.ndarray], where: str) -> None:
         raise CliptexError(
             f"{where}: its axes are in another order: {measured} with the true ones, and of"
             f" {', '.join(f'{correlation[axis, of]:.2f}' for axis, of in enumerate(best))} with the true"
-            f" {', '.join('xyz'[of] for of in best)}; network.signs cannot correct that, so use other weights"
+            f" {', '.join('xyz'[of] for of in best)}; {'network.signs cannot correct that, so ' if has_signs else ''}"
+            "use other weights"
         )
     names = {0: "right is left", 1: "up is down", 2: "surfaces face away"}
     if wrong := [axis for axis in range(3) if own[axis] < -CLEAR]:
         signs = [-1 if axis in wrong else 1 for axis in range(3)]
+        correction = f"multiply network.signs by {signs}" if has_signs else remedy
         raise CliptexError(
-            f"{where}: {' and '.join(names[axis] for axis in wrong)}: {measured} with the true ones; multiply"
-            f" network.signs by {signs}"
+            f"{where}: {' and '.join(names[axis] for axis in wrong)}: {measured} with the true ones; {correction}"
         )
     if (own < CLEAR).any():
         log.warning("%s: rendered scenes do not confirm all axes (%s)", where, np.round(own, 2).tolist())
@@ -113,7 +124,7 @@ def _standardised(values: np.ndarray) -> np.ndarray:
     return centred / np.where(deviation > 1e-6, deviation, np.inf)
 
 
-def _check_classes(labels: list[np.ndarray], where: str, class_names: list[str] | None) -> None:
+def _check_classes(labels: list[np.ndarray], where: str, remedy: str, class_names: list[str] | None) -> None:
     if class_names is None:
         from cliptex.tasks.segmentation import Segmentation
 
@@ -135,8 +146,7 @@ def _check_classes(labels: list[np.ndarray], where: str, class_names: list[str] 
     if not right and len(set(found.values())) >= MIN_CLASSES:
         listed = ", ".join(f"{class_names[code]} as {class_names[best]}" for code, best in list(found.items())[:3])
         raise CliptexError(
-            f"{where}: its classes are in another order: on rendered scenes, it labels {listed}; correct id2label, or"
-            " set network.classes"
+            f"{where}: its classes are in another order: on rendered scenes, it labels {listed}; {remedy}"
         )
     if not right:
         log.warning("%s: none of its classes was found in rendered scenes", where)

@@ -110,6 +110,8 @@ class NetworkExpert(Expert):
     or initialised here: their defaults are the published sizes, too large for a small machine."""
     targets: ClassVar[tuple[str, ...]]
     """HDF5 datasets of the renders that `loss` needs in addition to `image`."""
+    remedy = "use other weights"
+    """How to correct labels that are the wrong way round, for the error of `check`."""
 
     def __init__(self, settings: dict[str, Any]):
         super().__init__(settings)
@@ -173,6 +175,12 @@ class NetworkExpert(Expert):
         for name in getattr(self.Network, "size_options", ()):
             if name not in self.network.model_fields_set:
                 raise CliptexError(f"experts.*.network.{name}: {UNSET}")
+
+    def check(self, weights: Path) -> None:
+        from cliptex.experts.known_scenes import check_on_scenes
+
+        path = weights / "config.json" if weights.is_dir() else weights
+        check_on_scenes(self, str(path), self.remedy, self.task_parameters().get("class_names"))
 
     def state(self) -> dict[str, torch.Tensor]:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}

@@ -241,11 +241,6 @@ class NLLAngMFExpert(NetworkExpert):
         names = ("architecture", "encoder", "encoder_options", "widths", "hidden")
         return NLLAngMF(**{name: getattr(self.network, name) for name in names})
 
-    def check(self, weights: Path) -> None:
-        from cliptex.experts.known_scenes import check_on_scenes
-
-        check_on_scenes(self, str(weights))
-
     def shared(self) -> dict[str, nn.Module]:
         return {"body": self.module.encoder.original_model}
 

@@ -116,6 +116,10 @@ def load(folder: Path, weights_sha256: str, dims: int | None) -> tuple[PCA, dict
             raise CliptexError(f"{path}: not the file that {record.name} records; {redo}")
         tensors = load_file(path)
         pca = PCA(tensors["mean"], tensors["components"], tensors["variances"], float(tensors["total"][0]))
-    except (OSError, SafetensorError, LookupError) as error:
+    except (OSError, SafetensorError, LookupError, TypeError) as error:
         raise CliptexError(f"{path}: cannot be read ({type(error).__name__}); {redo}") from error
+    dims, width = found["dims"], found["width"]
+    shapes = pca.mean.shape, pca.components.shape, pca.variances.shape
+    if shapes != ((width,), (dims, width), (dims,)):
+        raise CliptexError(f"{path}: is not of {dims} of {width} channels, as {record.name} records; {redo}")
     return pca, found

@@ -113,10 +113,11 @@ class TransformersExpert(NetworkExpert):
         """`class_names`, unless they are the task's own."""
         return {"class_names": self.classes.names} if self.classes and self.classes.names else {}
 
-    def check(self, weights: Path) -> None:
-        from cliptex.experts.known_scenes import check_on_scenes
-
-        check_on_scenes(self, str(weights / "config.json"), self.classes.names if self.classes else None)
+    @property
+    def remedy(self) -> str:
+        if self.task == "depth":
+            return "correct network.predicts (metres grow with the distance, inverse_depth falls)"
+        return "correct id2label, or set network.classes"
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         return self._input_size(height, width)

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import shutil
@@ -637,6 +638,66 @@ def label_store(folder: Path) -> Reader:
     return Reader([*files_in(labels), *files_in(expert)], read)
 
 
+def small_file(path: Path) -> bytes:
+    """Raises OSError for what is not a file: a pipe would wait."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path.read_bytes()
+
+
+@reader
+def published_labels(folder: Path) -> Reader:
+    """The set as it was published, and what was made of it here; once without the digests, which would end it."""
+    from cliptex.core import paths
+    from cliptex.labels.publish import publish_labels
+    from cliptex.labels.published import fetch_labels
+    from cliptex.labels.take import take_batch
+
+    publish_labels(labelled(), "depth", paths.SHARD_INDEX, paths.LABELS, folder / "set")
+    files = [path for path in files_in(folder) if path.suffix in (".json", ".parquet")]
+    record = folder / "set" / "labels.json"
+
+    def read():
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError, OSError):
+            stated = json.loads(small_file(record))
+            for item in stated["files"]:
+                data = small_file(folder / "set" / item["file"])
+                item |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            write_json(folder / "restated.json", stated)
+            shutil.copytree(folder / "set", folder / "copy")
+            shutil.move(folder / "restated.json", folder / "copy/labels.json")
+        source = folder / "copy" if (folder / "copy").exists() else folder / "set"
+        config = Config.load({"label_stores": {"depth": {"task": "depth", "from": str(source)}}})
+        try:
+            fetch_labels(config, "depth", folder / "again")
+            take_batch(config, "depth", 0, paths.SHARD_INDEX, folder / "again", folder / "labels")
+        finally:
+            for made in (folder / "copy", folder / "again", folder / "labels"):
+                shutil.rmtree(made, ignore_errors=True)
+
+    return Reader(files, read)
+
+
+@reader
+def principal_components(folder: Path) -> Reader:
+    from cliptex.experts import pca
+
+    fitted, _ = pca.fit([np.random.default_rng(0).random((40, 6), np.float32)], 3)
+    record = {"weights_sha256": "w", "sha256": pca.save(fitted, folder), "dims": 3, "width": 6}
+    write_json(folder / pca.RECORD, record | {"variance_kept": fitted.variance_kept, "teacher": "a"})
+
+    def read():
+        with contextlib.suppress(ValueError, TypeError, RecursionError, OSError):
+            stated = json.loads(small_file(folder / pca.RECORD))
+            digest = hashlib.sha256(small_file(folder / pca.FILE)).hexdigest()
+            write_json(folder / "restated.json", {**stated, "sha256": digest})
+            shutil.move(folder / "restated.json", folder / pca.RECORD)
+        found, stated = pca.load(folder, "w", 3)
+        assert found.labels(np.ones((2, stated["width"]), np.float32)).shape == (2, 3)
+
+    return Reader(files_in(folder), read)
+
+
 def every(steps) -> None:
     """Take all steps; raise the first `CliptexError`."""
     problems = []
@@ -680,6 +741,22 @@ def folder_of_a_dpt(folder: Path) -> Reader:
     DPTForDepthEstimation(DPTConfig(**small)).save_pretrained(folder)
     DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return Reader(files_in(folder), lambda: _load_folder(folder))
+
+
+@reader
+def folder_of_a_segformer(folder: Path) -> Reader:
+    from tiny_teachers import save_teacher
+
+    from cliptex.experts.transformers import TransformersExpert
+
+    save_teacher("segformer", folder)
+
+    def read():
+        expert = TransformersExpert({"network": {}, "batch_size": 6, "precision": "fp32"})
+        expert.load(folder)
+        expert.check(folder)
+
+    return Reader(files_in(folder), read)
 
 
 @reader
