@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_train import PROCESSES, assert_close, outcome, two_ranks
 
 from cliptex.config import Config
 from cliptex.core import paths
@@ -127,6 +128,22 @@ def test_training_weighted_by_agreement_lowers_the_losses_where_labels_differ(ti
         assert 0 < records[True][0][store] < records[False][0][store], store
     assert records[True][1]["weight_by_agreement"] is True and "weight_by_agreement" not in records[False][1]
     assert records[True][1]["heads_sha256"] != records[False][1]["heads_sha256"]
+
+
+def test_two_processes_weight_by_agreement_as_one_does(tiny, tmp_path):
+    """The mean over pixels is over the weights of the whole batch."""
+    plain = several(tiny, weight_by_agreement=True, steps=3, learning_rate=1e-4).plain()
+    config = Config.load(plain | {"train": plain["train"] | {"precision": "fp32"}})
+    label_others(config)
+    process = PROCESSES.Process(target=two_ranks, args=(tmp_path, [json.dumps(config.plain()), "m"]))
+    process.start()
+    process.join(600)
+    assert process.exitcode == 0, (tmp_path / "said.txt").read_text()
+    shared = outcome("m")
+    assert read_json(paths.model("m", 0) / "train.json")["processes"] == 2
+    train(config, "m", 0)
+    assert read_json(paths.model("m", 0) / "train.json")["processes"] == 1
+    assert_close(shared, outcome("m"))
 
 
 def test_the_key_needs_two_stores_of_one_task_and_is_not_recorded_while_off(tiny):
