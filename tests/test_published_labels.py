@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import drawn_pair
+from hosts import COMMIT, Hosts
 from huggingface_hub import DatasetCard
 from tiny import WeightlessExpert
 from web_server import WebServer
@@ -282,30 +283,31 @@ def test_labels_come_over_http_by_key(publisher, published, tmp_path, server):
     assert all(label == theirs[key][0] for key, (label, _) in run.rows().items())
 
 
-def test_labels_come_from_the_hub_at_one_commit(publisher, published, tmp_path, server):
-    """In a process of its own, since huggingface_hub reads HF_ENDPOINT when it is imported."""
-    commit = "0" * 40  # of every file of the server
-    for path in (file for file in published.rglob("*") if file.is_file()):
-        for revision in ("v1", commit):
-            name = f"/datasets/me/depth/resolve/{revision}/{path.relative_to(published)}"
-            server.files[name] = path.read_bytes()
+def test_labels_come_from_the_hub_at_one_commit(publisher, published, tmp_path):
+    """Over the hub of the rehearsal, which is busy and breaks off, in a process of its own, since huggingface_hub reads
+    HF_ENDPOINT when it is imported."""
     run = Run(tmp_path / "run", other_images(), 3)
-    config = run.config({"task": "depth", "from": "hf://me/depth@v1"})
-    environment = os.environ | {
-        "HF_ENDPOINT": server.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    config = run.config({"task": "depth", "from": "hf://me/depth@main"})
     code = (
         "import sys; from pathlib import Path; from cliptex.config import Config\n"
         "from cliptex.labels.published import _checked, fetch_labels\n"
         "fetch_labels(Config.load(sys.argv[1]), 'depth', Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, json.dumps(config.plain()), run.folder]
-    subprocess.run(command, env=environment, check=True)
+    cut = f"/cdn/{sha256_file(published / 'data/00001.parquet')}"
+    with Hosts() as hub:
+        hub.repositories["datasets/me/depth"] = published
+        hub.busy, hub.cut = {"/datasets/me/depth/resolve/main/labels.json"}, {cut}
+        environment = os.environ | {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        subprocess.run(command, env=environment, check=True)
+        assert not hub.busy and not hub.cut
     fetched = read_json(run.folder / "set.json")
-    assert fetched["revision"] == commit
+    assert fetched["revision"] == COMMIT
     assert all(Path(file).is_relative_to(tmp_path / "home") for file in fetched["files"])
     for batch in range(2):
         take_batch(config, "depth", batch, run.index, run.folder, run.labels / "depth")
