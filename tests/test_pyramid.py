@@ -56,6 +56,7 @@ def renders(tmp_path_factory):
 @pytest.mark.parametrize("task", ["depth", "normals"])
 def test_it_learns_shapes(task, renders):
     one = expert(task)
+    one.check_methods("trained", has_backbone=True)  # as the stage does
     one.fit(renders, 0)
     data = coloured(6, 1)
     labels = one.predict(list(data["image"]), [""] * 6)

@@ -156,8 +156,12 @@ class NetworkExpert(Expert):
     def _lacks(self, weights: str, has_backbone: bool) -> list[str]:
         lacks = super()._lacks(weights, has_backbone)
         needed = ("loss", "targets", *(["shared"] if has_backbone else [])) if weights == "trained" else ()
-        own = [getattr(type(self), name, None) is not getattr(NetworkExpert, name, None) for name in needed]
+        # `targets` may be of the instance, since those of an expert for several tasks depend on its options
+        own = [hasattr(self, name) if name == "targets" else self._defines(name) for name in needed]
         return lacks + [name for name, is_own in zip(needed, own, strict=True) if not is_own]
+
+    def _defines(self, name: str) -> bool:
+        return getattr(type(self), name) is not getattr(NetworkExpert, name)
 
     def load(self, weights: Path | None) -> None:
         self.module = self.build().to(self.device, memory_format=torch.channels_last)
