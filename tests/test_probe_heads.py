@@ -494,5 +494,5 @@ def test_the_crop_of_eigen_keeps_what_mmsegmentations_keeps():
     task = protocol_of("nyuv2", {"protocol": "paper"}).depth
     assert task.crop == "eigen"
     ours = np.zeros((480, 640), bool)
-    ours[evaluation_window(task, [ours])] = True
+    ours[evaluation_window(task, ours)] = True
     np.testing.assert_array_equal(ours, kept)

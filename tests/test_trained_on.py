@@ -62,6 +62,17 @@ def test_training_sets_that_nobody_states_are_not_stated_and_never_none(origin):
         ("imagenet-22k", "imagenet", "data set"),
         ("My_Bench/train", "my_bench", "data set"),
         ("coco/train2017", "voc", None),
+        ("coco/train2017", "coco_stuff", "data set"),
+        ("COCO-Stuff", "coco_stuff", "images"),
+        ("LVIS/train", "coco_stuff", "images"),
+        ("Cityscapes train", "cityscapes", "data set"),
+        ("voc/train", "pascal_context", "images"),  # its split is VOC 2010's for object classes
+        ("Pascal Context/train", "pascal_context", "data set"),
+        ("SBD", "pascal_context", "images"),
+        ("KITTI", "kitti", "images"),
+        ("Virtual KITTI 2", "kitti", None),
+        ("imagenet/train", "imagenet_v2", None),
+        ("ImageNet-V2", "imagenet", None),
         ("ScanNet", "nyuv2", None),
     ],
 )

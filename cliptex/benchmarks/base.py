@@ -24,6 +24,8 @@ class Benchmark(ABC):
     """Official name of the evaluation split, as stated in the results."""
     variants: ClassVar[tuple[str, ...]] = ()
     """Variants of the official data, selected in the configuration; the first is the default."""
+    has_training_split: ClassVar[bool] = True
+    """False for data that are only evaluated, by zero-shot classification; no probe can be trained on them."""
     official_counts: ClassVar[Mapping[str, int]] = {}
     """Number of samples in the parts "train" and "eval" of the official data; empty: any number is valid."""
 
@@ -35,7 +37,8 @@ class Benchmark(ABC):
         """One of `SOURCES` in `cliptex.benchmarks.reading`, from the mark in `root`; None without a mark."""
         self.variant: str | None = self.mark.get("variant") or next(iter(self.variants), None)
         """The variant in `root`, one of `variants`."""
-        self.parts = ("eval",) if self.mark.get("evaluation_only") else ("train", "eval")
+        evaluation_only = self.mark.get("evaluation_only") or not self.has_training_split
+        self.parts = ("eval",) if evaluation_only else ("train", "eval")
         """The parts whose data are in `root`."""
 
     @property
@@ -65,6 +68,8 @@ class Benchmark(ABC):
         truth, or if the number of samples of official data is not the official number.
         """
         if part not in self.parts:
+            if not self.has_training_split:
+                raise CliptexError(f"{self.root}: {self.name} has no training split; it is only for zero-shot")
             remedy = f"with your --config, run: cliptex fetch --benchmark {self.name} --no-evaluation-only"
             raise CliptexError(f"{self.root}: only the data of the evaluation split were fetched; {remedy}")
         samples = Checked(self.read(part), self)

@@ -116,6 +116,17 @@ def read_indices(path: Path) -> np.ndarray:
     return _pixels(path, "mask", indices)
 
 
+def read_uint16(path: Path) -> np.ndarray:
+    """Read the uint16 values [H, W] of a grey PNG with 16 bits. Raises CliptexError for other images."""
+
+    def values(image: Image.Image) -> Image.Image:
+        if not image.mode.startswith("I;16"):
+            raise ValueError(f"it must be a grey PNG with 16 bits, not {image.mode}")
+        return image
+
+    return _pixels(path, "depth map", values)
+
+
 def _pixels(path: Path, kind: str, convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     remedy = "unpack the official archive again"
     try:

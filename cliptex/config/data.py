@@ -117,7 +117,8 @@ class BenchmarkSource(Section):
     The others override `benchmark_data.source`."""
     variant: str | None = None
     """Variant of the official data; null: the first. voc: `train`, or `trainaug` with SBD's masks. nyuv2: publication
-    of the normals, `bae`, `dsine` or `ladicky`. places365: `easyformat`, or `small` with lists of files."""
+    of the normals, `bae`, `dsine` or `ladicky`. places365: `easyformat`, or `small` with lists of files.
+    pascal_context: `context59`, or `context60` with the class "background"."""
     path: FilePath | None = None
     """Folder with official archives or their contents, never modified; what it lacks is downloaded if permitted."""
 

@@ -20,6 +20,12 @@ TITLES = {
     "places365": "Places365",
     "cityscapes": "Cityscapes",
     "kitti": "KITTI",
+    "pascal_context": "PASCAL-Context",
+    "imagenet_v2": "ImageNet-V2",
+    "imagenet_r": "ImageNet-R",
+    "imagenet_a": "ImageNet-A",
+    "imagenet_sketch": "ImageNet-Sketch",
+    "objectnet": "ObjectNet",
     "scannet": "ScanNet",
     "hypersim": "Hypersim",
     "virtual_kitti": "Virtual KITTI 2",
@@ -56,17 +62,22 @@ ALIASES = {
 """Letters and digits of other names -> name."""
 OVERLAPS = {
     # the training images of ILSVRC 2012 are part of it (Deng et al. 2009; Russakovsky et al. 2015, section 3.1)
-    "imagenet21k": ("imagenet", "train"),
+    "imagenet21k": {"imagenet": "train"},
     # images of COCO, those of its val with images of COCO's train and val (Gupta et al. 2019, section 3)
-    "lvis": ("coco", ""),
+    "lvis": {"coco": ""},
     # images in both COCO and YFCC100M (Krishna et al. 2017, section 4.1)
-    "visual_genome": ("coco", ""),
+    "visual_genome": {"coco": ""},
     # has the 1,449 labelled images of NYUv2 (Song et al. 2015, section 3)
-    "sun_rgbd": ("nyuv2", ""),
-    # images of VOC 2011's trainval (Hariharan et al. 2011)
-    "sbd": ("voc", ""),
+    "sun_rgbd": {"nyuv2": ""},
+    # images of VOC 2011's trainval (Hariharan et al. 2011), which has those of VOC 2010
+    "sbd": {"voc": "", "pascal_context": ""},
+    # has images of VOC 2010, whose split is another than that for segmentation (Mottaghi et al. 2014, section 3)
+    "pascal_context": {"voc": ""},
+    "voc": {"pascal_context": ""},
 }
-"""Data set -> a benchmark whose images it has, and that benchmark's split ("" if it may be any)."""
+"""Data set -> benchmarks whose images it has, with the benchmark's split ("" if it may be any)."""
+SAME_IMAGES = {"coco_stuff": "coco"}
+"""Benchmark -> the one whose images and splits it has."""
 
 
 class TrainingSet(NamedTuple):
@@ -88,11 +99,12 @@ class TrainingSet(NamedTuple):
     def has_images_of(self, benchmark: str) -> str | None:
         """Whether it has images of a benchmark: "data set" for those of training splits alone, "images" if the
         evaluated ones may be among them, None if neither is known."""
-        name, split = self.name, self.split
-        if name.lower() != benchmark:
-            name, split = OVERLAPS.get(name, ("", ""))
-        if name.lower() != benchmark:
-            return None
+        benchmark, split = SAME_IMAGES.get(benchmark, benchmark), self.split
+        if self.name.lower() != benchmark:
+            overlaps = OVERLAPS.get(self.name, {})
+            if benchmark not in overlaps:
+                return None
+            split = overlaps[benchmark]
         return "data set" if TRAINING.fullmatch(split) else "images"
 
 

@@ -14,6 +14,9 @@ from cliptex.core.plugins import find
 from cliptex.data.official.archives import ArchiveLocation, archives, locate
 from cliptex.data.shard_paths import is_remote, shard_sources
 
+LAYOUTS = Path(__file__).parent.parent / "miniature" / "layouts"
+"""Folder with a module for each benchmark that can be rendered; importing it would take long."""
+
 
 def chosen_variant(config: Config, name: str) -> str | None:
     """The variant of a benchmark's official data; None if it has none. Raises CliptexError for an unknown variant."""
@@ -65,9 +68,17 @@ def benchmark_marks(config: Config) -> dict[str, str]:
         chosen_variant(config, name)
         source = config.benchmark_source(name).source
         if name in in_use:
+            _require_rendered(name, source)
             _require_same_source(name, source)
         out[name] = str(paths.benchmark_mark(name, source))
     return out
+
+
+def _require_rendered(name: str, source: str) -> None:
+    """Raise CliptexError if the data are to be rendered, and there is no layout for them."""
+    if source == "miniature" and not (LAYOUTS / f"{name}.py").exists():
+        key = f"benchmark_data.benchmarks.{name}"
+        raise CliptexError(f"{key}.source: 'miniature' has no rendered {name}; set it to official, and {key}.path")
 
 
 def _require_same_source(name: str, source: str) -> None:

@@ -39,8 +39,13 @@ def known_tasks() -> dict[str, ProbeTask]:
 
 
 def tasks_of(benchmark: str) -> dict[str, ProbeTask]:
-    """The tasks of a benchmark by name. benchmark: a module in cliptex/benchmarks/, or "package.module:Class"."""
-    tasks = [probe_task(name) for name in find("benchmarks", benchmark).tasks]
+    """The tasks of a benchmark by name. benchmark: a module in cliptex/benchmarks/, or "package.module:Class".
+    Raises CliptexError for one without a training split, on which no head can be trained."""
+    data = find("benchmarks", benchmark)
+    if not data.has_training_split:
+        problem = f"{benchmark} has no training split, which heads need"
+        raise CliptexError(f"probes.benchmarks.{benchmark}: {problem}; name it in zeroshot.benchmarks instead")
+    tasks = [probe_task(name) for name in data.tasks]
     return {task.name: task for task in tasks}
 
 

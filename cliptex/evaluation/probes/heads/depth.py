@@ -23,13 +23,13 @@ def depth_outcome(
 ) -> Outcome:
     """Evaluate a head for depth on the evaluation images."""
     low, high = section.min_depth_m, section.max_depth_m
-    window = maps.evaluation_window(section, eval_depths)
     predictions, thumbnails, plain, aligned = {}, [], [], []
     for index, truth in enumerate(eval_depths):
         prediction = fitted.predicted(eval_NChw, index, truth.shape)
         if index < keep:
             predictions[f"depth_prediction_{index}"], predictions[f"depth_truth_{index}"] = prediction, truth
         thumbnails.append(shrunk(prediction, MAP_SIDE_PX))
+        window = maps.evaluation_window(section, truth)
         pair = truth[window], prediction[window]
         plain.append(depth_errors([pair], low, high))
         if section.alignment == "affine":

@@ -41,20 +41,37 @@ class Fitted:
     def outcome(self, task: str, section: MapTask, limits: str, metrics: dict[str, float], *arrays: Any) -> Outcome:
         """The head's outcome. limits: end of its description. arrays: predictions, per-image parts, thumbnails."""
         averaged = {"image": "metrics an image, averaged over images", "pooled": "all valid pixels pooled"}
-        crop = "Eigen crop" if section.crop == "eigen" else "no crop"
-        protocol = f"{self.protocol}; {averaged[section.averaging]}; {crop}{limits}"
+        protocol = f"{self.protocol}; {averaged[section.averaging]}; {CROPS[section.crop]}{limits}"
         return Outcome(task, metrics, self.num_parameters, self.hyperparameters, protocol, *arrays)
 
 
-def evaluation_window(section: MapTask, truths: Sequence[np.ndarray]) -> tuple[slice, slice]:
-    """Rows and columns of a map that are evaluated."""
+CROPS = {
+    "none": "no crop",
+    "eigen": "Eigen crop",
+    "garg": "Garg crop",
+    "kitti": "Eigen crop of KITTI",
+}
+"""`MapTask.crop` in words."""
+CROP_SHARES = {
+    "garg": ((0.40810811, 0.99189189), (0.03594771, 0.96405229)),
+    "kitti": ((0.3324324, 0.91351351), (0.0359477, 0.96405229)),
+}
+"""Rows and columns of KITTI's crops as shares of height and width (github.com/mrharicot/monodepth,
+utils/evaluate_kitti.py), whose images have several sizes."""
+
+
+def evaluation_window(section: MapTask, truth: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of a map [H, W, ...] that are evaluated."""
     if section.crop == "none":
         return slice(None), slice(None)
-    for truth in truths:
-        if truth.shape[:2] != (480, 640):
-            raise CliptexError(
-                f"crop: 'eigen' is for 480 x 640 maps, this one is {truth.shape[0]} x {truth.shape[1]}; set it to none"
-            )
+    shape = truth.shape[:2]
+    if section.crop in CROP_SHARES:
+        shares = zip(CROP_SHARES[section.crop], shape, strict=True)
+        rows, columns = (slice(int(low * side), int(high * side)) for (low, high), side in shares)
+        return rows, columns
+    if shape != (480, 640):
+        problem = f"crop: 'eigen' is for 480 x 640 maps, this one is {shape[0]} x {shape[1]}"
+        raise CliptexError(f"{problem}; set it to none, or for KITTI to garg or kitti")
     return slice(45, 471), slice(41, 601)
 
 

@@ -24,7 +24,6 @@ def normals_outcome(
     fitted: maps.Fitted, eval_NChw: maps.Maps, eval_normals: Sequence[np.ndarray], section: NormalsProtocol, keep: int
 ) -> Outcome:
     """Evaluate a head for normals on the evaluation images."""
-    window = maps.evaluation_window(section, eval_normals)
     predictions, thumbnails, errors = {}, [], []
     for index, truth in enumerate(eval_normals):
         prediction = fitted.predicted(eval_NChw, index, truth.shape[:2])
@@ -32,6 +31,7 @@ def normals_outcome(
             predictions[f"normals_prediction_{index}"] = prediction.astype(np.float32)
             predictions[f"normals_truth_{index}"] = truth
         thumbnails.append(shrunk(prediction, MAP_SIDE_PX))
+        window = maps.evaluation_window(section, truth)
         errors.append(angles(truth[window], prediction[window]).astype(np.float32))
     metrics, per_image = mean_angles(errors, section.averaging), normals_statistics(errors, section.averaging)
     return fitted.outcome("normals", section, "", metrics, predictions, per_image, normals_thumbnails(thumbnails))
