@@ -1,4 +1,4 @@
-"""The readers of Cityscapes, PASCAL-Context, COCO-Stuff, KITTI, and of ImageNet's variants, which are only evaluated."""
+"""The readers of Cityscapes, PASCAL-Context, COCO-Stuff and KITTI, and of data that are only evaluated by zero-shot."""
 
 import json
 import re

@@ -15,9 +15,25 @@ UNPACK = "unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip here"
 IMAGE, MASKS = "_leftImg8bit.png", ("_gtFine_labelIds.png", "_gtFine_labelTrainIds.png")
 """Ends of file names. The second kind of masks is what cityscapesScripts' createTrainIdLabelImgs.py writes."""
 CLASSES = {
-    **{7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light"},
-    **{20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car"},
-    **{27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle"},
+    7: "road",
+    8: "sidewalk",
+    11: "building",
+    12: "wall",
+    13: "fence",
+    17: "pole",
+    19: "traffic light",
+    20: "traffic sign",
+    21: "vegetation",
+    22: "terrain",
+    23: "sky",
+    24: "person",
+    25: "rider",
+    26: "car",
+    27: "truck",
+    28: "bus",
+    31: "train",
+    32: "motorcycle",
+    33: "bicycle",
 }
 """The evaluated classes by id (cityscapesScripts, helpers/labels.py); their train ids are their positions."""
 LAST_ID = 33

@@ -145,8 +145,8 @@ class MapTask(DenseTask):
     """Side, or height and width, of the grid of the ground truth for heads that are trained; null: the input size.
     Evaluation uses the original resolution."""
     crop: Literal["none", "eigen", "garg", "kitti"]
-    """`eigen`: only rows 45..470 and columns 41..600 of 480 x 640 are evaluated (NYUv2). `garg`, `kitti`: only the shares
-    of rows and columns that Garg et al. 2016 and Eigen et al. 2014 evaluate on KITTI."""
+    """`eigen`: only rows 45..470 and columns 41..600 of 480 x 640 are evaluated (NYUv2). `garg`, `kitti`: only the
+    shares of rows and columns that Garg et al. 2016 and Eigen et al. 2014 evaluate on KITTI."""
     averaging: Literal["image", "pooled"]
     """`image`: metrics per image, averaged over images. `pooled`: metrics over the pixels of all images."""
 
