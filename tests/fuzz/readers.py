@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import more_layouts
 import official_layouts as layouts
 
 from cliptex.config import Config
@@ -383,7 +384,7 @@ def read_benchmark(kind, root: Path, variants: tuple[str | None, ...] = (None,))
                     step()
                 except CliptexError as error:
                     problems.append(error)
-            for part in ("train", "eval"):
+            for part in data.parts:
                 try:
                     samples = data.samples(part)
                     data.names(part)
@@ -502,6 +503,46 @@ def places365(folder: Path) -> Reader:
 
     root = layouts.write_places365(folder, 3, 3, "small", height=16, width=20)
     return Reader(files_in(root), read_benchmark(Places365, root, ("small",)))
+
+
+@reader
+def cityscapes(folder: Path) -> Reader:
+    from cliptex.benchmarks.cityscapes import Cityscapes
+
+    root = more_layouts.write_cityscapes(folder, 2, 2, height=16, width=20)
+    return Reader(files_in(root), read_benchmark(Cityscapes, root))
+
+
+@reader
+def pascal_context(folder: Path) -> Reader:
+    from cliptex.benchmarks.pascal_context import PascalContext
+
+    root = more_layouts.write_pascal_context(folder, 2, 2, height=16, width=20)
+    return Reader(files_in(root), read_benchmark(PascalContext, root, ("context59", "context60")))
+
+
+@reader
+def coco_stuff(folder: Path) -> Reader:
+    from cliptex.benchmarks.coco_stuff import CocoStuff
+
+    root = more_layouts.write_coco_stuff(folder, 2, 2, height=16, width=20)
+    return Reader(files_in(root), read_benchmark(CocoStuff, root))
+
+
+@reader
+def kitti(folder: Path) -> Reader:
+    from cliptex.benchmarks.kitti import Kitti
+
+    root = more_layouts.write_kitti(folder, 2, 2, height=16, width=20)
+    return Reader(files_in(root), read_benchmark(Kitti, root))
+
+
+@reader
+def objectnet(folder: Path) -> Reader:
+    from cliptex.benchmarks.objectnet import Objectnet
+
+    root = more_layouts.write_objectnet(folder, 1)
+    return Reader(files_in(root), read_benchmark(Objectnet, root))
 
 
 @reader

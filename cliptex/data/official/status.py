@@ -77,8 +77,8 @@ def benchmark_marks(config: Config) -> dict[str, str]:
 def _require_rendered(name: str, source: str) -> None:
     """Raise CliptexError if the data are to be rendered, and there is no layout for them."""
     if source == "miniature" and not (LAYOUTS / f"{name}.py").exists():
-        key = f"benchmark_data.benchmarks.{name}"
-        raise CliptexError(f"{key}.source: 'miniature' has no rendered {name}; set it to official, and {key}.path")
+        key = f"benchmark_data.benchmarks.{name}.source"
+        raise CliptexError(f"{key}: 'miniature' has no rendered {name}; set it to official (docs/data.md)")
 
 
 def _require_same_source(name: str, source: str) -> None:
