@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import more_layouts
+import numpy as np
 import official_layouts as layouts
 
 from cliptex.config import Config
