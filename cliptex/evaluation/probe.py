@@ -27,7 +27,8 @@ from cliptex.evaluation.probes import finished_heads
 from cliptex.evaluation.probes.base import Data, Outcome, Run
 from cliptex.evaluation.probes.evaluate import Subject, evaluate_head
 from cliptex.evaluation.probes.feature_cache import FeatureCache
-from cliptex.evaluation.probes.parts import Reader, features_of, standardised_parts
+from cliptex.evaluation.probes.features import standardised_parts, unstandardised_parts
+from cliptex.evaluation.probes.parts import Reader, features_of
 from cliptex.evaluation.probes.tasks import probe_task, tasks_of
 from cliptex.evaluation.protocols.base import PooledTask
 from cliptex.evaluation.protocols.resolve import Entry, protocol_of
@@ -76,8 +77,10 @@ def _probe_seed(config: Config, job: Job, data: Benchmark, protocol: Entry, seed
             train, evaluated, features = next(stream)
             seconds_features += features.seconds
             section = protocol.section(tasks[0])
-            both = standardised_parts(section, encoder, [features.train, features.eval], memory)
-            data_of_tasks = Data(train, evaluated, encoder.input_size(section.input.size_px), *both)
+            sources = [features.train, features.eval]
+            both = standardised_parts(section, encoder, sources, memory)
+            plain = unstandardised_parts(section, encoder, sources)
+            data_of_tasks = Data(train, evaluated, encoder.input_size(section.input.size_px), *both, plain)
             features_by_task |= dict.fromkeys(tasks, data_of_tasks)
         extra = {"seconds_features": seconds_features, "settings": settings}
         for head, tasks in protocol.heads.items():

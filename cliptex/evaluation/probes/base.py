@@ -71,7 +71,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of one trained head on one task: a row of results without names, and what is kept of its predictions.
+    """Result of one head on one task: a row of results without names, and what is kept of its predictions.
 
     task: name of its `Measure`. predictions: arrays of the .npz file (docs/results-json.md). per_image: the arrays of
     `Measure.from_images`. thumbnails: small copies of the predictions (`cliptex.evaluation.thumbnails`); may be empty.
@@ -100,13 +100,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    """One encoder's features of both parts, with the ground truth. size: height and width that the encoder sees."""
+    """One encoder's features of both parts, with the ground truth.
+
+    size: height and width that the encoder sees. train_features, eval_features: standardised if the section says so.
+    unstandardised: training and evaluation features as the encoder computes them, read batch by batch.
+    """
 
     train: Part
     eval: Part
     size: Size
     train_features: Features | torch.Tensor
     eval_features: Features | torch.Tensor
+    unstandardised: tuple[Features, Features]
 
     @property
     def features(self) -> tuple[Features | torch.Tensor, Features | torch.Tensor]:
@@ -134,7 +139,8 @@ class ProbeTask(ABC):
 
     @abstractmethod
     def outcomes(self, run: Run, head: str, data: Data) -> list[Outcome]:
-        """Train the head of that name on the training features and evaluate it: one outcome per measure."""
+        """Train the head of that name on the training features and evaluate it: one outcome per measure.
+        A head whose options are `protocols.base.Neighbours` reads `data.unstandardised`."""
 
     def tuner(self, *args: Any) -> Tuner:
         """How the head is trained together with the encoder, for kinds of heads in `tunable`.

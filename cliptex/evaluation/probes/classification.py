@@ -1,4 +1,4 @@
-"""Classification from one feature per image: logistic regression, or a grid of linear classifiers.
+"""Classification from one feature per image: logistic regression, a grid of linear classifiers, or k-NN.
 
 Predictions kept:  `truth` [n], `prediction` [n, 5]: classes, best first
 Per-image parts:   `top1`, `top5` bool [N]
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from cliptex.config import Name, Positive, Section
 from cliptex.core.seeds import seed_of
 from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, lazy
-from cliptex.evaluation.protocols.base import Grid, PooledTask, Training
+from cliptex.evaluation.protocols.base import Grid, Neighbours, PooledTask, Training
 
 if TYPE_CHECKING:
     from cliptex.evaluation.probes.parts import TruthOf
@@ -50,7 +50,17 @@ class LinearSgd(Training):
     """Whether the mean of the last block's patch tokens is also used."""
 
 
-ClassificationHead = Annotated[Logistic | LinearSgd, Field(discriminator="kind")]
+class KNearest(Neighbours):
+    """Weighted k-nearest-neighbour classification, which is not trained (Wu et al. 2018; DINO, Caron et al. 2021).
+
+    The votes of the neighbours are summed per class. Of `tokens` it uses the class token of the last block.
+    """
+
+    kind: Literal["knn"]
+    """Type of the head."""
+
+
+ClassificationHead = Annotated[Logistic | LinearSgd | KNearest, Field(discriminator="kind")]
 
 
 class ClassificationProtocol(PooledTask):
@@ -86,10 +96,14 @@ class ClassificationProbe(ProbeTask):
 
     def outcomes(self, run: Run, head: str, data: Data) -> list[Outcome]:
         from cliptex.evaluation.probes.heads.classification import probe_classification
+        from cliptex.evaluation.probes.heads.neighbours import probe_knn
 
         seed, classes = seed_of(head, run.seed), len(run.benchmark.class_names)
         truths = data.train.truths[self.name], data.eval.truths[self.name]
-        split, section = data.train.split(run.holdout, seed), run.protocol.section(self.name)
+        section = run.protocol.section(self.name)
+        if section.heads[head].kind == "knn":
+            return [probe_knn(*data.unstandardised, *truths, classes, section, head, len(run.kept))]
+        split = data.train.split(run.holdout, seed)
         return [probe_classification(*data.features, *truths, classes, section, head, split, seed, len(run.kept))]
 
     tuner = staticmethod(lazy("probes.heads.classification:ClassificationTuner"))

@@ -20,7 +20,7 @@ from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.finished_heads import keeping
 from cliptex.evaluation.probes.parts import Part
 from cliptex.evaluation.probes.training import NotFinite
-from cliptex.evaluation.protocols.base import DenseTask, ProbeSection
+from cliptex.evaluation.protocols.base import DenseTask, Neighbours, ProbeSection
 from cliptex.evaluation.protocols.resolve import Entry
 from cliptex.evaluation.results import ProbeResult, Row
 from cliptex.evaluation.thumbnails import thumbnails_path
@@ -32,7 +32,7 @@ log = logging.getLogger("cliptex")
 
 @dataclass(frozen=True)
 class Subject:
-    """The encoder that a head is trained on. frozen: whether its weights stay fixed."""
+    """The encoder whose features a head reads. frozen: whether its weights stay fixed."""
 
     model: str
     seed: int
@@ -60,7 +60,8 @@ def evaluate_head(
     protocol, data, encoder, (train, evaluated) = run.protocol, run.benchmark, subject.encoder, parts
     rows, predictions, per_image, thumbnails = [], {}, {}, {}
     for task in tasks:
-        input_text = described(protocol.section(task), encoder, subject.frozen)
+        untrained = isinstance(protocol.section(task).heads[head], Neighbours)
+        input_text = described(protocol.section(task), encoder, subject.frozen, not untrained)
         start = time.perf_counter()
         where = f"{data.name}, {subject.model}/seed{subject.seed}, {head}"
         try:
@@ -86,6 +87,7 @@ def evaluate_head(
                     protocol_digest=protocol.digest,
                     hyperparameters=outcome.hyperparameters,
                     **({} if subject.frozen else {"frozen": False}),
+                    **({"family": "no_head"} if untrained else {}),
                 )
             )
             predictions |= outcome.predictions
@@ -159,8 +161,9 @@ def _input_of(section: ProbeSection, encoder: Encoder) -> dict[str, Any]:
     return {"size_px": list(size)} | grid
 
 
-def described(section: ProbeSection, encoder: Encoder, frozen: bool) -> str:
-    """The input of a head in words, for the key `protocol` of every row."""
+def described(section: ProbeSection, encoder: Encoder, frozen: bool, standardised: bool = True) -> str:
+    """The input of a head in words, for the key `protocol` of every row.
+    standardised: whether the head reads features as `features.standardise` says; else as the encoder computes them."""
     features, views = section.features, section.augment.views
     if isinstance(section, DenseTask):
         layers = {"last": "the last block", "quarters": "the blocks after each quarter"}
@@ -177,7 +180,7 @@ def described(section: ProbeSection, encoder: Encoder, frozen: bool) -> str:
         }[features.point]
         image = "the resized and centre-cropped image"
     text = f"{'frozen ' if frozen else ''}{tokens}, of {image}"
-    text += ", standardised a channel over the training split" if features.standardise else ""
+    text += ", standardised a channel over the training split" if standardised and features.standardise else ""
     text += f"; {views} augmented views of each training image" if views else "; no augmentation"
     if not frozen:
         return text

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from cliptex.evaluation.probes.feature_cache import FeatureSource, Loaded, StoredFeatures
+from cliptex.evaluation.protocols.base import DenseTask, ProbeSection
+from cliptex.models.encoders import Encoder
 
 AHEAD = 2
 """Batches that are read in the background while a head computes."""
@@ -85,6 +87,10 @@ class Features:
     def take(self, index: np.ndarray) -> Self:
         """The views `index`."""
         return type(self)(self._source, self._grid, self._cls, self._mean, self._scale, self.index[index])
+
+    def stored_in_memory(self) -> Self:
+        """The same with what is stored held in memory; only of features that are stored."""
+        return type(self)(self._source.in_memory(), self._grid, self._cls, self._mean, self._scale, self.index)
 
     def in_memory(self) -> torch.Tensor:
         """All of them in one tensor, without a second copy at any time."""
@@ -192,6 +198,12 @@ def statistics(source: FeatureSource, cls: bool) -> tuple[torch.Tensor, torch.Te
     return torch.cat(mean).float(), scale.float()
 
 
+def unstandardised(sources: Sequence[FeatureSource], grid: tuple[int, int] | None, cls: bool = False) -> list[Features]:
+    """Features of the parts of a benchmark as the encoder computed them, read from their source every time."""
+    channels = sources[0].shape[2] * (1 + cls)
+    return [Features(source, grid, cls, torch.zeros(channels), torch.ones(channels)) for source in sources]
+
+
 def standardised(
     sources: Sequence[FeatureSource],
     grid: tuple[int, int] | None,
@@ -202,19 +214,38 @@ def standardised(
     """Features of the parts of a benchmark, the training split first; tensors if they fit in memory as float32. If only
     their stored form fits, it is held there and converted when it is read; else files are read every time.
     standardise: channels get zero mean and unit variance over the training split, as by batch norm."""
+    parts = unstandardised(sources, grid, cls)
     if standardise:
         mean, scale = statistics(sources[0], cls)
-    else:
-        channels = sources[0].shape[2] * (1 + cls)
-        mean, scale = torch.zeros(channels), torch.ones(channels)
-    parts = [Features(source, grid, cls, mean, scale) for source in sources]
+        parts = [Features(source, grid, cls, mean, scale) for source in sources]
     fits = 4 * sum(math.prod(part.shape) for part in parts) <= memory_bytes
     if fits:
         return [part.in_memory() for part in parts]
     stored = [source for source in sources if isinstance(source, StoredFeatures)]
     if len(stored) == len(parts) and sum(source.num_bytes for source in stored) <= memory_bytes:
-        return [Features(source.in_memory(), grid, cls, mean, scale) for source in stored]
+        return [part.stored_in_memory() for part in parts]
     return parts
+
+
+def standardised_parts(
+    section: ProbeSection, encoder: Encoder, sources: Sequence[FeatureSource], memory_bytes: float
+) -> list[Features | torch.Tensor]:
+    """Features of both parts as the section's heads read them; see `standardised`."""
+    return standardised(sources, *_layout(section, encoder), section.features.standardise, memory_bytes)
+
+
+def unstandardised_parts(
+    section: ProbeSection, encoder: Encoder, sources: Sequence[FeatureSource]
+) -> tuple[Features, Features]:
+    """Features of both parts as the encoder computes them; nothing is held in memory."""
+    return tuple(unstandardised(sources, *_layout(section, encoder)))
+
+
+def _layout(section: ProbeSection, encoder: Encoder) -> tuple[tuple[int, int] | None, bool]:
+    """Grid of a view's features, None for one vector, and whether the class token is next to every cell."""
+    if not isinstance(section, DenseTask):
+        return None, False
+    return encoder.map_shape(encoder.input_size(section.input.size_px))[1:], section.features.cls
 
 
 def resample_nearest(array: np.ndarray, size: int) -> np.ndarray:

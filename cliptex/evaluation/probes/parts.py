@@ -19,7 +19,7 @@ from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.progress import track
 from cliptex.core.seeds import seed_of
 from cliptex.evaluation.probes.feature_cache import FeatureCache, FeatureSource, Writer, bytes_of, fingerprint
-from cliptex.evaluation.probes.features import Features, split_holdout, standardised
+from cliptex.evaluation.probes.features import split_holdout
 from cliptex.evaluation.probes.views import (
     ImageView,
     Size,
@@ -225,15 +225,6 @@ class EncoderFeatures(NamedTuple):
     train: FeatureSource
     eval: FeatureSource
     seconds: float
-
-
-def standardised_parts(
-    section: ProbeSection, encoder: Encoder, sources: Sequence[FeatureSource], memory_bytes: float
-) -> list[Features | torch.Tensor]:
-    """Features of both parts as the section's heads read them; see `standardised`."""
-    dense = isinstance(section, DenseTask)
-    grid = encoder.map_shape(encoder.input_size(section.input.size_px))[1:] if dense else None
-    return standardised(sources, grid, dense and section.features.cls, section.features.standardise, memory_bytes)
 
 
 def features_of(

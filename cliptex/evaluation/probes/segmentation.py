@@ -1,4 +1,4 @@
-"""Semantic segmentation: mmsegmentation's heads on dense features, mIoU over the whole split.
+"""Semantic segmentation: mmsegmentation's heads, or nearest patches, on dense features; mIoU over the whole split.
 
 Predictions kept:  `truth_{i}`, `prediction_{i}`: uint8 [H, W], 255 = ignored
 Per-image parts:   `hit`, `truth`, `predicted` int32 [N, K]: correct, ground-truth and predicted pixels of each class,
@@ -16,7 +16,7 @@ from pydantic import Field
 from cliptex.config import Name, Positive, Share
 from cliptex.core.seeds import seed_of
 from cliptex.evaluation.probes.base import Data, Measure, Outcome, ProbeTask, Run, imported, lazy
-from cliptex.evaluation.protocols.base import DenseTask, Training
+from cliptex.evaluation.protocols.base import DenseTask, Neighbours, Training
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class SegmentationTraining(Training):
-    """Options of all segmentation heads."""
+    """Options of all segmentation heads that are trained."""
 
     batch_size: Annotated[int, Field(ge=2)]
     """Views per step; batch norm needs at least two."""
@@ -73,7 +73,22 @@ class PSPNet(SegmentationTraining):
     """Dropout before the classifier."""
 
 
-SegmentationHead = Annotated[LinearSegmentation | DeepLabV3 | PSPNet, Field(discriminator="kind")]
+class InContext(Neighbours):
+    """Labels of the nearest patches of the training views, which is not trained (Hummingbird, Balazevic et al. 2023).
+
+    A memory holds patch features of the training views with the share of each class among the patch's labelled pixels.
+    A patch of an evaluation image gets the mean of these shares over its neighbours, weighted by the softmax of
+    cosine similarity / temperature.
+    """
+
+    kind: Literal["in_context"]
+    """Type of the head."""
+    memory: Positive
+    """Most patches in the memory, equally many of each view; of a view, patches of classes that cover few of its
+    patches are preferred."""
+
+
+SegmentationHead = Annotated[LinearSegmentation | DeepLabV3 | PSPNet | InContext, Field(discriminator="kind")]
 
 
 class SegmentationProtocol(DenseTask):
@@ -114,11 +129,15 @@ class SegmentationProbe(ProbeTask):
         return mask
 
     def outcomes(self, run: Run, head: str, data: Data) -> list[Outcome]:
+        from cliptex.evaluation.probes.heads.in_context import probe_in_context
         from cliptex.evaluation.probes.heads.segmentation import SegmentationData, probe_segmentation
 
         seed = seed_of(head, run.seed)
         truths, features = SegmentationData.of(run, data.train, data.eval, data.size), data.features
-        split, options = data.train.split(run.holdout, seed), run.protocol.section(self.name).heads[head]
+        options = run.protocol.section(self.name).heads[head]
+        if options.kind == "in_context":
+            return [probe_in_context(*data.unstandardised, truths, options, seed, len(run.kept))]
+        split = data.train.split(run.holdout, seed)
         return [probe_segmentation(*features, truths, options, split, seed, len(run.kept))]
 
     tuner = staticmethod(lazy("probes.heads.segmentation:SegmentationTuner"))

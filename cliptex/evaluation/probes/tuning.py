@@ -16,8 +16,8 @@ import torch
 from cliptex.config import FineTuning
 from cliptex.evaluation.probes.base import Outcome, Run
 from cliptex.evaluation.probes.feature_cache import Loaded
-from cliptex.evaluation.probes.features import Features, Split
-from cliptex.evaluation.probes.parts import ComputedFeatures, Part, Reader, standardised_parts
+from cliptex.evaluation.probes.features import Features, Split, standardised_parts
+from cliptex.evaluation.probes.parts import ComputedFeatures, Part, Reader
 from cliptex.evaluation.probes.training import Candidate, candidates
 from cliptex.evaluation.protocols.base import Training
 from cliptex.models.encoders import BATCH_SIZE, Encoder

@@ -123,6 +123,19 @@ class Ridge(Section):
     """L2 penalties, relative to the MEAN squared error; chosen on the holdout."""
 
 
+class Neighbours(Section):
+    """A head that is not trained: it reads the labels of the nearest training features by cosine similarity.
+
+    It reads features as the encoder computes them, whatever `features.standardise` says, and nothing is chosen on the
+    holdout. Rows of its results have the family `no_head`.
+    """
+
+    neighbours: Positive
+    """Nearest features that are used."""
+    temperature: Rate
+    """T of a neighbour's weight, exp(cosine similarity / T)."""
+
+
 class DecoderTraining(Training):
     """A head that is trained to predict a map on a finer grid than the features."""
 

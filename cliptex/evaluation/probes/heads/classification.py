@@ -262,9 +262,21 @@ def linear_outcome(
 ) -> Outcome:
     """Evaluate a linear classifier that uses `columns` of the features on the evaluation images."""
     ranking = scores_of(weights_CK[None], eval_NC, columns)[0].topk(min(5, weights_CK.shape[1]), dim=1).indices.numpy()
-    metrics, per_image = top_metrics(ranking, np.asarray(eval_labels)), ranking_statistics(ranking, eval_labels)
-    saved = {"prediction": ranking[:keep], "truth": np.asarray(eval_labels[:keep])}
-    return Outcome("classification", metrics, weights_CK.numel(), hyperparameters, protocol, saved, per_image)
+    return ranking_outcome(ranking, eval_labels, weights_CK.numel(), hyperparameters, protocol, keep)
+
+
+def ranking_outcome(
+    ranking_N5: np.ndarray,
+    eval_labels: Sequence[int],
+    num_parameters: int,
+    hyperparameters: dict[str, Any],
+    protocol: str,
+    keep: int,
+) -> Outcome:
+    """Evaluate a ranking of classes: the five best of each evaluation image, or all if fewer, best first."""
+    metrics, per_image = top_metrics(ranking_N5, np.asarray(eval_labels)), ranking_statistics(ranking_N5, eval_labels)
+    saved = {"prediction": ranking_N5[:keep], "truth": np.asarray(eval_labels[:keep])}
+    return Outcome("classification", metrics, num_parameters, hyperparameters, protocol, saved, per_image)
 
 
 class ClassificationTuner(Tuner):

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -194,7 +195,7 @@ def predict(
     windows: Sequence[Windows] | None = None,
 ) -> list[np.ndarray]:
     """Predicted masks uint8 at the (height, width) of each image. windows: of each image if it has several views."""
-    device = next(head.parameters()).device
+    device = next(chain(head.parameters(), head.buffers())).device
     masks = []
     if windows is None:
         parts = ranges(len(shapes), 64)
@@ -254,7 +255,7 @@ def segmentation_outcome(
     protocol: str,
     keep: int,
 ) -> Outcome:
-    """Evaluate a trained head on the evaluation images."""
+    """Evaluate a head on the evaluation images."""
     confusion, counts, predictions = evaluate_masks(head, eval_NChw, data.eval_masks, data.num_classes, data.windows)
     saved = {}
     for index in range(min(keep, len(predictions))):
