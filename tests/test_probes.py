@@ -510,10 +510,11 @@ def test_missing_model_is_refused_by_name(tmp_path):
 
 # The stage
 
-HEADS = {"voc": ["linear", "deeplabv3", "pspnet"], "coco": ["mask_rcnn"], "nyuv2": ["linear"], "imagenet": ["linear"]}
+TRAINED = ["linear", "deeplabv3", "pspnet"]
+HEADS = {"voc": [*TRAINED, "in_context"], "coco": ["mask_rcnn"], "nyuv2": ["linear"], "imagenet": ["linear", "knn"]}
 HEADS["ade20k"] = HEADS["voc"]
 TASKS = {"coco": ["detection", "instance_segmentation"], "nyuv2": ["depth", "normals"], "imagenet": ["classification"]}
-FEW = {"semantic_segmentation": {"heads": {name: {"steps": 8, "batch_size": 8} for name in HEADS["voc"]}}}
+FEW = {"semantic_segmentation": {"heads": {name: {"steps": 8, "batch_size": 8} for name in TRAINED}}}
 WRITERS = {
     "voc": (write_voc, FEW),
     "ade20k": (write_ade20k, {**FEW, "max_train": 10}),
@@ -653,7 +654,7 @@ def test_heads_share_features_and_so_do_seeds_of_an_encoder_that_is_not_trained(
             shutil.copytree(models_dir / "clip/seed0", models_dir / "clip/seed1", dirs_exist_ok=True)
         out = run("voc", models_dir, tmp_path, ["clip"], seed=seed)
         files = list((out / f"clip/seed{seed}").glob("*.json"))
-        assert len(files) == 3
+        assert len(files) == len(HEADS["voc"])
         seconds.append({json.loads(path.read_text())["seconds_features"] for path in files})
     # all heads say the same, and the other seed computed nothing
     assert len(seconds[0]) == 1 and min(seconds[0]) > 0 and seconds[1] == {0.0}
@@ -773,7 +774,8 @@ def test_every_shipped_protocol_runs_and_keeps_the_predictions_of_every_head(pro
         evaluated = [row["task"] for row in rows]
         assert evaluated == (["detection", "instance_segmentation"] if head == "mask_rcnn" else tasks)
         for row in rows:
-            assert row["protocol_name"] == protocol and row["num_parameters"] > 0
+            assert row["protocol_name"] == protocol
+            assert (row["num_parameters"] > 0) is (head not in ("knn", "in_context"))
             assert all(value is None or np.isfinite(value) for value in row["metrics"].values())
         with np.load(out / f"clip/seed0/{head}.npz") as kept:
             for task in tasks:
@@ -890,7 +892,7 @@ def test_a_size_that_the_encoder_cannot_take_is_refused(models_dir, tmp_path):
 
 def test_an_entry_takes_its_protocol_and_what_is_laid_over_it():
     voc = miniature("voc", semantic_segmentation={"heads": {"linear": {"steps": 7}, "pspnet": None}})
-    assert voc.semantic_segmentation.heads.keys() == {"linear", "deeplabv3"}
+    assert voc.semantic_segmentation.heads.keys() == {"linear", "deeplabv3", "in_context"}
     assert voc.semantic_segmentation.heads["linear"].steps == 7
     assert voc.semantic_segmentation.heads["linear"].batch_size == 32  # the file's
     assert (voc.protocol, voc.depth, len(voc.digest)) == ("miniature", None, 12)
@@ -998,13 +1000,15 @@ def test_table_gathers_every_row_and_every_models_digest(models_dir, tmp_path, m
     files = probe_files(config, "imagenet")
     tabulate("imagenet", files, tmp_path / "table.json")
     table = json.loads((tmp_path / "table.json").read_text())
-    assert [row["model"] for row in table["results"]] == ["random", "position", "clip", "cliptex"]
-    assert list(table["provenance"]["model_sha256"]) == [f"{row['model']}/seed0" for row in table["results"]]
+    models = ["random", "position", "clip", "cliptex"]
+    heads = [(model, head) for model in models for head in HEADS["imagenet"]]
+    assert [(row["model"], row["head"]) for row in table["results"]] == heads
+    assert list(table["provenance"]["model_sha256"]) == [f"{model}/seed0" for model in models]
     assert (table["schema_version"], table["split"], table["class_names"]) == (1, "val", ["dog", "cat", "car"])
-    other = json.loads(files[2].read_text())
-    files[2].write_text(json.dumps(other | {"num_train": 5}))
+    other = json.loads(files[4].read_text())
+    files[4].write_text(json.dumps(other | {"num_train": 5}))
     with pytest.raises(CliptexError, match=r"clip/seed0/linear\.json.*num_train"):
         tabulate("imagenet", files, tmp_path / "table.json")
-    files[3].unlink()
+    files[6].unlink()
     with pytest.raises(CliptexError, match=r"cliptex/seed0/linear\.json"):
-        tabulate("imagenet", files[3:], tmp_path / "table.json")
+        tabulate("imagenet", files[6:], tmp_path / "table.json")

@@ -41,6 +41,7 @@ def test_everything_promised_is_there(finished):
         "linear",
         "deeplabv3",
         "pspnet",
+        "in_context",
     }
     for benchmark in ("imagenet", "places365"):
         table = json.loads((finished / f"results/zeroshot/{benchmark}.json").read_text())

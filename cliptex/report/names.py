@@ -26,7 +26,7 @@ BENCHMARKS = {
     "coco_captions": "COCO captions",
 }
 
-HEAD_ORDER = ("linear", "deeplabv3", "pspnet")
+HEAD_ORDER = ("knn", "in_context", "linear", "deeplabv3", "pspnet")
 """From light to heavy; other heads come after these."""
 
 HEADS = {
@@ -36,6 +36,8 @@ HEADS = {
     "aspp": "DeepLabv3",
     "ssd": "SSD",
     "mask_rcnn": "Mask R-CNN",
+    "knn": "k-NN",
+    "in_context": "in-context",
     "zero_shot": "zero-shot",
     "dpt": "DPT",
     "nll_angmf": "NLL-AngMF",
