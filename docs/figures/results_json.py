@@ -7,7 +7,7 @@ python docs/figures/results_json.py docs/results-json.md
 import sys
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from cliptex.evaluation.measures import measures
 from cliptex.evaluation.results import (
@@ -92,12 +92,14 @@ from (select unnest(results) as r from 'results/probes/voc.json') order by 4 des
 
 def type_name(annotation: Any) -> str:
     """`dict[str, float | None]` -> `object`, `str | None` -> `string or null`."""
-    if isinstance(annotation, UnionType):
+    if get_origin(annotation) in (Union, UnionType):  # Literal[...] | None is a typing.Union
         return " or ".join(type_name(part) for part in get_args(annotation))
     origin = get_origin(annotation) or annotation
     if origin is list and (parts := get_args(annotation)):
         return f"list of {'rows' if parts[0] is Row else type_name(parts[0])}"
-    return NAMES.get(origin, "int")  # Literal[1]
+    if origin is Literal:
+        return NAMES[type(get_args(annotation)[0])]
+    return NAMES[origin]
 
 
 def fields(model: type[Schema], inherited: type[Schema] | None = None) -> list[tuple[str, str, str]]:
