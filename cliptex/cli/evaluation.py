@@ -119,6 +119,17 @@ def retrieval(name: str, config_files: ConfigFiles = DEFAULT) -> None:
     retrieval.run(load_config(config_files), Job(name=name))
 
 
+def training_free(
+    benchmark: Annotated[str, typer.Option(help="Name of an entry in `training_free.benchmarks`.")],
+    config_files: ConfigFiles = DEFAULT,
+) -> None:
+    """Evaluate frozen encoders on a benchmark without training: by text, or by comparing patch tokens."""
+    from cliptex.evaluation.job import Job
+    from cliptex.evaluation.training_free import run
+
+    run.run(load_config_with_protocols(config_files), Job(name=benchmark))
+
+
 def export_benchmark(
     name: str, out: Path, config_files: ConfigFiles = DEFAULT, splits: str = "test", per_tar: Count = 10_000
 ) -> None:

@@ -23,7 +23,7 @@ from cliptex.experts import option_checks
 CHECKED = (
     *("student", "models", "train.heads", "train.multi_scale", "train.multi_scale_channels", "train.multi_scale_rates"),
     *("backbone", "experts", "label_stores", "zeroshot", "train.decoder"),
-    *("train.watch.zero_shot", "probes.benchmarks", "finetune.benchmarks"),
+    *("train.watch.zero_shot", "probes.benchmarks", "finetune.benchmarks", "training_free"),
     *("dataset.source", "benchmark_data", "miniature.benchmarks"),
 )
 """The keys of the configuration that `cliptex.cluster.check` reads."""

@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from cliptex.config import checks
-from cliptex.config.base import FilePath, Name, Positive, Rate, Rates, Section, Share, Shares, Unique
+from cliptex.config.base import FilePath, Name, Positive, Rate, Rates, Section, Share, Shares, Unique, without
 from cliptex.config.data import BenchmarkData, BenchmarkSource, Dataset, Download, Miniature, Split, Urls
 from cliptex.config.evaluation import (
     PUBLISHED_TOLERANCE,
@@ -25,6 +25,7 @@ from cliptex.config.evaluation import (
     FineTuning,
     Probes,
     Report,
+    TrainingFree,
     Zeroshot,
     dataset_slug,
 )
@@ -63,12 +64,17 @@ class Config(Section):
     probes: Probes = Probes()
     finetune: Finetune = Finetune()
     zeroshot: Zeroshot = Zeroshot()
+    training_free: TrainingFree = TrainingFree()
     clip_benchmark: ClipBenchmark = ClipBenchmark()
     report: Report = Report()
     plugins: list[FilePath] = []
     """Folders with your own modules for every job, relative to the working directory, or else to the Snakefile's."""
     study: Study | None = None
     """Study to run with the target `study` (docs/studies.md)."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(handler(self), "training_free", {"benchmarks": {}})
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any]) -> Self:

@@ -169,7 +169,7 @@ def _cycle(models: dict[str, Model], chain: list[str]) -> list[str] | None:
 
 def _caption_sets(config: "Config") -> Iterator[Problem]:
     used = {*config.zeroshot.benchmarks, *config.probes.benchmarks, *config.miniature.benchmarks}
-    used |= {*config.finetune.benchmarks, *config.benchmark_data.benchmarks}
+    used |= {*config.finetune.benchmarks, *config.benchmark_data.benchmarks, *config.training_free.benchmarks}
     for name in config.zeroshot.caption_sets:
         path, is_rendered = ("zeroshot", "retrieval", name), config.zeroshot.retrieval[name].rendered is not None
         if name in used or (is_rendered and name.removesuffix("_dusk") in {*used, *built_in("benchmarks")}):
@@ -180,7 +180,7 @@ def _caption_sets(config: "Config") -> Iterator[Problem]:
 
 def _benchmarks(config: "Config") -> Iterator[Problem]:
     places: list[Problem] = [(("zeroshot", "benchmarks"), name) for name in config.zeroshot.benchmarks]
-    for section in ("probes", "finetune", "miniature", "benchmark_data"):
+    for section in ("probes", "finetune", "training_free", "miniature", "benchmark_data"):
         places += [((section, "benchmarks", name), name) for name in getattr(config, section).benchmarks]
     if config.train.watch.zero_shot:
         places.append((("train", "watch", "zero_shot"), config.train.watch.zero_shot))

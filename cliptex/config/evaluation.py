@@ -1,4 +1,4 @@
-"""Configuration of the evaluation: probes, fine-tuning, zero-shot, clip_benchmark, corruptions, and the report."""
+"""Configuration of the evaluation: probes, fine-tuning, zero-shot, without training, and the report."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -113,6 +113,13 @@ class Zeroshot(Section):
     def caption_sets(self) -> list[str]:
         """Names of the caption sets that are not null."""
         return [name for name, caption_set in self.retrieval.items() if caption_set is not None]
+
+
+class TrainingFree(Section):
+    """Evaluation of frozen encoders without training anything: by text, or by comparing patch tokens."""
+
+    benchmarks: dict[Name, dict[str, Any]] = {}
+    """Benchmarks to run, each with its `protocol` and the protocol's values to override (docs/training-free.md)."""
 
 
 class ClipBenchmark(Section):

@@ -4,6 +4,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.evaluation.metrics.display import Metric, lookup
 from cliptex.evaluation.probes.base import Measure, lazy
 from cliptex.evaluation.probes.tasks import probe_measures
+from cliptex.evaluation.training_free.tasks import training_free_measures
 
 _top1 = lazy("metrics.ranking:top1")
 _recall_at_1 = lazy("metrics.ranking:recall_at_1")
@@ -37,8 +38,10 @@ TEXT_TO_IMAGE = Measure(
 
 
 def measures() -> dict[str, Measure]:
-    """All measures by name: those of probe tasks, then of zero-shot classification and retrieval."""
-    return probe_measures() | {measure.name: measure for measure in (ZERO_SHOT, IMAGE_TO_TEXT, TEXT_TO_IMAGE)}
+    """All measures by name: those of probe tasks, of tasks without training, of zero-shot classification and
+    retrieval."""
+    others = {measure.name: measure for measure in (ZERO_SHOT, IMAGE_TO_TEXT, TEXT_TO_IMAGE)}
+    return probe_measures() | training_free_measures() | others
 
 
 def measure(name: str) -> Measure:

@@ -1,11 +1,14 @@
 """Per-image parts of a main metric, from which it can be computed for any weighting of the images.
 
 Reads, writes  `results/probes/{benchmark}/{model}/seed{seed}/{head}.per_image.npz` next to the probe's JSON, and
-               `results/zeroshot/{benchmark}.per_image.npz` for all its models.
+               `results/zeroshot/{benchmark}.per_image.npz` and `results/training_free/{benchmark}.per_image.npz` for
+               all models of a benchmark.
 Holds          with all weights equal to one the metric is that in the JSON; otherwise the file is not written.
 
 The files have `ids` [N], and arrays named `{task}.{name}`. The top of a probe task's file,
-cliptex/evaluation/probes/*.py, lists its arrays (K is the number of classes). The others:
+cliptex/evaluation/probes/*.py, lists its arrays (K is the number of classes), and so does that of a task without
+training, cliptex/evaluation/training_free/*.py; there the arrays have a first axis for the names in `{task}.rows`
+(`plain/cliptex/seed0`). The others:
     zero_shot_classification  `top1`, `top5` bool [R, N] for the R names in `rows` (`cliptex/seed0`)
     image_to_text_retrieval, text_to_image_retrieval
                               `queries`: number of queries of an image (the image itself, or its captions), and `R@1`,
@@ -16,7 +19,7 @@ cliptex/evaluation/probes/*.py, lists its arrays (K is the number of classes). T
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +37,22 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 
 @dataclass(frozen=True)
 class PerImage:
-    """Content of a file. rows: for zero-shot, the models and seeds along the first axis of the arrays."""
+    """Content of a file. rows: for zero-shot, the models and seeds along the first axis of the arrays. rows_of: the
+    same by task, if each has its own."""
 
     ids: np.ndarray
     tasks: dict[str, Arrays]
     rows: tuple[str, ...] = ()
+    rows_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def has(self, task: str, row: str | None = None) -> bool:
+        """Whether it has a task's arrays; for a file with rows also of that row."""
+        return task in self.tasks and (row is None or row in self.rows_of.get(task, self.rows))
 
     def of(self, task: str, row: str | None = None) -> Arrays:
-        """A task's arrays. row: for zero-shot, one model and seed, e.g. `cliptex/seed0`."""
-        arrays = self.tasks[task]
-        return arrays if row is None else {name: values[self.rows.index(row)] for name, values in arrays.items()}
+        """A task's arrays. row: in a file with rows, one of them, e.g. `cliptex/seed0`."""
+        arrays, rows = self.tasks[task], self.rows_of.get(task, self.rows)
+        return arrays if row is None else {name: values[rows.index(row)] for name, values in arrays.items()}
 
 
 def per_image_path(path: Path) -> Path:
@@ -99,7 +108,8 @@ def read_per_image(path: Path) -> PerImage:
     for name, values in arrays.items():
         task, _, part = name.partition(".")
         tasks.setdefault(task, {})[part] = values
-    return PerImage(ids, tasks, tuple(rows.tolist()))
+    rows_of = {task: tuple(parts.pop("rows").tolist()) for task, parts in tasks.items() if "rows" in parts}
+    return PerImage(ids, tasks, tuple(rows.tolist()), rows_of)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -32,19 +32,19 @@ class Row(Schema):
     seed: int
     """Seed of training and of the head"""
     head: str
-    """Name in the protocol; `zero_shot` without a probe"""
+    """Name in the protocol, of a head or, without training, of a variant; `zero_shot` in zero-shot and retrieval"""
     metrics: dict[str, float | None]
     """Name to number, below; null where there is nothing to measure"""
     num_parameters: int | None = None
-    """Of the probe; in zero-shot and retrieval of the model"""
+    """Of the probe, 0 without one; in zero-shot and retrieval of the model"""
     seconds: float | None = None
-    """Training and evaluating the probe; in zero-shot and retrieval a model's share"""
+    """Training and evaluating the probe; without training a row's share, in zero-shot and retrieval a model's"""
     protocol: str = ""
     """In words"""
     protocol_name: str | None = None
-    """Probes: name of the protocol"""
+    """Name of the protocol; not in zero-shot and retrieval"""
     protocol_digest: str | None = None
-    """Probes: digest of the protocol's values. Rows with the same digest are comparable"""
+    """Digest of the protocol's values. Rows with the same digest are comparable; not in zero-shot and retrieval"""
     hyperparameters: dict[str, Any] = {}
     """Probes: what was chosen, and the scores on the holdout by which; null where training diverged"""
     frozen: bool = True
@@ -52,7 +52,7 @@ class Row(Schema):
     per_image_sha256: str | None = None
     """Digest of the file with the per-image parts next to the result; null in results of earlier versions"""
     thumbnails_sha256: str | None = None
-    """Probes: digest of the file with small predictions, if there is one; null in results of earlier versions"""
+    """Digest of the file with small predictions, if there is one; null in results of earlier versions"""
     family: Literal["trained_head", "no_head", "text"] | None = None
     """How the encoder is read: by a trained head, without one, or by text; null: as is usual for the task"""
 
@@ -92,7 +92,7 @@ class Result(Schema):
     split: str
     """Official name of the evaluation split"""
     num_train: int
-    """Training images; 0 in zero-shot and retrieval"""
+    """Training images; 0 where nothing is trained"""
     num_eval: int
     """Evaluation images"""
     class_names: list[str]
@@ -147,6 +147,17 @@ class ZeroShotResult(Result):
     """`gelu` or `quick_gelu`"""
 
 
+class TrainingFreeResult(Result):
+    """Evaluation without training of all models and seeds, as `cliptex training-free` writes it."""
+
+    chance: dict[str, Any] = {}
+    """Task to metric to the score of guessing, percent"""
+    settings: dict[str, Any] = {}
+    """All values of the protocol"""
+    details: dict[str, Any] = {}
+    """Task to what else its numbers depend on, such as `prompts_sha256`"""
+
+
 class RetrievalResult(Result):
     """Retrieval of all models and seeds, as `cliptex retrieval` writes it."""
 
@@ -162,7 +173,7 @@ class RetrievalResult(Result):
     """`gelu` or `quick_gelu`"""
 
 
-class AnyResult(ProbeTable, ZeroShotResult):
+class AnyResult(ProbeTable, ZeroShotResult, TrainingFreeResult):
     """A results file whose kind does not matter; `chance` is by task in retrieval."""
 
     settings: dict[str, Any] = Field({})

@@ -58,6 +58,17 @@ def finetuned_gains(results: Results) -> list[ProbeGain]:
     return _gains(results, results.finetuned, results.config.finetune.baselines, ("random",))
 
 
+def training_free_gains(results: Results) -> list[ProbeGain]:
+    """All evaluations without training. Baselines are those that the rows have: without a text tower there is no
+    `position`."""
+    out = []
+    for name, scores in results.training_free.items():
+        evaluated = {row.model for row in scores.results}
+        baselines = [baseline for baseline in results.baselines if baseline in evaluated]
+        out += _gains(results, {name: scores}, baselines, baselines)
+    return out
+
+
 def _gains(
     results: Results,
     benchmarks: Mapping[str, Scores],

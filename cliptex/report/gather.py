@@ -29,7 +29,7 @@ PUT_BACK = "put the file of that run back"
 
 
 class Scores(AnyResult):
-    """The results file of one benchmark: probes, fine-tuning or zero-shot."""
+    """The results file of one benchmark: probes, fine-tuning, zero-shot or without training."""
 
     path: Path = Path()
     left_out: tuple[str, ...] = ()
@@ -38,8 +38,15 @@ class Scores(AnyResult):
 
     @property
     def folder(self) -> Path | None:
-        """Folder of the models' results; None for zero-shot."""
-        return None if self.path.parent.name == "zeroshot" else self.path.with_suffix("")
+        """Folder of the models' results; None where one file has those of all models."""
+        return None if self.path.parent.name in ("zeroshot", "training_free") else self.path.with_suffix("")
+
+    def part_name(self, row: Row) -> str | None:
+        """Name of a row in a file with the per-image parts of all models; None where each head has a file."""
+        if self.folder is not None:
+            return None
+        name = f"{row.model}/seed{row.seed}"
+        return name if self.path.parent.name == "zeroshot" else f"{row.head}/{name}"
 
     def cells(self) -> list[tuple[str, str]]:
         """(task, head): tasks in order of appearance, heads from light to heavy."""
@@ -92,7 +99,7 @@ class Scores(AnyResult):
 
         Raises CliptexError for a file that is missing, broken, or of other images, tasks or models.
         """
-        path, name = per_image_path(self.head_path(row)), f"{row.model}/seed{row.seed}"
+        path, name = per_image_path(self.head_path(row)), self.part_name(row)
         if path not in self._files:
             self._files[path] = read_per_image(path)
         file, first = self._files[path], next(iter(self._files.values()))
@@ -102,9 +109,10 @@ class Scores(AnyResult):
             )
         if row.task not in file.tasks and row.task not in measures():
             return None
-        if row.task not in file.tasks or (self.folder is None and name not in file.rows):
-            raise CliptexError(f"{path}: has nothing of {row.task}, {name}; {PUT_BACK}, or evaluate that model again")
-        arrays = file.of(row.task, name if self.folder is None else None)
+        if not file.has(row.task, name):
+            which = name or f"{row.model}/seed{row.seed}"
+            raise CliptexError(f"{path}: has nothing of {row.task}, {which}; {PUT_BACK}, or evaluate that model again")
+        arrays = file.of(row.task, name)
         if num_images(arrays) != len(file.ids):
             raise CliptexError(f"{path}: {row.task} has {num_images(arrays)} images, not {len(file.ids)}; {PUT_BACK}")
         return arrays
@@ -140,6 +148,7 @@ class Results:
     probes: dict[str, Scores]
     zeroshot: dict[str, Scores]
     finetuned: dict[str, Scores]
+    training_free: dict[str, Scores]
     runs: dict[str, dict[int, FinishedRun]]
     """Model -> seed -> its training run."""
     shards: dict[str, Any]
@@ -157,8 +166,9 @@ class Results:
 
     @property
     def all_scores(self) -> list[tuple[str, Scores]]:
-        """All results files, each with its kind: `probe`, `finetuned` or `zeroshot`."""
+        """All results files, each with its kind: `probe`, `finetuned`, `zeroshot` or `training_free`."""
         kinds = {"probe": self.probes, "finetuned": self.finetuned, "zeroshot": self.zeroshot}
+        kinds["training_free"] = self.training_free
         return [(kind, scores) for kind, benchmarks in kinds.items() for scores in benchmarks.values()]
 
 
@@ -176,6 +186,7 @@ def gather(config: Config, workdir: Path) -> Results:
 
     probes = scores("probes", _in_order(config.probes.benchmarks, names.BENCHMARKS), baselines)
     zeroshot = scores("zeroshot", [*config.zeroshot.benchmarks, *config.zeroshot.caption_sets])
+    training_free = scores("training_free", _in_order(config.training_free.benchmarks, names.BENCHMARKS))
     tuned = _in_order(config.finetune.benchmarks, names.BENCHMARKS)
     finetuned = scores("finetuned", tuned, config.finetune.baselines)
     for name in finetuned.keys() & probes.keys():
@@ -188,6 +199,7 @@ def gather(config: Config, workdir: Path) -> Results:
         probes=probes,
         zeroshot=zeroshot,
         finetuned=finetuned,
+        training_free=training_free,
         runs={
             name: {seed: _run(workdir / paths.model(name, seed)) for seed in config.seeds}
             for name in _in_order(config.models, names.MODELS)

@@ -264,7 +264,8 @@ def _results(
     load_tasks(config)
     measured = []
     zeroshot = [*config.zeroshot.benchmarks, *config.zeroshot.caption_sets]
-    for kind, benchmarks in (("probes", config.probes.benchmarks), ("zeroshot", zeroshot)):
+    kinds = {"probes": config.probes.benchmarks, "zeroshot": zeroshot, "training_free": config.training_free.benchmarks}
+    for kind, benchmarks in kinds.items():
         for benchmark in benchmarks:
             path = workdir / paths.RESULTS / kind / f"{benchmark}.json"
             if not path.exists():

@@ -18,6 +18,7 @@ from cliptex.evaluation.results import (
     RetrievalResult,
     Row,
     Schema,
+    TrainingFreeResult,
     ZeroShotResult,
 )
 
@@ -26,6 +27,7 @@ KINDS = {
     "table of a benchmark": ProbeTable,
     "zero-shot": ZeroShotResult,
     "retrieval": RetrievalResult,
+    "without training": TrainingFreeResult,
 }
 NAMES = {str: "string", int: "int", float: "number", bool: "bool", dict: "object", list: "list", NoneType: "null"}
 HEAD = """# Results as JSON
@@ -41,6 +43,7 @@ whose meaning changes does. `cliptex.evaluation.results.read_result(path)` reads
 | `results/probes/{benchmark}.json` | benchmark | `cliptex tabulate-probes`, from those |
 | `results/finetuned/...` | the same two, of fine-tuned encoders: each row, and the table, has `frozen: false` | `cliptex finetune`, `tabulate-finetuned` |
 | `results/zeroshot/{benchmark}.json` | benchmark, or set of captioned images | `cliptex zeroshot`, `cliptex retrieval` |
+| `results/training_free/{benchmark}.json` | benchmark | `cliptex training-free` |
 
 ## Keys
 """

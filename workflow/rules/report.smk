@@ -15,6 +15,10 @@ rule report:
             ]
         ],
         finetuned=FINETUNED_TABLES,
+        training_free=[
+            f"results/training_free/{benchmark}.json"
+            for benchmark in CONFIG.training_free.benchmarks
+        ],
         images=[
             f"results/probes/{benchmark}/{model}/seed{seed}/{head}.{kind}"
             for benchmark in CONFIG.probes.benchmarks

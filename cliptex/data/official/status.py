@@ -43,6 +43,7 @@ def needs_pairs(config: Config) -> bool:
 def benchmarks_in_use(config: Config) -> list[str]:
     """The benchmarks on which this configuration evaluates models, and validates their training."""
     names = [*config.probes.benchmarks, *config.zeroshot.benchmarks, *config.finetune.benchmarks]
+    names += config.training_free.benchmarks
     names += [captions.benchmark for captions in config.zeroshot.retrieval.values() if captions]
     validated = config.train.watch.zero_shot if trains_models(config) else None
     return list(dict.fromkeys(name for name in (*names, validated) if name))

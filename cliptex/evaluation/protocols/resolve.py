@@ -1,14 +1,15 @@
-"""Read protocols (config/protocols/*.yaml) and resolve the entries of `probes.benchmarks`.
+"""Read protocols (config/protocols/*.yaml); resolve the entries of `probes.benchmarks` and `training_free.benchmarks`.
 
 A file has a section for each task that it covers. An entry names a protocol and may override values; a resolved entry
 holds every value of the benchmark's tasks, and a digest of them. Imports nothing heavy: the workflow resolves protocols
 on every start.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import create_model
 
@@ -17,9 +18,9 @@ from cliptex.config.explain import validated
 from cliptex.config.files import Keys, Layers, dotted, read
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import sha256_json
-from cliptex.evaluation.probes.base import ProbeTask
-from cliptex.evaluation.probes.tasks import built_in, tasks_of
+from cliptex.evaluation.probes import tasks as probe_tasks
 from cliptex.evaluation.protocols.base import PooledTask
+from cliptex.evaluation.training_free import tasks as training_free_tasks
 
 DEFAULT = "miniature"
 SHIPPED = Path(__file__).parent / "shipped"
@@ -34,27 +35,39 @@ class ProtocolFile(Section):
     """Source of the recipe, in a sentence."""
 
 
-class Entry(ProtocolFile):
-    """An entry of `probes.benchmarks`: name of a protocol, and overriding values; once resolved, all values."""
+class ResolvedProtocol(ProtocolFile):
+    """What all entries have: name of a protocol, and overriding values; once resolved, all values."""
 
     protocol: str = DEFAULT
     """Name of a file in config/protocols/ without its suffix, or the path of your own file."""
     digest: str = ""
     """Digest of all values, 12 hexadecimal digits; set when the entry is resolved."""
-    max_train: Positive | None = None
-    """Number of training images, drawn once from the seed; null: all."""
-    max_eval: Positive | None = None
-    """Number of evaluation images, the first ones; null: all. For quick experiments."""
 
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks that are evaluated."""
-        sections = type(self).model_fields.keys() - Entry.model_fields.keys()
-        return [name for name in type(self).model_fields if name in sections and self.section(name) is not None]
+        others = Entry.model_fields.keys() | TrainingFreeEntry.model_fields.keys()
+        return [name for name in type(self).model_fields if name not in others and self.section(name) is not None]
 
     def section(self, task: str) -> Any:
         """The section of a task; None if the protocol has none."""
         return getattr(self, task)
+
+
+class TrainingFreeEntry(ResolvedProtocol):
+    """An entry of `training_free.benchmarks`."""
+
+    max_eval: Positive | None = None
+    """Number of evaluation images, the first ones; null: all. For quick experiments."""
+
+
+class Entry(ResolvedProtocol):
+    """An entry of `probes.benchmarks`."""
+
+    max_train: Positive | None = None
+    """Number of training images, drawn once from the seed; null: all."""
+    max_eval: Positive | None = None
+    """Number of evaluation images, the first ones; null: all. For quick experiments."""
 
     @property
     def tasks_by_features(self) -> list[list[str]]:
@@ -76,35 +89,67 @@ class Entry(ProtocolFile):
         return heads
 
 
+class SectionTask(Protocol):
+    """A probe task, or a task of the evaluation without training, with its section of a protocol."""
+
+    name: str
+    section: type[Section]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What resolves the entries of a part of the configuration.
+
+    key: of its entries. entry: their class. built_in: its tasks in the package, by name. tasks_of: benchmark -> those
+    of its tasks that can be evaluated on it.
+    """
+
+    key: str
+    entry: type[ResolvedProtocol]
+    built_in: Callable[[], Mapping[str, SectionTask]]
+    tasks_of: Callable[[str], Mapping[str, SectionTask]]
+
+
+PROBES = Evaluator("probes.benchmarks", Entry, probe_tasks.built_in, probe_tasks.tasks_of)
+TRAINING_FREE = Evaluator(
+    "training_free.benchmarks", TrainingFreeEntry, training_free_tasks.built_in, training_free_tasks.tasks_of
+)
+
+
 @cache
-def with_sections(base: type[ProtocolFile], tasks: tuple[ProbeTask, ...]) -> Any:
+def with_sections(base: type[ProtocolFile], tasks: tuple[SectionTask, ...]) -> Any:
     """`base` with an optional section for each task, as a pydantic model."""
     return create_model(base.__name__, __base__=base, **{task.name: (task.section | None, None) for task in tasks})
 
 
-def protocol_of(benchmark: str, values: Mapping[str, Any], folders: Iterable[Path] = ()) -> Entry:
-    """Resolve and validate the entry of a benchmark.
+def protocol_of(
+    benchmark: str, values: Mapping[str, Any], folders: Iterable[Path] = (), evaluator: Evaluator = PROBES
+) -> Any:
+    """Resolve and validate the entry of a benchmark, of the class `evaluator.entry`.
 
     Tasks without a section in the protocol, or with null in the entry, are not evaluated. values: the entry in the
     configuration; if it is already resolved, it is only validated. folders: searched for protocols before the shipped
     ones. Raises CliptexError that names the file, or the entry, and the key.
     """
-    entry_key = f"probes.benchmarks.{benchmark}"
+    entry_key = f"{evaluator.key}.{benchmark}"
 
     def where(path: Keys) -> str:
         return f"{entry_key}.{dotted(path)}: "
 
-    tasks = tasks_of(benchmark)
-    known = tuple((built_in() | tasks).values())
-    model = with_sections(Entry, known)
+    tasks = evaluator.tasks_of(benchmark)
+    if not tasks:
+        known = ", ".join(evaluator.built_in())
+        raise CliptexError(f"{entry_key}: {benchmark} has the data of none of {known}; remove the entry")
+    model = with_sections(evaluator.entry, tuple((evaluator.built_in() | tasks).values()))
     if values.get("digest"):
         return validated(model, values, where)
     name = values.get("protocol", DEFAULT)
     path = _path(name, folders, f"{entry_key}.protocol")
     layers = Layers([read(path)])
     file = layers.values
-    validated(with_sections(ProtocolFile, known), file, layers.where)
-    for task in built_in().keys() - tasks.keys():
+    every = PROBES.built_in() | TRAINING_FREE.built_in()
+    validated(with_sections(ProtocolFile, tuple((every | tasks).values())), file, layers.where)
+    for task in every.keys() - tasks.keys():
         if task in values:
             raise CliptexError(f"{entry_key}.{task}: {benchmark} has no such task; it has {', '.join(tasks)}")
     base = {key: file[key] for key in ("about", *tasks) if file.get(key) is not None}
@@ -116,16 +161,22 @@ def protocol_of(benchmark: str, values: Mapping[str, Any], folders: Iterable[Pat
     return entry.model_copy(update={"digest": sha256_json(sections)[:DIGEST_DIGITS]})
 
 
-def resolve(benchmark: str, values: Mapping[str, Any], folders: Iterable[Path] = ()) -> dict[str, Any]:
+def resolve(
+    benchmark: str, values: Mapping[str, Any], folders: Iterable[Path] = (), evaluator: Evaluator = PROBES
+) -> dict[str, Any]:
     """`protocol_of` as JSON values."""
-    return protocol_of(benchmark, values, folders).model_dump(mode="json", exclude_none=True)
+    return protocol_of(benchmark, values, folders, evaluator).model_dump(mode="json", exclude_none=True)
 
 
 def with_protocols(config: Config, folders: Iterable[Path] = ()) -> Config:
-    """`config` with all entries of `probes.benchmarks` resolved."""
-    folders = tuple(folders)
-    resolved = {name: resolve(name, values, folders) for name, values in config.probes.benchmarks.items()}
-    return config.model_copy(update={"probes": config.probes.model_copy(update={"benchmarks": resolved})})
+    """`config` with all entries of `probes.benchmarks` and `training_free.benchmarks` resolved."""
+    folders, sections = tuple(folders), {}
+    for evaluator in (PROBES, TRAINING_FREE):
+        key = evaluator.key.partition(".")[0]
+        section = getattr(config, key)
+        resolved = {name: resolve(name, values, folders, evaluator) for name, values in section.benchmarks.items()}
+        sections[key] = section.model_copy(update={"benchmarks": resolved})
+    return config.model_copy(update=sections)
 
 
 def _path(name: str, folders: Iterable[Path], key: str) -> Path:
@@ -143,12 +194,14 @@ def _path(name: str, folders: Iterable[Path], key: str) -> Path:
 
 
 def _merged(base: Any, over: Any) -> Any:
-    """`base` overridden by `over`, recursively. Heads of another kind are replaced as a whole, null heads removed."""
+    """`base` overridden by `over`, recursively. Heads and variants of another kind are replaced as a whole, null ones
+    removed."""
     if not isinstance(base, Mapping) or not isinstance(over, Mapping):
         return over
     if "kind" in base and over.get("kind", base["kind"]) != base["kind"]:
         return over
     out = {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
-    if isinstance(out.get("heads"), Mapping):
-        out["heads"] = {name: head for name, head in out["heads"].items() if head is not None}
+    for key in ("heads", "variants"):
+        if isinstance(out.get(key), Mapping):
+            out[key] = {name: options for name, options in out[key].items() if options is not None}
     return out

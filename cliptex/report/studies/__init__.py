@@ -46,6 +46,7 @@ def study_config(config: Config) -> Config:
     }
     plain["probes"] |= {"models": study.compared, "baselines": [], "save_predictions": 0}
     plain["zeroshot"] |= {"benchmarks": study.zeroshot, "retrieval": {}}
+    plain.pop("training_free", None)
     return _with_sources(Config.load(plain))
 
 

@@ -9,8 +9,14 @@ from cliptex.report.gather import Results, Timing
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, text_table
 from cliptex.report.tables.cells import count_cell
 
-STAGES = ("Data", "Experts", "Labels", "Training", "Probes", "Fine-tuning", "Zero-shot", "Report")
-WORDS = {"zeroshot": "Zero-shot", "retrieval": "Zero-shot", "probe": "Probes", "finetune": "Fine-tuning"}
+STAGES = ("Data", "Experts", "Labels", "Training", "Probes", "Fine-tuning", "Zero-shot", "Without training", "Report")
+WORDS = {
+    "training_free": "Without training",
+    "zeroshot": "Zero-shot",
+    "retrieval": "Zero-shot",
+    "probe": "Probes",
+    "finetune": "Fine-tuning",
+}
 WORDS |= {"label": "Labels", **dict.fromkeys(("render", "fetch", "download", "retrieve", "unpack", "shard"), "Data")}
 WORDS |= {"expert": "Experts", "train": "Training", "report": "Report"}
 """Part of a rule's name -> its stage; the first match counts."""
@@ -60,6 +66,7 @@ def stage_of(rule: str) -> str:
 def provenance_table(results: Results) -> Table:
     """The code and configuration that made each result."""
     kinds = {"probe": "Probes", "finetuned": "Fine-tuning", "zeroshot": "Zero-shot"}
+    kinds["training_free"] = "Without training"
     rows = [
         _provenance_row(f"{kinds[kind]}, {names.benchmark(scores.benchmark, scores.source)}", scores.provenance)
         for kind, scores in results.all_scores
