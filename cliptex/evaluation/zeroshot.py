@@ -202,6 +202,22 @@ def prompts(names: Sequence[str], templates: Sequence[Callable[[str], str]]) -> 
     return [[template(name) for template in templates] for name in names]
 
 
+def text_classifier(
+    model: ZeroShotModel, names: Sequence[str], templates: Sequence[Callable[[str], str]], precision: str
+) -> torch.Tensor:
+    """Unit float32 [D, K]: the mean of the unit embeddings of each name's prompts. precision: an option of `zeroshot`.
+    Raises CliptexError for one that is not finite."""
+    network = model.model.to(default_device())
+    with mixed_precision(precision_of(model, precision)):
+        classifier = open_clip.build_zero_shot_classifier(
+            network, model.tokenizer, names, templates, device=default_device()
+        )
+    if classifier.dtype != torch.float32:
+        classifier = normalize(classifier.float(), dim=0)  # in bf16 lengths are rounded, too
+    require_finite(classifier, f"{model.name}/seed{model.seed}: its embeddings of the class names", BROKEN)
+    return classifier
+
+
 def check_published(model: ZeroShotModel, benchmark: str, top1: float, published: float) -> None:
     """Raise CliptexError if the top-1 accuracy of a released model, in percent, differs from the published one."""
     if abs(top1 - published) > PUBLISHED_TOLERANCE:
@@ -228,20 +244,12 @@ def run(config: Config, job: Job) -> None:
         raise CliptexError(
             f"{job.name}: class {empty[0]} has an empty name, which no prompt can be made of; correct it"
         )
-    device = default_device()
     models = load_zero_shot_models(config, job)
     # a model that is not trained may have the same weights for every seed: those are evaluated once
     distinct = list({(model.name, model.sha256): model for model in reversed(models)}.values())[::-1]
     start = time.perf_counter()
-    classifiers, precision = [], config.zeroshot.precision
-    for model in distinct:
-        network = model.model.to(device)
-        with mixed_precision(precision_of(model, precision)):
-            classifier = open_clip.build_zero_shot_classifier(network, model.tokenizer, names, templates, device=device)
-        # in bf16 lengths are rounded, too
-        classifiers.append(classifier if classifier.dtype == torch.float32 else normalize(classifier.float(), dim=0))
-    for model, classifier in zip(distinct, classifiers, strict=True):
-        require_finite(classifier, f"{model.name}/seed{model.seed}: its embeddings of the class names", BROKEN)
+    precision = config.zeroshot.precision
+    classifiers = [text_classifier(model, names, templates, precision) for model in distinct]
     samples, keep = data.samples("eval"), config.probes.save_predictions
     ids, found, labels = rankings(distinct, samples, classifiers, job.name, precision)
     rankings_of = {(model.name, model.sha256): ranking for model, ranking in zip(distinct, found, strict=True)}

@@ -60,6 +60,48 @@ def layer_tokens(
     return functional_call(_Intermediates(visual), replaced, (images_BCHW,), options)
 
 
+def last_tokens(visual: nn.Module, images_BCHW: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Patch tokens [B, C, h, w] of the last block after the final normalisation, by kind, in one pass.
+
+    kinds: `last`, as `dense_features`; `value`, in which the last block's attention is replaced by its value path, so
+    that every token attends to itself only: with v the value and o the output projection of its attention,
+    x + o(v(ln_1(x))), then the block's MLP as usual (MaskCLIP, Zhou et al. 2022, as its released code has it for vision
+    transformers). Raises CliptexError for `value` of a tower that is not open_clip's own vision transformer.
+    """
+    if "value" not in kinds:
+        return {"last": dense_features(visual, images_BCHW)}
+    if is_timm(visual):
+        raise CliptexError(f"{type(visual).__name__}: {NO_VALUES}")
+    before: list[torch.Tensor] = []
+    block = visual.transformer.resblocks[-1]
+    handle = block.register_forward_pre_hook(lambda module, inputs: before.append(inputs[0]))
+    try:
+        last = dense_features(visual, images_BCHW)
+    finally:
+        handle.remove()
+    tokens_BTC = before[0] if visual.transformer.batch_first else before[0].transpose(0, 1)
+    width = tokens_BTC.shape[-1]
+    weight, bias = block.attn.in_proj_weight[-width:], block.attn.in_proj_bias[-width:]
+    values_BTC = block.attn.out_proj(F.linear(block.ln_1(tokens_BTC), weight, bias))
+    tokens_BTC = tokens_BTC + block.ls_1(values_BTC)
+    tokens_BTC = visual.ln_post(tokens_BTC + block.ls_2(block.mlp(block.ln_2(tokens_BTC))))
+    grid = last.shape[-2:]
+    value = tokens_BTC[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+    return {kind: {"last": last, "value": value}[kind] for kind in kinds}
+
+
+NO_VALUES = "its patch tokens cannot be compared with text; use one of open_clip's own vision transformers"
+
+
+def text_problem(visual: nn.Module) -> str | None:
+    """Why the projection to the joint space cannot be applied to single patch tokens; None if it can."""
+    if is_timm(visual):
+        return f"timm's towers pool in other ways than their projection expects of tokens: {NO_VALUES}"
+    if getattr(visual, "attn_pool", None) is not None:
+        return f"this tower pools by attention before its projection: {NO_VALUES}"
+    return None
+
+
 class _Intermediates(nn.Module):
     """Wraps `forward_intermediates` as `forward`, since `functional_call` calls the latter."""
 

@@ -15,13 +15,22 @@ import torch
 from open_clip.pos_embed import get_2d_sincos_pos_embed_from_grid
 from PIL import Image
 from torch.func import functional_call
+from torch.nn.functional import normalize
 
 from cliptex.config import Student
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import sha256_json
 from cliptex.core.seeds import seed_of
 from cliptex.models.clip import CONFIG_FILE, build, exported_config, exported_preprocessing, load
-from cliptex.models.dense_features import dense_features, is_timm, layer_tokens, number_of_blocks, resized_positions
+from cliptex.models.dense_features import (
+    dense_features,
+    is_timm,
+    last_tokens,
+    layer_tokens,
+    number_of_blocks,
+    resized_positions,
+    text_problem,
+)
 
 BASELINES = ("random", "position")
 INTERPOLATION = {
@@ -123,6 +132,19 @@ class Encoder:
         if not (prefix := out.get("image_intermediates_prefix")):
             raise CliptexError("features.cls: this encoder has no class token; set it to false")
         return torch.cat([torch.cat([block[:, :1] for block in prefix], -1), tokens], 1)
+
+    @_no_grad_if_frozen
+    def projected(self, images_BCHW: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Patch tokens in the joint space of images and texts, unit float32 [B, D, h, w], by kind: the projection of
+        the pooled feature applied to every token (`cliptex.models.dense_features.last_tokens`).
+
+        Raises CliptexError for a tower whose projection is not for single tokens.
+        """
+        if problem := text_problem(self._visual):
+            raise CliptexError(problem)
+        maps = last_tokens(self._visual, images_BCHW, kinds)
+        projected = {kind: self._project(tokens.movedim(1, -1)).float() for kind, tokens in maps.items()}
+        return {kind: normalize(tokens, dim=-1).movedim(-1, 1) for kind, tokens in projected.items()}
 
     @_no_grad_if_frozen
     def pooled(self, images_BCHW: torch.Tensor) -> torch.Tensor:

@@ -28,13 +28,29 @@ def segmentation_metrics(confusion: np.ndarray) -> dict[str, float]:
     }
 
 
+class ConfusionSum:
+    """Adds up confusion matrices image by image, without keeping them. total: int64 [truth, predicted]."""
+
+    def __init__(self) -> None:
+        self.total: np.ndarray | int = 0
+        self._counts: list[np.ndarray] = []
+
+    def add(self, confusion: np.ndarray) -> None:
+        """Add the confusion matrix of the next image."""
+        self.total = self.total + confusion
+        self._counts.append(np.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]).astype(np.int32))
+
+    def per_image(self) -> Arrays:
+        """The per-image parts."""
+        return dict(zip(("hit", "truth", "predicted"), np.stack(self._counts, axis=1), strict=True))
+
+
 def segmentation_statistics(confusions: Iterable[np.ndarray]) -> tuple[np.ndarray, Arrays]:
     """The sum of the images' confusion matrices [truth, predicted], and the per-image parts."""
-    total, counts = 0, []
+    out = ConfusionSum()
     for confusion in confusions:
-        total = total + confusion
-        counts.append(np.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]).astype(np.int32))
-    return total, dict(zip(("hit", "truth", "predicted"), np.stack(counts, axis=1), strict=True))
+        out.add(confusion)
+    return out.total, out.per_image()
 
 
 def mean_iou(arrays: Arrays, weights: np.ndarray) -> np.ndarray:

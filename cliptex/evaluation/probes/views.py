@@ -36,16 +36,17 @@ class ImageView:
 
 @dataclass(frozen=True)
 class Windows:
-    """Corners of squares of `side` that cover an image resized to `canvas`, whose shorter side is `side`."""
+    """Corners of squares of `side` that cover an image resized to `canvas`."""
 
     canvas: Size
     side: int
     corners: tuple[tuple[int, int], ...]
 
 
-def windows(shape: Size, side: int, stride: int) -> Windows:
-    """Sliding windows as in mmsegmentation: every `stride` pixels, the last one moved back to the border."""
-    scale = side / min(shape)
+def windows(shape: Size, side: int, stride: int, shorter: int | None = None) -> Windows:
+    """Sliding windows as in mmsegmentation: every `stride` pixels, the last one moved back to the border.
+    shorter: length of the shorter side of the resized image; by default `side`."""
+    scale = (shorter or side) / min(shape)
     canvas = (max(side, round(shape[0] * scale)), max(side, round(shape[1] * scale)))
 
     def starts(length: int) -> list[int]:
@@ -59,7 +60,7 @@ def windows_of(shape: Size, options: DenseInput, size: Size) -> Windows:
     """The windows of an image of height and width `shape`. Raises CliptexError for an input that is not square."""
     if size[0] != size[1]:
         raise CliptexError(f"input.size_px: windows are squares, not {size[0]} x {size[1]}; set it to one number")
-    return windows(shape, size[0], options.stride_px or size[0])
+    return windows(shape, size[0], options.stride_px or size[0], options.shorter_px)
 
 
 def evaluation_views(shape: Size, options: DenseInput, size: Size) -> list[ImageView]:

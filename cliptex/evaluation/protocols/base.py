@@ -28,6 +28,31 @@ class DenseInput(Section):
     stride_px: Positive | None = None
     """Stride of `windows`; null: their side, so that they overlap only at the border."""
 
+    @property
+    def shorter_px(self) -> int | None:
+        """Length of the shorter side of the image that `windows` slide over; None: their side."""
+        return None
+
+
+class WindowInput(DenseInput):
+    """The encoder's input for dense tasks without training."""
+
+    fit: Literal["squash", "windows"] = "squash"
+    """`squash`: the whole image, without keeping its aspect ratio. `windows`: the image resized so that its shorter
+    side is `resize_px`, and squares that cover it; scores are averaged where windows overlap."""
+    resize_px: Positive | None = None
+    """Length of the image's shorter side for `windows`, at least their side; null: their side."""
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Self:
+        if self.resize_px is not None and isinstance(self.size_px, int) and self.resize_px < self.size_px:
+            raise ValueError(f"resize_px: {self.resize_px} is less than size_px, the side of the windows")
+        return self
+
+    @property
+    def shorter_px(self) -> int | None:
+        return self.resize_px
+
 
 class MapInput(DenseInput):
     """The encoder's input for tasks that predict one map per image."""

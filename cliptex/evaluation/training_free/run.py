@@ -145,8 +145,13 @@ def _write(
             if outcomes[0].predictions:
                 saved = stacked_rows([outcome.predictions for outcome in outcomes]) | {"rows": names}
                 predictions |= {f"{measure}.{name}": values for name, values in saved.items()}
-            small = {f"{measure}/{name}": one.thumbnails for name, one in zip(names, outcomes, strict=True)}
-            thumbnails |= {name: arrays for name, arrays in small.items() if arrays}
+            first = job.seeds_of(config)[0]  # the report shows images of the first seed
+            small = {
+                f"{measure}/{name}": one
+                for name, (_, model, one) in zip(names, own, strict=True)
+                if model.seed == first
+            }
+            thumbnails |= {name: one.thumbnails for name, one in small.items() if one.thumbnails}
     if thumbnails:
         write_per_image(thumbnails_path(out), ids, thumbnails)
         digest = {"thumbnails_sha256": sha256_file(thumbnails_path(out))}

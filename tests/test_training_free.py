@@ -1,0 +1,161 @@
+"""Evaluation without training equals computations by hand: masks and regions by text."""
+
+import json
+import math
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from official_layouts import write_voc
+from PIL import Image
+from safetensors.numpy import load_file
+
+from cliptex.config import Config, Student
+from cliptex.core.errors import CliptexError
+from cliptex.core.plugins import find
+from cliptex.evaluation.job import Job
+from cliptex.evaluation.per_image import main_metric, read_per_image
+from cliptex.evaluation.protocols.resolve import TRAINING_FREE, protocol_of, with_protocols
+from cliptex.evaluation.training_free import run as training_free
+from cliptex.models import clip as student
+from cliptex.models.mmcv_ops import import_heads
+
+TINY = Student(
+    architecture={
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 48, "patch_size": 12, "width": 32, "layers": 2, "head_width": 16},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+)
+WITHOUT_BACKGROUND = {"last": {"tokens": "last"}, "maskclip": {"tokens": "value"}}
+
+
+@pytest.fixture(scope="module")
+def models_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for seed in (0, 1):
+        student.export(student.build(TINY, seed), TINY, folder / "clip" / f"seed{seed}")
+    return folder
+
+
+def config_of(benchmark: str, entry: dict, baselines=(), keep: int = 0, seeds=(0,)) -> Config:
+    values = {"models": {"clip": {}}, "seeds": list(seeds), "training_free": {"benchmarks": {benchmark: entry}}}
+    values["probes"] = {"baselines": list(baselines), "save_predictions": keep}
+    return Config.load(values)
+
+
+def evaluate(config: Config, name: str, models_dir, root, out):
+    training_free.run(config, Job(name=name, models_dir=models_dir, benchmark_dir=root, out=out))
+    return json.loads(out.read_text()), read_per_image(out.with_suffix(".per_image.npz"))
+
+
+def layer_norm(x, weights, name):
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + 1e-5) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+
+def gelu(x):
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def block_by_hand(x, weights, name, heads, attends):
+    """A pre-norm transformer block on tokens [T, C]; without attention every token has its own value."""
+    width, y = x.shape[1], layer_norm(x, weights, f"{name}.ln_1")
+    qkv = y @ weights[f"{name}.attn.in_proj_weight"].T + weights[f"{name}.attn.in_proj_bias"]
+    q, k, v = np.split(qkv, 3, axis=1)
+    if attends:
+        side, mixed = width // heads, []
+        for head in range(heads):
+            part = slice(head * side, (head + 1) * side)
+            scores = q[:, part] @ k[:, part].T / math.sqrt(side)
+            scores = np.exp(scores - scores.max(1, keepdims=True))
+            mixed.append(scores / scores.sum(1, keepdims=True) @ v[:, part])
+        v = np.concatenate(mixed, axis=1)
+    x = x + v @ weights[f"{name}.attn.out_proj.weight"].T + weights[f"{name}.attn.out_proj.bias"]
+    y = layer_norm(x, weights, f"{name}.ln_2")
+    y = gelu(y @ weights[f"{name}.mlp.c_fc.weight"].T + weights[f"{name}.mlp.c_fc.bias"])
+    return x + y @ weights[f"{name}.mlp.c_proj.weight"].T + weights[f"{name}.mlp.c_proj.bias"]
+
+
+def tokens_by_hand(pixels, weights, value_path: bool) -> np.ndarray:
+    """Unit projected patch tokens [h, w, D] of uint8 [48, 48, 3], float64."""
+    image = (pixels / 255 - np.array(open_clip.OPENAI_DATASET_MEAN)) / np.array(open_clip.OPENAI_DATASET_STD)
+    patches = image.reshape(4, 12, 4, 12, 3).transpose(0, 2, 4, 1, 3).reshape(16, -1)
+    x = patches @ weights["visual.conv1.weight"].reshape(32, -1).T
+    x = np.concatenate([weights["visual.class_embedding"][None], x]) + weights["visual.positional_embedding"]
+    x = layer_norm(x, weights, "visual.ln_pre")
+    x = block_by_hand(x, weights, "visual.transformer.resblocks.0", 2, attends=True)
+    x = block_by_hand(x, weights, "visual.transformer.resblocks.1", 2, attends=not value_path)
+    x = layer_norm(x, weights, "visual.ln_post") @ weights["visual.proj"]
+    return (x / np.linalg.norm(x, axis=1, keepdims=True))[1:].reshape(4, 4, -1)
+
+
+def texts_by_hand(folder, texts: list[str]) -> np.ndarray:
+    """Unit embeddings [T, D] of the mean over the prompts."""
+    model = open_clip.create_model(f"local-dir:{folder}").eval()
+    tokenizer, out = open_clip.get_tokenizer(f"local-dir:{folder}"), []
+    for text in texts:
+        with torch.no_grad():
+            rows = model.encode_text(tokenizer([one(text) for one in open_clip.SIMPLE_IMAGENET_TEMPLATES])).numpy()
+        mean = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(0)
+        out.append(mean / np.linalg.norm(mean))
+    return np.array(out)
+
+
+def resized_by_hand(logits_hwK, height, width):
+    """Bilinear, pixel centres, borders repeated: [H, W, K]."""
+
+    def weights(cells, size):
+        at = np.clip((np.arange(size) + 0.5) * cells / size - 0.5, 0, cells - 1)
+        low = np.minimum(at.astype(int), cells - 1)
+        high, share = np.minimum(low + 1, cells - 1), at - low
+        out = np.zeros((size, cells))
+        out[np.arange(size), low] += 1 - share
+        out[np.arange(size), high] += share
+        return out
+
+    down, across = weights(logits_hwK.shape[0], height), weights(logits_hwK.shape[1], width)
+    return np.einsum("Hh,Ww,hwk->HWk", down, across, logits_hwK)
+
+
+def mmseg_miou(pairs, classes) -> float:
+    """mIoU in percent by mmsegmentation's IoUMetric, not rounded."""
+    metric = import_heads().IoUMetric(iou_metrics=["mIoU"])
+    metric.dataset_meta = {"classes": classes}
+    areas = [
+        metric.intersect_and_union(
+            torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(truth.astype(np.int64)), len(classes), 255
+        )
+        for mask, truth in pairs
+    ]
+    hit, union = (sum(area[number] for area in areas) for number in (0, 1))
+    return float(100 * np.nanmean((hit / union).numpy()))
+
+
+@pytest.mark.parametrize("variant", ["last", "maskclip"])
+def test_masks_by_text_equal_a_vision_transformer_written_out_and_mmsegmentations_iou(variant, models_dir, tmp_path):
+    root, folder = tmp_path / "voc", models_dir / "clip" / "seed0"
+    write_voc(root, 2, 6)
+    config = config_of("voc", {"text_segmentation": {"variants": WITHOUT_BACKGROUND}}, keep=2)
+    result, parts = evaluate(config, "voc", models_dir, root, tmp_path / "out.json")
+    (row,) = [row for row in result["results"] if row["head"] == variant]
+    data, weights = find("benchmarks", "voc")(root), load_file(folder / student.WEIGHTS_FILE)
+    weights = {name: values.astype(np.float64) for name, values in weights.items()}
+    texts, pairs = texts_by_hand(folder, data.class_names[1:]), []
+    for sample in data.samples("eval"):
+        view = np.asarray(Image.fromarray(sample["image"]).resize((48, 48), Image.Resampling.BICUBIC))
+        cosines = tokens_by_hand(view, weights, value_path=variant == "maskclip") @ texts.T
+        mask = 1 + resized_by_hand(cosines, *sample["mask"].shape).argmax(-1)
+        pairs.append((mask, np.where(sample["mask"] == 0, 255, sample["mask"])))
+    assert row["metrics"]["mIoU"] == pytest.approx(mmseg_miou(pairs, data.class_names), abs=0.01)
+    assert len({int(value) for mask, _ in pairs for value in np.unique(mask)}) > 2
+    assert main_metric("text_segmentation", parts.of("text_segmentation", f"{variant}/clip/seed0"))[0] == pytest.approx(
+        row["metrics"]["mIoU"]
+    )
+    with np.load(tmp_path / "out.npz") as kept:
+        number = kept["text_segmentation.rows"].tolist().index(f"{variant}/clip/seed0")
+        for index in range(2):
+            prediction = kept[f"text_segmentation.prediction_{index}"][number]
+            assert (prediction != pairs[index][0]).mean() < 0.002  # where two classes are equal but for rounding
