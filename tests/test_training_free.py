@@ -7,17 +7,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
-from official_layouts import write_voc
+from official_layouts import write_coco, write_voc
 from PIL import Image
 from safetensors.numpy import load_file
 
 from cliptex.config import Config, Student
-from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
 from cliptex.evaluation.job import Job
 from cliptex.evaluation.per_image import main_metric, read_per_image
-from cliptex.evaluation.protocols.resolve import TRAINING_FREE, protocol_of, with_protocols
 from cliptex.evaluation.training_free import run as training_free
 from cliptex.models import clip as student
 from cliptex.models.mmcv_ops import import_heads
@@ -159,3 +156,74 @@ def test_masks_by_text_equal_a_vision_transformer_written_out_and_mmsegmentation
         for index in range(2):
             prediction = kept[f"text_segmentation.prediction_{index}"][number]
             assert (prediction != pairs[index][0]).mean() < 0.002  # where two classes are equal but for rounding
+
+
+def test_regions_by_text_equal_a_computation_by_hand(models_dir, tmp_path):
+    root, folder = tmp_path / "coco", models_dir / "clip" / "seed0"
+    write_coco(root, 2, 7, height=48, width=60)
+    config = config_of("coco", {}, keep=2)
+    result, parts = evaluate(config, "coco", models_dir, root, tmp_path / "out.json")
+    data, weights = find("benchmarks", "coco")(root), load_file(folder / student.WEIGHTS_FILE)
+    weights = {name: values.astype(np.float64) for name, values in weights.items()}
+    texts, model = texts_by_hand(folder, data.class_names), open_clip.create_model(f"local-dir:{folder}").eval()
+    hits = {name: {} for name in ("boxes", "masks", "crops")}
+    nearest = {name: [] for name in hits}
+    for sample in data.samples("eval"):
+        image = Image.fromarray(sample["image"])
+        view = np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC))
+        tokens = tokens_by_hand(view, weights, value_path=False)
+        for box, mask, label, crowd in zip(
+            *(sample[key] for key in ("boxes", "masks", "labels", "crowd")), strict=True
+        ):
+            if crowd or box[3] == box[1]:
+                continue
+            shares = mask.reshape(4, 12, 4, 15).mean((1, 3))
+            # as torchvision: the number of samples depends on rounding
+            scale = np.array([4 / 60, 4 / 48, 4 / 60, 4 / 48], np.float32)
+            crop = np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC, box=tuple(box.tolist())))
+            pixels = (crop / 255 - np.array(open_clip.OPENAI_DATASET_MEAN)) / np.array(open_clip.OPENAI_DATASET_STD)
+            with torch.no_grad():
+                whole = model.encode_image(torch.from_numpy(pixels).permute(2, 0, 1)[None].float())[0].numpy()
+            found = {
+                "boxes": roi_by_hand(tokens, box * scale),
+                "masks": (tokens * shares[..., None]).sum((0, 1)),
+                "crops": whole,
+            }
+            for name, embedding in found.items():
+                cosines = texts @ (embedding / np.linalg.norm(embedding))
+                order = np.argsort(-cosines, kind="stable")
+                nearest[name].append((order[0], cosines[order[0]]))
+                hits[name].setdefault(int(label), []).append((order[0] == label, label in order[:5]))
+    for row in result["results"]:
+        classes = hits[row["head"]].values()
+        assert len(classes) == 3
+        for number, metric in enumerate(("mean_top1", "mean_top5")):
+            by_hand = 100 * np.mean([np.mean([hit[number] for hit in one]) for one in classes])
+            assert row["metrics"][metric] == pytest.approx(by_hand, abs=0.01), row["head"]
+        own = parts.of("region_classification", f"{row['head']}/clip/seed0")
+        assert own["regions"].shape == (7, 80) and own["regions"].sum() == sum(map(len, classes))
+    drawn = read_per_image(tmp_path / "out.thumbnails.npz").tasks
+    for name, found in nearest.items():
+        labels, cosines = zip(*sorted(found, key=lambda one: -one[1]), strict=True)
+        kept = drawn[f"region_classification/{name}/clip/seed0"]
+        order = np.argsort(-kept["scores"], kind="stable")
+        np.testing.assert_allclose(kept["scores"][order], cosines, atol=1e-5)
+        assert kept["labels"][order].tolist() == list(labels)
+    assert result["chance"]["region_classification"]["mean_top1"] == 1.25
+
+
+def roi_by_hand(tokens_hwD, box):
+    """RoIAlign with one bin (He et al. 2017, as torchvision with aligned=True): ceil(side) samples an axis."""
+    x0, y0, x1, y1 = box - np.float32(0.5)
+    columns, rows = math.ceil(x1 - x0), math.ceil(y1 - y0)
+    total = 0
+    for row in range(rows):
+        for column in range(columns):
+            y, x = y0 + (row + 0.5) * (y1 - y0) / rows, x0 + (column + 0.5) * (x1 - x0) / columns
+            y, x = max(y, 0), max(x, 0)
+            top, left = min(int(y), 3), min(int(x), 3)
+            bottom, right = min(top + 1, 3), min(left + 1, 3)
+            dy, dx = (0 if top == 3 else y - top), (0 if left == 3 else x - left)
+            total = total + (1 - dy) * ((1 - dx) * tokens_hwD[top, left] + dx * tokens_hwD[top, right])
+            total = total + dy * ((1 - dx) * tokens_hwD[bottom, left] + dx * tokens_hwD[bottom, right])
+    return total / (rows * columns)

@@ -11,6 +11,7 @@ import numpy as np
 
 from cliptex.benchmarks.base import Benchmark
 from cliptex.benchmarks.coco_annotations import check_annotations, check_images
+from cliptex.benchmarks.coco_panoptic import StuffRegions
 from cliptex.benchmarks.reading import Lazy, existing, read_rgb, require_files
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
@@ -81,6 +82,10 @@ class Coco(Benchmark):
             raise CliptexError(f"{path}: image {missing[0]} has no caption; {UNPACK}")
         folder = self.root / FOLDERS[part]
         return [(folder / image["file_name"], captions[image["id"]]) for image in data["images"]]
+
+    def stuff(self, part: str) -> StuffRegions:
+        """The regions of stuff of a part, from annotations/panoptic_{train,val}2017.json and its PNGs."""
+        return StuffRegions(self.root, FOLDERS[part])
 
     def read(self, part: str) -> Sequence[dict[str, Any]]:
         data = self.annotations(part)

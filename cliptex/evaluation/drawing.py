@@ -261,6 +261,21 @@ class BoxDrawing(_ClassDrawing):
         return [f"{name} {score:.2f}" for name, score in zip(classes, labels["scores"], strict=True)]
 
 
+class RegionDrawing(BoxDrawing):
+    """Ground-truth boxes with the classes that a model gives them."""
+
+    note = (
+        "The ground-truth boxes, each with the class whose name is nearest to it and the cosine of the two; at most "
+        "20, those with the highest cosines. Each class has the same colour in the whole album."
+    )
+
+    def truth(self, sample: Sample) -> Labels:
+        return {name: sample[name][~sample["crowd"]] for name in ("boxes", "labels")}
+
+    def visible(self, sample: Sample, prediction: Labels) -> Labels:
+        return prediction
+
+
 class DepthDrawing(Drawing):
     """Depth maps; all of an image share one range."""
 

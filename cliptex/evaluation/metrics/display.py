@@ -36,6 +36,8 @@ METRICS = {
     "mask_AP50": Metric("mask AP50"),
     "top1": Metric("Top-1"),
     "top5": Metric("Top-5"),
+    "mean_top1": Metric("Mean top-1 over classes"),
+    "mean_top5": Metric("Mean top-5 over classes"),
     "rmse": Metric("RMSE", -1, "m", 3),
     "log10": Metric("log10", -1, "", 3),
     "absrel": Metric("AbsRel", -1, "", 3),

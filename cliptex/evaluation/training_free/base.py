@@ -90,7 +90,8 @@ class Evaluated:
     ids: N evaluated images (or pairs, or videos), the same for all tasks of a benchmark. outcomes: (variant, model,
     outcome) of each row; arrays of `Outcome.per_image` have N rows. images, truth: for the file of predictions, the
     first images uint8 [H, W, 3], and arrays that all rows share. chance: kind of row -> metric -> score of guessing,
-    percent. details: what the numbers depend on besides the protocol, as JSON.
+    percent. details: what the numbers depend on besides the protocol, as JSON. class_names: in label order, if they are
+    not the benchmark's.
     """
 
     ids: list[str]
@@ -99,6 +100,7 @@ class Evaluated:
     truth: Mapping[str, np.ndarray] = field(default_factory=dict)
     chance: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
 
 
 class TrainingFreeTask(ABC):

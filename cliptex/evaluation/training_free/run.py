@@ -11,6 +11,7 @@ Holds   nothing is trained or chosen; models with the same weights are evaluated
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def _of_all_seeds(found: Evaluated, models: list[FrozenModel]) -> Evaluated:
     outcomes = [
         (variant, model, outcome) for model in models for variant, outcome in by_weights[model.name, model.sha256]
     ]
-    return Evaluated(found.ids, outcomes, found.images, found.truth, found.chance, found.details)
+    return replace(found, outcomes=outcomes)
 
 
 def _row(
@@ -166,7 +167,7 @@ def _write(
         split=data.eval_split,
         num_train=0,
         num_eval=len(ids),
-        class_names=data.class_names,
+        class_names=next((list(one.class_names) for one in results.values() if one.class_names), data.class_names),
         chance={name: dict(levels) for found in results.values() for name, levels in found.chance.items()},
         settings=settings,
         details={task: dict(found.details) for task, found in results.items() if found.details},

@@ -1,0 +1,65 @@
+"""COCO's panoptic annotations: annotations/panoptic_{train,val}2017.json and a PNG an image in a folder of that name.
+
+The pixels of a PNG are the ids of segments, R + 256 G + 256^2 B, and 0 where there is none
+(https://cocodataset.org/#format-data, "Panoptic Segmentation").
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cliptex.benchmarks.coco_annotations import MAX_MASKS_BYTES
+from cliptex.benchmarks.reading import existing, read_rgb
+from cliptex.core.errors import CliptexError
+from cliptex.core.files import read_json
+
+UNPACK = "unpack panoptic_annotations_trainval2017.zip here, and the zips in it inside annotations/"
+
+
+class StuffRegions:
+    """The regions of stuff, such as sky and grass, of the images of a part. root: of the data. folder: `val2017`.
+
+    class_names: of the stuff categories, sorted by their ids. Raises CliptexError if a file is missing or not valid.
+    """
+
+    def __init__(self, root: Path, folder: str):
+        self.file = existing(root / "annotations" / f"panoptic_{folder}.json", UNPACK)
+        self.images = existing(self.file.with_suffix(""), UNPACK)
+        data = read_json(self.file)
+        try:
+            categories = {row["id"]: row for row in data["categories"]}
+            stuff = sorted(number for number, row in categories.items() if not row["isthing"])
+            self.class_names = [str(categories[number]["name"]) for number in stuff]
+            self._label = {number: index for index, number in enumerate(stuff)}
+            self._annotations = {str(row["image_id"]): row for row in data["annotations"]}
+            known = categories.keys()
+            if any(one["category_id"] not in known for row in data["annotations"] for one in row["segments_info"]):
+                raise ValueError("a segment has a category that is not in the file")
+        except (LookupError, TypeError, ValueError) as error:
+            problem = f"lacks {error}" if isinstance(error, LookupError) else str(error)
+            raise CliptexError(f"{self.file}: {problem}; {UNPACK}") from error
+
+    def of(self, image_id: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Labels int64 [n], indices of `class_names`, and masks bool [n, H, W] of an image's regions without crowds.
+        shape: height and width of the image."""
+        if image_id not in self._annotations:
+            raise CliptexError(f"{self.file}: has no image {image_id}; {UNPACK}")
+        row: Mapping[str, Any] = self._annotations[image_id]
+        name, segments = row.get("file_name"), row["segments_info"]
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
+            raise CliptexError(f"{self.file}: image {image_id} has the file {str(name)[:80]!r}; {UNPACK}")
+        path = self.images / name
+        pixels = read_rgb(path).astype(np.int64)
+        if pixels.shape[:2] != shape:
+            sizes = f"{pixels.shape[1]} x {pixels.shape[0]} pixels, its image {shape[1]} x {shape[0]}"
+            raise CliptexError(f"{path}: has {sizes}; {UNPACK}")
+        ids = pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]
+        chosen = [one for one in segments if one["category_id"] in self._label and not one.get("iscrowd")]
+        if len(chosen) * ids.size > MAX_MASKS_BYTES:
+            raise CliptexError(f"{self.file}: image {image_id} has {len(chosen):,} segments; {UNPACK}")
+        masks = np.array([ids == one["id"] for one in chosen], bool).reshape(-1, *shape)
+        if empty := [one["id"] for one, mask in zip(chosen, masks, strict=True) if not mask.any()]:
+            raise CliptexError(f"{path}: has no pixel of segment {empty[0]}; {UNPACK}")
+        return np.array([self._label[one["category_id"]] for one in chosen], np.int64), masks
