@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -11,13 +13,21 @@ from official_layouts import write_coco, write_voc
 from PIL import Image
 from safetensors.numpy import load_file
 
+from cliptex.cluster.check import problems
 from cliptex.config import Config, Student
+from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
 from cliptex.evaluation.job import Job
-from cliptex.evaluation.per_image import main_metric, read_per_image
+from cliptex.evaluation.per_image import main_metric, per_image_path, read_per_image
+from cliptex.evaluation.protocols.resolve import TRAINING_FREE, protocol_of, with_protocols
 from cliptex.evaluation.training_free import run as training_free
 from cliptex.models import clip as student
 from cliptex.models.mmcv_ops import import_heads
+from cliptex.report.differences import compare
+from cliptex.report.gains import training_free_gains
+from cliptex.report.gallery import evaluation_albums
+from cliptex.report.gather import read_scores
+from cliptex.report.integrity import check_metric
 
 TINY = Student(
     architecture={
@@ -227,3 +237,177 @@ def roi_by_hand(tokens_hwD, box):
             total = total + (1 - dy) * ((1 - dx) * tokens_hwD[top, left] + dx * tokens_hwD[top, right])
             total = total + dy * ((1 - dx) * tokens_hwD[bottom, left] + dx * tokens_hwD[bottom, right])
     return total / (rows * columns)
+
+
+def test_the_background_is_left_out_or_below_a_threshold_or_named(models_dir, tmp_path):
+    write_voc(tmp_path / "voc", 2, 3)
+    variants = {"none": {}, "sure": {"background": "threshold", "threshold": 1.0}}
+    variants |= {"always": {"background": "threshold", "threshold": 0.0}, "twenty": {"background": "none"}}
+    variants |= {"named": {"background": "prompts", "background_names": ["wall", "a cat"]}}
+    section = {"variants": {"last": None, "maskclip": None, **variants}}
+    config = config_of("voc", {"text_segmentation": section}, keep=3)
+    result, parts = evaluate(config, "voc", models_dir, tmp_path / "voc", tmp_path / "out.json")
+    with np.load(tmp_path / "out.npz") as kept:
+        rows = kept["text_segmentation.rows"].tolist()
+        masks = {
+            row.partition("/")[0]: kept["text_segmentation.prediction_0"][number] for number, row in enumerate(rows)
+        }
+    assert set(masks) == {"none", "sure", "always", "twenty", "named"}
+    assert (masks["sure"] == 0).all() and (masks["none"] > 0).all() and (masks["always"] == masks["none"]).all()
+    assert set(np.unique(masks["named"])) - {0} <= set(np.unique(masks["none"]))
+    assert ((masks["named"] == 0) | (masks["named"] == masks["none"])).all()
+    none, always = (parts.of("text_segmentation", f"{name}/clip/seed0") for name in ("none", "always"))
+    assert none["truth"][:, 0].sum() == 0 < always["truth"][:, 0].sum()
+    assert (none["truth"][:, 1:] == always["truth"][:, 1:]).all()
+    assert len(set(result["details"]["text_segmentation"]["prompts_sha256"].values())) == 2
+
+
+def test_windows_average_cosines_and_one_window_is_the_squashed_image(models_dir, tmp_path):
+    write_voc(tmp_path / "voc", 2, 3, height=48, width=48)
+    out = {}
+    for name, given in {
+        "squash": {"fit": "squash"},
+        "one": {"fit": "windows"},
+        "several": {"fit": "windows", "resize_px": 96, "stride_px": 24},
+    }.items():
+        section = {"input": given, "variants": WITHOUT_BACKGROUND}
+        config = config_of("voc", {"text_segmentation": section})
+        out[name] = evaluate(config, "voc", models_dir, tmp_path / "voc", tmp_path / f"{name}.json")
+    squash, one, several = (out[name][1].of("text_segmentation", "last/clip/seed0") for name in out)
+    # resized twice, so that single pixels differ
+    assert np.abs(squash["predicted"] - one["predicted"]).sum() < 0.01 * squash["predicted"].sum()
+    assert np.abs(squash["predicted"] - several["predicted"]).sum() > 0.01 * squash["predicted"].sum()
+    assert "windows of 48 px every 24 px, shorter side 96" in out["several"][0]["results"][0]["protocol"]
+    with pytest.raises(CliptexError, match=r"input\.resize_px: 40 is less than size_px|resize_px: 40 is less"):
+        entry = {"text_segmentation": {"input": {"fit": "windows", "size_px": 48, "resize_px": 40}}}
+        protocol_of("voc", entry, evaluator=TRAINING_FREE)
+
+
+def test_equal_weights_are_evaluated_once_and_baselines_need_a_text_tower(models_dir, tmp_path):
+    write_voc(tmp_path / "voc", 2, 3)
+    config = config_of("voc", {}, baselines=["random", "position"], seeds=(0, 1))
+    result, parts = evaluate(config, "voc", models_dir, tmp_path / "voc", tmp_path / "out.json")
+    names = {f"{row['model']}/seed{row['seed']}" for row in result["results"]}
+    assert (
+        names
+        == {"random/seed0", "random/seed1", "clip/seed0", "clip/seed1"}
+        == set(result["provenance"]["model_sha256"])
+    )
+    assert len(result["results"]) == 8 == len(parts.rows_of["text_segmentation"])
+    assert {row["protocol_name"] for row in result["results"]} == {"miniature"}
+    assert result["num_eval"] == 3 and result["num_train"] == 0 and len(parts.ids) == 3
+
+
+def test_mistakes_are_found_before_any_job(models_dir, tmp_path):
+    def message(benchmark, entry):
+        with pytest.raises(CliptexError) as error:
+            with_protocols(config_of(benchmark, entry))
+        return str(error.value)
+
+    assert "training_free.benchmarks.imagenet: imagenet has the data of none of text_seg" in message("imagenet", {})
+    assert "voc.region_classification: voc has no such task; it has text_seg" in message(
+        "voc", {"region_classification": {}}
+    )
+    assert "training_free.benchmarks.voc.text_segmentation.variants.x" in message(
+        "voc", {"text_segmentation": {"variants": {"x": {"background": "threshold"}}}}
+    )
+    assert "voc.max_train" in message("voc", {"max_train": 3})
+    with pytest.raises(CliptexError, match=r"probes\.benchmarks\.voc\.text_segmentation: voc has no such task"):
+        protocol_of("voc", {"text_segmentation": {}})
+    write_voc(tmp_path / "voc", 2, 2)
+    config = config_of("voc", {"text_segmentation": {"names": {"televison": ["television"]}}})
+    with pytest.raises(CliptexError, match=r"text_segmentation\.names: 'televison' is not one of the 20 classes"):
+        evaluate(config, "voc", models_dir, tmp_path / "voc", tmp_path / "out.json")
+
+
+def test_towers_that_cannot_be_compared_with_text_are_told_by_the_check():
+    timm = {"embed_dim": 16, "text_cfg": TINY.architecture["text_cfg"]}
+    timm["vision_cfg"] = {
+        "timm_model_name": "vit_tiny_patch16_224",
+        "image_size": 32,
+        "timm_pool": "",
+        "timm_proj": "linear",
+    }
+    config = config_of("voc", {}).model_copy(update={"student": Student(architecture=timm)})
+    (problem,) = [line for line in problems(config) if "training_free" in line]
+    assert (
+        problem.startswith("training_free.benchmarks.voc.text_segmentation: timm's towers")
+        and "open_clip's own" in problem
+    )
+    own = config.model_copy(update={"student": TINY})
+    assert [line for line in problems(own) if "training_free" in line] == []
+
+
+def write_panoptic(root, names: list[str]):
+    """As https://cocodataset.org/#format-data has it: a thing, two regions of stuff, a crowd of stuff, 0 elsewhere."""
+    categories = [{"supercategory": "person", "isthing": 1, "id": 1, "name": "person"}]
+    categories += [{"supercategory": "plant", "isthing": 0, "id": 193, "name": "grass-merged"}]
+    categories += [{"supercategory": "sky", "isthing": 0, "id": 187, "name": "sky-other-merged"}]
+    folder, annotations = root / "annotations" / "panoptic_val2017", []
+    folder.mkdir(parents=True)
+    for number in names:
+        ids = np.zeros((48, 60), np.int64)
+        ids[:20], ids[20:40], ids[40:44], ids[44:46] = 3_937_500, 70_000, 500, 600
+        pixels = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{int(number):012d}.png")
+        kinds = ((3_937_500, 187, 0), (70_000, 193, 0), (500, 1, 0), (600, 187, 1))
+        segments = [{"id": one, "category_id": kind, "iscrowd": crowd, "area": 9} for one, kind, crowd in kinds]
+        annotations.append({"segments_info": segments, "file_name": f"{int(number):012d}.png", "image_id": int(number)})
+    content = {"info": {}, "images": [], "annotations": annotations, "categories": categories}
+    (root / "annotations" / "panoptic_val2017.json").write_text(json.dumps(content))
+
+
+def test_stuff_is_classified_among_all_categories_of_the_panoptic_annotations(models_dir, tmp_path):
+    root = tmp_path / "coco"
+    write_coco(root, 2, 4, height=48, width=60)
+    entry = {"region_classification": {"classes": "panoptic", "variants": {"crops": None}}}
+    with pytest.raises(CliptexError, match=r"panoptic_val2017\.json: not found; unpack panoptic_annotations"):
+        evaluate(config_of("coco", entry), "coco", models_dir, root, tmp_path / "out.json")
+    samples = find("benchmarks", "coco")(root).samples("eval")
+    write_panoptic(root, [sample["id"] for sample in samples])
+    result, parts = evaluate(config_of("coco", entry), "coco", models_dir, root, tmp_path / "out.json")
+    assert result["class_names"][80:] == ["sky-other-merged", "grass-merged"]
+    assert sorted((row["task"], row["head"]) for row in result["results"]) == [
+        ("region_classification", "boxes"),
+        ("region_classification", "masks"),
+        ("stuff_classification", "masks"),
+    ]
+    stuff = parts.of("stuff_classification", "masks/clip/seed0")
+    assert stuff["regions"].sum(0)[80:].tolist() == [4, 4] and stuff["regions"].sum() == 8
+    labels, masks = find("benchmarks", "coco")(root).stuff("eval").of(samples[0]["id"], (48, 60))
+    assert labels.tolist() == [0, 1] and masks.sum((1, 2)).tolist() == [1200, 1200] and masks[0, :20].all()
+    with pytest.raises(CliptexError, match="its image 61 x 48; unpack"):
+        find("benchmarks", "coco")(root).stuff("eval").of(samples[0]["id"], (48, 61))
+
+
+def test_the_report_reads_checks_and_draws_results_without_training(models_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models = tmp_path / "results/models"
+    for name, source in {"clip": 0, "clip_ft": 0, "cliptex": 1}.items():
+        shutil.copytree(models_dir / "clip" / f"seed{source}", models / name / "seed0")
+    write_voc(tmp_path / "resources/voc", 2, 8)
+    values = {"models": {name: {} for name in ("clip", "clip_ft", "cliptex")}, "probes": {"baselines": ["random"]}}
+    config = Config.load({**values, "training_free": {"benchmarks": {"voc": {}}}, "report": {"resamples": 100}})
+    training_free.run(config, Job(name="voc"))
+    scores = read_scores(tmp_path / "results/training_free/voc.json")
+    for row in scores.results:
+        check_metric(scores.path, per_image_path(scores.head_path(row)), row, scores.parts(row))
+    results = SimpleNamespace(
+        config=config, workdir=tmp_path, models=list(values["models"]), baselines=["random", "position"]
+    )
+    results.probes, results.zeroshot, results.training_free = {}, {}, {"voc": scores}
+    gains = training_free_gains(results)
+    assert [(gain.benchmark, gain.task, gain.head) for gain in gains] == [
+        ("voc", "text_segmentation", "last"),
+        ("voc", "text_segmentation", "maskclip"),
+    ]
+    assert gains[0].draws["cliptex"].shape == (100,) and set(gains[0].values) == {"random", *values["models"]}
+    assert gains[0].label == "Pascal VOC segmentation by text, patch tokens"
+    (comparison,) = compare(results)
+    assert comparison.differences.shape == (8,)
+    albums = evaluation_albums(results, [comparison])
+    assert albums.missing == [] and len(albums.spread[0].items) == 6
+    assert len(albums.spread[0].items[0].images) == 2 + 3 and "without training" in albums.spread[0].note
+    scores.results[0].metrics["mIoU"] += 1
+    with pytest.raises(CliptexError, match="put the file of that run back"):
+        check_metric(scores.path, per_image_path(scores.path), scores.results[0], scores.parts(scores.results[0]))

@@ -15,6 +15,8 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
 from cliptex.data.images import require_decoder
 from cliptex.data.official.status import benchmarks_in_use
+from cliptex.evaluation.protocols.resolve import TRAINING_FREE, protocol_of
+from cliptex.evaluation.training_free.tasks import tasks_of
 from cliptex.models import clip
 from cliptex.models.dense_features import width
 from cliptex.models.heads import DenseHeads
@@ -92,13 +94,13 @@ def _student(config: Config) -> Iterator[str]:
     yield from broken
     if not broken:
         yield from _problem("student.pretrained", lambda: clip.check_pretrained(config.student))
-        yield from _heads(config)
+        yield from _tower(config)
 
 
-def _heads(config: Config) -> Iterator[str]:
-    """Whether the encoder has dense features, for models with tasks; built without memory for its weights."""
-    models = {name: model for name, model in config.models.items() if model.tasks}
-    if not models:
+def _tower(config: Config) -> Iterator[str]:
+    """Whether the image tower has what models with tasks and the evaluation without training read; built without memory
+    for its weights."""
+    if not config.training_free.benchmarks and not any(model.tasks for model in config.models.values()):
         return
     try:
         with torch.device("meta"):
@@ -109,7 +111,24 @@ def _heads(config: Config) -> Iterator[str]:
     except Exception as error:  # not every architecture can be built without memory; training builds it in full
         log.debug("student: not checked (%s)", error)
         return
-    for name, model in models.items():
+    yield from _heads(config, visual)
+    for name, values in config.training_free.benchmarks.items():
+        yield from _problem(f"training_free.benchmarks.{name}", lambda name=name, v=values: _readable(name, v, visual))
+
+
+def _readable(name: str, values: dict[str, Any], visual: torch.nn.Module) -> None:
+    """Raise CliptexError if an image tower cannot be read by a task of an entry of `training_free.benchmarks`."""
+    protocol = protocol_of(name, values, evaluator=TRAINING_FREE)
+    for task in protocol.tasks:
+        if problem := tasks_of(name)[task].tower_problem(protocol.section(task), visual):
+            raise CliptexError(f"training_free.benchmarks.{name}.{task}: {problem}")
+
+
+def _heads(config: Config, visual: torch.nn.Module) -> Iterator[str]:
+    """Whether the heads of models with tasks fit the encoder's dense features."""
+    for name, model in config.models.items():
+        if not model.tasks:
+            continue
         heads = (model.multi_scale or config.train.multi_scale, config.train.multi_scale_channels)
         kind = model.heads or config.train.heads
 

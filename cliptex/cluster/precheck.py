@@ -78,6 +78,7 @@ def _imported(config: Config) -> list[Any]:
     train = config.train.model_dump(mode="json", include={"decoder", "heads", "multi_scale", "multi_scale_channels"})
     rates, student = config.train.multi_scale_rates, config.student.model_dump(mode="json")
     names = [config.zeroshot.benchmarks, config.train.watch.zero_shot, benchmarks_in_use(config)]
+    names += [config.training_free.benchmarks] if config.training_free.benchmarks else []
     return [bool(models), sorted(heads, key=str), train, rates, student, names]
 
 

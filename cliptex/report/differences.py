@@ -66,7 +66,7 @@ def compare(results: Results) -> list[Comparison]:
     """A comparison for each task of each benchmark, with the heaviest of the usual heads, and for zero-shot tasks."""
     models = [model for model in results.models if model in names.MODELS] or results.models
     out = []
-    for scores in (*results.probes.values(), *results.zeroshot.values()):
+    for scores in (*results.probes.values(), *results.zeroshot.values(), *results.training_free.values()):
         heads: dict[str, list[str]] = {}
         for task, head in scores.cells():
             heads.setdefault(task, []).append(head)

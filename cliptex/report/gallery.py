@@ -25,8 +25,11 @@ from cliptex.evaluation.drawing import (
 )
 from cliptex.evaluation.measures import metric_of
 from cliptex.evaluation.per_image import PerImage, read_per_image
-from cliptex.evaluation.probes.tasks import known_tasks, probe_task
+from cliptex.evaluation.probes.base import ProbeTask
+from cliptex.evaluation.probes.tasks import known_tasks
 from cliptex.evaluation.thumbnails import thumbnails_path
+from cliptex.evaluation.training_free.base import TrainingFreeTask
+from cliptex.evaluation.training_free.tasks import task_of_measure
 from cliptex.labels.store import LabelFile, open_store, task_of_store
 from cliptex.report import names
 from cliptex.report.differences import Comparison
@@ -172,7 +175,7 @@ def evaluation_albums(results: Results, comparisons: Sequence[Comparison]) -> Al
     """Predictions of the first seed. A benchmark whose data were deleted has no album."""
     out = Albums([], [], [])
     for comparison in comparisons:
-        task = known_tasks().get(comparison.task)
+        task = _task_of(comparison.task)
         if task is None or task.drawing() is None:
             continue
         benchmark = comparison.scores.benchmark
@@ -185,27 +188,41 @@ def evaluation_albums(results: Results, comparisons: Sequence[Comparison]) -> Al
     return out
 
 
+def _task_of(name: str) -> ProbeTask | TrainingFreeTask | None:
+    """What draws the rows of that name; None for those without images."""
+    return known_tasks().get(name) or task_of_measure(name)
+
+
+def _predictions(comparison: Comparison, model: str, seed: int) -> tuple[Path, str]:
+    """The file with a model's thumbnails, and the name of its arrays in there."""
+    scores, head = comparison.scores, comparison.head
+    if scores.folder is None:
+        return thumbnails_path(scores.path), f"{comparison.task}/{head}/{model}/seed{seed}"
+    return thumbnails_path(scores.folder / model / f"seed{seed}/{head}.json"), comparison.task
+
+
 def _add_albums(out: Albums, results: Results, comparison: Comparison, samples: Sequence[dict]) -> None:
     models = [model for model in results.models if model in names.MODELS] or results.models
     seed = results.config.seeds[0]
-    folder, result = comparison.scores.folder, f"seed{seed}/{comparison.head}.json"
-    places = {model: thumbnails_path(folder / model / result) for model in models}
+    places = {model: _predictions(comparison, model, seed)[0] for model in models}
     for row in comparison.scores.results:
         if (row.head, row.seed) == (comparison.head, seed) and row.model in places:
             check_thumbnails(comparison.scores.path, places[row.model], row)
-    files = {model: read_per_image(path) for model, path in places.items()}
+    read = {path: read_per_image(path) for path in places.values()}
+    files = {model: read[path] for model, path in places.items()}
     for model, file in files.items():
-        if comparison.task not in file.tasks or len(file.ids) != comparison.scores.num_eval:
+        if _predictions(comparison, model, seed)[1] not in file.tasks or len(file.ids) != comparison.scores.num_eval:
             raise CliptexError(f"{places[model]}: not of {comparison.task} and the images of the results; {PUT_BACK}")
-    drawing = probe_task(comparison.task).drawing()
-    note = f"{names.head(comparison.head)} heads, models of seed {seed}"
+    drawing = _task_of(comparison.task).drawing()
+    how = "without training" if comparison.scores.folder is None else "heads"
+    note = f"{names.head(comparison.head)} {how}, models of seed {seed}"
     if len(results.config.seeds) > 1:
         note += "; the numbers are means over seeds"
     note += f". {drawing.note}"
 
     def items(indices: Sequence[int], shown: Sequence[str], prefixes: Sequence[str]) -> list[GalleryItem]:
         kept = {model: files[model] for model in shown}
-        images = [_evaluated(comparison, samples[index], kept, places, index) for index in indices]
+        images = [_evaluated(comparison, samples[index], kept, seed, index) for index in indices]
         drawn = draw(drawing, comparison.scores.class_names, images)
         titles = [f"{prefix}{image.name}" for prefix, image in zip(prefixes, images, strict=True)]
         return [GalleryItem(title, *row) for title, row in zip(titles, drawn, strict=True)]
@@ -229,7 +246,7 @@ def _add_albums(out: Albums, results: Results, comparison: Comparison, samples: 
 
 
 def _evaluated(
-    comparison: Comparison, sample: dict[str, Any], files: dict[str, PerImage], places: dict[str, Path], index: int
+    comparison: Comparison, sample: dict[str, Any], files: dict[str, PerImage], seed: int, index: int
 ) -> EvaluatedImage:
     metric = metric_of(comparison.task, comparison.metric)
     unit = f" {metric.unit}" if metric.unit not in ("", "°") else metric.unit
@@ -240,8 +257,9 @@ def _evaluated(
                 f"{comparison.scores.path}: was made with other images than are in place now ({sample['id']} where it "
                 f"has {file.ids[index]}); run the probe again"
             )
-        with reading(places[model], f"thumbnails of {comparison.task}"):
-            predictions[model] = probe_task(comparison.task).thumbnail(file.tasks[comparison.task], index)
+        path, name = _predictions(comparison, model, seed)
+        with reading(path, f"thumbnails of {comparison.task}"):
+            predictions[model] = _task_of(comparison.task).thumbnail(file.tasks[name], index)
         value = comparison.values[model][index]
         values[model] = f"{metric.title} {f'{metric.format(value)}{unit}' if np.isfinite(value) else MISSING}"
     return EvaluatedImage(sample, predictions, values)

@@ -39,6 +39,8 @@ HEADS = {
     "knn": "k-NN",
     "in_context": "in-context",
     "zero_shot": "zero-shot",
+    "last": "patch tokens",
+    "maskclip": "MaskCLIP",
     "dpt": "DPT",
     "nll_angmf": "NLL-AngMF",
 }

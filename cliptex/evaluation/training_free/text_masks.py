@@ -53,7 +53,14 @@ def segment_by_text(run: TrainingFreeRun) -> Evaluated:
     """Evaluate all variants with all models. Raises CliptexError if a variant does not fit the benchmark."""
     section, class_names = run.section, run.benchmark.class_names
     texts = {name: class_texts(class_names, section, name) for name in section.variants}
-    readings = [_reading(model, name, section, texts[name]) for model in run.models for name in section.variants]
+    readings = []
+    for model in run.models:
+        embedded: dict[tuple[str, ...], torch.Tensor] = {}
+        for name, found in texts.items():
+            if found.texts not in embedded:
+                embedded[found.texts] = found.embedded(model, section.templates, section.precision)
+            scale = section.variants[name].scale or float(model.zero_shot.model.logit_scale.detach().exp())
+            readings.append(Reading(model, name, section.variants[name], found, embedded[found.texts], scale))
     first_seed, ids, images, truths = run.models[0].seed, [], [], {}
     for number, (sample, logits) in enumerate(_logits(run, readings)):
         ids.append(sample["id"])
@@ -94,13 +101,6 @@ def class_texts(class_names: Sequence[str], section: TextSegmentationProtocol, v
             f"{TASK}.names: {len(texts.texts)} texts, but at most {MOST_TEXTS} are supported; name fewer"
         )
     return texts
-
-
-def _reading(model: FrozenModel, variant: str, section: TextSegmentationProtocol, texts: Texts) -> Reading:
-    options, network = section.variants[variant], model.zero_shot.model
-    scale = options.scale or float(network.logit_scale.detach().exp())
-    embedded = texts.embedded(model, section.templates, section.precision)
-    return Reading(model, variant, options, texts, embedded, scale)
 
 
 def _logits(run: TrainingFreeRun, readings: Sequence[Reading]) -> Iterator[tuple[dict[str, Any], list[torch.Tensor]]]:
