@@ -69,10 +69,7 @@ def render(
     domain: a key of LOOKS or SHIFTED. stream: distinguishes data sets and splits of a domain.
     """
     s, world, camera = compose(seed, domain, stream, index, options or SceneOptions())
-    if world.room:
-        world.light = _flash(s, world.light, camera)
-    hits = world.stage.cast(camera, height, width)
-    image = _develop(s, world, camera, hits, height, width)
+    image, hits = photograph(s, world, camera, height, width)
     kinds = np.append(world.stage.kinds, KIND_ID["sky"]).astype(np.uint8)[hits.part].reshape(height, width)
     depth = hits.depth.reshape(height, width)
     instances, objects = _instances(world, hits, depth)
@@ -84,6 +81,19 @@ def render(
     caption = describe(s, world.category, mentioned, visible)
     quality = int(s.uniform(*s.look.jpeg))
     return Scene(image, kinds, instances, depth, normals, objects, world.category, caption, quality)
+
+
+def photograph(
+    s: Stylist, world: SceneWorld, camera: Camera, height: int, width: int, noise: np.random.Generator | None = None
+) -> tuple[np.ndarray, Hits]:
+    """The image uint8 RGB [H, W, 3] that a camera takes of a scene, and the hits of its rays, row by row.
+
+    s: draws flash, exposure, colour cast, blur and noise. noise: draws the sensor noise in its place, for images that
+    differ in nothing else.
+    """
+    light = _flash(s, world.light, camera) if world.room else world.light
+    hits = world.stage.cast(camera, height, width)
+    return _develop(s, world, light, camera, hits, height, width, noise or s.rng), hits
 
 
 def _flash(s: Stylist, light: Light, camera: Camera) -> Light:
@@ -110,9 +120,18 @@ def _instances(world: SceneWorld, hits: Hits, depth: np.ndarray) -> tuple[np.nda
     return number[raw].reshape(depth.shape), objects
 
 
-def _develop(s: Stylist, world: SceneWorld, camera: Camera, hits: Hits, height: int, width: int) -> np.ndarray:
+def _develop(
+    s: Stylist,
+    world: SceneWorld,
+    light: Light,
+    camera: Camera,
+    hits: Hits,
+    height: int,
+    width: int,
+    noise_rng: np.random.Generator,
+) -> np.ndarray:
     """Compute the image from the hits: shading, sky, haze, exposure, colour cast, blur, noise."""
-    colour = world.stage.shade(hits, world.light, 1 / (camera.focal * width))
+    colour = world.stage.shade(hits, light, 1 / (camera.focal * width))
     sky = hits.part < 0
     horizon, overhead = world.sky
     if not world.room:
@@ -133,7 +152,7 @@ def _develop(s: Stylist, world: SceneWorld, camera: Camera, hits: Hits, height: 
     image[bright] = 1 - 0.2 * np.exp(-(image[bright] - 0.8) / 0.2)
     image = _blur(image, s.uniform(*s.look.blur) * width / 96)
     sigma = s.uniform(*s.look.noise)
-    image += s.rng.standard_normal(image.shape, np.float32) * np.float32(sigma)
+    image += noise_rng.standard_normal(image.shape, np.float32) * np.float32(sigma)
     np.clip(image, 0, 1, out=image)
     image *= 255
     image += 0.5

@@ -23,7 +23,7 @@ from cliptex.data.miniature.looks import SHIFTED
 from cliptex.data.miniature.scenes import Scene, SceneOptions, render
 from cliptex.versions import RENDER
 
-BENCHMARKS = ("voc", "ade20k", "coco", "nyuv2", "imagenet", "places365")
+BENCHMARKS = ("voc", "ade20k", "coco", "nyuv2", "imagenet", "places365", "spair71k", "davis2017")
 """The order is part of the seeds."""
 MARK = "miniature.json"
 NUM_TRAIN_SHIFTED = 16
