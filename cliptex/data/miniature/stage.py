@@ -18,6 +18,8 @@ PATTERNS = (
     "solid", "checker", "stripes", "bands", "noise", "wood", "brick", "windows", "dots", "tiles", "waves", "patches",
     "lines", "planks",
 )  # fmt: skip
+CLEARANCE_M = 2e-3
+"""Distance from its surface at which a ray to a light or a camera starts, so that it does not hit the surface."""
 PATTERN_ID = {name: number for number, name in enumerate(PATTERNS)}
 
 
@@ -39,6 +41,14 @@ class Camera:
         c, s = np.cos(roll), np.sin(roll)
         rows = np.stack([c * right + s * down, c * down - s * right, forward])
         return cls(np.array(position, np.float32), rows.astype(np.float32), 0.5 / float(np.tan(field_of_view / 2)))
+
+    def project(self, points: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Columns and rows [N, 2] and z-depths [N] of world points [N, 3] in an image; the centre of the first pixel is
+        0, 0. A point with a negative depth is behind the camera."""
+        seen = (points.astype(np.float64) - self.position) @ self.rotation.T.astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            places = self.focal * width * seen[:, :2] / seen[:, 2:]
+        return places + np.array([width, height]) / 2 - 0.5, seen[:, 2]
 
     def rays(self, height: int, width: int) -> np.ndarray:
         """Ray directions float32 [H * W, 3] in camera axes, with z = 1, so that the ray parameter is the z-depth."""
@@ -141,6 +151,11 @@ class Stage:
         """The whole mesh: vertices float32 [V, 3] in world coordinates, triangles int32 [F, 3]."""
         return np.concatenate(self._vertices), np.concatenate(self._triangles)
 
+    def corners(self, instance: int) -> np.ndarray:
+        """The vertices float32 [V, 3] of an instance, in world coordinates."""
+        own = zip(self._vertices, self._instances, strict=True)
+        return np.concatenate([vertices for vertices, number in own if number == instance])
+
     def build(self) -> None:
         """Build the ray-casting structures. Call once, after the last shape and before the first ray."""
         self._scene = EmbreeScene(_device())
@@ -176,6 +191,13 @@ class Stage:
         position = camera.position + rays * np.where(part >= 0, out["tfar"], 0)[:, None]
         return Hits(part, depth, position, normal)
 
+    def visible_from(self, eye: np.ndarray, position: np.ndarray, normal: np.ndarray) -> np.ndarray:
+        """bool [N]: whether nothing is between `eye` and the surface points `position` [N, 3] with `normal` [N, 3]."""
+        origin = position + normal * np.float32(CLEARANCE_M)
+        towards = np.ascontiguousarray((eye - origin).astype(np.float32))
+        reach = np.ones(len(origin), np.float32)
+        return self._scene.run(origin, towards, dists=reach, query="OCCLUDED") != 0
+
     def shade(self, hits: Hits, light: Light, pixel: float) -> np.ndarray:
         """Colour float32 [N, 3] of each ray's hit, 0 for the sky. pixel: a pixel's width at 1 m distance."""
         seen = np.flatnonzero(hits.part >= 0)
@@ -197,7 +219,7 @@ class Stage:
             lambert *= np.float32(1.35) / (1 + np.float32(light.falloff) * distance * distance)
             reach = np.ones(len(seen), np.float32)
         lit = np.flatnonzero(lambert > 0)
-        origin = position[lit] + normal[lit] * np.float32(2e-3)
+        origin = position[lit] + normal[lit] * np.float32(CLEARANCE_M)
         free = self._scene.run(origin, np.ascontiguousarray(towards[lit]), dists=reach[lit], query="OCCLUDED") != 0
         direct = np.zeros(len(seen), np.float32)
         direct[lit] = lambert[lit] * free

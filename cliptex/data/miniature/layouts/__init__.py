@@ -21,6 +21,7 @@ from cliptex.core.files import read_json, sha256_file, write_json
 from cliptex.data.images import encode_jpeg
 from cliptex.data.miniature.looks import SHIFTED
 from cliptex.data.miniature.scenes import Scene, SceneOptions, render
+from cliptex.data.miniature.sequences import Shot, Video, ViewPair, video, view_pair
 from cliptex.versions import RENDER
 
 BENCHMARKS = ("voc", "ade20k", "coco", "nyuv2", "imagenet", "places365", "spair71k", "davis2017")
@@ -46,6 +47,16 @@ class Renderer:
     def stream(self, split: str) -> int:
         """A unique number for each benchmark and split."""
         return 2 * self._number + (split == "val")
+
+    def pair(self, split: str, index: int, options: SceneOptions) -> ViewPair:
+        """Render two views of an object in scene `index` of a split, both squares with side `size`."""
+        with working_on(f"{self.name}, {split} scene {index}"):
+            return view_pair(self.seed, self.look, self.stream(split), index, self.size, options)
+
+    def video(self, split: str, index: int, options: SceneOptions, width: int) -> Video:
+        """Render a video of scene `index` of a split, with height `size`."""
+        with working_on(f"{self.name}, {split} scene {index}"):
+            return video(self.seed, self.look, self.stream(split), index, self.size, width, options)
 
     def scene(self, split: str, index: int, options: SceneOptions, width: int | None = None) -> Scene:
         """Render scene `index` of a split, with height `size`, and width `width` or `size`."""
@@ -115,7 +126,7 @@ def tree_digest(benchmark_dir: Path) -> str:
 # ---- files: plain writes are enough, since the tree is temporary
 
 
-def save_jpeg(path: Path, scene: Scene) -> None:
+def save_jpeg(path: Path, scene: Scene | Shot) -> None:
     """Write the scene's image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode_jpeg(scene.image, scene.jpeg_quality))
