@@ -1,4 +1,4 @@
-"""Small data sets in the six official layouts, for tests: rectangles whose colour depends on their class.
+"""Small data sets in the official layouts, for tests: rectangles whose colour depends on their class.
 
 Their text files, tables and headers have the publishers' own bytes: blanks, tabs, columns, order and further files.
 Each writer names its source. Each data set has the mark of rendered data, since they are not the official data.
@@ -346,4 +346,65 @@ def write_places365(root: Path, train: int, val: int, variant: str = "easyformat
         if variant == "small":
             list_name = "places365_train_standard.txt" if split == "train" else "places365_val.txt"
             (root / list_name).write_text("".join(listed))
+    return marked(root)
+
+
+def write_spair71k(root: Path, trn: int, test: int, **size: int) -> Path:
+    """SPair-71k/ with pairs of two categories; the target of a pair is the source, moved by 3 columns and 2 rows.
+
+    Keys and values of PairAnnotation, the names of its files and the lists are as github.com/juhongm999/hpflow and
+    others read them: widths before heights, ids of keypoints as text, no line end after the last pair.
+    """
+    folder, number = root / "SPair-71k", 0
+    for split, count in (("trn", trn), ("test", test)):
+        names = []
+        for _ in range(count):
+            number += 1
+            category = ("aeroplane", "tvmonitor")[number % 2]
+            content = scene(number, [3], **{"height": 60, "width": 80} | size)
+            left, top, right, bottom, _ = content["boxes"][-1]
+            points = [[left, top], [right, bottom], [(left + right) // 2, (top + bottom) // 2]]
+            images = [f"2008_{2 * number:06d}", f"2008_{2 * number + 1:06d}"]
+            moved = np.roll(content["image"], (2, 3), (0, 1))
+            for name, image in zip(images, (content["image"], moved), strict=True):
+                save(folder / "JPEGImages" / category / f"{name}.jpg", image, quality=95)
+            names.append(f"{number:06d}-{images[0]}-{images[1]}:{category}")
+            height, width = content["image"].shape[:2]
+            pair = {"filename": names[-1], "pair_id": number, "category": category}
+            pair |= {"src_imname": f"{images[0]}.jpg", "trg_imname": f"{images[1]}.jpg"}
+            pair |= {"src_imsize": [width, height, 3], "trg_imsize": [width, height, 3]}
+            pair |= {"src_bndbox": [left, top, right, bottom]}
+            pair |= {"trg_bndbox": [left + 3, top + 2, right + 3, bottom + 2]}
+            pair |= {"src_pose": "Unspecified", "trg_pose": "Left", "src_kps": points}
+            pair |= {"trg_kps": [[x + 3, y + 2] for x, y in points], "kps_ids": ["0", "7", "11"], "mirror": 0}
+            pair |= {"viewpoint_variation": 0, "scale_variation": 0, "truncation": 2, "occlusion": 2}
+            path = folder / "PairAnnotation" / split / f"{names[-1]}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(pair))
+        for layout in ("large", "small"):
+            (folder / "Layout" / layout).mkdir(parents=True, exist_ok=True)
+            (folder / "Layout" / layout / f"{split}.txt").write_text("\n".join(names))
+    return marked(root)
+
+
+def write_davis2017(root: Path, train: int, val: int, frames: int = 4, **size: int) -> Path:
+    """DAVIS/ at 480p: objects that move by two columns in a frame; names with hyphens, and palette PNGs, as in
+    DAVIS-2017-trainval-480p.zip (davischallenge.org/davis2017/code.html). A list ends with a line end."""
+    folder = root / "DAVIS"
+    (folder / "ImageSets" / "2017").mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", train), ("val", val)):
+        names = [f"{split}-car-roundabout{number}" for number in range(count)]
+        for number, name in enumerate(names):
+            content = scene(number + 50 * (split == "val"), [1, 2], **{"height": 54, "width": 96} | size)
+            mask = content["mask"].copy()
+            mask[2:14, 3:17] = 1  # so that there is an object, also where only the second one was drawn
+            for frame in range(frames):
+                image = np.roll(content["image"], 2 * frame, 1)
+                save(folder / "JPEGImages" / "480p" / name / f"{frame:05d}.jpg", image, quality=95)
+                labels = Image.fromarray(np.roll(mask, 2 * frame, 1))
+                labels.putpalette(VOC_PALETTE)
+                path = folder / "Annotations" / "480p" / name / f"{frame:05d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                labels.save(path)
+        (folder / "ImageSets" / "2017" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
     return marked(root)

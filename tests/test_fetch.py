@@ -16,7 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from official_layouts import WNIDS, write_ade20k, write_coco, write_imagenet, write_nyuv2, write_places365, write_voc
+from official_layouts import (
+    WNIDS,
+    write_ade20k,
+    write_coco,
+    write_davis2017,
+    write_imagenet,
+    write_nyuv2,
+    write_places365,
+    write_spair71k,
+    write_voc,
+)
 from web_server import PlannedServer
 
 from cliptex.benchmarks.base import Benchmark
@@ -51,6 +61,8 @@ WRITERS = {
     ("imagenet", None): lambda root: write_imagenet(root, TRAIN, EVAL),
     ("places365", "easyformat"): lambda root: write_places365(root, TRAIN, EVAL),
     ("places365", "small"): lambda root: write_places365(root, TRAIN, EVAL, variant="small"),
+    ("spair71k", None): lambda root: write_spair71k(root, TRAIN, EVAL),
+    ("davis2017", None): lambda root: write_davis2017(root, TRAIN, EVAL),
 }
 BY_HAND = [("nyuv2", "bae"), ("nyuv2", "dsine"), ("imagenet", None)]
 

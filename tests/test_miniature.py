@@ -460,11 +460,12 @@ def test_no_picture_is_in_two_splits_or_data_sets(trees, tmp_path):
     for pair in read_shard(tmp_path / "0.tar"):
         seen[hashlib.sha256(pair.image).digest()] = pair.key
     files = [path for suffix in ("jpg", "JPEG") for path in trees.rglob(f"*.{suffix}")]
-    assert len(files) == 4 * 9 + 24
+    # 9 pairs of images and 9 videos of 8 frames
+    assert len(files) == 4 * 9 + 24 + 2 * 9 + 8 * 9
     for path in files:
         assert seen.setdefault(hashlib.sha256(path.read_bytes()).digest(), path) is path
     streams = {layouts.Renderer(MINIATURE, name).stream(split) for name in layouts.BENCHMARKS for split in SPLIT}
-    assert len(streams) == 12
+    assert len(streams) == 16
     assert len({look.domain for look in LOOKS.values()}) == len(LOOKS)
 
 

@@ -1,9 +1,9 @@
-"""DAVIS 2017 video object segmentation: DAVIS/ in the layout of the official archive of 480p (Pont-Tuset et al. 2017)."""
+"""DAVIS 2017 video object segmentation: DAVIS/ in the layout of the archive of 480p (Pont-Tuset et al. 2017)."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,15 +20,17 @@ MIN_FRAMES = 3
 class Davis2017(Benchmark):
     """`train` and `val` of ImageSets/2017, at 480p.
 
-    A sample is a video: `image` (its first frame, uint8 RGB [H, W, 3]), `frames` and `masks` (sequences that are read on
-    access: uint8 [H, W, 3], and uint8 [H, W] with 0 for the background, i for object i, 255 for pixels that are not
+    A sample is a video: `image` (its first frame, uint8 RGB [H, W, 3]), `frames` and `masks` (sequences that are read
+    on access: uint8 [H, W, 3], and uint8 [H, W] with 0 for the background, i for object i, 255 for pixels that are not
     evaluated), `num_objects` (the largest number in the first mask).
     """
 
     name = "davis2017"
-    tasks = ("video_propagation",)
+    tasks = ()
+    has_videos = True
+    """Whether samples are videos, for video object segmentation."""
     eval_split = "val"
-    official_counts = {"train": 60, "eval": 30}
+    official_counts: ClassVar = {"train": 60, "eval": 30}
 
     def __init__(self, root: Path, mark: Mapping[str, Any] | None = None):
         super().__init__(root, mark)
@@ -48,7 +50,7 @@ class Davis2017(Benchmark):
         """Check that every frame has a mask."""
         for part in PARTS:
             for name in self._listed(part):
-                frames, masks = self._files(name)
+                _, masks = self._files(name)
                 require_files(masks[0].parent, [mask.name for mask in masks], UNPACK)
         return {}
 

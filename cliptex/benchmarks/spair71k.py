@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,9 +20,11 @@ CATEGORIES = (
 UNPACK = "unpack SPair-71k.tar.gz here"
 PARTS = {"train": "trn", "eval": "test"}
 PAIR = re.compile(r"\d+-(?P<source>\w[\w.]*)-(?P<target>\w[\w.]*):(?P<category>[a-z]+)")
-KEYS = {"src_kps": list, "trg_kps": list, "src_bndbox": list, "trg_bndbox": list}
+KEYS = {key: [object] for key in ("src_kps", "trg_kps", "src_bndbox", "trg_bndbox")}
 MAX_POINTS = 1000
 """Keypoints of a pair; officially at most 30."""
+LARGEST = 1e6
+"""Pixels; a larger coordinate is none."""
 DECODED = 64
 """Images that are kept decoded, since an image is in many pairs of its category, which follow each other."""
 
@@ -30,15 +32,18 @@ DECODED = 64
 class Spair71k(Benchmark):
     """Pairs of images of one category with keypoints that correspond: `trn` and `test` of Layout/large.
 
-    A sample is a pair: `image` and `target` (uint8 RGB [H, W, 3]), `keypoints` and `target_keypoints` (float32 [K, 2],
-    columns and rows; the centre of the first pixel is 0, 0), `box` and `target_box` (float32 [4], xyxy), `label` (its
-    category). PairAnnotation has them by the keys src_kps, trg_kps, src_bndbox and trg_bndbox.
+    A sample is a pair: `image` and `target` (uint8 RGB [H, W, 3]), `image_names` (which identify the two), `keypoints`
+    and `target_keypoints` (float32 [K, 2], columns and rows; the centre of the first pixel is 0, 0), `box` and
+    `target_box` (float32 [4], xyxy), `label` (its category). PairAnnotation has them by the keys src_kps, trg_kps,
+    src_bndbox and trg_bndbox.
     """
 
     name = "spair71k"
-    tasks = ("semantic_correspondence",)
+    tasks = ()
+    has_keypoint_pairs = True
+    """Whether samples are pairs, for semantic correspondence."""
     eval_split = "test"
-    official_counts = {"train": 53_340, "eval": 12_234}
+    official_counts: ClassVar = {"train": 53_340, "eval": 12_234}
 
     def __init__(self, root: Path, mark: Mapping[str, Any] | None = None):
         super().__init__(root, mark)
@@ -79,7 +84,7 @@ class Spair71k(Benchmark):
 
     def _read(self, split: str, name: str) -> dict[str, Any]:
         path = self.folder / "PairAnnotation" / split / f"{name}.json"
-        pair, annotation = PAIR.fullmatch(name), read_checked(path, KEYS)
+        pair, annotation = PAIR.fullmatch(name), read_checked(path, KEYS, remedy=UNPACK)
         source, target = (_numbers(annotation, key, 2, path) for key in ("src_kps", "trg_kps"))
         if len(source) != len(target) or not 0 < len(source) <= MAX_POINTS:
             raise CliptexError(f"{path}: src_kps has {len(source)} points and trg_kps {len(target)}; {UNPACK}")
@@ -89,6 +94,7 @@ class Spair71k(Benchmark):
         images = self.folder / "JPEGImages" / pair["category"]
         return {
             "id": name,
+            "image_names": tuple(f"{pair['category']}/{pair[key]}" for key in ("source", "target")),
             "image": self._image(images / f"{pair['source']}.jpg"),
             "target": self._image(images / f"{pair['target']}.jpg"),
             "keypoints": source,
@@ -104,13 +110,13 @@ def _numbers(annotation: Mapping[str, Any], key: str, columns: int, path: Path) 
     """The lists of a key as float32 [N, columns]."""
     rows = annotation[key]
     try:
-        values = np.array(rows, np.float32)
-        valid = values.ndim == 2 and values.shape[1] == columns and np.isfinite(values).all()
+        values = np.array(rows, np.float64)
+        valid = values.ndim == 2 and values.shape[1] == columns and (np.abs(values) < LARGEST).all()
     except (ValueError, TypeError, OverflowError):
         valid = False
     if not valid:
         raise CliptexError(f"{path}: {key} is not a list of {columns} numbers each; {UNPACK}")
-    return values
+    return values.astype(np.float32)
 
 
 PLUGIN = Spair71k

@@ -44,13 +44,13 @@ def render_benchmark(name: str, config_files: ConfigFiles = DEFAULT, look: str =
     """Render a benchmark in its official layout.
 
     Args:
-        name: voc, ade20k, coco, nyuv2, imagenet or places365.
+        name: voc, ade20k, coco, nyuv2, imagenet, places365, spair71k or davis2017.
         look: dusk: only the evaluation scenes, in another light.
     """
     from cliptex.data.miniature.layouts import render_benchmark
 
     config, folder = load_config(config_files), paths.benchmark(f"{name}_{look}" if look else name)
-    settings = ["render-benchmark", config.subset("miniature"), name, look]
+    settings = ["render-benchmark", config.subset("miniature", naming=name), name, look]
     cached(settings, folder, lambda: render_benchmark(config.miniature, name, folder, look or "benchmark"))
 
 

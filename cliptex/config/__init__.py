@@ -15,7 +15,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 
 from cliptex.config import checks
 from cliptex.config.base import FilePath, Name, Positive, Rate, Rates, Section, Share, Shares, Unique, without
-from cliptex.config.data import BenchmarkData, BenchmarkSource, Dataset, Download, Miniature, Split, Urls
+from cliptex.config.data import RECORDED, BenchmarkData, BenchmarkSource, Dataset, Download, Miniature, Split, Urls
 from cliptex.config.evaluation import (
     PUBLISHED_TOLERANCE,
     CaptionSet,
@@ -159,7 +159,8 @@ class Config(Section):
         """JSON text of only these dotted keys, e.g. `subset("train", "models.clip")`.
 
         The workflow passes it to a stage as a parameter, so that a job runs again exactly when a value it uses changes.
-        It has the import paths of the user's own benchmarks that these values name, or `naming`. Raises KeyError for a
+        It has the import paths of the user's own benchmarks that these values name, or `naming`, and of the section
+        `miniature` the benchmarks of `RECORDED` and the one named by `naming`. Raises KeyError for a
         key that does not exist.
         """
         plain = self.plain()
@@ -174,6 +175,9 @@ class Config(Section):
                 target[last] = source[last]
             elif last not in getattr(type(section), "model_fields", ()):  # some are only recorded if they are set
                 raise KeyError(key)
+        if "benchmarks" in (rendered := out.get("miniature", {})):
+            kept = RECORDED | {naming}
+            rendered["benchmarks"] = {name: item for name, item in rendered["benchmarks"].items() if name in kept}
         own = self.own_benchmarks.keys() & {naming, *_words(out)}
         for name in own:
             benchmarks = out.setdefault("benchmark_data", {}).setdefault("benchmarks", {})

@@ -6,9 +6,13 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from cliptex.config.base import FilePath, Name, Pattern, Positive, Section, Share, Unique
 
+RECORDED = frozenset({"voc", "ade20k", "coco", "nyuv2", "imagenet", "places365"})
+"""Benchmarks whose numbers of images are in what every job that renders anything is given and records. A newer one is
+only in that of the job that renders it, so that it reruns nothing else."""
+
 
 class Split(Section):
-    """Number of images of a rendered benchmark."""
+    """Number of images of a rendered benchmark; of pairs of images in spair71k, of videos in davis2017."""
 
     train: Positive
     val: Positive

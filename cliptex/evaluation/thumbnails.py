@@ -34,7 +34,12 @@ def shrunk(array: np.ndarray, side: int) -> np.ndarray:
 
 def mask_thumbnails(masks: Iterable[np.ndarray]) -> Arrays:
     """Thumbnails of masks uint8 [H, W]."""
-    return _packed([shrunk(mask, MASK_SIDE_PX) for mask in masks])
+    return packed_masks([shrunk(mask, MASK_SIDE_PX) for mask in masks])
+
+
+def packed_masks(masks: Sequence[np.ndarray]) -> Arrays:
+    """Thumbnails of masks uint8 [h, w] that are small already."""
+    return _packed(masks)
 
 
 def depth_thumbnails(depths: Iterable[np.ndarray]) -> Arrays:

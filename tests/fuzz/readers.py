@@ -543,6 +543,26 @@ def objectnet(folder: Path) -> Reader:
 
     root = more_layouts.write_objectnet(folder, 1)
     return Reader(files_in(root), read_benchmark(Objectnet, root))
+def spair71k(folder: Path) -> Reader:
+    from cliptex.benchmarks.spair71k import Spair71k
+
+    root = layouts.write_spair71k(folder, 2, 3, height=16, width=20)
+    return Reader(files_in(root), read_benchmark(Spair71k, root))
+
+
+@reader
+def davis2017(folder: Path) -> Reader:
+    from cliptex.benchmarks.davis2017 import Davis2017
+
+    root = layouts.write_davis2017(folder, 1, 2, frames=3, height=18, width=24)
+    read_all = read_benchmark(Davis2017, root)
+
+    def read():
+        read_all()
+        for sample in Davis2017(root).samples("eval"):
+            list(sample["frames"]), list(sample["masks"])
+
+    return Reader(files_in(root), read)
 
 
 @reader

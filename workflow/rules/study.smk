@@ -31,7 +31,7 @@ rule render_look:
         mem="2GB",
         runtime="30m",
     params:
-        config=subset("miniature"),
+        config=subset("miniature", naming="{benchmark}"),
         version=versions.RENDER,
     shell:
         "cliptex --log {log} --threads {threads} render-benchmark --name {wildcards.benchmark}"

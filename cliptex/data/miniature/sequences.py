@@ -1,7 +1,7 @@
 """Several images of one scene: two views of an object with exact correspondences, and videos with a moving camera.
 
-The scene does not move. Both start from a scene and camera of `cliptex.data.miniature.scenes.compose`; the same arguments
-give the same bytes.
+The scene does not move. Both start from a scene and camera of `cliptex.data.miniature.scenes.compose`; the same
+arguments give the same bytes.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,8 @@ from cliptex.data.miniature.views import choose_camera
 from cliptex.data.miniature.worlds import Placed, SceneWorld
 
 Made = TypeVar("Made")
-NUM_POINTS = 10
-"""Largest number of keypoints of a pair."""
-ENOUGH_POINTS = 6
+NUM_POINTS = (4, 10)
+"""Smallest and largest number of keypoints of a pair."""
 VIEW_TRIES = 16
 SCENE_TRIES, NEXT_SCENE = 20, 1_000_000
 """Scenes that are tried, and the distance of their numbers: in some the object is hidden."""
@@ -28,8 +27,8 @@ GRAZING = 0.2
 """Smallest cosine between a keypoint's normal and the ray to either camera."""
 NUM_FRAMES = 8
 MIN_OBJECT, MAX_OBJECT = 0.01, 0.5
-"""Objects that cover a smaller share of a video's first frame are part of its background, and the subject never covers a
-larger one."""
+"""Objects that cover a smaller share of a video's first frame are part of its background, and the subject never covers
+a larger one."""
 MOTIONS = (1.0, -1.0, 0.6, -0.6)
 """Tried in this order: camera motions relative to the full one, to either side."""
 
@@ -64,8 +63,8 @@ class ViewPair:
 
 @dataclass(frozen=True)
 class Video:
-    """Frames of a moving camera. masks: uint8 [H, W] of each frame, 0 for the background, the objects of the first frame
-    by size."""
+    """Frames of a moving camera. masks: uint8 [H, W] of each frame, 0 for the background, the objects of the first
+    frame by size."""
 
     frames: list[Shot]
     masks: list[np.ndarray]
@@ -90,8 +89,8 @@ def _shoot(
 
 
 def view_pair(seed: int, domain: str, stream: int, index: int, size: int, options: SceneOptions) -> ViewPair:
-    """Two images of the subject of scene `index`, from cameras that are drawn independently until both see enough of the
-    same surface. Arguments as of `scenes.render`. Raises CliptexError if no scene is suitable."""
+    """Two images of the subject of scene `index`, from cameras that are drawn independently until both see enough of
+    the same surface. Arguments as of `scenes.render`. Raises CliptexError if no scene is suitable."""
     return _first(lambda scene: _view_pair(seed, domain, stream, scene, size, options), index)
 
 
@@ -110,11 +109,12 @@ def _view_pair(seed: int, domain: str, stream: int, index: int, size: int, optio
     for _ in range(VIEW_TRIES):
         camera = choose_camera(s, world, target, options.share)
         points, positions = _shared(world, target, shot, camera)
-        if len(positions) >= ENOUGH_POINTS:
+        if len(positions) >= NUM_POINTS[0]:
             break
     else:
         return None
-    chosen = _spread(points[0], NUM_POINTS, int(s.random() * len(positions)))
+    count = NUM_POINTS[0] + int(s.random() * (NUM_POINTS[1] - NUM_POINTS[0] + 1))
+    chosen = _spread(points[0], count, int(s.random() * len(positions)))
     other = _shoot(s, world, camera, size, size, int(s.uniform(*s.look.jpeg)))
     turn = _angle(first.position - target.centre, camera.position - target.centre)
     occluded = tuple(_is_occluded(world, target, view) for view in (shot, other))

@@ -1,4 +1,4 @@
-"""DAVIS 2017 at 480p: JPEGImages, Annotations (palette PNG) and ImageSets/2017; frames are 16:9 and as high as others."""
+"""DAVIS 2017 at 480p: JPEGImages, Annotations (palette PNG) and ImageSets/2017; frames are 16:9."""
 
 from pathlib import Path
 
