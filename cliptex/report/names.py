@@ -22,6 +22,8 @@ BENCHMARKS = {
     "imagenet_a": "ImageNet-A",
     "imagenet_sketch": "ImageNet-Sketch",
     "objectnet": "ObjectNet",
+    "spair71k": "SPair-71k",
+    "davis2017": "DAVIS 2017",
     "captions": "Held-out captions",
     "coco_captions": "COCO captions",
 }
