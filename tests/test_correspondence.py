@@ -184,6 +184,8 @@ def test_another_benchmark_changes_only_the_values_of_the_job_that_renders_it():
         assert after.subset("miniature", naming=name) == before.subset("miniature", naming=name)
     rendered = json.loads(after.subset("miniature", naming="spair71k"))["miniature"]["benchmarks"]
     assert rendered.keys() == {"voc", "spair71k"}
+    used = after.model_copy(update={"zeroshot": after.zeroshot.model_copy(update={"benchmarks": ["spair71k"]})})
+    assert "spair71k" in json.loads(used.subset("miniature", "zeroshot"))["miniature"]["benchmarks"]
 
 
 # ---- the whole evaluation

@@ -159,8 +159,8 @@ class Config(Section):
         """JSON text of only these dotted keys, e.g. `subset("train", "models.clip")`.
 
         The workflow passes it to a stage as a parameter, so that a job runs again exactly when a value it uses changes.
-        It has the import paths of the user's own benchmarks that these values name, or `naming`, and of the section
-        `miniature` the benchmarks of `RECORDED` and the one named by `naming`. Raises KeyError for a
+        It has the import paths of the user's own benchmarks that these values name, or `naming`; of newer benchmarks
+        than those of `RECORDED`, the section `miniature` has only the ones that other keys name, or `naming`. Raises KeyError for a
         key that does not exist.
         """
         plain = self.plain()
@@ -176,7 +176,7 @@ class Config(Section):
             elif last not in getattr(type(section), "model_fields", ()):  # some are only recorded if they are set
                 raise KeyError(key)
         if "benchmarks" in (rendered := out.get("miniature", {})):
-            kept = RECORDED | {naming}
+            kept = RECORDED | {naming, *_words({name: out[name] for name in out if name != "miniature"})}
             rendered["benchmarks"] = {name: item for name, item in rendered["benchmarks"].items() if name in kept}
         own = self.own_benchmarks.keys() & {naming, *_words(out)}
         for name in own:
