@@ -160,8 +160,8 @@ class Config(Section):
 
         The workflow passes it to a stage as a parameter, so that a job runs again exactly when a value it uses changes.
         It has the import paths of the user's own benchmarks that these values name, or `naming`; of newer benchmarks
-        than those of `RECORDED`, the section `miniature` has only the ones that other keys name, or `naming`. Raises KeyError for a
-        key that does not exist.
+        than those of `RECORDED`, the section `miniature` has only the ones that other keys name, or `naming`. Raises
+        KeyError for a key that does not exist.
         """
         plain = self.plain()
         out: dict[str, Any] = {}
