@@ -543,6 +543,8 @@ def objectnet(folder: Path) -> Reader:
 
     root = more_layouts.write_objectnet(folder, 1)
     return Reader(files_in(root), read_benchmark(Objectnet, root))
+
+
 def spair71k(folder: Path) -> Reader:
     from cliptex.benchmarks.spair71k import Spair71k
 
