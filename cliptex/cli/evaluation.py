@@ -166,11 +166,27 @@ def clip_benchmark(
     run_clip_benchmark(config, dataset, task, model, seed, paths.model(model, seed), out)
 
 
+def few_shot(dataset: str, model: Model, config_files: ConfigFiles = DEFAULT, seed: Seed = 0) -> None:
+    """Train and evaluate few-shot linear probes (`clip_benchmark.shots`) of a model on one data set.
+
+    Args:
+        dataset: Data set as clip_benchmark names it, such as wds/vtab/cifar10.
+    """
+    from cliptex.config import dataset_slug
+    from cliptex.evaluation.few_shot import run_few_shot
+
+    config = load_config(config_files)
+    require_model(config, model)
+    out = paths.few_shot(dataset_slug(dataset), model, seed)
+    run_few_shot(config.clip_benchmark, dataset, model, seed, paths.model(model, seed), out)
+
+
 def tabulate_clip_benchmark(config_files: ConfigFiles = DEFAULT) -> None:
     """Gather the results of clip_benchmark over data sets, models and seeds into one table."""
     from cliptex.evaluation.clip_benchmark import clip_benchmark_files, write_table
 
-    write_table(clip_benchmark_files(load_config(config_files)), paths.RESULTS / "clip_benchmark" / "table.json")
+    config = load_config(config_files)
+    write_table(clip_benchmark_files(config), paths.RESULTS / "clip_benchmark" / "table.json", config)
 
 
 def report(config_files: ConfigFiles = DEFAULT) -> None:

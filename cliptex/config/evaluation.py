@@ -127,6 +127,15 @@ class ClipBenchmark(Section):
 
     datasets: dict[str, Literal["auto", "zeroshot_classification", "zeroshot_retrieval"]] = {}
     """Names of clip_benchmark's data sets, such as wds/vtab/cifar10, with the task; `auto`: clip_benchmark chooses."""
+    suite: Literal["datacomp"] | None = None
+    """`datacomp`: also those of DataComp's 38 evaluation sets that clip_benchmark can evaluate; the others are named in
+    the result. Without `root` they come from the hub, but for those in the default folder. null: none."""
+    published: FilePath | None = None
+    """open_clip's table of results (docs/openclip_results.csv), to which released models are compared if there is a
+    `suite`; null: the copy in the package."""
+    shots: Annotated[list[Positive], Unique] = []
+    """Few-shot linear probes: numbers of training images per class, such as [1, 2, 4, 8, 16]. They need the training
+    splits of the suite's sets and of the classification sets in `datasets`; empty: none."""
     root: FilePath = "resources/clip_benchmark/{dataset_cleaned}"
     """Location of a data set: {dataset} is its name without wds/, {dataset_cleaned} has - in place of /. Either a
     folder written by `cliptex export-benchmark`, or
@@ -137,6 +146,13 @@ class ClipBenchmark(Section):
     """Images per forward pass."""
     workers: Annotated[int, Field(ge=0)] = 1
     """Processes that decode images; at most the number of tars of a data set."""
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = handler(self)
+        for key, default in (("suite", None), ("published", None), ("shots", [])):
+            values = without(values, key, default)
+        return values
 
     @field_validator("datasets")
     @classmethod

@@ -71,6 +71,11 @@ def clip_benchmark(slug: str, name: str, seed: int) -> Path:
     return RESULTS / "clip_benchmark" / slug / name / f"seed{seed}.json"
 
 
+def few_shot(slug: str, name: str, seed: int) -> Path:
+    """Result of the few-shot linear probes of one data set and model."""
+    return RESULTS / "few_shot" / slug / name / f"seed{seed}.json"
+
+
 def benchmark_mark(name: str, source: str) -> Path:
     """The file that marks the benchmark's folder as complete. source: as in the configuration; data that are not
     rendered have one mark."""

@@ -22,12 +22,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cliptex.config import ClipBenchmark, Config, dataset_slug
+from cliptex.config import PUBLISHED_TOLERANCE, ClipBenchmark, Config, dataset_slug
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_checked, reading, replacing, require_file, write_json
 from cliptex.core.finite import require_finite
 from cliptex.evaluation.results import OUTDATED
+from cliptex.evaluation.suites import dataset_root, datasets_of, few_shot_datasets, suite_summary
 
 log = logging.getLogger("cliptex")
 METRICS = {"acc1": "top1", "acc5": "top5", "mean_average_precision": "mAP"}
@@ -38,6 +39,9 @@ COLUMNS = ("dataset", "task", "split", "model", "seed", "metrics", "clip_benchma
 FORM = {**dict.fromkeys(COLUMNS, str), "seed": int, "metrics": {str: int | float | None}}
 FORM |= {"provenance": {"model_sha256": dict}}
 """Of the result of a data set, a model and a seed (`cliptex.core.files.read_checked`)."""
+FEW_SHOT = {"dataset": str, "model": str, "seed": int, "results": [{"shots": int, "metrics": {str: int | float}}]}
+FEW_SHOT |= {"provenance": {"model_sha256": dict}}
+"""Of the few-shot probes of a data set, a model and a seed."""
 MAIN = ("top1", "mAP", "image_to_text R@1")
 """The metrics of the mean: of each data set the first one that it has."""
 
@@ -46,7 +50,17 @@ def clip_benchmark_files(config: Config) -> list[Path]:
     """The result files, by data set, model and seed."""
     return [
         paths.clip_benchmark(dataset_slug(dataset), model, seed)
-        for dataset in config.clip_benchmark.datasets
+        for dataset in datasets_of(config.clip_benchmark)
+        for model in config.probes.models or config.models
+        for seed in config.seeds
+    ]
+
+
+def few_shot_files(config: Config) -> list[Path]:
+    """The result files of the few-shot probes, by data set, model and seed."""
+    return [
+        paths.few_shot(dataset_slug(dataset), model, seed)
+        for dataset in few_shot_datasets(config.clip_benchmark)
         for model in config.probes.models or config.models
         for seed in config.seeds
     ]
@@ -62,9 +76,9 @@ def run_clip_benchmark(
     if find_spec("clip_benchmark") is None:
         raise CliptexError("clip-benchmark is not installed; run: pip install 'cliptex[clip-benchmark]'")
     require_file(folder / WEIGHTS_FILE, "train that model first")
-    dataset_root = _dataset_root(options.root, dataset)
-    if dataset.startswith("wds/") and "://" not in dataset_root:
-        shard_count = Path(dataset_root) / options.split / "nshards.txt"
+    root = dataset_root(options, dataset)
+    if dataset.startswith("wds/") and "://" not in root:
+        shard_count = Path(root) / options.split / "nshards.txt"
         if not shard_count.exists():
             raise CliptexError(
                 f"{shard_count}: no such file, so {dataset} is missing; see clip_benchmark.root in config/README.md"
@@ -73,7 +87,7 @@ def run_clip_benchmark(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".clip_benchmark-") as scratch:
         result_file = Path(scratch) / "result.json"
-        arguments = ["--dataset", dataset, "--dataset_root", dataset_root, "--split", options.split]
+        arguments = ["--dataset", dataset, "--dataset_root", root, "--split", options.split]
         # --pretrained is ignored for a local folder, but must not be empty
         arguments += ["--task", task, "--model", f"local-dir:{folder.resolve()}", "--pretrained", "cliptex"]
         arguments += ["--batch_size", str(options.batch_size), "--num_workers", str(options.workers)]
@@ -107,7 +121,7 @@ def run_clip_benchmark(
         "dataset": dataset,
         "task": task,
         "split": options.split,
-        "root": dataset_root,
+        "root": root,
         "model": model,
         "seed": seed,
         "metrics": metrics,
@@ -120,14 +134,10 @@ def run_clip_benchmark(
 JOB = (sys.executable, "-m", "cliptex.evaluation.clip_benchmark_job")
 
 
-def _dataset_root(template: str, dataset: str) -> str:
-    """Fill in the template as clip_benchmark does for --dataset_root, to check the folder before."""
-    name = dataset.removeprefix("wds/")
-    return template.replace("{dataset}", name).replace("{dataset_cleaned}", name.replace("/", "-"))
+def write_table(files: Sequence[Path], out: Path, config: Config | None = None) -> None:
+    """Write the table `out`, and next to it a CSV with a row per data set and metric, a column per model and seed.
 
-
-def write_table(files: Sequence[Path], out: Path) -> None:
-    """Write the table `out`, and next to it a CSV with a row per data set and metric, a column per model and seed."""
+    config: that of the run, for the summary of its suite; None for a table without one."""
     if not files:
         raise CliptexError("clip_benchmark.datasets: there are none, so there is no table; add at least one")
     rows: list[dict[str, Any]] = []
@@ -150,8 +160,20 @@ def write_table(files: Sequence[Path], out: Path) -> None:
         "schema_version": 1,
         "results": [{key: row[key] for key in COLUMNS} for row in rows],
         "means": means,
+        **({"suite": suite_summary(config, rows)} if config and config.clip_benchmark.suite else {}),
         "provenance": rows[0]["provenance"] | {"model_sha256": digests},
     }
+    if config and (few_shot := few_shot_files(config)):
+        table["few_shot"] = _few_shot(few_shot, digests)
+    for entry in table.get("suite", {}).get("published", []):
+        if deviating := entry["deviating"]:
+            log.warning(
+                "%s (%s, %s): %d sets deviate from open_clip's table by more than %g points: %s",
+                *(entry[key] for key in ("model", "architecture", "pretrained")),
+                len(deviating),
+                PUBLISHED_TOLERANCE,
+                ", ".join(deviating),
+            )
     with replacing(out.with_suffix(".csv")) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["dataset", "metric", *(f"{model}/seed{seed}" for model, seed in runs)])
@@ -171,3 +193,23 @@ def _mean(rows: Sequence[dict[str, Any]], model: str, seed: int) -> dict[str, An
         if (row["model"], row["seed"]) == (model, seed)
     ]
     return {"mean": fmean(main), "datasets": len(main)}
+
+
+def _few_shot(files: Sequence[Path], digests: dict[str, str]) -> dict[str, Any]:
+    """Top-1 of the few-shot probes, and its mean over the data sets by model, seed and number of shots."""
+    results = []
+    for path in files:
+        result = read_checked(path, FEW_SHOT, remedy=OUTDATED)
+        for name, digest in result["provenance"]["model_sha256"].items():
+            if digests.get(name, digest) != digest:
+                raise CliptexError(f"{path}: {name} had other weights than in clip_benchmark's results; {OUTDATED}")
+        results += [
+            {key: result[key] for key in ("dataset", "model", "seed")} | {"shots": row["shots"], **row["metrics"]}
+            for row in result["results"]
+        ]
+    groups = dict.fromkeys((row["model"], row["seed"], row["shots"]) for row in results)
+    means = []
+    for model, seed, shots in groups:
+        scores = [row["top1"] for row in results if (row["model"], row["seed"], row["shots"]) == (model, seed, shots)]
+        means.append({"model": model, "seed": seed, "shots": shots, "mean": fmean(scores), "sets": len(scores)})
+    return {"means": means, "results": results}

@@ -39,7 +39,7 @@ from cliptex.data.shard_paths import (
     shard_sources,
     shards_of_download,
 )
-from cliptex.evaluation.clip_benchmark import clip_benchmark_files
+from cliptex.evaluation.clip_benchmark import clip_benchmark_files, few_shot_files
 from cliptex.evaluation.protocols.resolve import protocol_of, with_protocols
 from cliptex.evaluation.targets import (
     finetune_files,
@@ -48,6 +48,7 @@ from cliptex.evaluation.targets import (
     tuned_heads,
     tuned_models,
 )
+from cliptex.evaluation.suites import datasets_of, few_shot_datasets
 from cliptex.labels.agreement import pairs_of_stores
 from cliptex.labels.lost import batches_to_redo
 from cliptex.report.studies import study_config, study_of
