@@ -196,6 +196,32 @@ def report(config_files: ConfigFiles = DEFAULT) -> None:
     build_report(load_config(config_files))
 
 
+def export_visbench(out: Path, config_files: ConfigFiles = DEFAULT) -> None:
+    """Write the results of probes as records of VisBench's boards (JSON Lines).
+
+    Args:
+        out: File to write; `visbench leaderboard` reads it.
+    """
+    from cliptex.report.visbench import export_records
+
+    benchmarks = load_config(config_files).probes.benchmarks
+    for sentence in export_records([paths.RESULTS / "probes" / f"{name}.json" for name in benchmarks], out):
+        echo(f"left out: {sentence}")
+
+
+def import_visbench(records: Path, out: Path) -> None:
+    """Write records of VisBench's boards as rows with the metrics and units of results here (JSON).
+
+    Args:
+        records: A file of VisBench, such as its results/visbench.jsonl.
+        out: File to write.
+    """
+    from cliptex.report.visbench import import_records
+
+    for task, count in import_records(records, out).items():
+        echo(f"left out: {count} records of {task}")
+
+
 def study_page(config_files: ConfigFiles = DEFAULT) -> None:
     """Write the page of a finished study: results/studies/<name>.html, its table and its plot."""
     from cliptex.report.studies.page import build_study
