@@ -34,6 +34,7 @@ from cliptex.evaluation.drawing import BoxDrawing
 from cliptex.evaluation.measures import metric_of
 from cliptex.evaluation.metrics.display import direction
 from cliptex.evaluation.per_image import main_metric, per_image_path, read_per_image, write_per_image
+from cliptex.evaluation.suites import sets_run, suite_summary
 from cliptex.evaluation.thumbnails import (
     box_thumbnails,
     depth_thumbnails,
@@ -850,6 +851,44 @@ def test_optional_inputs_may_be_absent(three_seeds, tmp_path):
     names = {table["id"] for table in Page((copy / "results/report.html").read_text()).tables}
     assert "table-main" in names
     assert not names & {"table-timings", "table-experts", None}
+
+
+def test_a_suite_is_a_section_that_starts_with_published_scores_and_names_what_was_not_run(three_seeds, tmp_path):
+    config, root, _ = three_seeds
+    copy = copied(root, tmp_path)
+    student = {"architecture": "ViT-B-16", "pretrained": "openai"}
+    models = config.plain()["models"] | {"clip": {"steps": 0}}
+    changes = {"clip_benchmark": {"suite": "datacomp", "shots": [1, 4]}, "student": student, "models": models}
+    config = Config.load(config.plain() | changes)
+    runs = [(model, seed) for model in config.models for seed in config.seeds]
+    gains = {"clip": 0.0, "clip_ft": 1.0, "cliptex": 3.0}
+    rows = []
+    for one in sets_run(config.clip_benchmark):
+        for model, seed in runs:
+            score = 50 + gains[model] * (-1 if one.name == "SVHN" else 1) + seed / 10
+            metrics = {"top1": score, "mean_per_class_recall": score}
+            if one.task == "zeroshot_retrieval":
+                metrics = {"image_to_text R@1": score, "text_to_image R@1": score}
+            rows.append({"dataset": one.dataset, "model": model, "seed": seed, "metrics": metrics})
+    means = [{"model": m, "seed": s, "shots": k, "mean": 20.0 + k, "sets": 22} for m, s in runs for k in (1, 4)]
+    table = {"schema_version": 1, "suite": suite_summary(config, rows), "few_shot": {"means": means, "results": []}}
+    write_json(copy / paths.CLIP_BENCHMARK, table)
+    build_report(config, copy)
+    page = Page((copy / "results/report.html").read_text())
+    names = [table["id"] for table in page.tables]
+    assert names.index("table-suite_published") < names.index("table-suite") < names.index("table-few_shot")
+    assert page.table("suite_published")[1][:3] == ["CLIP, seed 0", "ViT-B-16, openai", "33"]
+    shown = page.table("suite")
+    assert shown[0][-1] == "CLIPTeX − CLIP-FT" and shown[1][0] == "Mean of 33 sets"
+    assert {row[0].partition(" ")[0]: row[-1] for row in shown[2:]}["SVHN"] == "−2.0"
+    assert "CLIPTeX is better on 32 sets, worse on 1." in page.text
+    assert "GeoDE (its metric is the accuracy in the worst region" in page.text
+    assert "(miniature)" not in next(table["caption"] for table in page.tables if table["id"] == "table-suite")
+    assert page.table("few_shot")[2][0].startswith("4 per class")
+    table["suite"]["means"].pop()
+    write_json(copy / paths.CLIP_BENCHMARK, table)
+    with pytest.raises(CliptexError, match="has nothing of cliptex/seed2; run the workflow again"):
+        build_report(config, copy)
 
 
 def test_experts_stand_beside_the_label_that_needs_no_image(three_seeds, parsed):

@@ -186,7 +186,7 @@ def tabulate_clip_benchmark(config_files: ConfigFiles = DEFAULT) -> None:
     from cliptex.evaluation.clip_benchmark import clip_benchmark_files, write_table
 
     config = load_config(config_files)
-    write_table(clip_benchmark_files(config), paths.RESULTS / "clip_benchmark" / "table.json", config)
+    write_table(clip_benchmark_files(config), paths.CLIP_BENCHMARK, config)
 
 
 def report(config_files: ConfigFiles = DEFAULT) -> None:

@@ -11,6 +11,7 @@ BACKBONE = RESULTS / "backbone" / "backbone.safetensors"
 LABELS = RESULTS / "labels"
 FEATURES = RESULTS / "features"
 REPORT = RESULTS / "report"
+CLIP_BENCHMARK = RESULTS / "clip_benchmark" / "table.json"
 TIMINGS = RESULTS / "timings"
 LOGS = Path("logs")
 WEIGHTS = RESOURCES / "weights"

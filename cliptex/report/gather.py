@@ -158,6 +158,8 @@ class Results:
     timings: list[Timing]
     agreements: list[dict[str, Any]]
     """Pairs of label stores of one task (`cliptex.labels.agreement`)."""
+    suite: dict[str, Any] | None = None
+    """clip_benchmark's table, if the configuration has a suite."""
 
     @property
     def miniature(self) -> bool:
@@ -215,7 +217,17 @@ def gather(config: Config, workdir: Path) -> Results:
         agreements=records.read_record(workdir / paths.LABELS / AGREEMENT_FILE, records.AGREEMENT)["pairs"]
         if pairs_of_stores(config)
         else [],
+        suite=_suite(config, workdir / paths.CLIP_BENCHMARK, models) if config.clip_benchmark.suite else None,
     )
+
+
+def _suite(config: Config, path: Path, models: Iterable[str]) -> dict[str, Any]:
+    """clip_benchmark's table. Raises CliptexError if it lacks a model or a seed."""
+    table = records.read_record(path, records.SUITE)
+    found = {(one["model"], one["seed"]) for one in table["suite"]["means"]}
+    if missing := [f"{name}/seed{seed}" for name in models for seed in config.seeds if (name, seed) not in found]:
+        raise CliptexError(f"{path}: has nothing of {missing[0]}; run the workflow again")
+    return table
 
 
 def _shards(index: Path) -> dict[str, Any]:

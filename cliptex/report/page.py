@@ -22,15 +22,17 @@ from cliptex.report.integrity import check
 from cliptex.report.seen import SeenData, compared
 from cliptex.report.statistics import GainStatus, ZeroShot, ZeroShotState, format_interval, signed
 from cliptex.report.table import Table
-from cliptex.report.tables import data, provenance, training
+from cliptex.report.tables import data, provenance, suite, training
 from cliptex.report.tables import results as evaluation
 from cliptex.report.tables.cells import count
 from cliptex.report.verdict import Verdict, further_sentence, verdict
 
 SUFFIX = " (miniature)"
+SUITE = ("suite_published", "suite", "few_shot")
 SECTIONS = {
     "results": "Results",
     "zeroshot": "Zero-shot",
+    "suite": "Zero-shot on DataComp's evaluation sets",
     "finetuning": "End-to-end fine-tuning",
     "training": "Training and cost",
     "labels": "Label quality",
@@ -68,6 +70,9 @@ def make_parts(results: Results) -> Parts:
         "further_values": evaluation.further_values_table(results, gains),
         "further": evaluation.further_table(results, gains),
         "zeroshot": evaluation.zeroshot_table(results, shots),
+        "suite_published": suite.published_table(results),
+        "suite": suite.suite_table(results),
+        "few_shot": suite.few_shot_table(results),
         "finetuned": evaluation.finetuned_table(results, finetuned_gains(results), gains),
         "cost": training.cost_table(results),
         "differences": differences_table(results, comparisons),
@@ -122,7 +127,11 @@ def make_parts(results: Results) -> Parts:
             further_sentence(names.model(model), [gain.gain_of(model, results.baselines) for gain in dense.values()])
             for model in further_models(results)
         ],
-        {name: table and replace(table, caption=table.caption + suffix) for name, table in tables.items()},
+        {
+            # DataComp's sets are never stand-ins
+            name: table and (table if name in SUITE else replace(table, caption=table.caption + suffix))
+            for name, table in tables.items()
+        },
         [replace(table, caption=table.caption + suffix) for table in metrics],
         {name: replace(chart, caption=chart.caption + suffix) for name, chart in charts.items() if chart is not None},
         comparisons,
@@ -143,6 +152,7 @@ def render(results: Results, parts: Parts) -> str:
     studies, left_out = found_studies(results.workdir, weights)
     present = {
         "zeroshot": parts.tables["zeroshot"],
+        "suite": parts.tables["suite"],
         "finetuning": parts.tables["finetuned"],
         "differences": evaluated.extremes or parts.tables["differences"],
         "gallery": albums,

@@ -89,6 +89,26 @@ AGREEMENT = _record(
     ]
 )
 """results/labels/agreement.json"""
+_SCORES = list[_record(model=str, seed=int, mean=Number, sets=Count)]
+SUITE = _record(
+    suite=_record(
+        published=list[
+            _record(
+                **dict.fromkeys(("model", "architecture", "pretrained"), str),
+                **dict.fromkeys(("mean", "published_mean"), Number),
+                seed=int,
+                sets=dict[str, _record(measured=Number, published=Number, deviates=bool)],
+                deviating=list[str],
+            )
+        ],
+        means=Annotated[_SCORES, Field(min_length=1)],
+        sets=list[_record(name=str, metric=Literal["top1", "mean_per_class_recall", "mean R@1"], values=Numbers)],
+        differences=list[_record(model=str, reference=str, mean=Number, better=Count, worse=Count, sets=Numbers)],
+        not_run=dict[str, str],
+    ),
+    few_shot=(_record(means=list[_record(model=str, seed=int, shots=Count, mean=Number, sets=Count)]) | None, None),
+)
+"""results/clip_benchmark/table.json of a run with a suite."""
 STUDIED = _record(flops_over_contrastive=Number, model_sha256=str)
 """train.json, as far as a study needs it."""
 EXPERT = _record(

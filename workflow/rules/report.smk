@@ -39,6 +39,11 @@ rule report:
         ],
         labels=[f"results/labels/{store}/index.json" for store in CONFIG.label_stores],
         agreement=AGREEMENT,
+        suite=(
+            ["results/clip_benchmark/table.json"]
+            if CONFIG.clip_benchmark.suite
+            else []
+        ),
     output:
         page=report(
             "results/report.html",
@@ -66,11 +71,15 @@ rule report:
         mem="4GB",
         runtime="30m",
     params:
-        # everything but the three sections that the report does not use
+        # everything but the sections that the report does not use
         config=subset(
             *(
                 type(CONFIG).model_fields.keys()
-                - {"clip_benchmark", "plugins", "study"}
+                - (
+                    {"plugins", "study"}
+                    if CONFIG.clip_benchmark.suite
+                    else {"clip_benchmark", "plugins", "study"}
+                )
             )
         ),
         version=versions.REPORT,
