@@ -92,7 +92,7 @@ def tables(tmp_path):
         depth = depth_metrics(zip(arrays["depth_truth"], arrays["depth"], strict=True), 1e-3, 10)
     rows = [row("depth", seed, depth) for seed in (0, 1)]
     rows.append(row("normals", 0, {"mean": 20.0, "median": 10.0, "rmse": 30.0, "within_11_25": 40.0}))
-    voc = [row("segmentation", 0, segmentation_metrics(confusion)), row("detection", 0, {"AP": 3.0})]
+    voc = [row("semantic_segmentation", 0, segmentation_metrics(confusion)), row("detection", 0, {"AP": 3.0})]
     return [
         table(
             tmp_path / "nyuv2.json",
@@ -113,7 +113,7 @@ def test_export_and_import_give_the_same_rows(tables, tmp_path):
     assert import_records(tmp_path / "board.jsonl", tmp_path / "rows.json") == {}
     rows = read_json(tmp_path / "rows.json")["rows"]
     sources = [json.loads(path.read_text())["results"] for path in tables]
-    expected = [one for results in sources for one in results if one["task"] in ("depth", "segmentation")]
+    expected = [one for results in sources for one in results if one["task"] in ("depth", "semantic_segmentation")]
     assert [one["dataset"] for one in rows] == ["nyuv2", "nyuv2", "voc"]
     for found, source in zip(rows, expected, strict=True):
         for key in ("task", "model", "seed", "head", "protocol", "protocol_name", "protocol_digest"):
@@ -142,10 +142,10 @@ def test_published_records_are_imported(tmp_path):
     left_out = import_records(GOLDEN / "published_records.jsonl", tmp_path / "rows.json")
     assert left_out == {"detection": 1}
     rows = {one["task"]: one for one in read_json(tmp_path / "rows.json")["rows"]}
-    assert rows.keys() == {"classification", "depth", "normals", "segmentation"}
+    assert rows.keys() == {"classification", "depth", "normals", "semantic_segmentation"}
     assert rows["depth"]["model"] == "clip_vitb16" and rows["depth"]["protocol_name"] == "probe3d"
     assert rows["depth"]["metrics"]["delta1"] == pytest.approx(63.2091, abs=1e-4)
-    assert rows["segmentation"]["metrics"]["mIoU"] == pytest.approx(65.4583, abs=1e-4)
+    assert rows["semantic_segmentation"]["metrics"]["mIoU"] == pytest.approx(65.4583, abs=1e-4)
 
 
 @pytest.mark.parametrize(

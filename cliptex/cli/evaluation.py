@@ -200,7 +200,7 @@ def export_visbench(out: Path, config_files: ConfigFiles = DEFAULT) -> None:
     """Write the results of probes as records of VisBench's boards (JSON Lines).
 
     Args:
-        out: File to write; `visbench leaderboard` reads it.
+        out: File to write; `visbench.results.read_records` reads it.
     """
     from cliptex.report.visbench import export_records
 

@@ -11,8 +11,9 @@ images of each class, as many as CoOp (Zhou et al., 2022) takes. clip_benchmark'
 """
 
 import logging
+import tarfile
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 
 from cliptex.config import ClipBenchmark
 from cliptex.core.errors import CliptexError, working_on
-from cliptex.core.files import write_json
+from cliptex.core.files import require_file, write_json
 from cliptex.core.provenance import provenance
 from cliptex.core.seeds import seed_of
 from cliptex.data.images import BadImage, open_image
@@ -46,7 +47,7 @@ def run_few_shot(options: ClipBenchmark, dataset: str, model: str, seed: int, fo
 
     Raises CliptexError for a data set that is missing, or has a class without a training image."""
     roots = {split: dataset_root(options, dataset, train=split == "train") for split in ("train", options.split)}
-    labels = np.array([label for label, _ in samples_of(roots["train"], "train")])
+    labels = np.array([label for label, _ in samples_of(roots["train"], "train")], np.int64)
     classes = np.unique(labels)
     if (empty := next((label for label, found in enumerate(classes) if label != found), None)) is not None:
         raise CliptexError(
@@ -161,24 +162,40 @@ def samples_of(root: str, split: str) -> Iterator[tuple[int, bytes]]:
         texts, tars = root.replace("/tree/", "/raw/", 1), root.replace("/tree/", "/resolve/", 1)
     place = f"{texts.rstrip('/')}/{split}/nshards.txt"
     try:
+        if "://" not in place and Path(place).exists():
+            require_file(Path(place))
         with webdataset.gopen(place) as file:
-            count = int(file.read())
+            count = int(file.read(20))
     except (OSError, ValueError) as error:
         raise CliptexError(
             f"{place}: not a number of tars, so there is no split {split!r} ({error}); see clip_benchmark.root in "
             "config/README.md, or remove the data set"
         ) from error
-    addresses = [f"{tars.rstrip('/')}/{split}/{number}.tar" for number in range(count)]
-    dataset = webdataset.WebDataset(addresses, shardshuffle=False, nodesplitter=lambda source: source)
-    first = next(samples := iter(dataset), None)
-    if first is None:
-        raise CliptexError(f"{place}: the split has no samples; restore the data set")
-    for sample in chain([first], samples):
+    if count < 1:
+        raise CliptexError(f"{place}: the split has no tars; restore the data set, or remove it")
+    for number in range(count):
+        address = f"{tars.rstrip('/')}/{split}/{number}.tar"
+        try:
+            if "://" not in address:
+                require_file(Path(address), "restore the data set")
+            with webdataset.gopen(address) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+                yield from _classified(address, tar)
+        except (OSError, ValueError, tarfile.TarError) as error:
+            raise CliptexError(f"{address}: cannot be read ({error}); restore the data set") from error
+
+
+def _classified(address: str, tar: tarfile.TarFile) -> Iterator[tuple[int, bytes]]:
+    from webdataset.tariterators import group_by_keys
+
+    # a sparse member of a few bytes could have any size
+    members = (member for member in tar if member.isreg() and not member.issparse())
+    files = ({"fname": one.name, "data": tar.extractfile(one).read(), "__url__": address} for one in members)
+    for sample in group_by_keys(files):
         image = next((sample[suffix] for suffix in IMAGES if suffix in sample), None)
         text = sample.get("cls", b"").strip()
         if image is None or not text.isdigit() or len(text) > 9:
             raise CliptexError(
-                f"{sample['__url__']}: sample {sample['__key__']} has no image or no class (.cls, a number); few-shot "
-                "probes need classification sets"
+                f"{address}: sample {sample['__key__']} has no image or no class (.cls, a number); few-shot probes "
+                "need classification sets"
             )
         yield int(text), image

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from cliptex.config import PUBLISHED_TOLERANCE, ClipBenchmark, Config, dataset_slug
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import reading
+from cliptex.core.files import reading, require_file
 
 PUBLISHED = Path(str(files("cliptex.evaluation"))) / "openclip_results.csv"
 """open_clip's table of results: `name`, `pretrained`, and a fraction for each set."""
@@ -120,7 +120,11 @@ def published_scores(path: Path, architecture: str, pretrained: str, sets: Itera
     if pretrained == "openai":
         plain = architecture.removesuffix("-quickgelu")
         names |= {plain, f"{plain}-quickgelu"}
-    with reading(path, "open_clip's table of results", "fetch it again"), path.open(newline="") as file:
+    require_file(path, "correct clip_benchmark.published")
+    with (
+        reading(path, "open_clip's table of results", "fetch it again"),
+        path.open(newline="", encoding="utf-8") as file,
+    ):
         lines = csv.DictReader(file)
         columns, rows = lines.fieldnames or [], list(lines)
     missing = [name for name in ("name", "pretrained", *(one.name for one in sets)) if name not in columns]

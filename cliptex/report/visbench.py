@@ -19,7 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import check_form, reading, replacing, write_json
+from cliptex.core.files import check_form, reading, replacing, require_file, write_json
+from cliptex.evaluation.probes.classification import ClassificationProbe
+from cliptex.evaluation.probes.depth import DepthProbe
+from cliptex.evaluation.probes.normals import NormalsProbe
+from cliptex.evaluation.probes.segmentation import SegmentationProbe
 from cliptex.evaluation.results import ProbeTable, Row, read_result
 
 SCHEMA_VERSION = 9
@@ -39,25 +43,27 @@ class BoardTask(NamedTuple):
 
 
 TASKS = {
-    "segmentation": BoardTask(
-        "semantic_segmentation",
+    SegmentationProbe.name: BoardTask(
+        SegmentationProbe.name,  # theirs has the same name
         "high_level",
         {"mIoU": ("miou", 0.01), "mAcc": ("mean_acc", 0.01), "aAcc": ("pixel_acc", 0.01)},
     ),
-    "depth": BoardTask(
+    DepthProbe.name: BoardTask(
         "depth",
         "mid_level",
         {f"delta{power}": (f"d{power}", 0.01) for power in (1, 2, 3)} | {"rmse": ("rmse", 1), "absrel": ("abs_rel", 1)},
         "image",
     ),
-    "normals": BoardTask(
+    NormalsProbe.name: BoardTask(
         "surface_normal",
         "mid_level",
         {"mean": ("mean", 1), "median": ("median", 1), "rmse": ("rmse", 1)}
         | {name: (f"d{k}", 0.01) for k, name in enumerate(("within_11_25", "within_22_5", "within_30"), start=1)},
         "image",
     ),
-    "classification": BoardTask("classification", "high_level", {"top1": ("top1", 0.01), "top5": ("top5", 0.01)}),
+    ClassificationProbe.name: BoardTask(
+        "classification", "high_level", {"top1": ("top1", 0.01), "top5": ("top5", 0.01)}
+    ),
 }
 """By our names. Detection is not exchanged: COCO's average precision samples 101 recalls, VisBench's does not."""
 FORM: dict[str, Any] = {"schema_version": int, "metrics": {str: int | float}, "task_params": dict}
@@ -107,7 +113,7 @@ def _record(table: ProbeTable, row: Row, time: str) -> dict[str, Any]:
     run = f"{row.model}/seed{row.seed}"
     digest = table.provenance.get("model_sha256", {}).get(run)
     features = options.get("features", {})
-    pooling = features.get("point", "pooled") if row.task == "classification" else "none"
+    pooling = features.get("point", "pooled") if row.task == ClassificationProbe.name else "none"
     return {
         "backbone": run,
         "backbone_key": KEY + str(digest or row.model),
@@ -190,6 +196,7 @@ def import_records(path: Path, out: Path) -> dict[str, int]:
 def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Line number and content of each record. Versions of the schema only add keys, so that older ones can be read."""
     remedy = "remove the line, or write the file with `visbench` again"
+    require_file(path, "correct the name")
     with reading(path, "records of VisBench", remedy), path.open(encoding="utf-8") as file:
         lines = [(number, line) for number, line in enumerate(file, start=1) if line.strip()]
     for number, line in lines:

@@ -1121,3 +1121,33 @@ def table_of_clip_benchmark(folder: Path) -> Reader:
     for path in paths:
         write_json(path, row | {"model": path.parent.name, "provenance": {"model_sha256": {}}})
     return Reader(paths, lambda: write_table(paths, folder / "out" / "table.json"))
+
+
+@reader
+def table_of_published_scores(folder: Path) -> Reader:
+    from cliptex.evaluation.suites import PUBLISHED, evaluation_sets, published_scores
+
+    (folder / "results.csv").write_text("".join(PUBLISHED.read_text().splitlines(keepends=True)[:6]))
+    sets = evaluation_sets("datacomp")[:4]
+    return Reader(
+        files_in(folder), lambda: published_scores(folder / "results.csv", "ViT-H-14-quickgelu", "dfn5b", sets)
+    )
+
+
+@reader
+def split_for_few_shot_probes(folder: Path) -> Reader:
+    from cliptex.data.shards import write_tar
+    from cliptex.evaluation.few_shot import samples_of
+
+    (folder / "train").mkdir()
+    write_tar(folder / "train/0.tar", [("a.jpg", b"1234"), ("a.cls", b"1"), ("b.png", b"12"), ("b.cls", b"0")])
+    (folder / "train/nshards.txt").write_text("1\n")
+    return Reader(files_in(folder), lambda: list(samples_of(str(folder), "train")))
+
+
+@reader
+def board_of_visbench(folder: Path) -> Reader:
+    from cliptex.report.visbench import import_records
+
+    shutil.copyfile(ROOT / "tests/visbench_0.27.0/published_records.jsonl", folder / "board.jsonl")
+    return Reader(files_in(folder), lambda: import_records(folder / "board.jsonl", folder / "out" / "rows.json"))
