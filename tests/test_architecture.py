@@ -112,8 +112,7 @@ def test_stages_without_a_network_start_without_torch():
     """Importing torch takes longer than most of them."""
     heavy = ("torch", "torchvision", "open_clip", "transformers", "timm")
     networks = {"train_backbone", "train", "interpolate", "predict", "fetch_student", "probe", "finetune", "zeroshot"}
-    networks |= {"retrieval", "training_free", "export", "export_benchmark", "check"}
-    networks |= {"retrieval", "few_shot", "export", "export_benchmark", "check"}
+    networks |= {"retrieval", "training_free", "few_shot", "export", "export_benchmark", "check"}
     modules = set()
     for name in ("data", "labels", "models", "evaluation", "project", "stores"):
         for command in ast.parse((PACKAGE / f"cli/{name}.py").read_text()).body:

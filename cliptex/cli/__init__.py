@@ -30,8 +30,16 @@ PANELS = {
 }
 """Modules by panel of `cliptex --help`: their public functions are commands of the same name, in the same order."""
 TRAINING = {"train-backbone", "train-expert", "train", "finetune"}
-ON_GPU = TRAINING | {"fit-pca", "label", "probe", "zeroshot", "retrieval", "training-free", "clip-benchmark"}
-ON_GPU = TRAINING | {"fit-pca", "label", "probe", "zeroshot", "retrieval", "clip-benchmark", "few-shot"}
+ON_GPU = TRAINING | {
+    "fit-pca",
+    "label",
+    "probe",
+    "zeroshot",
+    "retrieval",
+    "training-free",
+    "clip-benchmark",
+    "few-shot",
+}
 """Commands that compute on the GPU if there is one."""
 
 
