@@ -376,6 +376,13 @@ def test_stuff_is_classified_among_all_categories_of_the_panoptic_annotations(mo
     assert stuff["regions"].sum(0)[80:].tolist() == [4, 4] and stuff["regions"].sum() == 8
     labels, masks = find("benchmarks", "coco")(root).stuff("eval").of(samples[0]["id"], (48, 60))
     assert labels.tolist() == [0, 1] and masks.sum((1, 2)).tolist() == [1200, 1200] and masks[0, :20].all()
+    path = root / "annotations" / "panoptic_val2017.json"
+    whole = path.read_text()
+    for damaged in (whole.replace('"segments_info"', '"x"'), whole.replace('"id": 70000', '"id": "a"'), "[]"):
+        path.write_text(damaged)
+        with pytest.raises(CliptexError, match=r"panoptic_val2017\.json: .*; unpack"):
+            find("benchmarks", "coco")(root).stuff("eval")
+    path.write_text(whole)
     with pytest.raises(CliptexError, match="its image 61 x 48; unpack"):
         find("benchmarks", "coco")(root).stuff("eval").of(samples[0]["id"], (48, 61))
 

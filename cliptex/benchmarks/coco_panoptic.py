@@ -34,9 +34,9 @@ class StuffRegions:
             self.class_names = [str(categories[number]["name"]) for number in stuff]
             self._label = {number: index for index, number in enumerate(stuff)}
             self._annotations = {str(row["image_id"]): row for row in data["annotations"]}
-            known = categories.keys()
-            if any(one["category_id"] not in known for row in data["annotations"] for one in row["segments_info"]):
-                raise ValueError("a segment has a category that is not in the file")
+            for one in (one for row in data["annotations"] for one in row["segments_info"]):
+                if type(one["id"]) is not int or one["category_id"] not in categories:
+                    raise ValueError(f"segment {str(one)[:80]} has no id, or a category that is not in the file")
         except (LookupError, TypeError, ValueError) as error:
             problem = f"lacks {error}" if isinstance(error, LookupError) else str(error)
             raise CliptexError(f"{self.file}: {problem}; {UNPACK}") from error
