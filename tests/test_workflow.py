@@ -202,6 +202,10 @@ def test_every_study_can_be_planned(tmp_path, study):
     assert jobs(result)["train"] == len(trained) * seeds
     assert jobs(result)["study_page"] == 1
     assert not {"report", "probe_voc_0", "tabulate_probes", "tabulate_finetuned"} & jobs(result).keys()
+    inputs = re.findall(r"rule probe_study_\w+:\n    input: (.*)", result.stdout + result.stderr)
+    assert bool(inputs) == bool(own.get("probes"))
+    for listed in inputs:  # a job must wait for the models that it evaluates
+        assert all(f"results/models/{model}/seed" in listed for model in own.get("models", {})), listed
     tuned = {name: count for name, count in jobs(result).items() if name.startswith("finetune_")}
     assert tuned == ({"finetune_voc": 2, "finetune_nyuv2": 2} if study == "finetune" else {})
 

@@ -319,7 +319,10 @@ def encoders(models, seed):
     if not MODELS:
         raise WorkflowError("models: there are none to evaluate; add at least one")
     return sorted(
-        {weights(model if model in MODELS else MODELS[0], seed) for model in models}
+        {
+            weights(model if model in STUDY.models else MODELS[0], seed)
+            for model in models
+        }
     )
 
 
