@@ -49,8 +49,9 @@ from cliptex.labels.label import label_batch
 from cliptex.report import build_report
 from cliptex.report.bootstrap import Interval
 from cliptex.report.differences import Comparison, differences_table
+from cliptex.report.evaluators import evaluators
 from cliptex.report.figures import FURTHER, STYLE, WIDTH_INCHES, gains_chart
-from cliptex.report.gains import probe_gains
+from cliptex.report.gains import ProbeGain, probe_gains
 from cliptex.report.gallery import EvaluatedImage, _read_pairs, draw
 from cliptex.report.gather import Scores, gather
 from cliptex.report.page import make_parts
@@ -664,13 +665,15 @@ def test_gains_of_tuned_encoders_stand_beside_those_of_frozen_ones(three_seeds, 
 
 
 def test_verdict_counts_real_gains_only(parsed):
-    assert "A real gain in 3 of 6 dense probes" in parsed.text
-    assert "CLIPTeX is better than CLIP-FT in 5 of 6 dense probes" in parsed.text
-    assert "▲ real: 3 — better than CLIP-FT and both baselines" in parsed.text
-    blocked = "△ baseline as good: 1 (NYUv2 depth, linear [Random]) — the gain may not come from the image."
+    assert "A real gain in 2 of 5 evaluators" in parsed.text
+    assert "CLIPTeX is better than CLIP-FT in 4 of 5 evaluators" in parsed.text
+    assert "Trained heads: a real gain in 2 of 5, better in 4; median relative gain" in parsed.text
+    assert "Holm’s correction at 5 % over all 5: of the 2 that pass alone, 2 remain." in parsed.text
+    assert "▲ real: 2 — better than CLIP-FT and the baselines" in parsed.text
+    blocked = "△ baseline as good: 1 (NYUv2 depth, trained heads [Random]) — the gain may not come from the image."
     assert blocked in parsed.text
-    assert "△ within noise: 1 (COCO instance segmentation, Mask R-CNN)." in parsed.text
-    assert "▼ worse: 1 (NYUv2 surface normals, linear)." in parsed.text
+    assert "△ within noise: 1 (COCO instance segmentation, trained heads)." in parsed.text
+    assert "▼ worse: 1 (NYUv2 surface normals, trained heads)." in parsed.text
     kept = "Zero-shot on ImageNet: ▲ kept, 31.5 % top-1, CLIP-FT 30.1 % (chance 7.1 %; difference +1.4, 95 % "
     assert re.search(re.escape(kept) + r"interval [+−]?\d\.\d to \+\d", parsed.text)
 
@@ -681,10 +684,10 @@ def test_verdict_flips_when_the_numbers_do(three_seeds, tmp_path):
     flipped = {key: (*means[:3], means[4], means[3]) for key, means in MAIN.items()}
     make_probes(config, copy, flipped)
     says = make_parts(gather(config, copy)).verdict
-    assert says.headline == "A real gain in 1 of 6 dense probes"
+    assert says.headline == "A real gain in 1 of 5 evaluators"
     text = " ".join(says.sentences)
-    assert "CLIPTeX is better than CLIP-FT in 1 of 6 dense probes" in text
-    assert "▽ worse, within noise: 1 (" in text and "▼ worse: 4 (" in text
+    assert "CLIPTeX is better than CLIP-FT in 1 of 5 evaluators" in text
+    assert "▽ worse, within noise: 1 (" in text and "▼ worse: 3 (" in text
 
 
 def test_one_seed_claims_nothing_real(three_seeds, tmp_path):
@@ -694,7 +697,7 @@ def test_one_seed_claims_nothing_real(three_seeds, tmp_path):
     make_probes(single, copy)
     build_report(single, copy)
     page = Page((copy / "results/report.html").read_text())
-    assert "Better in 5 of 6 dense probes, in 3 beyond the noise of the images; one seed" in page.text
+    assert "Better in 4 of 5 evaluators, in 2 beyond the noise of the images; one seed" in page.text
     assert "It does not cover how training or a head would turn out with another seed" in page.text
     assert "▲ real" not in page.text
     rows = {row[0]: row[4] for row in page.table("main")[1:] if len(row) > 1}
@@ -757,8 +760,12 @@ def test_a_cell_without_a_value_is_shown_as_missing(three_seeds, tmp_path):
     cells = row["model cliptex"], row["gain"]
     assert [cell.text for cell in cells] == ["–", "–"]
     assert [cell.raw for cell in cells] == ["", ""]
-    missing = "missing: 1 (Pascal VOC semantic segmentation, linear) — not compared, a value is missing."
-    assert missing in parts.verdict.sentences
+    (voc, *_) = parts.tables["evaluators"].groups[0].rows  # only the head that has values
+    assert voc["gain"].value == pytest.approx(100 * (15.2 / 10.2 - 1)) and voc["heads"].text == "linear, PSPNet"
+    key = ("nyuv2", "depth", "linear", "rmse")
+    make_probes(config, copy, MAIN | {key: (*MAIN[key][:4], None)})
+    missing = "missing: 1 (NYUv2 depth, trained heads) — not compared, a value is missing."
+    assert missing in make_parts(gather(config, copy)).verdict.sentences
 
 
 def test_text_from_data_cannot_become_markup(three_seeds, parsed):
@@ -795,7 +802,7 @@ def test_further_models_get_a_sentence_and_tables_of_values_and_gains(three_seed
     rows = [row for group in values.groups for row in group.rows]
     assert all(row["model clip_ft"] == row["model cliptex_shuffled"] for row in rows)
     assert parts.further == [
-        "cliptex_shuffled: median gain over CLIP-FT 0.0 %, better beyond the noise in 0 of 6 dense probes."
+        "cliptex_shuffled: median gain over CLIP-FT 0.0 %, better beyond the noise in 0 of 5 evaluators."
     ]
     gains = parts.tables["further"]
     assert headings(gains) == ["Task, head, metric", "CLIPTeX", "cliptex_shuffled"]
@@ -1148,8 +1155,7 @@ def test_seeds_that_do_not_differ_prove_nothing(subject):
 
 
 def test_verdict_without_any_comparison_says_so():
-    nothing = gain_over({}, 1, subject="a", reference="b")
-    says = verdict({"cell": nothing}, [], seeds=3)
+    says = verdict(evaluators([probe({})], ()), [], seeds=3)
     assert says.headline == "CLIPTeX was not compared with CLIP-FT"
     assert says.counts["cells"] == 0
 
@@ -1194,14 +1200,17 @@ def test_interval_of_a_relative_gain_is_in_percent_of_the_reference_and_signed_a
     assert found.percent_interval.low == pytest.approx(20.5) and found.percent_interval.high == pytest.approx(39.5)
 
 
+def probe(values, draws=None, head="linear", family="trained_head", task="depth", benchmark="nyuv2", metric="mIoU"):
+    """A row of the report, as `cliptex.report.gains` makes them."""
+    pair = {"subject": "cliptex", "reference": "clip_ft"}
+    gain = gain_over(values, 1, **pair, baselines=(), needed=(), draws=draws or {})
+    return ProbeGain(benchmark, task, head, metric, values, gain, draws or {}, "official", family)
+
+
 def test_verdict_has_an_interval_of_the_median_gain():
-    cells = {
-        str(i): gain_over(
-            {"a": [12.0], "b": [10.0]}, 1, subject="a", reference="b", draws={"a": 12 + NEAR, "b": 10 + 0 * NEAR}
-        )
-        for i in range(3)
-    }
-    (sentence, *_) = verdict(cells, [], seeds=1).sentences
+    values, draws = {"cliptex": [12.0], "clip_ft": [10.0]}, {"cliptex": 12 + NEAR, "clip_ft": 10 + 0 * NEAR}
+    found = evaluators([probe(values, draws, task=task) for task in ("depth", "normals", "detection")], ())
+    (sentence, *_) = verdict(found, [], seeds=1).sentences
     assert "median relative gain +20.0 % (95 % interval +10.5 to +29.5 %)" in sentence
 
 
@@ -1227,10 +1236,10 @@ def test_a_sentence_on_a_further_model():
         gain_over({}, 1, subject="a", reference="b"),
     ]
     assert further_sentence("A", better) == (
-        "A: median gain over CLIP-FT +95.2 %, better beyond the noise in 1 of 1 dense probes."
+        "A: median gain over CLIP-FT +95.2 %, better beyond the noise in 1 of 1 evaluators."
     )
     one_seed = [gain_over({"a": [2.0], "b": [1.0]}, 1, subject="a", reference="b")]
-    assert further_sentence("A", one_seed) == "A: median gain over CLIP-FT +100.0 %, better in 1 of 1 dense probes."
+    assert further_sentence("A", one_seed) == "A: median gain over CLIP-FT +100.0 %, better in 1 of 1 evaluators."
     assert further_sentence("A", []) == "A was not compared with CLIP-FT."
 
 

@@ -144,17 +144,15 @@ def test_tables_mark_what_an_expert_has_seen_and_say_who(run, tmp_path):
     assert seen["coco", "cliptex"] == "data set" and seen["coco", "clip_ft"] == seen["voc", "cliptex"] == ""
     page = (copy / "results/report.html").read_text(encoding="utf-8")
     assert "trained on COCO train2017; backbone: ImageNet train" in page
-    assert "in 3 of 6 dense probes; 2 of 2 without those whose data set an expert has seen" in page
+    assert "in 2 of 5 evaluators; 1 of 1 without those whose data set an expert has seen" in page
 
 
 def test_the_verdict_counts_with_and_without_marked_rows(run, tmp_path):
     config, copy = planted(run, tmp_path, segmentation=MASK_RCNN_RECORD)
     says = make_parts(gather(config, copy)).verdict
-    assert says.headline.startswith("A real gain in 3 of 6 dense probes; ")
-    assert says.unseen == "2 of 4 without those whose data set an expert has seen"
-    assert says.sentences[1].startswith(
-        "Without the 2 dense probes whose data set an expert was trained on: better in "
-    )
+    assert says.headline.startswith("A real gain in 2 of 5 evaluators; ")
+    assert says.unseen == "1 of 3 without those whose data set an expert has seen"
+    assert says.sentences[1].startswith("Without the 2 evaluators whose data set an expert was trained on: better in ")
     assert says.sentences[-1].endswith("An expert was trained on this data set.")  # ImageNet, by the backbone
     everything = [{"name": name, "split": "train", "how": ""} for name in ("voc", "coco", "nyuv2")]
     config, copy = planted(run, tmp_path / "all", depth={"trained_on": everything})

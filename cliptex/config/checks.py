@@ -55,6 +55,8 @@ def problems(config: "Config", is_whole: bool) -> Iterator[Problem]:
         yield from _runs(("study",), runs, is_whole, own)
     for name in config.probes.models:
         yield from _one_of(("probes", "models"), name, config.models, is_whole)
+    for name in config.report.yardstick or ():
+        yield from _one_of(("report", "yardstick"), name, config.models, is_whole)
     for name, accuracies in config.zeroshot.published.items():
         path = ("zeroshot", "published", name)
         yield from _one_of(path, name, config.models, is_whole)

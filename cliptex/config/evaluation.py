@@ -182,6 +182,13 @@ class Report(Section):
     """Evaluation images shown per task where CLIPTeX improves most, and as many where it degrades most."""
     resamples: Annotated[int, Field(ge=100)] = 1000
     """Bootstrap resamples of the evaluation images and seeds for the intervals of differences between models."""
+    yardstick: Annotated[list[Name], Field(min_length=2, max_length=2), Unique] | None = None
+    """Two models that differ by an ordinary recipe. The report shows the gap between them next to each gain; other than
+    `clip`, `clip_ft` and `cliptex` they have no columns of their own. null: none."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(handler(self), "yardstick", None)
 
 
 class Corruptions(Section):

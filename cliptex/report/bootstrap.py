@@ -4,8 +4,13 @@ Images are drawn with replacement, as many as there are, and so are seeds; all m
 A draw's value is the mean over its seeds. The 2.5th and 97.5th percentile of the difference bound the interval (Efron
 and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3). Drawing from n seeds shows (n - 1) / n of their
 variance, and from one seed none, so the standard deviation over seeds is tested as well (`cliptex.report.statistics`).
+
+A p-value takes the standard error from the draws and the tail from the normal distribution. Counting the draws on the
+other side of zero would not do for several comparisons: of B draws it gives at least 2 / (B + 1), in steps of that
+size, while Holm's correction of m comparisons asks for 0.05 / m.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,10 +69,26 @@ def resampled_over(seeds: Sequence[int]) -> str:
     return "evaluation images and seeds" if len(seeds) > 1 else "evaluation images"
 
 
+def _known(values_B: np.ndarray) -> np.ndarray | None:
+    known = values_B[np.isfinite(values_B)]
+    return None if 2 * len(known) < len(values_B) else known
+
+
 def interval(values_B: np.ndarray) -> Interval | None:
     """The middle 95 % of resampled values; None if fewer than half of the draws have a value."""
-    known = values_B[np.isfinite(values_B)]
-    if 2 * len(known) < len(values_B):
+    if (known := _known(values_B)) is None:
         return None
     tail = (100 - LEVEL) / 2
     return Interval(*np.percentile(known, [tail, 100 - tail]).tolist())
+
+
+def p_value(value: float, values_B: np.ndarray) -> float | None:
+    """Two-sided p-value, 0..1, of a difference `value` with resampled values: 2 (1 - Phi(|value| / s)), s their
+    standard deviation. None with fewer than two of them, or if fewer than half of the draws have a value."""
+    known = _known(values_B)
+    if known is None or len(known) < 2:
+        return None
+    error = float(known.std(ddof=1))
+    if not error:
+        return 0.0 if value else 1.0
+    return math.erfc(abs(value) / error / math.sqrt(2))

@@ -157,8 +157,8 @@ def gains_chart(results: Results, probes: Sequence[ProbeGain]) -> Chart | None:
         f"Relative gain over CLIP-FT, with CLIPTeX’s {LEVEL:.0f} % interval over "
         f"{resampled_over(results.config.seeds)}. Better baseline: the better of Random and Position",
         "Dot chart with one line for each benchmark, task and head: the relative gain over CLIP-FT of CLIPTeX with its "
-        "interval, of CLIP and of the better baseline, in percent; right is better. The numbers are in the first "
-        "table.",
+        "interval, of CLIP and of the better baseline, in percent; right is better. The numbers are in the "
+        "tables.",
         1.35 + 0.27 * len(shown),
         draw,
     )
@@ -218,7 +218,9 @@ def task_loss_chart(results: Results) -> Chart | None:
 
 
 def _models_with(results: Results, key: str) -> list[str]:
-    return [name for name, runs in results.runs.items() if any(_series(run.history, key) for run in runs.values())]
+    return [
+        name for name, runs in results.shown_runs.items() if any(_series(run.history, key) for run in runs.values())
+    ]
 
 
 def _steps_before(results: Results, name: str) -> int:
@@ -230,7 +232,7 @@ def _steps_before(results: Results, name: str) -> int:
 
 
 def _curves(axes: Axes, results: Results, name: str, key: str, start: int = 0) -> None:
-    further = [model for model in results.runs if model not in names.MODELS]
+    further = [model for model in results.shown_runs if model not in names.MODELS]
     shade = MODELS[name] if name in MODELS else FURTHER[further.index(name) % len(FURTHER)]
     label = names.model(name)
     for run in results.runs[name].values():

@@ -13,7 +13,7 @@ from cliptex.evaluation.per_image import num_images
 from cliptex.report import names
 from cliptex.report.bootstrap import draws, resampled
 from cliptex.report.gather import Results, Scores
-from cliptex.report.statistics import Gain, ZeroShot, gain_over
+from cliptex.report.statistics import Gain, Gap, ZeroShot, difference, gain_over, gap_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class ProbeGain:
     draws: dict[str, np.ndarray]
     source: str | None = None
     """Of the benchmark's data."""
+    family: str = "trained_head"
+    """How the encoder is read (`names.FAMILIES`)."""
+    gap: Gap | None = None
+    """Between the two recipes of the yardstick, in the metric's unit; None without a yardstick."""
 
     @property
     def label(self) -> str:
@@ -83,7 +87,9 @@ def _gains(
             drawn = _drawn(results, scores, task, head, metric)
             pair = {"subject": names.SUBJECT, "reference": names.REFERENCE}
             gain = gain_over(values, direction(metric), **pair, baselines=baselines, needed=needed, draws=drawn)
-            out.append(ProbeGain(name, task, head, metric, values, gain, drawn, scores.source))
+            gap = gap_of((values, drawn), direction(metric), gain.difference, results.yardstick, *pair.values())
+            family = scores.family(task, head)
+            out.append(ProbeGain(name, task, head, metric, values, gain, drawn, scores.source, family, gap))
     return out
 
 
@@ -109,6 +115,8 @@ def zeroshot_results(results: Results) -> list[ZeroShot]:
             values = scores.values(task, head, metric)
             drawn = _drawn(results, scores, task, head, metric)
             title = metric_of(task, metric).title
+            pair = names.SUBJECT, names.REFERENCE
+            against = difference(*(values.get(model, []) for model in pair), 1, [drawn.get(model) for model in pair])
             out.append(
                 ZeroShot(
                     names.benchmark(name, scores.source) + (f" ({names.task(task).lower()})" if several else ""),
@@ -118,6 +126,7 @@ def zeroshot_results(results: Results) -> list[ZeroShot]:
                     (drawn.get(names.SUBJECT), drawn.get(names.REFERENCE)),
                     title.lower() if metric == "top1" else title,
                     (name, task),
+                    gap_of((values, drawn), 1, against, results.yardstick, *pair),
                 )
             )
     return out

@@ -15,7 +15,7 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.files import reading, require_file
 from cliptex.data.official.status import needs_pairs
 from cliptex.data.shard_index import read_index
-from cliptex.evaluation.measures import measures
+from cliptex.evaluation.measures import measures, shown
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.per_image import PerImage, num_images, per_image_path, read_per_image
 from cliptex.evaluation.probes.tasks import load_tasks
@@ -73,6 +73,11 @@ class Scores(AnyResult):
         if level is not None and not isinstance(level, int | float):
             raise CliptexError(f"{self.path}: chance of {task}, {metric} is not a number: {level!r}; evaluate it again")
         return level
+
+    def family(self, task: str, head: str) -> str:
+        """How the encoder is read (`Row.family`)."""
+        rows = (row.family for row in self.results if (row.task, row.head) == (task, head))
+        return next(filter(None, rows), None) or shown(task).family
 
     def values(self, task: str, head: str, metric: str) -> dict[str, list[float]]:
         """Model -> one value a seed, in order of seeds; only models with the metric."""
@@ -142,7 +147,7 @@ class Results:
     config: Config
     workdir: Path
     models: list[str]
-    """Evaluated models in the order of the columns."""
+    """Evaluated models in the order of the columns, without those that are only the yardstick."""
     baselines: list[str]
     """Evaluated baselines in the order of the columns."""
     probes: dict[str, Scores]
@@ -160,6 +165,13 @@ class Results:
     """Pairs of label stores of one task (`cliptex.labels.agreement`)."""
     suite: dict[str, Any] | None = None
     """clip_benchmark's table, if the configuration has a suite."""
+    yardstick: tuple[str, ...] = ()
+    """The two models of `report.yardstick`, if both were evaluated; else none."""
+
+    @property
+    def shown_runs(self) -> dict[str, dict[int, FinishedRun]]:
+        """The training runs without those of models that are only the yardstick."""
+        return {name: runs for name, runs in self.runs.items() if not names.is_yardstick(self.config, name)}
 
     @property
     def miniature(self) -> bool:
@@ -196,7 +208,7 @@ def gather(config: Config, workdir: Path) -> Results:
     return Results(
         config=config,
         workdir=workdir,
-        models=models,
+        models=[name for name in models if not names.is_yardstick(config, name)],
         baselines=baselines,
         probes=probes,
         zeroshot=zeroshot,
@@ -218,6 +230,7 @@ def gather(config: Config, workdir: Path) -> Results:
         if pairs_of_stores(config)
         else [],
         suite=_suite(config, workdir / paths.CLIP_BENCHMARK, models) if config.clip_benchmark.suite else None,
+        yardstick=tuple(pair) if set(pair := config.report.yardstick or ()) <= set(models) else (),
     )
 
 

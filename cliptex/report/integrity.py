@@ -168,7 +168,7 @@ def _check_weights(results: Results, scores: Scores) -> list[str]:
         for seed, run in runs.items():
             key, folder = f"{name}/seed{seed}", results.workdir / paths.model(name, seed)
             if not check_weights(scores.path, key, digests.get(key), run.record.get("model_sha256"), folder):
-                unknown += [key] if name in results.models else []
+                unknown += [key] if name in (*results.models, *results.yardstick) else []
     return [f"{scores.path} does not record the weights of {', '.join(unknown)}."] if unknown else []
 
 

@@ -1,5 +1,6 @@
 """Names of models, benchmarks, tasks and heads as the page shows them; unlisted names stay as they are."""
 
+from cliptex.config import Config
 from cliptex.evaluation.measures import shown
 
 MODELS = {"clip": "CLIP", "clip_ft": "CLIP-FT", "cliptex": "CLIPTeX", "random": "Random", "position": "Position"}
@@ -29,6 +30,10 @@ BENCHMARKS = {
 }
 
 HEAD_ORDER = ("knn", "in_context", "linear", "deeplabv3", "pspnet")
+FAMILIES = {"trained_head": "Trained heads", "no_head": "No trained head", "text": "By text"}
+"""How an encoder is read, in the order of the report."""
+
+HEAD_ORDER = ("linear", "deeplabv3", "pspnet")
 """From light to heavy; other heads come after these."""
 
 HEADS = {
@@ -63,3 +68,8 @@ def task(name: str) -> str:
 
 def head(name: str) -> str:
     return HEADS.get(name, name)
+
+
+def is_yardstick(config: Config, model: str) -> bool:
+    """Whether a model is only shown as the yardstick of gains, without a column of its own."""
+    return model not in MODELS and model in (config.report.yardstick or ())

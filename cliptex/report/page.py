@@ -15,14 +15,23 @@ from cliptex.core.redact import escape_controls, without_secrets
 from cliptex.report import figures, gallery, html, names
 from cliptex.report.bootstrap import LEVEL
 from cliptex.report.differences import Comparison, compare, differences_table
+from cliptex.report.evaluators import evaluators
 from cliptex.report.found_studies import found_studies
-from cliptex.report.gains import ProbeGain, finetuned_gains, further_models, probe_gains, zeroshot_results
+from cliptex.report.gains import (
+    finetuned_gains,
+    further_models,
+    probe_gains,
+    training_free_gains,
+    zeroshot_results,
+)
 from cliptex.report.gather import Results, Scores
 from cliptex.report.integrity import check
 from cliptex.report.seen import SeenData, compared
 from cliptex.report.statistics import GainStatus, ZeroShot, ZeroShotState, format_interval, signed
 from cliptex.report.table import Table
 from cliptex.report.tables import data, provenance, suite, training
+from cliptex.report.tables import data, provenance, training
+from cliptex.report.tables import evaluators as evaluated
 from cliptex.report.tables import results as evaluation
 from cliptex.report.tables.cells import count
 from cliptex.report.verdict import Verdict, further_sentence, verdict
@@ -31,6 +40,7 @@ SUFFIX = " (miniature)"
 SUITE = ("suite_published", "suite", "few_shot")
 SECTIONS = {
     "results": "Results",
+    "untrained": "Without a trained head",
     "zeroshot": "Zero-shot",
     "suite": "Zero-shot on DataComp's evaluation sets",
     "finetuning": "End-to-end fine-tuning",
@@ -62,11 +72,15 @@ class Parts:
 def make_parts(results: Results) -> Parts:
     """Check the results and build every table and chart. Captions of stand-in data end with `SUFFIX`."""
     notes = check(results)
-    gains, shots = probe_gains(results), zeroshot_results(results)
+    gains, shots, free = probe_gains(results), zeroshot_results(results), training_free_gains(results)
+    counted = evaluators([*gains, *free], results.baselines, results.yardstick)
+    headless = evaluated.untrained_rows(results, [*gains, *free])
     comparisons = compare(results)
     seen = SeenData(results.config, results.experts)
     tables = {
-        "main": evaluation.main_table(results, gains),
+        "evaluators": evaluated.evaluators_table(results, counted),
+        "main": evaluation.main_table(results, [gain for gain in gains if gain.family == "trained_head"]),
+        "untrained": evaluated.untrained_table(results, headless),
         "further_values": evaluation.further_values_table(results, gains),
         "further": evaluation.further_table(results, gains),
         "zeroshot": evaluation.zeroshot_table(results, shots),
@@ -93,22 +107,26 @@ def make_parts(results: Results) -> Parts:
     }.items():
         each = list(benchmarks.values())
         tables[name] = seen.marked(tables[name], lambda group, _, each=each: each[group])
+    files = evaluated.scores_by_benchmark(results)
+    families = list(evaluated.by_family(counted).values())
+    tables["evaluators"] = seen.marked(tables["evaluators"], lambda g, row: files[families[g][row].benchmark][0])
+    tables["untrained"] = seen.marked(tables["untrained"], lambda g, row: list(headless.values())[g][row][0])
     rows = [comparison.scores for comparison in comparisons if comparison.differences is not None]
     tables["differences"] = seen.marked(tables["differences"], lambda _, row: rows[row])
     metrics = [
         seen.marked(evaluation.metrics_table(results, scores, models), lambda *_, scores=scores: scores)
-        for models, benchmarks in ((shown, results.probes), (tuned, results.finetuned))
+        for models, benchmarks in (
+            (shown, results.probes),
+            (shown, results.training_free),
+            (tuned, results.finetuned),
+        )
         for scores in benchmarks.values()
     ]
     charts = {
-        "gains": figures.gains_chart(results, gains),
+        "gains": figures.gains_chart(results, [*gains, *free]),
         "contrastive_loss": figures.loss_chart(results),
         "task_losses": figures.task_loss_chart(results),
     }
-    dense: dict[str, ProbeGain] = {}
-    for gain in gains:
-        if gain.dense:  # two heads can have the same label
-            dense[f"{gain.label} ({gain.head})" if gain.label in dense else gain.label] = gain
     suffix = SUFFIX if results.miniature else ""
 
     def has_seen(scores: Scores) -> bool:
@@ -116,15 +134,16 @@ def make_parts(results: Results) -> Parts:
 
     return Parts(
         verdict(
-            {label: gain.gain for label, gain in dense.items()},
+            counted,
             shots,
             seeds=len(results.config.seeds),
-            seen=[label for label, gain in dense.items() if has_seen(results.probes[gain.benchmark])],
+            seen=[one.label for one in counted if has_seen(files[one.benchmark][0])],
             seen_zeroshot=[shot.key for shot in shots if has_seen(results.zeroshot[shot.key[0]])],
+            yardstick=results.yardstick,
         ),
         shots,
         [
-            further_sentence(names.model(model), [gain.gain_of(model, results.baselines) for gain in dense.values()])
+            further_sentence(names.model(model), [one.gain_of(model, results.baselines) for one in counted])
             for model in further_models(results)
         ],
         {
@@ -151,6 +170,7 @@ def render(results: Results, parts: Parts) -> str:
     }
     studies, left_out = found_studies(results.workdir, weights)
     present = {
+        "untrained": parts.tables["untrained"],
         "zeroshot": parts.tables["zeroshot"],
         "suite": parts.tables["suite"],
         "finetuning": parts.tables["finetuned"],
@@ -196,17 +216,25 @@ def render(results: Results, parts: Parts) -> str:
 def _tiles(results: Results, parts: Parts) -> list[dict[str, Any]]:
     counts = parts.verdict.counts
     if len(results.config.seeds) > 1:
-        status, gain = GainStatus.REAL, "a real gain over CLIP-FT"
+        status, gain = GainStatus.REAL, "a real gain over CLIP-FT, after correction for their number"
     else:
-        status, gain = GainStatus.ONE_SEED, "a gain over CLIP-FT beyond the noise of the images"
-    text = f"dense probes with {gain}; better in {counts['better']}"
+        status, gain = (
+            GainStatus.ONE_SEED,
+            "a gain over CLIP-FT beyond the noise of the images, corrected",
+        )
+    text = f"evaluators of dense tasks with {gain}; better in {counts['better']}"
     if parts.verdict.unseen:
         text += f"; {parts.verdict.unseen}"
     tiles = [{"value": f"{counts[status]} of {counts['cells']}", "text": text}]
     if (percent := parts.verdict.gain) is not None:
         bounds = parts.verdict.gain_interval
         interval = f"; {LEVEL:.0f} % interval {format_interval(bounds)} %" if bounds else ""
-        tiles.append({"value": f"{signed(percent)} %", "text": f"median relative gain in the dense probes{interval}"})
+        tiles.append(
+            {
+                "value": f"{signed(percent)} %",
+                "text": f"median relative gain in the evaluators{interval}",
+            }
+        )
     informative = [
         shot for shot in parts.zeroshot if shot.state not in (ZeroShotState.MISSING, ZeroShotState.AT_CHANCE)
     ]

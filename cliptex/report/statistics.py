@@ -86,6 +86,8 @@ class GainStatus(StrEnum):
     """Better than the reference and every baseline, each beyond the noise, including that over seeds."""
     ONE_SEED = "one seed"
     """Better than the reference and every baseline beyond image noise; one seed has no spread."""
+    NOT_CORRECTED = "alone, not after Holm"
+    """As one of the two above, but not after the correction for several comparisons."""
     WITHIN_NOISE = "within noise"
     """Better than the reference, but not beyond the noise, or the noise is not known."""
     BASELINE = "baseline as good"
@@ -99,7 +101,15 @@ class GainStatus(StrEnum):
     """The subject or the reference has no value."""
 
 
-BETTER = (GainStatus.REAL, GainStatus.ONE_SEED, GainStatus.WITHIN_NOISE, GainStatus.BASELINE, GainStatus.UNCHECKED)
+COUNTED = (GainStatus.REAL, GainStatus.ONE_SEED)
+"""Beyond the noise, as far as it is known."""
+BETTER = (
+    *COUNTED,
+    GainStatus.NOT_CORRECTED,
+    GainStatus.WITHIN_NOISE,
+    GainStatus.BASELINE,
+    GainStatus.UNCHECKED,
+)
 """The subject's mean is better than the reference's."""
 
 
@@ -174,6 +184,95 @@ def _status(
     return GainStatus.ONE_SEED if against.spread is None else GainStatus.REAL, []
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for all of them, in the same order: Holm's procedure at alpha rejects those that are at most
+    alpha.
+
+    The k-th smallest of m (k from 0) is multiplied by m - k, and is at least the adjusted one before it and at most 1
+    (Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979).
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+Measured = tuple[Mapping[str, Sequence[float]], Mapping[str, np.ndarray]]
+"""Model -> one value a seed, and model -> its value in each draw."""
+
+
+def mean_over_heads(heads: Sequence[Measured], subject: str, reference: str) -> Measured:
+    """Several heads on one set as one: each model's mean over the heads, seed by seed and draw by draw.
+
+    Each head counts in units of the reference's mean with it, so that the relative gain of the result is the mean of
+    the heads' relative gains. A head is left out if it lacks a value of the subject or the reference that another head
+    has, or if the reference is zero with it, unless it is so with all. Models that not every remaining head has are
+    left out.
+    """
+    counts = [min(len(values.get(subject, ())), len(values.get(reference, ()))) for values, _ in heads]
+    whole = [head for head, count in zip(heads, counts, strict=True) if count and count == max(counts)]
+    scales = [abs(fmean(values[reference])) for values, _ in whole]
+    if any(scales):
+        whole = [head for head, scale in zip(whole, scales, strict=True) if scale]
+        scales = [scale for scale in scales if scale]
+    else:
+        scales = [1.0] * len(whole)
+    if not whole:
+        return {}, {}
+    means, drawn = {}, {}
+    for model in whole[0][0]:
+        own = [values.get(model, ()) for values, _ in whole]
+        if len({len(values) for values in own}) == 1:
+            seeds = zip(*own, strict=True)
+            means[model] = [fmean(v / scale for v, scale in zip(seed, scales, strict=True)) for seed in seeds]
+            if all(model in draws for _, draws in whole):
+                drawn[model] = np.mean([d[model] / scale for (_, d), scale in zip(whole, scales, strict=True)], axis=0)
+    return means, drawn
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The gap between two ordinary recipes, the yardstick of a gain, in the unit of the values.
+
+    value: not negative. interval: 95 %, signed so that the better recipe's lead is positive. gain: the gain compared.
+    excess: 95 % of |gain| - |gap|; None without draws.
+    """
+
+    value: float
+    interval: Interval | None
+    gain: float
+    excess: Interval | None
+
+    @property
+    def exceeded(self) -> bool:
+        return abs(self.gain) > self.value
+
+    @property
+    def beyond_noise(self) -> bool:
+        return self.exceeded and self.excess is not None and self.excess.low > 0
+
+
+def gap_of(measured: Measured, better: int, gain: Difference | None, pair: Sequence[str], *models: str) -> Gap | None:
+    """The gap between the two models of `pair`, next to the gain of the first of `models` over the second.
+
+    None without a pair, or if a value is missing.
+    """
+    values, draws = measured
+    if len(pair) != 2 or gain is None:
+        return None
+    (a, b), (subject, reference) = pair, models
+    found = difference(values.get(b, ()), values.get(a, ()), better, (draws.get(b), draws.get(a)))
+    if found is None:
+        return None
+    sign, excess = 1 if found.value >= 0 else -1, None
+    if all(model in draws for model in (a, b, subject, reference)):
+        lead = better * (draws[subject] - draws[reference]) * (1 if gain.value >= 0 else -1)
+        excess = interval(lead - np.abs(draws[b] - draws[a]))
+    return Gap(abs(found.value), found.interval and found.interval.scaled(sign), gain.value, excess)
+
+
 class ZeroShotState(StrEnum):
     KEPT = "kept"
     WITHIN_NOISE = "lower, within noise"
@@ -199,6 +298,8 @@ class ZeroShot:
     draws: Draws = (None, None)
     metric: str = "top-1"
     key: tuple[str, str] = ("", "")
+    gap: Gap | None = None
+    """Between the two recipes of the yardstick, in points."""
 
     @property
     def against(self) -> Difference | None:

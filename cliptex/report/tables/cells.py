@@ -1,14 +1,15 @@
 """Cells, columns and notes that the tables of the report share."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from statistics import fmean
 
 from cliptex.evaluation.measures import metric_of
 from cliptex.evaluation.metrics.display import direction
 from cliptex.report import names
+from cliptex.report.bootstrap import LEVEL
 from cliptex.report.gains import ProbeGain
 from cliptex.report.gather import Results, Scores
-from cliptex.report.statistics import Gain, GainStatus, format_interval, sample_std, signed
+from cliptex.report.statistics import Gain, GainStatus, Gap, format_interval, sample_std, signed
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, best_of, csv_columns
 from cliptex.report.verdict import mark, tone
 
@@ -18,6 +19,9 @@ PROTOCOL_COLUMNS += ("encoders trained on", "protocol")
 """CSV columns that state how a row was measured (`protocol_cells`)."""
 GAIN_COLUMNS = ("outcome", "gain low", "gain high", "difference", "difference low", "difference high")
 """CSV columns of a gain (`gain_csv_cells`)."""
+
+GAP_COLUMNS = ("gap low", "gap high", "gain beyond gap low", "gain beyond gap high")
+"""CSV columns of the yardstick (`gap_csv_cells`)."""
 
 
 def count(value: float) -> str:
@@ -109,6 +113,44 @@ def gain_csv_cells(gain: Gain, prefix: str = "") -> dict[str, Cell]:
     return {f"{prefix}{column}": cell for column, cell in zip(GAIN_COLUMNS, cells, strict=True)}
 
 
+def gap_columns(results: Results) -> list[Column]:
+    """The yardstick's column, next to that of the gain; none without a yardstick."""
+    return [Column("gap", "Gap of two recipes"), *csv_columns(GAP_COLUMNS)] if results.yardstick else []
+
+
+def gap_cells(gap: Gap | None, text: str, decimals: int) -> dict[str, Cell]:
+    """The yardstick next to a gain: its size (`text`), interval, and whether the gain is larger."""
+    if gap is None:
+        return {"gap": Cell(MISSING), **{column: Cell(MISSING) for column in GAP_COLUMNS}}
+    change = "gain" if gap.gain >= 0 else "loss"
+    note = f"{change} not larger"
+    if gap.exceeded:
+        note = f"{change} larger" if gap.beyond_noise else f"{change} larger, within noise"
+    bounds = gap.interval, gap.excess
+    numbers = [getattr(one, end) if one else None for one in bounds for end in ("low", "high")]
+    shown = format_interval(gap.interval, decimals) if gap.interval else ""
+    cells = {"gap": Cell(text, gap.value, note, shown)}
+    return cells | dict(zip(GAP_COLUMNS, map(number_cell, numbers), strict=True))
+
+
+def metric_gap_cells(gap: Gap | None, task: str, metric: str) -> dict[str, Cell]:
+    """The yardstick in the metric's unit."""
+    about = metric_of(task, metric)
+    return gap_cells(gap, about.format(gap.value) if gap else MISSING, about.decimals)
+
+
+def gap_notes(results: Results) -> list[str]:
+    """What the yardstick is; none without one."""
+    if not results.yardstick:
+        return []
+    pair = " and ".join(map(names.model, results.yardstick))
+    return [
+        f"Gap of two recipes: between {pair}, two models that differ by an ordinary recipe, under the same protocol; "
+        f"the absolute difference of the means in the metric’s unit, and its {LEVEL:.0f} % interval. Larger: |gain| is "
+        "more than |gap| in that unit, beyond the noise if the interval of |gain| − |gap| is above zero."
+    ]
+
+
 def probe_groups(
     benchmarks: dict[str, Scores], gains: Sequence[ProbeGain], row: Callable[[Scores, ProbeGain], Row]
 ) -> list[Group]:
@@ -157,11 +199,16 @@ def image_counts(scores: Scores) -> str:
     return f"{', '.join(parts)} ({scores.split})"
 
 
-def fine_notes(results: Results, benchmarks: Iterable[Scores]) -> list[str]:
-    """Notes under a table of results: protocol and images of each benchmark, training data of the encoders, seeds."""
+def fine_notes(
+    results: Results, benchmarks: Iterable[Scores], families: Collection[str] = tuple(names.FAMILIES)
+) -> list[str]:
+    """Notes under a table of results: protocol and images of each benchmark, training data of the encoders, seeds.
+
+    families: of the rows in the table (`names.FAMILIES`).
+    """
     notes = []
     for scores in benchmarks:
-        protocols = [f"{tasks}: {protocol}" for protocol, tasks in _protocols(scores).items()]
+        protocols = [f"{tasks}: {protocol}" for protocol, tasks in _protocols(scores, families).items()]
         benchmark = names.benchmark(scores.benchmark, scores.source)
         notes.append(f"{benchmark}: {'. '.join([image_counts(scores), *protocols])}.")
     config = results.config
@@ -181,11 +228,11 @@ def _training_set(results: Results) -> str:
     return f"{pairs} {kind.get(results.config.dataset.source, 'image-caption pairs')}"
 
 
-def _protocols(scores: Scores) -> dict[str, str]:
+def _protocols(scores: Scores, families: Collection[str]) -> dict[str, str]:
     """Protocol -> the tasks and heads that follow it, in words."""
     heads_of: dict[str, dict[str, dict[str, None]]] = {}
     for row in scores.results:
-        if row.protocol:
+        if row.protocol and scores.family(row.task, row.head) in families:
             heads_of.setdefault(row.protocol, {}).setdefault(row.task, {})[names.head(row.head)] = None
     return {
         protocol: "; ".join(f"{names.task(task)}, {', '.join(heads)}" for task, heads in tasks.items())

@@ -19,7 +19,10 @@ from cliptex.report.tables.cells import (
     fine_notes,
     gain_cell,
     gain_csv_cells,
+    gap_columns,
+    gap_notes,
     image_counts,
+    metric_gap_cells,
     metric_label,
     model_columns,
     model_key,
@@ -40,7 +43,7 @@ ONE_SEED = (
 
 
 def main_table(results: Results, gains: Sequence[ProbeGain]) -> Table:
-    """The main metric of every model and baseline, and CLIPTeX's gain over CLIP-FT."""
+    """The main metric of every model and baseline, and CLIPTeX's gain over CLIP-FT. gains: of trained heads."""
     models = [model for model in results.models if model in names.MODELS]
     shown = [*models, *results.baselines]
     return Table(
@@ -50,14 +53,15 @@ def main_table(results: Results, gains: Sequence[ProbeGain]) -> Table:
             task_column(),
             *model_columns(models),
             Column("gain", "CLIPTeX over CLIP-FT"),
+            *gap_columns(results),
             *model_columns(results.baselines),
             *value_columns(shown),
             *csv_columns(GAIN_COLUMNS),
         ],
         probe_groups(results.probes, gains, lambda scores, probe: _row(results, scores, probe, shown)),
-        _main_notes(results, any(probe.gain.percent_interval for probe in gains)),
+        [*_main_notes(results, any(probe.gain.percent_interval for probe in gains)), *gap_notes(results)],
         "benchmark",
-        fine_notes(results, results.probes.values()),
+        fine_notes(results, results.probes.values(), ["trained_head"]),
     )
 
 
@@ -66,6 +70,7 @@ def _row(results: Results, scores: Scores, probe: ProbeGain, models: Sequence[st
     return {
         "task": task_cell(probe.task, probe.head, probe.metric),
         "gain": gain_cell(probe.gain),
+        **metric_gap_cells(probe.gap, probe.task, probe.metric),
         **value_cells(results, scores, probe.task, probe.head, probe.metric, models),
         **gain_csv_cells(probe.gain),
     }
@@ -117,15 +122,16 @@ def finetuned_table(results: Results, tuned: Sequence[ProbeGain], frozen: Sequen
             task_column(),
             *model_columns(shown),
             Column("gain", "CLIPTeX over CLIP-FT"),
+            *gap_columns(results),
             Column("frozen gain", "the same, frozen"),
             *value_columns(shown),
             *csv_columns(GAIN_COLUMNS),
         ],
         probe_groups(results.finetuned, tuned, row),
         [
-            "Encoder and head are trained on the benchmark. The last two columns: CLIPTeX's relative gain over CLIP-FT "
-            "with fine-tuned and with frozen encoders; intervals and marks as in the first table. Random: trained from "
-            "scratch."
+            "Encoder and head are trained on the benchmark. Next to CLIPTeX's relative gain over CLIP-FT with "
+            "fine-tuned encoders stands that with frozen ones; intervals and marks as in the table of probes. Random: "
+            "trained from scratch."
         ],
         "benchmark",
         fine_notes(results, results.finetuned.values()),
@@ -143,7 +149,7 @@ def further_values_table(results: Results, gains: Sequence[ProbeGain]) -> Table 
         "Further models compared with CLIP-FT and CLIPTeX",
         [task_column(), *model_columns(shown), *value_columns(shown)],
         probe_groups(results.probes, gains, lambda scores, probe: _row(results, scores, probe, shown)),
-        ["As in the first table."],
+        ["As in the table of probes."],
         "benchmark",
         fine_notes(results, results.probes.values()),
     )
@@ -169,7 +175,7 @@ def further_table(results: Results, gains: Sequence[ProbeGain]) -> Table | None:
         "Gain over CLIP-FT of CLIPTeX and of the further models",
         [task_column(), *model_columns(shown), *csv_columns([*more, *PROTOCOL_COLUMNS])],
         [Group(group.rows, group.title) for group in probe_groups(results.probes, gains, row)],
-        ["Relative gain in percent, signed so that + is better; intervals and marks as in the first table."],
+        ["Relative gain in percent, signed so that + is better; intervals and marks as in the table of probes."],
         "benchmark",
         fine_notes(results, results.probes.values()),
     )
@@ -193,7 +199,7 @@ def zeroshot_table(results: Results, zeroshot: Sequence[ZeroShot]) -> Table | No
         classes = f", {len(scores.class_names)} classes" if scores.class_names else ""
         groups.append(Group(rows, names.benchmark(name, scores.source), image_counts(scores) + classes))
     notes = [
-        "Last column, for the first metric of each task: difference of the means in points, its "
+        "CLIPTeX − CLIP-FT, for the first metric of each task: difference of the means in points, its "
         f"{LEVEL:.0f} % interval over {resampled_over(results.config.seeds)} (paired bootstrap), and whether zero-shot "
         "is kept: not below CLIP-FT by more than the noise."
     ]
@@ -211,6 +217,7 @@ def zeroshot_table(results: Results, zeroshot: Sequence[ZeroShot]) -> Table | No
             Column("chance", "Chance"),
             *model_columns(models),
             Column("difference", "CLIPTeX − CLIP-FT"),
+            *gap_columns(results),
             *value_columns(models),
             *csv_columns(["difference low", "difference high"]),
         ],
@@ -227,6 +234,7 @@ def _zeroshot_row(scores: Scores, task: str, head: str, metric: str, difference:
     bounds = against.interval if against else None
     return {
         "task": Cell(names.task(task), note=metric_label(task, metric)),
+        **metric_gap_cells(difference.gap if against else None, task, metric),
         "chance": Cell(MISSING) if chance is None else Cell(f"{chance:.1f}", chance),
         "difference": _difference_cell(difference) if against else Cell(MISSING),
         "difference low": number_cell(bounds and bounds.low),
@@ -240,15 +248,17 @@ def _difference_cell(item: ZeroShot) -> Cell:
 
 
 def metrics_table(results: Results, scores: Scores, models: Sequence[str]) -> Table:
-    """Every metric of one benchmark; one row for each task, head and metric."""
+    """Every metric of one results file; one row for each task, head and metric."""
     rows = [
         {"task": task_cell(task, head, metric), **value_cells(results, scores, task, head, metric, models)}
         for task, head in scores.cells()
         for metric in scores.metric_names(task, head)
     ]
+    kind = scores.path.parent.name
+    how = {"finetuned": ", fine-tuned", "training_free": ", nothing trained"}.get(kind, "")
     return Table(
-        f"{'probes' if scores.frozen else 'finetuned'}_{scores.benchmark}",
-        f"{names.benchmark(scores.benchmark, scores.source)}{'' if scores.frozen else ', fine-tuned'}, all metrics",
+        f"{kind}_{scores.benchmark}",
+        f"{names.benchmark(scores.benchmark, scores.source)}{how}, all metrics",
         [task_column(), *model_columns(models), *value_columns(models)],
         [Group(rows)],
         fine=fine_notes(results, [scores]),

@@ -24,7 +24,7 @@ PARTS = {
 def cost_table(results: Results) -> Table:
     """Training data and cost; one column a model."""
     train, samples = results.config.train, results.shards["num_samples"]
-    records = {name: [run.record for run in runs.values()] for name, runs in results.runs.items()}
+    records = {name: [run.record for run in runs.values()] for name, runs in results.shown_runs.items()}
 
     def row(
         title: str, note: str, value: Callable[[Record], Any], show: Callable[[Any], str] = str, untrained: bool = False
@@ -70,7 +70,7 @@ def cost_table(results: Results) -> Table:
     return Table(
         "cost",
         "Training: data and cost",
-        [Column("quantity", "Quantity", numeric=False), *model_columns(results.runs)],
+        [Column("quantity", "Quantity", numeric=False), *model_columns(results.shown_runs)],
         [Group(data, "What it was trained on"), Group(cost, "What it cost")],
         notes,
     )
