@@ -1,18 +1,17 @@
 """Read and check all inputs of the report; an error names the first file that is missing or broken."""
 
-import csv
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import PrivateAttr
 
 from cliptex.config import Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.core.files import reading, require_file
+from cliptex.core.files import require_file
 from cliptex.data.official.status import needs_pairs
 from cliptex.data.shard_index import read_index
 from cliptex.evaluation.measures import measures, shown
@@ -24,6 +23,7 @@ from cliptex.labels.agreement import FILE as AGREEMENT_FILE
 from cliptex.labels.agreement import pairs_of_stores
 from cliptex.labels.store import read_label_index
 from cliptex.report import names, records
+from cliptex.report.timings import Timing, read_timings
 
 PUT_BACK = "put the file of that run back"
 
@@ -131,17 +131,6 @@ class FinishedRun:
     history: list[dict[str, float]]
 
 
-class Timing(NamedTuple):
-    """Wall and CPU seconds of all jobs of one rule; cpu is None if not measured. sampled: whether those of a job are
-    only Snakemake's last sample, a lower bound."""
-
-    rule: str
-    jobs: int
-    wall: float
-    cpu: float | None
-    sampled: bool = False
-
-
 @dataclass(frozen=True)
 class Results:
     config: Config
@@ -225,7 +214,7 @@ def gather(config: Config, workdir: Path) -> Results:
         shards=_shards(workdir / paths.SHARD_INDEX)
         if needs_pairs(config) or (workdir / paths.SHARD_INDEX).exists()
         else {"num_samples": 0, "dropped": {}, "shards": []},
-        timings=_timings(workdir / paths.TIMINGS),
+        timings=read_timings(workdir / paths.TIMINGS),
         agreements=records.read_record(workdir / paths.LABELS / AGREEMENT_FILE, records.AGREEMENT)["pairs"]
         if pairs_of_stores(config)
         else [],
@@ -326,38 +315,3 @@ def _run(folder: Path) -> FinishedRun:
         raise CliptexError(f"{path}: not lines of JSON ({error}); {PUT_BACK}, or run the training again") from error
     records.validate(path, history, records.LOGGED)
     return FinishedRun(record, history)
-
-
-def _timings(folder: Path) -> list[Timing]:
-    """Snakemake's benchmark files `{rule}/**/*.tsv` with the jobs' own records of CPU seconds, summed by rule; empty
-    without them."""
-    out = []
-    for rule in sorted(path for path in folder.glob("*") if path.is_dir()):
-        wall, cpu, jobs, sampled = 0.0, 0.0, 0, False
-        for path in sorted(rule.rglob("*.tsv")):
-            require_file(path)
-            own = _own_seconds(path.with_suffix(".json"))
-            sampled |= own is None
-            with reading(path, "a table of times"), path.open(newline="", encoding="utf-8", errors="replace") as file:
-                for line in csv.DictReader(file, delimiter="\t"):
-                    jobs += 1
-                    wall += _seconds(line.get("s")) or 0.0
-                    # both are lower bounds: a sample may be old, and a job does not see processes on other nodes
-                    known = [one for one in (_seconds(line.get("cpu_time")), own) if one is not None]
-                    cpu = None if cpu is None or not known else cpu + max(known)
-        if jobs:
-            out.append(Timing(rule.name, jobs, wall, cpu, sampled))
-    return out
-
-
-def _own_seconds(path: Path) -> float | None:
-    """What a job recorded of itself; None for jobs of older runs, and without cliptex."""
-    return records.read_record(path, records.USAGE)["processor_seconds"] if path.exists() else None
-
-
-def _seconds(text: str | None) -> float | None:
-    """Snakemake writes NA or - for values it could not measure (very short jobs)."""
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return None

@@ -29,11 +29,10 @@ BENCHMARKS = {
     "coco_captions": "COCO captions",
 }
 
-HEAD_ORDER = ("knn", "in_context", "linear", "deeplabv3", "pspnet")
 FAMILIES = {"trained_head": "Trained heads", "no_head": "No trained head", "text": "By text"}
 """How an encoder is read, in the order of the report."""
 
-HEAD_ORDER = ("linear", "deeplabv3", "pspnet")
+HEAD_ORDER = ("knn", "in_context", "linear", "deeplabv3", "pspnet")
 """From light to heavy; other heads come after these."""
 
 HEADS = {

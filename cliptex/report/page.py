@@ -30,7 +30,6 @@ from cliptex.report.seen import SeenData, compared
 from cliptex.report.statistics import GainStatus, ZeroShot, ZeroShotState, format_interval, signed
 from cliptex.report.table import Table
 from cliptex.report.tables import data, provenance, suite, training
-from cliptex.report.tables import data, provenance, training
 from cliptex.report.tables import evaluators as evaluated
 from cliptex.report.tables import results as evaluation
 from cliptex.report.tables.cells import count

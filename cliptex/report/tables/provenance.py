@@ -5,9 +5,10 @@ from typing import Any
 
 from cliptex.core.provenance import code
 from cliptex.report import names
-from cliptex.report.gather import Results, Timing
+from cliptex.report.gather import Results
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, text_table
 from cliptex.report.tables.cells import count_cell
+from cliptex.report.timings import Timing
 
 STAGES = ("Data", "Experts", "Labels", "Training", "Probes", "Fine-tuning", "Zero-shot", "Without training", "Report")
 WORDS = {
