@@ -195,10 +195,10 @@ def test_commands_see_the_configuration_that_snakemake_builds(monkeypatch, names
 def test_values_of_the_command_line_come_last_and_are_read_as_yaml(tmp_path):
     """Snakemake makes text of all scalars in them."""
     (tmp_path / "mine.yaml").write_text("train: {batch_size: 32, flip: 0.1}")
-    values = parse_config(["train={batch_size: 16, compile: true}", "seeds=[1, 2]", "models={clip_ft: null}"])
+    values = parse_config(["train={batch_size: 16, compile: true}", "seeds=[1, 2]", "models={cliptex: null}"])
     config = Config.from_files([tmp_path / "mine.yaml"], values)
     assert (config.train.batch_size, config.train.flip, config.train.compile) == (16, 0.1, True)
-    assert config.seeds == [1, 2] and list(config.models) == ["clip", "cliptex"]
+    assert config.seeds == [1, 2] and list(config.models) == ["clip", "clip_ft", "clip_ft_recipe"]
     texts = Config.from_files([], parse_config(['report={title: "2024"}', 'experts={dpt: {revision: "2024-01-01"}}']))
     assert (texts.report.title, texts.experts["dpt"].revision) == ("2024", "2024-01-01")
     with pytest.raises(ConfigError, match=r"^--config: train\.flip: must be a number, got false$"):

@@ -82,7 +82,8 @@ def drawn_overlay(rng: random.Random, folder) -> dict:
     if dropped == "expert":
         over["experts"] = {"dpt": None}
     if dropped == "all models":
-        models |= dict.fromkeys(["clip_ft", "cliptex", "wise"])
+        models |= dict.fromkeys(["clip_ft", "cliptex", "wise", "clip_ft_recipe"])
+        over["report"] = {"yardstick": None}
         over["label_stores"] = dict.fromkeys(["segmentation", "depth", "normals"])
     if rng.random() < 0.4:
         over["experts"] = over.get("experts", {}) | {"mask_rcnn": {"weights": "hub", "repo": "someone/maskrcnn"}}
@@ -177,6 +178,7 @@ def test_the_plan_prints_the_jobs_of_the_run(tmp_path, monkeypatch, capsys):
     urls = {"files": ["list.tsv"], "rows": 20_000}
     over = {"dataset": {"source": "urls", "urls": urls}, "train": {"held_out": 32}}
     over["models"] = {"clip": None, "clip_ft": {"init": None, "steps": None, "epochs": 1.5}, "cliptex": None}
+    over["models"]["clip_ft_recipe"], over["report"] = None, {"yardstick": None}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(over))
     given = ["mine.yaml", "label_stores={depth: null, normals: null}", "seeds=[2, 3]"]
     plan(given, measure=False)

@@ -1243,6 +1243,68 @@ def test_a_sentence_on_a_further_model():
     assert further_sentence("A", []) == "A was not compared with CLIP-FT."
 
 
+def test_two_recipes_are_a_yardstick_next_to_each_gain_and_nothing_else(three_seeds, tmp_path):
+    config, root, before = three_seeds
+    assert "Gap of two recipes" not in before and "yardstick" not in json.dumps(config.plain())
+    copy = copied(root, tmp_path)
+    recipe = config.models["clip_ft"].model_copy(update={"learning_rate": 5e-4})
+    report = config.report.model_copy(update={"yardstick": ["clip_ft", "clip_ft_recipe"]})
+    both = config.model_copy(update={"models": {**config.models, "clip_ft_recipe": recipe}, "report": report})
+    make_runs(both, copy)
+    for folder in ("probes", "zeroshot"):
+        for path in (copy / "results" / folder).glob("*.json"):
+            data = json.loads(path.read_text())
+            rows = [row | {"model": "clip_ft_recipe"} for row in data["results"] if row["model"] == "clip"]
+            write_json(path, data | {"results": data["results"] + rows})
+            if folder == "probes":
+                make_statistics(path.with_suffix(""), rows, ids_of(path.stem, copy))
+            else:
+                make_zeroshot_statistics(per_image_path(path), data["results"] + rows, data["num_eval"])
+    build_report(both, copy)
+    text = (copy / "results/report.html").read_text()
+    page, again = Page(text), Page(before)
+    for name in ("main", "zeroshot", "evaluators"):
+        with_gap, without = page.table(name), again.table(name)
+        place = with_gap[0].index("Gap of two recipes")
+        assert [row[:place] + row[place + 1 :] for row in with_gap] == without
+    gaps = {row[0]: row[5] for row in page.table("main") if len(row) > 1}
+    assert re.fullmatch(r"0\.010 [+−]0\.\d+ to \+0\.\d+ gain larger", gaps["Depth, linear RMSE (m) ↓"])
+    assert re.fullmatch(r"0\.3 .* loss larger", gaps["Surface normals, linear Mean angle (°) ↓"])
+    assert gaps["Instance segmentation, Mask R-CNN AP (%) ↑"].endswith(" gain not larger")
+    sentence = "between CLIP-FT and clip_ft_recipe, two ordinary recipes, in 3 of 5 evaluators, beyond the noise in "
+    assert sentence in page.text
+    shown = [row[0] for table in page.tables if table["id"] in ("table-main", "table-cost") for row in table["rows"]]
+    assert not any("clip_ft_recipe" in cell for cell in shown) and "clip_ft_recipe: median gain" not in page.text
+    with (copy / "results/report/main.csv").open() as file:
+        depth = next(row for row in csv.DictReader(file) if row["Task, head, metric"] == "Depth, linear")
+    assert float(depth["Gap of two recipes"]) == pytest.approx(0.01) and float(depth["gain beyond gap low"]) > 0
+    with (copy / "results/report/all_metrics.csv").open() as file:
+        assert "clip_ft_recipe" in {row["model"] for row in csv.DictReader(file)}
+
+
+def test_rows_without_a_trained_head_have_a_section_and_count_as_evaluators_of_their_own(three_seeds, tmp_path):
+    config, root, before = three_seeds
+    assert 'id="untrained"' not in before
+    copy = copied(root, tmp_path)
+    path = copy / "results/probes/voc.json"
+    data = json.loads(path.read_text())
+    rows = [row | {"head": "knn", "family": "no_head"} for row in data["results"] if row["head"] == "pspnet"]
+    write_json(path, data | {"results": data["results"] + rows})
+    make_statistics(path.with_suffix(""), rows, ids_of("voc", copy))
+    build_report(config, copy)
+    page = Page((copy / "results/report.html").read_text())
+    assert "A real gain in 3 of 6 evaluators" in page.text
+    assert "No trained head: a real gain in 1 of 1, better in 1; median relative gain +49.0 %" in page.text
+    assert page.table("main") == Page(before).table("main")
+    group, row = page.table("untrained")[1:]
+    assert group[0].startswith("Pascal VOC") and row[0].startswith("Semantic segmentation, ")
+    assert row[1] == "No trained head" and row[5].startswith("+49.0 %") and row[5].endswith("▲ real")
+    groups = [row[0] for row in page.table("evaluators")[1:] if len(row) == 1]
+    assert [name.split(" better")[0] for name in groups] == ["Trained heads", "No trained head"]
+    assert "#untrained" in {attributes.get("href") for _, attributes in page.tags}
+    assert len((copy / "results/report/untrained.csv").read_text().splitlines()) == 2
+
+
 def test_signed_numbers_have_a_true_minus_and_no_signed_zero():
     assert [signed(2.04), signed(-2.06), signed(-0.01)] == ["+2.0", "−2.1", "0.0"]
 

@@ -21,7 +21,7 @@ NEEDED = {"text": ("random",)}
 
 
 @dataclass(frozen=True)
-class Evaluator:
+class CountedEvaluator:
     """One family's heads on one task of a benchmark.
 
     gain: of CLIPTeX over CLIP-FT, the mean of the heads' relative gains; its status is after the correction. p: of that
@@ -70,7 +70,9 @@ def _gain(family: str, measured: Measured, better: int, model: str, baselines: S
     return gain_over(values, better, **pair, baselines=baselines, needed=needed, draws=draws)
 
 
-def evaluators(gains: Sequence[ProbeGain], baselines: Sequence[str], yardstick: Sequence[str] = ()) -> list[Evaluator]:
+def evaluators(
+    gains: Sequence[ProbeGain], baselines: Sequence[str], yardstick: Sequence[str] = ()
+) -> list[CountedEvaluator]:
     """The evaluators of the dense tasks, by family and then in the order of `gains`, corrected for their number.
 
     baselines: those that were evaluated. yardstick: two models, or none.
@@ -91,7 +93,7 @@ def evaluators(gains: Sequence[ProbeGain], baselines: Sequence[str], yardstick: 
 
 def _evaluator(
     family: str, heads: Sequence[ProbeGain], baselines: Sequence[str], yardstick: Sequence[str]
-) -> Evaluator:
+) -> CountedEvaluator:
     pair = names.SUBJECT, names.REFERENCE
     measured, better = mean_over_heads([(head.values, head.draws) for head in heads], *pair), direction(heads[0].metric)
     gain = _gain(family, measured, better, names.SUBJECT, baselines)
@@ -100,10 +102,10 @@ def _evaluator(
     drawn = {model: 100 * own for model, own in measured[1].items()}
     change = gain.difference and replace(gain.difference, value=100 * gain.difference.value)
     gap = None if gain.percent is None else gap_of((percent, drawn), better, change, yardstick, *pair)
-    return Evaluator(family, tuple(heads), measured, gain, p, gap=gap)
+    return CountedEvaluator(family, tuple(heads), measured, gain, p, gap=gap)
 
 
-def _corrected(one: Evaluator, adjusted: float) -> Evaluator:
+def _corrected(one: CountedEvaluator, adjusted: float) -> CountedEvaluator:
     passes = one.gain.status not in COUNTED or adjusted <= ALPHA
     gain = one.gain if passes else replace(one.gain, status=GainStatus.NOT_CORRECTED)
     return replace(one, gain=gain, adjusted=adjusted)

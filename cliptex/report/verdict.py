@@ -8,7 +8,7 @@ import numpy as np
 
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, Interval, interval
-from cliptex.report.evaluators import ALPHA, Evaluator
+from cliptex.report.evaluators import ALPHA, CountedEvaluator
 from cliptex.report.statistics import (
     BETTER,
     COUNTED,
@@ -70,7 +70,7 @@ class Verdict:
 
 
 def verdict(
-    evaluators: Sequence[Evaluator],
+    evaluators: Sequence[CountedEvaluator],
     zeroshot: Sequence[ZeroShot],
     *,
     seeds: int,
@@ -139,7 +139,7 @@ def _family_sentence(family: str, gains: Sequence[Gain], seeds: int) -> str:
     return f"{names.FAMILIES[family]}: {text}{_median(*_median_gain(gains))}."
 
 
-def _counting_sentence(known: Sequence[Evaluator]) -> str:
+def _counting_sentence(known: Sequence[CountedEvaluator]) -> str:
     """How evaluators are counted and corrected."""
     tested = [one for one in known if one.adjusted is not None]
     failed = sum(one.gain.status is GainStatus.NOT_CORRECTED for one in tested)
@@ -151,7 +151,7 @@ def _counting_sentence(known: Sequence[Evaluator]) -> str:
     return f"{text}. {level}: of the {alone} that pass alone, {alone - failed} remain."
 
 
-def _yardstick_sentence(gapped: Sequence[Evaluator], pair: Sequence[str]) -> str:
+def _yardstick_sentence(gapped: Sequence[CountedEvaluator], pair: Sequence[str]) -> str:
     gains = [one for one in gapped if one.gain.status in BETTER]
     exceeded = sum(one.gap.exceeded for one in gains)
     beyond = sum(one.gap.beyond_noise for one in gains)

@@ -26,7 +26,7 @@ def test_the_plan_is_the_dry_run(tmp_path, monkeypatch, seed):
 def test_what_stops_the_dry_run_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CliptexError, match=r"^models: there are none to evaluate; add at least one$"):
-        planned_jobs(ROOT, values=["models={clip: null, clip_ft: null, cliptex: null}"])
+        planned_jobs(ROOT, values=["models={_replace: true}", "report={yardstick: null}"])
 
 
 def test_the_scaling_page_is_up_to_date(tmp_path):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, resampled_over
-from cliptex.report.evaluators import ALPHA, Evaluator
+from cliptex.report.evaluators import ALPHA, CountedEvaluator
 from cliptex.report.gains import ProbeGain
 from cliptex.report.gather import Results, Scores
 from cliptex.report.statistics import BETTER, COUNTED
@@ -31,14 +31,14 @@ NO_HEAD = tuple(family for family in names.FAMILIES if family != "trained_head")
 """The families of the section on evaluators without a trained head."""
 
 
-def by_family(evaluators: Iterable[Evaluator]) -> dict[str, list[Evaluator]]:
-    out: dict[str, list[Evaluator]] = {}
+def by_family(evaluators: Iterable[CountedEvaluator]) -> dict[str, list[CountedEvaluator]]:
+    out: dict[str, list[CountedEvaluator]] = {}
     for one in evaluators:
         out.setdefault(one.family, []).append(one)
     return out
 
 
-def evaluators_table(results: Results, evaluators: Sequence[Evaluator]) -> Table | None:
+def evaluators_table(results: Results, evaluators: Sequence[CountedEvaluator]) -> Table | None:
     """A row for each evaluator of the verdict, grouped by family; None without any."""
     if not evaluators:
         return None
@@ -78,7 +78,7 @@ def evaluators_table(results: Results, evaluators: Sequence[Evaluator]) -> Table
     )
 
 
-def _evaluator_row(one: Evaluator) -> Row:
+def _evaluator_row(one: CountedEvaluator) -> Row:
     heads = ", ".join(names.head(head.head) for head in one.heads)
     csv = gain_csv_cells(one.gain)
     return {
