@@ -371,6 +371,35 @@ def test_a_page_has_one_plot_one_table_and_two_sentences(tmp_path, name):
         assert build_study(config, tmp_path).record == about  # the same draws again
 
 
+def test_a_page_marks_what_an_expert_has_seen_and_shows_how_far_stores_agree(tmp_path):
+    config = study_config(study("teachers"))
+    results(tmp_path, config, {model: 0.3 + 0.05 * number for number, model in enumerate(config.study.compared)})
+    plain = build_study(config, tmp_path)
+    folder = tmp_path / "results/studies/teachers"
+    for path in folder.rglob("*.json"):
+        if path.name != "study.json":
+            write_json(path, RESULT | {"source": "official"})
+    path = tmp_path / "results/experts/pyramid_depth/expert.json"
+    stated = [{"name": "nyuv2", "split": "", "how": ""}]
+    write_json(path, json.loads(path.read_text()) | {"source": "hub", "trained_on": stated})
+    assert build_study(config, tmp_path).agreement is None
+    pair = {"stores": ["depth", "other_depth"], "task": "depth", "images": 12, "agreement": 0.75, "quality": None}
+    write_json(folder / "agreement.json", {"pairs": [pair]})
+    page = build_study(config, tmp_path)
+    headings = [column.heading for column in page.form.table.columns]
+    assert [heading for heading in headings if "‡" in heading] == [
+        "RMSE of depth on NYUv2 ‡ (linear) (m) ↓",
+        "mean angle of normals on NYUv2 ‡ (linear) (°) ↓",
+    ]
+    note = "‡ An expert may have been trained on the evaluated images: NYUv2 by pyramid_depth: NYUv2."
+    assert note in page.form.table.notes and note in page.record["table"]["notes"]
+    assert "‡" in (folder / "plot.svg").read_text() and "RMSE of depth on NYUv2 ‡ (linear): ▲" in page.record["seen"]
+    text = (folder.parent / "teachers.html").read_text()
+    assert text.count("<table") == 2 and "depth and other_depth" in text and "0.750" in text
+    assert page.record["agreement"] == [pair]
+    assert not any(mark in json.dumps(plain.record, ensure_ascii=False) for mark in "†‡")
+
+
 def test_frozen_and_tuned_encoders_are_told_apart(tmp_path):
     """A gain that only frozen encoders have is not said to survive."""
     config = study_config(study("finetune"))

@@ -113,15 +113,16 @@ def audit(stores: Stores = "", samples: Count = 8, config_files: ConfigFiles = D
         raise CliptexError(advice(differing))
 
 
-def agreement(images: Count = 100, config_files: ConfigFiles = DEFAULT) -> None:
+def agreement(images: Count = 100, out: Path | None = None, config_files: ConfigFiles = DEFAULT) -> None:
     """Compare the label stores of each task in pairs; write results/labels/agreement.json.
 
     Args:
         images: Images, spread evenly over the data set, whose labels are compared.
+        out: File to write instead.
     """
     from cliptex.labels.agreement import measure_agreement
 
-    record = measure_agreement(load_config(config_files), paths.SHARD_INDEX, paths.LABELS, images)
+    record = measure_agreement(load_config(config_files), paths.SHARD_INDEX, paths.LABELS, images, out)
     for pair in record["pairs"]:
         values = pair["quality"] or {}
         if pair["agreement"] is not None:

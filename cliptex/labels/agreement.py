@@ -1,7 +1,7 @@
 """How far the labels of several stores of one task agree.
 
 Reads   results/shards/index.json, indexed label stores.
-Writes  results/labels/agreement.json.
+Writes  results/labels/agreement.json; of a study's stores results/studies/{study}/agreement.json.
 Holds   images are spread evenly over the data set, so that the same stores give the same file.
 """
 
@@ -33,8 +33,11 @@ def pairs_of_stores(config: Config) -> list[tuple[str, str]]:
     return [(a, b) for a, b in combinations(kinds, 2) if kinds[a] == kinds[b]]
 
 
-def measure_agreement(config: Config, shard_index: Path, labels_dir: Path, images: int = 100) -> dict[str, Any]:
-    """Compare the stores of each task in pairs, on at most `images` images that have both labels; write agreement.json.
+def measure_agreement(
+    config: Config, shard_index: Path, labels_dir: Path, images: int = 100, out: Path | None = None
+) -> dict[str, Any]:
+    """Compare the stores of each task in pairs, on at most `images` images that have both labels; write `out`, by
+    default agreement.json in `labels_dir`.
 
     A pair has `agreement`, the mean of `Task.agreement` over the pixels that are valid in both, 0..1, and `quality`,
     the task's metrics of the second store with the first as truth. Both are null if the stores have different classes.
@@ -63,7 +66,7 @@ def measure_agreement(config: Config, shard_index: Path, labels_dir: Path, image
         "pairs": [_compared(tasks, labels, pair) for pair in pairs],
         "provenance": provenance(config.plain()),
     }
-    write_json(labels_dir / FILE, record)
+    write_json(out or labels_dir / FILE, record)
     return record
 
 

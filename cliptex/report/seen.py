@@ -7,7 +7,7 @@ Out     tables with marks and footnotes. Without anything to mark, and for rende
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from cliptex.config import Config
 from cliptex.experts.trained_on import training_sets
@@ -47,6 +47,16 @@ def stores_of(config: Config, name: str) -> list[str]:
     return list(stores)
 
 
+class OfBenchmark(Protocol):
+    """Results on a benchmark. source: of its data (`cliptex.evaluation.results.Result`)."""
+
+    @property
+    def benchmark(self) -> str: ...
+
+    @property
+    def source(self) -> str | None: ...
+
+
 class SeenData:
     """Which benchmarks the experts have seen. experts: name -> expert.json; None if there is none."""
 
@@ -68,7 +78,7 @@ class SeenData:
         made_here = {"miniature": "rendered scenes", "random": "nothing, random weights", "none": "no weights"}
         return made_here.get(self._sources.get(expert), NOT_STATED)
 
-    def by(self, scores: Scores, models: Iterable[str]) -> dict[Degree, list[str]]:
+    def by(self, scores: OfBenchmark, models: Iterable[str]) -> dict[Degree, list[str]]:
         """Degree -> each expert whose labels one of the models learned from, with its training sets that hold data of
         the benchmark (`Mask R-CNN: COCO train2017`). Empty without any."""
         out: dict[Degree, list[str]] = {}
@@ -84,7 +94,7 @@ class SeenData:
                 out.setdefault(worst, []).append(f"{names.head(expert)}: {', '.join(one.text for one in held)}")
         return out
 
-    def degree(self, scores: Scores, models: Iterable[str]) -> Degree | None:
+    def degree(self, scores: OfBenchmark, models: Iterable[str]) -> Degree | None:
         return max(self.by(scores, models), key=list(Degree).index, default=None)
 
     def not_stated(self, models: Iterable[str]) -> list[str]:
@@ -102,7 +112,7 @@ class SeenData:
                     settings = self.config.label_stores.get(settings.of) if settings.of else None
         return list(experts)
 
-    def notes(self, benchmarks: Iterable[Scores], models: Iterable[str]) -> list[str]:
+    def notes(self, benchmarks: Iterable[OfBenchmark], models: Iterable[str]) -> list[str]:
         """Footnotes of a table: what each mark means here, and what is not known."""
         models, found = list(models), {}
         for scores in benchmarks:

@@ -122,10 +122,47 @@ for benchmark in STUDY_SECTION.zeroshot if STUDY_SECTION else []:
             " --corruptions {params.corruptions:q} --config {params.config:q}"
 
 
+STUDY_PAIRS = pairs_of_stores(STUDY) if STUDY_SECTION else []
+
+if STUDY_PAIRS:
+
+    # the stores of the main run and of the study; results/labels/agreement.json has only those of the main run
+    rule label_agreement_study:
+        input:
+            shards="results/shards/index.json",
+            labels=sorted(
+                {
+                    f"results/labels/{store}/index.json"
+                    for pair in STUDY_PAIRS
+                    for store in pair
+                }
+            ),
+        output:
+            f"results/studies/{STUDY_SECTION.name}/agreement.json",
+        log:
+            f"logs/study/{STUDY_SECTION.name}/agreement.log",
+        localrule: MINIATURE
+        conda:
+            "../../envs/cliptex.yaml"
+        resources:
+            mem="4GB",
+            runtime="30m",
+        params:
+            config=subset("label_stores", "experts", "labels", of=STUDY),
+            version=versions.LABEL,
+        shell:
+            "cliptex --log {log} labels agreement --out {output} --config {params.config:q}"
+
+
 if STUDY_SECTION:
 
     rule study_page:
         input:
+            agreement=(
+                [f"results/studies/{STUDY_SECTION.name}/agreement.json"]
+                if STUDY_PAIRS
+                else []
+            ),
             probes=[
                 f"results/studies/{STUDY_SECTION.name}/probes/{benchmark}/{model}/seed{seed}/{head}.{kind}"
                 for benchmark in STUDY_SECTION.probes
@@ -188,6 +225,7 @@ if STUDY_SECTION:
                 "probes.benchmarks",
                 "zeroshot.benchmarks",
                 "models",
+                "experts",
                 "label_stores",
                 "report",
                 of=STUDY,

@@ -37,7 +37,7 @@ class StudyMeasure:
     """One metric of all models.
 
     statistics: model -> per-image statistics, one a seed. variant: of the images, "" without corruptions. tuned:
-    whether the encoders were fine-tuned.
+    whether the encoders were fine-tuned. mark: that an expert has seen the data, `†` or `‡` (`cliptex.report.seen`).
     """
 
     benchmark: str
@@ -47,6 +47,7 @@ class StudyMeasure:
     variant: str = ""
     tuned: bool = False
     source: str = "miniature"
+    mark: str = ""
 
     @property
     def metric(self) -> str:
@@ -84,7 +85,12 @@ class StudyMeasure:
     def title(self) -> str:
         """`mIoU on Pascal VOC (linear)`."""
         head = "" if self.head == "zero_shot" else f" ({names.head(self.head)})"
-        return f"{self.metric_title} on {names.benchmark(self.benchmark, self.source)}{head}"
+        return f"{self.metric_title} on {self.where}{head}"
+
+    @property
+    def where(self) -> str:
+        """`Pascal VOC`, with its mark."""
+        return f"{names.benchmark(self.benchmark, self.source)} {self.mark}".rstrip()
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
-"""A study's page: one plot, one table, and two sentences with its counts and limits.
+"""A study's page: one plot, one table, two sentences with its counts and limits, and how far label stores agree.
 
-Reads   results/studies/{study}/probes/ and zeroshot/, results/models/*/train.json, results/experts/.
+Reads   results/studies/{study}/probes/, zeroshot/ and agreement.json, results/models/*/train.json, results/experts/.
 Writes  results/studies/{study}/: table.csv, table.md, plot.svg, plot.png, and study.json with all numbers and
         sentences; results/studies/{study}.html, last: one file that works offline.
 Holds   every sentence follows from the numbers (`cliptex.report.studies.summary`); a page of rendered data says so.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +19,19 @@ from cliptex.core.files import replacing, write_json
 from cliptex.core.provenance import provenance
 from cliptex.core.redact import escape_controls
 from cliptex.evaluation.measures import metric_of
+from cliptex.labels.agreement import FILE as AGREEMENT_FILE
 from cliptex.report import html, names
 from cliptex.report.bootstrap import LEVEL, Interval, resampled_over
+from cliptex.report.gather import read_expert
 from cliptex.report.integrity import check_seeds
-from cliptex.report.records import EXPERT, STUDIED, read_record
+from cliptex.report.records import AGREEMENT, EXPERT, STUDIED, read_record
+from cliptex.report.seen import SeenData
 from cliptex.report.studies import study_of
 from cliptex.report.studies.forms import FORMS, Form, StudyResults
 from cliptex.report.studies.measures import ComparedModel, StudyMeasure, compare, read_measures
 from cliptex.report.studies.summary import limits
+from cliptex.report.table import Table
+from cliptex.report.tables.data import agreement_of_pairs
 
 COPIED = ("init", "steps", "learning_rate", "tasks", "flops_over_contrastive", "parameters", "seconds", "images_per_s")
 """Keys of train.json in study.json."""
@@ -36,6 +43,8 @@ class StudyPage(NamedTuple):
 
     form: Form
     record: dict[str, Any]
+    agreement: Table | None = None
+    """Of label stores of one task; None without several."""
 
 
 def build_study(config: Config, workdir: Path = Path()) -> StudyPage:
@@ -60,6 +69,8 @@ def study_page(config: Config, workdir: Path) -> StudyPage:
     measures = read_measures(config, workdir)
     if not measures:
         raise CliptexError("study: neither `probes` nor `zeroshot` names a benchmark; name at least one")
+    seen = SeenData(config, {name: read_expert(workdir / paths.expert(name)) for name in config.experts})
+    measures = [_marked(measure, seen, study.compared) for measure in measures]
     resamples = config.report.resamples
     findings = [(measure, compare(measure, study.reference, study.compared, resamples)) for measure in measures]
     seeds_of = {
@@ -74,6 +85,9 @@ def study_page(config: Config, workdir: Path) -> StudyPage:
     form = FORMS[study.form](StudyResults(config, findings, labels, flops, miniature))
     table = form.table
     table.notes.extend(_quality_notes(config, workdir))
+    official = {measure.benchmark: measure for measure in measures if measure.source != "miniature"}
+    table.notes.extend(seen.notes(official.values(), study.compared) if official else ())
+    pairs = _agreements(config, workdir)
     record = {
         "schema_version": 1,
         "version": versions.STUDY,
@@ -108,10 +122,24 @@ def study_page(config: Config, workdir: Path) -> StudyPage:
             "notes": table.notes,
         },
         "plot": {"caption": form.chart.caption, "alt": form.chart.alt},
+        **({"agreement": pairs} if pairs else {}),
         "provenance": provenance(study.model_dump(mode="json"))
         | {"model_sha256": {model: run["model_sha256"] for model, run in runs.items()}},
     }
-    return StudyPage(form, record)
+    suffix = " (miniature)" if miniature else ""
+    agreement = agreement_of_pairs(pairs) if pairs else None
+    return StudyPage(form, record, agreement and replace(agreement, caption=agreement.caption + suffix))
+
+
+def _marked(measure: StudyMeasure, seen: SeenData, models: Sequence[str]) -> StudyMeasure:
+    degree = seen.degree(measure, models)
+    return replace(measure, mark=degree.symbol) if degree else measure
+
+
+def _agreements(config: Config, workdir: Path) -> list[dict[str, Any]]:
+    """Pairs of label stores of one task, if they were compared: `cliptex labels agreement`, with this as `--out`."""
+    path = workdir / paths.study(study_of(config).name) / AGREEMENT_FILE
+    return read_record(path, AGREEMENT)["pairs"] if path.exists() else []
 
 
 def _expert_record(workdir: Path, name: str) -> dict[str, Any]:
@@ -173,6 +201,7 @@ def render(page: StudyPage) -> str:
         lines=page.form.lines,
         miniature=page.record["source"] == "miniature",
         results_table=page.form.table,
+        agreement=page.agreement,
         plot=html.embedded_chart(chart.name, chart.caption, chart.alt, chart.svg),
         version=__version__,
     )

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL
 from cliptex.report.figures import FAINT, FURTHER, GRID, INK, MODELS, STAMP, Chart, stamp
 from cliptex.report.statistics import signed
@@ -32,7 +31,7 @@ def dots_plot(panels: Sequence[Panel], caption: str, alt: str, miniature: bool) 
             axes.grid(axis="x", color=GRID, linewidth=0.8)
             # four panels next to long row names are narrow
             title = textwrap.fill(measure.metric_title, 16 if len(panels) > 3 else 30)
-            axes.set_title(f"{names.benchmark(measure.benchmark, measure.source)}\n{title}", loc="left", fontsize=8)
+            axes.set_title(f"{measure.where}\n{title}", loc="left", fontsize=8)
             axes.set_xlabel({"%": "points", "": "difference"}.get(measure.info.unit, measure.info.unit))
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
@@ -86,8 +85,7 @@ def scatter_plot(
                     axes.plot([x, x], [row.bounds.low, row.bounds.high], color=shade, linewidth=1, alpha=0.5)
                 marker = MARKERS[number % len(MARKERS)]
                 (handles[labels[model]],) = axes.plot(x, y, marker, color=shade, markersize=6.5, linestyle="none")
-            benchmark = names.benchmark(measure.benchmark, measure.source)
-            axes.set_title(f"{benchmark}\n{measure.metric_title}", loc="left", fontsize=8)
+            axes.set_title(f"{measure.where}\n{measure.metric_title}", loc="left", fontsize=8)
             axes.grid(color=GRID, linewidth=0.6)
             axes.yaxis.set_major_formatter(lambda value, _, digits=measure.info.decimals: signed(value, digits))
         figure.supxlabel(across_title, fontsize=9, color=FAINT)

@@ -72,15 +72,18 @@ def _store_row(
 
 def agreement_table(results: Results) -> Table | None:
     """Agreement of label stores of one task; None without several."""
-    if not results.agreements:
-        return None
+    return agreement_of_pairs(results.agreements) if results.agreements else None
+
+
+def agreement_of_pairs(pairs: Sequence[dict[str, Any]]) -> Table:
+    """pairs: of agreement.json."""
     columns = [Column("stores", "Label stores", numeric=False), Column("images", "Images")]
     columns += [Column("agreement", "Agreement"), Column("metrics", "Metrics", numeric=False)]
     return Table(
         "agreement",
         "Label stores of the same task",
         columns,
-        [Group([_agreement_row(pair) for pair in results.agreements])],
+        [Group([_agreement_row(pair) for pair in pairs])],
         [
             "Agreement: mean over the pixels that both label, 1 = equal. Metrics: of the second store, with the first "
             "in place of the ground truth. Stores with different classes are not compared."
