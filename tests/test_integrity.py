@@ -455,7 +455,14 @@ def test_text_of_data_is_text_in_every_format(text):
         "provenance": {"git": text}
     }
     chart = html.embedded_chart("plot", text, text, "<svg/>")
-    shown = {"lines": [text], "miniature": False, "results_table": table, "plot": chart, "version": "0"}
+    shown = {
+        "lines": [text],
+        "miniature": False,
+        "agreement": None,
+        "results_table": table,
+        "plot": chart,
+        "version": "0",
+    }
     page = html.render("studies/page.html", record=record, **shown)
     assert "<script" not in page and " onload='" not in page
     for out in (table.csv(), markdown, page):

@@ -400,7 +400,7 @@ def test_the_report_reads_checks_and_draws_results_without_training(models_dir, 
     for row in scores.results:
         check_metric(scores.path, per_image_path(scores.head_path(row)), row, scores.parts(row))
     results = SimpleNamespace(
-        config=config, workdir=tmp_path, models=list(values["models"]), baselines=["random", "position"]
+        yardstick=(), config=config, workdir=tmp_path, models=list(values["models"]), baselines=["random", "position"]
     )
     results.probes, results.zeroshot, results.training_free = {}, {}, {"voc": scores}
     gains = training_free_gains(results)

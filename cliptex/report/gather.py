@@ -76,8 +76,8 @@ class Scores(AnyResult):
 
     def family(self, task: str, head: str) -> str:
         """How the encoder is read (`Row.family`)."""
-        rows = (row.family for row in self.results if (row.task, row.head) == (task, head))
-        return next(filter(None, rows), None) or shown(task).family
+        own = (row.family for row in self.results if (row.task, row.head) == (task, head) and row.family)
+        return next(own, shown(task).family)
 
     def values(self, task: str, head: str, metric: str) -> dict[str, list[float]]:
         """Model -> one value a seed, in order of seeds; only models with the metric."""
@@ -159,7 +159,7 @@ class Results:
 
     @property
     def shown_runs(self) -> dict[str, dict[int, FinishedRun]]:
-        """The training runs without those of models that are only the yardstick."""
+        """Without models that are only the yardstick."""
         return {name: runs for name, runs in self.runs.items() if not names.is_yardstick(self.config, name)}
 
     @property
@@ -194,6 +194,7 @@ def gather(config: Config, workdir: Path) -> Results:
     finetuned = scores("finetuned", tuned, config.finetune.baselines)
     for name in finetuned.keys() & probes.keys():
         _check_same(finetuned[name], probes[name])
+    agreement = workdir / paths.LABELS / AGREEMENT_FILE
     return Results(
         config=config,
         workdir=workdir,
@@ -219,6 +220,8 @@ def gather(config: Config, workdir: Path) -> Results:
         if pairs_of_stores(config)
         else [],
         suite=_suite(config, workdir / paths.CLIP_BENCHMARK, models) if config.clip_benchmark.suite else None,
+        timings=_timings(workdir / paths.TIMINGS),
+        agreements=records.read_record(agreement, records.AGREEMENT)["pairs"] if pairs_of_stores(config) else [],
         yardstick=tuple(pair) if set(pair := config.report.yardstick or ()) <= set(models) else (),
     )
 
