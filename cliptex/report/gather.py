@@ -216,12 +216,8 @@ def gather(config: Config, workdir: Path) -> Results:
         if needs_pairs(config) or (workdir / paths.SHARD_INDEX).exists()
         else {"num_samples": 0, "dropped": {}, "shards": []},
         timings=read_timings(workdir / paths.TIMINGS),
-        agreements=records.read_record(workdir / paths.LABELS / AGREEMENT_FILE, records.AGREEMENT)["pairs"]
-        if pairs_of_stores(config)
-        else [],
-        suite=_suite(config, workdir / paths.CLIP_BENCHMARK, models) if config.clip_benchmark.suite else None,
-        timings=_timings(workdir / paths.TIMINGS),
         agreements=records.read_record(agreement, records.AGREEMENT)["pairs"] if pairs_of_stores(config) else [],
+        suite=_suite(config, workdir / paths.CLIP_BENCHMARK, models) if config.clip_benchmark.suite else None,
         yardstick=tuple(pair) if set(pair := config.report.yardstick or ()) <= set(models) else (),
     )
 
