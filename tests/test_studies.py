@@ -511,7 +511,9 @@ def test_a_kept_study_is_small_and_its_parts_agree(path):
     assert all(file.stat().st_size < 500_000 for file in path.parent.iterdir())
     table = (path.parent / "table.md").read_text()
     for row in about["results"]:
-        assert (row["state"] == "better") == (bool(row["better_by_interval"]) and row["better_by_interval"][0] > 0)
+        beyond_images = bool(row["better_by_interval"]) and row["better_by_interval"][0] > 0
+        beyond_seeds = row["better_by"] > (row["seed_spread"] or 0) or row["model"] == about["reference"]
+        assert (row["state"] == "better") == (beyond_images and beyond_seeds)
     assert all(model["label"].replace("|", "") in table.replace("\\", "") for model in about["models"].values()) or (
         "variant" in about["results"][0] or any("frozen" in row for row in about["results"])
     )
