@@ -21,6 +21,11 @@ def heads(**steps: int) -> dict[str, Any]:
     return {name: {"steps": count, "batch_size": 2} for name, count in steps.items()}
 
 
+BY_TEXT = {
+    "voc": {"text_segmentation": {"templates": "simple"}},
+    "ade20k": None,  # as VOC, with seven times as many prompts
+    "coco": {"region_classification": {"templates": "simple", "input": {"size_px": 224}}},
+}
 SEGMENTATION = {"augment": {"views": 1}, "heads": heads(linear=2, deeplabv3=1, pspnet=1)}
 COUNTED: dict[str, dict[str, Any]] = {
     "paper": {
@@ -45,6 +50,7 @@ COUNTED: dict[str, dict[str, Any]] = {
             },
         },
         "zeroshot": {"published": {"clip": None}, "templates": "simple"},
+        "training_free": {"benchmarks": BY_TEXT},
         "report": {"resamples": 100},
     },
     "one_gpu": {
@@ -59,6 +65,7 @@ COUNTED: dict[str, dict[str, Any]] = {
             },
         },
         "zeroshot": {"templates": "simple"},
+        "training_free": {"benchmarks": BY_TEXT | {"coco": None}},
         "report": {"resamples": 100},
     },
 }
