@@ -136,14 +136,14 @@ def check(tmp_path, monkeypatch, rng: random.Random) -> None:
         assert jobs is None and all(line in said for line in problems), (problems, said)
         return
     assert config.report.title == "other"
+    config = with_protocols(config, [ROOT / "config/protocols"])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # the check of its classes takes seconds, and has its own tests
     accepted_mark(config).parent.mkdir(parents=True)
     accepted_mark(config).touch()
     jobs, fetched, said = dry_run(tmp_path, files, "report={title: other}")
-    config = with_protocols(config, [ROOT / "config/protocols"])
     found = make_plan(config, measure=False)
     # what has to be put in place
-    assert [line for line in found["missing"] if line not in said] == []
+    assert [line for line in found["missing"] if line not in said] == [], said[-3000:]
     absent = [line for line in found["missing"] if line.startswith(("resources/", "tars/"))]
     assert (jobs is None) == bool(absent), said[-3000:]
     if jobs is None:

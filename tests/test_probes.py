@@ -56,6 +56,7 @@ from cliptex.evaluation.protocols.resolve import (
 from cliptex.evaluation.results import tabulate
 from cliptex.evaluation.targets import kinds, probe_files
 from cliptex.evaluation.thumbnails import thumbnails_path
+from cliptex.evaluation.training_free import tasks as training_free_tasks
 from cliptex.models import clip as student
 from cliptex.models.encoders import centre_crop, load_encoder, squash
 
@@ -971,7 +972,7 @@ def test_protocols_beside_the_configuration_come_first(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_value_of_a_shipped_protocol_has_a_sentence_and_an_origin(path):
-    model = with_sections(ProtocolFile, tuple(built_in().values()))
+    model = with_sections(ProtocolFile, (*built_in().values(), *training_free_tasks.built_in().values()))
     file = model.model_validate(yaml.safe_load(path.read_text()))
     assert len(file.about) > 40
     schema = model.model_json_schema()["$defs"]
