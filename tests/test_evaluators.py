@@ -5,6 +5,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
+from cliptex.evaluation.measures import measures, metric_of
 from cliptex.report.bootstrap import draws, interval, p_value, resampled
 from cliptex.report.evaluators import ALPHA, evaluators
 from cliptex.report.gains import ProbeGain
@@ -163,3 +164,9 @@ def test_a_gain_is_compared_with_the_gap_of_two_recipes(gain, better, exceeded, 
     assert (gap.excess.low, gap.excess.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
     assert gap_of((values, drawn), better, change, (), "cliptex", "clip_ft") is None
     assert gap_of((values, {}), better, change, ("clip_ft", "other"), "cliptex", "clip_ft").beyond_noise is False
+
+
+def test_every_main_metric_has_a_direction():
+    """One without would be shown as missing."""
+    for name, measure in measures().items():
+        assert metric_of(name, measure.main).better in (-1, 1), name

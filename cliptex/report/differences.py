@@ -8,7 +8,6 @@ import numpy as np
 from cliptex.core.errors import CliptexError, working_on
 from cliptex.evaluation.measures import measure, metric_of, shown
 from cliptex.evaluation.metrics.base import Arrays
-from cliptex.evaluation.metrics.display import direction
 from cliptex.evaluation.per_image import each_image
 from cliptex.report import names
 from cliptex.report.gather import PUT_BACK, Results, Scores
@@ -50,7 +49,7 @@ class Comparison:
         """CLIPTeX minus CLIP-FT for each image [N], signed so that positive is better; None if a model is missing."""
         if names.SUBJECT not in self.values or names.REFERENCE not in self.values:
             return None
-        return direction(self.metric) * (self.values[names.SUBJECT] - self.values[names.REFERENCE])
+        return metric_of(self.task, self.metric).better * (self.values[names.SUBJECT] - self.values[names.REFERENCE])
 
     def extremes(self, most: int) -> tuple[list[int], list[int]]:
         """Up to `most` images where CLIPTeX is better and where it is worse, the largest difference first."""

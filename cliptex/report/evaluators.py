@@ -8,7 +8,7 @@ CLIP-FT's, seed by seed and draw by draw (`cliptex.report.statistics.mean_over_h
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cliptex.evaluation.metrics.display import direction
+from cliptex.evaluation.measures import metric_of
 from cliptex.report import names
 from cliptex.report.bootstrap import p_value
 from cliptex.report.gains import ProbeGain
@@ -47,7 +47,7 @@ class CountedEvaluator:
 
     @property
     def better(self) -> int:
-        return direction(self.heads[0].metric)
+        return metric_of(self.task, self.heads[0].metric).better
 
     @property
     def title(self) -> str:
@@ -95,7 +95,10 @@ def _evaluator(
     family: str, heads: Sequence[ProbeGain], baselines: Sequence[str], yardstick: Sequence[str]
 ) -> CountedEvaluator:
     pair = names.SUBJECT, names.REFERENCE
-    measured, better = mean_over_heads([(head.values, head.draws) for head in heads], *pair), direction(heads[0].metric)
+    measured, better = (
+        mean_over_heads([(head.values, head.draws) for head in heads], *pair),
+        metric_of(heads[0].task, heads[0].metric).better,
+    )
     gain = _gain(family, measured, better, names.SUBJECT, baselines)
     p = None if gain.percent_draws is None else p_value(gain.percent, gain.percent_draws)
     percent = {model: [100 * value for value in own] for model, own in measured[0].items()}

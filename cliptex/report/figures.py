@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cliptex.core.files import replacing
-from cliptex.evaluation.metrics.display import direction
+from cliptex.evaluation.measures import metric_of
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, resampled_over
 from cliptex.report.gains import ProbeGain
@@ -94,7 +94,7 @@ def gains_chart(results: Results, probes: Sequence[ProbeGain]) -> Chart | None:
         return None
 
     def gain(probe: ProbeGain, value: float) -> float | None:
-        return relative_gain(value, fmean(probe.values[names.REFERENCE]), direction(probe.metric))
+        return relative_gain(value, fmean(probe.values[names.REFERENCE]), metric_of(probe.task, probe.metric).better)
 
     def best_baseline(probe: ProbeGain) -> float | None:
         values = [gain(probe, fmean(probe.values[name])) for name in results.baselines if name in probe.values]

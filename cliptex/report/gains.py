@@ -8,7 +8,6 @@ import numpy as np
 
 from cliptex.core.errors import working_on
 from cliptex.evaluation.measures import measures, metric_of, shown
-from cliptex.evaluation.metrics.display import direction
 from cliptex.evaluation.per_image import num_images
 from cliptex.report import names
 from cliptex.report.bootstrap import draws, resampled
@@ -49,7 +48,9 @@ class ProbeGain:
     def gain_of(self, model: str, baselines: Sequence[str]) -> Gain:
         """The gain of any model over CLIP-FT."""
         pair = {"subject": model, "reference": names.REFERENCE}
-        return gain_over(self.values, direction(self.metric), **pair, baselines=baselines, draws=self.draws)
+        return gain_over(
+            self.values, metric_of(self.task, self.metric).better, **pair, baselines=baselines, draws=self.draws
+        )
 
 
 def probe_gains(results: Results) -> list[ProbeGain]:
@@ -86,8 +87,12 @@ def _gains(
             values = scores.values(task, head, metric)
             drawn = _drawn(results, scores, task, head, metric)
             pair = {"subject": names.SUBJECT, "reference": names.REFERENCE}
-            gain = gain_over(values, direction(metric), **pair, baselines=baselines, needed=needed, draws=drawn)
-            gap = gap_of((values, drawn), direction(metric), gain.difference, results.yardstick, *pair.values())
+            gain = gain_over(
+                values, metric_of(task, metric).better, **pair, baselines=baselines, needed=needed, draws=drawn
+            )
+            gap = gap_of(
+                (values, drawn), metric_of(task, metric).better, gain.difference, results.yardstick, *pair.values()
+            )
             family = scores.family(task, head)
             out.append(ProbeGain(name, task, head, metric, values, gain, drawn, scores.source, family, gap))
     return out

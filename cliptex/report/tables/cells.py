@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from statistics import fmean
 
 from cliptex.evaluation.measures import metric_of
-from cliptex.evaluation.metrics.display import direction
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL
 from cliptex.report.gains import ProbeGain
@@ -67,7 +66,7 @@ def value_cells(
 ) -> dict[str, Cell]:
     """The metric of each model, and for the CSV its standard deviation and how it was measured (`value_columns`)."""
     values = scores.values(task, head, metric)
-    best = best_of([fmean(values[model]) for model in models if model in values], direction(metric))
+    best = best_of([fmean(values[model]) for model in models if model in values], metric_of(task, metric).better)
     cells = {model_key(model): _value_cell(values.get(model, []), task, metric, best) for model in models}
     cells |= {_std_column(model): number_cell(sample_std(values.get(model, []))) for model in models}
     return cells | protocol_cells(results, scores, task, head, metric)
