@@ -160,7 +160,7 @@ def test_both_views_of_a_rendered_pair_see_the_same_surface_at_its_points():
 
 
 def test_a_ray_from_the_second_camera_to_a_point_meets_nothing_before_it():
-    """Cast anew, as an image of one pixel."""
+    """Cast again, as an image of one pixel."""
     from cliptex.data.miniature.scenes import compose
     from cliptex.data.miniature.stage import Camera
 
