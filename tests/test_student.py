@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import shutil
 
 import huggingface_hub
@@ -9,14 +10,17 @@ import torch
 from safetensors.torch import save_file
 
 import cliptex
-from cliptex.config import Student
+from cliptex.config import Config, Student
+from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import write_json
-from cliptex.data.official.status import is_published
+from cliptex.data.official.status import is_published, weights_to_fetch
+from cliptex.evaluation.suites import released
 from cliptex.evaluation.zeroshot import load_zero_shot_model
 from cliptex.models import clip as student
 from cliptex.models.dense_features import dense_features, features_and_embedding, layer_features, layer_tokens, width
 from cliptex.models.encoders import load_encoder
+from cliptex.training.start import export_untrained
 
 TINY = {
     "embed_dim": 16,
@@ -484,6 +488,40 @@ def test_what_is_here_needs_no_fetching(tmp_path):
         is_published(Student(pretrained=given)) for given in (None, str(tmp_path), str(tmp_path / "weights.pt"))
     ] == [False] * 3
     assert is_published(Student(pretrained="openai"))
+
+
+def test_a_released_model_is_one_more_model_to_compare_with(tmp_path, monkeypatch):
+    """`models.*.pretrained`: exported with its own weights for any seed, and downloaded by name."""
+    monkeypatch.chdir(tmp_path)
+    other = student.build(Student(architecture=TINY), seed=5)
+    student.export(other, Student(architecture=TINY), tmp_path / "released")
+    models = {"clip": {}, "released": {"pretrained": str(tmp_path / "released")}}
+    config = Config.load({"student": {"architecture": TINY}, "models": models})
+    export_untrained(config, "released", 0)
+    assert torch.equal(student.load(paths.model("released", 0)).visual.proj, other.visual.proj)
+    assert json.loads((paths.model("released", 0) / "train.json").read_text())["init"] == str(tmp_path / "released")
+    assert config.is_seedless("released") and not config.is_seedless("clip")
+    assert weights_to_fetch(config) == []
+    tags = {"released": {"pretrained": "datacomp_xl_s13b_b90k"}}
+    config = Config.load({"student": {"architecture": "ViT-B-16"}, "models": tags})
+    assert weights_to_fetch(config) == ["models.released"]
+    assert released(config, "released") == ("ViT-B-16", "datacomp_xl_s13b_b90k")
+    paths.released("released").parent.mkdir(parents=True)
+    paths.released("released").touch()
+    assert weights_to_fetch(config) == []
+
+
+@pytest.mark.parametrize(
+    ("models", "problem"),
+    [
+        ({"a": {"pretrained": "openai", "steps": 3}}, "models.a.pretrained: is for a released model to compare with"),
+        ({"a": {}, "b": {"init": "a", "pretrained": "openai"}}, "remove it, or `init`"),
+        ({"a": {"pretrained": "openai"}, "b": {"init": "a", "steps": 1}}, "'b' starts from this model"),
+    ],
+)
+def test_nothing_is_trained_from_a_model_to_compare_with(models, problem):
+    with pytest.raises(CliptexError, match=re.escape(problem)):
+        Config.load({"models": models})
 
 
 def test_the_published_tags_that_need_quick_gelu_get_it():

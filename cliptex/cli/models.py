@@ -15,11 +15,20 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import find
 
 
-def fetch_student(config_files: ConfigFiles = DEFAULT) -> None:
-    """Download the published weights that training starts from, if student.pretrained is a tag."""
+def fetch_student(config_files: ConfigFiles = DEFAULT, model: Annotated[str | None, typer.Option()] = None) -> None:
+    """Download the published weights that training starts from, if student.pretrained is a tag.
+
+    Args:
+        model: A model with `pretrained`; downloads its weights instead.
+    """
     from cliptex.models import clip
 
-    clip.fetch(load_config(config_files).student, paths.STUDENT)
+    config = load_config(config_files)
+    if model is None:
+        clip.fetch(config.student, paths.STUDENT)
+        return
+    require_model(config, model)
+    clip.fetch(config.student_of(model), paths.released(model))
 
 
 def train(

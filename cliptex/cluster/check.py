@@ -93,7 +93,8 @@ def _student(config: Config) -> Iterator[str]:
     broken = list(_problem("student", lambda: clip.model_config(config.student)))
     yield from broken
     if not broken:
-        yield from _problem("student.pretrained", lambda: clip.check_pretrained(config.student))
+        for student in config.students:
+            yield from _problem("student.pretrained", lambda student=student: clip.check_pretrained(student))
         yield from _tower(config)
 
 

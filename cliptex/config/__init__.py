@@ -137,13 +137,26 @@ class Config(Section):
         """The folders in `plugins`, absolute. base: folder of those that are not in the working directory."""
         return [str((folder if folder.exists() else base / folder).resolve()) for folder in map(Path, self.plugins)]
 
+    def student_of(self, model: str) -> Student:
+        """`student`, with the weights that a model names in their place."""
+        given = self.models[model].pretrained
+        return self.student if given is None else self.student.model_copy(update={"pretrained": given})
+
+    @property
+    def students(self) -> list[Student]:
+        """The students of all models that start from given or random weights, each once."""
+        models = [*self.models.values(), *(self.study.models.values() if self.study else ())]
+        given = dict.fromkeys(model.pretrained for model in models if not model.sources())
+        own = [self.student.model_copy(update={"pretrained": name}) for name in given if name is not None]
+        return [*([self.student] if None in given else []), *own]
+
     def is_seedless(self, model: str) -> bool:
         """Whether a model's weights are the same for every seed: given ones that are not trained, without heads."""
         chosen = self.models[model]
         if chosen.is_trained or chosen.tasks or chosen.interpolate is not None:
             return False
         if chosen.init is None:
-            return self.student.pretrained is not None
+            return self.student_of(model).pretrained is not None
         return chosen.init in self.models and self.is_seedless(chosen.init)
 
     @property

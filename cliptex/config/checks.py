@@ -153,6 +153,12 @@ def _model(path: Path, name: str, model: Model, runs: Runs, is_whole: bool) -> I
                 yield (*path, key), "not allowed together with `interpolate`; remove one of them"
         for key, other in zip(("of", "with"), model.sources(), strict=True):
             yield from _one_of((*path, "interpolate", key), other, runs.models, True)
+    elif model.pretrained is not None:
+        if model.is_trained or model.init is not None:
+            key = "init" if model.init is not None else "steps"
+            yield (*path, "pretrained"), f"is for a released model to compare with; remove it, or `{key}`"
+        if other := next((other for other, entry in runs.models.items() if name in entry.sources()), None):
+            yield (*path, "pretrained"), f"{other!r} starts from this model; give student.pretrained these weights"
     elif is_whole and model.init is not None:
         yield from _one_of((*path, "init"), model.init, runs.models, is_whole)
     if (cycle := _cycle(runs.models, [name])) and cycle[-1] == name:

@@ -128,6 +128,9 @@ class Model(Section):
     """Interpolate two other models instead of training; excludes all other keys."""
     init: Name | None = None
     """Model to start from (its final weights, same seed); null: `student`."""
+    pretrained: FilePath | None = None
+    """A released model to compare with: open_clip pretrained tag or path, in place of `student.pretrained`; only for a
+    model without training steps from which no other starts."""
     steps: Annotated[int, Field(ge=0)] = 0
     """Optimizer steps; 0 exports the initial weights, for which no pairs are needed. null: not set, for `epochs`."""
     epochs: Annotated[float, Field(gt=0)] | None = None
@@ -165,7 +168,7 @@ class Model(Section):
         """Either `steps` or `epochs`: what does not count is not recorded, so that jobs do not depend on it."""
         values = handler(self)
         values.pop("epochs" if self.epochs is None else "steps", None)
-        return without(values, "weight_by_agreement", False)
+        return without(without(values, "weight_by_agreement", False), "pretrained", None)
 
     @property
     def is_trained(self) -> bool:

@@ -44,6 +44,11 @@ def published_labels(store: str) -> Path:
     return RESOURCES / "published_labels" / store
 
 
+def released(model: str) -> Path:
+    """The record of the downloaded weights of a model that names its own."""
+    return WEIGHTS / "models" / f"{model}.json"
+
+
 def model(name: str, seed: int) -> Path:
     return RESULTS / "models" / name / f"seed{seed}"
 

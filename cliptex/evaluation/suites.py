@@ -104,8 +104,10 @@ def released(config: Config, model: str) -> tuple[str, str] | None:
     """open_clip's (architecture, pretrained tag) of a model that is the released one, not trained; None for others."""
     entry = config.models.get(model)
     is_start = entry is not None and entry.init is None and entry.interpolate is None and not entry.is_trained
-    student = config.student
-    if not is_start or student.pretrained is None or not isinstance(student.architecture, str):
+    if not is_start:
+        return None
+    student = config.student_of(model)
+    if student.pretrained is None or not isinstance(student.architecture, str):
         return None
     return student.architecture, student.pretrained
 

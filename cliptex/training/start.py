@@ -46,7 +46,8 @@ def initial_network(config: Config, name: str, seed: int) -> tuple[torch.nn.Modu
     if init is not None:
         network = student.load(paths.model(init, seed))
         return network, {"init": init, "init_sha256": network.weights_sha256}
-    return student.build(config.student, seed), {"init": config.student.pretrained or "random weights"}
+    given = config.student_of(name)
+    return student.build(given, seed), {"init": given.pretrained or "random weights"}
 
 
 def new_heads(config: Config, name: str, seed: int, network: torch.nn.Module, tasks: dict[str, Task]) -> DenseHeads:
@@ -70,7 +71,7 @@ def export_untrained(config: Config, name: str, seed: int) -> None:
     network, started_from = initial_network(config, name, seed)
     tasks = tasks_of(config, name)
     heads = new_heads(config, name, seed, network, tasks)
-    weights_sha256 = student.export(network, config.student, folder)
+    weights_sha256 = student.export(network, config.student_of(name), folder)
     stores = {store: config.label_stores[store].task for store in model.tasks}
     heads_sha256 = save_heads(heads, folder / student.HEADS_FILE, stores, model.losses, own_codecs(tasks))
     with replacing(folder / "metrics.jsonl") as scratch:

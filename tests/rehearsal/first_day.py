@@ -49,7 +49,7 @@ COUNTED: dict[str, dict[str, Any]] = {
                 },
             },
         },
-        "zeroshot": {"published": {"clip": None}, "templates": "simple"},
+        "zeroshot": {"published": {"clip": None, "clip_datacomp": None}, "templates": "simple"},
         "training_free": {"benchmarks": BY_TEXT},
         "report": {"resamples": 100},
     },

@@ -109,10 +109,11 @@ def write_json(path: Path, content: object) -> None:
 def write_weights(hub: Path, pytorch: Path) -> str:
     """Repositories of the hub in a folder, and torchvision's file, whose name ends in its digest. Returns that name."""
     torch.manual_seed(0)
-    clip = hub / "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"
-    state = open_clip.create_model("ViT-B-16").state_dict()
-    write_json(clip / "open_clip_config.json", {"model_cfg": open_clip.get_model_config("ViT-B-16")})
-    save_file(state, clip / "open_clip_model.safetensors")
+    for repository in ("CLIP-ViT-B-16-laion2B-s34B-b88K", "CLIP-ViT-B-16-DataComp.XL-s13B-b90K"):
+        clip = hub / "laion" / repository
+        state = open_clip.create_model("ViT-B-16").state_dict()
+        write_json(clip / "open_clip_config.json", {"model_cfg": open_clip.get_model_config("ViT-B-16")})
+        save_file(state, clip / "open_clip_model.safetensors")
 
     large = hub / "Intel/dpt-large"
     write_json(large / "config.json", DPT_LARGE)

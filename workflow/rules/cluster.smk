@@ -19,7 +19,11 @@ rule fetch:
             if expert in {store.expert for store in STUDY.label_stores.values()}
         ],
         [f"resources/published_labels/{store}/set.json" for store in TAKEN],
-        FETCHED_STUDENT if starts_from_student(CONFIG) else [],
+        [
+            fetched_student(name)
+            for name, model in STUDY.models.items()
+            if not model.sources()
+        ],
     localrule: True
 
 

@@ -25,7 +25,6 @@ from cliptex.data.official.status import (
     is_published,
     missing_data,
     needs_pairs,
-    starts_from_student,
     trains_models,
 )
 from cliptex.data.shard_paths import (
@@ -204,6 +203,19 @@ TAKEN = [name for name, store in STUDY.label_stores.items() if store.from_]
 FETCHED_STUDENT = (
     ["resources/weights/student.json"] if is_published(CONFIG.student) else []
 )
+
+
+def fetched_student(model):
+    """The record of the downloaded weights that a model starts from, if they are to be downloaded."""
+    if STUDY.models[model].pretrained is None:
+        return FETCHED_STUDENT
+    return (
+        [f"resources/weights/models/{model}.json"]
+        if is_published(STUDY.student_of(model))
+        else []
+    )
+
+
 MINIATURE = CONFIG.dataset.source == "miniature"
 FETCHED_SHARDS = (
     ["results/shards/index.json"]

@@ -71,7 +71,7 @@ rule export_untrained:
             else (
                 weights(STUDY.models[wildcards.model].init, wildcards.seed)
                 if STUDY.models[wildcards.model].init
-                else FETCHED_STUDENT
+                else fetched_student(wildcards.model)
             )
         ),
     output:
@@ -133,6 +133,23 @@ rule fetch_student:
         config=CONFIG.subset("student"),
     shell:
         "cliptex --log {log} fetch-student --config {params.config:q}"
+
+
+rule fetch_released:
+    output:
+        "resources/weights/models/{model}.json",
+    log:
+        "logs/fetch_student/{model}.log",
+    priority: 100
+    localrule: True
+    conda:
+        "../../envs/cliptex.yaml"
+    resources:
+        mem="4GB",
+    params:
+        config=lambda wildcards: CONFIG.subset("student", f"models.{wildcards.model}"),
+    shell:
+        "cliptex --log {log} fetch-student --model {wildcards.model} --config {params.config:q}"
 
 
 rule interpolate:

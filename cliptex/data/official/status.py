@@ -155,7 +155,7 @@ def _missing_tars(config: Config) -> list[str]:
 
 
 def weights_to_fetch(config: Config) -> list[str]:
-    """The experts of label stores, and `student`, whose published weights are to be downloaded first."""
+    """The experts of label stores, `student` and released models whose published weights are to be downloaded first."""
     fetched = []
     for name in dict.fromkeys(store.expert for store in config.label_stores.values() if store.expert):
         is_there = (paths.expert(name) / "expert.json").exists()
@@ -163,13 +163,17 @@ def weights_to_fetch(config: Config) -> list[str]:
             fetched.append(name)
     if is_published(config.student) and starts_from_student(config) and not paths.STUDENT.exists():
         fetched.append("student")
+    for name, model in config.models.items():
+        given = model.pretrained is not None and is_published(config.student_of(name))
+        if given and not paths.released(name).exists():
+            fetched.append(f"models.{name}")
     return fetched
 
 
 def starts_from_student(config: Config) -> bool:
     """Whether any model starts from `student`."""
     models = [*config.models.values(), *(config.study.models.values() if config.study else ())]
-    return any(not model.sources() for model in models)
+    return any(not model.sources() and model.pretrained is None for model in models)
 
 
 def is_published(student: Student) -> bool:
