@@ -1,5 +1,6 @@
 """SIGKILL of every stage at random moments: the same command again ends with the same bytes."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from commands import command
 from pipeline import Pipeline, at_a_time, ends_as_ever, fault, half_made, moments
 
 pytestmark = pytest.mark.faults
-MOMENTS = 5
+MOMENTS = int(os.environ.get("CLIPTEX_KILLS", "5"))
+"""Kills of each stage."""
 STAGES = [
     ("render_pairs",),
     ("render_experts", "train"),
