@@ -77,7 +77,7 @@ class Estimate:
     def seconds_left(self, now: float) -> float | None:
         """Seconds until the last job ends, if as many jobs run at a time as so far; None if not known."""
         passed = now - self._began
-        if passed < EARLIEST_S or not self._taken:
+        if passed < EARLIEST_S:
             return None
         scale = self._scale()
         rules = {rule for rule, count in self.waiting.items() if count > 0} | {

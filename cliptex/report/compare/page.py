@@ -76,13 +76,15 @@ def render(page: Page) -> str:
 
 
 def summary(page: Page) -> str:
-    """The short text for the terminal: sentences, and a line for each changed result of CLIPTeX, else of all models."""
+    """The short text for the terminal: a line for each result of CLIPTeX, else of all models, that is not the same, and
+    the page's sentences."""
     own = [change for change in page.models if change.model == names.SUBJECT] or page.models
-    rows = [SHORT, *(_short(change) for change in own)]
+    changed = [change for change in own if change.outcome is not Outcome.SAME]
+    rows = [SHORT, *map(_short, changed)] if changed else [("",) * len(SHORT)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(SHORT))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    changed = [f"{len(rows):,} in {group}" for group, rows in page.facts.differing.items()]
-    last = f"What differs: {', '.join(changed) or 'nothing that the runs record'}."
+    others = [f"{len(rows):,} in {group}" for group, rows in page.facts.differing.items()]
+    last = f"What differs: {', '.join(others) or 'nothing that both runs record'}."
     return "\n".join(
         [f"A: {page.first.folder}", f"B: {page.second.folder}", "", *lines, "", *page.sentences, last, *page.missing]
     )

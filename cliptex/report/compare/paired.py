@@ -16,6 +16,7 @@ from cliptex.config import Config
 from cliptex.core.errors import CliptexError
 from cliptex.evaluation.measures import measures, metric_of
 from cliptex.evaluation.metrics.base import Arrays
+from cliptex.evaluation.per_image import per_image_path, read_per_image
 from cliptex.evaluation.results import SAME
 from cliptex.report import names
 from cliptex.report.bootstrap import draws, p_value, resampled
@@ -94,6 +95,7 @@ def _shared(kind: str, a: Scores, b: Scores, rendered: Sequence[object]) -> Shar
         if task in measures():
             try:
                 images[task, head] = a.images(task, head), b.images(task, head)
+                untested = untested or ("the evaluation images are others" if _ids(a) != _ids(b) else "")
             except CliptexError as error:
                 untested = str(error)
                 break
@@ -113,6 +115,11 @@ def _other_data(a: Scores, b: Scores) -> str:
         if getattr(a, key) != getattr(b, key):
             return f"{key} differs"
     return ""
+
+
+def _ids(scores: Scores) -> list[str]:
+    """Of the evaluation images, which all files of a table share."""
+    return read_per_image(per_image_path(scores.head_path(scores.results[0]))).ids.tolist()
 
 
 def _other_truth(a: Mapping[str, list[Arrays]], b: Mapping[str, list[Arrays]]) -> str:
