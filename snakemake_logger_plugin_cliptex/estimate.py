@@ -6,6 +6,7 @@ this is another kind of run, those durations are not used, and there is no estim
 """
 
 import csv
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from importlib.resources import files
@@ -30,7 +31,7 @@ def _looked_up(rule: str, seconds: Mapping[str, float]) -> float | None:
 
 
 class Estimate:
-    """Follows the jobs of a run. Times are in seconds, from any origin.
+    """Follows the jobs of a run. Times are in seconds, from any origin. May be used by several threads.
 
     planned: rule -> number of jobs. earlier: rule -> mean seconds of a job in earlier runs of the folder.
     """
@@ -40,21 +41,25 @@ class Estimate:
         self.running: dict[int, tuple[str, float]] = {}
         self._taken: dict[str, list[float]] = {}
         self._earlier, self._miniature, self._began = earlier, miniature_seconds(), now
+        self._lock = threading.Lock()
 
     def start(self, job: int, rule: str, now: float) -> None:
-        self.waiting[rule] -= 1
-        self.running[job] = rule, now
+        with self._lock:
+            self.waiting[rule] -= 1
+            self.running[job] = rule, now
 
     def finish(self, job: int, now: float) -> float:
         """The seconds that the job took."""
-        rule, began = self.running.pop(job)
-        self._taken.setdefault(rule, []).append(now - began)
+        with self._lock:
+            rule, began = self.running.pop(job)
+            self._taken.setdefault(rule, []).append(now - began)
         return now - began
 
     def fail(self, job: int) -> None:
         """The job ended with an error; it may be tried again."""
-        rule, _ = self.running.pop(job)
-        self.waiting[rule] += 1
+        with self._lock:
+            rule, _ = self.running.pop(job)
+            self.waiting[rule] += 1
 
     def _scale(self) -> float | None:
         """How much longer this run's jobs take than the miniature's; None if they are not comparable."""
@@ -76,6 +81,10 @@ class Estimate:
 
     def seconds_left(self, now: float) -> float | None:
         """Seconds until the last job ends, if as many jobs run at a time as so far; None if not known."""
+        with self._lock:
+            return self._seconds_left(now)
+
+    def _seconds_left(self, now: float) -> float | None:
         passed = now - self._began
         if passed < EARLIEST_S:
             return None

@@ -34,6 +34,12 @@ LEFT_OUT = (
 """Beginnings of messages that are not shown."""
 REPEATED = ("CalledProcessError", "At least one job did not complete successfully")
 """In errors that repeat what is shown of a failed job."""
+INTERRUPTIONS = (
+    "Terminating processes on user request",
+    "Cancelling snakemake on user request",
+    "Will exit after finishing",
+)
+"""Beginnings of what Snakemake says after Ctrl-C."""
 VERDICT = paths.REPORT / "verdict.txt"
 
 
@@ -48,6 +54,7 @@ class Events(Handler):
         self._jobs: dict[int, LogRecord] = {}
         self._failed: dict[int, Failure] = {}
         self._done = self._total = 0
+        self._interrupted = False
         self._pages: list[str] = []
         self._handlers: dict[LogEvent, Callable[[LogRecord], None]] = {
             LogEvent.RUN_INFO: self._plan,
@@ -66,7 +73,7 @@ class Events(Handler):
         except Exception:
             self.handleError(record)
 
-    # ---- what is shown of a run that goes on (`cliptex.screen.Status`)
+    # ---- the state of the run, for the bottom of a terminal (`screen.Status`); called by another thread
 
     def running(self) -> list[tuple[str, str]]:
         now = time.time()
@@ -90,7 +97,7 @@ class Events(Handler):
         except CliptexError:  # broken tables of times are of no interest here
             earlier = {}
         self._estimate = Estimate(planned, earlier, record.created)
-        self._screen.line(f"{self._total} jobs to run")
+        self._screen.line(f"{_jobs(self._total)} to run")
         self._screen.begin(self)
 
     def _start(self, record: LogRecord) -> None:
@@ -132,6 +139,7 @@ class Events(Handler):
 
     def _other(self, record: LogRecord) -> None:
         text = self._plain.format(record)
+        self._interrupted |= text.startswith(INTERRUPTIONS)
         if text and not text.startswith(LEFT_OUT):
             level = record.levelno
             self._screen.line(text, "red" if level >= ERROR else "yellow" if level >= WARNING else "")
@@ -144,13 +152,16 @@ class Events(Handler):
 
     def close(self) -> None:
         self._screen.end()
+        if self._interrupted:  # a stopped job has not failed
+            self._failed = {}
+            self._screen.line("interrupted; the same command resumes")
         for failed in self._failed.values():
             for line in ("", *failed.lines):
                 self._screen.line(line, "red" if line.startswith("failed") else "")
         if self._total and self._done == self._total and not self._failed:
-            self._screen.line(f"{self._total} jobs done in {duration(time.time() - self._began)}")
+            self._screen.line(f"{_jobs(self._total)} done in {duration(time.time() - self._began)}")
             self._result()
-        self._failed, self._total = {}, 0  # Snakemake closes more than once
+        self._failed, self._total, self._interrupted = {}, 0, False  # Snakemake closes more than once
         super().close()
 
     def _result(self) -> None:
@@ -160,3 +171,7 @@ class Events(Handler):
                 self._screen.line(line, "bold")
         for page in self._pages:
             self._screen.line(f"Open {shown_path(Path(page), self._started_in)}")
+
+
+def _jobs(number: int) -> str:
+    return f"{number} job{'s' if number != 1 else ''}"

@@ -4,7 +4,9 @@ import os
 import pty
 import re
 import shlex
+import signal
 import subprocess
+import time
 
 import pytest
 from forked_jobs import forked
@@ -101,10 +103,21 @@ def test_a_failed_job_ends_with_its_error_its_log_and_the_command_that_repeats_i
     program, *words = shlex.split(text.replace("broken=1", "broken=none"))
     assert program == "snakemake" and words[-2:] == ["--", "labels/1"]
     repeated = subprocess.run([forked("snakemake"), *words], cwd=tmp_path, capture_output=True, text=True)
-    assert repeated.returncode == 0 and "1 jobs to run" in repeated.stderr, repeated.stderr
+    assert repeated.returncode == 0 and "1 job to run" in repeated.stderr, repeated.stderr
     (tmp_path / "other").mkdir()
     shown = piped(tmp_path / "other", "labels/2", "--show-failed-logs", broken=2).stderr
     assert "12:00:01 starting" in shown and "✗ Label depth, batch 2" in shown
+
+
+def test_an_interrupted_run_is_no_failure(tmp_path):
+    given = [*command(tmp_path, "all", seconds=30), "--logger", "cliptex"]
+    process = subprocess.Popen(given, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
+    while not list(tmp_path.glob("run/logs/label/*.log")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    *_, last = process.stderr.read().splitlines()
+    assert last == "interrupted; the same command resumes" and process.wait(10) == 1
 
 
 def test_snakemakes_own_options_keep_their_meaning(tmp_path):

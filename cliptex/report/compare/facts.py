@@ -9,7 +9,7 @@ from cliptex.core.provenance import code
 from cliptex.evaluation.results import SAME
 from cliptex.report import names
 from cliptex.report.compare.paired import SharedTable
-from cliptex.report.compare.runs import KINDS, Run
+from cliptex.report.compare.runs import KINDS, ComparedRun
 from cliptex.report.integrity import RECORDED
 
 LONGEST = 160
@@ -28,8 +28,8 @@ class Facts:
     unknown: list[str] = field(default_factory=list)
 
 
-def facts(first: Run, second: Run, tables: list[SharedTable]) -> Facts:
-    groups: dict[str, Callable[[Run], dict[str, Any]]] = {
+def facts(first: ComparedRun, second: ComparedRun, tables: list[SharedTable]) -> Facts:
+    groups: dict[str, Callable[[ComparedRun], dict[str, Any]]] = {
         "configuration": lambda run: _flat(run.config or {}),
         "code": _code,
         "environment": _environment,
@@ -84,7 +84,7 @@ def _digest(value: Any) -> str:
     return str(value or "")[:12]
 
 
-def _all(run: Run, value_of: Callable[[dict[str, Any]], Any]) -> str:
+def _all(run: ComparedRun, value_of: Callable[[dict[str, Any]], Any]) -> str:
     """What the run's results record, several values if they differ."""
     return ", ".join(sorted({str(value) for source in run.provenances if (value := value_of(source))}))
 
@@ -93,24 +93,24 @@ def _known(values: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in values.items() if value}
 
 
-def _code(run: Run) -> dict[str, str]:
+def _code(run: ComparedRun) -> dict[str, str]:
     return _known({"cliptex": _all(run, lambda one: one.get("cliptex")), "commit or modules": _all(run, code)})
 
 
-def _environment(run: Run) -> dict[str, str]:
+def _environment(run: ComparedRun) -> dict[str, str]:
     packages = sorted({name for source in run.provenances for name in source.get("packages", {})})
     found = {key: _all(run, lambda one, key=key: one.get(key)) for key in ("python", "machine")}
     found |= {name: _all(run, lambda one, name=name: one.get("packages", {}).get(name)) for name in packages}
     return _known(found)
 
 
-def _shards(run: Run) -> dict[str, Any]:
+def _shards(run: ComparedRun) -> dict[str, Any]:
     if run.shards is None:
         return {}
     return {"image-caption pairs": run.shards["num_samples"], "their digest": _digest(run.shards.get("data_sha256"))}
 
 
-def _stores(run: Run) -> dict[str, Any]:
+def _stores(run: ComparedRun) -> dict[str, Any]:
     shown = {}
     for name, index in run.stores.items():
         shown |= {f"{name}: {key}": index.get(key) for key in ("expert", "images", "labelled")}
@@ -118,7 +118,7 @@ def _stores(run: Run) -> dict[str, Any]:
     return shown
 
 
-def _benchmarks(run: Run) -> dict[str, Any]:
+def _benchmarks(run: ComparedRun) -> dict[str, Any]:
     shown = {}
     for (kind, name), scores in run.scores.items():
         where = f"{names.benchmark(name)}, {KINDS[kind]}"
@@ -127,7 +127,7 @@ def _benchmarks(run: Run) -> dict[str, Any]:
     return shown
 
 
-def _trainings(run: Run) -> dict[str, Any]:
+def _trainings(run: ComparedRun) -> dict[str, Any]:
     kept = {name: {key: one[key] for key in RECORDED if key in one} for name, one in run.trainings.items()}
     return _flat(kept)
 

@@ -13,21 +13,26 @@ from cliptex.report.bootstrap import LEVEL
 from cliptex.report.compare.facts import Facts, facts
 from cliptex.report.compare.paired import (
     Change,
-    Outcome,
+    ChangeStatus,
     SharedTable,
     baseline_changes,
     gain_changes,
     model_changes,
     shared_tables,
 )
-from cliptex.report.compare.runs import KINDS, Run
+from cliptex.report.compare.runs import KINDS, ComparedRun
 from cliptex.report.evaluators import ALPHA
 from cliptex.report.statistics import Gain, format_interval, sample_std, signed
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, text_table
 from cliptex.report.tables.cells import metric_label
 
-SYMBOLS = {Outcome.BETTER: "▲", Outcome.WORSE: "▼", Outcome.ONE_SEED_BETTER: "△", Outcome.ONE_SEED_WORSE: "▽"}
-TONES = {Outcome.BETTER: "good", Outcome.WORSE: "bad"}
+SYMBOLS = {
+    ChangeStatus.BETTER: "▲",
+    ChangeStatus.WORSE: "▼",
+    ChangeStatus.ONE_SEED_BETTER: "△",
+    ChangeStatus.ONE_SEED_WORSE: "▽",
+}
+TONES = {ChangeStatus.BETTER: "good", ChangeStatus.WORSE: "bad"}
 SHORT = ("Result", "A", "B", "Change", "Outcome")
 
 
@@ -35,8 +40,8 @@ SHORT = ("Result", "A", "B", "Change", "Outcome")
 class Page:
     """first, second: the runs A and B. gains, models: their changes. missing: what only one of them has."""
 
-    first: Run
-    second: Run
+    first: ComparedRun
+    second: ComparedRun
     tables: list[SharedTable]
     gains: list[Change]
     models: list[Change]
@@ -45,7 +50,7 @@ class Page:
     sentences: list[str]
 
 
-def make_page(first: Run, second: Run) -> Page:
+def make_page(first: ComparedRun, second: ComparedRun) -> Page:
     """Compare what both have. Raises CliptexError if that is nothing."""
     tables = shared_tables(first, second)
     models, missing = model_changes(tables), [*_missing(first, second)]
@@ -79,7 +84,7 @@ def summary(page: Page) -> str:
     """The short text for the terminal: a line for each result of CLIPTeX, else of all models, that is not the same, and
     the page's sentences."""
     own = [change for change in page.models if change.model == names.SUBJECT] or page.models
-    changed = [change for change in own if change.outcome is not Outcome.SAME]
+    changed = [change for change in own if change.status is not ChangeStatus.SAME]
     rows = [SHORT, *map(_short, changed)] if changed else [("",) * len(SHORT)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(SHORT))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -104,9 +109,9 @@ def _short(change: Change) -> tuple[str, ...]:
 
 
 def _counts(models: Sequence[Change]) -> str:
-    counts = Counter(change.outcome for change in models)
-    tested = sum(change.p is not None and change.outcome is not Outcome.SAME for change in models)
-    parts = [f"{outcome.value} in {counts[outcome]}" for outcome in Outcome if counts[outcome]]
+    counts = Counter(change.status for change in models)
+    tested = sum(change.p is not None and change.status is not ChangeStatus.SAME for change in models)
+    parts = [f"{status.value} in {counts[status]}" for status in ChangeStatus if counts[status]]
     text = f"B against A, in {len(models)} results of trained models: {'; '.join(parts)}."
     if tested:
         text += f" Corrected for {tested} comparisons by Holm’s method at {100 * ALPHA:.0f} %."
@@ -116,7 +121,7 @@ def _counts(models: Sequence[Change]) -> str:
 def _baselines(changes: Sequence[Change]) -> list[str]:
     if not changes:
         return []
-    others = sum(change.outcome is not Outcome.SAME for change in changes)
+    others = sum(change.status is not ChangeStatus.SAME for change in changes)
     if not others:
         return ["The baselines, which no training changes, have the same results in both runs."]
     return [
@@ -134,7 +139,7 @@ def _untested(tables: Sequence[SharedTable]) -> list[str]:
     return out
 
 
-def _missing(first: Run, second: Run) -> Iterable[str]:
+def _missing(first: ComparedRun, second: ComparedRun) -> Iterable[str]:
     """What one run has and the other has not."""
     for (name, run), other in ((("B", second), first), (("A", first), second)):
         lacking = [key for key in other.scores if key not in run.scores]
@@ -156,11 +161,11 @@ def _missing(first: Run, second: Run) -> Iterable[str]:
 
 def _change_cell(change: Change, digits: int) -> Cell:
     found = change.difference
-    note = f"{SYMBOLS.get(change.outcome, '')} {change.outcome.value}".strip()
+    note = f"{SYMBOLS.get(change.status, '')} {change.status.value}".strip()
     if found is None:
         return Cell(MISSING, None, note)
     bounds = format_interval(found.interval, digits) if found.interval else ""
-    return Cell(signed(found.value, digits), found.value, note, bounds, tone=TONES.get(change.outcome, ""))
+    return Cell(signed(found.value, digits), found.value, note, bounds, tone=TONES.get(change.status, ""))
 
 
 def _gain_cell(gain: Gain) -> Cell:

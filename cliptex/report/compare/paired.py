@@ -20,7 +20,7 @@ from cliptex.evaluation.per_image import per_image_path, read_per_image
 from cliptex.evaluation.results import SAME
 from cliptex.report import names
 from cliptex.report.bootstrap import draws, p_value, resampled
-from cliptex.report.compare.runs import KINDS, Run
+from cliptex.report.compare.runs import KINDS, ComparedRun
 from cliptex.report.evaluators import ALPHA
 from cliptex.report.gather import Scores
 from cliptex.report.statistics import Difference, Gain, difference, gain_over, holm
@@ -32,7 +32,7 @@ Measured = tuple[dict[str, list[float]], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedResult:
     """One task of a benchmark with one head in both runs, by its main metric, over the seeds that both have."""
 
     kind: str
@@ -72,11 +72,11 @@ class SharedTable:
     kind: str
     scores: Scores
     seeds: list[int]
-    pairs: list[Pair]
+    pairs: list[PairedResult]
     untested: str
 
 
-def shared_tables(first: Run, second: Run) -> list[SharedTable]:
+def shared_tables(first: ComparedRun, second: ComparedRun) -> list[SharedTable]:
     """Raises CliptexError for per-image parts that are broken."""
     rendered = [run.config and run.config.get("miniature") for run in (first, second)]
     keys = [key for key in first.scores if key in second.scores]
@@ -137,7 +137,7 @@ def _pair(
     cell: tuple[str, str],
     images: Sequence[Mapping[str, list[Arrays]]] | None,
     weights: np.ndarray | None,
-) -> Pair:
+) -> PairedResult:
     task, head = cell
     metric = a.main_metric(task, head)
     drawn: list[dict[str, np.ndarray]] = [{}, {}]
@@ -146,7 +146,7 @@ def _pair(
     rows = [[row for row in scores.results if (row.task, row.head) == cell] for scores in (a, b)]
     digests = [{row.protocol_digest for row in own} - {None} for own in rows]
     values = [scores.values(task, head, metric) for scores in (a, b)]
-    return Pair(
+    return PairedResult(
         kind,
         a,
         task,
@@ -158,7 +158,7 @@ def _pair(
     )
 
 
-class Outcome(StrEnum):
+class ChangeStatus(StrEnum):
     """How certain a change is."""
 
     BETTER = "better"
@@ -181,11 +181,11 @@ class Change:
     is not tested.
     """
 
-    pair: Pair
+    pair: PairedResult
     model: str
     difference: Difference | None
     p: float | None
-    outcome: Outcome
+    status: ChangeStatus
     gains: tuple[Gain, ...] = ()
 
 
@@ -207,13 +207,13 @@ def baseline_changes(tables: Sequence[SharedTable]) -> list[Change]:
     return [_change(pair, model) for pair in pairs for model in pair.models if model in names.BASELINES]
 
 
-def _change(pair: Pair, model: str) -> Change:
+def _change(pair: PairedResult, model: str) -> Change:
     (first, drawn), (second, drawn_again) = pair.first, pair.second
     found = difference(second[model], first[model], pair.better, (drawn_again.get(model), drawn.get(model)))
     p = None
     if found is not None and found.interval is not None:
         p = p_value(found.value, drawn_again[model] - drawn[model])
-    return Change(pair, model, found, p, _outcome(found, first[model] == second[model]))
+    return Change(pair, model, found, p, _status(found, first[model] == second[model]))
 
 
 def gain_changes(tables: Sequence[SharedTable]) -> list[Change]:
@@ -222,7 +222,7 @@ def gain_changes(tables: Sequence[SharedTable]) -> list[Change]:
     return corrected([change for change in changes if change is not None])
 
 
-def _gain_change(pair: Pair) -> Change | None:
+def _gain_change(pair: PairedResult) -> Change | None:
     named = {"subject": names.SUBJECT, "reference": names.REFERENCE}
     first, second = (
         gain_over(values, pair.better, **named, baselines=(), needed=(), draws=drawn)
@@ -233,38 +233,38 @@ def _gain_change(pair: Pair) -> Change | None:
     drawn = second.percent_draws, first.percent_draws
     found = difference(_by_seed(pair, pair.second[0]), _by_seed(pair, pair.first[0]), 1, drawn)
     p = None if found.interval is None else p_value(found.value, drawn[0] - drawn[1])
-    outcome = _outcome(found, pair.first[0] == pair.second[0])
-    return Change(pair, "", found, p, outcome, (first, second))
+    status = _status(found, pair.first[0] == pair.second[0])
+    return Change(pair, "", found, p, status, (first, second))
 
 
-def _by_seed(pair: Pair, values: Mapping[str, Sequence[float]]) -> list[float]:
+def _by_seed(pair: PairedResult, values: Mapping[str, Sequence[float]]) -> list[float]:
     """The gain of each seed in percent of the reference's mean, so that their mean is the gain."""
     subject, reference = values[names.SUBJECT], values[names.REFERENCE]
     scale = 100 * pair.better / abs(fmean(reference))
     return [scale * (new - old) for new, old in zip(subject, reference, strict=True)]
 
 
-def _outcome(found: Difference | None, same: bool) -> Outcome:
+def _status(found: Difference | None, same: bool) -> ChangeStatus:
     """Before correction."""
     if same:
-        return Outcome.SAME
+        return ChangeStatus.SAME
     if found is None or found.interval is None:
-        return Outcome.UNTESTED
+        return ChangeStatus.UNTESTED
     if not found.interval.excludes_zero or found.beyond_noise is False:
-        return Outcome.WITHIN_NOISE
+        return ChangeStatus.WITHIN_NOISE
     if found.spread is None:
-        return Outcome.ONE_SEED_BETTER if found.value > 0 else Outcome.ONE_SEED_WORSE
-    return Outcome.BETTER if found.value > 0 else Outcome.WORSE
+        return ChangeStatus.ONE_SEED_BETTER if found.value > 0 else ChangeStatus.ONE_SEED_WORSE
+    return ChangeStatus.BETTER if found.value > 0 else ChangeStatus.WORSE
 
 
 def corrected(changes: Sequence[Change]) -> list[Change]:
     """The same with Holm's correction over all that are tested."""
-    tested = [change for change in changes if change.p is not None and change.outcome is not Outcome.SAME]
+    tested = [change for change in changes if change.p is not None and change.status is not ChangeStatus.SAME]
     adjusted = dict(zip(map(id, tested), holm([change.p for change in tested]), strict=True))
-    certain = set(Outcome) - {Outcome.WITHIN_NOISE, Outcome.SAME, Outcome.UNTESTED}
+    certain = set(ChangeStatus) - {ChangeStatus.WITHIN_NOISE, ChangeStatus.SAME, ChangeStatus.UNTESTED}
     return [
-        replace(change, outcome=Outcome.NOT_CORRECTED)
-        if change.outcome in certain and adjusted.get(id(change), 0) > ALPHA
+        replace(change, status=ChangeStatus.NOT_CORRECTED)
+        if change.status in certain and adjusted.get(id(change), 0) > ALPHA
         else change
         for change in changes
     ]

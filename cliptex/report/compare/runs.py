@@ -26,7 +26,7 @@ OTHERS = ("models", "labels", "shards", "experts")
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """A run, as far as it is there.
 
     folder: as given. scores: (kind, benchmark) -> results table. config: all keys, from the run's report; None without
@@ -50,14 +50,14 @@ class Run:
         ]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> ComparedRun:
     """Raises CliptexError if `folder` is no run, or for the first file that is broken or of another version."""
     results = _results_folder(folder)
     experts = {path.parent.name: read_expert(path.parent) for path in _found(results, "experts/*/expert.json")}
-    return Run(
+    return ComparedRun(
         folder=folder,
         scores={(path.parent.name, path.stem): read_scores(path) for path in _tables(results)},
-        config=_config(results / "report.html"),
+        config=shown_config(results / "report.html"),
         trainings={
             f"{path.parent.parent.name}, {path.parent.name.replace('seed', 'seed ')}": read_training(path)
             for path in _found(results, "models/*/seed*/train.json")
@@ -96,7 +96,7 @@ def _tables(results: Path) -> Iterator[Path]:
         yield from sorted(_found(results, f"{kind}/*.json"), key=lambda path: order.get(path.stem, len(order)))
 
 
-def _config(page: Path) -> dict[str, Any] | None:
+def shown_config(page: Path) -> dict[str, Any] | None:
     """The configuration that a report shows; None without a report, or if it shows none."""
     if not page.is_file():
         return None
