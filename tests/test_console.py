@@ -117,7 +117,7 @@ def test_an_interrupted_run_is_no_failure(tmp_path):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     *_, last = process.stderr.read().splitlines()
-    assert last == "interrupted; the same command resumes" and process.wait(10) == 1
+    assert last == "interrupted; the same command resumes" and process.wait(10) != 0
 
 
 def test_snakemakes_own_options_keep_their_meaning(tmp_path):
