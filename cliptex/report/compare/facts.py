@@ -1,4 +1,4 @@
-"""What differs between two runs before their results: configuration, code, environment, data, labels, weights."""
+"""What differs between two runs: configuration, code, environment, data, labels, weights."""
 
 import json
 from collections.abc import Callable, Mapping
