@@ -53,6 +53,7 @@ NOT_RUN = {
     "cliptex fetch": "downloads",
     "cliptex doctor --profile": "asks the scheduler; tests/slurm",
     "cliptex --directory": "for a run elsewhere; test_cli",
+    "cliptex compare": "of two runs; test_compare",
     "cliptex train": "on several GPUs or nodes; tests/slurm",
     "import pyarrow.parquet as pq\nfrom pycocotools": "of an expert that keeps its instances; test_experts",
     "# roofs.py": "below",

@@ -148,7 +148,7 @@ def test_snakemake_starts_nothing_if_more_are_asked_than_there_are(machine, tmp_
 
 
 def test_the_profile_of_a_workstation_is_planned(machine, tmp_path):
-    command = [SNAKEMAKE, "--workflow-profile", ROOT / "workflow/profiles/workstation", "--cores", "32", "--dry-run"]
+    command = [SNAKEMAKE, "--workflow-profile", ROOT / "workflow/profiles/workstation", "--cores", "32", "-np"]
     result = subprocess.run(
         [*map(str, command), "--directory", str(tmp_path), "results/models/clip/seed0/train.json"],
         capture_output=True,

@@ -48,6 +48,7 @@ from cliptex.labels.index import index_labels
 from cliptex.labels.label import label_batch
 from cliptex.report import build_report
 from cliptex.report.bootstrap import Interval
+from cliptex.report.compare.runs import shown_config
 from cliptex.report.differences import Comparison, differences_table
 from cliptex.report.evaluators import evaluators
 from cliptex.report.figures import FURTHER, STYLE, WIDTH_INCHES, gains_chart
@@ -1028,6 +1029,7 @@ def test_configuration_on_the_page_is_the_configuration(three_seeds, parsed):
     config, _, text = three_seeds
     (shown,) = [block for block in re.findall(r"<pre>(.*?)</pre>", text, re.S) if "snakemake" not in block]
     assert Config.load(yaml.safe_load(html.unescape(shown))) == config
+    assert shown_config(three_seeds[1] / "results/report.html") == three_seeds[0].plain()
 
 
 def test_same_input_gives_the_same_page(three_seeds, tmp_path):

@@ -191,8 +191,8 @@ def test_every_study_can_be_planned(tmp_path, study):
     config = ROOT / f"config/studies/{study}.yaml"
     plain = yaml.safe_load(config.read_text())
     own, seeds = plain.get("study"), len(plain.get("seeds", [0]))
-    command = [forked("snakemake"), "--cores", "2", "--dry-run", "--directory", tmp_path, "--configfile", config]
-    command += ["--snakefile", ROOT / "Snakefile", "--", "study" if own else "all"]
+    command = [forked("snakemake"), "--cores", "2", "--dry-run", "--printshellcmds", "--directory", tmp_path]
+    command += ["--configfile", config, "--snakefile", ROOT / "Snakefile", "--", "study" if own else "all"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     if own is None:
@@ -265,8 +265,8 @@ def test_the_study_at_full_size_can_be_planned(tmp_path):
 
 
 def test_what_is_set_for_probing_holds_for_every_group_of_models(tmp_path):
-    command = [forked("snakemake"), "--cores", "2", "--dry-run", "--directory", tmp_path, "--snakefile"]
-    command += [ROOT / "Snakefile", "--config", "probes={models_per_job: 3}", "--set-threads", "probe=2"]
+    command = [forked("snakemake"), "--cores", "2", "--dry-run", "--printshellcmds", "--directory", tmp_path]
+    command += ["--snakefile", ROOT / "Snakefile", "--config", "probes={models_per_job: 3}", "--set-threads", "probe=2"]
     command += [
         "--set-resources",
         "probe:mem=7GB",

@@ -122,6 +122,8 @@ def _set_up_logging(log_file: Path | None, debug: bool) -> None:
         # several jobs share the terminal: no progress bars, and only errors if the terminal is not interactive
         progress.bars = False
         terminal.setLevel(logging.INFO if sys.stderr.isatty() else logging.ERROR)
+        if CONSOLE in os.environ:
+            terminal.setLevel(logging.CRITICAL)
     for handler in handlers:
         handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=handlers)
@@ -146,6 +148,9 @@ app = _build_app()
 COLLECT_AFTER = (50_000, 20, 10)
 """Thresholds of the garbage collector. With Python's own, every 700 objects, up to a tenth of the time of importing
 open_clip goes into looking through what stays."""
+CONSOLE = "CLIPTEX_CONSOLE"
+"""Environment variable of the workflow's jobs on this machine: Snakemake's console shows their errors itself, from
+their logs (`snakemake_logger_plugin_cliptex`)."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, by convention; that of typer, too."""
 

@@ -196,6 +196,24 @@ def report(config_files: ConfigFiles = DEFAULT) -> None:
     build_report(load_config(config_files))
 
 
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B")],
+    out: Path = Path("compare.html"),
+) -> None:
+    """Compare two runs: what differs between them, and which results changed by more than the noise.
+
+    Args:
+        first: Folder of a run (Snakemake's --directory), or its results folder.
+        second: The other run; changes are those from RUN_A to RUN_B.
+        out: Page to write.
+    """
+    from cliptex.report.compare import compare_runs
+
+    echo(compare_runs(first, second, out))
+    echo(f"Open {out}")
+
+
 def export_visbench(out: Path, config_files: ConfigFiles = DEFAULT) -> None:
     """Write the results of probes as records of VisBench's boards (JSON Lines).
 

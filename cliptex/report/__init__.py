@@ -1,8 +1,8 @@
 """The report: tables, charts, a gallery and a verdict on one page.
 
 Reads   results/{shards,experts,labels,models,probes,zeroshot,finetuned,timings}/ as named by the config.
-Writes  results/report/: each table as CSV and Markdown, all_metrics.csv, charts as SVG and PNG; results/report.html,
-        last.
+Writes  results/report/: each table as CSV and Markdown, all_metrics.csv, verdict.txt of two lines, charts as SVG and
+        PNG; results/report.html, last.
 Holds   every number on the page is in a results file; the page is one file that works offline.
 """
 
@@ -20,7 +20,7 @@ def build_report(config: Config, workdir: Path = Path(), out: Path = paths.RESUL
     missing or broken. Experts' quality, timings, the benchmarks' data and studies are optional.
     """
     from cliptex.report.gather import gather
-    from cliptex.report.page import make_parts, render
+    from cliptex.report.page import SUFFIX, make_parts, render
     from cliptex.report.table import csv_text
     from cliptex.report.tables.results import long_rows
 
@@ -37,6 +37,9 @@ def build_report(config: Config, workdir: Path = Path(), out: Path = paths.RESUL
                 scratch.write_text(text, encoding="utf-8")
     with replacing(folder / "all_metrics.csv") as scratch:
         scratch.write_text(csv_text(long_rows(results)), encoding="utf-8")
+    with replacing(folder / "verdict.txt") as scratch:
+        headline = parts.verdict.headline + (SUFFIX if results.miniature else "")
+        scratch.write_text("\n".join([headline, *parts.verdict.sentences[:1]]) + "\n", encoding="utf-8")
     for chart in parts.charts.values():
         chart.save(folder)
     with replacing(workdir / out) as scratch:

@@ -37,6 +37,8 @@ rule clip_benchmark:
         name=lambda wildcards: SUITE[wildcards.dataset],
         task=lambda wildcards: SUITE_TASKS[SUITE[wildcards.dataset]],
         version=versions.CLIP_BENCHMARK,
+    message:
+        "Evaluate {wildcards.model}, seed {wildcards.seed}, on {params.name} with clip_benchmark"
     shell:
         "cliptex --log {log} --threads {threads} clip-benchmark --dataset {params.name:q} --task {params.task}"
         " --model {wildcards.model} --seed {wildcards.seed} --config {params.config:q}"
@@ -68,6 +70,8 @@ rule few_shot:
         ),
         name=lambda wildcards: FEW_SHOT[wildcards.dataset],
         version=versions.FEW_SHOT,
+    message:
+        "Train and evaluate few-shot probes of {wildcards.model}, seed {wildcards.seed}, on {params.name}"
     shell:
         "cliptex --log {log} --threads {threads} few-shot --dataset {params.name:q}"
         " --model {wildcards.model} --seed {wildcards.seed} --config {params.config:q}"
@@ -93,5 +97,7 @@ rule tabulate_clip_benchmark:
             "models",
             *(["student"] if CONFIG.clip_benchmark.suite else []),
         ),
+    message:
+        "Gather results of clip_benchmark into a table"
     shell:
         "cliptex --log {log} tabulate-clip-benchmark --config {params.config:q}"

@@ -48,6 +48,8 @@ for kind in ("cpu", "label", "train", "probe"):
             kind=f"--kind {kind}" + ("" if kind == "cpu" else " --gpu"),
             submission=submission,
             config=subset(*type(CONFIG).model_fields),
+        message:
+            f"Check a machine for {kind} jobs"
         # failed checks are in the output, which rule doctor reads; only a missing output is an error here
         shell:
             "cliptex --log {log} doctor {params.kind} {params.submission:q} --out {output} --config {params.config:q} || test -s {output}"
@@ -67,5 +69,7 @@ rule doctor:
     params:
         submission=submission,
         config=subset(*type(CONFIG).model_fields),
+    message:
+        "Check the machines"
     shell:
         "cliptex --log {log} doctor {params.submission:q} --out {output} --config {params.config:q} {input}"

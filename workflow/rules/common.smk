@@ -172,6 +172,8 @@ if shutil.which("cliptex") is None:
 # fails at once instead of waiting for a network.
 if workflow.remote_exec:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # nobody reads the logs of a cluster's jobs while they run, so errors also go to the scheduler's
+    os.environ.pop("CLIPTEX_CONSOLE", None)
 
 if workflow.is_main_process:
     try:

@@ -24,6 +24,8 @@ if MINIATURE:
         params:
             config=CONFIG.subset("miniature"),
             version=versions.RENDER,
+        message:
+            "Render image-caption pairs, shard {wildcards.shard}"
         shell:
             "cliptex --log {log} --threads {threads} render-pairs --shard {wildcards.shard} --config {params.config:q}"
 
@@ -52,6 +54,8 @@ rule download_pairs:
         # script had in earlier versions, so that their finished runs do not download again.
         recorded_job=f"{workflow.basedir}/cliptex/img2dataset_job.py",
         job=lambda wildcards, resources: f"{workflow.basedir}/cliptex/data/img2dataset_job.py",
+    message:
+        "Download image-caption pairs, batch {wildcards.batch}"
     shell:
         "{resources.python:q} -P {params.job:q} --log {log} --batch {wildcards.batch} --processes {threads}"
         " --how {resources.how:q} --config {params.config:q}"
@@ -81,6 +85,8 @@ rule build_shards:
         min_yield=unrecorded(str(CONFIG.dataset.min_yield)),
     params:
         config=subset(*SHARD_KEYS),
+    message:
+        "Pack image-caption pairs into shards, batch {wildcards.batch}"
     shell:
         "cliptex --log {log} --threads 1 build-shards --batch {wildcards.batch} --workers {threads}"
         " --min-yield {resources.min_yield} --config {params.config:q}"
@@ -111,6 +117,8 @@ rule index_shards:
         min_yield=unrecorded(str(CONFIG.dataset.min_yield)),
     params:
         config=subset(*INDEX_KEYS),
+    message:
+        "Check and index the shards"
     shell:
         "cliptex --log {log} index-shards --min-yield {resources.min_yield} --config {params.config:q}"
 
@@ -131,6 +139,8 @@ rule render_experts:
     params:
         config=CONFIG.subset("miniature"),
         version=versions.RENDER,
+    message:
+        "Render labelled scenes for the experts, {wildcards.part}"
     shell:
         "cliptex --log {log} --threads {threads} render-experts --part {wildcards.part} --config {params.config:q}"
 
@@ -166,6 +176,8 @@ rule fetch_benchmark:
             else CONFIG.benchmark_source(wildcards.benchmark).variant
         ),
         version=versions.FETCH,
+    message:
+        "Download benchmark {wildcards.benchmark}"
     shell:
         "cliptex --log {log} --threads {threads} fetch --benchmark {wildcards.benchmark} --config {resources.how:q}"
         " {resources.splits}"
@@ -186,6 +198,8 @@ rule render_benchmark:
     params:
         config=subset("miniature", naming="{benchmark}"),
         version=versions.RENDER,
+    message:
+        "Render benchmark {wildcards.benchmark}"
     shell:
         "cliptex --log {log} --threads {threads} render-benchmark --name {wildcards.benchmark}"
         " --config {params.config:q}"

@@ -20,6 +20,8 @@ rule train_backbone:
     params:
         config=subset("backbone"),
         version=versions.EXPERT,
+    message:
+        "Train the backbone that the experts start from"
     shell:
         "cliptex --log {log} --threads {threads} train-backbone --config {params.config:q}"
 
@@ -54,12 +56,13 @@ rule train_expert:
     params:
         config=subset("experts.{expert}", "backbone", "miniature", of=STUDY),
         version=versions.EXPERT,
+    message:
+        "Train or check expert {wildcards.expert}, and measure its quality"
     shell:
         "cliptex --log {log} --threads {threads} train-expert --name {wildcards.expert} --config {params.config:q}"
 
 
 rule fetch_expert:
-    # train_expert for weights from the internet
     output:
         "results/experts/{expert}/expert.json",
     log:
@@ -75,5 +78,8 @@ rule fetch_expert:
     params:
         config=subset("experts.{expert}", "backbone", "miniature"),
         version=versions.EXPERT,
+    # train_expert for weights from the internet
+    message:
+        "Download expert {wildcards.expert}"
     shell:
         "cliptex --log {log} --threads {threads} train-expert --name {wildcards.expert} --config {params.config:q}"

@@ -53,6 +53,8 @@ for benchmark in CONFIG.finetune.benchmarks:
             ),
             benchmark=benchmark,
             version=versions.FINETUNE,
+        message:
+            "Fine-tune {wildcards.tuned} on {params.benchmark}, seed {wildcards.seed}"
         shell:
             "cliptex --log {log} --threads {threads} finetune --benchmark {params.benchmark} --model {wildcards.tuned}"
             " --seed {wildcards.seed} --config {params.config:q}"
@@ -82,5 +84,7 @@ rule tabulate_finetuned:
             "seeds",
             "models",
         ),
+    message:
+        "Gather results of fine-tuning on {wildcards.tuned_on} into a table"
     shell:
         "cliptex --log {log} tabulate-finetuned --benchmark {wildcards.tuned_on} --config {params.config:q}"

@@ -15,7 +15,6 @@ if workflow.is_main_process:
 
 
 rule fetch_labels:
-    # a published label set instead of an expert; a changed local set is taken again
     input:
         lambda wildcards: (
             []
@@ -37,6 +36,9 @@ rule fetch_labels:
     params:
         config=subset("label_stores.{store}", of=STUDY),
         version=versions.FETCH,
+    # a published label set instead of an expert; a changed local set is taken again
+    message:
+        "Fetch published labels {wildcards.store}"
     shell:
         "cliptex --log {log} --threads {threads} fetch-labels --store {wildcards.store} --config {params.config:q}"
 
@@ -72,6 +74,8 @@ rule fit_pca:
     params:
         config=subset("experts.{expert}", "labels", of=STUDY),
         version=versions.LABEL,
+    message:
+        "Fit principal components to the features of {wildcards.expert}"
     shell:
         "cliptex --log {log} --threads {threads} fit-pca --name {wildcards.expert} --config {params.config:q}"
 
@@ -108,6 +112,8 @@ rule label:
     params:
         config=lambda wildcards: labelling_config(wildcards.store),
         version=versions.LABEL,
+    message:
+        "Label {wildcards.store}, batch {wildcards.batch}"
     shell:
         "cliptex --log {log} --threads {threads} label --store {wildcards.store} --batch {wildcards.batch}"
         " --config {params.config:q}"
@@ -142,6 +148,8 @@ rule index_labels:
     params:
         config=lambda wildcards: labelling_config(wildcards.store),
         version=versions.LABEL,
+    message:
+        "Check and index labels {wildcards.store}"
     shell:
         "cliptex --log {log} index-labels --store {wildcards.store} --config {params.config:q}"
 
@@ -176,5 +184,7 @@ rule label_agreement:
     params:
         config=subset("label_stores", "experts", "labels"),
         version=versions.LABEL,
+    message:
+        "Compare label stores of one task"
     shell:
         "cliptex --log {log} labels agreement --config {params.config:q}"

@@ -37,6 +37,8 @@ for benchmark in CONFIG.probes.benchmarks:
                 benchmark=benchmark,
                 models=",".join(group),
                 version=versions.PROBE,
+            message:
+                "Train and evaluate probes on {params.benchmark}: {params.models}, seed {wildcards.seed}"
             shell:
                 "cliptex --log {log} --threads {threads} probe --benchmark {params.benchmark} --models {params.models}"
                 " --seed {wildcards.seed} --cache-gb {resources.cache} --memory-gb {resources.held}"
@@ -75,6 +77,8 @@ rule tabulate_probes:
             "seeds",
             "models",
         ),
+    message:
+        "Gather probes of {wildcards.benchmark} into a table"
     shell:
         "cliptex --log {log} tabulate-probes --benchmark {wildcards.benchmark} --config {params.config:q}"
 
@@ -116,5 +120,7 @@ rule zeroshot:
             naming="{benchmark}",
         ),
         version=versions.ZEROSHOT,
+    message:
+        "Evaluate zero-shot classification on {wildcards.benchmark}"
     shell:
         "cliptex --log {log} --threads {threads} zeroshot --benchmark {wildcards.benchmark} --config {params.config:q}"

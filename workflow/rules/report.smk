@@ -83,5 +83,7 @@ rule report:
             )
         ),
         version=versions.REPORT,
+    message:
+        "Write the report"
     shell:
         "cliptex --log {log} report --config {params.config:q}"

@@ -24,6 +24,8 @@ rule render_captions:
     params:
         config=subset("miniature", "zeroshot.retrieval.{captions}"),
         version=versions.RENDER,
+    message:
+        "Render captioned images {wildcards.captions}"
     shell:
         "cliptex --log {log} --threads {threads} render-captions --name {wildcards.captions}"
         " --config {params.config:q}"
@@ -69,5 +71,7 @@ rule retrieval:
             "models",
         ),
         version=versions.RETRIEVAL,
+    message:
+        "Evaluate retrieval on {wildcards.captions}"
     shell:
         "cliptex --log {log} --threads {threads} retrieval --name {wildcards.captions} --config {params.config:q}"

@@ -33,6 +33,8 @@ rule render_look:
     params:
         config=subset("miniature", naming="{benchmark}"),
         version=versions.RENDER,
+    message:
+        "Render benchmark {wildcards.benchmark} with another look, {wildcards.look}"
     shell:
         "cliptex --log {log} --threads {threads} render-benchmark --name {wildcards.benchmark}"
         " --look {wildcards.look} --config {params.config:q}"
@@ -74,6 +76,8 @@ for benchmark in STUDY_SECTION.probes if STUDY_SECTION else []:
             out=f"results/studies/{STUDY_SECTION.name}/probes/{benchmark}",
             corruptions=lambda wildcards: CORRUPTIONS,
             version=versions.PROBE,
+        message:
+            "Train and evaluate probes on {params.benchmark}: {params.models}, seed {wildcards.seed}"
         shell:
             "cliptex --log {log} --threads {threads} probe --benchmark {params.benchmark} --models {params.models}"
             " --seed {wildcards.seed} --out {params.out} --corruptions {params.corruptions:q}"
@@ -117,6 +121,8 @@ for benchmark in STUDY_SECTION.zeroshot if STUDY_SECTION else []:
             out=f"results/studies/{STUDY_SECTION.name}/zeroshot/{benchmark}.json",
             corruptions=lambda wildcards: CORRUPTIONS,
             version=versions.ZEROSHOT,
+        message:
+            "Evaluate zero-shot classification on {params.benchmark}"
         shell:
             "cliptex --log {log} --threads {threads} zeroshot --benchmark {params.benchmark} --out {params.out}"
             " --corruptions {params.corruptions:q} --config {params.config:q}"
@@ -150,6 +156,8 @@ if STUDY_PAIRS:
         params:
             config=subset("label_stores", "experts", "labels", of=STUDY),
             version=versions.LABEL,
+        message:
+            "Compare label stores of one task"
         shell:
             "cliptex --log {log} labels agreement --out {output} --config {params.config:q}"
 
@@ -231,6 +239,8 @@ if STUDY_SECTION:
                 of=STUDY,
             ),
             version=versions.STUDY,
+        message:
+            "Write the page of the study"
         shell:
             "cliptex --log {log} study-page --config {params.config:q}"
 

@@ -58,6 +58,8 @@ rule train:
             *(["zeroshot.templates"] if VALIDATED else []),
         ),
         version=versions.TRAIN,
+    message:
+        "Train {wildcards.model}, seed {wildcards.seed}"
     shell:
         "cliptex --log {log} --threads {threads} train --model {wildcards.model} --seed {wildcards.seed}"
         " --nodes {resources.nodes} --gpus {resources.gpu} --config {params.config:q}"
@@ -113,6 +115,8 @@ rule export_untrained:
             f"--same-as-seed {CONFIG.seeds[0]}" if is_copy(wildcards) else ""
         ),
         version=versions.TRAIN,
+    message:
+        "Export {wildcards.model}, seed {wildcards.seed}, which has no training steps"
     shell:
         "cliptex --log {log} --threads {threads} train --model {wildcards.model} --seed {wildcards.seed}"
         " {params.copied} --config {params.config:q}"
@@ -131,6 +135,8 @@ rule fetch_student:
         mem="4GB",
     params:
         config=CONFIG.subset("student"),
+    message:
+        "Download the weights that training starts from"
     shell:
         "cliptex --log {log} fetch-student --config {params.config:q}"
 
@@ -185,6 +191,8 @@ rule interpolate:
             *(f"models.{model}" for model in lineage(wildcards.model)),
         ),
         version=versions.TRAIN,
+    message:
+        "Interpolate weights to {wildcards.model}, seed {wildcards.seed}"
     shell:
         "cliptex --log {log} --threads {threads} interpolate --model {wildcards.model} --seed {wildcards.seed}"
         " --config {params.config:q}"

@@ -37,6 +37,8 @@ rule training_free:
             naming="{benchmark}",
         ),
         version=versions.TRAINING_FREE,
+    message:
+        "Evaluate without training on {wildcards.benchmark}"
     shell:
         "cliptex --log {log} --threads {threads} training-free --benchmark {wildcards.benchmark}"
         " --config {params.config:q}"
