@@ -78,6 +78,8 @@ def documented(function: Callable[..., Any]) -> str:
 def default_files() -> list[Path]:
     """The configuration files of the Snakefile where the command was started, later ones overriding parts of earlier
     ones; without a Snakefile config/config.yaml; without that the one that comes with the package."""
+    from cliptex.config import DEFAULT as DEFAULT_CONFIG
+
     try:
         names = CONFIGFILE.findall((started_in / "Snakefile").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):

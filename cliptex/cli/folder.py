@@ -35,7 +35,7 @@ def init(
 def run(arguments: Annotated[list[str] | None, typer.Argument(metavar="[SNAKEMAKE ARGUMENTS]")] = None) -> None:
     """Run Snakemake in this folder, or in that of --directory, on all cores; all arguments are passed on.
 
-    Examples: cliptex run; cliptex run --dry-run; cliptex run --cores 4 results/probes/voc.json. `snakemake --help` shows
-    Snakemake's options.
+    Examples: cliptex run; cliptex run --dry-run; cliptex run --cores 4 results/probes/voc.json. See `snakemake --help`
+    for Snakemake's options.
     """
     run_folder.run(arguments or [])

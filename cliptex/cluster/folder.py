@@ -1,6 +1,6 @@
-"""A folder from which the installed package's workflow runs, without a clone: it uses the workflow as a Snakemake module.
+"""Folders from which the workflow of the installed package runs, without a clone, as a Snakemake module.
 
-The folder has the same paths as a clone: `config/`, `profiles/default/`, `workflow/profiles/`. Imports nothing heavy.
+A folder has the same paths as a clone: `config/`, `profiles/default/`, `workflow/profiles/`. Imports nothing heavy.
 """
 
 import io
