@@ -32,10 +32,12 @@ def init(
     echo("Then open results/report.html. README.md in the folder describes what is there.")
 
 
-def run(arguments: Annotated[list[str] | None, typer.Argument(metavar="[SNAKEMAKE ARGUMENTS]")] = None) -> None:
+def run(arguments: Annotated[list[str] | None, typer.Argument(metavar="SNAKEMAKE ARGUMENTS")] = None) -> None:
     """Run Snakemake in this folder, or in that of --directory, on all cores; all arguments are passed on.
 
-    Examples: cliptex run; cliptex run --dry-run; cliptex run --cores 4 results/probes/voc.json. See `snakemake --help`
-    for Snakemake's options.
+    For example: cliptex run --cores 4 results/probes/voc.json
+
+    Args:
+        arguments: Targets and options of Snakemake; see snakemake --help. By default the target all.
     """
     run_folder.run(arguments or [])
