@@ -54,6 +54,9 @@ from cliptex.labels.agreement import pairs_of_stores
 from cliptex.labels.lost import batches_to_redo
 from cliptex.report.studies import study_config, study_of
 
+# the folder of the package, whose modules this process plans with
+PACKAGE = Path(versions.__file__).parent
+
 # Snakemake's internals. These functions change attributes of `workflow` that Snakemake does not document, so a new
 # version of Snakemake may break them; tests/test_workflow.py fails then. The rules also read `workflow.remote_exec` and
 # `workflow.is_main_process`, which are undocumented, too.

@@ -51,9 +51,7 @@ rule download_pairs:
         # Snakemake records params, but not those of functions that take `resources`. The record keeps the path that the
         # script had in earlier versions, so that their finished runs do not download again.
         recorded_job=f"{workflow.basedir}/cliptex/img2dataset_job.py",
-        job=lambda wildcards, resources: str(
-            Path(versions.__file__).with_name("data") / "img2dataset_job.py"
-        ),
+        job=lambda wildcards, resources: f"{PACKAGE}/data/img2dataset_job.py",
     shell:
         "{resources.python:q} -P {params.job:q} --log {log} --batch {wildcards.batch} --processes {threads}"
         " --how {resources.how:q} --config {params.config:q}"
