@@ -50,6 +50,8 @@ PAGES = [
 ]
 PIECE = re.compile(r"^```(\w*)\n(.*?)^```|^    ((?:PYTHONPATH=\S+ )?(?:cliptex|snakemake) [^\n]*)$", re.S | re.M)
 NOT_RUN = {
+    "cliptex init": "test_folder",
+    "cliptex run": "test_folder",
     "cliptex fetch": "downloads",
     "cliptex doctor --profile": "asks the scheduler; tests/slurm",
     "cliptex --directory": "for a run elsewhere; test_cli",

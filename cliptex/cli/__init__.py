@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cliptex.cli import common, data, evaluation, labels, models, project, stores
+from cliptex.cli import common, data, evaluation, folder, labels, models, project, stores
 from cliptex.cli.common import commands_of, documented
 from cliptex.cluster import gpu
 from cliptex.core import paths, progress
@@ -22,6 +22,7 @@ from cliptex.core.redact import Formatter
 
 log = logging.getLogger("cliptex")
 PANELS = {
+    "The whole run": folder,
     "Pairs and benchmarks": data,
     "Experts and labels": labels,
     "Models": models,
@@ -136,7 +137,8 @@ def _build_app() -> typer.Typer:
     app.callback(invoke_without_command=True, help=documented(cliptex))(cliptex)
     for panel, module in PANELS.items():
         for function in commands_of(module):
-            app.command(help=documented(function), rich_help_panel=panel)(function)
+            kind = folder.PassingOn if function is folder.run else None
+            app.command(cls=kind, help=documented(function), rich_help_panel=panel)(function)
     group = typer.Typer(help="Inspect, verify, export and publish label stores.", no_args_is_help=True)
     for function in commands_of(stores):
         group.command(help=documented(function))(function)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
-import cliptex
+from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import put_on_path
 from cliptex.core.redact import escape_controls
@@ -37,10 +37,10 @@ ConfigFiles = Annotated[
 ]
 DEFAULT: list[str] = []
 """No files: the default configuration alone."""
-SHIPPED = Path(cliptex.__file__).parent / "config" / "shipped"
-"""In a clone a link to config/, in an installed package a copy of its files."""
 started_in = Path()
 """Where the command was started, relative to where --directory has led; files of --config are relative to it."""
+CONFIGFILE = re.compile(r'^configfile: f"\{workflow\.basedir\}/(.+)"$', re.MULTILINE)
+"""How the Snakefile of a clone, or of a folder made by `cliptex init`, names a configuration file."""
 VALUE = re.compile(r"[a-zA-Z_]\w*=.*", re.DOTALL)
 """What is `key=value` and no file."""
 
@@ -75,16 +75,26 @@ def documented(function: Callable[..., Any]) -> str:
     return help_text
 
 
-def default_config() -> Path:
-    """config/config.yaml where the command was started, else the copy in the installed package."""
-    path = started_in / "config" / "config.yaml"
-    return path if path.is_file() else SHIPPED / "config.yaml"
+def default_files() -> list[Path]:
+    """The configuration files of the Snakefile where the command was started, later ones overriding parts of earlier
+    ones; without a Snakefile config/config.yaml; without that the one that comes with the package."""
+    from cliptex.config import DEFAULT as DEFAULT_CONFIG
+
+    try:
+        names = CONFIGFILE.findall((started_in / "Snakefile").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        names = []
+    if not names and not (started_in / DEFAULT_CONFIG).is_file():
+        return [paths.SHIPPED / DEFAULT_CONFIG]
+    return [started_in / name for name in names or [DEFAULT_CONFIG]]
 
 
 def files_and_values(config_files: list[str]) -> tuple[list[Path], list[str]]:
-    """The files of --config, and its `key=value`."""
+    """The files of --config, and its `key=value`. A file that is not here may be one that comes with the package, such
+    as config/paper.yaml."""
     values = [text for text in config_files if VALUE.fullmatch(text) and not (started_in / text).exists()]
-    return [started_in / text for text in config_files if text not in values], values
+    places = [(started_in / text, paths.SHIPPED / text) for text in config_files if text not in values]
+    return [shipped if shipped.is_file() and not here.exists() else here for here, shipped in places], values
 
 
 def load_config(config_files: list[str]) -> "Config":
@@ -100,11 +110,11 @@ def load_config(config_files: list[str]) -> "Config":
         if len(config_files) > 1:
             raise CliptexError("--config: JSON text is a whole configuration; give it alone, or write it to a file")
         return Config.load(config_files[0])
-    default = default_config()
-    if not config_files and SHIPPED in default.parents:
+    default, *overrides = default_files()
+    if not config_files and paths.SHIPPED in default.parents:
         log.info("no config/config.yaml here and no --config: the default configuration of the installed package")
     files, values = files_and_values(config_files)
-    config = Config.from_files(files, parse_values(values), default)
+    config = Config.from_files([*overrides, *files], parse_values(values), default)
     put_on_path(config.plugin_folders(started_in))
     return config
 
@@ -113,7 +123,7 @@ def load_config_with_protocols(config_files: list[str]) -> "Config":
     """The checked configuration, in which every benchmark has the values of its protocol in place of its name."""
     from cliptex.evaluation.protocols.resolve import with_protocols
 
-    return with_protocols(load_config(config_files), [default_config().parent / "protocols"])
+    return with_protocols(load_config(config_files), [default_files()[0].parent / "protocols"])
 
 
 def require_store(config: "Config", name: str, option: str = "--store") -> str:

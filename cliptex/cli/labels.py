@@ -114,8 +114,8 @@ def plan(config_files: ConfigFiles = DEFAULT, measure: bool = True) -> None:
     config = common.load_config_with_protocols(config_files)
     if not (config.label_stores or config.models or config.probes.benchmarks):
         raise CliptexError("configuration: no label stores, models or benchmarks, so there is nothing to plan")
-    jobs: dict[str, int] | str = "the package is installed without the workflow; start this command in a clone"
-    workflow = workflow_dir(common.default_config())
+    jobs: dict[str, int] | str = "there is no Snakefile next to the folder of the default configuration"
+    workflow = workflow_dir(common.default_files()[0])
     if any(text.lstrip().startswith("{") for text in config_files):
         jobs = "the configuration is JSON text; write it to a file"
     elif workflow is not None:

@@ -20,7 +20,7 @@ class MissingInput(CliptexError):
 
 
 def workflow_dir(default_config: Path) -> Path | None:
-    """The folder of the workflow whose default configuration this is; None for an installed package's copy."""
+    """The folder of the workflow whose default configuration this is; None if it has no Snakefile."""
     folder = default_config.resolve().parent.parent
     return folder if (folder / "Snakefile").is_file() else None
 

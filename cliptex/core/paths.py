@@ -1,7 +1,10 @@
-"""Paths of all inputs and results, relative to the working directory (see docs/architecture.md)."""
+"""Paths of the workflow, and of all inputs and results relative to the working directory (docs/architecture.md)."""
 
 from pathlib import Path
 
+SHIPPED = Path(__file__).parent / "shipped"
+"""The workflow that comes with the package: Snakefile, rules, configurations, profiles, environments. In a clone links
+to the files at its top, in an installed package copies."""
 RESOURCES = Path("resources")
 RESULTS = Path("results")
 SHARDS = RESULTS / "shards"

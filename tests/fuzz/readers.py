@@ -63,8 +63,8 @@ def configuration(folder: Path) -> Reader:
 def protocol(folder: Path) -> Reader:
     from cliptex.evaluation.protocols.resolve import resolve
 
-    shutil.copyfile(ROOT / "cliptex/evaluation/protocols/shipped/probe3d.yaml", folder / "mine.yaml")
-    shutil.copyfile(ROOT / "cliptex/evaluation/protocols/shipped/paper.yaml", folder / "other.yaml")
+    shutil.copyfile(ROOT / "config/protocols/probe3d.yaml", folder / "mine.yaml")
+    shutil.copyfile(ROOT / "config/protocols/paper.yaml", folder / "other.yaml")
 
     def read():
         for benchmark in ("voc", "nyuv2", "coco", "imagenet"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from site import getsitepackages
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 from snakemake.utils import available_cpu_count
 
 from cliptex import versions
@@ -51,6 +52,9 @@ from cliptex.evaluation.suites import datasets_of, few_shot_datasets
 from cliptex.labels.agreement import pairs_of_stores
 from cliptex.labels.lost import batches_to_redo
 from cliptex.report.studies import study_config, study_of
+
+# the folder of the package, whose modules this process plans with
+PACKAGE = Path(versions.__file__).parent
 
 # Snakemake's internals. These functions change attributes of `workflow` that Snakemake does not document, so a new
 # version of Snakemake may break them; tests/test_workflow.py fails then. The rules also read `workflow.remote_exec` and
@@ -111,18 +115,49 @@ def inherit_profile(kind, names):
             profile.overwrite_resources[name] = resources
 
 
-try:
-    # Read again, as Snakemake merges the files: its own reader accepts keys given twice and other mistakes, and does not
-    # keep the lines, which an error names.
-    CONFIG = Config.from_files(
-        workflow.overwrite_configfiles,
-        workflow.config_settings.config,
-        (
-            None
-            if workflow.config_settings.replace_workflow_config
-            else f"{workflow.basedir}/config/config.yaml"
-        ),
+def checked_config():
+    """The configuration, checked.
+
+    Its files are read again, as Snakemake merges them: its own reader accepts keys given twice and other mistakes, and
+    does not keep the lines, which an error names. The Snakefile's own files come before those of `--configfile`: the
+    default, and in a folder made by `cliptex init` one that overrides it.
+    """
+    given = workflow.overwrite_configfiles
+    default, *overrides = workflow.configfiles[len(given) :] or [
+        f"{workflow.basedir}/config/config.yaml"
+    ]
+    if workflow.config_settings.replace_workflow_config:
+        default, overrides = None, []
+    return Config.from_files(
+        [*overrides, *given], workflow.config_settings.config, default
     )
+
+
+def require_own_config():
+    """Raise CliptexError if a Snakefile that uses this one as a module gives it another configuration than its own,
+    which is the one that `checked_config` reads."""
+    if workflow.modifier_stack[0].globals["config"] is not config:
+        raise CliptexError(
+            f"{workflow.main_snakefile}: module {__name__}: config: must be the whole configuration; write"
+            " `config: config`"
+        )
+
+
+def require_clone_for_conda():
+    """Raise CliptexError if conda is to install this package into a job's environment, and there is no clone."""
+    methods = workflow.deployment_settings.deployment_method
+    has_package = (Path(workflow.basedir) / "pyproject.toml").is_file()
+    if DeploymentMethod.CONDA in methods and not has_package:
+        raise CliptexError(
+            "--software-deployment-method conda: its environments install the package from a clone; run Snakemake in a"
+            " clone, or leave the option out to use the active environment"
+        )
+
+
+try:
+    require_own_config()
+    require_clone_for_conda()
+    CONFIG = checked_config()
     # the user's own modules, for this process and all jobs
     put_on_path(CONFIG.plugin_folders(workflow.basedir))
     # the values of a protocol instead of its name, so that a changed file reruns the probes that use it

@@ -53,7 +53,7 @@ rule download_pairs:
         # Snakemake records params, but not those of functions that take `resources`. The record keeps the path that the
         # script had in earlier versions, so that their finished runs do not download again.
         recorded_job=f"{workflow.basedir}/cliptex/img2dataset_job.py",
-        job=lambda wildcards, resources: f"{workflow.basedir}/cliptex/data/img2dataset_job.py",
+        job=lambda wildcards, resources: f"{PACKAGE}/data/img2dataset_job.py",
     message:
         "Download image-caption pairs, batch {wildcards.batch}"
     shell:

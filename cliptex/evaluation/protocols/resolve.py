@@ -16,6 +16,7 @@ from pydantic import create_model
 from cliptex.config import Config, Positive, Section
 from cliptex.config.explain import validated
 from cliptex.config.files import Keys, Layers, dotted, read
+from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import sha256_json
 from cliptex.evaluation.probes import tasks as probe_tasks
@@ -23,8 +24,8 @@ from cliptex.evaluation.protocols.base import PooledTask
 from cliptex.evaluation.training_free import tasks as training_free_tasks
 
 DEFAULT = "miniature"
-SHIPPED = Path(__file__).parent / "shipped"
-"""The shipped protocols: in a clone a link to config/protocols, in an installed package a copy."""
+SHIPPED = paths.SHIPPED / "config" / "protocols"
+"""The shipped protocols."""
 DIGEST_DIGITS = 12
 
 
