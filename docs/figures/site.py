@@ -29,6 +29,7 @@ PAGES = {
     "examples/mmseg/README.md": "examples/mmseg.md",
 }
 """Markdown file of the repository -> its page in the site."""
+EMPTY_HEAD = re.compile(r"<th([^>]*)></th>")
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
 
@@ -68,6 +69,22 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return posixpath.relpath(_in_site(_in_repository(uri, match[0])), posixpath.dirname(uri) or ".")
 
     return LINK.sub(in_site, markdown)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Leave out the page 404, whose paths are those of a server: the site is opened from disk."""
+    config.theme.static_templates.discard("404.html")
+    return config
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """An empty corner of a table heads nothing."""
+    return EMPTY_HEAD.sub(r"<td\1></td>", html)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Give the theme's search dialogue a name."""
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"')
 
 
 def command_line() -> str:
