@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import types
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,31 @@ def test_configurations_on_a_page_are_valid(page):
     for kind, text in pieces(page):
         if kind == "yaml":
             Config.load(merged(loaded("config.yaml"), yaml.safe_load(text)))
+
+
+@pytest.fixture(scope="module")
+def errors():
+    return SourceFileLoader("troubleshooting", str(ROOT / "docs/figures/troubleshooting.py")).load_module()
+
+
+def test_each_error_of_the_code_is_in_a_section_of_troubleshooting(errors):
+    listed = errors.by_section(errors.PAGE.read_text())
+    assert [pattern for pattern, messages in listed.items() if not messages] == []
+    every = [message for messages in listed.values() for message in messages]
+    raised = sum(path.read_text().count("raise CliptexError(") for path in (ROOT / "cliptex").rglob("*.py"))
+    assert len(every) > 0.9 * raised
+    for message in (  # of a constant; of a name given a text before; of a text that another function yields
+        "‹path›: has no depth; unpack the raw drives and data_depth_annotated.zip here (docs/data.md)",
+        "‹path›: shard is truncated or not a tar (‹error›); replace it with a complete copy",
+        "‹place›: its mask is ‹dtype› ‹shape›; return it as uint8 [H, W]",
+    ):
+        assert message in every
+        assert f"- `` {message} ``" in errors.page()
+
+
+def test_an_error_in_no_section_of_troubleshooting_is_named(errors):
+    with pytest.raises(ValueError, match=r"is in no section of docs/troubleshooting\.md"):
+        errors.by_section("<!-- errors: please report this -->")
 
 
 def first_configuration(page: str) -> str:

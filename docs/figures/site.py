@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import troubleshooting
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -62,8 +63,10 @@ def _pages(nav: Any) -> Iterator[str]:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite links of the repository as links of the site."""
+    """Rewrite links of the repository as links of the site; list the errors under their remedies."""
     uri = page.file.src_uri
+    if uri == troubleshooting.PAGE.name:
+        markdown = troubleshooting.page()
 
     def in_site(match: re.Match[str]) -> str:
         return posixpath.relpath(_in_site(_in_repository(uri, match[0])), posixpath.dirname(uri) or ".")
