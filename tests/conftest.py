@@ -23,6 +23,8 @@ from cliptex.experts.training import train_expert
 from cliptex.labels.index import index_labels
 from cliptex.labels.label import label_batch
 
+pytest_plugins = ["browser"]
+
 
 @pytest.fixture(autouse=True)
 def same_numbers():

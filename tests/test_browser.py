@@ -1,36 +1,15 @@
 """The report in headless Chromium: no errors, no requests; on a phone, on a desktop and in print."""
 
-import importlib.util
-import os
 import re
-import shutil
+from functools import partial
 
 import pytest
+from browser import DESK, PHONE, SCHEMES, SIZES, violations
 from test_report import make_all
 
 from cliptex.report import build_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
-DESK = {"viewport": {"width": 1280, "height": 900}}
-SIZES = pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("report")]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's chromium, driven by Playwright. Where one is missing the tests are skipped, but under CI they fail."""
-    missing = [] if CHROMIUM else ["there is no chromium (apt install chromium)"]
-    if importlib.util.find_spec("playwright") is None:
-        missing.append("there is no playwright (pip install '.[test]')")
-    if missing:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("; ".join(missing))
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -41,26 +20,9 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture
-def opened(browser, address):
-    """`opened(size, **options)`: the page in a context of its own; at the end, that nothing went wrong or out."""
-    contexts, wrong, requests = [], [], []
-
-    def open_page(size, **options):
-        context = browser.new_context(**size, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(address)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert wrong == []
-    assert [url for url in requests if url != address and not url.startswith("data:")] == []
-    assert address in requests
+def opened(visits, address):
+    """`opened(size, **options)`: the report."""
+    return partial(visits.open, address)
 
 
 def shown(page, selector):
@@ -194,6 +156,12 @@ def test_paper_shows_all_pages_of_the_gallery_and_no_buttons(opened):
     assert shown(page, ".pager") == 0 and shown(page, "nav") == 0
     sheets = page.pdf(format="A4").count(b"/Type /Page\n")
     assert 3 <= sheets <= 40
+
+
+@SCHEMES
+@SIZES
+def test_axe_finds_no_violation(opened, size, scheme):
+    assert violations(opened(size, color_scheme=scheme)) == []
 
 
 def test_dark_readers_get_dark_pages(opened):

@@ -1,0 +1,89 @@
+"""Pages in headless Chromium, for tests: what they ask for, what goes wrong, and what axe-core finds.
+
+Chromium is the system's; Playwright drives it. axe-core is a file of npm's package of that name: `npm install --no-save
+axe-core` in the repository's root, or a folder named by CLIPTEX_AXE. Where one is missing the tests are skipped, but
+under CI they fail.
+"""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+AXE = Path(os.environ.get("CLIPTEX_AXE", Path(__file__).parents[1] / "node_modules/axe-core")) / "axe.min.js"
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+DESK = {"viewport": {"width": 1280, "height": 900}}
+SIZES = pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+SCHEMES = pytest.mark.parametrize("scheme", ["light", "dark"])
+
+
+def unavailable(missing: list[str]) -> None:
+    """Skip the test if anything is missing, or under CI fail."""
+    if missing:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("; ".join(missing))
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's chromium, driven by Playwright."""
+    missing = [] if CHROMIUM else ["there is no chromium (apt install chromium)"]
+    if importlib.util.find_spec("playwright") is None:
+        missing.append("there is no playwright (pip install '.[test]')")
+    unavailable(missing)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield started
+        started.close()
+
+
+class Visits:
+    """Opens pages, each in a context of its own. wrong: errors and warnings of all pages. elsewhere: what they asked
+    for beyond their own address."""
+
+    def __init__(self, browser):
+        self.browser = browser
+        self.contexts, self.wrong, self.elsewhere = [], [], []
+
+    def open(self, address, size=DESK, home=None, **options):
+        """home: start of the addresses that the page may ask for; by default only its own."""
+        context = self.browser.new_context(**size, **options)
+        self.contexts.append(context)
+        page = context.new_page()
+        problem = ("error", "warning")
+        page.on("console", lambda message: self.wrong.append(message.text) if message.type in problem else None)
+        page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        page.on("request", lambda request: self._requested(request.url, address, home))
+        page.goto(address)
+        return page
+
+    def _requested(self, url, address, home):
+        own = url.startswith(home) if home else url.partition("#")[0] == address.partition("#")[0]
+        if not own and not url.startswith(("data:", "blob:")):
+            self.elsewhere.append(url)
+
+
+@pytest.fixture
+def visits(browser):
+    """`visits.open(address, size, **options)`; at the end, that nothing went wrong or was asked for elsewhere."""
+    opened = Visits(browser)
+    yield opened
+    for context in opened.contexts:
+        context.close()
+    assert opened.wrong == []
+    assert opened.elsewhere == []
+
+
+def violations(page):
+    """What axe-core finds on a page with everything unfolded: `rule (impact): elements`, one a rule."""
+    unavailable([] if AXE.is_file() else [f"there is no {AXE} (npm install --no-save axe-core)"])
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [
+        f"{one['id']} ({one['impact']}): {', '.join(str(node['target']) for node in one['nodes'])}" for one in found
+    ]
