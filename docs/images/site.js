@@ -1,7 +1,8 @@
-// The theme makes these elements after the page is loaded: wide tables, which must scroll by keyboard, too, and the
-// buttons of code blocks, each in a landmark without a name.
+// Tables and code that scroll must do so by keyboard, too. The theme makes the former, and a landmark without a name for
+// the buttons of each code block, after the page is loaded.
 function complete() {
-  for (const table of document.querySelectorAll(".md-typeset__scrollwrap:not([tabindex])")) table.tabIndex = 0;
+  const scrolling = document.querySelectorAll(":is(.md-typeset__scrollwrap, pre > code):not([tabindex])");
+  for (const element of scrolling) element.tabIndex = 0;
   for (const buttons of document.querySelectorAll(".md-code__nav:not([role])")) buttons.setAttribute("role", "none");
 }
 new MutationObserver(complete).observe(document.body, { childList: true, subtree: true });
