@@ -1,7 +1,7 @@
 """Write docs/tutorial.ipynb from docs/tutorial.md: `python docs/figures/notebook.py docs/tutorial.ipynb`.
 
-Text becomes Markdown cells, blocks of commands and of Python become code cells. The notebook runs a smaller configuration
-in a folder of its own, so that each cell takes less than a minute. Outputs are not stored.
+Text becomes Markdown cells, blocks of commands and of Python become code cells. The notebook runs a smaller
+configuration in a folder of its own, so that each cell takes less than a minute. Outputs are not stored.
 """
 
 import re
@@ -14,9 +14,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 PAGE = Path(__file__).parent.parent / "tutorial.md"
 BLOCK = re.compile(r"^(```(?:bash|python)\n.*?^```)$", re.S | re.M)
 HEAD = """\
-*This notebook is made from [tutorial.md](tutorial.md). It runs a smaller configuration, `config/test.yaml`, in the folder
-`tutorial/` of the clone: a cell takes seconds, at most a minute, and its numbers mean nothing. For the miniature itself,
-use the commands of that page.*
+*This notebook is made from [tutorial.md](tutorial.md). It runs a smaller configuration, `config/test.yaml`, in the
+folder `tutorial/` of the clone: a cell takes seconds, at most a minute, and its numbers mean nothing. For the miniature
+itself, use the commands of that page.*
 """
 START = """\
 import os
