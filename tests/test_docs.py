@@ -1,6 +1,7 @@
-"""README and documentation: links are followed, commands and code blocks run.
+"""README and documentation: links are followed, commands and code blocks run, and print what pages show.
 
-Commands of the workflow are planned; the others, and Python, run on the results of config/test.yaml.
+Commands of the workflow are planned; the others, and Python, run on the results of config/test.yaml. The tutorial runs
+as the notebook that is made from it.
 """
 
 import json
@@ -12,8 +13,11 @@ import subprocess
 import sys
 import textwrap
 import types
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 import yaml
@@ -21,10 +25,13 @@ from forked_jobs import forked
 from official_layouts import write_coco
 from PIL import Image
 from safetensors.numpy import save_file
-from small_run import BIN, ROOT, merged
+from shown_output import agrees, shown_outputs
+from small_run import BIN, ROOT, merged, snakemake
 from tiny import TINY
 
+from cliptex.cli import app
 from cliptex.config import Config
+from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json, sha256_file
 from cliptex.core.plugins import find
@@ -38,10 +45,12 @@ from cliptex.evaluation.probes.tasks import probe_task
 from cliptex.evaluation.results import read_result, tabulate
 from cliptex.evaluation.targets import heads, kinds
 from cliptex.experts.training import load_expert, train_expert
+from cliptex.labels.index import index_labels
+from cliptex.labels.label import label_batch
 from cliptex.models import clip
 
-ELSEWHERE = {"CHANGELOG.md", "docs/slurm.md"}
-"""Not looked at here: what changed; what tests/slurm runs."""
+ELSEWHERE = {"CHANGELOG.md", "docs/slurm.md", "docs/tutorial.md"}
+"""Whose commands are not run here: what changed; what tests/slurm runs; what the notebook runs."""
 PAGES = [
     str(path.relative_to(ROOT))
     for pattern in ("*.md", "docs/**/*.md", "examples/*/README.md")
@@ -54,8 +63,11 @@ NOT_RUN = {
     "cliptex run": "test_folder",
     "cliptex fetch": "downloads",
     "cliptex doctor --profile": "asks the scheduler; tests/slurm",
-    "cliptex --directory": "for a run elsewhere; test_cli",
     "cliptex compare": "of two runs; test_compare",
+    "cliptex --directory": "for a run elsewhere; below, and test_cli",
+    "cliptex labels inspect --config bright.yaml": "below",
+    "from pathlib import Path\n\nfrom roofs": "below",
+    'from cliptex.evaluation.results import read_result\n\nfor row in read_result("results/probes/coco_counts': "below",
     "cliptex train": "on several GPUs or nodes; tests/slurm",
     "import pyarrow.parquet as pq\nfrom pycocotools": "of an expert that keeps its instances; test_experts",
     "# roofs.py": "below",
@@ -112,6 +124,35 @@ def test_configurations_on_a_page_are_valid(page):
     for kind, text in pieces(page):
         if kind == "yaml":
             Config.load(merged(loaded("config.yaml"), yaml.safe_load(text)))
+
+
+def figure(name: str) -> types.ModuleType:
+    return SourceFileLoader(name, str(ROOT / f"docs/figures/{name}.py")).load_module()
+
+
+@pytest.fixture(scope="module")
+def errors():
+    return figure("troubleshooting")
+
+
+def test_each_error_of_the_code_is_in_a_section_of_troubleshooting(errors):
+    listed = errors.by_section(errors.PAGE.read_text())
+    assert [pattern for pattern, messages in listed.items() if not messages] == []
+    every = [message for messages in listed.values() for message in messages]
+    raised = sum(path.read_text().count("raise CliptexError(") for path in (ROOT / "cliptex").rglob("*.py"))
+    assert len(every) > 0.9 * raised
+    for message in (  # of a constant; of a name given a text before; of a text that another function yields
+        "‹path›: has no depth; unpack the raw drives and data_depth_annotated.zip here (docs/data.md)",
+        "‹path›: shard is truncated or not a tar (‹error›); replace it with a complete copy",
+        "‹place›: its mask is ‹dtype› ‹shape›; return it as uint8 [H, W]",
+    ):
+        assert message in every
+        assert f"- `` {message} ``" in errors.page()
+
+
+def test_an_error_in_no_section_of_troubleshooting_is_named(errors):
+    with pytest.raises(ValueError, match=r"is in no section of docs/troubleshooting\.md"):
+        errors.by_section("<!-- errors: please report this -->")
 
 
 def first_configuration(page: str) -> str:
@@ -174,13 +215,16 @@ def test_commands_of_the_workflow_can_be_planned(tmp_path):
 
 
 DRIVER = """
-import json, sys, traceback, warnings
+import contextlib, io, json, os, sys, traceback, warnings
 from cliptex.cli import app
 warnings.simplefilter("ignore")
-failed = []
+failed, printed, start = [], [], os.getcwd()
 for page, kind, text in json.load(sys.stdin):
     print(f"{page}: {text}", file=sys.stderr, flush=True)
+    os.chdir(start)
+    printed.append(io.StringIO())
     try:
+      with contextlib.redirect_stdout(printed[-1]):
         if kind == "python":
             exec(compile(text, page, "exec"), {"__name__": "__main__"})
         else:
@@ -189,6 +233,7 @@ for page, kind, text in json.load(sys.stdin):
     except BaseException as error:
         if not (isinstance(error, SystemExit) and not error.code):
             failed.append(f"{page}: {text}\\n{traceback.format_exc()[-1500:]}")
+print(json.dumps([text.getvalue() for text in printed]))
 sys.exit("\\n\\n".join(failed) if failed else 0)
 """
 
@@ -202,13 +247,14 @@ def test_commands_and_code_run(finished, tmp_path):
     pair = read_shard(tmp_path / "results/shards/00000.tar")[0]
     for name in ("photo.jpg", "other.png"):
         (tmp_path / name).write_bytes(pair.image)
-    run = []
+    (tmp_path / "mine").symlink_to(".")
+    run = [("docs/slurm.md", "cliptex", "cliptex doctor")]
     for page in PAGES:
         written = first_configuration(page)
         for kind, text in pieces(page):
             if kind == "yaml":
                 written = text
-            elif kind in ("cliptex", "python") and is_run(text) and (page, kind, text) not in run:
+            elif kind in ("cliptex", "python") and is_run(text) and text not in {ran for _, _, ran in run}:
                 for name in re.findall(r"--config (\S+)", text):
                     if not (tmp_path / name).exists():
                         (tmp_path / name).write_text(written)
@@ -218,8 +264,69 @@ def test_commands_and_code_run(finished, tmp_path):
         [sys.executable, "-c", DRIVER], input=json.dumps(run), capture_output=True, text=True, cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr[-6000:]
+    assert other_outputs(run, json.loads(result.stdout)) == []
     for made in ("sheet.png", "results/labels.png", "exported/labels.json", "exported/README.md"):
         assert (tmp_path / made).exists()
+
+
+def other_outputs(run: list[tuple[str, str, str]], printed: list[str]) -> list[tuple[str, str, str]]:
+    """(page, what ran, what it printed) where this is not what a page shows."""
+    outputs = {text: output for (_, _, text), output in zip(run, printed, strict=True)}
+    wrong, compared = [], 0
+    for page in [*PAGES, "docs/slurm.md"]:
+        for code, shown in shown_outputs(ROOT / page).items():
+            output = outputs.get(code, outputs.get(ours(code.splitlines()[-1])))
+            if output is not None:
+                compared += 1
+                wrong += [] if agrees(shown, output) else [(page, code, output)]
+    assert compared > 5
+    return wrong
+
+
+def test_the_plan_of_a_night_on_one_gpu_is_as_shown(tmp_path, monkeypatch, capsys):
+    ((command, shown),) = shown_outputs(ROOT / "docs/howto/one-gpu.md").items()
+    monkeypatch.chdir(ROOT)
+    app(shlex.split(command.replace("night", str(tmp_path)))[1:], standalone_mode=False)
+    assert agrees(shown, capsys.readouterr().out)
+
+
+def printed_block(page: str, start: str, capsys, at: str = "/") -> None:
+    """Run a block of Python of the page, with `at` for its /, and compare what it prints with what the page shows."""
+    code, shown = next(pair for pair in shown_outputs(ROOT / page).items() if pair[0].startswith(start))
+    capsys.readouterr()
+    exec(compile(code.replace('"/', f'"{at}'), page, "exec"), {})
+    assert agrees(shown, capsys.readouterr().out)
+
+
+@pytest.mark.xdist_group("workflow")
+def test_a_finished_run_says_what_the_how_to_shows(finished):
+    ((command, shown),) = shown_outputs(ROOT / "docs/howto/resume.md").items()
+    result = snakemake(finished, *shlex.split(command)[1:])
+    assert agrees(shown, result.stderr + result.stdout)
+
+
+def test_the_notebook_is_made_from_the_tutorial():
+    made = figure("notebook").notebook((ROOT / "docs/tutorial.md").read_text())
+    assert made == (ROOT / "docs/tutorial.ipynb").read_text(), (
+        "run: python docs/figures/notebook.py docs/tutorial.ipynb"
+    )
+
+
+@pytest.mark.xdist_group("workflow")
+def test_the_notebook_runs_and_finds_every_stage_done(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "tutorial", symlinks=True)
+    (tmp_path / "docs").mkdir()
+    for name in ("Snakefile", "workflow", "profiles", "config", "cliptex"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    programs = [str(forked(name).parent) for name in ("cliptex", "snakemake")]
+    monkeypatch.setenv("PATH", os.pathsep.join([*programs, str(BIN), os.environ["PATH"]]))
+    notebook = nbformat.read(ROOT / "docs/tutorial.ipynb", 4)
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path / "docs")}}).execute()
+    outputs = ["".join(output.get("text", "") for output in cell.get("outputs", [])) for cell in notebook.cells]
+    stages = [text for cell, text in zip(notebook.cells, outputs, strict=True) if "--cores" in cell.source]
+    assert len(stages) == 5 and all("Nothing to be done" in text for text in stages)
+    assert "['depth', 'normals', 'segmentation']" in "".join(outputs)
+    assert (tmp_path / "tutorial/sheet.png").exists()
 
 
 def block(page: str, start: str) -> str:
@@ -235,21 +342,42 @@ def own_benchmark(page: str) -> dict:
     return next(yaml.safe_load(text) for kind, text in pieces(page) if kind == "yaml")
 
 
-def test_the_benchmark_of_the_how_to_is_read(tmp_path, monkeypatch):
+def test_the_benchmark_of_the_how_to_is_read(tmp_path, monkeypatch, capsys):
     module_of("docs/howto/own-benchmark.md", "# roofs.py", "roofs", monkeypatch)
     Config.load(own_benchmark("docs/howto/own-benchmark.md"))
+    folder = tmp_path / "data/roofs"
     for part in ("train", "val"):
         for kind, suffix, shape in (("images", "jpg", (20, 30, 3)), ("masks", "png", (20, 30))):
-            (tmp_path / part / kind).mkdir(parents=True)
-            Image.fromarray(np.full(shape, 1, np.uint8)).save(tmp_path / part / kind / f"a.{suffix}")
-    data = find("benchmarks", "roofs")(tmp_path)
+            (folder / part / kind).mkdir(parents=True)
+            Image.fromarray(np.full(shape, 1, np.uint8)).save(folder / part / kind / f"a.{suffix}")
+    printed_block("docs/howto/own-benchmark.md", "from pathlib", capsys, f"{tmp_path}/")
+    data = find("benchmarks", "roofs")(folder)
     (sample,) = data.samples("eval")
     assert data.name == "roofs"
     assert sample["id"] == "a" and sample["image"].shape == (20, 30, 3) and (sample["mask"] == 1).all()
     assert heads("roofs", {"protocol": "miniature"}) == heads("voc", {"protocol": "miniature"})
-    Image.fromarray(np.full((20, 30), 2, np.uint8)).save(tmp_path / "val/masks/a.png")
+    Image.fromarray(np.full((20, 30), 2, np.uint8)).save(folder / "val/masks/a.png")
     with pytest.raises(CliptexError, match=r"val/masks/a\.png: has the value 2, but .* 0\.\.1 and 255 .*class_names"):
         data.samples("eval")[0]
+
+
+def test_the_expert_of_the_how_to_labels(tmp_path, shard_paths, shard_index, monkeypatch, capsys):
+    page, expert = "docs/howto/own-expert.md", Path("results/experts/flash")
+    module_of(page, "# brightness.py", "brightness", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    Path("bright.yaml").write_text(
+        yaml.safe_dump(
+            yaml.safe_load(first_configuration(page))
+            | {"dataset": {"source": "webdataset", "shards": list(map(str, shard_paths))}}
+        )
+    )
+    config = Config.load(merged(loaded("config.yaml"), yaml.safe_load(Path("bright.yaml").read_text())))
+    train_expert(config, "flash", paths.EXPERT_RENDERS, expert, 0)
+    label_batch(config, "depth", 0, paths.SHARD_INDEX, expert, paths.labels("depth"))
+    index_labels(config, "depth", paths.SHARD_INDEX, paths.labels("depth"))
+    ((command, shown),) = shown_outputs(ROOT / page).items()
+    app(shlex.split(ours(command.strip()))[1:], standalone_mode=False)
+    assert agrees(shown, capsys.readouterr().out)
 
 
 def test_the_expert_with_weights_of_the_how_to_labels_with_them(tmp_path, monkeypatch):
@@ -274,7 +402,7 @@ def module_of(page: str, start: str, name: str, monkeypatch) -> types.ModuleType
     return module
 
 
-def test_the_probe_task_of_the_how_to_is_evaluated_tabulated_and_shown(tmp_path, monkeypatch):
+def test_the_probe_task_of_the_how_to_is_evaluated_tabulated_and_shown(tmp_path, monkeypatch, capsys):
     page = "docs/howto/own-probe-task.md"
     module_of(page, "# counting.py", "counting", monkeypatch)
     module_of(page, "# coco_counts.py", "coco_counts", monkeypatch)
@@ -298,8 +426,12 @@ def test_the_probe_task_of_the_how_to_is_evaluated_tabulated_and_shown(tmp_path,
     probe.run(config, job)
     assert heads("coco_counts", entry) == ["linear"] and kinds("coco_counts") == ["json", "per_image.npz"]
     path = tmp_path / "probes/coco_counts/clip/seed0/linear.json"
-    tabulate("coco_counts", [path], tmp_path / "table.json")
-    (row,) = read_result(tmp_path / "table.json").results
+    monkeypatch.chdir(tmp_path)
+    table = Path("results/probes/coco_counts.json")
+    table.parent.mkdir(parents=True)
+    tabulate("coco_counts", [path], table)
+    printed_block(page, "from cliptex.evaluation.results", capsys)
+    (row,) = read_result(table).results
     arrays = read_per_image(per_image_path(path)).tasks["counting"]
     assert row.task == "counting" and main_metric("counting", arrays)[0] == pytest.approx(row.metrics["MAE"])
     samples = find("benchmarks", "coco_counts")(tmp_path / "data").samples("eval")

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from shown_output import agrees
 
 from cliptex.cluster import gpu
 from cliptex.core.errors import CliptexError
@@ -96,6 +97,16 @@ def test_commands_take_free_gpus_and_a_killed_one_frees_its_own(machine):
         for holder in holders:
             holder.kill()
             holder.communicate()
+
+
+def test_the_log_is_as_the_how_to_shows(machine, monkeypatch, caplog):
+    page = (ROOT / "docs/howto/workstation.md").read_text()
+    caplog.set_level("INFO", "cliptex")
+    first, second = gpu._lock(machine, 2).values()
+    monkeypatch.setattr(gpu.time, "sleep", lambda _: second.close())
+    assert len(gpu.take(1)) == 1
+    first.close()
+    assert agrees(page.rpartition("```text\n")[2].removesuffix("```\n"), "\n".join(caplog.messages))
 
 
 def test_gpus_stay_taken_when_the_launcher_replaces_the_process(machine):

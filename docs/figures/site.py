@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import troubleshooting
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -29,6 +30,7 @@ PAGES = {
     "examples/mmseg/README.md": "examples/mmseg.md",
 }
 """Markdown file of the repository -> its page in the site."""
+EMPTY_HEAD = re.compile(r"<th([^>]*)></th>")
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
 
@@ -61,13 +63,31 @@ def _pages(nav: Any) -> Iterator[str]:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite links of the repository as links of the site."""
+    """Rewrite links of the repository as links of the site; list the errors under their remedies."""
     uri = page.file.src_uri
+    if uri == troubleshooting.PAGE.name:
+        markdown = troubleshooting.page()
 
     def in_site(match: re.Match[str]) -> str:
         return posixpath.relpath(_in_site(_in_repository(uri, match[0])), posixpath.dirname(uri) or ".")
 
     return LINK.sub(in_site, markdown)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Leave out the page 404, whose paths are those of a server: the site is opened from disk."""
+    config.theme.static_templates.discard("404.html")
+    return config
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """An empty corner of a table heads nothing."""
+    return EMPTY_HEAD.sub(r"<td\1></td>", html)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Give the theme's search dialogue a name."""
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"')
 
 
 def command_line() -> str:
