@@ -318,8 +318,10 @@ def test_the_study_at_full_size_names_what_there_is(tmp_path, monkeypatch):
     for store in config.label_stores.values():
         settings = config.experts[store.expert]
         assert find("experts", settings.plugin)(settings.model_dump(mode="json")).task == store.task
-    assert config.zeroshot.published.keys() == {"clip"} and config.models["clip"].steps == 0
-    assert config.student.pretrained in list_pretrained_tags_by_model(config.student.architecture)
+    assert config.zeroshot.published.keys() == set(config.report.yardstick) == {"clip", "clip_datacomp"}
+    assert not any(config.models[name].is_trained for name in config.report.yardstick)
+    tags = list_pretrained_tags_by_model(config.student.architecture)
+    assert {config.student_of(name).pretrained for name in config.report.yardstick} <= {*tags}
     monkeypatch.chdir(tmp_path)  # a finished run in the repository would be what is planned
     plan = make_plan(Config.load(paper), measure=False)
     assert (plan["images"]["shards"], plan["images"]["number"]) == (332, 3_318_333)

@@ -38,11 +38,12 @@ def test_a_run_of_the_clone_continues_in_a_folder_and_has_nothing_to_do(finished
 
 def test_a_folder_has_its_own_configuration_and_profiles_and_passes_options_on(made):
     """In a folder where nothing has run yet."""
-    (made / "profiles/default/config.yaml").write_text("set-threads: {train: 2}\ncores: 7\n")
+    with (made / "profiles/default/config.yaml").open("a") as profile:
+        profile.write("set-threads: {train: 2}\ncores: 7\n")
     (made / "config/config.yaml").write_text(
         (made / "config/config.yaml").read_text().replace("\nseeds: [0]", "\nseeds: [4]")
     )
-    arguments = ["run", "-n", "--config", "train={batch_size: 3}", "--", "results/models/clip/seed4/train.json"]
+    arguments = ["run", "-n", "-p", "--config", "train={batch_size: 3}", "--", "results/models/clip/seed4/train.json"]
     done = run(*arguments, cwd=made)
     assert done.returncode == 0, done.stdout
     train = re.search(r"^rule train:\n.*?\n\n", done.stdout, re.M | re.S)[0]
