@@ -1,13 +1,19 @@
 """The report in headless Chromium: no errors, no requests; on a phone, on a desktop and in print."""
 
+import csv
+import io
+import json
 import re
 from functools import partial
 
 import pytest
 from browser import DESK, PHONE, SCHEMES, SIZES, violations
-from test_report import make_all
+from test_report import ids_of, make_all, make_statistics
+from test_studies import results, study
 
 from cliptex.report import build_report
+from cliptex.report.studies import study_config
+from cliptex.report.studies.page import build_study
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("report")]
 
@@ -15,7 +21,13 @@ pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("report")]
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     root = tmp_path_factory.mktemp("page")
-    build_report(make_all(root, [0, 1]), root)
+    config = make_all(root, [0, 1])
+    path = root / "results/probes/voc.json"  # a second family of evaluators
+    data = json.loads(path.read_text())
+    rows = [row | {"head": "knn", "family": "no_head"} for row in data["results"] if row["head"] == "pspnet"]
+    path.write_text(json.dumps(data | {"results": data["results"] + rows}))
+    make_statistics(path.with_suffix(""), rows, ids_of("voc", root))
+    build_report(config, root)
     return (root / "results/report.html").as_uri()
 
 
@@ -35,8 +47,6 @@ def shown(page, selector):
 @SIZES
 def test_every_part_can_be_reached_and_nothing_is_wider_than_the_screen(opened, size):
     page = opened(size)
-    # images load when scrolled near
-    page.evaluate("document.querySelectorAll('img').forEach(one => one.loading = 'eager')")
     page.wait_for_function("[...document.images].every(one => one.complete)")
     assert page.evaluate("[...document.images].filter(one => !one.naturalWidth).length") == 0
     width = size["viewport"]["width"]
@@ -51,7 +61,7 @@ def test_every_part_can_be_reached_and_nothing_is_wider_than_the_screen(opened, 
 @SIZES
 def test_claim_verdict_uncertainty_and_source_are_on_the_first_screen(opened, size):
     page = opened(size)
-    for selector in (".badge", "h1", ".claim", ".headline"):
+    for selector in (".badge", "h1", ".claim", ".run", ".headline"):
         box = page.locator(selector).bounding_box()
         assert box["y"] + box["height"] <= size["viewport"]["height"], selector
     assert "MINIATURE" in page.locator(".badge").inner_text()
@@ -123,7 +133,7 @@ def test_without_scripts_the_gallery_is_a_plain_list(opened, size):
     pages = page.locator(".page")
     assert pages.count() > 10
     assert all(one.is_visible() for one in pages.all())
-    assert page.locator(".pager").count() == 0
+    assert page.locator("button:visible").count() == page.locator("select:visible").count() == 0
 
 
 @SIZES
@@ -148,14 +158,128 @@ def test_tables_scroll_in_themselves_and_fold_open(opened, size):
     assert "heads trained on 600 of its images" in note.inner_text()
 
 
-def test_paper_shows_all_pages_of_the_gallery_and_no_buttons(opened):
+def test_paper_has_the_first_image_of_each_album_no_buttons_and_few_sheets(opened):
     page = opened(DESK)
     assert shown(page, ".page") == 2
+    page.get_by_role("button", name="Next").first.click()
     page.emulate_media(media="print")
-    assert shown(page, ".page") == page.locator(".page").count()
-    assert shown(page, ".pager") == 0 and shown(page, "nav") == 0
+    assert shown(page, ".page") == shown(page, ".album") == page.locator(".album").count()
+    assert shown(page, ".pager, .tools, .choices, nav") == 0 and shown(page, ".on-paper") == 1
     sheets = page.pdf(format="A4").count(b"/Type /Page\n")
-    assert 3 <= sheets <= 40
+    assert 3 <= sheets <= 15
+
+
+@pytest.mark.parametrize("width", [360, 390])
+def test_on_a_phone_only_figures_scroll_sideways_and_these_can_be_focused(opened, width):
+    page = opened(PHONE | {"viewport": {"width": width, "height": 800}})
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    scrolling = page.evaluate(
+        """() => [...document.querySelectorAll('*')].filter((one) => one.checkVisibility()
+            && one.scrollWidth > one.clientWidth + 1 && ['auto', 'scroll'].includes(getComputedStyle(one).overflowX))
+            .map((one) => [one.className, one.tabIndex, one.getAttribute('role'), one.ariaLabel !== ''])"""
+    )
+    assert scrolling == [["drawing", 0, "region", True]] * 3
+    cell = page.locator("#table-main td").first
+    assert cell.evaluate("one => getComputedStyle(one, '::before').content") == '"CLIP"'
+
+
+def rows_of(page, table, column):
+    """What is shown in a column, without groups."""
+    script = """([table, column]) => [...document.querySelectorAll(`#table-${table} tbody tr`)]
+        .filter((row) => row.checkVisibility() && row.cells.length > 1).map((row) => row.cells[column].innerText)"""
+    return page.evaluate(script, [table, column])
+
+
+def test_columns_sort_over_all_benchmarks_by_click_and_keyboard(opened):
+    page = opened(DESK)
+    before = rows_of(page, "main", 2)
+    head = page.locator("#table-main th[data-model=clip_ft]")
+    assert head.get_attribute("aria-sort") == "none"
+    head.get_by_role("button").click()
+    values = [float(text.split()[0]) for text in rows_of(page, "main", 2)]
+    assert head.get_attribute("aria-sort") == "descending" and values == sorted(values, reverse=True)
+    assert rows_of(page, "main", 0)[0].endswith("ImageNet")  # its group is named in the row
+    head.get_by_role("button").press("Enter")
+    assert [float(text.split()[0]) for text in rows_of(page, "main", 2)] == sorted(values)
+    assert page.locator("#table-main th[aria-sort=ascending]").count() == 1
+    head.get_by_role("button").press("Space")
+    assert rows_of(page, "main", 2) == before and page.locator("#table-main th[aria-sort=ascending]").count() == 0
+
+
+def copied(page, table, form):
+    """The text that a button copies, where pages have no clipboard and the older command must do."""
+    page.evaluate(
+        """() => { Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true });
+            document.execCommand = () => { window.copied = document.activeElement.value; return true; }; }"""
+    )
+    bar = page.locator(f".scroll:has(#table-{table}) + .tools")
+    bar.get_by_role("button", name=f"as {form}").click()
+    bar.get_by_text(f"Copied as {form}").wait_for()
+    return page.evaluate("window.copied")
+
+
+def test_a_table_is_copied_as_it_is_shown_as_latex_markdown_and_csv(opened):
+    page = opened(DESK)
+    page.locator(".choices [value=position][type=checkbox]").uncheck()
+    latex = copied(page, "main", "LaTeX")
+    assert latex.count("{") == latex.count("}") and "\\toprule" in latex and "Position" not in latex
+    assert "\\begin{tabular}{lrrrrr}" in latex and "\\multicolumn{6}{l}{\\textit{Pascal VOC" in latex
+    line = next(line for line in latex.splitlines() if line.startswith("Semantic segmentation, PSPNet"))
+    assert "mIoU (\\%) $\\uparrow$" in line and "$\\mathbf{15.2}_{\\pm 0.1}$" in line and "$10.2_{\\pm 0.1}$" in line
+    depth = next(line for line in latex.splitlines() if line.startswith("Depth"))
+    assert "_{\\pm 0.006}" in depth and "\\mathbf{0.860}" not in depth  # Random is as good
+    markdown = copied(page, "main", "Markdown").splitlines()
+    assert markdown[2] == "| Task, head, metric | CLIP | CLIP-FT | CLIPTeX | CLIPTeX over CLIP-FT | Random |"
+    assert any("| **15.2** (± 0.1) |" in line for line in markdown)
+    table = list(csv.DictReader(io.StringIO(copied(page, "main", "CSV"))))
+    depth = next(row for row in table if row["Task, head, metric"].startswith("Depth, linear"))
+    assert float(depth["CLIPTeX"]) == 0.86 and depth["group"].startswith("NYUv2") and "Position" not in depth
+    assert page.locator(".tools:not(:has(button))").count() == 0
+
+
+def test_the_reader_chooses_which_models_are_compared_and_which_families_are_shown(opened):
+    page = opened(DESK)
+    first = rows_of(page, "main", 4)
+    subject, reference = (page.locator(f".choices [name={name}]") for name in ("subject", "reference"))
+    reference.select_option("clip")
+    assert page.locator("#table-main th").nth(4).inner_text() == "CLIPTeX over CLIP"
+    assert page.locator("#table-main td[data-label='CLIPTeX over CLIP']").count() == len(first)
+    assert rows_of(page, "main", 4)[0].startswith("+2.7 points") and rows_of(page, "evaluators", 1) != first
+    assert page.locator("#table-zeroshot th").nth(6).inner_text() == "CLIPTeX − CLIP"
+    reference.select_option("random")
+    subject.select_option("clip_ft")
+    assert page.locator("#table-main th").nth(4).inner_text() == "CLIP-FT over Random"
+    assert reference.locator("option:disabled").all_inner_texts() == ["CLIP-FT"]
+    page.get_by_role("button", name="Reset").click()
+    page.wait_for_function("document.querySelector('#table-main').innerText.includes('CLIPTeX over CLIP-FT')")
+    assert rows_of(page, "main", 4) == first
+    families = page.locator(".choices input[name=family]")
+    assert families.count() == 2
+    families.first.uncheck()
+    assert (
+        rows_of(page, "main", 0) == []
+        and len(rows_of(page, "evaluators", 0)) == len(rows_of(page, "untrained", 0)) == 1
+    )
+
+
+def test_an_image_of_the_gallery_has_an_address_and_the_contents_name_the_section(opened, visits, address):
+    page = opened(DESK)
+    gallery = page.locator("#gallery .gallery")
+    gallery.get_by_role("button", name="Next").click()
+    gallery.get_by_role("button", name="Next").click()
+    assert page.url == f"{address}#image-1-3"
+    page.go_back()
+    assert page.url == f"{address}#image-1-2" and gallery.locator(".count").inner_text().startswith("2 of")
+    page.reload()
+    assert gallery.locator(".count").inner_text().startswith("2 of")
+    sent = visits.open(f"{address}#image-2-1")
+    assert sent.locator("#image-2-1").is_visible() and not sent.locator("#image-1-1").is_visible()
+    sent.wait_for_function("document.querySelector('.contents [aria-current]')?.innerText === 'Gallery'")
+    sent.keyboard.press("Home")
+    sent.locator(".skip").focus()
+    assert sent.locator(".skip").bounding_box()["x"] == 0
+    sent.keyboard.press("Enter")
+    sent.wait_for_function("document.querySelector('.contents [aria-current]')?.innerText === 'Results'")
 
 
 @SCHEMES
@@ -170,3 +294,17 @@ def test_dark_readers_get_dark_pages(opened):
         for scheme in ("light", "dark")
     )
     assert light == "rgb(255, 255, 255)" and dark != light
+
+
+@SIZES
+def test_a_studys_page_has_no_violation_and_its_table_can_be_copied(visits, tmp_path, size):
+    config = study_config(study("heads"))
+    results(tmp_path, config, {model: 0.3 + 0.05 * number for number, model in enumerate(config.study.compared)})
+    build_study(config, tmp_path)
+    page = visits.open((tmp_path / "results/studies/heads.html").as_uri(), size)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == size["viewport"]["width"]
+    assert "\\toprule" in copied(page, "table", "LaTeX")
+    assert page.locator(".tools a").get_attribute("href") == "heads/table.csv"

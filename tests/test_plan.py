@@ -40,7 +40,16 @@ TSV = "resources/cc3m/Train_GCC-training.tsv"
 
 def dry_run(directory, files, *values, target="all"):
     """Rule -> jobs, benchmarks to fetch, and what Snakemake said; the first two None if it refuses."""
-    command = [forked("snakemake"), "--dry-run", "--printshellcmds", "--cores", "1", "--directory", directory, "--snakefile"]
+    command = [
+        forked("snakemake"),
+        "--dry-run",
+        "--printshellcmds",
+        "--cores",
+        "1",
+        "--directory",
+        directory,
+        "--snakefile",
+    ]
     command += [ROOT / "Snakefile", *(["--configfile", *files] if files else [])]
     command += [*(["--config", *values] if values else []), "--", target]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)

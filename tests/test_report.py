@@ -7,12 +7,16 @@ import html
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import matplotlib
 import numpy as np
@@ -26,7 +30,7 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import write_json
 from cliptex.core.plugins import find
-from cliptex.core.provenance import provenance
+from cliptex.core.provenance import machine, provenance
 from cliptex.data.images import encode_jpeg
 from cliptex.data.shard_index import index_shards
 from cliptex.data.shards import Pair, write_shard, write_tar
@@ -48,17 +52,18 @@ from cliptex.labels.index import index_labels
 from cliptex.labels.label import label_batch
 from cliptex.report import build_report
 from cliptex.report.bootstrap import Interval
+from cliptex.report.charts.style import FURTHER, PAGE
 from cliptex.report.compare.runs import shown_config
 from cliptex.report.differences import Comparison, differences_table
 from cliptex.report.evaluators import evaluators
-from cliptex.report.figures import FURTHER, STYLE, WIDTH_INCHES, gains_chart
+from cliptex.report.figures import WIDTH_INCHES, gains_chart
 from cliptex.report.gains import ProbeGain, probe_gains
 from cliptex.report.gallery import EvaluatedImage, _read_pairs, draw
 from cliptex.report.gather import Scores, gather
 from cliptex.report.page import make_parts
 from cliptex.report.statistics import (
     GainStatus,
-    ZeroShot,
+    clear_best,
     difference,
     gain_over,
     pooled_std,
@@ -68,7 +73,9 @@ from cliptex.report.statistics import (
 )
 from cliptex.report.table import Cell, Column, Group, Table
 from cliptex.report.tables.provenance import stage_of
+from cliptex.report.timings import Job, run_times
 from cliptex.report.verdict import further_sentence, verdict
+from cliptex.report.zeroshot import ZeroShot
 
 pytestmark = pytest.mark.xdist_group("report")
 
@@ -387,8 +394,10 @@ def make_timings(root: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"s\th:m:s\tmax_rss\tcpu_time\n{wall}\t0:00:01\t-\t{cpu}\n")
     # what the jobs recorded of themselves; those of older runs did not
-    for log, seconds in {"train/clip/seed0": 64.25, "zeroshot/imagenet": 2}.items():
-        write_json(root / paths.job_usage(Path("logs", log + ".log")), {"processor_seconds": seconds})
+    begun = datetime(2026, 3, 1, 23, 50, tzinfo=UTC).timestamp()
+    for log, seconds, ended in (("train/clip/seed0", 64.25, 300), ("zeroshot/imagenet", 2, 1200)):
+        record = {"processor_seconds": seconds, "ended": begun + ended, "machine": "A processor, 2 cores"}
+        write_json(root / paths.job_usage(Path("logs", log + ".log")), record)
 
 
 def make_all(root: Path, seeds: list[int], **more) -> Config:
@@ -419,9 +428,12 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
-        self.tags.append((tag, attributes))
+        if "template" not in self.open:
+            self.tags.append((tag, attributes))
         if tag not in self.VOID:
             self.open.append(tag)
+        if "template" in self.open:  # what the reader may choose instead
+            return
         if tag == "table":
             self.tables.append({"id": attributes.get("id"), "caption": "", "rows": []})
         if tag == "tr":
@@ -434,7 +446,7 @@ class Page(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data):
-        if "style" in self.open or "script" in self.open:
+        if {"style", "script", "template"} & set(self.open):
             return
         self.words.append(data)
         if "caption" in self.open:
@@ -469,14 +481,19 @@ def parsed(three_seeds):
 
 
 def test_page_is_whole_small_and_self_contained(three_seeds, parsed):
-    _, _, text = three_seeds
+    _, root, text = three_seeds
     assert text.startswith("<!DOCTYPE html>")
     assert len(text.encode()) < 8_000_000
     for tag, attributes in parsed.tags:
         assert tag not in ("link", "iframe", "object")
         for name in ("src", "srcset"):
             assert attributes.get(name, "data:").startswith("data:")
-        assert attributes.get("href", "#").startswith("#")
+    links = {attributes["href"] for tag, attributes in parsed.tags if tag == "a"}
+    papers = {link for link in links if link.startswith("https://arxiv.org/abs/")}
+    assert "https://arxiv.org/abs/2310.14108" in papers and len(papers) > 3
+    files = {unquote(link) for link in links - papers if not link.startswith("#")}
+    assert {"models/cliptex/seed2/", "report/main.csv", "report/figures/gains.py", "probes/voc.json"} <= files
+    assert [name for name in files if not (root / "results" / name).exists()] == []
     style = re.search(r"<style>(.*?)</style>", text, re.S).group(1)
     assert "url(" not in style
     assert "@import" not in style
@@ -488,7 +505,7 @@ def test_page_is_whole_small_and_self_contained(three_seeds, parsed):
     assert policy == [
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     ]
-    assert not re.search(r"fetch|XMLHttpRequest|import\(|https?:|innerHTML|eval", script)
+    assert not re.search(r"fetch|XMLHttpRequest|import\(|https?:|innerHTML|\beval\b", script)
 
 
 def test_page_can_be_read_without_eyes(parsed):
@@ -501,7 +518,7 @@ def test_page_can_be_read_without_eyes(parsed):
     assert {attributes["scope"] for attributes in headers} == {"col", "row", "rowgroup"}
     ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    targets = {attributes["href"][1:] for tag, attributes in parsed.tags if tag == "a"}
+    targets = {a["href"][1:] for tag, a in parsed.tags if tag == "a" and a["href"].startswith("#")}
     assert len(targets) == 8
     assert targets <= set(ids)
 
@@ -572,16 +589,16 @@ def test_main_table_holds_the_numbers_of_the_results_files(three_seeds, parsed):
 def test_best_value_is_bold_and_losses_are_marked_in_words(three_seeds, parsed):
     _, _, text = three_seeds
     main = re.search(r'<table id="table-main">(.*?)</table>', text, re.S).group(1)
-    rows = [row for row in re.findall(r"<tr>(.*?)</tr>", main, re.S) if "<td" in row]
+    rows = [row for row in re.findall(r"<tr[^>]*>(.*?)</tr>", main, re.S) if "<td" in row]
     depth = next(row for row in rows if "Depth" in row)
     assert re.findall(r"<strong>(.*?)</strong>", depth) == ["0.830"]
     gains = {row[0]: row[4] for row in parsed.table("main") if len(row) > 1}
-    bounds = r" [+−]?\d+\.\d to [+−]?\d+\.\d "
+    bounds = r" [+−]?\d+\.\d+ to [+−]?\d+\.\d+ "
     for row, gain, mark in (
-        ("Semantic segmentation, PSPNet mIoU (%) ↑", "+49.0 %", "▲ real"),
-        ("Depth, linear RMSE (m) ↓", "+11.3 %", "△ Random as good"),
-        ("Instance segmentation, Mask R-CNN AP (%) ↑", "+0.3 %", "△ within noise"),
-        ("Surface normals, linear Mean angle (°) ↓", "−2.1 %", "▼ worse"),
+        ("Semantic segmentation, PSPNet mIoU (%) ↑", "+5.0 points", r"\+49\.0 %, ▲ real"),
+        ("Depth, linear RMSE (m) ↓", "+0.110 m", r"\+11\.3 %, △ Random as good"),
+        ("Instance segmentation, Mask R-CNN AP (%) ↑", "0.0 points", r"\+0\.3 %, △ within noise"),
+        ("Surface normals, linear Mean angle (°) ↓", "−0.7°", r"−2\.1 %, ▼ worse"),
     ):
         assert re.fullmatch(re.escape(gain) + bounds + mark, gains[row]), gains[row]
 
@@ -653,7 +670,7 @@ def test_gains_of_tuned_encoders_stand_beside_those_of_frozen_ones(three_seeds, 
     heading, group, row = page.table("finetuned")
     assert heading[1:] == ["CLIP", "CLIP-FT", "CLIPTeX", "Random", "CLIPTeX over CLIP-FT", "the same, frozen"]
     assert group[0].endswith("encoders and heads trained on 600 of its images, evaluated on 40 (val)")
-    assert row[2] == row[3] and row[5] == "0.0 % 0.0 to 0.0 = tie" and row[6].startswith("+15.6 %")
+    assert row[2] == row[3] and row[5] == "0.0 points 0.0 to 0.0 0.0 %, = tie" and "+15.6 %, " in row[6]
     assert "#finetuning" in {attributes["href"] for tag, attributes in page.tags if tag == "a"}
     with (copy / "results/report/all_metrics.csv").open() as file:
         kinds = {(row["kind"], row["protocol"]) for row in csv.DictReader(file) if row["benchmark"] == "imagenet"}
@@ -675,7 +692,10 @@ def test_verdict_counts_real_gains_only(parsed):
     assert blocked in parsed.text
     assert "△ within noise: 1 (COCO instance segmentation, trained heads)." in parsed.text
     assert "▼ worse: 1 (NYUv2 surface normals, trained heads)." in parsed.text
-    kept = "Zero-shot on ImageNet: ▲ kept, 31.5 % top-1, CLIP-FT 30.1 % (chance 7.1 %; difference +1.4, 95 % "
+    assert (
+        "Median gain by metric, with its number of evaluators: AP +0.9 points (2), mIoU +3.4 points (1)" in parsed.text
+    )
+    kept = "Zero-shot on ImageNet: ▲ better, 31.5 % top-1, CLIP-FT 30.1 % (chance 7.1 %; difference +1.4, 95 % "
     assert re.search(re.escape(kept) + r"interval [+−]?\d\.\d to \+\d", parsed.text)
 
 
@@ -703,7 +723,7 @@ def test_one_seed_claims_nothing_real(three_seeds, tmp_path):
     assert "▲ real" not in page.text
     rows = {row[0]: row[4] for row in page.table("main")[1:] if len(row) > 1}
     assert re.fullmatch(
-        r"\+17\.8 % \+\d+\.\d to \+\d+\.\d △ one seed", rows["Semantic segmentation, linear mIoU (%) ↑"]
+        r"\+1\.8 points \+\d+\.\d to \+\d+\.\d \+17\.8 %, △ one seed", rows["Semantic segmentation, linear mIoU (%) ↑"]
     )
     assert "±" not in " ".join(" ".join(row) for row in page.table("main"))
 
@@ -808,7 +828,7 @@ def test_further_models_get_a_sentence_and_tables_of_values_and_gains(three_seed
     gains = parts.tables["further"]
     assert headings(gains) == ["Task, head, metric", "CLIPTeX", "cliptex_shuffled"]
     cells = [row["model cliptex_shuffled"] for group in gains.groups for row in group.rows]
-    assert {(cell.text, cell.note) for cell in cells} == {("0.0 %", "= tie")}
+    assert {cell.note for cell in cells} == {"0.0 %, = tie"} and "0.000 m" in {cell.text for cell in cells}
     svg = parts.charts["contrastive_loss"].svg
     assert "cliptex_shuffled" in svg
     assert FURTHER[0] in svg
@@ -910,7 +930,7 @@ def test_experts_stand_beside_the_label_that_needs_no_image(three_seeds, parsed)
         ["a metric of its own", "3.21", "–"],
     ]
     experts = re.search(r'<table id="table-experts">(.*?)</table>', text, re.S).group(1)
-    assert re.findall(r"<strong>(.*?)</strong>", experts) == ["79.2", "0.099"]
+    assert "<strong>" not in experts  # without a test
     assert "Prior: a label that does not depend on the image" in parsed.text
 
 
@@ -942,6 +962,62 @@ def test_command_to_reproduce_names_the_target_before_the_configuration(three_se
     # --configfile takes every word that follows it
     (command,) = re.findall(r"<pre>(snakemake.*?)</pre>", three_seeds[2])
     assert command.split().index("all") < command.split().index("--configfile")
+
+
+def test_the_head_has_date_duration_machine_and_commit(three_seeds, parsed):
+    """Two jobs recorded their end: of 60 s, and of 5 s a quarter of an hour later."""
+    head = parsed.text.partition("A real gain in")[0]
+    assert "Date 1 March 2026, 23:54 to 2 March 2026, 00:10 UTC; Duration 1 min, in a span of 16 min;" in head
+    commit = provenance({})["git"] or "none (modules "
+    assert "Machine A processor, 2 cores; Commit " + commit in head
+    jobs = [Job("train", 60.0, 1.0, False, at, "m") for at in (100.0, 130.0, 400.0)]
+    assert run_times([*jobs, Job("report", 9.0, 1.0, False, 9e9, "m")]).seconds == 150
+    assert run_times([Job("train", 60.0, 1.0, True, None, "")]) is None
+    assert re.search(r", \d+ cores?, \d+ GB", machine())
+
+
+def test_figures_for_papers_are_what_their_scripts_make(three_seeds, tmp_path):
+    _, root, _ = three_seeds
+    folder = tmp_path / "figures"
+    shutil.copytree(root / "results/report/figures", folder)
+    for name in ("gains", "contrastive_loss", "task_losses"):
+        before = (folder / f"{name}.svg").read_bytes()
+        assert b"/FontFile2" in (folder / f"{name}.pdf").read_bytes()  # TrueType, embedded
+        (folder / f"{name}.svg").unlink()
+        subprocess.run([sys.executable, "-I", "-c", RUN, folder / f"{name}.py"], check=True, cwd=tmp_path)
+        assert (folder / f"{name}.svg").read_bytes() == before
+        width, height = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', before).groups()
+        assert float(width) == 72 * 3.25 and float(height) < 72 * 9
+
+
+RUN = """import pathlib, runpy, sys
+sys.modules["cliptex"] = None  # cannot be imported
+script = sys.argv.pop(1)
+sys.path.insert(0, str(pathlib.Path(script).parent))
+runpy.run_path(script, run_name="__main__")"""
+
+
+def test_a_value_is_bold_only_if_a_test_backs_it():
+    values = {"a": [12.0, 12.2], "b": [10.0, 10.1], "c": []}
+    assert clear_best(values, 1, certain(values)) == "a" and clear_best(values, -1, certain(values)) == "b"
+    assert clear_best(values, 1, {}) is None
+    assert clear_best(values | {"c": [12.1, 12.0]}, 1, certain(values | {"c": [12.1, 12.0]})) is None
+
+
+def test_every_pair_of_models_has_its_gains(three_seeds):
+    """The values of a pair and its reverse are opposite, and the default pair is the table itself."""
+    config, root, _ = three_seeds
+    parts = make_parts(gather(config, root))
+    for name in ("main", "evaluators", "zeroshot"):
+        table = parts.tables[name]
+        pairs = {(pair.subject, pair.reference): pair for pair in table.pairs}
+        assert len(pairs) == 3 * 4 - 1
+        assert all(len(pair.rows) == sum(len(group.rows) for group in table.groups) for pair in table.pairs)
+    shown = [row["difference"].text for group in table.groups for row in group.rows]
+    reverse = [row["difference"].text for row in pairs["clip_ft", "cliptex"].rows]
+    assert [text.replace("+", "−") for text in shown] == reverse and shown[0] == "+1.4 points"
+    evaluators_of = {(pair.subject, pair.reference): pair for pair in parts.tables["evaluators"].pairs}
+    assert evaluators_of["cliptex", "clip"].rows[0]["adjusted"].value <= 1
 
 
 def test_times_are_summed_by_stage(parsed):
@@ -979,8 +1055,8 @@ def test_images_that_differ_most_are_shown(three_seeds, parsed):
     assert "CLIPTeX hurts, 1 of 3: 2007" not in parsed.text
 
 
-@pytest.mark.parametrize(("better", "worse", "bold"), [(13, 12, [False, False]), (18, 12, [True, False])])
-def test_shares_that_read_the_same_are_not_told_apart(better, worse, bold):
+@pytest.mark.parametrize(("better", "worse", "bold"), [(18, 12, [False, False]), (30, 8, [True, False])])
+def test_shares_are_told_apart_only_by_a_sign_test(better, worse, bold):
     subject = np.r_[np.ones(better), np.zeros(600 - better)]
     reference = np.r_[np.zeros(600 - worse), np.ones(worse)]
     data = {"benchmark": "captions", "source": "official", "split": "test", "num_train": 0, "num_eval": 600}
@@ -1016,7 +1092,7 @@ def test_statistics_of_other_images_are_refused(three_seeds, tmp_path):
 
 def test_each_picture_has_a_legend_of_its_own_classes(three_seeds):
     _, _, text = three_seeds
-    pages = re.findall(r'<figure class="page">.*?</figure>', text, re.S)
+    pages = re.findall(r'<figure class="page"[^>]*>.*?</figure>', text, re.S)
     assert len(pages) > 15
     for page in pages:
         drawn = [html.unescape(alt) for alt in re.findall(r'alt="[^"]*: (?:classes|boxes) in [^:"]*: ([^"]*)"', page)]
@@ -1034,8 +1110,9 @@ def test_configuration_on_the_page_is_the_configuration(three_seeds, parsed):
 
 def test_same_input_gives_the_same_page(three_seeds, tmp_path):
     config, root, text = three_seeds
-    build_report(config, root, tmp_path / "again.html")
-    assert (tmp_path / "again.html").read_text() == text
+    copy = copied(root, tmp_path)
+    build_report(config, copy)
+    assert (copy / "results/report.html").read_text() == text
 
 
 def copied(root: Path, to: Path) -> Path:
@@ -1130,7 +1207,8 @@ def test_judgement_names_the_baseline_in_the_way():
 @pytest.mark.parametrize(
     ("subject", "reference", "state"),
     [
-        ([30, 31], [28, 29], "kept"),
+        ([30, 31], [28, 29], "better"),
+        ([29, 30.2], [28.9, 30.1], "kept"),
         ([28.5, 29.5], [28, 30.2], "lower, within noise"),
         ([20, 21], [28, 29], "lost in part"),
         ([27.0], [28.0], "lower, one seed"),
@@ -1219,7 +1297,8 @@ def test_verdict_has_an_interval_of_the_median_gain():
 @pytest.mark.parametrize(
     ("subject", "reference", "shift", "state"),
     [
-        ([30, 31], [28, 29], 1.0, "kept"),
+        ([30, 31], [28, 29], 1.0, "better"),
+        ([30, 31], [28, 29], 3.0, "kept"),
         ([28, 29], [29.5, 30.5], 1.0, "lost in part"),
         ([28, 29], [29.5, 30.5], 3.0, "lower, within noise"),
         ([28], [29], 0.5, "lower, one seed"),
@@ -1300,7 +1379,7 @@ def test_rows_without_a_trained_head_have_a_section_and_count_as_evaluators_of_t
     assert page.table("main") == Page(before).table("main")
     group, row = page.table("untrained")[1:]
     assert group[0].startswith("Pascal VOC") and row[0].startswith("Semantic segmentation, ")
-    assert row[1] == "No trained head" and row[5].startswith("+49.0 %") and row[5].endswith("▲ real")
+    assert row[1] == "No trained head" and row[5].startswith("+5.0 points") and row[5].endswith("+49.0 %, ▲ real")
     groups = [row[0] for row in page.table("evaluators")[1:] if len(row) == 1]
     assert [name.split(" better")[0] for name in groups] == ["Trained heads", "No trained head"]
     assert "#untrained" in {attributes.get("href") for _, attributes in page.tags}
@@ -1339,7 +1418,7 @@ def test_labels_of_the_chart_of_gains_do_not_touch(three_seeds):
         wide = replace(probes[0].gain, percent=float(high), percent_interval=Interval(low, high))
         chart = gains_chart(results, [replace(probes[0], gain=wide), *probes[1:]])
         figure = Figure(figsize=(WIDTH_INCHES, chart.height), layout="constrained")
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(PAGE):
             chart.draw(figure)
             figure.draw_without_rendering()
             (axes,) = figure.axes

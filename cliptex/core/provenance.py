@@ -4,7 +4,8 @@ import os
 import platform
 import resource
 import subprocess
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -89,13 +90,32 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def machine() -> str:
+    """Processor, usable cores, memory and NVIDIA GPUs of this machine, as far as Linux states them."""
+
+    def stated(path: Path, key: str) -> str:
+        with suppress(OSError):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+        return ""
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parts = [stated(Path("/proc/cpuinfo"), "model name") or platform.machine(), f"{cores} core{'s' * (cores != 1)}"]
+    if kilobytes := stated(Path("/proc/meminfo"), "MemTotal").removesuffix(" kB"):
+        parts.append(f"{int(kilobytes) / 2**20:.0f} GB")
+    gpus = Counter(stated(path, "Model") for path in Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    parts += [f"{number} × {name}" for name, number in gpus.items()]
+    return ", ".join(" ".join(part.split()) for part in parts)
+
+
 def record_usage(path: Path) -> None:
-    """Write the processor seconds, user and system, that this process and its subprocesses have taken so far. A file
-    that cannot be written is left out: it is no result."""
+    """Write the processor seconds, user and system, that this process and its subprocesses have taken so far, the time
+    and the machine. A file that cannot be written is left out: it is no result."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     seconds = sum(one.ru_utime + one.ru_stime for one in used) + _living_descendants_seconds()
     with suppress(OSError):
-        write_json(path, {"processor_seconds": round(seconds, 2)})
+        record = {"processor_seconds": round(seconds, 2), "ended": round(time.time(), 1), "machine": machine()}
+        write_json(path, record)
 
 
 def _living_descendants_seconds() -> float:

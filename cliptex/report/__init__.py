@@ -2,7 +2,7 @@
 
 Reads   results/{shards,experts,labels,models,probes,zeroshot,finetuned,timings}/ as named by the config.
 Writes  results/report/: each table as CSV and Markdown, all_metrics.csv, verdict.txt of two lines, charts as SVG and
-        PNG; results/report.html, last.
+        PNG, and for papers in figures/ as SVG and PDF with the scripts that draw them; results/report.html, last.
 Holds   every number on the page is in a results file; the page is one file that works offline.
 """
 
@@ -27,9 +27,9 @@ def build_report(config: Config, workdir: Path = Path(), out: Path = paths.RESUL
     workdir = Path(workdir)
     results = gather(config, workdir)
     parts = make_parts(results)
-    page = render(results, parts)
+    page = render(results, parts, workdir / out)
     folder = workdir / paths.REPORT
-    for stale in folder.glob("*.*"):  # from a run with other benchmarks or models
+    for stale in [*folder.glob("*.*"), *folder.glob("figures/*.*")]:  # from a run with other benchmarks or models
         stale.unlink(missing_ok=True)
     for table in filter(None, (*parts.tables.values(), *parts.metrics)):
         for suffix, text in (("csv", table.csv()), ("md", table.markdown())):
@@ -42,5 +42,6 @@ def build_report(config: Config, workdir: Path = Path(), out: Path = paths.RESUL
         scratch.write_text("\n".join([headline, *parts.verdict.sentences[:1]]) + "\n", encoding="utf-8")
     for chart in parts.charts.values():
         chart.save(folder)
+        chart.save_for_paper(folder / "figures")
     with replacing(workdir / out) as scratch:
         scratch.write_text(page, encoding="utf-8")

@@ -10,8 +10,9 @@ from cliptex.evaluation.measures import measure, metric_of, shown
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.per_image import each_image
 from cliptex.report import names
+from cliptex.report.evaluators import ALPHA
 from cliptex.report.gather import PUT_BACK, Results, Scores
-from cliptex.report.statistics import signed
+from cliptex.report.statistics import holm, signed
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, csv_columns
 from cliptex.report.tables.cells import PROTOCOL_COLUMNS, fine_notes, protocol_cells
 
@@ -98,9 +99,12 @@ def _class_differences(scores: Scores, task: str, images: Mapping[str, Sequence[
 
 def differences_table(results: Results, comparisons: Sequence[Comparison]) -> Table | None:
     """Images on which CLIPTeX is better and worse, and classes that gain and lose most; None without both models."""
-    rows = [_row(results, comparison) for comparison in comparisons if comparison.differences is not None]
-    if not rows:
+    compared = [comparison for comparison in comparisons if comparison.differences is not None]
+    if not compared:
         return None
+    counts = [_counts(comparison.differences) for comparison in compared]
+    adjusted = holm([sign_test(count["better"], count["worse"]) for count in counts])
+    rows = [_row(results, *row) for row in zip(compared, counts, adjusted, strict=True)]
     columns = [Column("task", "Benchmark", numeric=False)]
     columns += [Column(heading.lower(), heading) for heading in ("Better", "Worse", "Same")]
     columns += [Column(key, f"Classes that {key} most", numeric=False) for key in ("gain", "lose")]
@@ -113,17 +117,32 @@ def differences_table(results: Results, comparisons: Sequence[Comparison]) -> Ta
         [Group(rows)],
         [
             "Better, worse, same: share of the evaluation images, each evaluated alone (in the CSV their number). "
-            f"Classes: points of IoU over all images.{means}"
+            f"Bold: a sign test of better against worse has p of at most {ALPHA:g} after Holm’s correction for the "
+            f"rows. Classes: points of IoU over all images.{means}"
         ],
         fine=fine_notes(results, {one.scores.path: one.scores for one in comparisons}.values()),
     )
 
 
-def _row(results: Results, comparison: Comparison) -> Row:
-    known = comparison.differences[np.isfinite(comparison.differences)]
-    counts = {"better": int((known > 0).sum()), "worse": int((known < 0).sum()), "same": int((known == 0).sum())}
-    shares = {key: Cell(f"{100 * count / max(len(known), 1):.0f} %", count) for key, count in counts.items()}
-    if shares["better"].text != shares["worse"].text:  # equal after rounding: neither is bold
+def _counts(differences: np.ndarray) -> dict[str, int]:
+    return {
+        "better": int((differences > 0).sum()),
+        "worse": int((differences < 0).sum()),
+        "same": int((differences == 0).sum()),
+    }
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Two-sided p-value, 0..1, of as many images being better as worse."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
+def _row(results: Results, comparison: Comparison, counts: Mapping[str, int], p: float) -> Row:
+    total = max(sum(counts.values()), 1)
+    shares = {key: Cell(f"{100 * count / total:.0f} %", count) for key, count in counts.items()}
+    if p <= ALPHA:
         more = "worse" if counts["worse"] > counts["better"] else "better"
         shares[more] = replace(shares[more], best=True)
     ranked = sorted(comparison.classes.items(), key=lambda item: -item[1])

@@ -9,11 +9,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cliptex.evaluation.measures import metric_of
+from cliptex.evaluation.metrics.display import Metric
 from cliptex.report import names
 from cliptex.report.bootstrap import p_value
 from cliptex.report.gains import ProbeGain
-from cliptex.report.statistics import COUNTED, Gain, GainStatus, Gap, Measured, gain_over, gap_of, holm, mean_over_heads
+from cliptex.report.statistics import (
+    COUNTED,
+    Difference,
+    Gain,
+    GainStatus,
+    Gap,
+    Measured,
+    difference,
+    gain_over,
+    gap_of,
+    holm,
+    mean_over_heads,
+)
 
+Pair = tuple[str, str]
+"""The model whose gain is measured, and the one that it is compared with."""
 ALPHA = 0.05
 """Level of Holm's correction: the probability of any false gain over CLIP-FT among all evaluators, at most."""
 NEEDED = {"text": ("random",)}
@@ -36,6 +51,8 @@ class CountedEvaluator:
     p: float | None = None
     adjusted: float | None = None
     gap: Gap | None = None
+    points: Difference | None = None
+    """The gain in the metric's unit, the mean over the heads; positive is better."""
 
     @property
     def benchmark(self) -> str:
@@ -46,8 +63,8 @@ class CountedEvaluator:
         return self.heads[0].task
 
     @property
-    def better(self) -> int:
-        return metric_of(self.task, self.heads[0].metric).better
+    def metric(self) -> Metric:
+        return metric_of(self.task, self.heads[0].metric)
 
     @property
     def title(self) -> str:
@@ -60,22 +77,28 @@ class CountedEvaluator:
 
     def gain_of(self, model: str, baselines: Sequence[str]) -> Gain:
         """The gain of any model over CLIP-FT, without correction."""
-        return _gain(self.family, self.measured, self.better, model, baselines)
+        return _gain(self.family, self.measured, self.metric.better, (model, names.REFERENCE), baselines)
 
 
-def _gain(family: str, measured: Measured, better: int, model: str, baselines: Sequence[str]) -> Gain:
-    needed = NEEDED.get(family, names.BASELINES)
-    values, draws = measured
-    pair = {"subject": model, "reference": names.REFERENCE}
-    return gain_over(values, better, **pair, baselines=baselines, needed=needed, draws=draws)
+def _gain(family: str, measured: Measured, better: int, pair: Pair, baselines: Sequence[str]) -> Gain:
+    (subject, reference), (values, draws) = pair, measured
+    baselines, needed = (
+        [name for name in own if name != reference] for own in (baselines, NEEDED.get(family, names.BASELINES))
+    )
+    models = {"subject": subject, "reference": reference}
+    return gain_over(values, better, **models, baselines=baselines, needed=needed, draws=draws)
 
 
 def evaluators(
-    gains: Sequence[ProbeGain], baselines: Sequence[str], yardstick: Sequence[str] = ()
+    gains: Sequence[ProbeGain],
+    baselines: Sequence[str],
+    yardstick: Sequence[str] = (),
+    pair: Pair = (names.SUBJECT, names.REFERENCE),
 ) -> list[CountedEvaluator]:
     """The evaluators of the dense tasks, by family and then in the order of `gains`, corrected for their number.
 
-    baselines: those that were evaluated. yardstick: two models, or none.
+    baselines: those that were evaluated. yardstick: two models, or none. pair: the models compared; the correction is
+    for the evaluators of this pair, not for the number of pairs.
     """
     groups: dict[tuple[str, str, str], list[ProbeGain]] = {}
     for gain in gains:
@@ -83,7 +106,7 @@ def evaluators(
             groups.setdefault((gain.family, gain.benchmark, gain.task), []).append(gain)
     order = list(names.FAMILIES)
     found = [
-        _evaluator(family, heads, baselines, yardstick)
+        _evaluator(family, heads, baselines, yardstick, pair)
         for (family, *_), heads in sorted(groups.items(), key=lambda item: order.index(item[0][0]))
     ]
     tested = [one for one in found if one.p is not None]
@@ -92,20 +115,19 @@ def evaluators(
 
 
 def _evaluator(
-    family: str, heads: Sequence[ProbeGain], baselines: Sequence[str], yardstick: Sequence[str]
+    family: str, heads: Sequence[ProbeGain], baselines: Sequence[str], yardstick: Sequence[str], pair: Pair
 ) -> CountedEvaluator:
-    pair = names.SUBJECT, names.REFERENCE
-    measured, better = (
-        mean_over_heads([(head.values, head.draws) for head in heads], *pair),
-        metric_of(heads[0].task, heads[0].metric).better,
-    )
-    gain = _gain(family, measured, better, names.SUBJECT, baselines)
+    own = [(head.values, head.draws) for head in heads]
+    measured, better = mean_over_heads(own, *pair), heads[0].better
+    gain = _gain(family, measured, better, pair, baselines)
+    (values, drawn) = mean_over_heads(own, *pair, relative=False)
+    points = difference(*(values.get(model, ()) for model in pair), better, [drawn.get(model) for model in pair])
     p = None if gain.percent_draws is None else p_value(gain.percent, gain.percent_draws)
     percent = {model: [100 * value for value in own] for model, own in measured[0].items()}
     drawn = {model: 100 * own for model, own in measured[1].items()}
     change = gain.difference and replace(gain.difference, value=100 * gain.difference.value)
     gap = None if gain.percent is None else gap_of((percent, drawn), better, change, yardstick, *pair)
-    return CountedEvaluator(family, tuple(heads), measured, gain, p, gap=gap)
+    return CountedEvaluator(family, tuple(heads), measured, gain, p, gap=gap, points=points)
 
 
 def _corrected(one: CountedEvaluator, adjusted: float) -> CountedEvaluator:

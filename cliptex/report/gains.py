@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from cliptex.evaluation.per_image import num_images
 from cliptex.report import names
 from cliptex.report.bootstrap import draws, resampled
 from cliptex.report.gather import Results, Scores
-from cliptex.report.statistics import Gain, Gap, ZeroShot, difference, gain_over, gap_of
+from cliptex.report.statistics import Gain, GainStatus, Gap, gain_over, gap_of
+from cliptex.report.zeroshot import ZeroShot
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class ProbeGain:
     """How the encoder is read (`names.FAMILIES`)."""
     gap: Gap | None = None
     """Between the two recipes of the yardstick, in the metric's unit; None without a yardstick."""
+    baselines: tuple[str, ...] = ()
+    """Those that were evaluated."""
+    needed: tuple[str, ...] = names.BASELINES
+    """Those without which no gain is real."""
 
     @property
     def label(self) -> str:
@@ -45,12 +50,22 @@ class ProbeGain:
     def dense(self) -> bool:
         return shown(self.task).dense
 
-    def gain_of(self, model: str, baselines: Sequence[str]) -> Gain:
-        """The gain of any model over CLIP-FT."""
-        pair = {"subject": model, "reference": names.REFERENCE}
-        return gain_over(
-            self.values, metric_of(self.task, self.metric).better, **pair, baselines=baselines, draws=self.draws
-        )
+    @property
+    def better(self) -> int:
+        return metric_of(self.task, self.metric).better
+
+    def gain_of(self, model: str, reference: str = names.REFERENCE) -> Gain:
+        """The gain of any model over CLIP-FT or another one."""
+        baselines, needed = ([name for name in own if name != reference] for own in (self.baselines, self.needed))
+        pair = {"subject": model, "reference": reference}
+        return gain_over(self.values, self.better, **pair, baselines=baselines, needed=needed, draws=self.draws)
+
+    def between(self, subject: str, reference: str, yardstick: Sequence[str]) -> "ProbeGain":
+        """The same with two other models."""
+        gain = self.gain_of(subject, reference)
+        measured = self.values, self.draws
+        gap = gap_of(measured, self.better, gain.difference, yardstick, subject, reference)
+        return replace(self, gain=gain, gap=gap)
 
 
 def probe_gains(results: Results) -> list[ProbeGain]:
@@ -78,23 +93,18 @@ def _gains(
     results: Results,
     benchmarks: Mapping[str, Scores],
     baselines: Sequence[str],
-    needed: Sequence[str] = ("random", "position"),
+    needed: Sequence[str] = names.BASELINES,
 ) -> list[ProbeGain]:
-    out = []
+    out, pair = [], (names.SUBJECT, names.REFERENCE)
     for name, scores in benchmarks.items():
         for task, head in scores.cells():
             metric = scores.main_metric(task, head)
             values = scores.values(task, head, metric)
             drawn = _drawn(results, scores, task, head, metric)
-            pair = {"subject": names.SUBJECT, "reference": names.REFERENCE}
-            gain = gain_over(
-                values, metric_of(task, metric).better, **pair, baselines=baselines, needed=needed, draws=drawn
-            )
-            gap = gap_of(
-                (values, drawn), metric_of(task, metric).better, gain.difference, results.yardstick, *pair.values()
-            )
-            family = scores.family(task, head)
-            out.append(ProbeGain(name, task, head, metric, values, gain, drawn, scores.source, family, gap))
+            family, none = scores.family(task, head), Gain(GainStatus.MISSING)
+            row = ProbeGain(name, task, head, metric, values, none, drawn, scores.source, family)
+            row = replace(row, baselines=tuple(baselines), needed=tuple(needed))
+            out.append(row.between(*pair, results.yardstick))
     return out
 
 
@@ -118,22 +128,18 @@ def zeroshot_results(results: Results) -> list[ZeroShot]:
         for task, head in scores.cells():
             metric = scores.main_metric(task, head)
             values = scores.values(task, head, metric)
-            drawn = _drawn(results, scores, task, head, metric)
+            measured = values, _drawn(results, scores, task, head, metric)
             title = metric_of(task, metric).title
-            pair = names.SUBJECT, names.REFERENCE
-            against = difference(*(values.get(model, []) for model in pair), 1, [drawn.get(model) for model in pair])
-            out.append(
-                ZeroShot(
-                    names.benchmark(name, scores.source) + (f" ({names.task(task).lower()})" if several else ""),
-                    values.get(names.SUBJECT, []),
-                    values.get(names.REFERENCE, []),
-                    scores.chance_level(task, metric),
-                    (drawn.get(names.SUBJECT), drawn.get(names.REFERENCE)),
-                    title.lower() if metric == "top1" else title,
-                    (name, task),
-                    gap_of((values, drawn), 1, against, results.yardstick, *pair),
-                )
+            shot = ZeroShot(
+                names.benchmark(name, scores.source) + (f" ({names.task(task).lower()})" if several else ""),
+                [],
+                [],
+                scores.chance_level(task, metric),
+                metric=title.lower() if metric == "top1" else title,
+                key=(name, task),
+                measured=measured,
             )
+            out.append(shot.between(names.SUBJECT, names.REFERENCE, results.yardstick))
     return out
 
 

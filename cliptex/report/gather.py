@@ -23,7 +23,7 @@ from cliptex.labels.agreement import FILE as AGREEMENT_FILE
 from cliptex.labels.agreement import pairs_of_stores
 from cliptex.labels.store import read_label_index
 from cliptex.report import names, records
-from cliptex.report.timings import Timing, read_timings
+from cliptex.report.timings import Job, read_jobs
 
 PUT_BACK = "put the file of that run back"
 
@@ -149,7 +149,7 @@ class Results:
     stores: dict[str, dict[str, Any]]
     experts: dict[str, dict[str, Any] | None]
     """Expert -> expert.json and, under `quality_file`, quality.json; None if it was not trained."""
-    timings: list[Timing]
+    jobs: list[Job]
     agreements: list[dict[str, Any]]
     """Pairs of label stores of one task (`cliptex.labels.agreement`)."""
     suite: dict[str, Any] | None = None
@@ -215,7 +215,7 @@ def gather(config: Config, workdir: Path) -> Results:
         shards=_shards(workdir / paths.SHARD_INDEX)
         if needs_pairs(config) or (workdir / paths.SHARD_INDEX).exists()
         else {"num_samples": 0, "dropped": {}, "shards": []},
-        timings=read_timings(workdir / paths.TIMINGS),
+        jobs=read_jobs(workdir / paths.TIMINGS),
         agreements=records.read_record(agreement, records.AGREEMENT)["pairs"] if pairs_of_stores(config) else [],
         suite=_suite(config, workdir / paths.CLIP_BENCHMARK, models) if config.clip_benchmark.suite else None,
         yardstick=tuple(pair) if set(pair := config.report.yardstick or ()) <= set(models) else (),

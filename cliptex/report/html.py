@@ -1,5 +1,7 @@
-"""What the report's page and the studies' pages share: the template environment, the style sheet, charts as images."""
+"""What the pages share: the template environment, the style sheet, the script, charts as images."""
 
+import base64
+import hashlib
 import re
 from importlib.resources import files
 from typing import Any
@@ -11,17 +13,27 @@ from cliptex.core.redact import escape_controls
 from cliptex.evaluation.drawing import embedded
 from cliptex.report.figures import on_dark
 
+SCRIPTS = ("tables", "choices", "gallery", "contents")
+"""Files of cliptex/report/scripts/, in the order in which they run."""
+
 
 def render(template: str, **values: Any) -> str:
-    """Render a template of cliptex/report/ with the style sheet as `css`; text is escaped."""
+    """Render a template of cliptex/report/; text is escaped. Templates and macros have `css`, `script`, and the
+    script's digest for the policy by which no other script runs."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=_shown,
         loader=jinja2.PackageLoader("cliptex.report", ""),
     )
-    css = Markup(files("cliptex.report").joinpath("page.css").read_text(encoding="utf-8"))
-    return environment.get_template(template).render(css=css, **values)
+    folder = files("cliptex.report")
+    script = "".join(folder.joinpath(f"scripts/{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    environment.globals |= {
+        "css": Markup(folder.joinpath("page.css").read_text(encoding="utf-8")),
+        "script": Markup(script),
+        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+    return environment.get_template(template).render(**values)
 
 
 def _shown(value: Any) -> Any:

@@ -51,6 +51,27 @@ HEADS = {
     "nll_angmf": "NLL-AngMF",
 }
 
+PAPERS = {
+    "cliptex": ("CLIP meets Model Zoo Experts", "2310.14108"),
+    "clip": ("CLIP", "2103.00020"),
+    "mask_rcnn": ("Mask R-CNN", "1703.06870"),
+    "dpt": ("DPT", "2103.13413"),
+    "nll_angmf": ("NLL-AngMF", "2109.09881"),
+    "pspnet": ("PSPNet", "1612.01105"),
+    "psp": ("PSPNet", "1612.01105"),
+    "deeplabv3": ("DeepLabv3", "1706.05587"),
+    "aspp": ("DeepLabv3", "1706.05587"),
+    "ssd": ("SSD", "1512.02325"),
+    "knn": ("weighted k-NN", "1805.01978"),
+    "in_context": ("in-context segmentation", "2306.01667"),
+    "maskclip": ("MaskCLIP", "2112.01071"),
+    "spair71k": ("SPair-71k", "1908.10543"),
+    "davis2017": ("DAVIS 2017", "1704.00675"),
+    "video_propagation": ("DINO", "2104.14294"),
+    "datacomp": ("DataComp", "2304.14108"),
+}
+"""Method, expert, head, task or benchmark -> its paper's short title and arXiv number."""
+
 
 def model(name: str) -> str:
     return MODELS.get(name, name)

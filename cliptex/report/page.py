@@ -1,16 +1,15 @@
 """The report's page: one self-contained file that can also be read without its script."""
 
-import base64
-import hashlib
 from dataclasses import dataclass, replace
-from importlib.resources import files
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import yaml
-from markupsafe import Markup, escape
+from markupsafe import escape
 
 from cliptex import __version__
+from cliptex.core import paths
 from cliptex.core.redact import escape_controls, without_secrets
 from cliptex.report import figures, gallery, html, names
 from cliptex.report.bootstrap import LEVEL
@@ -26,17 +25,20 @@ from cliptex.report.gains import (
 )
 from cliptex.report.gather import Results, Scores
 from cliptex.report.integrity import check
+from cliptex.report.links import Link, file_links, paper_links, relative
 from cliptex.report.seen import SeenData, compared
-from cliptex.report.statistics import GainStatus, ZeroShot, ZeroShotState, format_interval, signed
+from cliptex.report.statistics import GainStatus, format_interval, signed
 from cliptex.report.table import Table
-from cliptex.report.tables import data, provenance, suite, training
+from cliptex.report.tables import data, provenance, suite, training, zeroshot
 from cliptex.report.tables import evaluators as evaluated
 from cliptex.report.tables import results as evaluation
-from cliptex.report.tables.cells import count
+from cliptex.report.tables.cells import count, other_pairs
 from cliptex.report.verdict import Verdict, further_sentence, verdict
+from cliptex.report.zeroshot import ZERO_SHOT_KEPT, ZeroShot, ZeroShotState
 
 SUFFIX = " (miniature)"
 SUITE = ("suite_published", "suite", "few_shot")
+PAPER_FILES = {"svg": "SVG", "pdf": "PDF", "py": "script"}
 SECTIONS = {
     "results": "Results",
     "untrained": "Without a trained head",
@@ -62,8 +64,10 @@ class Parts:
     further: list[str]
     tables: dict[str, Table | None]
     metrics: list[Table]
-    charts: dict[str, figures.Chart]
+    charts: dict[str, figures.PaperChart]
     comparisons: list[Comparison]
+    families: list[str]
+    """Of the evaluators."""
     notes: list[str]
     """What could not be checked (`cliptex.report.integrity`)."""
 
@@ -77,12 +81,12 @@ def make_parts(results: Results) -> Parts:
     comparisons = compare(results)
     seen = SeenData(results.config, results.experts)
     tables = {
-        "evaluators": evaluated.evaluators_table(results, counted),
+        "evaluators": evaluated.evaluators_table(results, [*gains, *free]),
         "main": evaluation.main_table(results, [gain for gain in gains if gain.family == "trained_head"]),
         "untrained": evaluated.untrained_table(results, headless),
         "further_values": evaluation.further_values_table(results, gains),
         "further": evaluation.further_table(results, gains),
-        "zeroshot": evaluation.zeroshot_table(results, shots),
+        "zeroshot": zeroshot.zeroshot_table(results, shots),
         "suite_published": suite.published_table(results),
         "suite": suite.suite_table(results),
         "few_shot": suite.few_shot_table(results),
@@ -153,16 +157,21 @@ def make_parts(results: Results) -> Parts:
         [replace(table, caption=table.caption + suffix) for table in metrics],
         {name: replace(chart, caption=chart.caption + suffix) for name, chart in charts.items() if chart is not None},
         comparisons,
+        list(evaluated.by_family(counted)),
         notes,
     )
 
 
-def render(results: Results, parts: Parts) -> str:
+def render(results: Results, parts: Parts, path: Path) -> str:
+    """path: of the page, to which its links are relative."""
+    tables = f"{relative(results.workdir / paths.REPORT, path).rstrip('/')}/"
     pairs = gallery.labelled_pairs(results)
     evaluated = gallery.evaluation_albums(results, parts.comparisons)
     albums = [*([pairs] if pairs else []), *evaluated.spread]
     charts = {
-        name: html.embedded_chart(name, chart.caption, chart.alt, chart.svg) for name, chart in parts.charts.items()
+        name: html.embedded_chart(name, chart.caption, chart.alt, chart.svg)
+        | {"files": [Link(title, f"{tables}figures/{name}.{kind}") for kind, title in PAPER_FILES.items()]}
+        for name, chart in parts.charts.items()
     }
     weights = {
         model: runs[results.config.seeds[0]].record.get("model_sha256", "") for model, runs in results.runs.items()
@@ -177,8 +186,6 @@ def render(results: Results, parts: Parts) -> str:
         "gallery": albums,
         "studies": studies or left_out,
     }
-    # the digest is of the text between the tags, so that no other script runs
-    script = f"\n{files('cliptex.report').joinpath('page.js').read_text(encoding='utf-8')}"
     plain = results.config.plain()
     config = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     if escape_controls(config) != config:
@@ -187,8 +194,6 @@ def render(results: Results, parts: Parts) -> str:
         "page.html",
         **parts.tables,
         title=results.config.report.title,
-        script=Markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         miniature=results.miniature,
         num_pairs=count(results.shards["num_samples"]),
         suffix=SUFFIX if results.miniature else "",
@@ -196,6 +201,12 @@ def render(results: Results, parts: Parts) -> str:
         notes=parts.notes,
         further_sentences=parts.further,
         tiles=_tiles(results, parts),
+        about=provenance.about_run(results),
+        choices=_choices(results, parts),
+        folder=tables,
+        study_pages=f"{relative(results.workdir / paths.study('x').parent, path).rstrip('/')}/",
+        files=file_links(results, path),
+        papers=paper_links(results),
         sections=[(id_, name) for id_, name in SECTIONS.items() if present.get(id_, True)],
         titles=SECTIONS,
         gains=charts.get("gains"),
@@ -210,6 +221,18 @@ def render(results: Results, parts: Parts) -> str:
         config=escape(without_secrets(config)),
         version=__version__,
     )
+
+
+def _choices(results: Results, parts: Parts) -> dict[str, Any] | None:
+    """What the reader can compare and show; None if there is nothing to choose."""
+    if not other_pairs(results):
+        return None
+    titled = {"models": results.models, "baselines": results.baselines}
+    shown = {key: [(name, names.model(name)) for name in own] for key, own in titled.items()}
+    families = [names.FAMILIES[family] for family in parts.families]
+    default = {"subject": names.SUBJECT, "reference": names.REFERENCE}
+    text = f"{names.model(names.SUBJECT)} with {names.model(names.REFERENCE)}"
+    return {**shown, **default, "families": families, "models_text": text}
 
 
 def _tiles(results: Results, parts: Parts) -> list[dict[str, Any]]:
@@ -231,21 +254,20 @@ def _tiles(results: Results, parts: Parts) -> list[dict[str, Any]]:
         tiles.append(
             {
                 "value": f"{signed(percent)} %",
-                "text": f"median relative gain in the evaluators{interval}",
+                "text": f"median relative gain in the evaluators{interval}; {', '.join(parts.verdict.points[:2])}",
             }
         )
     informative = [
         shot for shot in parts.zeroshot if shot.state not in (ZeroShotState.MISSING, ZeroShotState.AT_CHANCE)
     ]
     if informative:
-        kept = [shot for shot in informative if shot.state in (ZeroShotState.KEPT, ZeroShotState.WITHIN_NOISE)]
+        kept = [shot for shot in informative if shot.state in ZERO_SHOT_KEPT]
         first = informative[0]
         text = (
             f"zero-shot tasks in which CLIPTeX is not below CLIP-FT by more than the noise; {first.metric} on "
             f"{first.benchmark} {fmean(first.reference):.1f} → {fmean(first.subject):.1f} %"
         )
         tiles.append({"value": f"{len(kept)} of {len(informative)}", "text": text})
-    if (ratio := training.time_ratio(results)) is not None:
-        text = "time of a forward and backward pass relative to that without pseudo-labels, measured in one process"
-        tiles.append({"value": f"× {ratio:.2f}", "text": text})
+    if cost := training.controlled_cost(results):
+        tiles.append({"value": cost[0], "text": cost[1]})
     return tiles

@@ -122,8 +122,12 @@ EXPERT = _record(
 QUALITY = _record(
     task=str, source=str, split=str, quality=Numbers, prior=(Numbers, {}), images_per_cpu_second=(Number, 0.0)
 )
-USAGE = _record(processor_seconds=Annotated[float, Field(ge=0, le=1e15)])
-"""What a job recorded of itself, next to Snakemake's table of times."""
+USAGE = _record(
+    processor_seconds=Annotated[float, Field(ge=0, le=1e15)],
+    ended=(Annotated[float, Field(ge=0, le=1e11)] | None, None),
+    machine=(str, ""),
+)
+"""What a job recorded of itself, next to Snakemake's table of times. ended: seconds since 1970."""
 STUDY = _record(
     **dict.fromkeys(("study", "title", "question", "seen", "not_proved", "command"), str),
     table=_record(caption=str, columns=list[str], rows=list[list[list[str]]], notes=list[str]),

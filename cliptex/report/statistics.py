@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
+from cliptex.evaluation.metrics.display import Metric
 from cliptex.report.bootstrap import Interval, interval
 
 Draws = Sequence[np.ndarray | None]
@@ -77,6 +78,22 @@ def difference(
         value = 0.0
     known = all(drawn is not None for drawn in draws)
     return Difference(value, pooled_std(subject, other), interval(better * (draws[0] - draws[1])) if known else None)
+
+
+def clear_best(values: Mapping[str, Sequence[float]], better: int, draws: Mapping[str, np.ndarray]) -> str | None:
+    """The model that is better than each other one beyond the noise; None if there is none, or the noise is not known.
+
+    values: model -> one number a seed; those without any do not count. draws: model -> its value in each draw.
+    """
+    known = {model: own for model, own in values.items() if own}
+    if len(known) < 2 or not better:
+        return None
+    best = max(known, key=lambda model: better * fmean(known[model]))
+    others = [
+        difference(known[best], known[other], better, (draws.get(best), draws.get(other)))
+        for other in known.keys() - {best}
+    ]
+    return best if all(one.value > 0 and one.beyond_noise for one in others) else None
 
 
 class GainStatus(StrEnum):
@@ -203,13 +220,13 @@ Measured = tuple[Mapping[str, Sequence[float]], Mapping[str, np.ndarray]]
 """Model -> one value a seed, and model -> its value in each draw."""
 
 
-def mean_over_heads(heads: Sequence[Measured], subject: str, reference: str) -> Measured:
+def mean_over_heads(heads: Sequence[Measured], subject: str, reference: str, *, relative: bool = True) -> Measured:
     """Several heads on one set as one: each model's mean over the heads, seed by seed and draw by draw.
 
     Each head counts in units of the reference's mean with it, so that the relative gain of the result is the mean of
-    the heads' relative gains. A head is left out if it lacks a value of the subject or the reference that another head
-    has, or if the reference is zero with it, unless it is so with all. Models that not every remaining head has are
-    left out.
+    the heads' relative gains; if not `relative`, in the metric's unit. A head is left out if it lacks a value of the
+    subject or the reference that another head has, or if the reference is zero with it, unless it is so with all.
+    Models that not every remaining head has are left out.
     """
     counts = [min(len(values.get(subject, ())), len(values.get(reference, ()))) for values, _ in heads]
     whole = [head for head, count in zip(heads, counts, strict=True) if count and count == max(counts)]
@@ -217,7 +234,7 @@ def mean_over_heads(heads: Sequence[Measured], subject: str, reference: str) -> 
     if any(scales):
         whole = [head for head, scale in zip(whole, scales, strict=True) if scale]
         scales = [scale for scale in scales if scale]
-    else:
+    if not relative or not any(scales):
         scales = [1.0] * len(whole)
     if not whole:
         return {}, {}
@@ -273,53 +290,6 @@ def gap_of(measured: Measured, better: int, gain: Difference | None, pair: Seque
     return Gap(abs(found.value), found.interval and found.interval.scaled(sign), gain.value, excess)
 
 
-class ZeroShotState(StrEnum):
-    KEPT = "kept"
-    WITHIN_NOISE = "lower, within noise"
-    ONE_SEED = "lower, one seed"
-    """Lower by more than image noise; one seed has no spread."""
-    LOST = "lost in part"
-    AT_CHANCE = "at chance"
-    """Neither model is above chance."""
-    MISSING = "not measured"
-
-
-@dataclass(frozen=True)
-class ZeroShot:
-    """A zero-shot metric: subject and reference, one number a seed, and chance, all in percent.
-
-    benchmark, metric: as shown. draws: of subject and reference. key: benchmark and task in the results.
-    """
-
-    benchmark: str
-    subject: Sequence[float]
-    reference: Sequence[float]
-    chance: float | None
-    draws: Draws = (None, None)
-    metric: str = "top-1"
-    key: tuple[str, str] = ("", "")
-    gap: Gap | None = None
-    """Between the two recipes of the yardstick, in points."""
-
-    @property
-    def against(self) -> Difference | None:
-        return difference(self.subject, self.reference, 1, self.draws)
-
-    @property
-    def state(self) -> ZeroShotState:
-        """Whether the subject keeps the reference's value."""
-        against = self.against
-        if against is None:
-            return ZeroShotState.MISSING
-        if self.chance is not None and max(fmean(self.subject), fmean(self.reference)) <= self.chance:
-            return ZeroShotState.AT_CHANCE
-        if against.value >= 0:
-            return ZeroShotState.KEPT
-        if against.beyond_noise is False:
-            return ZeroShotState.WITHIN_NOISE
-        return ZeroShotState.ONE_SEED if against.spread is None else ZeroShotState.LOST
-
-
 def format_interval(bounds: Interval, digits: int = 1) -> str:
     """`+1.2 to +3.4`."""
     return f"{signed(bounds.low, digits)} to {signed(bounds.high, digits)}"
@@ -329,3 +299,9 @@ def signed(value: float, digits: int = 1) -> str:
     """A number with its sign and a true minus; zero after rounding has no sign."""
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def points(value: float, metric: Metric) -> str:
+    """A difference in the metric's unit: `+1.4 points`, `+0.110 m`, `−2.0°`."""
+    unit = {"%": " points", "°": "°", "": ""}.get(metric.unit, f" {metric.unit}")
+    return f"{signed(value, metric.decimals)}{unit}"

@@ -21,9 +21,9 @@ MARKUP = r"[\\|*`<>\[\]#~&$]|(?<![^\W_])_|_(?![^\W_])"
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell. value: written to the CSV instead of the text. tone: "good", "bad" or empty.
+    """A table cell. value: written to the CSV instead of the text. tone: "good" (a test backs it), "bad" or empty.
 
-    bounds: an interval, shown on its own line between the text and the note. best: shown in bold.
+    bounds: an interval, shown on its own line between the text and the note. best: shown in bold, if a test backs it.
     """
 
     text: str
@@ -69,8 +69,25 @@ class Group:
 
 
 @dataclass(frozen=True)
+class PairCells:
+    """What a table shows if the reader compares two other models.
+
+    subject, reference: names of the models. headings: column key -> heading. rows: column key -> cell, one for each row
+    of the table.
+    """
+
+    subject: str
+    reference: str
+    headings: dict[str, str]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
 class Table:
-    """A captioned table. name: file stem and anchor. The cells of the first column are row headers.
+    """A captioned table. name: file stem and anchor. The cells of the first column are row headers. pairs: the
+    columns that change with the models compared.
+
+    A row's key `family` that is no column is the family of evaluators that it belongs to.
 
     group_column: heading of the CSV column with the groups' titles. fine: notes on protocol, number of images, training
     data and seeds, collapsed on the page.
@@ -83,6 +100,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     group_column: str = "group"
     fine: list[str] = field(default_factory=list)
+    pairs: list[PairCells] = field(default_factory=list)
 
     @property
     def shown_columns(self) -> list[Column]:
@@ -118,14 +136,6 @@ def text_table(name: str, caption: str, headings: Sequence[str], rows: Iterable[
     rows = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
     body = [dict(zip(headings, row, strict=True)) for row in rows]
     return Table(name, caption, [Column(heading, heading, numeric=False) for heading in headings], [Group(body)])
-
-
-def best_of(values: Iterable[float | None], better: int) -> float | None:
-    """The best value; None without values or if `better` (+1, -1) is 0."""
-    known = [value for value in values if value is not None]
-    if not known or not better:
-        return None
-    return max(known) if better > 0 else min(known)
 
 
 def _markdown_cell(cell: Cell) -> str:

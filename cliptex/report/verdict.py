@@ -6,6 +6,7 @@ from statistics import fmean, median
 
 import numpy as np
 
+from cliptex.evaluation.metrics.display import Metric
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, Interval, interval
 from cliptex.report.evaluators import ALPHA, CountedEvaluator
@@ -14,26 +15,27 @@ from cliptex.report.statistics import (
     COUNTED,
     Gain,
     GainStatus,
-    ZeroShot,
-    ZeroShotState,
     format_interval,
+    points,
     signed,
 )
+from cliptex.report.zeroshot import ZeroShot, ZeroShotState
 
 SYMBOLS = {
-    "▲": (GainStatus.REAL, ZeroShotState.KEPT),
+    "▲": (GainStatus.REAL, ZeroShotState.BETTER),
     "△": (
         GainStatus.ONE_SEED,
         GainStatus.NOT_CORRECTED,
         GainStatus.WITHIN_NOISE,
         GainStatus.BASELINE,
         GainStatus.UNCHECKED,
+        ZeroShotState.KEPT,
     ),
     "=": (GainStatus.TIE,),
     "▽": (GainStatus.WORSE_WITHIN_NOISE, ZeroShotState.WITHIN_NOISE, ZeroShotState.ONE_SEED),
     "▼": (GainStatus.WORSE, ZeroShotState.LOST),
 }
-BAD = (GainStatus.WORSE_WITHIN_NOISE, GainStatus.WORSE, ZeroShotState.ONE_SEED, ZeroShotState.LOST)
+BAD = (GainStatus.WORSE, ZeroShotState.ONE_SEED, ZeroShotState.LOST)
 MEANINGS = {
     GainStatus.REAL: "better than {reference} and the baselines, beyond the noise of seeds and images",
     GainStatus.ONE_SEED: "better than {reference} and the baselines; one seed shows no spread",
@@ -65,6 +67,8 @@ class Verdict:
     counts: dict[str, int] = field(default_factory=dict)
     gain: float | None = None
     gain_interval: Interval | None = None
+    points: list[str] = field(default_factory=list)
+    """The median gain by metric, in its unit; the metric of most evaluators first."""
     unseen: str = ""
     """The headline's count without the evaluators whose data set an expert has seen; empty if there are none."""
 
@@ -103,7 +107,9 @@ def verdict(
         beyond = f", in {counts[GainStatus.ONE_SEED]} beyond the noise of the images" if bounds else ""
         headline = f"Better in {better} of {total}{beyond}; one seed"
     sentences = [f"{subject} is better than {reference} in {better} of {total}{_median(typical, bounds)}."]
+    in_units = _median_points(known)
     sentences += [_family_sentence(family, own, seeds) for family, own in families.items()]
+    sentences += [f"Median gain by metric, with its number of evaluators: {', '.join(in_units)}."] if in_units else []
     sentences += [_counting_sentence(known)]
     sentences += [_group_sentence(status, labels, gains) for status, labels in groups.items() if labels]
     without = ""
@@ -116,7 +122,7 @@ def verdict(
     for item in zeroshot:
         has_seen = " An expert was trained on this data set." if item.key in seen_zeroshot else ""
         sentences.append(_zeroshot_sentence(item, reference) + has_seen)
-    return Verdict(headline, sentences, counts, typical, bounds, without)
+    return Verdict(headline, sentences, counts, typical, bounds, in_units, without)
 
 
 def _evaluators(number: int) -> str:
@@ -170,6 +176,16 @@ def _without(known: Sequence[Gain], num_seen: int, seeds: int) -> tuple[str, str
     rows = f"the {_evaluators(num_seen)} whose data set an expert was trained on"
     text = f"Without {rows}: better in {better} of {len(known)}{_median(*_median_gain(known))}"
     return f"{counted} of {len(known)} without those whose data set an expert has seen", f"{text}."
+
+
+def _median_points(known: Sequence[CountedEvaluator]) -> list[str]:
+    """`mIoU +1.8 points (3)`; positive is better, with the number of evaluators."""
+    gains: dict[Metric, list[float]] = {}
+    for one in known:
+        if one.points is not None:
+            gains.setdefault(one.metric, []).append(one.points.value)
+    ranked = sorted(gains.items(), key=lambda item: -len(item[1]))
+    return [f"{metric.title} {points(median(own), metric)} ({len(own)})" for metric, own in ranked]
 
 
 def _median_gain(gains: Iterable[Gain]) -> tuple[float | None, Interval | None]:

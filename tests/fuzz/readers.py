@@ -1071,7 +1071,7 @@ def cache_of_features(folder: Path) -> Reader:
 @reader
 def training_records(folder: Path) -> Reader:
     from cliptex.report import gather
-    from cliptex.report.timings import read_timings
+    from cliptex.report.timings import read_jobs
 
     run_folder(folder)
     run = folder / "results" / "models" / "clip_ft" / "seed0"
@@ -1080,7 +1080,7 @@ def training_records(folder: Path) -> Reader:
     (timings / "train" / "clip" / "0.tsv").write_text("s\th:m:s\tcpu_time\n1.5\t0:00:01\t2.0\n")
 
     def read():
-        every([lambda: gather._run(run), lambda: read_timings(timings)])
+        every([lambda: gather._run(run), lambda: read_jobs(timings)])
 
     return Reader([*files_in(run), *files_in(timings)], read)
 

@@ -1,4 +1,4 @@
-"""The plot of a study, in the style of the report's charts (`cliptex.report.figures`)."""
+"""The plot of a study, in the style of the report's charts (`cliptex.report.charts`)."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL
-from cliptex.report.figures import FAINT, FURTHER, GRID, INK, MODELS, STAMP, Chart, stamp
+from cliptex.report.charts.style import FAINT, FURTHER, GRID, INK, MODELS, stamp
+from cliptex.report.figures import STAMP, Chart
 from cliptex.report.statistics import signed
 from cliptex.report.studies.measures import ComparedModel, Findings
 from cliptex.report.studies.summary import Panel
 
-TONES = {"better": MODELS["cliptex"], "worse": FURTHER[1], "no difference seen": FAINT}
+TONES = {"better": MODELS["CLIPTeX"], "worse": FURTHER[1], "no difference seen": FAINT}
 MARKERS = "oDs^vP*X<>"
 Point = tuple[float, float, float]
 """A value and the bounds of its interval."""
@@ -44,7 +46,7 @@ def dots_plot(panels: Sequence[Panel], caption: str, alt: str, miniature: bool) 
             for state, shade in TONES.items()
         ]
         figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False)
-        stamp(figure, miniature)
+        stamp(figure, STAMP if miniature else "")
 
     caption = f"{caption}, with {LEVEL:.0f} % intervals over images; right is better"
     return Chart("plot", caption, alt, 1.55 + 0.26 * len(rows), draw)
@@ -78,7 +80,7 @@ def scatter_plot(
         for axes, (measure, compared) in zip(panels, findings, strict=True):
             axes.axhline(0, color=FAINT, linewidth=0.8)
             for number, (model, row) in enumerate(compared.items()):
-                shade = MODELS.get(model, FURTHER[number % len(FURTHER)])
+                shade = MODELS.get(names.model(model), FURTHER[number % len(FURTHER)])
                 (x, low, high), y = across[model], row.difference
                 axes.plot([low, high], [y, y], color=shade, linewidth=1, alpha=0.5)
                 if row.bounds:

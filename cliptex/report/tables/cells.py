@@ -1,15 +1,29 @@
 """Cells, columns and notes that the tables of the report share."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 
+import numpy as np
+
 from cliptex.evaluation.measures import metric_of
+from cliptex.evaluation.metrics.display import Metric
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL
+from cliptex.report.evaluators import Pair
 from cliptex.report.gains import ProbeGain
 from cliptex.report.gather import Results, Scores
-from cliptex.report.statistics import Gain, GainStatus, Gap, format_interval, sample_std, signed
-from cliptex.report.table import MISSING, Cell, Column, Group, Row, best_of, csv_columns
+from cliptex.report.statistics import (
+    Difference,
+    Gain,
+    GainStatus,
+    Gap,
+    clear_best,
+    format_interval,
+    points,
+    sample_std,
+    signed,
+)
+from cliptex.report.table import MISSING, Cell, Column, Group, PairCells, Row, csv_columns
 from cliptex.report.verdict import mark, tone
 
 ARROWS = {1: "↑", -1: "↓", 0: ""}
@@ -21,6 +35,11 @@ GAIN_COLUMNS = ("outcome", "gain low", "gain high", "difference", "difference lo
 
 GAP_COLUMNS = ("gap low", "gap high", "gain beyond gap low", "gain beyond gap high")
 """CSV columns of the yardstick (`gap_csv_cells`)."""
+
+BOLD = (
+    "Bold: better than every other model of the row, each beyond the noise (as for a gain); not corrected for the "
+    "number of rows."
+)
 
 
 def count(value: float) -> str:
@@ -62,12 +81,22 @@ def model_columns(models: Iterable[str]) -> list[Column]:
 
 
 def value_cells(
-    results: Results, scores: Scores, task: str, head: str, metric: str, models: Sequence[str]
+    results: Results,
+    scores: Scores,
+    task: str,
+    head: str,
+    metric: str,
+    models: Sequence[str],
+    draws: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Cell]:
-    """The metric of each model, and for the CSV its standard deviation and how it was measured (`value_columns`)."""
+    """The metric of each model, and for the CSV its standard deviation and how it was measured (`value_columns`).
+
+    draws: of the metric, model -> its value in each draw; without them no model is called the best.
+    """
     values = scores.values(task, head, metric)
-    best = best_of([fmean(values[model]) for model in models if model in values], metric_of(task, metric).better)
-    cells = {model_key(model): _value_cell(values.get(model, []), task, metric, best) for model in models}
+    shown = {model: values.get(model, []) for model in models}
+    best = clear_best(shown, metric_of(task, metric).better, draws or {})
+    cells = {model_key(model): _value_cell(own, task, metric, model == best) for model, own in shown.items()}
     cells |= {_std_column(model): number_cell(sample_std(values.get(model, []))) for model in models}
     return cells | protocol_cells(results, scores, task, head, metric)
 
@@ -81,26 +110,60 @@ def _std_column(model: str) -> str:
     return f"{names.model(model)} standard deviation"
 
 
-def _value_cell(values: Sequence[float], task: str, name: str, best: float | None) -> Cell:
+def _value_cell(values: Sequence[float], task: str, name: str, best: bool) -> Cell:
     if not values:
         return Cell(MISSING)
     metric, mean, std, note = metric_of(task, name), fmean(values), sample_std(values), ""
     if std is not None:
         # one more digit if it would read as zero
         note = f"± {std:.1g}" if not float(metric.format(std)) and std >= 1e-4 else f"± {metric.format(std)}"
-    return Cell(metric.format(mean), mean, note, best=mean == best)
+    return Cell(metric.format(mean), mean, note, best=best)
 
 
-def gain_cell(gain: Gain) -> Cell:
-    if gain.status is GainStatus.MISSING:
+def gain_cell(gain: Gain, metric: Metric, difference: Difference | None = None) -> Cell:
+    """The gain in the metric's unit with its interval, in percent, and its mark; the CSV has the percent.
+
+    difference: the gain in the metric's unit, where the gain's own is in another.
+    """
+    against = difference or gain.difference
+    if gain.status is GainStatus.MISSING or against is None:
         return Cell(MISSING)
     note = mark(gain.status)
     if gain.status is GainStatus.BASELINE:
         note = f"△ {' and '.join(map(names.model, gain.baselines))} as good"
-    if gain.percent is None:
-        return Cell(MISSING, None, note, tone=tone(gain.status))
-    bounds = format_interval(gain.percent_interval) if gain.percent_interval else ""
-    return Cell(f"{signed(gain.percent)} %", gain.percent, note, bounds, tone=tone(gain.status))
+    if gain.percent is not None:
+        note = f"{signed(gain.percent)} %, {note}"
+    bounds = format_interval(against.interval, metric.decimals) if against.interval else ""
+    return Cell(points(against.value, metric), gain.percent, note, bounds, tone=tone(gain.status))
+
+
+def other_pairs(results: Results) -> list[Pair]:
+    """Pairs of models that the reader can compare instead of CLIPTeX and CLIP-FT: any with any other or a baseline.
+    Empty without these two."""
+    if not {names.SUBJECT, names.REFERENCE} <= set(results.models):
+        return []
+    pairs = [(a, b) for a in results.models for b in (*results.models, *results.baselines) if a != b]
+    return [pair for pair in pairs if pair != (names.SUBJECT, names.REFERENCE)]
+
+
+def pair_cells(
+    results: Results, heading: str, rows_of: Callable[[Pair], Sequence[Row]], key: str = "gain"
+) -> list[PairCells]:
+    """The columns of a gain and its yardstick for `other_pairs`.
+
+    heading: of the column `key`, such as `{} over {}`. rows_of: a pair's cells, in the order of the table's rows.
+    """
+    gap = {column.key: column.heading for column in gap_columns(results) if not column.csv_only}
+    return [
+        PairCells(*pair, {key: heading.format(*map(names.model, pair))} | gap, list(rows_of(pair)))
+        for pair in other_pairs(results)
+    ]
+
+
+def metric_gain_cells(probe: ProbeGain) -> dict[str, Cell]:
+    """A row's gain and its yardstick."""
+    metric = metric_of(probe.task, probe.metric)
+    return {"gain": gain_cell(probe.gain, metric), **metric_gap_cells(probe.gap, probe.task, probe.metric)}
 
 
 def gain_csv_cells(gain: Gain, prefix: str = "") -> dict[str, Cell]:

@@ -5,11 +5,11 @@ from typing import Any
 
 from cliptex.core.licences import is_non_commercial
 from cliptex.evaluation.measures import metric_of
-from cliptex.evaluation.metrics.display import direction, is_known
+from cliptex.evaluation.metrics.display import is_known
 from cliptex.experts.training_sets import TrainingSet, in_words
 from cliptex.report import names
 from cliptex.report.gather import Results
-from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, best_of
+from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table
 from cliptex.report.tables.cells import count, count_cell, metric_label
 
 
@@ -126,8 +126,7 @@ def experts_table(results: Results) -> Table | None:
         groups,
         [
             "Prior: a label that does not depend on the image: the mean depth or normal of the training renders at "
-            "each pixel, or background everywhere. An expert no better than this ignores the image. The better of the "
-            "two is bold."
+            "each pixel, or background everywhere. An expert no better than this ignores the image."
         ],
         group_column="expert",
     )
@@ -138,9 +137,8 @@ def _quality_row(quality: dict[str, Any], name: str) -> Row:
     values = {"expert": quality["quality"][name]}
     if name in quality.get("prior", {}):
         values["prior"] = quality["prior"][name]
-    best = best_of(values.values(), direction(name)) if len(values) > 1 else None
     text, label = (metric.format, metric_label(quality["task"], name)) if known else ("{:.3g}".format, name)
-    cells = {key: Cell(text(value), value, best=value == best) for key, value in values.items()}
+    cells = {key: Cell(text(value), value) for key, value in values.items()}
     return {"metric": Cell(label.replace("_", " ")), "prior": Cell(MISSING), **cells}
 
 

@@ -1,14 +1,15 @@
 """Tables of evaluators: all of them, as the verdict counts them, and the rows of those without a trained head."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, resampled_over
-from cliptex.report.evaluators import ALPHA, CountedEvaluator
+from cliptex.report.evaluators import ALPHA, CountedEvaluator, Pair, evaluators
 from cliptex.report.gains import ProbeGain
 from cliptex.report.gather import Results, Scores
 from cliptex.report.statistics import BETTER, COUNTED
-from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, csv_columns
+from cliptex.report.table import MISSING, Cell, Column, Group, PairCells, Row, Table, csv_columns
 from cliptex.report.tables.cells import (
     GAIN_COLUMNS,
     fine_notes,
@@ -18,8 +19,9 @@ from cliptex.report.tables.cells import (
     gap_columns,
     gap_notes,
     image_counts,
-    metric_gap_cells,
+    metric_gain_cells,
     model_columns,
+    pair_cells,
     task_cell,
     task_column,
     value_cells,
@@ -38,16 +40,21 @@ def by_family(evaluators: Iterable[CountedEvaluator]) -> dict[str, list[CountedE
     return out
 
 
-def evaluators_table(results: Results, evaluators: Sequence[CountedEvaluator]) -> Table | None:
-    """A row for each evaluator of the verdict, grouped by family; None without any."""
-    if not evaluators:
+def evaluators_table(results: Results, gains: Sequence[ProbeGain]) -> Table | None:
+    """A row for each evaluator of the verdict, grouped by family; None without any. gains: all of frozen encoders."""
+    if not (found := evaluators(gains, results.baselines, results.yardstick)):
         return None
     groups = []
-    for family, own in by_family(evaluators).items():
+    for family, own in by_family(found).items():
         better = sum(one.gain.status in BETTER for one in own)
         counted = sum(one.gain.status in COUNTED for one in own)
         note = f"better in {better} of {len(own)}, beyond the noise in {counted}"
         groups.append(Group([_evaluator_row(one) for one in own], names.FAMILIES[family], note))
+
+    def rows(pair: Pair) -> list[Row]:
+        """Of another pair, in the same order."""
+        return [_evaluator_row(one) for one in evaluators(gains, results.baselines, results.yardstick, pair)]
+
     gap = [
         note.replace("the absolute difference of the means in the metric’s unit", "in percent of CLIP-FT")
         for note in gap_notes(results)
@@ -68,14 +75,20 @@ def evaluators_table(results: Results, evaluators: Sequence[CountedEvaluator]) -
             "An evaluator is a dense task of a benchmark, read in one way: by trained heads, without one, or "
             "by text. Its gain is the mean of its heads’ relative gains, seed by seed and draw by draw, so that many "
             f"heads on one set count once. Below each gain its {LEVEL:.0f} % interval over "
-            f"{resampled_over(results.config.seeds)}. Marks as in the next table, for the mean over the heads.",
+            f"{resampled_over(results.config.seeds)}. In the metric’s unit it is the mean of the heads’ differences. "
+            "Marks as in the next table, for the mean over the heads.",
             "p: two-sided, of no gain over CLIP-FT, from the standard deviation of the draws and the normal "
             "distribution. Holm: the same, adjusted for all evaluators; a gain that passes alone counts if this is at "
             f"most {ALPHA:g}.",
             *gap,
         ],
         "family",
+        pairs=[_with_p(one) for one in pair_cells(results, "{} over {}", rows)],
     )
+
+
+def _with_p(pair: PairCells) -> PairCells:
+    return replace(pair, headings=pair.headings | {"p": "p", "adjusted": "p, Holm"})
 
 
 def _evaluator_row(one: CountedEvaluator) -> Row:
@@ -83,7 +96,8 @@ def _evaluator_row(one: CountedEvaluator) -> Row:
     csv = gain_csv_cells(one.gain)
     return {
         "evaluator": Cell(one.title, note=heads),
-        "gain": gain_cell(one.gain),
+        "family": Cell(names.FAMILIES[one.family]),
+        "gain": gain_cell(one.gain, one.metric, one.points),
         "p": _p_cell(one.p),
         "adjusted": _p_cell(one.adjusted),
         **gap_cells(one.gap, f"{one.gap.value:.1f} %" if one.gap else MISSING, 1),
@@ -127,9 +141,8 @@ def untrained_table(results: Results, rows: Mapping[str, Sequence[tuple[Scores, 
         return {
             "task": task_cell(gain.task, gain.head, gain.metric),
             "family": Cell(names.FAMILIES[gain.family]),
-            "gain": gain_cell(gain.gain),
-            **metric_gap_cells(gain.gap, gain.task, gain.metric),
-            **value_cells(results, scores, gain.task, gain.head, gain.metric, shown),
+            **metric_gain_cells(gain),
+            **value_cells(results, scores, gain.task, gain.head, gain.metric, shown, gain.draws),
             **gain_csv_cells(gain.gain),
         }
 
@@ -158,4 +171,11 @@ def untrained_table(results: Results, rows: Mapping[str, Sequence[tuple[Scores, 
         ["Intervals and marks as in the first tables, for each row alone.", *gap_notes(results)],
         "benchmark",
         fine_notes(results, files.values(), NO_HEAD),
+        pair_cells(
+            results,
+            "{} over {}",
+            lambda pair: [
+                metric_gain_cells(gain.between(*pair, results.yardstick)) for own in rows.values() for _, gain in own
+            ],
+        ),
     )

@@ -1,6 +1,6 @@
 """Tables of time, code, packages and weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cliptex.core.provenance import code
@@ -8,9 +8,10 @@ from cliptex.report import names
 from cliptex.report.gather import Results
 from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, text_table
 from cliptex.report.tables.cells import count_cell
-from cliptex.report.timings import Timing
+from cliptex.report.timings import Timing, by_rule, run_times
 
 STAGES = ("Data", "Experts", "Labels", "Training", "Probes", "Fine-tuning", "Zero-shot", "Without training", "Report")
+MOST_MACHINES = 3
 WORDS = {
     "training_free": "Without training",
     "zeroshot": "Zero-shot",
@@ -25,22 +26,22 @@ WORDS |= {"expert": "Experts", "train": "Training", "report": "Report"}
 
 def timing_table(results: Results) -> Table | None:
     """Wall and CPU seconds by stage; None without timings."""
-    if not results.timings:
+    if not (timings := by_rule(results.jobs)):
         return None
     stages: dict[str, list[Timing]] = {}
-    for timing in results.timings:
+    for timing in timings:
         stages.setdefault(stage_of(timing.rule), []).append(timing)
     order = [*(stage for stage in STAGES if stage in stages), *(stage for stage in stages if stage not in STAGES)]
-    total = sum(timing.wall for timing in results.timings)
+    total = sum(timing.wall for timing in timings)
     rows = []
     for stage in order:
         rules = ", ".join(timing.rule for timing in stages[stage])
         rows.append({"stage": Cell(stage, note=rules), **_seconds(stages[stage], total)})
-    rows.append({"stage": Cell("All"), **_seconds(results.timings, total), "share": Cell("100 %", 100.0)})
+    rows.append({"stage": Cell("All"), **_seconds(timings, total), "share": Cell("100 %", 100.0)})
     columns = [Column("stage", "Stage", numeric=False), Column("jobs", "Jobs"), Column("wall", "Job seconds")]
     columns += [Column("share", "Share"), Column("cpu", "CPU seconds")]
     notes = ["Seconds are summed over jobs. Jobs run in parallel, so the run took less time than their sum."]
-    if any(timing.sampled for timing in results.timings):
+    if any(timing.sampled for timing in timings):
         notes.append("≥: of some jobs only Snakemake's last sample of the CPU seconds is known, which is too low.")
     return Table("timings", "Time by stage", columns, [Group(rows)], notes)
 
@@ -62,6 +63,39 @@ def _cpu_cell(seconds: float, sampled: bool) -> Cell:
 
 def stage_of(rule: str) -> str:
     return next((stage for word, stage in WORDS.items() if word in rule), rule)
+
+
+def about_run(results: Results) -> dict[str, str]:
+    """Date, duration, machine and code of the run, for the head of the page; what is not recorded is left out."""
+    out, sources = {"Date": "not recorded"}, _provenances(results)
+    if times := run_times(results.jobs):
+        began, ended = (f"{at.day} {at:%B %Y, %H:%M}" for at in (times.began, times.ended))
+        same_day = times.began.date() == times.ended.date()
+        out["Date"] = f"{began} to {f'{times.ended:%H:%M}' if same_day else ended} UTC"
+        span = (times.ended - times.began).total_seconds()
+        pauses = f", in a span of {_duration(span)}" if span > 1.1 * times.seconds + 60 else ""
+        out["Duration"] = _duration(times.seconds) + pauses
+    elif results.jobs:
+        out["Duration"] = f"not recorded; {_duration(sum(job.wall or 0.0 for job in results.jobs))} summed over jobs"
+    machines = times.machines if times and times.machines else _distinct(one.get("machine") for one in sources)
+    out["Machine"] = "; ".join(machines[:MOST_MACHINES])
+    if len(machines) > MOST_MACHINES:
+        out["Machine"] += f" and {len(machines) - MOST_MACHINES} more"
+    commits = _distinct(one.get("git") for one in sources)
+    out["Commit"] = ", ".join(commits) or f"none (modules {', '.join(_distinct(map(code, sources)))})"
+    return {key: value for key, value in out.items() if value}
+
+
+def _distinct(values: Iterable[str | None]) -> list[str]:
+    return [str(value) for value in dict.fromkeys(values) if value]
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def provenance_table(results: Results) -> Table:

@@ -1,18 +1,21 @@
 """Tables of results: probes on frozen and fine-tuned encoders, zero-shot, and every metric of every seed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from cliptex.config import PUBLISHED_TOLERANCE
+from cliptex.evaluation.measures import metric_of
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, resampled_over
+from cliptex.report.evaluators import Pair
 from cliptex.report.gains import ProbeGain, further_models
 from cliptex.report.gather import Results, Scores
 from cliptex.report.seen import COLUMN as SEEN_COLUMN
 from cliptex.report.seen import SeenData
-from cliptex.report.statistics import Gain, GainStatus, ZeroShot, format_interval, signed
-from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, csv_columns
+from cliptex.report.statistics import Gain, GainStatus
+from cliptex.report.table import Cell, Column, Group, PairCells, Row, Table, csv_columns
 from cliptex.report.tables.cells import (
+    BOLD,
     GAIN_COLUMNS,
     PROTOCOL_COLUMNS,
     count,
@@ -21,12 +24,10 @@ from cliptex.report.tables.cells import (
     gain_csv_cells,
     gap_columns,
     gap_notes,
-    image_counts,
-    metric_gap_cells,
-    metric_label,
+    metric_gain_cells,
     model_columns,
     model_key,
-    number_cell,
+    pair_cells,
     probe_groups,
     protocol_cells,
     task_cell,
@@ -34,7 +35,6 @@ from cliptex.report.tables.cells import (
     value_cells,
     value_columns,
 )
-from cliptex.report.verdict import mark, tone
 
 ONE_SEED = (
     "The interval covers which images were evaluated. It does not cover how training or a head would turn out with "
@@ -62,6 +62,17 @@ def main_table(results: Results, gains: Sequence[ProbeGain]) -> Table:
         [*_main_notes(results, any(probe.gain.percent_interval for probe in gains)), *gap_notes(results)],
         "benchmark",
         fine_notes(results, results.probes.values(), ["trained_head"]),
+        _pairs(results, results.probes, gains),
+    )
+
+
+def _pairs(results: Results, benchmarks: Iterable[str], gains: Sequence[ProbeGain]) -> list[PairCells]:
+    """The gains of other pairs of models, in the order of `probe_groups`."""
+    rows = [gain for name in benchmarks for gain in gains if gain.benchmark == name]
+    return pair_cells(
+        results,
+        "{} over {}",
+        lambda pair: [metric_gain_cells(row.between(*pair, results.yardstick)) for row in rows],
     )
 
 
@@ -69,9 +80,9 @@ def _row(results: Results, scores: Scores, probe: ProbeGain, models: Sequence[st
     """The main metric of each model, and CLIPTeX's gain over CLIP-FT."""
     return {
         "task": task_cell(probe.task, probe.head, probe.metric),
-        "gain": gain_cell(probe.gain),
-        **metric_gap_cells(probe.gap, probe.task, probe.metric),
-        **value_cells(results, scores, probe.task, probe.head, probe.metric, models),
+        "family": Cell(names.FAMILIES.get(probe.family, probe.family)),
+        **metric_gain_cells(probe),
+        **value_cells(results, scores, probe.task, probe.head, probe.metric, models, probe.draws),
         **gain_csv_cells(probe.gain),
     }
 
@@ -80,13 +91,14 @@ def _main_notes(results: Results, intervals: bool) -> list[str]:
     seeds = len(results.config.seeds)
     better = "↑ higher is better, ↓ lower is better."
     if seeds > 1:
-        notes = [f"{better} Mean ± sample standard deviation over {seeds} seeds; the best mean of a row is bold."]
+        notes = [f"{better} Mean ± sample standard deviation over {seeds} seeds. {BOLD}"]
     else:
-        notes = [f"{better} The best value of a row is bold."]
+        notes = [f"{better} {BOLD}"]
     if intervals:
         notes.append(
-            f"Below each gain its {LEVEL:.0f} % interval over {resampled_over(results.config.seeds)} (paired "
-            f"bootstrap, {count(results.config.report.resamples)} draws; in percent of CLIP-FT’s value)."
+            f"A gain is in the metric’s unit (of a metric in percent: points), signed so that + is better. Below it "
+            f"its {LEVEL:.0f} % interval over {resampled_over(results.config.seeds)} (paired bootstrap, "
+            f"{count(results.config.report.resamples)} draws), and the gain in percent of the value compared with."
         )
     above_zero = ", and with an interval above zero" if intervals else ""
     if seeds > 1:
@@ -113,7 +125,10 @@ def finetuned_table(results: Results, tuned: Sequence[ProbeGain], frozen: Sequen
 
     def row(scores: Scores, probe: ProbeGain) -> Row:
         gain = gains.get((probe.benchmark, probe.task, probe.head), Gain(GainStatus.MISSING))
-        return {**_row(results, scores, probe, shown), "frozen gain": gain_cell(gain)}
+        return {
+            **_row(results, scores, probe, shown),
+            "frozen gain": gain_cell(gain, metric_of(probe.task, probe.metric)),
+        }
 
     return Table(
         "finetuned",
@@ -135,7 +150,22 @@ def finetuned_table(results: Results, tuned: Sequence[ProbeGain], frozen: Sequen
         ],
         "benchmark",
         fine_notes(results, results.finetuned.values()),
+        _finetuned_pairs(results, tuned, frozen),
     )
+
+
+def _finetuned_pairs(results: Results, tuned: Sequence[ProbeGain], frozen: Sequence[ProbeGain]) -> list[PairCells]:
+    both = {(probe.benchmark, probe.task, probe.head): probe for probe in frozen}
+    rows = [gain for name in results.finetuned for gain in tuned if gain.benchmark == name]
+
+    def cells(probe: ProbeGain, pair: Pair) -> Row:
+        same = both.get((probe.benchmark, probe.task, probe.head))
+        gain = same.gain_of(*pair) if same else Gain(GainStatus.MISSING)
+        shown = metric_gain_cells(probe.between(*pair, results.yardstick))
+        return shown | {"frozen gain": gain_cell(gain, metric_of(probe.task, probe.metric))}
+
+    found = pair_cells(results, "{} over {}", lambda pair: [cells(probe, pair) for probe in rows])
+    return [replace(one, headings=one.headings | {"frozen gain": "the same, frozen"}) for one in found]
 
 
 def further_values_table(results: Results, gains: Sequence[ProbeGain]) -> Table | None:
@@ -165,8 +195,9 @@ def further_table(results: Results, gains: Sequence[ProbeGain]) -> Table | None:
     def row(scores: Scores, probe: ProbeGain) -> Row:
         cells = {"task": task_cell(probe.task, probe.head, probe.metric)}
         for model in shown:
-            gain = probe.gain_of(model, results.baselines)
-            cells |= {model_key(model): gain_cell(gain), **gain_csv_cells(gain, f"{names.model(model)} ")}
+            gain = probe.gain_of(model)
+            cell = gain_cell(gain, metric_of(probe.task, probe.metric))
+            cells |= {model_key(model): cell, **gain_csv_cells(gain, f"{names.model(model)} ")}
         return cells | protocol_cells(results, scores, probe.task, probe.head, probe.metric)
 
     more = [f"{names.model(model)} {column}" for model in shown for column in GAIN_COLUMNS]
@@ -175,76 +206,13 @@ def further_table(results: Results, gains: Sequence[ProbeGain]) -> Table | None:
         "Gain over CLIP-FT of CLIPTeX and of the further models",
         [task_column(), *model_columns(shown), *csv_columns([*more, *PROTOCOL_COLUMNS])],
         [Group(group.rows, group.title) for group in probe_groups(results.probes, gains, row)],
-        ["Relative gain in percent, signed so that + is better; intervals and marks as in the table of probes."],
+        [
+            "In the metric’s unit and in percent, signed so that + is better; intervals and marks as in the table of "
+            "probes."
+        ],
         "benchmark",
         fine_notes(results, results.probes.values()),
     )
-
-
-def zeroshot_table(results: Results, zeroshot: Sequence[ZeroShot]) -> Table | None:
-    """Zero-shot metrics with their chance levels; None without results."""
-    if not results.zeroshot:
-        return None
-    evaluated = {row.model for scores in results.zeroshot.values() for row in scores.results}
-    models = [*(name for name in results.baselines if name in evaluated), *results.models]
-    differences = {item.key: item for item in zeroshot}
-    groups = []
-    for name, scores in results.zeroshot.items():
-        rows = [
-            value_cells(results, scores, task, head, metric, models)
-            | _zeroshot_row(scores, task, head, metric, differences.get((name, task)))
-            for task, head in scores.cells()
-            for metric in scores.metric_names(task, head)
-        ]
-        classes = f", {len(scores.class_names)} classes" if scores.class_names else ""
-        groups.append(Group(rows, names.benchmark(name, scores.source), image_counts(scores) + classes))
-    notes = [
-        "CLIPTeX − CLIP-FT, for the first metric of each task: difference of the means in points, its "
-        f"{LEVEL:.0f} % interval over {resampled_over(results.config.seeds)} (paired bootstrap), and whether zero-shot "
-        "is kept: not below CLIP-FT by more than the noise."
-    ]
-    notes += [
-        f"{names.benchmark(name)}: the published value of {names.model(model)} is {published:g} %; ours is within "
-        f"{PUBLISHED_TOLERANCE} points."
-        for name, scores in results.zeroshot.items()
-        for model, published in scores.published.items()
-    ]
-    return Table(
-        "zeroshot",
-        "Zero-shot",
-        [
-            task_column("Task, metric"),
-            Column("chance", "Chance"),
-            *model_columns(models),
-            Column("difference", "CLIPTeX − CLIP-FT"),
-            *gap_columns(results),
-            *value_columns(models),
-            *csv_columns(["difference low", "difference high"]),
-        ],
-        groups,
-        notes,
-        "benchmark",
-        fine_notes(results, results.zeroshot.values()),
-    )
-
-
-def _zeroshot_row(scores: Scores, task: str, head: str, metric: str, difference: ZeroShot | None) -> Row:
-    chance = scores.chance_level(task, metric)
-    against = difference.against if difference and metric == scores.main_metric(task, head) else None
-    bounds = against.interval if against else None
-    return {
-        "task": Cell(names.task(task), note=metric_label(task, metric)),
-        **metric_gap_cells(difference.gap if against else None, task, metric),
-        "chance": Cell(MISSING) if chance is None else Cell(f"{chance:.1f}", chance),
-        "difference": _difference_cell(difference) if against else Cell(MISSING),
-        "difference low": number_cell(bounds and bounds.low),
-        "difference high": number_cell(bounds and bounds.high),
-    }
-
-
-def _difference_cell(item: ZeroShot) -> Cell:
-    bounds = format_interval(item.against.interval) if item.against.interval else ""
-    return Cell(signed(item.against.value), item.against.value, mark(item.state), bounds, tone=tone(item.state))
 
 
 def metrics_table(results: Results, scores: Scores, models: Sequence[str]) -> Table:

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
 from cliptex.config import PUBLISHED_TOLERANCE
 from cliptex.report import names
 from cliptex.report.gather import Results
 from cliptex.report.statistics import sample_std, signed
-from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, best_of, text_table
+from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, text_table
 from cliptex.report.tables.cells import model_columns, model_key
 
 METRICS = {
@@ -35,7 +34,7 @@ def published_table(results: Results) -> Table | None:
                 Cell(str(len(entry["sets"])), len(entry["sets"])),
                 Cell(f"{entry['mean']:.2f}", entry["mean"]),
                 Cell(f"{entry['published_mean']:.2f}", entry["published_mean"]),
-                Cell(", ".join(deviating) or "none", tone="bad" if deviating else "good"),
+                Cell(", ".join(deviating) or "none", tone="bad" if deviating else ""),
             ]
         )
     headings = ["Model", "Released as", "Sets", "Mean (%)", "Published mean (%)", "Sets that deviate (points)"]
@@ -101,18 +100,14 @@ def few_shot_table(results: Results) -> Table | None:
 
 
 def _row(name: str, metric: str, values: dict[str, Sequence[float]], difference: float | None) -> Row:
-    best = best_of([fmean(scores) for scores in values.values() if scores], 1)
-    cells = {model_key(model): _cell(scores, best) for model, scores in values.items()}
+    cells = {model_key(model): _cell(scores) for model, scores in values.items()}
     if difference is not None:
-        tone = "good" if difference > 0 else "bad" if difference < 0 else ""
-        cells["difference"] = Cell(signed(difference), difference, tone=tone)
+        cells["difference"] = Cell(signed(difference), difference)
     return {"set": Cell(name, note=metric)} | cells
 
 
-def _cell(values: Sequence[float], best: Any) -> Cell:
+def _cell(values: Sequence[float]) -> Cell:
     if not values:
         return Cell(MISSING)
     std = sample_std(values)
-    return Cell(
-        f"{fmean(values):.1f}", fmean(values), "" if std is None else f"± {std:.1f}", best=fmean(values) == best
-    )
+    return Cell(f"{fmean(values):.1f}", fmean(values), "" if std is None else f"± {std:.1f}")

@@ -91,13 +91,28 @@ def _cell(
     return Cell(f"{show(mean)}{spread}", mean)
 
 
-def time_ratio(results: Results) -> float | None:
-    """Time of CLIPTeX's forward and backward pass relative to that without pseudo-labels; None if not measured.
+def controlled_cost(results: Results) -> tuple[str, str] | None:
+    """What pseudo-labels cost in training, under controlled conditions: a ratio, and which one it is; None if unknown.
 
-    Training measures both in turn, in one process and on one batch, so other jobs disturb it little.
+    Training measures the time with and without pseudo-labels in turn, in one process and on one batch, so other jobs
+    disturb it little. Without that the operations of a forward pass are compared, which are counted.
     """
-    ratios = [run.record.get("time_over_contrastive") for run in results.runs.get(names.SUBJECT, {}).values()]
-    return None if None in ratios or not ratios else fmean(ratios)
+    records = [run.record for run in results.runs.get(names.SUBJECT, {}).values()]
+    time, flops = ([one.get(f"{key}_over_contrastive") for one in records] for key in ("time", "flops"))
+    counted = f"operations of its forward pass × {fmean(flops):.2f}" if flops and None not in flops else ""
+    if time and None not in time:
+        text = (
+            "cost of training: time of a step’s forward and backward pass with pseudo-labels over that without, "
+            "measured in turn in one process on one batch"
+        )
+        return f"× {fmean(time):.2f}", f"{text}; {counted}" if counted else text
+    if counted:
+        text = (
+            "cost of training: operations of a pair’s forward pass with pseudo-labels over those without; the time was "
+            "not measured"
+        )
+        return f"× {fmean(flops):.2f}", text
+    return None
 
 
 def _parameters(keys: Sequence[str]) -> Callable[[Record], int]:

@@ -1,4 +1,5 @@
-// Paging through albums. Without this script, and in print, all pages are shown below one another.
+// Paging through albums. The page that is shown is in the address, so that it can be sent, reloaded and returned to.
+// Without this script all pages are shown below one another.
 "use strict";
 for (const gallery of document.querySelectorAll(".gallery")) {
   const albums = [...gallery.querySelectorAll(".album")];
@@ -42,12 +43,26 @@ for (const gallery of document.querySelectorAll(".gallery")) {
       album = (album + step + albums.length) % albums.length;
       page = step > 0 ? 0 : pages[album].length - 1;
     }
+    remember();
+  };
+  // unlike a change of location.hash, this does not scroll
+  const remember = () => {
     show();
+    history.pushState(null, "", `#${pages[album][page].id}`);
+  };
+  const goToAddress = () => {
+    const target = location.hash.slice(1);
+    const found = pages.findIndex((elements) => elements.some((element) => element.id === target));
+    if (found < 0) return false;
+    album = found;
+    page = pages[album].findIndex((element) => element.id === target);
+    show();
+    return true;
   };
   choice.addEventListener("change", () => {
     album = Number(choice.value);
     page = 0;
-    show();
+    remember();
   });
   gallery.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -66,5 +81,7 @@ for (const gallery of document.querySelectorAll(".gallery")) {
     if (Math.abs(across) > 40 && Math.abs(across) > 2 * Math.abs(down)) move(across < 0 ? 1 : -1);
     start = null;
   }, { passive: true });
+  window.addEventListener("popstate", goToAddress);
   show();
+  if (goToAddress()) gallery.scrollIntoView();
 }
