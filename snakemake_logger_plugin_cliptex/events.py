@@ -10,7 +10,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError
-from cliptex.report.timings import read_timings
+from cliptex.report.timings import by_rule, read_jobs
 from snakemake_logger_plugin_cliptex.estimate import Estimate, about, duration
 from snakemake_logger_plugin_cliptex.failure import Failure, failure, shown_path
 from snakemake_logger_plugin_cliptex.screen import Pipe, Terminal
@@ -93,7 +93,7 @@ class Events(Handler):
         planned = {rule: count for rule, count in record.stats.items() if rule != "total"}
         self._total, self._began = record.stats.get("total", sum(planned.values())), record.created
         try:
-            earlier = {timing.rule: timing.wall / timing.jobs for timing in read_timings(paths.TIMINGS)}
+            earlier = {timing.rule: timing.wall / timing.jobs for timing in by_rule(read_jobs(paths.TIMINGS))}
         except CliptexError:  # broken tables of times are of no interest here
             earlier = {}
         self._estimate = Estimate(planned, earlier, record.created)
