@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from cliptex.core.files import read_json
 from cliptex.core.plugins import find
@@ -126,6 +127,7 @@ def draw_gains(axes: Axes, results: Path) -> None:
     for place, gain in zip(places, gains, strict=True):
         axes.annotate(f"{signed(gain, 0)} %", (max(gain, 0), place), (4, 0), textcoords="offset points", va="center")
     axes.set_xlim(min(0, *gains) * 1.2, max(gains) * 1.25)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(lambda value, _: f"{signed(value, 0)} %")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=GRID)
