@@ -73,7 +73,7 @@ from cliptex.report.statistics import (
 )
 from cliptex.report.table import Cell, Column, Group, Table
 from cliptex.report.tables.provenance import stage_of
-from cliptex.report.timings import JobTime, run_times
+from cliptex.report.timings import TimedJob, run_times
 from cliptex.report.verdict import further_sentence, verdict
 from cliptex.report.zeroshot import ZeroShot
 
@@ -970,9 +970,9 @@ def test_the_head_has_date_duration_machine_and_commit(three_seeds, parsed):
     assert "Date 1 March 2026, 23:54 to 2 March 2026, 00:10 UTC; Duration 1 min, in a span of 16 min;" in head
     commit = provenance({})["git"] or "none (modules "
     assert "Machine A processor, 2 cores; Commit " + commit in head
-    jobs = [JobTime("train", 60.0, 1.0, False, at, "m") for at in (100.0, 130.0, 400.0)]
-    assert run_times([*jobs, JobTime("report", 9.0, 1.0, False, 9e9, "m")]).seconds == 150
-    assert run_times([JobTime("train", 60.0, 1.0, True, None, "")]) is None
+    jobs = [TimedJob("train", 60.0, 1.0, False, at, "m") for at in (100.0, 130.0, 400.0)]
+    assert run_times([*jobs, TimedJob("report", 9.0, 1.0, False, 9e9, "m")]).seconds == 150
+    assert run_times([TimedJob("train", 60.0, 1.0, True, None, "")]) is None
     assert re.search(r", \d+ cores?, \d+ GB", machine())
 
 

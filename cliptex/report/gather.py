@@ -23,7 +23,7 @@ from cliptex.labels.agreement import FILE as AGREEMENT_FILE
 from cliptex.labels.agreement import pairs_of_stores
 from cliptex.labels.store import read_label_index
 from cliptex.report import names, records
-from cliptex.report.timings import JobTime, read_jobs
+from cliptex.report.timings import TimedJob, read_jobs
 
 PUT_BACK = "put the file of that run back"
 
@@ -149,7 +149,7 @@ class Results:
     stores: dict[str, dict[str, Any]]
     experts: dict[str, dict[str, Any] | None]
     """Expert -> expert.json and, under `quality_file`, quality.json; None if it was not trained."""
-    jobs: list[JobTime]
+    jobs: list[TimedJob]
     agreements: list[dict[str, Any]]
     """Pairs of label stores of one task (`cliptex.labels.agreement`)."""
     suite: dict[str, Any] | None = None

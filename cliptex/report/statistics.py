@@ -86,7 +86,7 @@ def clear_best(values: Mapping[str, Sequence[float]], better: int, draws: Mappin
     values: model -> one number a seed; those without any do not count. draws: model -> its value in each draw.
     """
     known = {model: own for model, own in values.items() if own}
-    if len(known) < 2 or not better:
+    if len(known) < 2 or not better or not known.keys() <= draws.keys():
         return None
     best = max(known, key=lambda model: better * fmean(known[model]))
     others = [

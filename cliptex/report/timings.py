@@ -13,7 +13,7 @@ PAGES = ("report", "study")
 """Rules that write pages, which can be repeated long after the run."""
 
 
-class JobTime(NamedTuple):
+class TimedJob(NamedTuple):
     """A finished job. wall, cpu: seconds, None if not measured. sampled: whether `cpu` is only Snakemake's last sample,
     a lower bound. ended: seconds since 1970. Of jobs of older runs `ended` is None and `machine` empty."""
 
@@ -45,7 +45,7 @@ class RunTimes(NamedTuple):
     machines: list[str]
 
 
-def read_jobs(folder: Path) -> list[JobTime]:
+def read_jobs(folder: Path) -> list[TimedJob]:
     """Snakemake's benchmark files `{rule}/**/*.tsv` with the jobs' own records; empty without them."""
     out = []
     for rule in sorted(path for path in folder.glob("*") if path.is_dir()):
@@ -59,13 +59,13 @@ def read_jobs(folder: Path) -> list[JobTime]:
                     known = [_seconds(line.get("cpu_time")), own.get("processor_seconds")]
                     cpu = max((one for one in known if one is not None), default=None)
                     recorded = own.get("ended"), own.get("machine", "")
-                    out.append(JobTime(rule.name, _seconds(line.get("s")), cpu, not own, *recorded))
+                    out.append(TimedJob(rule.name, _seconds(line.get("s")), cpu, not own, *recorded))
     return out
 
 
-def by_rule(jobs: Iterable[JobTime]) -> list[Timing]:
+def by_rule(jobs: Iterable[TimedJob]) -> list[Timing]:
     """The jobs' seconds, summed by rule."""
-    rules: dict[str, list[JobTime]] = {}
+    rules: dict[str, list[TimedJob]] = {}
     for job in jobs:
         rules.setdefault(job.rule, []).append(job)
     return [
@@ -80,7 +80,7 @@ def by_rule(jobs: Iterable[JobTime]) -> list[Timing]:
     ]
 
 
-def run_times(jobs: Sequence[JobTime]) -> RunTimes | None:
+def run_times(jobs: Sequence[TimedJob]) -> RunTimes | None:
     """When the jobs ran, without those that write pages; None if none of them recorded it."""
     known = [job for job in jobs if job.ended is not None and not job.rule.startswith(PAGES)]
     spans = sorted((job.ended - (job.wall or 0.0), job.ended) for job in known)
