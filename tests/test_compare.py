@@ -124,7 +124,7 @@ def test_one_seed_is_no_proof(tmp_path):
     )
     assert row(page, "models", "Pascal VOC semantic segmentation, linear")[3].endswith("△ better, one seed")
     assert "tone-" not in source.partition("</style>")[2]
-    assert "A lacks, of Pascal VOC (probes): " in text and "seed 1 and" in text
+    assert "A has no results of: seed 1." in text and "A lacks" not in text
 
 
 def test_of_half_finished_runs_what_both_have_is_compared(runs, tmp_path):

@@ -146,14 +146,15 @@ def _missing(first: ComparedRun, second: ComparedRun) -> Iterable[str]:
         if lacking:
             listed = ", ".join(f"{names.benchmark(benchmark)} ({KINDS[kind]})" for kind, benchmark in lacking)
             yield f"{name} has no results yet of: {listed}."
-        seeds, others = ({row.seed for scores in one.scores.values() for row in scores.results} for one in (run, other))
-        if gone := sorted(others - seeds):
+        seeds, more_seeds = (
+            {row.seed for scores in one.scores.values() for row in scores.results} for one in (run, other)
+        )
+        if gone := sorted(more_seeds - seeds):
             yield f"{name} has no results of: seed {', '.join(map(str, gone))}."
         for key in sorted(other.scores.keys() & run.scores.keys()):
             rows, others = (
                 {(row.model, row.head, row.seed) for row in one.scores[key].results} for one in (run, other)
             )
-            seeds = {seed for _, _, seed in rows}
             if gone := sorted(row for row in others - rows if row[2] in seeds):
                 models = ", ".join(dict.fromkeys(f"{model} with {head}, seed {seed}" for model, head, seed in gone[:3]))
                 more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
