@@ -47,7 +47,7 @@ def shown(page, selector):
 @SIZES
 def test_every_part_can_be_reached_and_nothing_is_wider_than_the_screen(opened, size):
     page = opened(size)
-    page.wait_for_function("[...document.images].every(one => one.complete)")
+    page.evaluate("Promise.allSettled([...document.images].map(one => one.decode()))")
     assert page.evaluate("[...document.images].filter(one => !one.naturalWidth).length") == 0
     width = size["viewport"]["width"]
     assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -251,7 +251,7 @@ def test_the_reader_chooses_which_models_are_compared_and_which_families_are_sho
     assert page.locator("#table-main th").nth(4).inner_text() == "CLIP-FT over Random"
     assert reference.locator("option:disabled").all_inner_texts() == ["CLIP-FT"]
     page.get_by_role("button", name="Reset").click()
-    page.wait_for_function("document.querySelector('#table-main').innerText.includes('CLIPTeX over CLIP-FT')")
+    page.locator("#table-main th", has_text="CLIPTeX over CLIP-FT").wait_for()
     assert rows_of(page, "main", 4) == first
     families = page.locator(".choices input[name=family]")
     assert families.count() == 2
@@ -274,12 +274,12 @@ def test_an_image_of_the_gallery_has_an_address_and_the_contents_name_the_sectio
     assert gallery.locator(".count").inner_text().startswith("2 of")
     sent = visits.open(f"{address}#image-2-1")
     assert sent.locator("#image-2-1").is_visible() and not sent.locator("#image-1-1").is_visible()
-    sent.wait_for_function("document.querySelector('.contents [aria-current]')?.innerText === 'Gallery'")
+    sent.locator(".contents [aria-current]", has_text="Gallery").wait_for()
     sent.keyboard.press("Home")
     sent.locator(".skip").focus()
     assert sent.locator(".skip").bounding_box()["x"] == 0
     sent.keyboard.press("Enter")
-    sent.wait_for_function("document.querySelector('.contents [aria-current]')?.innerText === 'Results'")
+    sent.locator(".contents [aria-current]", has_text="Results").wait_for()
 
 
 @SCHEMES
