@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -94,6 +95,19 @@ def test_a_package_that_differs_from_the_clone_is_refused(tmp_path):
     environment = environment | {"CLIPTEX_CODE": f"{'0' * 64}:/clone"}
     result = subprocess.run([BIN / "cliptex", "plan"], capture_output=True, text=True, env=environment)
     assert result.returncode == 1 and "run: pip install /clone " in result.stderr
+
+
+def test_an_installed_package_records_the_commit_of_its_clone(tmp_path):
+    shutil.copytree(ROOT / "cliptex", tmp_path / "cliptex", ignore=shutil.ignore_patterns("__pycache__"))
+    describe = ["git", "-C", ROOT, "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+    asked = "from cliptex.core.provenance import provenance; print(provenance({})['git'] or '')"
+    digest = _digest_of(ROOT / "cliptex")[0]
+    for code, found in (("", ""), (f"{digest}:{ROOT}", commit), (f"{'0' * 64}:{ROOT}", "")):
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "CLIPTEX_CODE": code}
+        command = [sys.executable, "-c", asked]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+        assert done.stdout.strip() == found
 
 
 def _digest_of(package_dir):

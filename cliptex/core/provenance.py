@@ -19,10 +19,17 @@ from cliptex.core.files import sha256_file, sha256_json, write_json
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "mmsegmentation", "numpy", "pillow")
 
 
+def _source_dir() -> Path:
+    """The folder that has the package in it; for an installed package whose job a clone's workflow has started, and
+    whose modules are the same, the clone (`CLIPTEX_CODE`, set by workflow/rules/common.smk)."""
+    expected, _, clone = os.environ.get("CLIPTEX_CODE", "").partition(":")
+    return Path(clone) if clone and expected == code_sha256() else Path(cliptex.__file__).parent.parent
+
+
 @cache
 def _git() -> str | None:
     """`git describe` of the source tree; None if the package was installed without one."""
-    source_dir = Path(cliptex.__file__).parent.parent
+    source_dir = _source_dir()
     if not (source_dir / ".git").exists():
         return None
     command = ["git", "-C", str(source_dir), "describe", "--always", "--dirty"]
