@@ -111,7 +111,15 @@ def test_a_failed_job_ends_with_its_error_its_log_and_the_command_that_repeats_i
 
 def test_an_interrupted_run_is_no_failure(tmp_path):
     given = [*command(tmp_path, "all", seconds=30), "--logger", "cliptex"]
-    process = subprocess.Popen(given, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
+    process = subprocess.Popen(
+        given,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        # as in a terminal; a shell's background jobs, of which the tests may be one, ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     while not list(tmp_path.glob("run/logs/label/*.log")):
         assert process.poll() is None
         time.sleep(0.1)

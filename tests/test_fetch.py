@@ -695,6 +695,6 @@ def test_the_workflow_fetches_official_data_before_it_probes(tmp_path, server):
     assert "imagenet: download ILSVRC2012_img_train.tar" in said  # what the other benchmarks of this configuration lack
     data = find("benchmarks", "voc")(tmp_path / "run/resources/voc")
     assert data.source == "official" and data.samples("train")[10_000]["mask"].tolist() == np.eye(4).tolist()
-    planned = snakemake("results/probes/voc.json", "results/probes/ade20k.json", "--dry-run")
+    planned = snakemake("results/probes/voc.json", "results/probes/ade20k.json", "--dry-run", "--printshellcmds")
     jobs = {job: planned.count(f"rule {job}:") for job in ("fetch_benchmark", "render_benchmark", "probe_voc_0")}
     assert jobs == {"fetch_benchmark": 1, "render_benchmark": 0, "probe_voc_0": 1}  # VOC's data are there, ADE20K's not

@@ -25,7 +25,7 @@ PLANTED = {
     "train --model clip": ("training.batch.crop_image", KEY),
     "train --model fresh": ("tasks.depth.Depth.target", r"label store depth, key '\d{9}'"),
     "export-benchmark --name imagenet --out out": ("evaluation.export_benchmark._members_of", "imagenet.* image "),
-    "plan --no-measure": ("cluster.plan.make_plan", "cliptex plan --no-measure"),
+    "plan --no-measure": ("cluster.dry_run.planned_jobs", "cliptex plan --no-measure"),
     "report": ("report.build_report", "cliptex report"),
 }
 """Command, function that fails, and what the line names: what is worked on, or else the command."""

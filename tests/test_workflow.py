@@ -230,12 +230,13 @@ def test_the_study_at_full_size_can_be_planned(tmp_path):
         "build_shards": 14,
         "fetch_expert": 3,
         "fetch_student": 1,
+        "fetch_released": 1,
         "label": 42,
         "train": 6,
-        "export_untrained": 3,
+        "export_untrained": 6,
     }.items() <= planned.items()
-    # of three seeds: five benchmarks with one job for all models, and COCO with one for each of six
-    assert sum(count for name, count in planned.items() if name.startswith("probe")) == 33
+    # of three seeds: five benchmarks with one job for all models, and COCO with one for each of seven
+    assert sum(count for name, count in planned.items() if name.startswith("probe")) == 36
     assert planned["fetch_benchmark"] == 6
     assert not [name for name in planned if name.startswith("render")]
     said = result.stdout + result.stderr
@@ -244,8 +245,8 @@ def test_the_study_at_full_size_can_be_planned(tmp_path):
         in said
     )
     # tens of submissions on a cluster, of which the local rules are none
-    local = ("fetch_expert", "fetch_student", "tabulate_probes", "all")
-    assert sum(planned.values()) - sum(planned[name] for name in local) == 132
+    local = ("fetch_expert", "fetch_student", "fetch_released", "tabulate_probes", "all")
+    assert sum(planned.values()) - sum(planned[name] for name in local) == 138
     # what comes from the internet has a target of its own
     fetched = jobs(subprocess.run(list(map(str, [*command[:-1], "fetch"])), capture_output=True, text=True, cwd=ROOT))
     assert fetched == {
@@ -254,6 +255,7 @@ def test_the_study_at_full_size_can_be_planned(tmp_path):
         "index_shards": 1,
         "fetch_expert": 3,
         "fetch_student": 1,
+        "fetch_released": 1,
         "fetch_benchmark": 6,
         "fetch": 1,
     }
