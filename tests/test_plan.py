@@ -160,8 +160,10 @@ def check(tmp_path, monkeypatch, rng: random.Random) -> None:
         return
     # what is downloaded
     assert fetched == found["benchmarks"].keys()
-    weights = [name for name in found["weights"] if name != "student"]
-    assert (jobs["fetch_expert"], jobs["fetch_student"]) == (len(weights), "student" in found["weights"])
+    released = [name for name in found["weights"] if name.startswith("models.")]
+    experts = [name for name in found["weights"] if name not in ("student", *released)]
+    assert (jobs["fetch_expert"], jobs["fetch_student"]) == (len(experts), "student" in found["weights"])
+    assert jobs["fetch_released"] == len(released)
     has_pairs = found["images"]["shards"] > 0
     assert has_pairs == bool(jobs["index_shards"])
     assert (jobs["download_pairs"] > 0) == (has_pairs and config.dataset.source == "urls")
