@@ -155,7 +155,7 @@ def _model(path: Path, name: str, model: Model, runs: Runs, is_whole: bool) -> I
             yield from _one_of((*path, "interpolate", key), other, runs.models, True)
     elif model.pretrained is not None:
         if model.is_trained or model.init is not None:
-            key = "init" if model.init is not None else "steps"
+            key = "init" if model.init is not None else "steps" if model.epochs is None else "epochs"
             yield (*path, "pretrained"), f"is for a released model to compare with; remove it, or `{key}`"
         if other := next((other for other, entry in runs.models.items() if name in entry.sources()), None):
             yield (*path, "pretrained"), f"{other!r} starts from this model; give student.pretrained these weights"

@@ -153,7 +153,9 @@ rule fetch_released:
     resources:
         mem="4GB",
     params:
-        config=lambda wildcards: CONFIG.subset("student", f"models.{wildcards.model}"),
+        config=lambda wildcards: STUDY.subset("student", f"models.{wildcards.model}"),
+    message:
+        "Download the weights of {wildcards.model}"
     shell:
         "cliptex --log {log} fetch-student --model {wildcards.model} --config {params.config:q}"
 
