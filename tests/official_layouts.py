@@ -408,3 +408,47 @@ def write_davis2017(root: Path, train: int, val: int, frames: int = 4, **size: i
                 labels.save(path)
         (folder / "ImageSets" / "2017" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
     return marked(root)
+
+
+def write_scannet1500(root: Path, pairs: int, height: int = 48, width: int = 64, inside: bool = True) -> Path:
+    """scannet_test_1500/ with up to 15 pairs of a scene, as the tar that LoFTR links, and the two files of LoFTR's
+    assets/scannet_test_1500. inside: whether these are in the folder, or next to it.
+
+    Arrays, types and names are those of test.npz and intrinsics.npz themselves. ScanNet's SensReader/python writes poses
+    with "%f" and a blank, and millimetres as 16-bit PNG. The cameras look at a wall 2 m away, each 4 pixels to the
+    right of the one before; every fifth row has no depth.
+    """
+    folder = root / "scannet_test_1500"
+    focal, centre = 577.6 * width / 640, ((width - 1) / 2, (height - 1) / 2)
+    matrix = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]])
+    names, relative, intrinsics = [], [], {}
+    for scene in range(-(-pairs // 15)):
+        name = f"scene{707 + scene:04d}_00"
+        intrinsics[name] = matrix
+        wall = one_wall(scene, height, width + 4 * 16)
+        own = min(15, pairs - 15 * scene)
+        for frame in range(own + 1):
+            save(folder / name / "color" / f"{15 * frame}.jpg", wall[:, 4 * frame : 4 * frame + width], quality=95)
+            depth = np.full((height, width), 2000, np.uint16)
+            depth[::5] = 0
+            save(folder / name / "depth" / f"{15 * frame}.png", depth)
+            pose = np.eye(4)
+            pose[0, 3] = 4 * frame * 2 / focal
+            (folder / name / "pose").mkdir(exist_ok=True)
+            np.savetxt(folder / name / "pose" / f"{15 * frame}.txt", pose, fmt="%f")
+        (folder / name / "intrinsic").mkdir()
+        for kind in ("intrinsic_color", "intrinsic_depth", "extrinsic_color", "extrinsic_depth"):
+            np.savetxt(folder / name / "intrinsic" / f"{kind}.txt", np.eye(4), fmt="%f")
+        for second in range(1, own + 1):
+            names.append([707 + scene, 0, 0, 15 * second])
+            relative.append([1, 0, 0, -4 * second * 2 / focal, 0, 1, 0, 0, 0, 0, 1, 0])
+    lists = folder if inside else root
+    np.savez_compressed(lists / "test.npz", name=np.array(names, np.uint16), rel_pose=np.array(relative, np.float32))
+    np.savez_compressed(lists / "intrinsics.npz", **intrinsics)
+    return marked(root)
+
+
+def one_wall(seed: int, height: int, width: int) -> np.ndarray:
+    """A wall with a smooth random texture, uint8 [height, width, 3]."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (max(2, height // 6), max(2, width // 6), 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))

@@ -24,6 +24,7 @@ from official_layouts import (
     write_imagenet,
     write_nyuv2,
     write_places365,
+    write_scannet1500,
     write_spair71k,
     write_voc,
 )
@@ -63,12 +64,14 @@ WRITERS = {
     ("places365", "small"): lambda root: write_places365(root, TRAIN, EVAL, variant="small"),
     ("spair71k", None): lambda root: write_spair71k(root, TRAIN, EVAL),
     ("davis2017", None): lambda root: write_davis2017(root, TRAIN, EVAL),
+    ("scannet1500", None): lambda root: write_scannet1500(root, EVAL, inside=False),
 }
-BY_HAND = [("nyuv2", "bae"), ("nyuv2", "dsine"), ("imagenet", None)]
+BY_HAND = [("nyuv2", "bae"), ("nyuv2", "dsine"), ("imagenet", None), ("scannet1500", None)]
 
 
 def counts(name: str, variant: str | None) -> dict[str, int]:
-    return {"train": TRAIN + 2 * (variant == "trainaug"), "eval": EVAL}
+    train = {"train": TRAIN + 2 * (variant == "trainaug")} if find("benchmarks", name).has_training_split else {}
+    return train | {"eval": EVAL}
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +176,7 @@ def assert_same_samples(name: str, root: Path, tree: Path, variant: str | None) 
     if variant == "ladicky":
         fetching.find("benchmarks", name)(tree, {"variant": variant}).prepare()
     assert found.source == "official" and found.variant == variant
-    for part in ("train", "eval"):
+    for part in wanted.parts:
         ours, theirs = found.samples(part), wanted.samples(part)
         assert [sample["id"] for sample in ours] == [sample["id"] for sample in theirs]
         for one, other in zip(ours, theirs, strict=True):

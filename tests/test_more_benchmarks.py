@@ -289,9 +289,12 @@ def write_evaluated(name, root, each=2):
 def test_data_without_a_training_split_are_for_zero_shot_only(tmp_path, name):
     data = reader(name, write_evaluated(name, tmp_path))
     assert data.parts == ("eval",) and [*data.official_counts] == ["eval"]
-    with pytest.raises(CliptexError, match=rf"{name} has no training split; it is only for zero-shot"):
+    with pytest.raises(CliptexError, match=rf"{name} has no training split; it is only evaluated"):
         data.samples("train")
-    with pytest.raises(CliptexError, match=rf"probes\.benchmarks\.{name}: .* name it in zeroshot\.benchmarks instead"):
+    with pytest.raises(
+        CliptexError,
+        match=rf"probes\.benchmarks\.{name}: .* name it in zeroshot\.benchmarks or training_free\.benchmarks",
+    ):
         protocol_of(name, {"protocol": "paper"})
 
 

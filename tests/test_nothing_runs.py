@@ -23,7 +23,7 @@ from tiny import DPT
 
 import cliptex
 from cliptex.benchmarks.nyuv2_normals import read_arrays
-from cliptex.benchmarks.reading import read_mat
+from cliptex.benchmarks.reading import npz_arrays, read_mat
 from cliptex.config import Config, Student
 from cliptex.core.errors import CliptexError
 from cliptex.data.official.unpack import unpack
@@ -267,6 +267,7 @@ def read_heads_file(path: Path) -> object:
 
 READERS: dict[str, tuple[Callable[[Path, Plant], None], Callable[[Path], object]]] = {
     "captions.per_image.npz": (object_array, read_per_image),
+    "test.npz": (object_array, lambda path: npz_arrays(path, "copy it")),
     "weights.npz": (object_array, lambda path: clip.build(Student(architecture=TINY, pretrained=str(path)), 0)),
     "labels.parquet": (extension_table, LabelFile),
     "shard.parquet": (extension_table, read_shard_table),

@@ -25,7 +25,7 @@ class Benchmark(ABC):
     variants: ClassVar[tuple[str, ...]] = ()
     """Variants of the official data, selected in the configuration; the first is the default."""
     has_training_split: ClassVar[bool] = True
-    """False for data that are only evaluated, by zero-shot classification; no probe can be trained on them."""
+    """False for data that are only evaluated, by zero-shot or without training; no probe can be trained on them."""
     official_counts: ClassVar[Mapping[str, int]] = {}
     """Number of samples in the parts "train" and "eval" of the official data; empty: any number is valid."""
 
@@ -69,7 +69,7 @@ class Benchmark(ABC):
         """
         if part not in self.parts:
             if not self.has_training_split:
-                raise CliptexError(f"{self.root}: {self.name} has no training split; it is only for zero-shot")
+                raise CliptexError(f"{self.root}: {self.name} has no training split; it is only evaluated")
             remedy = f"with your --config, run: cliptex fetch --benchmark {self.name} --no-evaluation-only"
             raise CliptexError(f"{self.root}: only the data of the evaluation split were fetched; {remedy}")
         samples = Checked(self.read(part), self)

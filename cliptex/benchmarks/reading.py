@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from cliptex.benchmarks.mat_structure import MAX_BYTES, check_structure
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_checked, read_error, require_file
+from cliptex.core.npz import read_npz
 
 MARKS = ("miniature", "official")
 SOURCES = (*MARKS, "subset", "own")
@@ -84,6 +85,15 @@ def read_mat(path: Path, remedy: str, **options: Any) -> dict[str, Any]:
         return loadmat(io.BytesIO(data), **options)
     except Exception as error:  # scipy raises many kinds of errors for damaged files
         raise read_error(error, path, "a MATLAB file", remedy, remedy) from error
+
+
+def npz_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name. Raises CliptexError for a damaged file, and for arrays of objects."""
+    require_file(path, remedy)
+    try:
+        return read_npz(path)
+    except Exception as error:  # numpy and zipfile raise many kinds of errors
+        raise read_error(error, path, "an .npz file of arrays", remedy, remedy) from error
 
 
 def require_files(folder: Path, names: Iterable[str], remedy: str) -> None:

@@ -12,9 +12,10 @@ only in that of the job that renders it, so that it reruns nothing else."""
 
 
 class Split(Section):
-    """Number of images of a rendered benchmark; of pairs of images in spair71k, of videos in davis2017."""
+    """Number of images of a rendered benchmark; of pairs in spair71k and scannet1500, of videos in davis2017."""
 
-    train: Positive
+    train: Annotated[int, Field(ge=0)]
+    """0 for scannet1500 only, which has no training split."""
     val: Positive
 
 

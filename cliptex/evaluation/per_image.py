@@ -16,8 +16,6 @@ training, cliptex/evaluation/training_free/*.py; there the arrays have a first a
                               never to the items that are searched
 """
 
-import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +24,10 @@ import numpy as np
 
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_error, replacing, require_file, sha256_file
+from cliptex.core.npz import read_npz
 from cliptex.evaluation.measures import measure
 from cliptex.evaluation.metrics.base import Arrays
 from cliptex.evaluation.results import Result, write_result
-
-UNPACKED, RATIO = 2**26, 100
-"""Most bytes of a file's arrays: this number, and this many times the file's own."""
-HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ def read_per_image(path: Path) -> PerImage:
     """Read a file. Raises CliptexError that names the file if it is missing, broken or too large unpacked."""
     require_file(path)
     try:
-        arrays = _read_arrays(Path(path))
+        arrays = read_npz(path)
         ids, rows = arrays.pop("ids"), arrays.pop("rows", np.array([], str))
     except Exception as error:  # numpy and zipfile raise many kinds of errors
         raise read_error(error, path, "a file of per-image parts") from error
@@ -110,22 +105,6 @@ def read_per_image(path: Path) -> PerImage:
         tasks.setdefault(task, {})[part] = values
     rows_of = {task: tuple(parts.pop("rows").tolist()) for task, parts in tasks.items() if "rows" in parts}
     return PerImage(ids, tasks, tuple(rows.tolist()), rows_of)
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; no code in it is executed. What the file claims is checked before it takes memory."""
-    with zipfile.ZipFile(path) as archive:
-        size, limit = sum(member.file_size for member in archive.infolist()), UNPACKED + RATIO * path.stat().st_size
-        if size > limit:
-            raise ValueError(f"{size:,} bytes unpacked, more than {limit:,}")
-        for member in archive.infolist():
-            with archive.open(member) as file:
-                read_header = HEADERS[np.lib.format.read_magic(file)]
-                shape, _, dtype = read_header(file)
-                if file.tell() + math.prod(shape) * (dtype.itemsize or 1) != member.file_size:
-                    raise ValueError(f"{member.filename}: its header does not fit its length")
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
 
 
 def main_metric(task: str, arrays: Arrays, weights: np.ndarray | None = None) -> np.ndarray:

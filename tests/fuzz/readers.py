@@ -545,11 +545,20 @@ def objectnet(folder: Path) -> Reader:
     return Reader(files_in(root), read_benchmark(Objectnet, root))
 
 
+@reader
 def spair71k(folder: Path) -> Reader:
     from cliptex.benchmarks.spair71k import Spair71k
 
     root = layouts.write_spair71k(folder, 2, 3, height=16, width=20)
     return Reader(files_in(root), read_benchmark(Spair71k, root))
+
+
+@reader
+def scannet1500(folder: Path) -> Reader:
+    from cliptex.benchmarks.scannet1500 import Scannet1500
+
+    root = layouts.write_scannet1500(folder, 2, height=15, width=20)
+    return Reader(files_in(root), read_benchmark(Scannet1500, root))
 
 
 @reader

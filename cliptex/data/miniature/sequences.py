@@ -71,7 +71,7 @@ class Video:
     kind: str
 
 
-def _shoot(
+def shoot(
     s: Stylist,
     world: SceneWorld,
     camera: Camera,
@@ -80,6 +80,7 @@ def _shoot(
     quality: int,
     noise: np.random.Generator | None = None,
 ) -> Shot:
+    """The shot that a camera takes of a scene. quality: of its JPEG file. Other arguments as of `photograph`."""
     image, hits = photograph(s, world, camera, height, width, noise)
     instances = np.append(world.stage.instances, 0)[hits.part].reshape(height, width)
     return Shot(image, instances, camera, hits, quality)
@@ -91,21 +92,21 @@ def _shoot(
 def view_pair(seed: int, domain: str, stream: int, index: int, size: int, options: SceneOptions) -> ViewPair:
     """Two images of the subject of scene `index`, from cameras that are drawn independently until both see enough of
     the same surface. Arguments as of `scenes.render`. Raises CliptexError if no scene is suitable."""
-    return _first(lambda scene: _view_pair(seed, domain, stream, scene, size, options), index)
+    return first_suitable(lambda scene: _view_pair(seed, domain, stream, scene, size, options), index)
 
 
-def _first(make: Callable[[int], Made | None], index: int) -> Made:
+def first_suitable(make: Callable[[int], Made | None], index: int) -> Made:
     """What `make` returns for scene `index`, or the first of its substitutes for which it returns something."""
     for scene in range(index, index + SCENE_TRIES * NEXT_SCENE, NEXT_SCENE):
         if (made := make(scene)) is not None:
             return made
-    raise CliptexError(f"its object is hidden in {SCENE_TRIES} scenes; please report this")
+    raise CliptexError(f"none of {SCENE_TRIES} scenes has suitable views; please report this")
 
 
 def _view_pair(seed: int, domain: str, stream: int, index: int, size: int, options: SceneOptions) -> ViewPair | None:
     s, world, first = compose(seed, domain, stream, index, options)
     target = world.things[0]
-    shot = _shoot(s, world, first, size, size, int(s.uniform(*s.look.jpeg)))
+    shot = shoot(s, world, first, size, size, int(s.uniform(*s.look.jpeg)))
     for _ in range(VIEW_TRIES):
         camera = choose_camera(s, world, target, options.share)
         points, positions = _shared(world, target, shot, camera)
@@ -115,7 +116,7 @@ def _view_pair(seed: int, domain: str, stream: int, index: int, size: int, optio
         return None
     count = NUM_POINTS[0] + int(s.random() * (NUM_POINTS[1] - NUM_POINTS[0] + 1))
     chosen = _spread(points[0], count, int(s.random() * len(positions)))
-    other = _shoot(s, world, camera, size, size, int(s.uniform(*s.look.jpeg)))
+    other = shoot(s, world, camera, size, size, int(s.uniform(*s.look.jpeg)))
     turn = _angle(first.position - target.centre, camera.position - target.centre)
     occluded = tuple(_is_occluded(world, target, view) for view in (shot, other))
     return ViewPair((shot, other), target.instance, points[:, chosen], positions[chosen], turn, occluded)
@@ -173,7 +174,7 @@ def _angle(a: np.ndarray, b: np.ndarray) -> float:
 def video(seed: int, domain: str, stream: int, index: int, height: int, width: int, options: SceneOptions) -> Video:
     """A video of the subject of scene `index`. Arguments as of `scenes.render`. Light, exposure and colour cast are the
     same in all frames; the sensor noise is not. Raises CliptexError if no scene is suitable."""
-    return _first(lambda scene: _video(seed, domain, stream, scene, height, width, options), index)
+    return first_suitable(lambda scene: _video(seed, domain, stream, scene, height, width, options), index)
 
 
 def _video(
@@ -191,7 +192,7 @@ def _video(
         return None
     frames = [
         # the same draws for each frame
-        _shoot(
+        shoot(
             Stylist(np.random.default_rng([seed, s.look.domain, stream, index, 2]), s.look),
             world, moved, height, width, quality, noise,
         )

@@ -44,7 +44,9 @@ def tasks_of(benchmark: str) -> dict[str, ProbeTask]:
     data = find("benchmarks", benchmark)
     if not data.has_training_split:
         problem = f"{benchmark} has no training split, which heads need"
-        raise CliptexError(f"probes.benchmarks.{benchmark}: {problem}; name it in zeroshot.benchmarks instead")
+        raise CliptexError(
+            f"probes.benchmarks.{benchmark}: {problem}; name it in zeroshot.benchmarks or training_free.benchmarks"
+        )
     tasks = [probe_task(name) for name in data.tasks]
     return {task.name: task for task in tasks}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
@@ -72,6 +72,39 @@ def patch_maps(
     out = torch.cat(maps)
     require_finite(out, f"{name}: its patch tokens", "check its weights")
     return out
+
+
+def pair_maps(
+    known: Mapping[str, torch.Tensor],
+    pairs: Sequence[Mapping[str, Any]],
+    encoder: Encoder,
+    size: tuple[int, int],
+    options: PatchFeatures,
+    name: str,
+) -> dict[str, torch.Tensor]:
+    """The maps [C, h, w] of all images of pairs, by name; the other arguments as of `patch_maps`.
+
+    known: maps by name, of pairs before, since an image may be in several. pairs: samples with `image_names`, `image`
+    and `target`.
+    """
+    images = {}
+    for pair in pairs:
+        images |= dict(zip(pair["image_names"], (pair["image"], pair["target"]), strict=True))
+    maps = {image: known[image] for image in images if image in known}
+    if new := [image for image in images if image not in known]:
+        computed = patch_maps(encoder, [images[image] for image in new], size, options, name)
+        maps |= dict(zip(new, computed, strict=True))
+    return maps
+
+
+def sampled(features: torch.Tensor, shares: np.ndarray) -> torch.Tensor:
+    """The features [C, K] of a map [C, h, w] at places [K, 2], columns and rows as shares of width and height;
+    interpolated bilinearly between the centres of cells."""
+    import torch
+    import torch.nn.functional as F
+
+    grid = torch.from_numpy(2 * shares.astype("float32") - 1).to(features.device)
+    return F.grid_sample(features[None], grid[None, None], padding_mode="border", align_corners=False)[0, :, 0]
 
 
 def described_features(options: PatchFeatures, size: tuple[int, int]) -> str:

@@ -7,7 +7,7 @@ i: `places_{i}` float32 [K, 2], columns and rows in the target image; shared by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -15,8 +15,8 @@ from pydantic import Field
 from cliptex.config import Name, Positive, Section
 from cliptex.evaluation.metrics.display import Metric
 from cliptex.evaluation.probes.base import Measure, Outcome, imported, lazy
-from cliptex.evaluation.training_free.base import Evaluated, FrozenModel, TrainingFreeRun, TrainingFreeTask
-from cliptex.evaluation.training_free.patch_maps import PatchTask, SquashedInput, described_features, patch_maps
+from cliptex.evaluation.training_free.base import Evaluated, TrainingFreeRun, TrainingFreeTask
+from cliptex.evaluation.training_free.patch_maps import PatchTask, SquashedInput, described_features, pair_maps, sampled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +86,7 @@ class SemanticCorrespondenceTask(TrainingFreeTask):
         for start in track(range(0, len(samples), BLOCK), self.name):
             pairs = [samples[index] for index in range(start, min(start + BLOCK, len(samples)))]
             for number, model in enumerate(run.models):
-                maps[number] = _with_maps(maps[number], pairs, model, sizes[number], section)
+                maps[number] = pair_maps(maps[number], pairs, model.encoder, sizes[number], section.features, model.row)
                 for variant, options in section.variants.items():
                     places[variant, number] += [_match(maps[number], pair, options.upsample) for pair in pairs]
             for pair in pairs:
@@ -112,24 +112,6 @@ class SemanticCorrespondenceTask(TrainingFreeTask):
         return {"target_keypoints": arrays["places"][start : start + int(arrays["counts"][index])]}
 
 
-def _with_maps(
-    known: dict[str, torch.Tensor],
-    pairs: Sequence[Mapping[str, Any]],
-    model: FrozenModel,
-    size: tuple[int, int],
-    section: SemanticCorrespondence,
-) -> dict[str, torch.Tensor]:
-    """The maps [C, h, w] of all images of the pairs, by name. known: those of the block before."""
-    images = {}
-    for pair in pairs:
-        images |= dict(zip(pair["image_names"], (pair["image"], pair["target"]), strict=True))
-    maps = {name: known[name] for name in images if name in known}
-    if new := [name for name in images if name not in known]:
-        computed = patch_maps(model.encoder, [images[name] for name in new], size, section.features, model.row)
-        maps |= dict(zip(new, computed, strict=True))
-    return maps
-
-
 def _match(maps: Mapping[str, torch.Tensor], pair: Mapping[str, Any], upsample: int) -> np.ndarray:
     """The places float32 [K, 2] of a pair's keypoints in the target image."""
     import numpy as np
@@ -151,10 +133,8 @@ def nearest_places(source: torch.Tensor, target: torch.Tensor, shares: np.ndarra
     import torch
     import torch.nn.functional as F
 
-    grid = torch.from_numpy(2 * shares.astype("float32") - 1).to(source.device)
-    sampled = F.grid_sample(source[None], grid[None, None], padding_mode="border", align_corners=False)[0, :, 0]
     fine = F.interpolate(target[None], scale_factor=upsample, mode="bilinear", align_corners=False)[0]
-    similarity = F.normalize(sampled, dim=0).T @ F.normalize(fine.flatten(1), dim=0)
+    similarity = F.normalize(sampled(source, shares), dim=0).T @ F.normalize(fine.flatten(1), dim=0)
     best = similarity.argmax(1)
     places = torch.stack([best % fine.shape[2], best // fine.shape[2]], 1).float() + 0.5
     return (places / torch.tensor([fine.shape[2], fine.shape[1]], device=places.device)).cpu().numpy()

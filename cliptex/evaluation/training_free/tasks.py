@@ -6,7 +6,10 @@ from cliptex.core.plugins import find
 from cliptex.evaluation.probes.base import Measure
 from cliptex.evaluation.training_free.base import TrainingFreeTask
 
-MODULES = ("text_segmentation", "region_classification", "semantic_correspondence", "video_propagation")
+MODULES = (
+    *("text_segmentation", "region_classification", "semantic_correspondence", "geometric_correspondence"),
+    "video_propagation",
+)
 """The modules next to this one that hold a task in `PLUGIN`, in the order of a protocol's sections."""
 
 

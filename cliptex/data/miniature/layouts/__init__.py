@@ -18,13 +18,15 @@ from PIL import Image
 from cliptex.config import Miniature
 from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import read_json, sha256_file, write_json
+from cliptex.core.plugins import find
 from cliptex.data.images import encode_jpeg
 from cliptex.data.miniature.looks import SHIFTED
+from cliptex.data.miniature.room_views import room_pair
 from cliptex.data.miniature.scenes import Scene, SceneOptions, render
 from cliptex.data.miniature.sequences import Shot, Video, ViewPair, video, view_pair
 from cliptex.versions import RENDER
 
-BENCHMARKS = ("voc", "ade20k", "coco", "nyuv2", "imagenet", "places365", "spair71k", "davis2017")
+BENCHMARKS = ("voc", "ade20k", "coco", "nyuv2", "imagenet", "places365", "spair71k", "davis2017", "scannet1500")
 """The order is part of the seeds."""
 MARK = "miniature.json"
 NUM_TRAIN_SHIFTED = 16
@@ -58,6 +60,11 @@ class Renderer:
         with working_on(f"{self.name}, {split} scene {index}"):
             return video(self.seed, self.look, self.stream(split), index, self.size, width, options)
 
+    def room_pair(self, split: str, index: int, width: int) -> tuple[Shot, Shot]:
+        """Render two views of a room, scene `index` of a split, with height `size`."""
+        with working_on(f"{self.name}, {split} scene {index}"):
+            return room_pair(self.seed, self.look, self.stream(split), index, self.size, width)
+
     def scene(self, split: str, index: int, options: SceneOptions, width: int | None = None) -> Scene:
         """Render scene `index` of a split, with height `size`, and width `width` or `size`."""
         with working_on(f"{self.name}, {split} scene {index}"):
@@ -76,6 +83,10 @@ def render_benchmark(miniature: Miniature, name: str, benchmark_dir: Path, look:
         raise CliptexError(f"miniature.benchmarks: {name!r} is not one of {', '.join(BENCHMARKS)}")
     if name not in miniature.benchmarks:
         raise CliptexError(f"miniature.benchmarks.{name}: missing; set the number of images to render (train, val)")
+    trained, train = find("benchmarks", name).has_training_split, miniature.benchmarks[name].train
+    if trained != (train > 0):
+        remedy = "set a positive number" if trained else "it has no training split; set 0"
+        raise CliptexError(f"miniature.benchmarks.{name}.train: is {train}; {remedy}")
     if look not in ("benchmark", *SHIFTED):
         raise CliptexError(f"--look: {look!r} is not one of {', '.join(SHIFTED)}")
     renderer = Renderer(miniature, name, look)
@@ -133,7 +144,7 @@ def save_jpeg(path: Path, scene: Scene | Shot) -> None:
 
 
 def save_png(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None) -> None:
-    """Write uint8 [H, W] (with `palette`, uint8 [256, 3], as a palette image) or [H, W, 3]."""
+    """Write uint8 or uint16 [H, W] (uint8 with `palette`, uint8 [256, 3], as a palette image) or [H, W, 3]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(pixels)
     if palette is not None:
