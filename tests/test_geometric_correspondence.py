@@ -257,7 +257,7 @@ def rendered(index: int, height: int = 96, width: int = 128) -> tuple[dict, list
 
 def test_positions_as_features_are_found_where_both_views_see_them_and_random_ones_by_chance():
     perfect, seen, chances, by_chance = [], [], [], []
-    for index in range(6):
+    for index in range(4):
         sample, positions = rendered(index)
         options = section(matches=400, variants={"near": {"kind": "nearest", "ranking": "similarity"}})
         # on a sphere, where cosine is as near as distance is
@@ -268,11 +268,11 @@ def test_positions_as_features_are_found_where_both_views_see_them_and_random_on
         perfect.append((found.errors < 5).mean())
         seen.append(len(found.points))
         noise = torch.randn(2, 16, 96, 128, generator=torch.Generator().manual_seed(index))
-        random = match_pair(dict(zip("ab", noise, strict=True)), sample, section(matches=100_000, stride_px=2))
+        random = match_pair(dict(zip("ab", noise, strict=True)), sample, section(matches=100_000))
         by_chance.append((random["nearest"].errors < 10).mean())
-        chances.append(chance_recall(sample, 2))
+        chances.append(chance_recall(sample, 3))
     assert min(perfect) > 0.97 and min(seen) == 400
-    assert np.mean(by_chance) == pytest.approx(np.mean(chances), abs=0.002)
+    assert np.mean(by_chance) == pytest.approx(np.mean(chances), abs=0.004)
 
 
 def test_a_pair_without_a_point_is_an_error_that_names_the_key():
