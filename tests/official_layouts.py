@@ -414,8 +414,8 @@ def write_scannet1500(root: Path, pairs: int, height: int = 48, width: int = 64,
     """scannet_test_1500/ with up to 15 pairs of a scene, as the tar that LoFTR links, and the two files of LoFTR's
     assets/scannet_test_1500. inside: whether these are in the folder, or next to it.
 
-    Arrays, types and names are those of test.npz and intrinsics.npz themselves. ScanNet's SensorData.py writes poses with
-    "%f" and a blank, and millimetres as 16-bit PNG. The cameras look at a wall 2 m away, each 4 pixels to the
+    Arrays, types and names are those of test.npz and intrinsics.npz themselves. ScanNet's SensorData.py writes poses
+    with "%f" and a blank, and millimetres as 16-bit PNG. The cameras look at a wall 2 m away, each 4 pixels to the
     right of the one before; every fifth row has no depth.
     """
     folder = root / "scannet_test_1500"
