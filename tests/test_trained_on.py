@@ -65,6 +65,8 @@ def test_training_sets_that_nobody_states_are_not_stated_and_never_none(origin):
         ("coco/train2017", "coco_stuff", "data set"),
         ("COCO-Stuff", "coco_stuff", "images"),
         ("LVIS/train", "coco_stuff", "images"),
+        ("scannet/train", "scannet1500", "data set"),
+        ("ScanNet", "scannet1500", "images"),
         ("Cityscapes train", "cityscapes", "data set"),
         ("voc/train", "pascal_context", "images"),  # its split is VOC 2010's for object classes
         ("Pascal Context/train", "pascal_context", "data set"),

@@ -44,7 +44,7 @@ def render_benchmark(name: str, config_files: ConfigFiles = DEFAULT, look: str =
     """Render a benchmark in its official layout.
 
     Args:
-        name: voc, ade20k, coco, nyuv2, imagenet, places365, spair71k or davis2017.
+        name: voc, ade20k, coco, nyuv2, imagenet, places365, spair71k, davis2017 or scannet1500.
         look: dusk: only the evaluation scenes, in another light.
     """
     from cliptex.data.miniature.layouts import render_benchmark

@@ -76,8 +76,8 @@ OVERLAPS = {
     "voc": {"pascal_context": ""},
 }
 """Data set -> benchmarks whose images it has, with the benchmark's split ("" if it may be any)."""
-SAME_IMAGES = {"coco_stuff": "coco"}
-"""Benchmark -> the one whose images and splits it has."""
+SAME_IMAGES = {"coco_stuff": "coco", "scannet1500": "scannet"}
+"""Benchmark -> the one whose images and splits it has, or the data set of which it is the test split."""
 
 
 class TrainingSet(NamedTuple):

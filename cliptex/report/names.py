@@ -25,6 +25,7 @@ BENCHMARKS = {
     "objectnet": "ObjectNet",
     "spair71k": "SPair-71k",
     "davis2017": "DAVIS 2017",
+    "scannet1500": "ScanNet-1500",
     "captions": "Held-out captions",
     "coco_captions": "COCO captions",
 }
@@ -67,7 +68,9 @@ PAPERS = {
     "maskclip": ("MaskCLIP", "2112.01071"),
     "spair71k": ("SPair-71k", "1908.10543"),
     "davis2017": ("DAVIS 2017", "1704.00675"),
+    "scannet1500": ("ScanNet", "1702.04405"),
     "video_propagation": ("DINO", "2104.14294"),
+    "geometric_correspondence": ("Probe3D", "2404.08636"),
     "datacomp": ("DataComp", "2304.14108"),
 }
 """Method, expert, head, task or benchmark -> its paper's short title and arXiv number."""
