@@ -275,6 +275,15 @@ def test_positions_as_features_are_found_where_both_views_see_them_and_random_on
     assert np.mean(by_chance) == pytest.approx(np.mean(chances), abs=0.004)
 
 
+def test_equal_ratios_are_from_the_whole_image():
+    """As those of the baseline `position`: each place is found at itself."""
+    sample, _ = rendered(0)
+    same = torch.randn(16, 96, 128, generator=torch.Generator().manual_seed(0))
+    found = match_pair({"a": same, "b": same}, sample, section(matches=100))["nearest"]
+    np.testing.assert_array_equal(found.points, found.places)
+    assert (np.histogram(found.points[:, 1], [0, 32, 64, 96])[0] > 15).all()
+
+
 def test_a_pair_without_a_point_is_an_error_that_names_the_key():
     sample, positions = rendered(0, 24, 32)
     sample["target_depth"] = np.full_like(sample["depth"], np.nan)

@@ -178,11 +178,20 @@ def match_pair(
     found, ratio, similarity = nearest_points(first, second)
     out = {}
     for variant, options in section.variants.items():
-        order = np.argsort(ratio if options.ranking == "ratio" else -similarity, kind="stable")[: section.matches]
+        order = ranked(ratio if options.ranking == "ratio" else -similarity)[: section.matches]
         points, places = grids[0][order], grids[1][found[order]]
         errors = match_errors(pair, points, places).astype(np.float32)
         out[variant] = Matches(points.astype(np.uint16), places.astype(np.uint16), errors)
     return out
+
+
+def ranked(values: np.ndarray) -> np.ndarray:
+    """Indices of values [N], the smallest first; equal ones in a random order that is always the same. In their own
+    order the matches of the baseline `position`, whose ratios are all 0, would be from the first rows of the image."""
+    import numpy as np
+
+    mixed = np.random.default_rng(0).permutation(len(values))
+    return mixed[np.argsort(values[mixed], kind="stable")]
 
 
 def nearest_points(first: torch.Tensor, second: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
