@@ -286,6 +286,10 @@ def panoptic(path: Path | None, classes: str = "panoptic", **data) -> Config:
 PANOPTIC = "panoptic_annotations_trainval2017.zip"
 
 
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 @pytest.fixture
 def annotated(tmp_path, trees):
     """COCO's tree with panoptic annotations, and a folder with its archives but that of these."""
@@ -348,6 +352,13 @@ def test_panoptic_annotations_of_the_users_are_used_and_his_folder_is_not_touche
     assert (root / "annotations").is_symlink()
     # what the user has unpacked needs no job; finished runs have none
     assert part_marks(config) == ({} if form == "unpacked" else {"coco": ["resources/coco/panoptic.json"]})
+    if form == "archive":
+        monkeypatch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fetch_part(config, "coco", root, "panoptic")
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
+        small("coco")
     for _ in range(2):
         assert fetch_part(config, "coco", root, "panoptic")["archives"][0]["from"].startswith(str(tree))
     assert len(find("benchmarks", "coco")(root).captions("eval")) == EVAL

@@ -247,9 +247,11 @@ def _own_folders(benchmark_dir: Path, name: str) -> None:
     written into the user's: `annotations` may be one, and the panoptic annotations are to be in it."""
     for parent in reversed(Path(name).parents[:-1]):
         link = benchmark_dir / parent
+        scratch = link.with_name(f".{link.name}.links")
+        if scratch.is_dir() and not os.path.lexists(link):  # killed before the last line
+            scratch.rename(link)
         if not link.is_symlink():
             continue
-        scratch = link.with_name(f".{link.name}.links")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         for entry in link.resolve().iterdir() if link.is_dir() else ():
