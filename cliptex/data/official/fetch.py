@@ -66,8 +66,10 @@ def fetch(config: Config, name: str, benchmark_dir: Path, evaluation: bool | Non
 
 
 def fetch_part(config: Config, name: str, benchmark_dir: Path, part: str) -> dict[str, Any]:
-    """Install an optional part of the data, such as `panoptic`, of a benchmark that is installed. Returns the content
-    of `{part}.json`. Raises CliptexError as `fetch`, and if there is no such part."""
+    """Install an optional part of the data, such as `panoptic`, of a benchmark that is installed.
+
+    Returns the content of `{part}.json`. Raises CliptexError like `fetch`, and if there is no such part.
+    """
     from filelock import FileLock
 
     benchmark_dir = Path(benchmark_dir)
@@ -78,6 +80,7 @@ def fetch_part(config: Config, name: str, benchmark_dir: Path, part: str) -> dic
     if not (benchmark_dir / "official.json").exists():
         remedy = f"with your --config, run: cliptex fetch --benchmark {name}"
         raise CliptexError(f"{benchmark_dir}: the benchmark itself is not installed; {remedy}")
+    (benchmark_dir / RECEIPTS).mkdir(exist_ok=True)
     with FileLock(benchmark_dir / RECEIPTS / "lock"):
         records = _install_all(config, name, rows, benchmark_dir)
         mark: dict[str, Any] = {"schema_version": 1, "source": source.source, "benchmark": name, "part": part}
