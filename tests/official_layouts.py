@@ -5,8 +5,10 @@ Each writer names its source. Each data set has the mark of rendered data, since
 """
 
 import gzip
+import io
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -193,6 +195,49 @@ def write_coco(root: Path, train: int, val: int, **size: int) -> Path:
         texts = [{"image_id": image["id"], "id": image["id"] + 9, "caption": " A scene.\n"} for image in images]
         path.with_name(f"captions_{split}2017.json").write_text(json.dumps({**head, "annotations": texts}))
     return marked(root)
+
+
+def write_panoptic(root: Path, images: dict[str, tuple[int, int]]) -> Path:
+    """panoptic_val2017.json and its PNGs, as https://cocodataset.org/#format-data describes them. images: id -> height
+    and width. Each has a thing, two regions of stuff, a crowd of stuff, and pixels of no segment."""
+    categories = [{"supercategory": "person", "isthing": 1, "id": 1, "name": "person"}]
+    categories += [{"supercategory": "plant", "isthing": 0, "id": 193, "name": "grass-merged"}]
+    categories += [{"supercategory": "sky", "isthing": 0, "id": 187, "name": "sky-other-merged"}]
+    kinds = ((3_937_500, 187, 0), (70_000, 193, 0), (500, 1, 0), (600, 187, 1))
+    folder, annotations = root / "annotations" / "panoptic_val2017", []
+    for image_id, (height, width) in images.items():
+        ids, name = np.zeros((height, width), np.int64), f"{int(image_id):012d}.png"
+        ends = [height * twelfths // 12 for twelfths in (0, 5, 10, 11, 12)]
+        for (number, *_), start, end in zip(kinds, ends, ends[1:], strict=False):
+            ids[start:end, 1:] = number
+        save(folder / name, np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8))
+        segments = [
+            {"id": number, "category_id": kind, "iscrowd": crowd, "area": 9, "bbox": [0, 0, 3, 3]}
+            for number, kind, crowd in kinds
+        ]
+        annotations.append({"segments_info": segments, "file_name": name, "image_id": int(image_id)})
+    content = {"info": {}, "licenses": [], "images": [], "annotations": annotations, "categories": categories}
+    (root / "annotations" / "panoptic_val2017.json").write_text(json.dumps(content))
+    return root
+
+
+def zip_panoptic(root: Path, target: Path) -> Path:
+    """panoptic_annotations_trainval2017.zip of a tree: the PNGs are in zips inside of it. As the publishers' it has the
+    training split, which nothing reads, and files of the Finder."""
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as file:
+        file.writestr("panoptic_val2017/", "")
+        for path in sorted((root / "annotations/panoptic_val2017").iterdir(), reverse=True):
+            file.write(path, f"panoptic_val2017/{path.name}")
+        file.writestr("__MACOSX/panoptic_val2017/._000000000139.png", b"x")
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("annotations/", "")
+        file.writestr("annotations/panoptic_train2017.json", "{}")
+        file.writestr("annotations/panoptic_train2017.zip", b"PK")
+        file.write(root / "annotations/panoptic_val2017.json", "annotations/panoptic_val2017.json")
+        file.writestr("annotations/panoptic_val2017.zip", inner.getvalue())
+        file.writestr("__MACOSX/annotations/._panoptic_val2017.json", b"x")
+    return target
 
 
 def room(index: int, height: int = 120, width: int = 160) -> tuple[np.ndarray, np.ndarray]:

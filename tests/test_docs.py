@@ -314,7 +314,9 @@ def test_a_finished_run_says_what_the_how_to_shows(finished):
 
 
 def test_the_notebook_is_made_from_the_tutorial():
-    made = figure("notebook").notebook((ROOT / "docs/tutorial.md").read_text())
+    module = figure("notebook")
+    made = module.notebook((ROOT / "docs/tutorial.md").read_text())
+    assert made.count(" s of one processor") == len(module.SECONDS)
     assert made == (ROOT / "docs/tutorial.ipynb").read_text(), (
         "run: python docs/figures/notebook.py docs/tutorial.ipynb"
     )
@@ -332,9 +334,11 @@ def test_the_notebook_runs_and_finds_every_stage_done(finished, tmp_path, monkey
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path / "docs")}}).execute()
     outputs = ["".join(output.get("text", "") for output in cell.get("outputs", [])) for cell in notebook.cells]
     stages = [text for cell, text in zip(notebook.cells, outputs, strict=True) if "--cores" in cell.source]
-    assert len(stages) == 5 and all("Nothing to be done" in text for text in stages)
+    assert len(stages) == 7 and all("Nothing to be done" in text for text in stages)
     assert "['depth', 'normals', 'segmentation']" in "".join(outputs)
     assert (tmp_path / "tutorial/sheet.png").exists()
+    changed = next(text for cell, text in zip(notebook.cells, outputs, strict=True) if "depth: 9.0" in cell.source)
+    assert "Nothing to be done" not in changed and re.search(r"^train +1$", changed, re.M)
 
 
 def block(page: str, start: str) -> str:

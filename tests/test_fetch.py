@@ -23,10 +23,12 @@ from official_layouts import (
     write_davis2017,
     write_imagenet,
     write_nyuv2,
+    write_panoptic,
     write_places365,
     write_scannet1500,
     write_spair71k,
     write_voc,
+    zip_panoptic,
 )
 from web_server import PlannedServer
 
@@ -38,14 +40,15 @@ from cliptex.core.errors import CliptexError
 from cliptex.core.plugins import built_in, find
 from cliptex.data import web as downloader
 from cliptex.data.official import fetch as fetching
-from cliptex.data.official.archives import archives, receipt
-from cliptex.data.official.fetch import fetch
+from cliptex.data.official.archives import OPTIONAL, archives, receipt
+from cliptex.data.official.fetch import fetch, fetch_part
 from cliptex.data.official.status import (
     benchmark_marks,
     chosen_variant,
     evaluation_only,
     missing_data,
     official_files,
+    part_marks,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -273,6 +276,117 @@ def test_a_benchmark_that_is_only_evaluated_needs_no_training_split(tmp_path, mo
     assert "evaluation_only" not in fetch(probed, name, root)
     assert len(find("benchmarks", name)(root).samples("train")) == TRAIN
     assert not evaluation_only(evaluated, name)  # what is there stays
+
+
+def panoptic(path: Path | None, classes: str = "panoptic", **data) -> Config:
+    """A configuration that evaluates COCO's regions without training. path: the user's folder."""
+    given = {"source": "official", "benchmarks": {"coco": {"path": str(path) if path else None}}, **data}
+    section = {"classes": classes, "variants": {"boxes": {"region": "box"}}}
+    entry = {"protocol": "miniature", "region_classification": section, "digest": "0"}
+    return Config.load({"benchmark_data": given, "training_free": {"benchmarks": {"coco": entry}}})
+
+
+PANOPTIC = "panoptic_annotations_trainval2017.zip"
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def annotated(tmp_path, trees):
+    """COCO's tree with panoptic annotations, and a folder with its archives but that of these."""
+    tree = tmp_path / "tree"
+    shutil.copytree(trees["coco", None], tree)
+    images = json.loads((tree / "annotations/instances_val2017.json").read_text())["images"]
+    pack(tree, "coco", None, tmp_path / "packed")
+    write_panoptic(tree, {image["id"]: (image["height"], image["width"]) for image in images})
+    return tree, tmp_path / "packed"
+
+
+def test_panoptic_annotations_are_fetched_where_a_protocol_needs_them(tmp_path, monkeypatch, annotated, server, small):
+    """From the publishers' zip of zips. Nothing that is there is fetched again."""
+    monkeypatch.chdir(tmp_path)
+    small("coco")
+    tree, packed = annotated
+    files = {path.name: path.read_bytes() for path in [*packed.iterdir(), zip_panoptic(tree, tmp_path / PANOPTIC)]}
+    server.files = {f"/{file}": data for file, data in files.items()}
+    mirrors = table(tmp_path / "mirrors.tsv", "coco", files, server.url)
+    things, config = panoptic(None, "things", archives=mirrors), panoptic(None, archives=mirrors)
+    planned = [[file["file"] for file in official_files(one)["coco"]] for one in (things, config)]
+    assert planned == [["annotations_trainval2017.zip", "val2017.zip"], [*planned[0], PANOPTIC]]
+    root = paths.benchmark("coco")
+    with pytest.raises(CliptexError, match=r"coco: the benchmark itself is not installed; .*fetch --benchmark coco$"):
+        fetch_part(config, "coco", root, "panoptic")
+    fetch(things, "coco", root)
+    mark, asked = (root / "official.json").read_bytes(), len(server.asked)
+    assert part_marks(things) == {} and official_files(things) == {}
+    assert part_marks(config) == {"coco": ["resources/coco/panoptic.json"]}
+    assert [file["file"] for file in official_files(config)["coco"]] == [PANOPTIC]
+    for _ in range(2):
+        found = fetch_part(config, "coco", root, "panoptic")
+        assert found["counts"] == {"eval": EVAL} and found["archives"][0]["files"] == EVAL + 1
+    assert [path for path, _ in server.asked[asked:]] == [f"/{PANOPTIC}"]
+    names = {path.relative_to(tree).as_posix() for path in (tree / "annotations").rglob("panoptic*/*.png")}
+    assert {path.relative_to(root).as_posix() for path in root.rglob("*.png")} == names and len(names) == EVAL
+    assert not list(root.rglob("panoptic_train2017*")) and not list(root.rglob("*.zip"))
+    assert part_marks(config) and official_files(config) == {}
+    assert (root / "official.json").read_bytes() == mark
+    regions = find("benchmarks", "coco")(root).stuff("eval")
+    assert regions.class_names == ["sky-other-merged", "grass-merged"]
+
+
+@pytest.mark.parametrize("form", ["unpacked", "archive"])
+def test_panoptic_annotations_of_the_users_are_used_and_his_folder_is_not_touched(
+    tmp_path, monkeypatch, annotated, small, form
+):
+    """Also if the other annotations are a link to the user's folder, into which nothing may be unpacked."""
+    monkeypatch.chdir(tmp_path)
+    small("coco")
+    tree, _ = annotated
+    if form == "archive":
+        zip_panoptic(tree, tree / PANOPTIC)
+        shutil.rmtree(tree / "annotations/panoptic_val2017")
+    before = everything(tree)
+    files = {PANOPTIC: (tree / PANOPTIC).read_bytes()} if form == "archive" else {}
+    config = panoptic(tree, archives=table(tmp_path / "digests.tsv", "coco", files))
+    root = paths.benchmark("coco")
+    fetch(config, "coco", root)
+    assert (root / "annotations").is_symlink()
+    # what the user has unpacked needs no job; finished runs have none
+    assert part_marks(config) == ({} if form == "unpacked" else {"coco": ["resources/coco/panoptic.json"]})
+    if form == "archive":
+        monkeypatch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fetch_part(config, "coco", root, "panoptic")
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
+        small("coco")
+    for _ in range(2):
+        assert fetch_part(config, "coco", root, "panoptic")["archives"][0]["from"].startswith(str(tree))
+    assert len(find("benchmarks", "coco")(root).captions("eval")) == EVAL
+    assert everything(tree) == before
+
+
+def test_panoptic_annotations_that_do_not_fit_are_named(tmp_path, monkeypatch, annotated, small):
+    monkeypatch.chdir(tmp_path)
+    small("coco")
+    tree, _ = annotated
+    config, root = panoptic(tree), paths.benchmark("coco")
+    fetch(config, "coco", root)
+    path = sorted((tree / "annotations/panoptic_val2017").iterdir())[1]
+    path.rename(tmp_path / path.name)
+    with pytest.raises(CliptexError, match=rf"{path.name}: is missing.*; .* --part panoptic"):
+        fetch_part(config, "coco", root, "panoptic")
+    file = tree / "annotations/panoptic_val2017.json"
+    file.write_text(file.read_text().replace(f'"image_id": {int(path.stem)}', '"image_id": 7'))
+    with pytest.raises(CliptexError, match=rf"panoptic_val2017\.json: has no image {int(path.stem)}; "):
+        fetch_part(config, "coco", root, "panoptic")
+    with pytest.raises(CliptexError, match="--part: coco has no part 'stuff'; leave the option out"):
+        fetch_part(config, "coco", root, "stuff")
+    rendered = panoptic(None, source="miniature")
+    with pytest.raises(CliptexError, match=r"classes: the rendered coco has no panoptic annotations; set it to things"):
+        part_marks(rendered)
 
 
 def test_what_lies_in_place_is_checked_and_marked(tmp_path, monkeypatch, trees, small):
@@ -521,6 +635,7 @@ def test_the_packages_table_is_what_the_sources_say():
         *((name, next(iter(find("benchmarks", name).variants), None)) for name in built_in("benchmarks")),
     ]
     rows = [(name, row) for name, variant in every for row in archives(name, variant)]
+    rows += [(name, row) for name, variant in every for part in OPTIONAL for row in archives(name, variant, None, part)]
     assert {row.file for _, row in rows} == published.keys()
     for name, row in rows:
         file = row.file
@@ -680,7 +795,8 @@ def test_the_workflow_fetches_official_data_before_it_probes(tmp_path, server):
         "archives": table(tmp_path / "mirrors.tsv", "voc", files, server.url),
         "benchmarks": {"voc": {"variant": "trainaug"}},
     }
-    (tmp_path / "official.yaml").write_text(json.dumps({"benchmark_data": given}))
+    regions = {"benchmarks": {"coco": {"region_classification": {"classes": "panoptic"}}}}
+    (tmp_path / "official.yaml").write_text(json.dumps({"benchmark_data": given, "training_free": regions}))
 
     def snakemake(*arguments):
         command = [BIN / "snakemake", *arguments, "--cores", "1", "--snakefile", ROOT / "Snakefile"]
@@ -699,6 +815,8 @@ def test_the_workflow_fetches_official_data_before_it_probes(tmp_path, server):
     assert "imagenet: download ILSVRC2012_img_train.tar" in said  # what the other benchmarks of this configuration lack
     data = find("benchmarks", "voc")(tmp_path / "run/resources/voc")
     assert data.source == "official" and data.samples("train")[10_000]["mask"].tolist() == np.eye(4).tolist()
-    planned = snakemake("results/probes/voc.json", "results/probes/ade20k.json", "--dry-run", "--printshellcmds")
-    jobs = {job: planned.count(f"rule {job}:") for job in ("fetch_benchmark", "render_benchmark", "probe_voc_0")}
-    assert jobs == {"fetch_benchmark": 1, "render_benchmark": 0, "probe_voc_0": 1}  # VOC's data are there, ADE20K's not
+    targets = [f"results/{name}.json" for name in ("probes/voc", "probes/ade20k", "training_free/coco")]
+    planned = snakemake(*targets, "--dry-run", "--printshellcmds")
+    names = ("fetch_benchmark", "fetch_panoptic", "render_benchmark", "probe_voc_0")
+    # VOC's data are there, ADE20K's and COCO's not
+    assert [planned.count(f"rule {name}:") for name in names] == [2, 1, 0, 1]

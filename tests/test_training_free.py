@@ -9,7 +9,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from official_layouts import write_coco, write_voc
+from official_layouts import write_coco, write_panoptic, write_voc
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -338,33 +338,14 @@ def test_towers_that_cannot_be_compared_with_text_are_told_by_the_check():
     assert [line for line in problems(own) if "training_free" in line] == []
 
 
-def write_panoptic(root, names: list[str]):
-    """As https://cocodataset.org/#format-data has it: a thing, two regions of stuff, a crowd of stuff, 0 elsewhere."""
-    categories = [{"supercategory": "person", "isthing": 1, "id": 1, "name": "person"}]
-    categories += [{"supercategory": "plant", "isthing": 0, "id": 193, "name": "grass-merged"}]
-    categories += [{"supercategory": "sky", "isthing": 0, "id": 187, "name": "sky-other-merged"}]
-    folder, annotations = root / "annotations" / "panoptic_val2017", []
-    folder.mkdir(parents=True)
-    for number in names:
-        ids = np.zeros((48, 60), np.int64)
-        ids[:20], ids[20:40], ids[40:44], ids[44:46] = 3_937_500, 70_000, 500, 600
-        pixels = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{int(number):012d}.png")
-        kinds = ((3_937_500, 187, 0), (70_000, 193, 0), (500, 1, 0), (600, 187, 1))
-        segments = [{"id": one, "category_id": kind, "iscrowd": crowd, "area": 9} for one, kind, crowd in kinds]
-        annotations.append({"segments_info": segments, "file_name": f"{int(number):012d}.png", "image_id": int(number)})
-    content = {"info": {}, "images": [], "annotations": annotations, "categories": categories}
-    (root / "annotations" / "panoptic_val2017.json").write_text(json.dumps(content))
-
-
 def test_stuff_is_classified_among_all_categories_of_the_panoptic_annotations(models_dir, tmp_path):
     root = tmp_path / "coco"
     write_coco(root, 2, 4, height=48, width=60)
     entry = {"region_classification": {"classes": "panoptic", "variants": {"crops": None}}}
-    with pytest.raises(CliptexError, match=r"panoptic_val2017\.json: not found; unpack panoptic_annotations"):
+    with pytest.raises(CliptexError, match=r"panoptic_val2017\.json: not found; .* --part panoptic"):
         evaluate(config_of("coco", entry), "coco", models_dir, root, tmp_path / "out.json")
     samples = find("benchmarks", "coco")(root).samples("eval")
-    write_panoptic(root, [sample["id"] for sample in samples])
+    write_panoptic(root, {sample["id"]: (48, 60) for sample in samples})
     result, parts = evaluate(config_of("coco", entry), "coco", models_dir, root, tmp_path / "out.json")
     assert result["class_names"][80:] == ["sky-other-merged", "grass-merged"]
     assert sorted((row["task"], row["head"]) for row in result["results"]) == [
@@ -375,15 +356,15 @@ def test_stuff_is_classified_among_all_categories_of_the_panoptic_annotations(mo
     stuff = parts.of("stuff_classification", "masks/clip/seed0")
     assert stuff["regions"].sum(0)[80:].tolist() == [4, 4] and stuff["regions"].sum() == 8
     labels, masks = find("benchmarks", "coco")(root).stuff("eval").of(samples[0]["id"], (48, 60))
-    assert labels.tolist() == [0, 1] and masks.sum((1, 2)).tolist() == [1200, 1200] and masks[0, :20].all()
+    assert labels.tolist() == [0, 1] and masks.sum((1, 2)).tolist() == [1180, 1180] and masks[0, :20, 1:].all()
     path = root / "annotations" / "panoptic_val2017.json"
     whole = path.read_text()
     for damaged in (whole.replace('"segments_info"', '"x"'), whole.replace('"id": 70000', '"id": "a"'), "[]"):
         path.write_text(damaged)
-        with pytest.raises(CliptexError, match=r"panoptic_val2017\.json: .*; unpack"):
+        with pytest.raises(CliptexError, match=r"panoptic_val2017\.json: .*; .* --part panoptic"):
             find("benchmarks", "coco")(root).stuff("eval")
     path.write_text(whole)
-    with pytest.raises(CliptexError, match="its image 61 x 48; unpack"):
+    with pytest.raises(CliptexError, match=r"its image 61 x 48; .* --part panoptic"):
         find("benchmarks", "coco")(root).stuff("eval").of(samples[0]["id"], (48, 61))
 
 

@@ -93,6 +93,25 @@ def test_a_tar_of_tars_becomes_a_folder_each(tmp_path):
         unpack(make_tar(tmp_path / "train.tar", {"n09.JPEG": b"x"}), "tars", tmp_path / "train")
 
 
+def test_zips_in_a_zip_are_unpacked_where_they_are(tmp_path):
+    """Those in them stay files; nothing escapes, and the limits are those of all of them together."""
+    innermost = make_zip(tmp_path / "one.zip", {"x": b"1"}).read_bytes()
+    inner = make_zip(tmp_path / "one.zip", {"b/c.png": b"2", "b/d.zip": innermost, "e.txt": b"3"}).read_bytes()
+    archive = make_zip(tmp_path / "a.zip", {"a/b.zip": inner, "a/f.json": b"{}", "g.zip": inner})
+    assert unpack(archive, "zips", tmp_path / "out", only=("a/*.zip", "a/*.png", "*.json")).files == 3
+    assert tree(tmp_path / "out") == {"a/b/c.png": b"2", "a/b/d.zip": innermost, "a/f.json": b"{}"}
+    with pytest.raises(CliptexError, match=r"a\.zip: damaged, or not a zip"):
+        unpack(make_zip(tmp_path / "a.zip", {"a/b.zip": inner[:-30]}), "zips", tmp_path / "out")
+    outside = make_zip(tmp_path / "one.zip", {"../../../outside": b"x"}).read_bytes()
+    with pytest.raises(CliptexError, match=r"a\.zip: its member '\.\./\.\./\.\./outside' is outside"):
+        unpack(make_zip(tmp_path / "a.zip", {"a/b.zip": outside}), "zips", tmp_path / "out")
+    bomb = make_zip(tmp_path / "one.zip", {"zeros": bytes(50_000_000)}).read_bytes()
+    limits = Limits(always_allowed=1_000_000)
+    with pytest.raises(CliptexError, match="100 times the archive"):
+        unpack(make_zip(tmp_path / "a.zip", {"a/b.zip": bomb}), "zips", tmp_path / "out", limits=limits)
+    assert everything(tmp_path / "out") == {"a", "a/b", "a/b/c.png", "a/b/d.zip", "a/f.json"}
+
+
 def hostile_tar(path: Path, kind: str, out: Path) -> Path:
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         members = {

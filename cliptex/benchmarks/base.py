@@ -106,3 +106,7 @@ class Benchmark(ABC):
     def prepare(self) -> dict[str, Any]:
         """Called once after official data were installed: check them, derive files. Returns values for the mark."""
         return {}
+
+    def prepare_part(self, part: str) -> dict[str, Any]:
+        """Like `prepare`, for an optional part of the official data, such as "panoptic"."""
+        return {}

@@ -18,6 +18,8 @@ from cliptex.core.files import read_json
 
 UNPACK = "unpack annotations_trainval2017.zip, train2017.zip and val2017.zip here"
 FOLDERS = {"train": "train2017", "eval": "val2017"}
+NUM_CHECKED = 16
+"""Number of images whose panoptic annotations are read as a check."""
 log = logging.getLogger("cliptex")
 
 
@@ -106,6 +108,14 @@ class Coco(Benchmark):
             require_files(self.root / FOLDERS[part], self.names(part), UNPACK)
         without = {part: {"number": len(ids), "ids": ids[:20]} for part, ids in self._without_mask.items() if ids}
         return {"without_segmentation": without} if without else {}
+
+    def prepare_part(self, part: str) -> dict[str, Any]:
+        """Check that each evaluation image has panoptic annotations, and read some of them."""
+        images, stuff = self.annotations("eval")["images"], self.stuff("eval")
+        stuff.require_images([str(image["id"]) for image in images])
+        for image in images[:: max(1, len(images) // NUM_CHECKED)]:
+            stuff.of(str(image["id"]), (image["height"], image["width"]))
+        return {"counts": {"eval": len(images)}}
 
     def _read(self, image: dict[str, Any], objects: list[dict[str, Any]], part: str) -> dict[str, Any]:
         path = self.root / FOLDERS[part] / image["file_name"]

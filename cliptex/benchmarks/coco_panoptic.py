@@ -4,18 +4,18 @@ The pixels of a PNG are the ids of segments, R + 256 G + 256^2 B, and 0 where th
 (https://cocodataset.org/#format-data, "Panoptic Segmentation").
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cliptex.benchmarks.coco_annotations import MAX_MASKS_BYTES
-from cliptex.benchmarks.reading import existing, read_rgb
+from cliptex.benchmarks.reading import existing, read_rgb, require_files
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_json
 
-UNPACK = "unpack panoptic_annotations_trainval2017.zip here, and the zips in it inside annotations/"
+UNPACK = "with your --config, run: cliptex fetch --benchmark coco --part panoptic"
 
 
 class StuffRegions:
@@ -34,23 +34,25 @@ class StuffRegions:
             self.class_names = [str(categories[number]["name"]) for number in stuff]
             self._label = {number: index for index, number in enumerate(stuff)}
             self._annotations = {str(row["image_id"]): row for row in data["annotations"]}
-            for one in (one for row in data["annotations"] for one in row["segments_info"]):
-                if type(one["id"]) is not int or one["category_id"] not in categories:
-                    raise ValueError(f"segment {str(one)[:80]} has no id, or a category that is not in the file")
+            for row in data["annotations"]:
+                _check_annotation(row, categories)
         except (LookupError, TypeError, ValueError) as error:
             problem = f"lacks {error}" if isinstance(error, LookupError) else str(error)
             raise CliptexError(f"{self.file}: {problem}; {UNPACK}") from error
+
+    def require_images(self, image_ids: Sequence[str]) -> None:
+        """Raise CliptexError unless each image is in the file and has its PNG."""
+        if missing := [number for number in image_ids if number not in self._annotations]:
+            raise CliptexError(f"{self.file}: has no image {missing[0]}; {UNPACK}")
+        require_files(self.images, [self._annotations[number]["file_name"] for number in image_ids], UNPACK)
 
     def of(self, image_id: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Labels int64 [n], indices of `class_names`, and masks bool [n, H, W] of an image's regions without crowds.
         shape: height and width of the image."""
         if image_id not in self._annotations:
             raise CliptexError(f"{self.file}: has no image {image_id}; {UNPACK}")
-        row: Mapping[str, Any] = self._annotations[image_id]
-        name, segments = row.get("file_name"), row["segments_info"]
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
-            raise CliptexError(f"{self.file}: image {image_id} has the file {str(name)[:80]!r}; {UNPACK}")
-        path = self.images / name
+        row = self._annotations[image_id]
+        path, segments = self.images / row["file_name"], row["segments_info"]
         pixels = read_rgb(path).astype(np.int64)
         if pixels.shape[:2] != shape:
             sizes = f"{pixels.shape[1]} x {pixels.shape[0]} pixels, its image {shape[1]} x {shape[0]}"
@@ -63,3 +65,13 @@ class StuffRegions:
         if empty := [one["id"] for one, mask in zip(chosen, masks, strict=True) if not mask.any()]:
             raise CliptexError(f"{path}: has no pixel of segment {empty[0]}; {UNPACK}")
         return np.array([self._label[one["category_id"]] for one in chosen], np.int64), masks
+
+
+def _check_annotation(row: dict[str, Any], categories: dict[Any, Any]) -> None:
+    """Raise ValueError, LookupError or TypeError for an annotation that is not one of the format."""
+    name = row["file_name"]
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
+        raise ValueError(f"image {row['image_id']} has the file {str(name)[:80]!r}")
+    for segment in row["segments_info"]:
+        if type(segment["id"]) is not int or segment["category_id"] not in categories:
+            raise ValueError(f"segment {str(segment)[:80]} has no id, or a category that is not in the file")

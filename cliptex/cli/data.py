@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cliptex.cli.common import DEFAULT, ConfigFiles, Count, Index, load_config
+from cliptex.cli.common import DEFAULT, ConfigFiles, Count, Index, load_config, load_config_with_protocols
 from cliptex.core import paths
 from cliptex.core.cache import cached
 from cliptex.core.errors import CliptexError
@@ -71,16 +71,27 @@ def render_captions(name: str, config_files: ConfigFiles = DEFAULT) -> None:
     cached(settings, folder, lambda: render_captions(config.miniature, count, folder))
 
 
-def fetch(benchmark: str, config_files: ConfigFiles = DEFAULT, evaluation_only: bool | None = None) -> None:
+def fetch(
+    benchmark: str,
+    config_files: ConfigFiles = DEFAULT,
+    evaluation_only: bool | None = None,
+    part: str | None = None,
+) -> None:
     """Download a benchmark's official data, or take them from your folder; verify and describe them.
 
     Args:
         benchmark: Name of a benchmark, such as voc.
         evaluation_only: Only the data of the evaluation split; the default if no probe of the configuration needs more.
+        part: Only this optional part: panoptic, COCO's panoptic annotations. Default: all that the configuration needs.
     """
-    from cliptex.data.official.fetch import fetch
+    from cliptex.data.official.fetch import fetch, fetch_part
+    from cliptex.data.official.status import parts_in_use
 
-    fetch(load_config(config_files), benchmark, paths.benchmark(benchmark), evaluation_only)
+    config, benchmark_dir = load_config_with_protocols(config_files), paths.benchmark(benchmark)
+    if part is None:
+        fetch(config, benchmark, benchmark_dir, evaluation_only)
+    for name in parts_in_use(config, benchmark) if part is None else [part]:
+        fetch_part(config, benchmark, benchmark_dir, name)
 
 
 def download_pairs(batch: Index, config_files: ConfigFiles = DEFAULT, processes: Count = 1) -> None:

@@ -49,18 +49,19 @@ class Config(Section):
     benchmark_data: BenchmarkData = BenchmarkData()
     miniature: Miniature = Miniature()
     backbone: Backbone | None = None
-    """Backbone that experts trained here start from; null: random weights."""
+    """Encoder pre-trained on rendered images, from which the experts trained by this run start; null: random weights.
+"""
     experts: dict[Name, ExpertConfig] = {}
-    """The experts, by name."""
+    """The experts, by name. Only those run that an entry of `label_stores` names."""
     label_stores: dict[Name, LabelStore] = {}
-    """The label stores, by name (by default the task's name)."""
+    """The label stores, by name (by default the task's name). `models.*.tasks` names those that a model learns from."""
     labels: Labels = Labels()
     student: Student = Student()
     train: Train = Train()
     models: dict[Name, Model] = {}
-    """The models, by name."""
+    """The models, by name: trained, interpolated or released ones."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1), Unique] = [0]
-    """Seeds of training and probing; every model is trained once per seed."""
+    """Random seeds, 0 to 4294967295. Every model is trained and probed once per seed."""
     probes: Probes = Probes()
     finetune: Finetune = Finetune()
     zeroshot: Zeroshot = Zeroshot()
@@ -68,9 +69,10 @@ class Config(Section):
     clip_benchmark: ClipBenchmark = ClipBenchmark()
     report: Report = Report()
     plugins: list[FilePath] = []
-    """Folders with your own modules for every job, relative to the working directory, or else to the Snakefile's."""
+    """Folders with your own Python modules, which every job can import. A relative path is one in the working directory
+    or, if that has no such folder, next to the Snakefile."""
     study: Study | None = None
-    """Study to run with the target `study` (docs/studies.md)."""
+    """Study that the target `study` runs (docs/studies.md); null: none."""
 
     @model_serializer(mode="wrap")
     def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

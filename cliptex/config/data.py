@@ -12,15 +12,16 @@ only in that of the job that renders it, so that it reruns nothing else."""
 
 
 class Split(Section):
-    """Number of images of a rendered benchmark; of pairs in spair71k and scannet1500, of videos in davis2017."""
+    """Number of rendered images of a benchmark; spair71k, scannet1500: of pairs of images, davis2017: of videos."""
 
     train: Annotated[int, Field(ge=0)]
-    """0 for scannet1500 only, which has no training split."""
+    """Number in the training split; 0 for scannet1500, which has none."""
     val: Positive
+    """Number in the evaluation split."""
 
 
 class Miniature(Section):
-    """The miniature: rendered synthetic replacements for the real data sets."""
+    """The miniature: small synthetic data sets, rendered locally in place of the real ones."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of all scenes; a different seed gives different data sets."""
@@ -37,14 +38,15 @@ class Miniature(Section):
     expert_val: Positive = 300
     """Number of labelled images on which the experts are evaluated."""
     benchmarks: dict[Name, Split] = {}
-    """Number of images per benchmark and split."""
+    """Benchmarks to render, each with its number of images per split."""
 
 
 class Urls(Section):
-    """Image URLs and captions, and how the images are stored (source `urls`). A change downloads the images again."""
+    """List of image URLs and captions, and how the images are stored (source `urls`). A change downloads the images
+    again."""
 
     files: Annotated[list[FilePath], Field(min_length=1), Unique]
-    """Files with one row per image: .tsv, .csv (also .gz) or .parquet."""
+    """Files with one row per image, read one after the other: .tsv, .csv (also .gz) or .parquet."""
     rows: Positive
     """Number of rows to use, from the first; 3318333 for all of CC3M. It is an error if the list has fewer."""
     columns: list[str] = []
@@ -56,58 +58,61 @@ class Urls(Section):
     sha256_column: str | None = None
     """Column with the expected SHA-256 of the downloaded bytes; null: not checked."""
     rows_per_shard: Annotated[int, Field(gt=0, le=10_000)] = 10_000
-    """Rows of the list per shard, before any are dropped."""
+    """Rows of the list per shard; rows without a usable image leave it smaller."""
     size_px: Positive = 256
-    """Larger images are stored with this shorter side, pixels, and their aspect ratio; smaller ones unchanged."""
+    """Larger images are resized so that their shorter side has this length, pixels; the aspect ratio is kept, and
+    smaller images are stored unchanged."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
-    """JPEG quality of images that are re-encoded."""
+    """JPEG quality of the images that are re-encoded."""
     min_side_px: Positive = 64
-    """Images whose shorter side is below this are dropped."""
+    """Smallest shorter side, pixels; smaller images are dropped."""
     max_aspect_ratio: Annotated[float, Field(ge=1)] = 10.0
-    """Images with a larger aspect ratio (longer to shorter side) are dropped."""
+    """Largest ratio of longer to shorter side; more elongated images are dropped."""
     max_bytes: Positive = 20_000_000
-    """Largest response body, bytes; larger ones are refused."""
+    """Largest size of a downloaded image, bytes; larger ones are dropped."""
     allow_private: list[str] = []
-    """Hosts that may have a private address, for example a mirror in your own network. All others must be public."""
+    """Hosts that may have a private address, for example a mirror in your own network. All other hosts must have a
+    public one."""
     user_agent: str = "cliptex"
-    """Name in the user agent, to which a site's X-Robots-Tag may refer."""
+    """Name that the requests give in their User-Agent header, and to which a site's X-Robots-Tag may refer."""
     refused_directives: list[str] = ["noai", "noimageai", "noindex", "noimageindex", "noml"]
-    """Images whose X-Robots-Tag has one of these directives are not used."""
+    """Images whose server sends one of these directives in the X-Robots-Tag header are dropped."""
 
 
 class Dataset(Section):
     """Source of the image-caption pairs."""
 
     source: Literal["miniature", "webdataset", "urls"] = "miniature"
-    """`miniature`: rendered. `webdataset`: existing tars. `urls`: downloaded with img2dataset."""
+    """`miniature`: rendered. `webdataset`: existing tars. `urls`: downloaded from a list with img2dataset."""
     shards: list[Pattern] = []
     """Tars of source `webdataset`, in order: paths (also *.tar and ~), http(s) URLs, hf://datasets/owner/name/file.tar
     or pipe:COMMAND, with brace patterns such as {00000..00331}."""
     sha256: dict[str, str] = {}
     """Expected SHA-256 of downloaded tars, by URL; other tars are only checked for completeness."""
     urls: Urls | None = None
-    """The list of source `urls`."""
+    """The list for source `urls`."""
     max_repeats: Positive = 10
-    """Images that occur more often than this (identical bytes) are dropped as placeholders."""
+    """An image whose exact bytes occur more often than this is dropped: it is a server's placeholder for removed
+    images."""
     min_yield: Share = 0.9
-    """Smallest share of usable samples; below it, indexing the shards fails. Old URL lists give 0.4 to 0.7."""
+    """Smallest share of usable samples; with fewer, indexing the shards fails. Old URL lists give 0.4 to 0.7."""
 
 
 class Download(Section):
-    """How pairs are downloaded. A change here downloads nothing again."""
+    """How pairs are downloaded. A change of these keys downloads nothing again."""
 
     python: FilePath = "python"
     """Python interpreter, by name or path, of the environment that has img2dataset."""
     shards_per_job: Positive = 10
-    """Shards that one job downloads or checks."""
+    """Shards that one job downloads, or checks if they exist."""
     threads: Positive = 64
     """Simultaneous downloads per process; the number of processes is the job's threads."""
     timeout_s: Annotated[float, Field(gt=0)] = 10.0
     """Timeout without data from the server, seconds."""
     max_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Timeout for all of one image (headers and body), seconds."""
+    """Timeout for one image as a whole (headers and body), seconds."""
     retries: Annotated[int, Field(ge=0)] = 1
-    """Immediate retries of a failed URL."""
+    """Number of immediate retries of a failed URL."""
     second_try: bool = True
     """At the end of the job, retry URLs with errors that may be temporary (timeout, server busy, name not resolved)."""
 
@@ -116,16 +121,18 @@ class BenchmarkSource(Section):
     """Source of one benchmark's data."""
 
     plugin: Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")] | None = None
-    """Class of your own benchmark, "package.module:Class"; null: the module in cliptex/benchmarks/ with this name."""
+    """Class of your own benchmark, "package.module:Class"; null: the module in cliptex/benchmarks/ with the benchmark's
+    name."""
     source: Literal["miniature", "official", "subset", "own"] | None = None
-    """`subset`: fewer images in the official layout, in `path`. `own`: your own benchmark, the default with `plugin`.
-    The others override `benchmark_data.source`."""
+    """In place of `benchmark_data.source`; null: the same. `subset`: fewer images in the official layout, in the folder
+    `path`. `own`: your own benchmark, the default with `plugin`."""
     variant: str | None = None
     """Variant of the official data; null: the first. voc: `train`, or `trainaug` with SBD's masks. nyuv2: publication
     of the normals, `bae`, `dsine` or `ladicky`. places365: `easyformat`, or `small` with lists of files.
     pascal_context: `context59`, or `context60` with the class "background"."""
     path: FilePath | None = None
-    """Folder with official archives or their contents, never modified; what it lacks is downloaded if permitted."""
+    """Folder with the official archives or their unpacked contents; it is never modified. What it lacks is downloaded
+    where the terms of use permit it."""
 
     @model_serializer(mode="wrap")
     def _without_unset_plugin(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -137,14 +144,15 @@ class BenchmarkSource(Section):
 
 
 class BenchmarkData(Section):
-    """Source of the benchmarks' data (docs/data.md). A change that leads to the same data runs nothing again."""
+    """Source of the benchmarks' data (docs/data.md). A change that leads to the same data reruns nothing."""
 
     source: Literal["miniature", "official"] | None = None
-    """`miniature`: rendered. `official`: downloaded, or read from `path`. null: `miniature` if the pairs are the
-    miniature's, else `official`."""
+    """`miniature`: rendered. `official`: downloaded, or taken from `path`. null: `miniature` if the image-caption pairs
+    are the miniature's, else `official`."""
     archives: FilePath | None = None
-    """Table (TSV) of mirrors and further archives; its rows override those of cliptex/benchmarks/archives.tsv."""
+    """Your own table (TSV) of mirrors and additional archives; its rows override those of
+    cliptex/benchmarks/archives.tsv."""
     keep_archives: bool = False
-    """Keep downloaded archives in resources/archives after unpacking."""
+    """Whether downloaded archives are kept in resources/archives/ after unpacking."""
     benchmarks: dict[Name, BenchmarkSource] = {}
-    """Settings of individual benchmarks."""
+    """Sources of single benchmarks, by name."""

@@ -89,3 +89,8 @@ def benchmark_mark(name: str, source: str) -> Path:
     """The file that marks the benchmark's folder as complete. source: as in the configuration; data that are not
     rendered have one mark."""
     return benchmark(name) / ("miniature.json" if source == "miniature" else "official.json")
+
+
+def part_mark(name: str, part: str) -> Path:
+    """The file that marks an optional part of the benchmark's official data as complete."""
+    return benchmark(name) / f"{part}.json"

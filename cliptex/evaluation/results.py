@@ -26,35 +26,42 @@ class Row(Schema):
     """One model's metrics with one head on one task."""
 
     task: str
-    """What was measured, below"""
+    """What was measured: a task of the table [Metrics](#metrics)"""
     model: str
-    """Name in the configuration, or `random`, `position`"""
+    """Name of the model in the configuration, or the baseline `random` or `position`"""
     seed: int
-    """Seed of training and of the head"""
+    """Seed with which the model was trained and the head was fitted"""
     head: str
-    """Name in the protocol, of a head or, without training, of a variant; `zero_shot` in zero-shot and retrieval"""
+    """Name of the head in the protocol; without training, name of the variant; in zero-shot and retrieval `zero_shot`
+"""
     metrics: dict[str, float | None]
-    """Name to number, below; null where there is nothing to measure"""
+    """Value of each [metric](#metrics) by name; null where it is undefined, such as AP of small objects if there are
+    none"""
     num_parameters: int | None = None
-    """Of the probe, 0 without one; in zero-shot and retrieval of the model"""
+    """Number of parameters of the head, 0 if it has none; in zero-shot and retrieval of the model"""
     seconds: float | None = None
-    """Training and evaluating the probe; without training a row's share, in zero-shot and retrieval a model's"""
+    """Seconds to train and evaluate the head; without training, the mean over the rows of the task; in zero-shot and
+    retrieval, those of the model"""
     protocol: str = ""
-    """In words"""
+    """The protocol as a text, such as the head, its training and the input's size"""
     protocol_name: str | None = None
-    """Name of the protocol; not in zero-shot and retrieval"""
+    """Name of the protocol; null in zero-shot and retrieval"""
     protocol_digest: str | None = None
-    """Digest of the protocol's values. Rows with the same digest are comparable; not in zero-shot and retrieval"""
+    """Digest of the protocol's values, 12 hexadecimal digits: rows with the same digest are comparable. null in
+    zero-shot and retrieval"""
     hyperparameters: dict[str, Any] = {}
-    """Probes: what was chosen, and the scores on the holdout by which; null where training diverged"""
+    """Probes: the selected hyper-parameters, and the holdout's scores by which they were selected; a score is null if
+    training diverged"""
     frozen: bool = True
-    """false after fine-tuning"""
+    """Whether the encoder was frozen; false after fine-tuning"""
     per_image_sha256: str | None = None
-    """Digest of the file with the per-image parts next to the result; null in results of earlier versions"""
+    """SHA-256 of the file with the per-image parts, which is next to the result; null in results of earlier versions"""
     thumbnails_sha256: str | None = None
-    """Digest of the file with small predictions, if there is one; null in results of earlier versions"""
+    """SHA-256 of the file with small versions of the predictions; null without one, and in results of earlier versions
+"""
     family: Literal["trained_head", "no_head", "text"] | None = None
-    """How the encoder is read: by a trained head, without one, or by text; null: as is usual for the task"""
+    """How the encoder was read: `trained_head`, `no_head` (a head that is not trained) or `text`; null: as usual for
+    the task"""
 
 
 class Provenance(Schema):
@@ -63,58 +70,60 @@ class Provenance(Schema):
     cliptex: str | None = None
     """Version of the package"""
     git: str | None = None
-    """`git describe`; null for an installed package"""
+    """`git describe` of the source code, or of the clone whose workflow ran the job; null if there is neither"""
     code_sha256: str | None = None
-    """Of all modules of the package; the same for a clone and what is installed from it"""
+    """SHA-256 of all modules of the package; a clone and the package installed from it have the same"""
     config_sha256: str | None = None
-    """Of the values that the result depends on"""
+    """SHA-256 of the values of the configuration on which the result depends"""
     packages: dict[str, str] = {}
-    """Versions of the packages that compute"""
+    """Versions of PyTorch and the other libraries that compute, by name"""
     python: str | None = None
     """Version of Python"""
     machine: str | None = None
-    """Architecture of the processor"""
+    """Architecture of the processor, such as `x86_64`"""
     model_sha256: dict[str, str | None] = {}
-    """By `{model}/seed{seed}`, the digest of the weights that were used; the model's train.json has the same"""
+    """SHA-256 of the weights that were used, by `{model}/seed{seed}`; the model's train.json has the same"""
 
 
 class Result(Schema):
     """What all results files have."""
 
     schema_version: Literal[1] = 1
-    """1"""
+    """Version of this format: 1"""
     benchmark: str
-    """Name in the configuration"""
+    """Name of the benchmark in the configuration; in retrieval, of the caption set"""
     source: str | None
-    """`miniature` (rendered), `official`, `subset` (fewer images than the official ones) or `own` (the user's)"""
+    """Source of the data: `miniature` (rendered), `official`, `subset` (fewer images than the official ones) or `own`
+    (your own benchmark)"""
     variant: str | None = None
-    """Form of the official data, or null; not in retrieval"""
+    """Variant of the official data (`benchmark_data.benchmarks.<name>.variant`); null if there are none, and in
+    retrieval"""
     split: str
     """Official name of the evaluation split"""
     num_train: int
-    """Training images; 0 where nothing is trained"""
+    """Number of training images; 0 if nothing is trained"""
     num_eval: int
-    """Evaluation images"""
+    """Number of evaluation images"""
     class_names: list[str]
-    """In label order, background first where it is a class; empty without classes"""
+    """Names of the classes in label order, background first if it is a class; empty if there are no classes"""
     results: list[Row]
-    """The rows"""
+    """The results: one row per model, seed, head and task"""
     provenance: dict[str, Any] = {}
-    """Where the result comes from"""
+    """Origin of the result, see [below](#provenance)"""
 
 
 class ProbeResult(Result):
     """One head of one model, as `cliptex probe` and `cliptex finetune` write it."""
 
     input: dict[str, Any] = {}
-    """`interpolation`, and by task `size_px` (height, width) and, for dense tasks, `grid` (rows and columns of
-    patches)"""
+    """`interpolation`: how images are resized. By task `size_px` (height, width) and, for dense tasks, `grid` (rows and
+    columns of patches)"""
     settings: dict[str, Any]
-    """All values of the protocol, `fine_tuning` if any, holdout and seed"""
+    """All values of the protocol, the seed, the share of the holdout, and `fine_tuning` after fine-tuning"""
     seconds_features: float | None = None
-    """Seconds to compute the features; not after fine-tuning"""
+    """Seconds to compute the encoder's features; null or absent after fine-tuning"""
     frozen: bool = True
-    """false after fine-tuning"""
+    """Whether the encoder was frozen; false after fine-tuning"""
 
 
 class ProbeTable(Result):
@@ -123,54 +132,54 @@ class ProbeTable(Result):
     protocol: dict[str, Any] = {}
     """All values of the protocol"""
     frozen: bool = True
-    """false after fine-tuning"""
+    """Whether the encoder was frozen; false after fine-tuning"""
     fine_tuning: dict[str, Any] = {}
-    """Options of fine-tuning, if any"""
+    """Options of fine-tuning (`finetune.benchmarks.<name>`); only after fine-tuning"""
 
 
 class ZeroShotResult(Result):
     """Zero-shot classification of all models and seeds, as `cliptex zeroshot` writes it."""
 
     chance: dict[str, Any] = {}
-    """Metric to the score of guessing, percent"""
+    """Score of guessing, percent, by metric"""
     templates: str = ""
-    """Name of the set of prompts"""
+    """Name of the set of prompt templates (`zeroshot.templates`)"""
     num_templates: int = 0
-    """Prompts per class"""
+    """Number of prompts per class"""
     prompts_sha256: str = ""
-    """Of all prompts"""
+    """SHA-256 of all prompts"""
     published: dict[str, float] = {}
-    """Released model to its published top-1, percent, which was reproduced within 0.2 points"""
+    """Published top-1, percent, by released model; the measured value is within 0.2 points of it"""
     preprocess: dict[str, Any] = {}
-    """How images were prepared"""
+    """Preprocessing of the images, as the exported model defines it: `interpolation`, `resize_mode`, `size`"""
     activation: str = ""
-    """`gelu` or `quick_gelu`"""
+    """Activation function of the model: `gelu` or `quick_gelu`"""
 
 
 class TrainingFreeResult(Result):
     """Evaluation without training of all models and seeds, as `cliptex training-free` writes it."""
 
     chance: dict[str, Any] = {}
-    """Task to metric to the score of guessing, percent"""
+    """Score of guessing, percent, by task and metric"""
     settings: dict[str, Any] = {}
-    """All values of the protocol"""
+    """Name of the benchmark, and all values of the protocol"""
     details: dict[str, Any] = {}
-    """Task to what else its numbers depend on, such as `prompts_sha256`"""
+    """Further values on which a task's numbers depend, by task, such as `prompts_sha256`"""
 
 
 class RetrievalResult(Result):
     """Retrieval of all models and seeds, as `cliptex retrieval` writes it."""
 
     num_captions: int = 0
-    """Captions"""
+    """Number of captions"""
     chance: dict[str, Any] = {}
-    """Task to metric to the score of guessing, percent"""
+    """Score of guessing, percent, by task and metric"""
     captions_sha256: str = ""
-    """Of all captions"""
+    """SHA-256 of all captions"""
     preprocess: dict[str, Any] = {}
-    """How images were prepared"""
+    """Preprocessing of the images, as the exported model defines it: `interpolation`, `resize_mode`, `size`"""
     activation: str = ""
-    """`gelu` or `quick_gelu`"""
+    """Activation function of the model: `gelu` or `quick_gelu`"""
 
 
 class AnyResult(ProbeTable, ZeroShotResult, TrainingFreeResult):

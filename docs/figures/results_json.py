@@ -34,42 +34,51 @@ HEAD = """# Results as JSON
 
 <!-- Generated from cliptex/evaluation/results.py by docs/figures/results_json.py. -->
 
-All files are UTF-8 and are written completely or not at all. `schema_version` is 1: a new key does not change it, a key
-whose meaning changes does. `cliptex.evaluation.results.read_result(path)` reads and checks any of them.
+All files are UTF-8 and are written completely or not at all. `schema_version` is 1. It does not change when a key is
+added, only when the meaning of a key changes. `cliptex.evaluation.results.read_result(path)` reads and checks each of
+these files:
 
-| file | one per | written by |
+| file | content | written by |
 |---|---|---|
-| `results/probes/{benchmark}/{model}/seed{seed}/{head}.json` | probe | `cliptex probe` |
-| `results/probes/{benchmark}.json` | benchmark | `cliptex tabulate-probes`, from those |
-| `results/finetuned/...` | the same two, of fine-tuned encoders: each row, and the table, has `frozen: false` | `cliptex finetune`, `tabulate-finetuned` |
-| `results/zeroshot/{benchmark}.json` | benchmark, or set of captioned images | `cliptex zeroshot`, `cliptex retrieval` |
-| `results/training_free/{benchmark}.json` | benchmark | `cliptex training-free` |
+| `results/probes/{benchmark}/{model}/seed{seed}/{head}.json` | one head on the features of one model | `cliptex probe` |
+| `results/probes/{benchmark}.json` | table of a benchmark: all heads, models and seeds | `cliptex tabulate-probes`, from those |
+| `results/finetuned/...` | the same two for fine-tuned encoders, with `frozen: false` | `cliptex finetune`, `cliptex tabulate-finetuned` |
+| `results/zeroshot/{benchmark}.json` | zero-shot classification on a benchmark, or retrieval on a caption set: all models and seeds | `cliptex zeroshot`, `cliptex retrieval` |
+| `results/training_free/{benchmark}.json` | evaluation without training on a benchmark: all tasks, models and seeds | `cliptex training-free` |
 
 ## Keys
+
+"where" says in which files a key is; optional keys are absent where they do not apply.
 """
 METRICS = """## Metrics
 
 | task | metrics | unit |
 |---|---|---|
-| `semantic_segmentation` | `mIoU mAcc aAcc` | percent, from the confusion matrix of the whole split, without ignored pixels |
+| `semantic_segmentation`, `text_segmentation` | `mIoU mAcc aAcc` | percent, from the confusion matrix of the whole split, without ignored pixels |
 | `detection`, `instance_segmentation` | `AP AP50 AP75 APs APm APl` | percent, COCO's definition; null for a size without objects |
-| `depth` | `delta1 delta2 delta3`; `rmse absrel log10` | percent; metres (`rmse`), none; with the prefix `affine_` after scale and shift are fitted |
-| `normals` | `mean median rmse`; `within_5` to `within_30` | degrees; percent |
+| `depth` | `delta1 delta2 delta3`; `rmse`; `absrel log10` | percent; metres; without unit. With the prefix `affine_`: after scale and shift were fitted to each image |
+| `normals` | `mean median rmse`; `within_5` to `within_30` | degrees of the angular error; percent of pixels with a smaller one |
 | `classification`, `zero_shot_classification` | `top1 top5` | percent |
+| `region_classification`, `stuff_classification` | `mean_top1 mean_top5`; `top1 top5` | percent, mean over classes; percent of all regions |
+| `semantic_correspondence` | `PCK@0.1 PCK@0.05`, with the suffixes `_per_point` and (0.1) `_category_mean` | percent of correct keypoints: mean over image pairs; over keypoints; over categories |
+| `geometric_correspondence` | `recall@5px recall@10px recall@20px`; `recall@10px_0_15` to `recall@10px_60_180` | percent of matches with a smaller error in an image of 120 rows, mean over image pairs; over pairs with that angle between the views, degrees, null without any |
+| `video_propagation` | `JF J F`; `J_recall F_recall` | percent, mean over objects; percent of frames above 0.5 |
 | `image_to_text_retrieval`, `text_to_image_retrieval` | `R@1 R@5 R@10` | percent |
 
-The main metric of each task, by which the report compares models: """
+The report compares models by the main metric of each task: """
 TAIL = """
 
 ## Files next to them
 
-- `{head}.npz`, `results/zeroshot/{benchmark}.npz`: with `probes.save_predictions: N`, the first N images with
-  predictions and ground truth (`image_0`, `prediction_0`, `truth_0`, ...), from which other tools can compute the
-  metric. For retrieval, the five nearest captions of each image and the five nearest images of its captions
-  (`cliptex/evaluation/retrieval.py`).
-- `{head}.per_image.npz`, `results/zeroshot/{benchmark}.per_image.npz`: the per-image parts of the main metric, from which
-  it can be computed for any resample. The head of each task's file, `cliptex/evaluation/probes/*.py`, lists the arrays of
-  both.
+- `{head}.npz`, and `{benchmark}.npz` of zero-shot, retrieval and evaluation without training: with
+  `probes.save_predictions: N`, the first N images with predictions and ground truth (`image_0`, `prediction_0`,
+  `truth_0`, ...), from which other tools can compute the metric. For retrieval, the five nearest captions of each image
+  and the five nearest images of its captions (`cliptex/evaluation/retrieval.py`).
+- `{head}.per_image.npz`, and `{benchmark}.per_image.npz` of the same: the per-image parts of the main metric. From these
+  the metric can be computed for any resample of the images, as the bootstrap does.
+
+The docstring of each task's module, in `cliptex/evaluation/probes/` or `cliptex/evaluation/training_free/`, lists the
+arrays of both files.
 
 ## Reading
 
@@ -133,9 +142,11 @@ def page() -> str:
     keys += [(key, ", ".join(where), *rest) for (key, *rest), where in kinds.items()]
     parts = [
         table("key where type meaning", keys),
-        "A row of `results`:",
+        "## Rows",
+        "Each row of `results` is one model with one head on one task:",
         table("key type meaning", fields(Row)),
-        "`provenance`:",
+        "## Provenance",
+        "The keys of `provenance`:",
         table("key type meaning", fields(Provenance)),
         METRICS + ", ".join(f"`{measure.main}` ({name})" for name, measure in measures().items()) + ".",
     ]

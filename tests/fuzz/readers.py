@@ -9,6 +9,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -457,6 +458,23 @@ def coco_annotations(folder: Path) -> Reader:
 
 
 @reader
+def coco_panoptic(folder: Path) -> Reader:
+    from cliptex.benchmarks.coco import Coco
+
+    root = layouts.write_coco(folder, 1, 3, height=12, width=16)
+    images = Coco(root).annotations("eval")["images"]
+    layouts.write_panoptic(root, {image["id"]: (image["height"], image["width"]) for image in images})
+
+    def read():
+        with contextlib.suppress(CliptexError):
+            Coco(root).prepare_part("panoptic")
+        regions = Coco(root).stuff("eval")
+        every([partial(regions.of, str(image["id"]), (image["height"], image["width"])) for image in images])
+
+    return Reader([path for path in files_in(root) if "panoptic" in str(path.relative_to(root))], read)
+
+
+@reader
 def nyuv2(folder: Path) -> Reader:
     from cliptex.benchmarks.nyuv2 import Nyuv2
 
@@ -591,9 +609,13 @@ def archives(folder: Path) -> Reader:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+    with zipfile.ZipFile(folder / "zips", "w") as file:
+        file.writestr("a/b.json", "{}")
+        file.writestr("a/c.zip", (folder / "a.zip").read_bytes(), zipfile.ZIP_DEFLATED)
+        file.writestr("d.zip", (folder / "a.zip").read_bytes())
     paths = files_in(folder)
     whole = {path: path.read_bytes() for path in paths}
-    kinds = {"a.tar": "tar", "a.tgz": "tar", "a.zip": "zip", "tars": "tars"}
+    kinds = {"a.tar": "tar", "a.tgz": "tar", "a.zip": "zip", "tars": "tars", "zips": "zips"}
 
     def read():
         for path in paths:

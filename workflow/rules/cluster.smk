@@ -12,6 +12,7 @@ rule fetch:
             for name in benchmarks_in_use(CONFIG)
             if CONFIG.benchmark_source(name).source != "miniature"
         ],
+        [mark for marks in PART_MARKS.values() for mark in marks],
         # of the experts that label
         [
             f"results/experts/{expert}/expert.json"

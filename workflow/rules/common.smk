@@ -26,6 +26,7 @@ from cliptex.data.official.status import (
     is_published,
     missing_data,
     needs_pairs,
+    part_marks,
     trains_models,
 )
 from cliptex.data.shard_paths import (
@@ -166,6 +167,8 @@ try:
     STUDY = study_config(CONFIG)
     shard_paths(CONFIG)
     MARKS = benchmark_marks(CONFIG)
+    # of optional parts, such as COCO's panoptic annotations
+    PART_MARKS = part_marks(CONFIG)
     limit_gpus()
 except CliptexError as error:
     raise WorkflowError(str(error)) from None

@@ -183,6 +183,31 @@ rule fetch_benchmark:
         " {resources.splits}"
 
 
+rule fetch_panoptic:
+    input:
+        "resources/{benchmark}/official.json",
+    output:
+        "resources/{benchmark}/panoptic.json",
+    log:
+        "logs/fetch_panoptic/{benchmark}.log",
+    benchmark:
+        "results/timings/fetch_panoptic/{benchmark}.tsv"
+    priority: 95
+    conda:
+        "../../envs/cliptex.yaml"
+    resources:
+        mem="8GB",
+        runtime="24h",
+        how=unrecorded(CONFIG.subset("benchmark_data", "dataset.source")),
+    params:
+        version=versions.FETCH,
+    message:
+        "Download the panoptic annotations of {wildcards.benchmark}"
+    shell:
+        "cliptex --log {log} --threads {threads} fetch --benchmark {wildcards.benchmark} --part panoptic"
+        " --config {resources.how:q}"
+
+
 rule render_benchmark:
     output:
         "resources/{benchmark}/miniature.json",

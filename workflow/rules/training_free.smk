@@ -5,6 +5,7 @@
 rule training_free:
     input:
         data=lambda wildcards: MARKS[wildcards.benchmark],
+        parts=lambda wildcards: PART_MARKS.get(wildcards.benchmark, []),
         encoders=[weights(model, seed) for model in COMPARED for seed in CONFIG.seeds],
     output:
         report(

@@ -13,7 +13,10 @@ from typing import Any, Literal
 
 from cliptex.core.errors import CliptexError
 
-KINDS = ("tar", "tars", "zip", "file")
+KINDS = ("tar", "tars", "zip", "zips", "file")
+OPTIONAL = ("panoptic",)
+"""Parts of a benchmark's data that are installed only where a protocol needs them."""
+PARTS = ("train", *OPTIONAL)
 DIGESTS = {"md5": 32, "sha256": 64}
 """Algorithm -> number of hexadecimal digits."""
 HEX = "0123456789abcdef"
@@ -28,7 +31,7 @@ class Archive:
     benchmark: str
     variant: str  # the variant that needs it; empty: all
     file: str  # its name
-    kind: str  # tar (compressed or not), zip, tars (a tar of tars, each unpacked to a folder), file (not unpacked)
+    kind: str  # tar (compressed or not), zip, tars (of tars), zips (also those in it), file; see `unpack`
     into: str  # target folder
     gives: str  # resulting paths, separated by commas; alternatives by |
     only: str  # glob patterns, separated by |, of the required members; empty: all
@@ -37,7 +40,7 @@ class Archive:
     digest: str  # "md5:" or "sha256:" and hexadecimal digits; empty where none is known
     url: str  # empty if the download requires accepting terms, or a browser
     terms: str  # licence or terms of use, and where to find them
-    part: str = ""  # "train": only the training split needs it
+    part: str = ""  # "train": only the training split needs it; "panoptic": only protocols with panoptic regions do
 
     @property
     def alternatives(self) -> list[list[str]]:
@@ -59,10 +62,11 @@ class ArchiveLocation:
     names: tuple[str, ...] = ()  # the archive's contents, relative to `path`
 
 
-def archives(benchmark: str, variant: str | None, table: str | None = None) -> list[Archive]:
+def archives(benchmark: str, variant: str | None, table: str | None = None, part: str | None = None) -> list[Archive]:
     """The archives of a benchmark's variant, in the order of installation.
 
-    table: path of the user's own TSV file. Its values override those of the same benchmark and file.
+    table: path of the user's own TSV file. Its values override those of the same benchmark and file. part: one of
+    `OPTIONAL`; None: all that are not of an optional part.
     """
     rows = list(_package_table())
     for where, values in _rows(Path(table)) if table else ():
@@ -74,7 +78,8 @@ def archives(benchmark: str, variant: str | None, table: str | None = None) -> l
             rows[number] = _archive(vars(rows[number]) | values, where)
         if not same:
             rows.append(_archive(values, where))
-    return [row for row in rows if row.benchmark == benchmark and row.variant in ("", variant)]
+    rows = [row for row in rows if row.benchmark == benchmark and row.variant in ("", variant)]
+    return [row for row in rows if (row.part == part if part else row.part not in OPTIONAL)]
 
 
 @cache
@@ -114,7 +119,7 @@ def _archive(values: dict[str, Any], where: str) -> Archive:
         "kind": row.kind not in KINDS,
         "gives": not row.gives or any(path.is_absolute() or ".." in path.parts for path in paths),
         "bytes": bool(size) and not size.isdigit(),
-        "part": row.part not in ("", "train"),
+        "part": row.part not in ("", *PARTS),
         "digest": bool(row.digest) and not (len(digits) == DIGESTS.get(algorithm) and set(digits) <= set(HEX)),
         "url": bool(row.url) and not row.url.startswith(("http://", "https://")),
     }
@@ -143,6 +148,12 @@ def locate(archive: Archive, benchmark_dir: Path, path: str | None) -> ArchiveLo
     if not receipt(benchmark_dir, archive, "begun").exists() and (names := _contents(archive, benchmark_dir)):
         return ArchiveLocation("in place", benchmark_dir, names)
     return ArchiveLocation("download" if archive.url else "missing")
+
+
+def unpacked_by_hand(archive: Archive, benchmark_dir: Path) -> bool:
+    """Whether the user unpacked an archive in the benchmark's folder, and `cliptex fetch` has not seen it."""
+    seen = receipt(benchmark_dir, archive).exists() or receipt(benchmark_dir, archive, "begun").exists()
+    return not seen and bool(_contents(archive, benchmark_dir))
 
 
 def _contents(archive: Archive, folder: Path) -> tuple[str, ...]:

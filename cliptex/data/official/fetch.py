@@ -2,19 +2,21 @@
 
 Reads   the table of archives, the user's folder (`benchmark_data.benchmarks.NAME.path`), the web.
 Writes  resources/{benchmark}/ in the official layout, with links to data that the user has unpacked, and
-        `official.json`, last: the files with digests and origins, the numbers of samples, the terms of use.
+        `official.json`, last: the files with digests and origins, the numbers of samples, the terms of use. For an
+        optional part of the data `panoptic.json` in its place.
 Holds   the user's files are never changed. If `official.json` exists, the data are complete, with the published digests
         and the official numbers of samples. If killed, it resumes.
 """
 
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from cliptex import versions
 from cliptex.benchmarks.reading import MARKS
-from cliptex.config import Config
+from cliptex.config import BenchmarkSource, Config
 from cliptex.core import paths
 from cliptex.core.errors import CliptexError, working_on
 from cliptex.core.files import digest_file, read_checked, write_json
@@ -22,13 +24,13 @@ from cliptex.core.plugins import find
 from cliptex.core.progress import track
 from cliptex.core.redact import without_secrets
 from cliptex.data.miniature.layouts import SEAL
-from cliptex.data.official.archives import RECEIPTS, Archive, ArchiveLocation, archives, locate, receipt
+from cliptex.data.official.archives import OPTIONAL, RECEIPTS, Archive, ArchiveLocation, archives, locate, receipt
 from cliptex.data.official.status import chosen_variant, evaluation_only
 from cliptex.data.official.unpack import unpack
 from cliptex.data.web import check_digest, fetch_file
 
 log = logging.getLogger("cliptex")
-RESERVED = (RECEIPTS, SEAL, *(f"{name}.json" for name in MARKS))
+RESERVED = (RECEIPTS, SEAL, *(f"{name}.json" for name in (*MARKS, *OPTIONAL)))
 DOWNLOAD = "download"
 NUM_CHECKED = 16
 """Number of samples of each part that are read as a check."""
@@ -42,38 +44,76 @@ def fetch(config: Config, name: str, benchmark_dir: Path, evaluation: bool | Non
     """
     from filelock import FileLock
 
-    source = config.benchmark_source(name)
-    if source.source == "miniature":
-        problem = f"{name}'s data are rendered in this configuration"
-        raise CliptexError(f"benchmark_data: {problem}; set benchmark_data.source: official")
-    variant = chosen_variant(config, name)
     benchmark_dir = Path(benchmark_dir)
-    if (benchmark_dir / SEAL).exists():
-        remedy = "move it away, or use another directory (snakemake --directory)"
-        raise CliptexError(f"{benchmark_dir}: contains rendered data; {remedy}")
-    if source.path and not Path(source.path).is_dir():
-        raise CliptexError(f"benchmark_data.benchmarks.{name}.path: {source.path} is not a folder")
+    source, variant = _checked_source(config, name, benchmark_dir), chosen_variant(config, name)
     rows = archives(name, variant, config.benchmark_data.archives)
     needed = rows
     if evaluation_only(config, name) if evaluation is None else evaluation:
         needed = [row for row in rows if row.part != "train"]
-    keep = config.benchmark_data.keep_archives
     (benchmark_dir / RECEIPTS).mkdir(parents=True, exist_ok=True)
     with FileLock(benchmark_dir / RECEIPTS / "lock"):
         if rows:
-            install = _install_subset if source.source == "subset" else _install
-            records = [install(row, benchmark_dir, name, source.path, keep) for row in needed]
+            records = _install_all(config, name, needed, benchmark_dir)
         else:
             records = [_link_all(benchmark_dir, name, source.path)]
         mark: dict[str, Any] = {"schema_version": 1, "source": source.source, "benchmark": name, "variant": variant}
         mark |= {"evaluation_only": True} if needed != rows else {}
         mark |= find("benchmarks", name)(benchmark_dir, mark).prepare()
         mark["counts"] = _check(find("benchmarks", name)(benchmark_dir, mark))
-        mark["archives"] = [record for record in records if record]
-        mark["terms"] = sorted({record["terms"] for record in mark["archives"]})
-        write_json(benchmark_dir / "official.json", mark | {"version": versions.FETCH})
+        _write_mark(benchmark_dir / "official.json", mark, records)
     log.info("%s: %s", name, ", ".join(f"{count:,} samples to {part}" for part, count in mark["counts"].items()))
     return mark
+
+
+def fetch_part(config: Config, name: str, benchmark_dir: Path, part: str) -> dict[str, Any]:
+    """Install an optional part of the data, such as `panoptic`, of a benchmark that is installed.
+
+    Returns the content of `{part}.json`. Raises CliptexError like `fetch`, and if there is no such part.
+    """
+    from filelock import FileLock
+
+    benchmark_dir = Path(benchmark_dir)
+    source, variant = _checked_source(config, name, benchmark_dir), chosen_variant(config, name)
+    rows = archives(name, variant, config.benchmark_data.archives, part)
+    if part not in OPTIONAL or not rows:
+        raise CliptexError(f"--part: {name} has no part {part!r}; leave the option out, or set another benchmark")
+    if not (benchmark_dir / "official.json").exists():
+        remedy = f"with your --config, run: cliptex fetch --benchmark {name}"
+        raise CliptexError(f"{benchmark_dir}: the benchmark itself is not installed; {remedy}")
+    (benchmark_dir / RECEIPTS).mkdir(exist_ok=True)
+    with FileLock(benchmark_dir / RECEIPTS / "lock"):
+        records = _install_all(config, name, rows, benchmark_dir)
+        mark: dict[str, Any] = {"schema_version": 1, "source": source.source, "benchmark": name, "part": part}
+        mark |= find("benchmarks", name)(benchmark_dir).prepare_part(part)
+        _write_mark(benchmark_dir / f"{part}.json", mark, records)
+    log.info("%s: %s installed", name, part)
+    return mark
+
+
+def _checked_source(config: Config, name: str, benchmark_dir: Path) -> BenchmarkSource:
+    """The source of a benchmark's data. Raises CliptexError if they are rendered, or the user's folder is not there."""
+    source = config.benchmark_source(name)
+    if source.source == "miniature":
+        problem = f"{name}'s data are rendered in this configuration"
+        raise CliptexError(f"benchmark_data: {problem}; set benchmark_data.source: official")
+    if (benchmark_dir / SEAL).exists():
+        remedy = "move it away, or use another directory (snakemake --directory)"
+        raise CliptexError(f"{benchmark_dir}: contains rendered data; {remedy}")
+    if source.path and not Path(source.path).is_dir():
+        raise CliptexError(f"benchmark_data.benchmarks.{name}.path: {source.path} is not a folder")
+    return source
+
+
+def _install_all(config: Config, name: str, rows: list[Archive], benchmark_dir: Path) -> list[dict[str, Any] | None]:
+    source, keep = config.benchmark_source(name), config.benchmark_data.keep_archives
+    install = _install_subset if source.source == "subset" else _install
+    return [install(row, benchmark_dir, name, source.path, keep) for row in rows]
+
+
+def _write_mark(path: Path, mark: dict[str, Any], records: list[dict[str, Any] | None]) -> None:
+    mark["archives"] = [record for record in records if record]
+    mark["terms"] = sorted({record["terms"] for record in mark["archives"]})
+    write_json(path, mark | {"version": versions.FETCH})
 
 
 def _check(data: Any) -> dict[str, int]:
@@ -200,14 +240,36 @@ def _unpack(archive: Archive, benchmark_dir: Path, location: ArchiveLocation, ke
 def _clear_links(benchmark_dir: Path, archive: Archive) -> None:
     """Delete links to the user's files from an earlier run, so that nothing is written through them."""
     for name in [archive.into, *(name for names in archive.alternatives for name in names)]:
+        _own_folders(benchmark_dir, name)
         if name != "." and (benchmark_dir / name).is_symlink():
             (benchmark_dir / name).unlink()
+
+
+def _own_folders(benchmark_dir: Path, name: str) -> None:
+    """Replace links to the user's folders above a path by folders with links to what is in them, so that nothing is
+    written into the user's: `annotations` may be one, and the panoptic annotations are to be in it."""
+    for parent in reversed(Path(name).parents[:-1]):
+        link = benchmark_dir / parent
+        scratch = link.with_name(f".{link.name}.links")
+        if scratch.is_dir() and not os.path.lexists(link):  # killed before the last line
+            scratch.rename(link)
+        if not link.is_symlink():
+            continue
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        for entry in link.resolve().iterdir() if link.is_dir() else ():
+            (scratch / entry.name).symlink_to(entry)
+        link.unlink()
+        scratch.rename(link)
 
 
 def _link(benchmark_dir: Path, location: ArchiveLocation) -> None:
     """Link the user's unpacked data in the benchmark's folder."""
     for name in location.names:
         link = benchmark_dir / name
+        if link.exists() and link.samefile(location.path / name):
+            continue
+        _own_folders(benchmark_dir, name)
         link.parent.mkdir(parents=True, exist_ok=True)
         if link.is_symlink():
             link.unlink()

@@ -3,6 +3,7 @@
 Imports nothing heavy, since the workflow uses it at every start.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from cliptex.core import paths
 from cliptex.core.errors import CliptexError
 from cliptex.core.files import read_checked
 from cliptex.core.plugins import find
-from cliptex.data.official.archives import ArchiveLocation, archives, locate
+from cliptex.data.official.archives import Archive, ArchiveLocation, archives, locate, unpacked_by_hand
 from cliptex.data.shard_paths import is_remote, shard_sources
 
 LAYOUTS = Path(__file__).parent.parent / "miniature" / "layouts"
@@ -61,6 +62,42 @@ def evaluation_only(config: Config, name: str) -> bool:
     return any(row.part == "train" for row in rows)
 
 
+def parts_in_use(config: Config, name: str) -> list[str]:
+    """The optional parts of a benchmark's official data that its resolved protocol needs: `panoptic`, or none.
+
+    Raises CliptexError if the data are rendered, which have no such part.
+    """
+    entry = config.training_free.benchmarks.get(name, {})
+    for task, section in entry.items():
+        if isinstance(section, Mapping) and section.get("classes") == "panoptic":
+            if config.benchmark_source(name).source == "miniature":
+                remedy = f"set it to things, or benchmark_data.benchmarks.{name}.source to official"
+                key = f"training_free.benchmarks.{name}.{task}.classes"
+                raise CliptexError(f"{key}: the rendered {name} has no panoptic annotations; {remedy}")
+            return ["panoptic"]
+    return []
+
+
+def part_marks(config: Config) -> dict[str, list[str]]:
+    """Benchmark -> the marks of the optional parts that it needs, see `parts_in_use`. A part without archives, and one
+    that the user unpacked in the benchmark's folder, needs no mark."""
+    marks: dict[str, list[str]] = {}
+    for name in config.training_free.benchmarks:
+        for part in parts_in_use(config, name):
+            mark = paths.part_mark(name, part)
+            if mark.exists() or _missing_rows(config, name, part):
+                marks.setdefault(name, []).append(str(mark))
+    return marks
+
+
+def _missing_rows(config: Config, name: str, part: str) -> list[Archive]:
+    """The archives of an optional part that is not installed yet."""
+    if paths.part_mark(name, part).exists():
+        return []
+    rows = archives(name, chosen_variant(config, name), config.benchmark_data.archives, part)
+    return [row for row in rows if not unpacked_by_hand(row, paths.benchmark(name))]
+
+
 def benchmark_marks(config: Config) -> dict[str, str]:
     """Benchmark -> the file that marks its data as complete. Raises CliptexError for an unknown variant, and if the
     folder of a benchmark in use has data of another source."""
@@ -103,12 +140,15 @@ def official_files(config: Config) -> dict[str, list[dict[str, Any]]]:
     out = {}
     for name in benchmarks_in_use(config):
         source = config.benchmark_source(name)
-        if source.source == "miniature" or paths.benchmark_mark(name, "official").exists():
+        is_there = paths.benchmark_mark(name, "official").exists()
+        parts = [row for part in parts_in_use(config, name) for row in _missing_rows(config, name, part)]
+        if source.source == "miniature" or (is_there and not parts):
             continue
         benchmark_dir = paths.benchmark(name)
-        rows = archives(name, chosen_variant(config, name), config.benchmark_data.archives)
+        rows = [] if is_there else archives(name, chosen_variant(config, name), config.benchmark_data.archives)
         if evaluation_only(config, name):
             rows = [row for row in rows if row.part != "train"]
+        rows += parts
         locations = [(row, locate(row, benchmark_dir, source.path)) for row in rows]
         if source.source == "subset":  # nothing of all images is used in place of what the user's folder lacks
             usable = ("done", "superfluous", "tree")

@@ -1,4 +1,4 @@
-"""Unpack untrusted archives safely: a tar, a tar of tars, or a zip.
+"""Unpack untrusted archives safely: a tar, a tar of tars, a zip, or a zip with zips in it.
 
 Writes  only regular files and folders, only below the target folder. A file is renamed into place when complete; files
         of the right size are skipped, so that an interrupted run resumes.
@@ -12,6 +12,7 @@ import os
 import shutil
 import stat
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -64,10 +65,11 @@ def unpack(
 ) -> Unpacked:
     """Unpack `archive` into the folder `into`.
 
-    kind: "tar" (plain or compressed), "zip", or "tars": a tar of tars, whose `a.tar` is unpacked to the folder `a`.
-    only: glob patterns; members whose path matches none are skipped (default: none are). reserved: names that are not
-    allowed directly in `into`. check_space: check the free disk space first. Raises CliptexError with the archive and
-    the member.
+    kind: "tar" (plain or compressed), "zip", "tars": a tar of tars, whose `a.tar` is unpacked to the folder `a`, or
+    "zips": a zip whose `a/b.zip` is unpacked to the folder `a`, and zips in that one are not.
+    only: glob patterns; members whose path matches none are skipped (default: none are); of "zips", the path of a
+    member of `a/b.zip` begins with `a/`. reserved: names that are not allowed directly in `into`. check_space: check
+    the free disk space first. Raises CliptexError with the archive and the member.
     """
     require_file(archive, "download it again")
     into.mkdir(parents=True, exist_ok=True)
@@ -75,8 +77,9 @@ def unpack(
     try:
         if check_space:
             _require_space(archive, kind, into)
-        if kind == "zip":
-            unpacker.zip()
+        if kind in ("zip", "zips"):
+            with zipfile.ZipFile(archive) as file:
+                unpacker.zip(file, PurePosixPath(), nested=kind == "zips")
         else:
             with tarfile.open(archive, "r:*", tarinfo=_bounded_header(archive, limits)) as tar:
                 unpacker.tar(tar, PurePosixPath(), nested=kind == "tars")
@@ -96,7 +99,7 @@ def _require_space(archive: Path, kind: str, into: Path) -> None:
     """Raise CliptexError if the disk has too little free space. The unpacked size of a compressed tar is not known in
     advance; its own size is then the lower bound."""
     needed = archive.stat().st_size
-    if kind == "zip":
+    if kind in ("zip", "zips"):  # of zips a lower bound
         with zipfile.ZipFile(archive) as file:
             needed = sum(info.file_size for info in file.infolist())
     free = shutil.disk_usage(into).free
@@ -135,21 +138,32 @@ class _Unpacker:
             elif self.selected(name):
                 self.write(member.name, below / name, data, size)
 
-    def zip(self) -> None:
-        with zipfile.ZipFile(self.archive) as file:
-            for info in track(file.infolist(), f"unpack {self.archive.name}"):
-                name = self.path(info.filename)
-                kind = stat.S_IFMT(info.external_attr >> 16)
-                if kind == stat.S_IFLNK:
-                    self.refuse(info.filename, "is a link")
-                if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                    self.refuse(info.filename, "is neither a file nor a folder")
-                if info.flag_bits & 1:
-                    self.refuse(info.filename, "is encrypted")
-                self.count(info.filename, info.file_size)
-                if not info.is_dir() and self.selected(name):
-                    with file.open(info) as data:
-                        self.write(info.filename, name, data, info.file_size)
+    def zip(self, file: zipfile.ZipFile, below: PurePosixPath, nested: bool = False) -> None:
+        """below: target folder, relative to `into`."""
+        for info in track(file.infolist(), f"unpack {self.archive.name}"):
+            name = below / self.path(info.filename)
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind == stat.S_IFLNK:
+                self.refuse(info.filename, "is a link")
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                self.refuse(info.filename, "is neither a file nor a folder")
+            if info.flag_bits & 1:
+                self.refuse(info.filename, "is encrypted")
+            self.count(info.filename, info.file_size)
+            if info.is_dir() or not self.selected(name):
+                continue
+            with file.open(info) as data:
+                if nested and name.suffix == ".zip":
+                    self.inner_zip(info, data, name.parent)
+                else:
+                    self.write(info.filename, name, data, info.file_size)
+
+    def inner_zip(self, info: zipfile.ZipInfo, data: IO[bytes], below: PurePosixPath) -> None:
+        """A zip is read from its end, and its compressed bytes only from their beginning, so it is copied first."""
+        with tempfile.TemporaryFile(dir=self.into) as scratch:
+            self.copy(info.filename, data, scratch, info.file_size)
+            with zipfile.ZipFile(scratch) as inner:
+                self.zip(inner, below)
 
     def selected(self, name: PurePosixPath) -> bool:
         return not self.only or any(fnmatchcase(str(name), pattern) for pattern in self.only)
@@ -210,16 +224,19 @@ class _Unpacker:
         descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                left = size
-                while left and (block := data.read(min(left, 1 << 20))):
-                    file.write(block)
-                    left -= len(block)
-            if left or data.read(1):  # reading to the end verifies a zip member's checksum
-                raise CliptexError(f"{self.archive}: damaged: {member!r} is not {size:,} bytes long; download it again")
+                self.copy(member, data, file, size)
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise
         scratch.replace(target)
+
+    def copy(self, member: str, data: IO[bytes], file: IO[bytes], size: int) -> None:
+        left = size
+        while left and (block := data.read(min(left, 1 << 20))):
+            file.write(block)
+            left -= len(block)
+        if left or data.read(1):  # reading to the end verifies a zip member's checksum
+            raise CliptexError(f"{self.archive}: damaged: {member!r} is not {size:,} bytes long; download it again")
 
     def folder(self, member: str, folder: Path) -> None:
         """Create a folder and its parents. A link among them is refused, since it may lead outside."""
