@@ -7,6 +7,7 @@ under CI they fail.
 
 import importlib.util
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -62,7 +63,7 @@ class Visits:
         return page
 
     def _requested(self, url, address, home):
-        own = url.startswith(home) if home else url.partition("#")[0] == address.partition("#")[0]
+        own = url.startswith(home) if home else re.split("[?#]", url)[0] == re.split("[?#]", address)[0]
         if not own and not url.startswith(("data:", "blob:")):
             self.elsewhere.append(url)
 
