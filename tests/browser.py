@@ -79,6 +79,15 @@ def visits(browser):
     assert opened.elsewhere == []
 
 
+def scrolling(page):
+    """The elements that scroll sideways: class, tabIndex, role, and whether they have a name."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll('*')].filter((one) => one.checkVisibility()
+            && one.scrollWidth > one.clientWidth + 1 && ['auto', 'scroll'].includes(getComputedStyle(one).overflowX))
+            .map((one) => [one.className, one.tabIndex, one.getAttribute('role'), one.ariaLabel !== ''])"""
+    )
+
+
 def violations(page):
     """What axe-core finds on a page with everything unfolded: `rule (impact): elements`, one a rule."""
     unavailable([] if AXE.is_file() else [f"there is no {AXE} (npm install --no-save axe-core)"])

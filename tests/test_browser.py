@@ -9,7 +9,7 @@ from functools import partial
 from urllib.parse import unquote
 
 import pytest
-from browser import DESK, PHONE, SCHEMES, SIZES, violations
+from browser import DESK, PHONE, SCHEMES, SIZES, scrolling, violations
 from test_report import ids_of, make_all, make_statistics
 from test_studies import results, study
 
@@ -175,12 +175,7 @@ def test_paper_has_the_first_image_of_each_album_no_buttons_and_few_sheets(opene
 def test_on_a_phone_only_figures_scroll_sideways_and_these_can_be_focused(opened, width):
     page = opened(PHONE | {"viewport": {"width": width, "height": 800}})
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    scrolling = page.evaluate(
-        """() => [...document.querySelectorAll('*')].filter((one) => one.checkVisibility()
-            && one.scrollWidth > one.clientWidth + 1 && ['auto', 'scroll'].includes(getComputedStyle(one).overflowX))
-            .map((one) => [one.className, one.tabIndex, one.getAttribute('role'), one.ariaLabel !== ''])"""
-    )
-    assert scrolling == [["drawing", 0, "region", True]] * 3
+    assert scrolling(page) == [["drawing", 0, "region", True]] * 3
     cell = page.locator("#table-main td").first
     assert cell.evaluate("one => getComputedStyle(one, '::before').content") == '"CLIP"'
 
