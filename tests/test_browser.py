@@ -161,10 +161,12 @@ def test_tables_scroll_in_themselves_and_fold_open(opened, size):
 
 
 def test_paper_has_the_first_image_of_each_album_no_buttons_and_few_sheets(opened):
-    page = opened(DESK)
+    page = opened(DESK, color_scheme="dark")
     assert shown(page, ".page") == 2
     page.get_by_role("button", name="Next").first.click()
     page.emulate_media(media="print")
+    tone = "getComputedStyle(document.querySelector('.tone-good')).color"
+    assert page.evaluate(tone) == "rgb(0, 102, 76)"  # as on a light page
     assert shown(page, ".page") == shown(page, ".album") == page.locator(".album").count()
     assert shown(page, ".pager, .tools, .choices, nav") == 0 and shown(page, ".on-paper") == 1
     sheets = page.pdf(format="A4").count(b"/Type /Page\n")
