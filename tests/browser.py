@@ -7,7 +7,9 @@ under CI they fail.
 
 import importlib.util
 import os
+import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,9 +28,9 @@ def unavailable(missing: list[str]) -> None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("; ".join(missing))
 
 
-@pytest.fixture(scope="session")
-def browser():
-    """Debian's chromium, driven by Playwright."""
+@contextmanager
+def launched():
+    """Chromium, driven by Playwright; a thread needs one of its own."""
     missing = [] if CHROMIUM else ["there is no chromium (apt install chromium)"]
     if importlib.util.find_spec("playwright") is None:
         missing.append("there is no playwright (pip install '.[test]')")
@@ -39,6 +41,13 @@ def browser():
         started = playwright.chromium.launch(executable_path=CHROMIUM)
         yield started
         started.close()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The browser of all tests in a process."""
+    with launched() as started:
+        yield started
 
 
 class Visits:
@@ -62,14 +71,14 @@ class Visits:
         return page
 
     def _requested(self, url, address, home):
-        own = url.startswith(home) if home else url.partition("#")[0] == address.partition("#")[0]
+        own = url.startswith(home) if home else re.split("[?#]", url)[0] == re.split("[?#]", address)[0]
         if not own and not url.startswith(("data:", "blob:")):
             self.elsewhere.append(url)
 
 
-@pytest.fixture
-def visits(browser):
-    """`visits.open(address, size, **options)`; at the end, that nothing went wrong or was asked for elsewhere."""
+@contextmanager
+def visiting(browser):
+    """`Visits`; at the end, that nothing went wrong or was asked for elsewhere."""
     opened = Visits(browser)
     yield opened
     for context in opened.contexts:
@@ -78,13 +87,45 @@ def visits(browser):
     assert opened.elsewhere == []
 
 
+@pytest.fixture
+def visits(browser):
+    """`visits.open(address, size, **options)`."""
+    with visiting(browser) as opened:
+        yield opened
+
+
+def emulate(page, session, size):
+    """Change the screen of an open page, without loading it again. session: of the DevTools protocol."""
+    screen, phone = size["viewport"], size is PHONE
+    scale = size.get("device_scale_factor", 1)
+    session.send("Emulation.setDeviceMetricsOverride", screen | {"deviceScaleFactor": scale, "mobile": phone})
+    session.send("Emulation.setTouchEmulationEnabled", {"enabled": phone})
+    next_frame(page)
+
+
+def next_frame(page):
+    """Wait until what the page does on a change of its screen or colours is done."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def scrolling(page):
+    """The elements that scroll sideways: class, tabIndex, role, and whether they have a name."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll('*')].filter((one) => one.checkVisibility()
+            && one.scrollWidth > one.clientWidth + 1 && ['auto', 'scroll'].includes(getComputedStyle(one).overflowX))
+            .map((one) => [one.className, one.tabIndex, one.getAttribute('role'), one.ariaLabel !== ''])"""
+    )
+
+
 def violations(page):
     """What axe-core finds on a page with everything unfolded: `rule (impact): elements`, one a rule."""
     unavailable([] if AXE.is_file() else [f"there is no {AXE} (npm install --no-save axe-core)"])
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    page.evaluate(AXE.read_text(encoding="utf-8"))
+    if page.evaluate("window.axe === undefined"):
+        page.evaluate(AXE.read_text(encoding="utf-8"))
     # preload would ask for the style sheets once more, which pages opened from disk may not
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations'], preload: false})")["violations"]
+    run = "axe.run(document, {resultTypes: ['violations'], preload: false}).then((found) => found.violations)"
     return [
-        f"{one['id']} ({one['impact']}): {', '.join(str(node['target']) for node in one['nodes'])}" for one in found
+        f"{one['id']} ({one['impact']}): {', '.join(str(node['target']) for node in one['nodes'])}"
+        for one in page.evaluate(run)
     ]

@@ -4,10 +4,12 @@ import csv
 import io
 import json
 import re
+from base64 import b64decode
 from functools import partial
+from urllib.parse import unquote
 
 import pytest
-from browser import DESK, PHONE, SCHEMES, SIZES, violations
+from browser import DESK, PHONE, SCHEMES, SIZES, scrolling, violations
 from test_report import ids_of, make_all, make_statistics
 from test_studies import results, study
 
@@ -159,10 +161,12 @@ def test_tables_scroll_in_themselves_and_fold_open(opened, size):
 
 
 def test_paper_has_the_first_image_of_each_album_no_buttons_and_few_sheets(opened):
-    page = opened(DESK)
+    page = opened(DESK, color_scheme="dark")
     assert shown(page, ".page") == 2
     page.get_by_role("button", name="Next").first.click()
     page.emulate_media(media="print")
+    tone = "getComputedStyle(document.querySelector('.tone-good')).color"
+    assert page.evaluate(tone) == "rgb(0, 102, 76)"  # as on a light page
     assert shown(page, ".page") == shown(page, ".album") == page.locator(".album").count()
     assert shown(page, ".pager, .tools, .choices, nav") == 0 and shown(page, ".on-paper") == 1
     sheets = page.pdf(format="A4").count(b"/Type /Page\n")
@@ -173,12 +177,7 @@ def test_paper_has_the_first_image_of_each_album_no_buttons_and_few_sheets(opene
 def test_on_a_phone_only_figures_scroll_sideways_and_these_can_be_focused(opened, width):
     page = opened(PHONE | {"viewport": {"width": width, "height": 800}})
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    scrolling = page.evaluate(
-        """() => [...document.querySelectorAll('*')].filter((one) => one.checkVisibility()
-            && one.scrollWidth > one.clientWidth + 1 && ['auto', 'scroll'].includes(getComputedStyle(one).overflowX))
-            .map((one) => [one.className, one.tabIndex, one.getAttribute('role'), one.ariaLabel !== ''])"""
-    )
-    assert scrolling == [["drawing", 0, "region", True]] * 3
+    assert scrolling(page) == [["drawing", 0, "region", True]] * 3
     cell = page.locator("#table-main td").first
     assert cell.evaluate("one => getComputedStyle(one, '::before').content") == '"CLIP"'
 
@@ -276,10 +275,88 @@ def test_an_image_of_the_gallery_has_an_address_and_the_contents_name_the_sectio
     assert sent.locator("#image-2-1").is_visible() and not sent.locator("#image-1-1").is_visible()
     sent.locator(".contents [aria-current]", has_text="Gallery").wait_for()
     sent.keyboard.press("Home")
+    while sent.evaluate("scrollY"):  # or the scrolling goes on after the link
+        sent.wait_for_timeout(20)
     sent.locator(".skip").focus()
     assert sent.locator(".skip").bounding_box()["x"] == 0
     sent.keyboard.press("Enter")
     sent.locator(".contents [aria-current]", has_text="Results").wait_for()
+
+
+def test_a_choice_has_an_address_next_to_that_of_the_gallery(opened, visits, address):
+    page = opened(DESK)
+    heading = page.locator("#table-main th").nth(4)
+    reference, position, family = (
+        page.locator(f".choices {one}")
+        for one in ("[name=reference]", "[value=position][type=checkbox]", "[name=family]")
+    )
+    reference.select_option("clip")
+    assert page.url == f"{address}?reference=clip"
+    page.locator("#gallery").get_by_role("button", name="Next").click()
+    page.locator("nav a", has_text="Results").click()
+    position.uncheck()
+    family.last.uncheck()
+    full = f"{address}?reference=clip&hidden_model=position&hidden_family=No+trained+head"
+    assert page.url == f"{full}#results" and not page.locator("#table-main").get_by_text("Position").is_visible()
+    page.reload()
+    assert page.url == f"{full}#results" and heading.inner_text() == "CLIPTeX over CLIP"
+    assert not position.is_checked() and not family.last.is_checked()
+    for _ in range(3):  # before the families, the columns, and the link to the results
+        page.go_back()
+    assert page.url == f"{address}?reference=clip#image-1-2" and position.is_checked() and family.last.is_checked()
+    assert page.locator("#gallery .count").inner_text().startswith("2 of")
+    page.go_back()
+    assert page.locator("#gallery .count").inner_text().startswith("1 of")
+    page.go_back()
+    assert page.url == address and heading.inner_text() == "CLIPTeX over CLIP-FT"
+    page.go_forward()
+    assert heading.inner_text() == "CLIPTeX over CLIP"
+    page.get_by_role("button", name="Reset").click()
+    page.wait_for_url(address)
+    sent = visits.open(f"{full}&subject=clip_ft#image-2-1")
+    assert sent.locator("#table-main th").nth(4).inner_text() == "CLIP-FT over CLIP"
+    assert sent.locator("#image-2-1").is_visible() and rows_of(sent, "untrained", 0) == []
+
+
+@pytest.mark.parametrize(
+    "query", ["subject=nobody&hidden_model=nobody&key=1", "subject=clip_ft&key=1", "subject=random&key=1"]
+)
+def test_what_is_not_on_the_page_is_ignored_in_its_address_and_another_key_is_kept(visits, address, query):
+    page = visits.open(f"{address}?{query}")
+    heading = page.locator("#table-main th").nth(4)
+    assert heading.inner_text() == "CLIPTeX over CLIP-FT" and page.locator(".choices input:not(:checked)").count() == 0
+    page.locator(".choices [name=reference]").select_option("clip")
+    assert page.url == f"{address}?key=1&reference=clip" and heading.inner_text() == "CLIPTeX over CLIP"
+
+
+def drawing(page):
+    """The chart of gains as it is shown, as SVG."""
+    data = page.locator("#figure-gains img").evaluate("one => one.currentSrc").partition(",")[2]
+    return unquote(data) if "%3C" in data else b64decode(data).decode()
+
+
+def test_the_chart_of_gains_compares_the_chosen_models(opened, visits, address):
+    page = opened(DESK, color_scheme="dark")
+    figure = page.locator("#figure-gains")
+    image, note = figure.locator("img"), figure.get_by_text("All families of evaluators are shown here")
+    before = drawing(page)
+    assert "gain over CLIP-FT (%)" in before and note.is_hidden()
+    for name, model in (("subject", "clip"), ("reference", "random")):
+        page.locator(f".choices [name={name}]").select_option(model)
+    caption = "Relative gain over Random, with CLIP’s 95 % interval over evaluation images and seeds (miniature)"
+    figure.get_by_text(caption).wait_for()
+    dark = drawing(page)
+    assert "gain over Random (%)" in dark and "CLIP, one seed" in dark and "#1d2129" not in dark
+    assert image.evaluate("one => one.decode().then(() => one.naturalWidth)") > 500
+    assert "Random of CLIP with its interval, of CLIP-FT, of Position, in percent" in image.get_attribute("alt")
+    page.locator(".choices [name=family]").first.uncheck()
+    assert note.is_visible()
+    sent = visits.open(page.url, color_scheme="light")
+    sent.locator("#figure-gains").get_by_text(caption).wait_for()
+    assert drawing(sent).replace("#1d2129", "#e8eaee").count("#e8eaee") == dark.count("#e8eaee")
+    page.get_by_role("button", name="Reset").click()
+    figure.get_by_text("Relative gain over CLIP-FT").wait_for()
+    assert drawing(page) == before and note.is_hidden()
 
 
 @SCHEMES

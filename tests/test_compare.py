@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from browser import SCHEMES, SIZES, violations
+from browser import SCHEMES, SIZES, scrolling, violations
 from test_report import MAIN, MODELS, Page, make_config, make_probes, make_runs
 
 from cliptex.core.errors import CliptexError
@@ -135,6 +135,7 @@ def test_of_half_finished_runs_what_both_have_is_compared(runs, tmp_path):
     write_json(path, json.loads(path.read_text()) | {"steps": 61, "model_sha256": "f" * 64})
     text, page, _ = compared(a, b / "results", tmp_path)
     assert "B has no results yet of: NYUv2 (probes)." in text and "B has no results yet of: NYUv2" in page.text
+    assert not any("NYUv2" in cells[0] for cells in page.table("differing"))
     assert "The configuration of B is not known" in page.text
     assert ["cliptex, seed 0.steps", "60", "61"] in page.table("differing")
     assert [
@@ -173,7 +174,11 @@ def test_a_folder_that_cannot_be_compared_is_one_error(runs, tmp_path):
 @SIZES
 @SCHEMES
 def test_the_page_can_be_read_by_everyone(runs, tmp_path, visits, size, scheme):
-    compare_runs(*runs, tmp_path / "compare.html")
+    named = shutil.copytree(runs[1], tmp_path / ("a_name_without_spaces_" * 8))
+    report = named / "results/report.html"
+    report.write_text(report.read_text().replace("Did it", "Did" + "it" * 60))
+    compare_runs(runs[0], named, tmp_path / "compare.html")
     page = visits.open((tmp_path / "compare.html").as_uri(), size, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == size["viewport"]["width"]
+    assert scrolling(page) == []
     assert violations(page) == []

@@ -988,6 +988,13 @@ def test_figures_for_papers_are_what_their_scripts_make(three_seeds, tmp_path):
         assert (folder / f"{name}.svg").read_bytes() == before
         width, height = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', before).groups()
         assert float(width) == 72 * 3.25 and float(height) < 72 * 9
+    script = folder / "gains.py"
+    for pair, message in ((("CLIP-FT", "CLIP"), ""), (("CLIP", "CLIP"), "gains.csv has no 'CLIP' over 'CLIP'")):
+        script.write_text(script.read_text().replace("PAIR = ()", f"PAIR = {pair}"))
+        result = subprocess.run([sys.executable, "-I", "-c", RUN, script], capture_output=True, text=True, cwd=tmp_path)
+        assert message in result.stderr and bool(message) == bool(result.returncode)
+        script.write_text(script.read_text().replace(f"PAIR = {pair}", "PAIR = ()"))
+    assert (folder / "gains.svg").read_bytes() != (root / "results/report/figures/gains.svg").read_bytes()
 
 
 RUN = """import pathlib, runpy, sys
@@ -1018,6 +1025,20 @@ def test_every_pair_of_models_has_its_gains(three_seeds):
     assert [text.replace("+", "−") for text in shown] == reverse and shown[0] == "+1.4 points"
     evaluators_of = {(pair.subject, pair.reference): pair for pair in parts.tables["evaluators"].pairs}
     assert evaluators_of["cliptex", "clip"].rows[0]["adjusted"].value <= 1
+    assert evaluators_of["clip", "clip_ft"].notes == ["better in 0 of 5, beyond the noise in 0"]
+    chart = parts.charts["gains"]
+    assert len(chart.pairs) == 3 * 4 - 1 and len(chart.rows) == 3 * 4 * len(MAIN)
+    by_pair = {("cliptex", "clip_ft"): chart, **chart.pairs}
+    rows = {pair: by_pair[pair].rows[0] for pair in (("cliptex", "clip_ft"), ("cliptex", "clip"), ("clip", "random"))}
+    assert [(row["other"], row["baseline_name"]) for row in rows.values()] == [
+        ("CLIP", "better baseline"),
+        ("CLIP-FT", "better baseline"),
+        ("CLIP-FT", "Position"),
+    ]
+    value, other = (100 * (new / 9.2 - 1) for new in (11.9, 10.1))
+    row = rows["cliptex", "clip"]
+    assert row["low"] < row["gain"] < row["high"] and row["gain"] == pytest.approx(value, abs=0.5)
+    assert row["other_gain"] == pytest.approx(other, abs=0.5)
 
 
 def test_times_are_summed_by_stage(parsed):

@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from browser import DESK, SIZES, violations
+from browser import DESK, PHONE, emulate, launched, next_frame, violations, visiting
 from small_run import ROOT
 
 pytestmark = pytest.mark.site
+THREADS = 4
+"""Each has a browser. A page also waits, for its files and frames, so that they are more than two cores."""
 
 
 @pytest.fixture(scope="module")
@@ -23,32 +26,45 @@ def site(tmp_path_factory):
     return folder
 
 
-def pages(site: Path) -> list[str]:
-    return [path.as_uri() for path in sorted(site.rglob("*.html"))]
-
-
 def scheme(page) -> str:
     return page.evaluate("document.body.dataset.mdColorScheme")
 
 
 def other_scheme(page) -> None:
-    page.locator("[data-md-component=palette] label:visible").click()
+    page.locator("[data-md-component=palette] label:not([hidden])").evaluate("one => one.click()")
+    next_frame(page)
 
 
-@SIZES
-def test_axe_finds_nothing_on_any_page_light_or_dark(site, visits, size):
-    addresses = pages(site)
-    assert len(addresses) > 40
-    page = visits.open(addresses[0], size, home=site.as_uri(), reduced_motion="reduce")
+def audit(home: str, addresses: deque[str]) -> dict[tuple[str, str, str], list[str]]:
+    """What axe-core finds on pages until none is left: page, screen, scheme -> violations. A page is loaded
+    once, on a desktop."""
     found = {}
-    for address in addresses:
-        page.goto(address)
-        seen = {scheme(page): violations(page)}
-        other_scheme(page)
-        seen[scheme(page)] = violations(page)
-        assert set(seen) == {"default", "slate"}
-        found |= {(address.removeprefix(site.as_uri()), name): wrong for name, wrong in seen.items() if wrong}
-    assert found == {}
+    with launched() as browser, visiting(browser) as visits:
+        page = visits.open(f"{home}/index.html", home=home, reduced_motion="reduce")
+        session = page.context.new_cdp_session(page)
+        while True:
+            try:
+                address = addresses.popleft()
+            except IndexError:
+                return found
+            page.goto(address)
+            for name, size in {"phone": PHONE, "desk": DESK}.items():
+                emulate(page, session, size)
+                assert page.evaluate("innerWidth") == size["viewport"]["width"]
+                for _ in range(2):
+                    found[address.removeprefix(home), name, scheme(page)] = violations(page)
+                    other_scheme(page)
+
+
+def test_axe_finds_nothing_on_any_page_and_screen_light_or_dark(site):
+    pages = sorted(site.rglob("*.html"), key=lambda path: -path.stat().st_size)  # the longest first
+    assert len(pages) > 40
+    addresses = deque(path.as_uri() for path in pages)
+    with ThreadPoolExecutor(THREADS) as pool:
+        audits = [pool.submit(audit, site.as_uri(), addresses) for _ in range(THREADS)]
+        found = {key: wrong for one in audits for key, wrong in one.result().items()}
+    assert len(found) == 4 * len(pages) and {name for *_, name in found} == {"default", "slate"}
+    assert {key: wrong for key, wrong in found.items() if wrong} == {}
 
 
 @pytest.mark.parametrize(
@@ -68,3 +84,5 @@ def test_the_search_finds_words_without_a_server(site, visits, words, found):
 def test_the_site_has_the_colours_that_the_reader_prefers(site, visits, preferred, shown):
     page = visits.open((site / "index.html").as_uri(), DESK, home=site.as_uri(), color_scheme=preferred)
     assert scheme(page) == shown
+    page.locator("[data-md-component=palette] label:visible").click()
+    page.locator(f"body:not([data-md-color-scheme={shown}])").wait_for()

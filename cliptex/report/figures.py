@@ -6,8 +6,8 @@ Text stays text in the SVG of the page, in a font of the reader's system, and co
 import inspect
 import io
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -21,10 +21,12 @@ from cliptex.core.files import replacing
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, resampled_over
 from cliptex.report.charts import gains, losses, style
+from cliptex.report.evaluators import Pair
 from cliptex.report.gains import ProbeGain
 from cliptex.report.gather import Results
 from cliptex.report.statistics import relative_gain
 from cliptex.report.table import csv_text
+from cliptex.report.tables.cells import other_pairs
 
 FONTS = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'Liberation Sans','DejaVu Sans',sans-serif"
 WIDTH_INCHES = 7.6
@@ -79,11 +81,17 @@ class Chart:
 
 @dataclass(frozen=True)
 class PaperChart(Chart):
-    """A chart that is also drawn for papers. script: the module of `cliptex.report.charts` that draws it. rows: what it
-    draws."""
+    """A chart that is also drawn for papers. script: the module of `cliptex.report.charts` that draws it. rows: of its
+    CSV file. pairs: the same chart of other models that the reader can compare."""
 
     script: ModuleType
     rows: list[dict[str, Any]]
+    pairs: Mapping[Pair, Chart] = field(default_factory=dict)
+
+    def captioned(self, suffix: str) -> "PaperChart":
+        """The same with a suffix of its captions."""
+        pairs = {pair: replace(chart, caption=chart.caption + suffix) for pair, chart in self.pairs.items()}
+        return replace(self, caption=self.caption + suffix, pairs=pairs)
 
     def save_for_paper(self, folder: Path) -> None:
         """Write `{name}.csv`, `{name}.py` with `style.py`, and what the script makes of it: `{name}.svg`, `.pdf`."""
@@ -121,34 +129,66 @@ def _stamp(results: Results) -> str:
 
 
 def gains_chart(results: Results, probes: Sequence[ProbeGain]) -> PaperChart | None:
-    """Relative gain over CLIP-FT of CLIPTeX (mean, interval, seeds), CLIP and the better baseline, a line a probe."""
+    """Relative gain over CLIP-FT of CLIPTeX (mean, interval, seeds), CLIP and the better baseline, a line a probe.
+
+    The chart's rows and `pairs` also have those of `other_pairs`.
+    """
     benchmarks = list(dict.fromkeys(probe.benchmark for probe in probes))
-    shown = [
-        probe for name in benchmarks for probe in probes if probe.benchmark == name and probe.gain.percent is not None
-    ]
+    ordered = [probe for name in benchmarks for probe in probes if probe.benchmark == name]
+    default = names.SUBJECT, names.REFERENCE
+    charts = {default: _pair_chart(results, ordered, default)}
+    if (chart := charts[default]) is None:
+        return None
+    for pair in other_pairs(results):
+        compared = [probe.between(*pair, results.yardstick) for probe in ordered]
+        charts[pair] = _pair_chart(results, compared, pair)
+    shown = {pair: other for pair, other in charts.items() if other is not None}
+    rows = [row for other in shown.values() for row in other.rows]
+    return replace(chart, rows=rows, pairs={pair: other for pair, other in shown.items() if pair != default})
+
+
+def _pair_chart(results: Results, probes: Sequence[ProbeGain], pair: Pair) -> PaperChart | None:
+    """The chart of one pair; None if no probe has a relative gain. probes: with the gains of this pair."""
+    shown = [probe for probe in probes if probe.gain.percent is not None]
     if not shown:
         return None
+    model, reference = map(names.model, pair)
+    rows = [_gain_row(results, probe, pair) for probe in shown]
+    baselines = [names.model(name) for name in results.baselines if name not in pair]
+    better = f". Better baseline: the better of {' and '.join(baselines)}" if len(baselines) > 1 else ""
+    compared = [f"of {rows[0]['other']}"] if _has(rows, "other_gain") else []
+    if _has(rows, "baseline"):
+        compared.append("of the better baseline" if len(baselines) > 1 else f"of {baselines[0]}")
+    marks = ", ".join([f"of {model} with its interval", *compared])
     return _chart(
         "gains",
-        f"Relative gain over CLIP-FT, with CLIPTeX’s {LEVEL:.0f} % interval over "
-        f"{resampled_over(results.config.seeds)}. Better baseline: the better of Random and Position",
-        "Dot chart with one line for each benchmark, task and head: the relative gain over CLIP-FT of CLIPTeX with its "
-        "interval, of CLIP and of the better baseline, in percent; right is better. The numbers are in the "
-        "tables.",
+        f"Relative gain over {reference}, with {model}’s {LEVEL:.0f} % interval over "
+        f"{resampled_over(results.config.seeds)}{better}",
+        "Dot chart with one line for each benchmark, task and head: the relative gain over "
+        f"{reference} {marks}, in percent; right is better. The numbers are in the tables.",
         gains,
-        [_gain_row(results, probe) for probe in shown],
+        rows,
     )
 
 
-def _gain_row(results: Results, probe: ProbeGain) -> dict[str, Any]:
-    """A line of the chart, in percent of CLIP-FT."""
+def _has(rows: Sequence[dict[str, Any]], key: str) -> bool:
+    return any(row[key] is not None for row in rows)
+
+
+def _gain_row(results: Results, probe: ProbeGain, pair: Pair) -> dict[str, Any]:
+    """A line of the chart, in percent of the reference."""
+    model, reference = pair
 
     def gain(value: float) -> float | None:
-        return relative_gain(value, fmean(probe.values[names.REFERENCE]), probe.better)
+        return relative_gain(value, fmean(probe.values[reference]), probe.better)
 
-    baselines = [gain(fmean(probe.values[name])) for name in results.baselines if name in probe.values]
-    bounds, seeds = probe.gain.percent_interval, probe.values[names.SUBJECT]
+    shown = [name for name in results.baselines if name not in pair]
+    baselines = [gain(fmean(probe.values[name])) for name in shown if name in probe.values]
+    other = next(name for name in names.MODELS if name not in pair)  # the first is CLIP
+    bounds, seeds = probe.gain.percent_interval, probe.values[model]
     return {
+        "model": names.model(model),
+        "reference": names.model(reference),
         "benchmark": names.benchmark(probe.benchmark, probe.source),
         "evaluator": f"{names.task(probe.task)}, {names.head(probe.head)}",
         "gain": probe.gain.percent,
@@ -156,8 +196,10 @@ def _gain_row(results: Results, probe: ProbeGain) -> dict[str, Any]:
         "high": bounds and bounds.high,
         "level": f"{LEVEL:.0f}",
         "seeds": " ".join(str(gain(seed)) for seed in seeds) if len(seeds) > 1 else "",
-        "clip": gain(fmean(probe.values["clip"])) if "clip" in probe.values else None,
+        "other": names.model(other),
+        "other_gain": gain(fmean(probe.values[other])) if other in probe.values else None,
         "baseline": max((value for value in baselines if value is not None), default=None),
+        "baseline_name": names.model(shown[0]) if len(shown) == 1 else "better baseline",
         "stamp": _stamp(results),
     }
 

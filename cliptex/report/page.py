@@ -155,7 +155,7 @@ def make_parts(results: Results) -> Parts:
             for name, table in tables.items()
         },
         [replace(table, caption=table.caption + suffix) for table in metrics],
-        {name: replace(chart, caption=chart.caption + suffix) for name, chart in charts.items() if chart is not None},
+        {name: chart.captioned(suffix) for name, chart in charts.items() if chart is not None},
         comparisons,
         list(evaluated.by_family(counted)),
         notes,
@@ -169,7 +169,7 @@ def render(results: Results, parts: Parts, path: Path) -> str:
     evaluated = gallery.evaluation_albums(results, parts.comparisons)
     albums = [*([pairs] if pairs else []), *evaluated.spread]
     charts = {
-        name: html.embedded_chart(name, chart.caption, chart.alt, chart.svg)
+        name: html.embedded_chart(name, chart.caption, chart.alt, chart.svg, chart.pairs)
         | {"files": [Link(title, f"{tables}figures/{name}.{kind}") for kind, title in PAPER_FILES.items()]}
         for name, chart in parts.charts.items()
     }

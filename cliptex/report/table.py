@@ -73,13 +73,14 @@ class PairCells:
     """What a table shows if the reader compares two other models.
 
     subject, reference: names of the models. headings: column key -> heading. rows: column key -> cell, one for each row
-    of the table.
+    of the table. notes: of the groups; empty if these do not change.
     """
 
     subject: str
     reference: str
     headings: dict[str, str]
     rows: list[Row]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,19 @@
-"""Relative gain over CLIP-FT of CLIPTeX (mean, interval, seeds), CLIP and the better baseline, a line a probe.
+"""Relative gain of a model over its reference (mean, interval, seeds), of another model and of the better baseline, a
+line a probe.
 
-Run `python gains.py` to draw gains.csv again as gains.svg and gains.pdf, after any change here or in style.py.
+Run `python gains.py` to draw gains.csv again as gains.svg and gains.pdf, after any change here or in style.py. The CSV
+file has every pair of models that can be compared; `PAIR` selects one.
 """
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from cliptex.report.charts import style
 
+PAIR = ()
+"""Model and reference, such as ("CLIP-FT", "CLIP"); empty: the first pair in gains.csv."""
 LIMIT = 200.0
 """Percent; what is beyond is an arrow with the number."""
 LINE_INCHES, LINE_INCHES_PAPER = 0.27, 0.135
@@ -18,36 +23,42 @@ LABEL_POINTS = 6
 
 def draw(figure: Figure, rows: style.Rows, paper: bool = False) -> None:
     """rows: of gains.csv; numbers may be empty but for `gain`. `seeds` has one number a seed, separated by spaces."""
+    model, reference = PAIR or (rows[0]["model"], rows[0]["reference"])
+    rows = [row for row in rows if (row["model"], row["reference"]) == (model, reference)]
+    if not rows:
+        raise SystemExit(f"PAIR: gains.csv has no {model!r} over {reference!r}; see its columns model and reference")
     scale, inches = (0.6, LINE_INCHES_PAPER) if paper else (1.0, LINE_INCHES)
     places, labels, is_title = _places(rows)
     figure.set_figheight((0.9 if paper else 1.35) + inches * len(labels))
     axes = figure.subplots()
-    ends = [float(row[key]) for row in rows for key in ("gain", "low", "high", "baseline") if row[key]]
+    ends = [float(row[key]) for row in rows for key in ("gain", "low", "high", "other_gain", "baseline") if row[key]]
     limits = max(-LIMIT, 1.05 * min(-20.0, *ends)), min(LIMIT, 1.05 * max(20.0, *ends))
-    blue, orange = style.MODELS["CLIPTeX"], style.MODELS["CLIP-FT"]
-    wide = {"color": blue, "linewidth": 5 * scale, "alpha": 0.35, "solid_capstyle": "butt"}
-    tick = {"color": blue, "markersize": 9 * scale}
-    axes.axvline(0, color=orange, linewidth=1.4 * scale, zorder=1)
-    for row, place in zip(rows, places, strict=True):
-        if row["low"]:
-            axes.plot(np.clip([float(row["low"]), float(row["high"])], *limits), [place] * 2, **wide, zorder=2)
-        seeds = [float(seed) for seed in row["seeds"].lstrip("'").split()]  # ' keeps spreadsheets from reading -1 2
-        axes.plot(np.clip(seeds, *limits), [place] * len(seeds), "|", **tick, zorder=3)
-        _mark(axes, row["gain"], place, limits, "o", blue, scale, filled=True)
-        _mark(axes, row["baseline"], place, limits, "D", style.FAINT, scale)
-        _mark(axes, row["clip"], place, limits, "s", style.MODELS["CLIP"], scale)
-    _finish(axes, labels, is_title, limits, scale)
-    empty = {"markersize": 6.5 * scale, "linestyle": "none", "markerfacecolor": "none"}
+    own, other = (style.MODELS.get(name, style.FURTHER[0]) for name in (model, rows[0]["other"]))
+    line = style.MODELS.get(reference, style.FAINT)
+    wide = {"color": own, "linewidth": 5 * scale, "alpha": 0.35}
+    tick = {"color": own, "markersize": 9 * scale}
+    axes.axvline(0, color=line, linewidth=1.4 * scale, zorder=1)
     handles = [
-        axes.plot([], [], "o", color=blue, markersize=6.5 * scale, label="CLIPTeX, mean")[0],
-        axes.plot([], [], "-", color=orange, label="CLIP-FT")[0],
-        axes.plot([], [], marker="s", color=style.MODELS["CLIP"], label="CLIP", **empty)[0],
-        axes.plot([], [], marker="D", color=style.FAINT, label="better baseline", **empty)[0],
+        _marks(axes, rows, "gain", places, limits, scale, marker="o", colour=own, label=f"{model}, mean"),
+        axes.plot([], [], "-", color=line, label=reference)[0],
+        _marks(axes, rows, "other_gain", places, limits, scale, marker="s", colour=other, label=rows[0]["other"]),
+        _marks(axes, rows, "baseline", places, limits, scale, "D", style.FAINT, label=rows[0]["baseline_name"]),
     ]
-    if any(row["low"] for row in rows):
-        handles.insert(1, axes.plot([], [], **wide, label=f"its {rows[0]['level']} % interval")[0])
-    if any(row["seeds"] for row in rows):
-        handles.insert(1, axes.plot([], [], "|", **tick, label="CLIPTeX, one seed")[0])
+    bars = [(float(row["low"]), float(row["high"]), at) for row, at in zip(rows, places, strict=True) if row["low"]]
+    if bars:
+        low, high, at = np.array(bars).T
+        axes.hlines(at, *np.clip([low, high], *limits), **wide, capstyle="butt", zorder=2)
+        label = f"its {rows[0]['level']} % interval"
+        handles.insert(1, axes.plot([], [], "-", solid_capstyle="butt", **wide, label=label)[0])
+    # the apostrophe keeps spreadsheets from reading -1 2
+    seeds = [[float(seed) for seed in row["seeds"].lstrip("'").split()] for row in rows]
+    if any(seeds):
+        at = np.repeat(places, [len(one) for one in seeds])
+        values = np.clip(np.concatenate(seeds), *limits)
+        handles.insert(1, axes.plot(values, at, "|", **tick, zorder=3, label=f"{model}, one seed")[0])
+    _finish(axes, labels, is_title, limits, scale)
+    axes.set_xlabel(f"gain over {reference} (%)")
+    handles = [handle for handle in handles if handle is not None]
     columns = 3 if paper else len(handles)
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False, columnspacing=1.0)
     style.stamp(figure, rows[0]["stamp"], 5.5 if paper else 7.5)
@@ -75,35 +86,43 @@ def _finish(axes: Axes, labels: list[str], is_title: list[bool], limits: tuple[f
     axes.set_xlim(1.06 * limits[0], 1.06 * limits[1])
     axes.locator_params(axis="x", nbins=6 if scale == 1 else 4)  # more of these labels would touch
     axes.xaxis.set_major_formatter(lambda value, _: _signed(value))
-    axes.set_xlabel("gain over CLIP-FT (%)")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=style.GRID, linewidth=0.8 * scale)
     axes.spines["left"].set_visible(False)
 
 
-def _mark(
+def _marks(
     axes: Axes,
-    text: str,
-    place: int,
+    rows: style.Rows,
+    key: str,
+    places: list[int],
     limits: tuple[float, float],
+    scale: float,
     marker: str,
     colour: str,
-    scale: float,
-    filled: bool = False,
-) -> None:
-    """Draw a marker, or beyond the limits an arrow with the number."""
-    if not text:
-        return
-    value, look = float(text), {"color": colour, "markerfacecolor": colour if filled else "none", "zorder": 4}
+    label: str,
+) -> Line2D | None:
+    """Draw a marker for each row with a number, or beyond the limits an arrow, and return one of them for the legend;
+    None without numbers. Those of the gain are filled, and their arrows have the number."""
+    known = [(float(row[key]), place) for row, place in zip(rows, places, strict=True) if row[key]]
+    if not known:
+        return None
+    filled = key == "gain"
+    look = {"color": colour, "markerfacecolor": colour if filled else "none", "linestyle": "none", "zorder": 4}
     look["markeredgewidth"] = scale
-    if limits[0] <= value <= limits[1]:
-        axes.plot(value, place, marker, markersize=6.5 * scale, **look)
-        return
-    edge, arrow, side, align = (limits[1], ">", 1, "right") if value > limits[1] else (limits[0], "<", -1, "left")
-    axes.plot(edge, place, arrow, markersize=7 * scale, **look)
-    if filled:
-        moved = {"xytext": (-8 * side, 0), "textcoords": "offset points", "ha": align, "va": "center"}
-        axes.annotate(f"{_signed(value)} %", (edge, place), **moved)
+    (handle,) = axes.plot([], [], marker, markersize=6.5 * scale, **look, label=label)
+    inside = [one for one in known if limits[0] <= one[0] <= limits[1]]
+    if inside:
+        axes.plot(*zip(*inside, strict=True), marker, markersize=6.5 * scale, **look)
+    for value, place in known:
+        if (value, place) in inside:
+            continue
+        edge, arrow, side, align = (limits[1], ">", 1, "right") if value > limits[1] else (limits[0], "<", -1, "left")
+        axes.plot(edge, place, arrow, markersize=7 * scale, **look)
+        if filled:
+            moved = {"xytext": (-8 * side, 0), "textcoords": "offset points", "ha": align, "va": "center"}
+            axes.annotate(f"{_signed(value)} %", (edge, place), **moved)
+    return handle
 
 
 def _signed(value: float) -> str:

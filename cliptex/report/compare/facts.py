@@ -1,7 +1,7 @@
 """What differs between two runs: configuration, code, environment, data, labels, weights."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ def facts(first: ComparedRun, second: ComparedRun, tables: list[SharedTable]) ->
         "training data": _shards,
         "experts": lambda run: {name: _digest(record.get("weights_sha256")) for name, record in run.experts.items()},
         "label stores": _stores,
-        "benchmarks": _benchmarks,
+        "benchmarks": lambda run: _benchmarks(run, first.scores.keys() & second.scores.keys()),
     }
     unknown = []
     if first.config is None or second.config is None:
@@ -118,9 +118,12 @@ def _stores(run: ComparedRun) -> dict[str, Any]:
     return shown
 
 
-def _benchmarks(run: ComparedRun) -> dict[str, Any]:
+def _benchmarks(run: ComparedRun, shared: Collection[tuple[str, str]]) -> dict[str, Any]:
+    """Of the results that both runs have; the page states which others are missing."""
     shown = {}
     for (kind, name), scores in run.scores.items():
+        if (kind, name) not in shared:
+            continue
         where = f"{names.benchmark(name)}, {KINDS[kind]}"
         shown |= {f"{where}: {key}": getattr(scores, key) for key in SAME if key not in NOT_SHOWN}
         shown[f"{where}: classes"] = len(scores.class_names)

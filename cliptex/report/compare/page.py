@@ -223,7 +223,10 @@ def _facts_table(found: Facts) -> Table | None:
         return None
     table = text_table("differing", "What differs between the runs", ("What", "A", "B"), [])
     groups = [
-        Group([dict(zip(("What", "A", "B"), map(Cell, row), strict=True)) for row in rows], group.capitalize())
+        Group(
+            [{"What": Cell(what), "A": Cell(a or MISSING), "B": Cell(b or MISSING)} for what, a, b in rows],
+            group.capitalize(),
+        )
         for group, rows in found.differing.items()
     ]
     return Table(table.name, table.caption, table.columns, groups)

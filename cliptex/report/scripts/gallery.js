@@ -81,7 +81,11 @@ for (const gallery of document.querySelectorAll(".gallery")) {
     if (Math.abs(across) > 40 && Math.abs(across) > 2 * Math.abs(down)) move(across < 0 ? 1 : -1);
     start = null;
   }, { passive: true });
-  window.addEventListener("popstate", goToAddress);
+  window.addEventListener("popstate", () => {
+    if (location.hash) return goToAddress();
+    [album, page] = [0, 0]; // as the page was opened
+    show();
+  });
   show();
   if (goToAddress()) gallery.scrollIntoView();
 }

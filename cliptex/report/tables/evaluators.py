@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from cliptex.report import names
 from cliptex.report.bootstrap import LEVEL, resampled_over
-from cliptex.report.evaluators import ALPHA, CountedEvaluator, Pair, evaluators
+from cliptex.report.evaluators import ALPHA, CountedEvaluator, evaluators
 from cliptex.report.gains import ProbeGain
 from cliptex.report.gather import Results, Scores
 from cliptex.report.statistics import BETTER, COUNTED
-from cliptex.report.table import MISSING, Cell, Column, Group, PairCells, Row, Table, csv_columns
+from cliptex.report.table import MISSING, Cell, Column, Group, Row, Table, csv_columns
 from cliptex.report.tables.cells import (
     GAIN_COLUMNS,
     fine_notes,
@@ -21,6 +21,7 @@ from cliptex.report.tables.cells import (
     image_counts,
     metric_gain_cells,
     model_columns,
+    other_pairs,
     pair_cells,
     task_cell,
     task_column,
@@ -44,17 +45,10 @@ def evaluators_table(results: Results, gains: Sequence[ProbeGain]) -> Table | No
     """A row for each evaluator of the verdict, grouped by family; None without any. gains: all of frozen encoders."""
     if not (found := evaluators(gains, results.baselines, results.yardstick)):
         return None
-    groups = []
-    for family, own in by_family(found).items():
-        better = sum(one.gain.status in BETTER for one in own)
-        counted = sum(one.gain.status in COUNTED for one in own)
-        note = f"better in {better} of {len(own)}, beyond the noise in {counted}"
-        groups.append(Group([_evaluator_row(one) for one in own], names.FAMILIES[family], note))
-
-    def rows(pair: Pair) -> list[Row]:
-        """Of another pair, in the same order."""
-        return [_evaluator_row(one) for one in evaluators(gains, results.baselines, results.yardstick, pair)]
-
+    others = {
+        pair: _groups(evaluators(gains, results.baselines, results.yardstick, pair)) for pair in other_pairs(results)
+    }
+    pairs = pair_cells(results, "{} over {}", lambda pair: [row for group in others[pair] for row in group.rows])
     gap = [
         note.replace("the absolute difference of the means in the metric’s unit", "in percent of CLIP-FT")
         for note in gap_notes(results)
@@ -70,25 +64,39 @@ def evaluators_table(results: Results, gains: Sequence[ProbeGain]) -> Table | No
             *gap_columns(results),
             *csv_columns([*GAIN_OF_EVALUATORS, "heads"]),
         ],
-        groups,
+        _groups(found),
         [
             "An evaluator is a dense task of a benchmark, read in one way: by trained heads, without one, or "
             "by text. Its gain is the mean of its heads’ relative gains, seed by seed and draw by draw, so that many "
             f"heads on one set count once. Below each gain its {LEVEL:.0f} % interval over "
             f"{resampled_over(results.config.seeds)}. In the metric’s unit it is the mean of the heads’ differences. "
             "Marks as in the next table, for the mean over the heads.",
-            "p: two-sided, of no gain over CLIP-FT, from the standard deviation of the draws and the normal "
+            "p: two-sided, of no gain, from the standard deviation of the draws and the normal "
             "distribution. Holm: the same, adjusted for all evaluators; a gain that passes alone counts if this is at "
             f"most {ALPHA:g}.",
             *gap,
         ],
         "family",
-        pairs=[_with_p(one) for one in pair_cells(results, "{} over {}", rows)],
+        pairs=[
+            replace(
+                cells,
+                headings=cells.headings | {"p": "p", "adjusted": "p, Holm"},
+                notes=[group.note for group in others[cells.subject, cells.reference]],
+            )
+            for cells in pairs
+        ],
     )
 
 
-def _with_p(pair: PairCells) -> PairCells:
-    return replace(pair, headings=pair.headings | {"p": "p", "adjusted": "p, Holm"})
+def _groups(found: Iterable[CountedEvaluator]) -> list[Group]:
+    """A group for each family, with its counts."""
+    groups = []
+    for family, own in by_family(found).items():
+        better = sum(one.gain.status in BETTER for one in own)
+        counted = sum(one.gain.status in COUNTED for one in own)
+        note = f"better in {better} of {len(own)}, beyond the noise in {counted}"
+        groups.append(Group([_evaluator_row(one) for one in own], names.FAMILIES[family], note))
+    return groups
 
 
 def _evaluator_row(one: CountedEvaluator) -> Row:
