@@ -27,11 +27,17 @@ def output(*command, cwd, **environment):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def source(tmp_path_factory):
+    """A copy of the repository, without what a clone may hold besides."""
+    folder = tmp_path_factory.mktemp("clone") / "source"
+    shutil.copytree(ROOT, folder, symlinks=True, ignore=shutil.ignore_patterns(*MADE_HERE))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
     """The wheel that is built from the sdist, as `build` does by default."""
     folder = tmp_path_factory.mktemp("build")
-    source = folder / "source"
-    shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(*MADE_HERE))
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", folder / "tools", "build"], check=True)
     environment = os.environ | {"PYTHONPATH": str(folder / "tools")}
     command = [sys.executable, "-m", "build", "--outdir", folder / "dist", source]
@@ -41,19 +47,21 @@ def wheel(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def programs(wheel, tmp_path_factory):
-    """The programs of a fresh environment with the wheel. Its dependencies are those of this environment, as they are
+def installed(environment, *what):
+    """The programs of a fresh environment with the package. Its dependencies are those of this environment, as they are
     gigabytes; the README's test command installs them."""
-    environment = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    python = environment / "bin/python"
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel]
-    subprocess.run(install, check=True)
+    install = [sys.executable, "-m", "pip", "--python", environment / "bin/python", "install", "-q", "--no-deps"]
+    subprocess.run([*install, *what], check=True)
     (packages,) = environment.glob("lib/python*/site-packages")
     here = sysconfig.get_path("purelib")
     (packages / "dependencies.pth").write_text(f"import site; site.addsitedir({here!r})\n")
     return environment / "bin"
+
+
+@pytest.fixture(scope="module")
+def programs(wheel, tmp_path_factory):
+    return installed(tmp_path_factory.mktemp("environment"), "--no-index", wheel)
 
 
 def test_the_wheel_has_the_workflow(wheel):
@@ -71,3 +79,11 @@ def test_the_installed_package_runs_the_test_configuration_to_its_end(programs, 
     assert "</html>" in (tmp_path / "night/results/report.html").read_text()
     done = output(programs / "cliptex", "run", "--dry-run", cwd=tmp_path / "night")
     assert "Nothing to be done" in done
+
+
+def test_snakemake_finds_the_console_of_an_editable_installation(source, tmp_path):
+    """As CONTRIBUTING installs it. Snakemake looks for plugins in paths, not behind an import hook."""
+    programs = installed(tmp_path / "environment", "--editable", source)
+    found = "{module.name: module.module_finder.path for module in pkgutil.iter_modules()}"
+    show = f"import pkgutil; print({found}['snakemake_logger_plugin_cliptex'])"
+    assert output(programs / "python", "-P", "-c", show, cwd=tmp_path).strip() == str(source)
