@@ -36,12 +36,13 @@ PRELOADED = {
     "snakemake": ["snakemake.cli", "snakemake.workflow", "numpy", "pyarrow.parquet", "pydantic", "braceexpand"],
 }
 CLIENT = """#!{python} -IS
-import array, json, os, socket, sys
+import _signal, array, json, os, socket, sys
+ignored = _signal.getsignal(_signal.SIGINT) == _signal.SIG_IGN
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     files = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))
     server.sendmsg([b"."], [files])
-    server.sendall(json.dumps([os.getcwd(), sys.argv[1:], dict(os.environ), os.getpgrp()]).encode())
+    server.sendall(json.dumps([os.getcwd(), sys.argv[1:], dict(os.environ), os.getpgrp(), ignored]).encode())
     server.shutdown(socket.SHUT_WR)
     code = server.recv(8)
 sys.exit(int(code) if code else "killed")
@@ -95,9 +96,12 @@ def _run(client: socket.socket, command: str) -> None:
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
-    folder, arguments, environment, group = json.loads(b"".join(iter(lambda: client.recv(1 << 16), b"")))
+    sent = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    folder, arguments, environment, group, interrupts_ignored = json.loads(sent)
     with suppress(PermissionError):  # of another session
         os.setpgid(0, group)  # a signal to the group of who started the program reaches its fork
+    # a shell's background jobs ignore it, of which this server may be one
+    signal.signal(signal.SIGINT, signal.SIG_IGN if interrupts_ignored else signal.default_int_handler)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

@@ -41,7 +41,8 @@ MINIATURE = Miniature(
     pairs_per_shard=20,
     expert_train=5,
     expert_val=3,
-    benchmarks=dict.fromkeys(layouts.BENCHMARKS, SPLIT) | {"imagenet": {"train": 16, "val": 8}},
+    benchmarks=dict.fromkeys(layouts.BENCHMARKS, SPLIT)
+    | {"imagenet": {"train": 16, "val": 8}, "scannet1500": {"train": 0, "val": 4}},
 )
 
 
@@ -460,12 +461,12 @@ def test_no_picture_is_in_two_splits_or_data_sets(trees, tmp_path):
     for pair in read_shard(tmp_path / "0.tar"):
         seen[hashlib.sha256(pair.image).digest()] = pair.key
     files = [path for suffix in ("jpg", "JPEG") for path in trees.rglob(f"*.{suffix}")]
-    # 9 pairs of images and 9 videos of 8 frames
-    assert len(files) == 4 * 9 + 24 + 2 * 9 + 8 * 9
+    # 9 pairs of images, 9 videos of 8 frames and 4 pairs of views
+    assert len(files) == 4 * 9 + 24 + 2 * 9 + 8 * 9 + 2 * 4
     for path in files:
         assert seen.setdefault(hashlib.sha256(path.read_bytes()).digest(), path) is path
     streams = {layouts.Renderer(MINIATURE, name).stream(split) for name in layouts.BENCHMARKS for split in SPLIT}
-    assert len(streams) == 16
+    assert len(streams) == 18
     assert len({look.domain for look in LOOKS.values()}) == len(LOOKS)
 
 
