@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from small_run import ROOT
@@ -20,6 +21,12 @@ def run(*arguments, cwd):
     """`cliptex ARGUMENTS` in `cwd`, with all output in `stdout`."""
     command = list(map(str, [*COMMAND, *arguments]))
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd)
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_other_tests(monkeypatch):
+    """A command with --directory that another test ran in this process would be remembered."""
+    monkeypatch.setattr(common, "started_in", Path())
 
 
 @pytest.fixture

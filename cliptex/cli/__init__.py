@@ -79,6 +79,7 @@ def cliptex(
         if not directory.is_dir():
             raise CliptexError(f"--directory {directory}: no such folder; give the one that Snakemake was given")
         common.started_in = Path.cwd()
+        context.call_on_close(lambda: setattr(common, "started_in", Path()))
         context.with_resource(chdir(directory))
     if expected := os.environ.get("CLIPTEX_CODE"):
         from cliptex.core.provenance import require_code
