@@ -275,7 +275,7 @@ def test_an_image_of_the_gallery_has_an_address_and_the_contents_name_the_sectio
     assert sent.locator("#image-2-1").is_visible() and not sent.locator("#image-1-1").is_visible()
     sent.locator(".contents [aria-current]", has_text="Gallery").wait_for()
     sent.keyboard.press("Home")
-    while sent.evaluate("scrollY"):  # or the scrolling goes on after the link
+    while sent.evaluate("scrollY"):  # otherwise it still scrolls after the link was followed
         sent.wait_for_timeout(20)
     sent.locator(".skip").focus()
     assert sent.locator(".skip").bounding_box()["x"] == 0

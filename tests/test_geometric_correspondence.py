@@ -224,7 +224,7 @@ def test_nearest_points_are_those_of_a_loop_whatever_is_in_memory_at_a_time(monk
         assert ratio[index] == pytest.approx(max(distances[0][0], 0) / distances[1][0], abs=1e-5)
     assert found[3] == 7 and ratio[3] == 0
     same = torch.ones(5, 8) / math.sqrt(8)
-    assert (nearest_points(same, same)[1] == 1).all()  # nothing is told apart
+    assert (nearest_points(same, same)[1] == 1).all()  # all are equally near
     assert (nearest_points(first, second[:1])[1] == 1).all()
 
 

@@ -40,10 +40,10 @@ class Scannet1500(Benchmark):
     maps; the centre of the first pixel is 0, 0), `transform` (float64 [4, 4], from the first camera's coordinates to
     those of the second; x right, y down, z forward), `image_names` (which identify the two).
 
-    The folder has `sceneXXXX_XX/{color/N.jpg, depth/N.png, pose/N.txt}`: depth is uint16 millimetres, 0 for none; a
-    pose is camera to world, and -inf where the tracking failed, which is an error. `test.npz` (array `name` [N, 4]:
-    scene, scan, two frames) and `intrinsics.npz` (an array [3, 3] for each scene) are there or next to it. A colour
-    image of another size is resized to that of its depth map, as LoFTR and Probe3D do.
+    The folder has, for each scene, `scene0707_00/{color/N.jpg, depth/N.png, pose/N.txt}`: depth is uint16 millimetres,
+    0 for none; a pose is camera to world, and -inf where the tracking failed, which is an error. `test.npz` (array
+    `name` [N, 4]: scene, scan, two frames) and `intrinsics.npz` (an array [3, 3] for each scene) are there or next to
+    it. A colour image of another size is resized to that of its depth map, as LoFTR and Probe3D do.
     """
 
     name = "scannet1500"
